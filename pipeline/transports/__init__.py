@@ -1,0 +1,141 @@
+"""What a stream is to the rest of the pipeline: chunks, offsets, credit and a tail.
+
+Two streams implement this: `rabbitmq` (RabbitMQ 4 streams through rstream) and `embedded` (an
+append-only log in a folder, for the demo and for tests). One contract suite,
+``tests/contract/test_transports.py``, holds for both. Nothing here knows what a message says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class TransportError(Exception):
+    """The stream cannot be used now: away, cut, or the subscription died.
+
+    The remedy is always the same: drop the subscription, back off, and subscribe again from the
+    offset that the database holds. Nothing delivered but not committed counts as consumed.
+    """
+
+
+class OffsetGone(TransportError):
+    """The stream no longer holds the offset asked for: retention or a new stream took it.
+
+    Backing off cannot help. An operator decides what happens to the gap between
+    ``wanted_offset`` and ``first_offset``; the pipeline never skips it in silence.
+    """
+
+    def __init__(self, *, stream: str, wanted_offset: int, first_offset: int) -> None:
+        super().__init__(
+            f"stream {stream!r} begins at offset {first_offset}, but the database expects {wanted_offset}:"
+            " events between them are gone from the stream"
+        )
+        self.stream = stream
+        self.wanted_offset = wanted_offset
+        self.first_offset = first_offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What the broker delivers at once: consecutive records with one broker timestamp.
+
+    Record ``i`` of ``bodies`` has the stream offset ``first_offset + i``; ``next_offset`` is where a
+    subscription that has consumed this chunk goes on (it can lie beyond ``first_offset +
+    len(bodies)``, because offsets of a stream need not be contiguous between chunks).
+
+    A body is the payload alone: AMQP 1.0 framing and sub-entry batches are already undone.
+    """
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    timestamp_us: int
+    """When the broker stored the chunk: UTC microseconds since 1970 (brokers give milliseconds)."""
+    bodies: Sequence[bytes]
+
+
+class Subscription(Protocol):
+    """One partition, read in order from one offset on. Not shared between tasks."""
+
+    partition: int
+
+    async def receive(self) -> Chunk:
+        """Return the next chunk, waiting for it as long as it takes.
+
+        Records below the offset that was subscribed are never in it. The caller owes one `grant`
+        for each chunk received, once it has room for another.
+
+        Raises:
+            OffsetGone: the first call only, if the stream has lost the offset.
+            TransportError: the subscription is dead (connection cut, stream deleted, frame that
+                cannot be decoded, no heartbeat); every later call raises too.
+        """
+        ...
+
+    def grant(self) -> None:
+        """Give back the credit of one chunk. At most ``credit`` chunks are ever outstanding."""
+        ...
+
+    async def caught_up(self, next_offset: int) -> bool:
+        """Has everything that the broker had committed when asked been delivered below ``next_offset``?
+
+        True for an empty stream. Raises TransportError when the broker does not answer.
+        """
+        ...
+
+    async def offset_lag(self, next_offset: int) -> int:
+        """Roughly how many offsets the broker has committed at or above ``next_offset`` (>= 0).
+
+        Granular to one chunk; 0 exactly when `caught_up`. Raises TransportError.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop the delivery and release the connection. Never raises; safe to call twice."""
+        ...
+
+
+class Publisher(Protocol):
+    """Appends records to a stream; used by the simulator, trace replay and tests."""
+
+    async def publish(self, bodies: Sequence[bytes]) -> None:
+        """Append the bodies in order; return when the stream has them durably.
+
+        Raises TransportError when that cannot be known: the same bodies may then be published
+        again, because consumers deduplicate.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Transport(Protocol):
+    """A stream: where its subscriptions and publishers come from."""
+
+    stream: str
+
+    async def open(self) -> None:
+        """Connect, and declare the stream when it is missing. Raises TransportError."""
+        ...
+
+    async def subscribe(self, *, partition: int, offset: int, credit: int = 4) -> Subscription:
+        """Read ``partition`` from ``offset`` on (0: from the first record the stream still has).
+
+        ``credit`` is the number of chunks that may be delivered and not yet granted back.
+        Raises TransportError.
+        """
+        ...
+
+    async def publisher(self) -> Publisher:
+        """Raises TransportError."""
+        ...
+
+    async def ping(self) -> None:
+        """Return if the stream can be read now, else raise TransportError. For doctor and readiness."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything. Never raises; safe to call twice."""
+        ...

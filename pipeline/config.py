@@ -1,0 +1,101 @@
+"""What each component of the pipeline is told: frozen dataclasses made from ``sql.settings``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sql import settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """Where the stream is and how to declare it. ``url`` holds credentials: never log it."""
+
+    url: str
+    stream: str
+    consumer: str
+    ca_file: str | None = None
+    max_age_s: float = 7 * 86400
+    max_bytes: int = 20 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerConfig:
+    """The rules of the core; they decide figures, so a change of them is a change of meaning."""
+
+    allowed_lateness_us: int = 10_000_000
+    dedupe_window_us: int = 24 * 3_600_000_000
+    clients_per_org_hour_max: int = 1000
+    dead_letter_bodies_max: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlushConfig:
+    """When a flush happens, and at which bounds reading stops."""
+
+    interval_s: float = 1.0
+    events_max: int = 200_000
+    buffer_events_max: int = 2_000_000
+    dirty_rows_max: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionConfig:
+    minute_s: float
+    rollup_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything ``spendstream worker`` is built from."""
+
+    service_name: str
+    log_level: str
+    database_url: str
+    redis_url: str | None
+    metrics_host: str
+    metrics_port: int
+    stream: StreamConfig
+    ledger: LedgerConfig
+    flush: FlushConfig
+    retention: RetentionConfig
+
+
+def load(environment: Mapping[str, str]) -> Config:
+    """Build the worker's configuration. Raises `settings.ConfigError` with every fault."""
+    v = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"))
+    return Config(
+        service_name=v["SERVICE_NAME"],
+        log_level=v["LOG_LEVEL"],
+        database_url=v["DATABASE_URL"],
+        redis_url=v["REDIS_URL"],
+        metrics_host=v["METRICS_HOST"],
+        metrics_port=v["METRICS_PORT"],
+        stream=stream_config(v),
+        ledger=LedgerConfig(
+            allowed_lateness_us=round(v["ALLOWED_LATENESS"] * 1e6),
+            dedupe_window_us=round(v["DEDUPE_WINDOW"] * 1e6),
+            clients_per_org_hour_max=v["CLIENTS_PER_ORG_HOUR_MAX"],
+            dead_letter_bodies_max=v["DEAD_LETTER_BODIES_MAX"],
+        ),
+        flush=FlushConfig(
+            interval_s=v["FLUSH_INTERVAL"],
+            events_max=v["FLUSH_EVENTS_MAX"],
+            buffer_events_max=v["BUFFER_EVENTS_MAX"],
+            dirty_rows_max=v["DIRTY_ROWS_MAX"],
+        ),
+        retention=RetentionConfig(minute_s=v["RETENTION_MINUTE"], rollup_s=v["RETENTION_ROLLUP"]),
+    )
+
+
+def stream_config(v: settings.Values) -> StreamConfig:
+    """The stream's part alone, for commands that only publish."""
+    return StreamConfig(
+        url=v["RABBITMQ_URL"],
+        stream=v["RABBITMQ_STREAM"],
+        consumer=v["RABBITMQ_CONSUMER"],
+        ca_file=v["RABBITMQ_CA_FILE"],
+        max_age_s=v["STREAM_MAX_AGE"],
+        max_bytes=v["STREAM_MAX_BYTES"],
+    )

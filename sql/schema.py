@@ -1,0 +1,188 @@
+"""The tables of the schema ``analytics``, as SQLAlchemy sees them.
+
+A test compares this with what the migrations make (``tests/integration/test_migrations.py``), so the two
+cannot drift apart. Times are timestamptz; money is integer microcents (10^-6 cents); a sketch is
+the bytes of `pipeline.core.sketches`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+SCHEMA = "analytics"
+metadata = MetaData(schema=SCHEMA)
+
+
+def _timestamp(name: str, *, primary_key: bool = False, nullable: bool = False) -> Column:  # type: ignore[type-arg]
+    return Column(name, DateTime(timezone=True), primary_key=primary_key, nullable=nullable)
+
+
+def _measures() -> list[Column]:  # type: ignore[type-arg]
+    """What every rollup row counts. ``revision``: events counted after the watermark passed its end."""
+    return [
+        Column("invocations", BigInteger, nullable=False),
+        Column("successes", BigInteger, nullable=False),
+        Column("errors", BigInteger, nullable=False),
+        Column("timeouts", BigInteger, nullable=False),
+        Column("throttles", BigInteger, nullable=False),
+        Column("input_tokens", BigInteger, nullable=False),
+        Column("output_tokens", BigInteger, nullable=False),
+        Column("cost_microcents", BigInteger, nullable=False),
+        Column("latency_sum_ms", BigInteger, nullable=False),
+        Column("latency_max_ms", Integer, nullable=False),
+        Column("latency_sketch", LargeBinary, nullable=False),
+        Column("revision", Integer, nullable=False),
+        _timestamp("updated_at"),
+    ]
+
+
+def _rollup(name: str, *, by_client: bool) -> Table:
+    client = [Column("client_id", Text, primary_key=True)] if by_client else []
+    return Table(
+        name,
+        metadata,
+        Column("org_id", Uuid, primary_key=True),
+        _timestamp("bucket_start", primary_key=True),
+        Column("model_id", Uuid, primary_key=True),
+        *client,
+        Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+        *_measures(),
+        postgresql_with={"fillfactor": "50"},
+    )
+
+
+usage_minute = _rollup("usage_minute", by_client=False)
+usage_hour = _rollup("usage_hour", by_client=False)
+usage_day = _rollup("usage_day", by_client=False)
+client_hour = _rollup("client_hour", by_client=True)
+"""``client_id`` is '' for events without one, and ``other`` beyond CLIENTS_PER_ORG_HOUR_MAX."""
+client_day = _rollup("client_day", by_client=True)
+
+usage_errors_hour = Table(
+    "usage_errors_hour",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    _timestamp("bucket_start", primary_key=True),
+    Column("model_id", Uuid, primary_key=True),
+    Column("client_id", Text, primary_key=True),
+    Column("status", SmallInteger, primary_key=True, autoincrement=False),
+    Column("error_code", Text, primary_key=True),
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("count", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "50"},
+)
+"""Failed events by hour. ``status`` is 1 error, 2 timeout, 3 throttled; ``error_code`` '' if none."""
+
+partitions = Table(
+    "partitions",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("stream", Text, nullable=False, unique=True),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("committed_offset", BigInteger, nullable=False, server_default=text("0")),
+    _timestamp("watermark", nullable=True),
+    _timestamp("max_event_time", nullable=True),
+    _timestamp("broker_time", nullable=True),
+    Column("offered", BigInteger, nullable=False, server_default=text("0")),
+    Column("accepted", BigInteger, nullable=False, server_default=text("0")),
+    Column("duplicate", BigInteger, nullable=False, server_default=text("0")),
+    Column("rejected", BigInteger, nullable=False, server_default=text("0")),
+    Column("caught_up", Boolean, nullable=False, server_default=text("false")),
+    _timestamp("updated_at"),
+    postgresql_with={"fillfactor": "50"},
+)
+"""One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
+
+``partition`` is the small number that stands in every rollup key; it is given out once for each ``stream``
+(a partition of a super stream is a stream of its own), so that no two streams ever share rows. Always offered = accepted + duplicate + rejected. ``watermark`` is null until the first event or the first
+time the partition has caught up.
+"""
+
+dedupe_ids = Table(
+    "dedupe_ids",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    _timestamp("hour", primary_key=True),
+    Column("segment", BigInteger, primary_key=True, autoincrement=False),
+    Column("ids", LargeBinary, nullable=False),
+)
+"""Ids accepted, by the hour of their event time; ``segment`` is the flush's committed offset."""
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("stream", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("faults", JSONB, nullable=False),
+    Column("body", LargeBinary, nullable=True),
+    _timestamp("rejected_at"),
+)
+"""Rejected events with their original bytes (null in a flood: the stream still has them)."""
+
+orgs_seen = Table(
+    "orgs_seen",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    _timestamp("first_event_at"),
+    _timestamp("last_event_at"),
+    _timestamp("last_rollup_at"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+models_seen = Table(
+    "models_seen",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("model_id", Uuid, primary_key=True),
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    _timestamp("first_event_at"),
+    _timestamp("last_event_at"),
+    _timestamp("last_rollup_at"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+clients_seen = Table(
+    "clients_seen",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("client_id", Text, primary_key=True),
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    _timestamp("first_event_at"),
+    _timestamp("last_event_at"),
+    _timestamp("last_rollup_at"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    _timestamp("at"),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("org_id", Uuid, nullable=True),
+    Column("outcome", Text, nullable=False),
+    Column("detail", JSONB, nullable=False),
+    Index("audit_log_at", "at"),
+)
+"""Who read across orgs: every cross-org read, granted or denied."""

@@ -1,0 +1,289 @@
+"""The settings of every process: one table, read from the environment, every fault at once.
+
+It lives here because the pipeline and the API share it and may not import each other. Each of them
+turns the values it needs into frozen dataclasses of its own (``pipeline/config.py``,
+``api/config.py``). Nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class ConfigError(Exception):
+    """The environment is not a valid configuration; ``faults`` lists every problem. Exit code 2."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+# --- parsers: text in, value out, ValueError with what is expected -----------------------------
+
+_DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_s(text: str) -> float:
+    """Seconds from ``500ms``, ``10s``, ``24h``, ``7d`` or a bare number of seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
+    if not match:
+        raise ValueError("expected a duration such as 500ms, 10s, 5m, 24h or 7d")
+    return float(match[1]) * _DURATION_UNITS_S[match[2] or "s"]
+
+
+_SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def size_bytes(text: str) -> int:
+    """Bytes from ``65536``, ``64KiB``, ``20GB`` (binary units either way)."""
+    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError("expected a size such as 64KiB, 512MiB or 20GiB")
+    return int(match[1]) * _SIZE_UNITS[match[2].lower()]
+
+
+def _non_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text.strip()
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise ValueError("expected a port from 0 to 65535")
+    return int(text)
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError("expected a whole number above 0")
+    return int(text)
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError(f"not a URL: {error}") from None
+        if parts.scheme not in schemes:
+            raise ValueError(f"expected a URL with {' or '.join(s + '://' for s in schemes)}")
+        return text
+
+    return parse
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+def _networks(text: str) -> str:
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        ip_network(part)
+    return text
+
+
+def _span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = duration_s(text)
+        if not minimum_s <= value <= maximum_s:
+            raise ValueError(f"must lie between {minimum_s:g} s and {maximum_s:g} s")
+        return value
+
+    return parse
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One environment variable: its parser, its default as text, and what it is for."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str | None
+    help: str
+    secret: bool = False
+
+
+def _setting(
+    name: str, parse: Callable[[str], Any], default: str | None, help: str, secret: bool = False
+) -> Setting:
+    return Setting(name=name, parse=parse, default=default, help=help, secret=secret)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    _setting("SERVICE_NAME", _non_empty, "spendstream", "name of this process in logs and in the database"),
+    _setting("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "least severe level logged"),
+    _setting("HTTP_HOST", _non_empty, "127.0.0.1", "address the API listens on"),
+    _setting("HTTP_PORT", _port, "8084", "port the API listens on; 0 takes a free one"),
+    _setting("METRICS_HOST", _non_empty, "127.0.0.1", "address of the worker's /metrics and health page"),
+    _setting(
+        "METRICS_PORT", _port, "8085", "port of the worker's /metrics and health page; 0 takes a free one"
+    ),
+    _setting(
+        "DATABASE_URL",
+        _url("postgresql", "postgres"),
+        None,
+        "PostgreSQL 15+, with or without TimescaleDB",
+        True,
+    ),
+    _setting(
+        "REDIS_URL",
+        _url("redis", "rediss", "unix"),
+        None,
+        "freshness cache; without it the database answers",
+        True,
+    ),
+    _setting(
+        "RABBITMQ_URL",
+        _url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded"),
+        None,
+        "rabbitmq-stream://user:pass@host:5552/vhost, rabbitmq-stream+tls://…, or embedded:///folder",
+        True,
+    ),
+    _setting("RABBITMQ_STREAM", _non_empty, "analytics.usage.v1", "stream that carries the usage events"),
+    _setting("RABBITMQ_CONSUMER", _non_empty, "spendstream", "name of the consumer group"),
+    _setting("RABBITMQ_CA_FILE", _non_empty, None, "CA bundle for rabbitmq-stream+tls://; else the system's"),
+    _setting("STREAM_MAX_AGE", _span(3600, 3650 * 86400), "7d", "retention of a stream that we declare"),
+    _setting("STREAM_MAX_BYTES", size_bytes, "20GiB", "size bound of a stream that we declare"),
+    _setting("FLUSH_INTERVAL", _span(0.05, 60), "1s", "longest time between two flushes"),
+    _setting("FLUSH_EVENTS_MAX", _positive_int, "200000", "buffered events that bring a flush forward"),
+    _setting(
+        "BUFFER_EVENTS_MAX",
+        _positive_int,
+        "2000000",
+        "buffered events at which reading stops (back-pressure)",
+    ),
+    _setting(
+        "DIRTY_ROWS_MAX", _positive_int, "1000000", "unflushed rows at which reading stops (back-pressure)"
+    ),
+    _setting(
+        "ALLOWED_LATENESS", _span(0, 3600), "10s", "how far the watermark stays behind the newest event"
+    ),
+    _setting(
+        "DEDUPE_WINDOW",
+        _span(3600, 3650 * 86400),
+        "24h",
+        "how long an event id is remembered; older events are too_late",
+    ),
+    _setting(
+        "CLIENTS_PER_ORG_HOUR_MAX",
+        _positive_int,
+        "1000",
+        "clients counted by name per org and hour; the rest is `other`",
+    ),
+    _setting(
+        "DEAD_LETTER_BODIES_MAX",
+        _positive_int,
+        "10000",
+        "original bodies kept per flush; beyond, only the offset",
+    ),
+    _setting("RETENTION_MINUTE", _span(86400, 3650 * 86400), "14d", "how long minute rows are kept"),
+    _setting("RETENTION_ROLLUP", _span(86400, 3650 * 86400), "400d", "how long hour and day rows are kept"),
+    _setting("FRESH_LAG", _span(1, 86400), "60s", "freshness lag below which data is `fresh`"),
+    _setting(
+        "STALE_LAG", _span(1, 86400), "300s", "freshness lag below which data is `stale`, else `delayed`"
+    ),
+    _setting(
+        "AUTH_MODE",
+        _choice("none", "gateway"),
+        "none",
+        "none (loopback only) or gateway (trusted proxy headers)",
+    ),
+    _setting(
+        "TRUSTED_PROXIES",
+        _networks,
+        "127.0.0.1/32,::1/128",
+        "networks whose X-Actor-* headers are believed (gateway)",
+    ),
+    _setting("S3_ENDPOINT", _url("http", "https"), None, "object store for exports and the archive"),
+    _setting("S3_BUCKET", _non_empty, None, "bucket of exports and the archive"),
+    _setting("S3_ACCESS_KEY", _non_empty, None, "access key of the object store", True),
+    _setting("S3_SECRET_KEY", _non_empty, None, "secret key of the object store", True),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Parsed settings by name, and where each came from (``environment`` or ``default``)."""
+
+    by_name: Mapping[str, Any]
+    origins: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.by_name[name]
+
+
+def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Values:
+    """Parse every setting; an empty variable counts as unset.
+
+    Raises:
+        ConfigError: with one line for each fault, the missing ``required`` ones among them.
+    """
+    by_name: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    faults: list[str] = []
+    required = set(required)
+    for setting in SETTINGS:
+        given = environment.get(setting.name) or None
+        text = given if given is not None else setting.default
+        origins[setting.name] = "environment" if given is not None else "default"
+        by_name[setting.name] = None
+        if text is None:
+            if setting.name in required:
+                faults.append(f"{setting.name} is not set: {setting.help}")
+            continue
+        try:
+            by_name[setting.name] = setting.parse(text)
+        except ValueError as error:
+            shown = "…" if setting.secret else repr(text)
+            faults.append(f"{setting.name}={shown}: {error}")
+    faults.extend(_contradictions(by_name))
+    if faults:
+        raise ConfigError(faults)
+    return Values(by_name=by_name, origins=origins)
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    faults = []
+    fresh, stale = values["FRESH_LAG"], values["STALE_LAG"]
+    if fresh is not None and stale is not None and fresh >= stale:
+        faults.append(f"FRESH_LAG ({fresh:g} s) must be below STALE_LAG ({stale:g} s)")
+    if values["AUTH_MODE"] == "none" and values["HTTP_HOST"] and not is_loopback(values["HTTP_HOST"]):
+        faults.append(
+            f"AUTH_MODE=none lets everybody read everything, so HTTP_HOST must be a loopback address,"
+            f" not {values['HTTP_HOST']!r}; set AUTH_MODE=gateway behind a proxy"
+        )
+    if (
+        values["RETENTION_MINUTE"]
+        and values["RETENTION_ROLLUP"]
+        and values["RETENTION_MINUTE"] > values["RETENTION_ROLLUP"]
+    ):
+        faults.append("RETENTION_MINUTE must not be above RETENTION_ROLLUP")
+    s3 = [name for name in ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY") if not values[name]]
+    if 0 < len(s3) < 4:
+        faults.append(f"the object store needs all of its settings or none; missing: {', '.join(s3)}")
+    return faults
+
+
+def is_loopback(host: str) -> bool:
+    """Is this host name or address one that only this machine can reach?"""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
