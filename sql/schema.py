@@ -110,7 +110,8 @@ partitions = Table(
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
 
 ``partition`` is the small number that stands in every rollup key; it is given out once for each ``stream``
-(a partition of a super stream is a stream of its own), so that no two streams ever share rows. Always offered = accepted + duplicate + rejected. ``watermark`` is null until the first event or the first
+(a partition of a super stream is a stream of its own), so that no two streams ever share rows.
+Always offered = accepted + duplicate + rejected. ``watermark`` is null until the first event or the first
 time the partition has caught up.
 """
 

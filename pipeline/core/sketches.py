@@ -129,6 +129,6 @@ def quantiles(dense: npt.NDArray[np.int64], qs: Sequence[float]) -> list[float |
     total = int(dense.sum())
     if total == 0:
         return [None] * len(qs)
-    ranks = np.maximum(np.ceil(np.asarray(qs) * total), 1)
+    ranks = np.maximum(np.ceil(np.asarray(qs) * total - 1e-9), 1)  # 0.07 * 100 is 7.000000000000001
     found = np.searchsorted(np.cumsum(dense), ranks, side="left")
     return [round(float(MIDDLES[i]), 2) for i in found]
