@@ -1,0 +1,311 @@
+"""The wire contract v1: what a usage event may look like, and what is wrong with one that may not.
+
+This is the contract's one full statement: it reads a single body slowly, takes any of the three variants
+and names every fault. `pipeline.core.events` reads the common case fast and asks here for the rest; the
+API's ``POST /events/validate`` asks here alone. It decides nothing that needs a clock or a memory
+(``future``, ``too_late``, duplicates): those belong to the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+BODY_BYTES_MAX: Final = 64 * 1024
+CLIENT_ID_CHARS_MAX: Final = 128
+ERROR_CODE_CHARS_MAX: Final = 64
+LATENCY_MS_MAX: Final = 2**31 - 1
+TOKENS_MAX: Final = 10**12
+COST_MICROCENTS_MAX: Final = 10**8 * 10**6
+NUMBER_CHARS_MAX: Final = 64
+EVENT_TYPE: Final = "analytics.usage.v1"
+
+STATUSES: Final = ("success", "error", "timeout", "throttled")
+"""A status is kept as its place in this tuple; all but the first count as errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One broken rule: the field as the sender spelled it ('' for the whole body), and what is expected."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One valid usage event in canonical form. Absent client and error code are ''."""
+
+    event_id: UUID
+    org_id: UUID
+    model_id: UUID
+    client_id: str
+    occurred_us: int
+    latency_ms: int
+    status: int
+    error_code: str
+    input_tokens: int
+    output_tokens: int
+    cost_microcents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invalid:
+    """Why a body is no event: ``malformed`` (not a JSON object, too large) or ``invalid`` (a broken rule)."""
+
+    reason: str
+    faults: tuple[Fault, ...]
+
+
+class _Number(str):
+    """The text of a JSON number, kept as text so that no digit is lost."""
+
+
+class _NotJson(ValueError):
+    pass
+
+
+def _no_constant(word: str) -> Any:
+    raise _NotJson(f"{word} is not JSON")
+
+
+def check(body: bytes) -> list[Fault]:
+    """Every fault of a body; an empty list means that the event is valid."""
+    verdict = read(body)
+    return list(verdict.faults) if isinstance(verdict, Invalid) else []
+
+
+def read(body: bytes) -> Event | Invalid:
+    """Read one body in any of the three variants, completely. Never raises."""
+    if len(body) > BODY_BYTES_MAX:
+        return _malformed(f"larger than {BODY_BYTES_MAX} bytes")
+    try:
+        value = json.loads(
+            body.decode("utf-8"), parse_float=_Number, parse_int=_Number, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError as error:
+        return _malformed(f"not UTF-8 at byte {error.start}")
+    except RecursionError:
+        return _malformed("nested too deeply")
+    except ValueError as error:
+        return _malformed(f"not JSON: {error}")
+    if not isinstance(value, dict):
+        return _malformed("not a JSON object")
+    return _read_object(value)
+
+
+def _malformed(message: str) -> Invalid:
+    return Invalid(reason="malformed", faults=(Fault("", message),))
+
+
+_CAMEL: Final = {
+    name: name
+    for name in (
+        "eventId",
+        "orgId",
+        "modelId",
+        "actorId",
+        "clientId",
+        "occurredAt",
+        "latencyMs",
+        "status",
+        "errorCode",
+        "inputTokens",
+        "outputTokens",
+        "costEstimateCents",
+        "metadata",
+    )
+}
+_SNAKE: Final = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in _CAMEL}
+
+
+def _read_object(value: dict[str, Any]) -> Event | Invalid:
+    if "eventId" in value or ("event_id" not in value and "specversion" not in value):
+        return _read_fields(value, _CAMEL)
+    if "event_id" in value:
+        if "cost_estimate_cents" not in value and "cost_estimate" in value:
+            return _read_fields(value, {**_SNAKE, "costEstimateCents": "cost_estimate"})
+        return _read_fields(value, _SNAKE)
+    faults = []
+    if value["specversion"] != "1.0" or isinstance(value["specversion"], _Number):
+        faults.append(Fault("specversion", "expected CloudEvents 1.0"))
+    if value.get("type") != EVENT_TYPE or isinstance(value.get("type"), _Number):
+        faults.append(Fault("type", f"expected {EVENT_TYPE}"))
+    data = value.get("data")
+    if not isinstance(data, dict):
+        faults.append(Fault("data", "expected the event as an object"))
+    elif "eventId" not in data and "event_id" not in data and "specversion" in data:
+        faults.append(Fault("data", "expected an event, not another envelope"))
+    else:
+        inner = _read_object(data)
+        if isinstance(inner, Event) and not faults:
+            return inner
+        if isinstance(inner, Invalid):
+            faults.extend(Fault(f"data.{fault.field}", fault.message) for fault in inner.faults)
+    return Invalid(reason="invalid", faults=tuple(faults))
+
+
+def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | Invalid:
+    faults: list[Fault] = []
+
+    def field(name: str, parse: Any, *, required: bool = True, default: Any = None) -> Any:
+        spelled = names[name]
+        given = value.get(spelled)
+        if given is None and not required:
+            return default
+        if spelled not in value:
+            faults.append(Fault(spelled, "is missing"))
+            return default
+        try:
+            return parse(given)
+        except ValueError as error:
+            faults.append(Fault(spelled, str(error)))
+            return default
+
+    event_id = field("eventId", _uuid)
+    org_id = field("orgId", _uuid)
+    model_id = field("modelId", _uuid)
+    field("actorId", _uuid, required=False)
+    client_id = field("clientId", lambda v: _text(v, CLIENT_ID_CHARS_MAX), required=False, default="")
+    occurred_us = field("occurredAt", _time_us)
+    latency_ms = field("latencyMs", lambda v: _integer(v, LATENCY_MS_MAX))
+    status = field("status", _status)
+    error_code = field("errorCode", lambda v: _text(v, ERROR_CODE_CHARS_MAX), required=False, default="")
+    input_tokens = field("inputTokens", lambda v: _integer(v, TOKENS_MAX))
+    output_tokens = field("outputTokens", lambda v: _integer(v, TOKENS_MAX))
+    cost_microcents = field("costEstimateCents", _cost_microcents)
+    field("metadata", _metadata, required=False)
+    if faults:
+        return Invalid(reason="invalid", faults=tuple(faults))
+    return Event(
+        event_id=event_id,
+        org_id=org_id,
+        model_id=model_id,
+        client_id=client_id,
+        occurred_us=occurred_us,
+        latency_ms=latency_ms,
+        status=status,
+        error_code=error_code,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cost_microcents=cost_microcents,
+    )
+
+
+# --- the rule of each field: the value, or ValueError with what is expected ----------------------
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, _Number)
+
+
+def _uuid(value: Any) -> UUID:
+    if not _is_text(value) or not _UUID.fullmatch(value):
+        raise ValueError("expected a UUID such as 0190b5a0-7b1c-7c3e-8e0f-3f1d2c4b5a69")
+    return UUID(value)
+
+
+def _text(value: Any, chars_max: int) -> str:
+    if not _is_text(value):
+        raise ValueError("expected a string")
+    if len(value) > chars_max:
+        raise ValueError(f"longer than {chars_max} characters")
+    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError("holds a character that cannot be stored (U+0000 or half of a surrogate pair)")
+    return str(value)
+
+
+def _integer(value: Any, maximum: int) -> int:
+    if not isinstance(value, _Number) or not re.fullmatch(r"-?[0-9]+", value):
+        raise ValueError("expected an integer")
+    if len(value) > 20 or not 0 <= int(value) <= maximum:
+        raise ValueError(f"must lie between 0 and {maximum}")
+    return int(value)
+
+
+def _status(value: Any) -> int:
+    if not _is_text(value) or value not in STATUSES:
+        raise ValueError(f"expected one of {', '.join(STATUSES)}")
+    return STATUSES.index(value)
+
+
+def _metadata(value: Any) -> None:
+    if not isinstance(value, dict) or not all(map(_is_text, value.values())):
+        raise ValueError("expected an object whose values are strings")
+
+
+_DECIMAL: Final = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+
+
+def _cost_microcents(value: Any) -> int:
+    """Microcents (10^-6 cents), rounded half-even from the exact decimal."""
+    if not isinstance(value, str):
+        raise ValueError("expected a number or a decimal string")
+    match = _DECIMAL.fullmatch(value) if len(value) <= NUMBER_CHARS_MAX else None
+    if not match:
+        raise ValueError(f"expected a decimal of at most {NUMBER_CHARS_MAX} characters, such as 0.0425")
+    sign, whole, fraction, exponent = match[1], match[2], match[3] or "", int(match[4] or 0)
+    digits = int(whole + fraction)
+    if digits == 0:
+        return 0
+    if sign:
+        raise ValueError("must not be negative")
+    power = exponent - len(fraction) + 6  # the cost in microcents is digits * 10**power
+    if power > 14 or (power >= 0 and digits * 10**power > COST_MICROCENTS_MAX):
+        raise ValueError("must not be above 100000000")
+    if power >= 0:
+        return int(digits * 10**power)
+    if -power > NUMBER_CHARS_MAX + 1:
+        return 0
+    unit = 10**-power
+    if digits > COST_MICROCENTS_MAX * unit:
+        raise ValueError("must not be above 100000000")
+    quotient, rest = divmod(digits, unit)
+    return quotient + (2 * rest > unit or (2 * rest == unit and quotient % 2 == 1))
+
+
+_RFC3339: Final = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
+    r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+
+
+def days_from_civil(year: int, month: int, day: int) -> int:
+    """Days since 1970-01-01 of a date of the Gregorian calendar (after Howard Hinnant's algorithm)."""
+    year -= month <= 2
+    era = year // 400
+    year_of_era = year - era * 400
+    day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
+    return era * 146_097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719_468
+
+
+def days_in_month(year: int, month: int) -> int:
+    """28 to 31; ``month`` from 1 to 12."""
+    if month == 2:
+        leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+        return 29 if leap else 28
+    return 30 if month in (4, 6, 9, 11) else 31
+
+
+def _time_us(value: Any) -> int:
+    """UTC microseconds since 1970; digits beyond the microsecond are cut off."""
+    match = _RFC3339.fullmatch(value) if _is_text(value) and len(value) <= NUMBER_CHARS_MAX else None
+    if not match:
+        raise ValueError("expected an RFC 3339 date-time with an offset, such as 2026-11-23T10:00:00.250Z")
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    offset_hours, offset_minutes = int(match[9] or 0), int(match[10] or 0)
+    if not (1 <= month <= 12 and 1 <= day <= days_in_month(year, month)):
+        raise ValueError("no such date")
+    if hour > 23 or minute > 59 or second > 59 or offset_hours > 23 or offset_minutes > 59:
+        raise ValueError("no such time of day")
+    offset_s = (offset_hours * 3600 + offset_minutes * 60) * (-1 if match[8] == "-" else 1)
+    seconds = days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset_s
+    if not 0 <= seconds < 253_402_300_800:
+        raise ValueError("must lie between the years 1970 and 9999")
+    return seconds * 1_000_000 + int((match[7] or "")[:6].ljust(6, "0"))
