@@ -1,0 +1,526 @@
+"""The naive oracle: decides every event of a stream alone, in order, in plain Python.
+
+It is the second opinion on `pipeline.core` and shares no code with it: json, decimal, uuid, datetime and
+dicts only. Slow on purpose (about 50,000 events/s), and close to the words of the wire contract.
+One `Oracle` sees one partition.
+
+    oracle = Oracle(Rules(dedupe_window_us=24 * HOUR_US))
+    for offset, broker_us, body in stream:
+        oracle.feed(offset, broker_us, body)      # Accepted | Duplicate | Rejected
+    oracle.usage_hour[org, hour, model].cost_microcents
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from typing import Any, NoReturn
+from uuid import UUID
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND_US = 1_000_000
+MINUTE_US = 60 * SECOND_US
+HOUR_US = 60 * MINUTE_US
+DAY_US = 24 * HOUR_US
+BODY_BYTES_MAX = 64 * 1024
+FUTURE_US = 5 * MINUTE_US
+STATUSES = ("success", "error", "timeout", "throttled")
+"""The position is the number that `usage_errors_hour.status` holds."""
+OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """The settings that decide figures."""
+
+    dedupe_window_us: int = 24 * HOUR_US
+    lateness_us: int = 10 * SECOND_US
+    clients_max: int = 1000
+    error_codes_max: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A valid event. ``client_id`` and ``error_code`` are '' when absent; cost in 10^-6 cents."""
+
+    event_id: UUID
+    org_id: UUID
+    model_id: UUID
+    client_id: str
+    occurred_us: int
+    latency_ms: int
+    status: int
+    error_code: str
+    input_tokens: int
+    output_tokens: int
+    cost_microcents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    reason: str
+    """malformed, invalid, future or too_late."""
+    fields: tuple[str, ...] = ()
+    """For `invalid`: the faulty fields by their camelCase name, or `specversion`, `type`, `data`."""
+
+
+Outcome = Accepted | Duplicate | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    offset: int
+    reason: str
+    fields: tuple[str, ...]
+    body: bytes
+
+
+@dataclass(slots=True)
+class Row:
+    """One rollup row, with every latency instead of a sketch."""
+
+    invocations: int = 0
+    successes: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    throttles: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microcents: int = 0
+    revision: int = 0
+    latencies_ms: list[int] = field(default_factory=list)
+
+    @property
+    def latency_sum_ms(self) -> int:
+        return sum(self.latencies_ms)
+
+    @property
+    def latency_max_ms(self) -> int:
+        return max(self.latencies_ms, default=0)
+
+    def percentile_ms(self, percent: int) -> int:
+        """The smallest latency that at least ``percent`` % of all are not above (nearest rank)."""
+        rank = max(1, -(-percent * len(self.latencies_ms) // 100))
+        return sorted(self.latencies_ms)[rank - 1]
+
+    def add(self, event: Event, *, late: bool) -> None:
+        self.invocations += 1
+        if event.status == 0:
+            self.successes += 1
+        elif event.status == 1:
+            self.errors += 1
+        elif event.status == 2:
+            self.timeouts += 1
+        else:
+            self.throttles += 1
+        self.input_tokens += event.input_tokens
+        self.output_tokens += event.output_tokens
+        self.cost_microcents += event.cost_microcents
+        self.latencies_ms.append(event.latency_ms)
+        self.revision += late
+
+    @property
+    def measures(self) -> tuple[int, ...]:
+        """In the order of the database's columns, without the sketch: ready to compare."""
+        return (
+            self.invocations,
+            self.successes,
+            self.errors,
+            self.timeouts,
+            self.throttles,
+            self.input_tokens,
+            self.output_tokens,
+            self.cost_microcents,
+            self.latency_sum_ms,
+            self.latency_max_ms,
+            self.revision,
+        )
+
+
+def total(rows: Iterable[Row]) -> Row:
+    """The sum of rows, as a range, a group or a month of the API is."""
+    result = Row()
+    for row in rows:
+        result.invocations += row.invocations
+        result.successes += row.successes
+        result.errors += row.errors
+        result.timeouts += row.timeouts
+        result.throttles += row.throttles
+        result.input_tokens += row.input_tokens
+        result.output_tokens += row.output_tokens
+        result.cost_microcents += row.cost_microcents
+        result.revision += row.revision
+        result.latencies_ms.extend(row.latencies_ms)
+    return result
+
+
+@dataclass(slots=True)
+class Seen:
+    """First and last event time (not order of arrival)."""
+
+    first: datetime
+    last: datetime
+
+
+class Oracle:
+    """What the database must hold after the stream fed so far.
+
+    Keys of the rollups: ``(org, bucket_start, model)`` and ``(org, bucket_start, model, client)``; of
+    ``usage_errors_hour``: ``(org, hour, model, client, status, error_code)``. Clients and codes stand
+    there under the name they are counted by, so with ``other`` and ''. Only the codes of failed events
+    take one of the slots of an hour.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self.offered = self.accepted = self.duplicate = self.rejected = 0
+        self.next_offset = 0
+        self.max_event_us: int | None = None
+        self.usage_minute: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
+        self.usage_hour: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
+        self.usage_day: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
+        self.client_hour: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
+        self.client_day: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
+        self.usage_errors_hour: dict[tuple[UUID, datetime, UUID, str, int, str], int] = defaultdict(int)
+        self.orgs_seen: dict[UUID, Seen] = {}
+        self.models_seen: dict[tuple[UUID, UUID], Seen] = {}
+        self.clients_seen: dict[tuple[UUID, str], Seen] = {}
+        self.dead_letters: list[DeadLetter] = []
+        self._hour_of_id: dict[tuple[UUID, UUID], int] = {}
+        self._clients_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+        self._codes_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+
+    def feed(self, offset: int, broker_us: int, body: bytes) -> Outcome:
+        """Decide the event at ``offset``, stored by the broker at ``broker_us``, and count it."""
+        outcome = self._decide(broker_us, body)
+        self.offered += 1
+        self.next_offset = offset + 1
+        if isinstance(outcome, Rejected):
+            self.rejected += 1
+            self.dead_letters.append(DeadLetter(offset, outcome.reason, outcome.fields, body))
+        elif isinstance(outcome, Duplicate):
+            self.duplicate += 1
+        else:
+            self.accepted += 1
+            self._count(outcome.event)
+        return outcome
+
+    def feed_all(self, stream: Iterable[tuple[int, int, bytes]]) -> list[Outcome]:
+        return [self.feed(*record) for record in stream]
+
+    @property
+    def watermark_us(self) -> int | None:
+        return None if self.max_event_us is None else self.max_event_us - self.rules.lateness_us
+
+    def _decide(self, broker_us: int, body: bytes) -> Outcome:
+        event = decode(body)
+        if isinstance(event, Rejected):
+            return event
+        if event.occurred_us > broker_us + FUTURE_US:
+            return Rejected("future")
+        if event.occurred_us < broker_us - self.rules.dedupe_window_us:
+            return Rejected("too_late")
+        key = (event.org_id, event.event_id)
+        hour_us = self._hour_of_id.get(key)
+        if hour_us is not None and hour_us + HOUR_US + self.rules.dedupe_window_us > broker_us:
+            return Duplicate(event)
+        self._hour_of_id[key] = _floor(event.occurred_us, HOUR_US)
+        return Accepted(event)
+
+    def _count(self, event: Event) -> None:
+        org, model = event.org_id, event.model_id
+        hour_us = _floor(event.occurred_us, HOUR_US)
+        client = _name(self._clients_of_hour[org, hour_us], event.client_id, self.rules.clients_max)
+        watermark_us = self.watermark_us
+        minute, hour, day = (_bucket(event.occurred_us, size) for size in (MINUTE_US, HOUR_US, DAY_US))
+        rows = (
+            (self.usage_minute[org, minute, model], minute, MINUTE_US),
+            (self.usage_hour[org, hour, model], hour, HOUR_US),
+            (self.usage_day[org, day, model], day, DAY_US),
+            (self.client_hour[org, hour, model, client], hour, HOUR_US),
+            (self.client_day[org, day, model, client], day, DAY_US),
+        )
+        for row, start, size_us in rows:
+            row.add(event, late=watermark_us is not None and watermark_us >= _us(start) + size_us)
+        if event.status:
+            code = _name(self._codes_of_hour[org, hour_us], event.error_code, self.rules.error_codes_max)
+            self.usage_errors_hour[org, hour, model, client, event.status, code] += 1
+        at = EPOCH + timedelta(microseconds=event.occurred_us)
+        _see(self.orgs_seen, org, at)
+        _see(self.models_seen, (org, model), at)
+        _see(self.clients_seen, (org, client), at)
+        self.max_event_us = max(self.max_event_us or 0, event.occurred_us)
+
+
+def _floor(at_us: int, size_us: int) -> int:
+    return at_us - at_us % size_us
+
+
+def _bucket(at_us: int, size_us: int) -> datetime:
+    return EPOCH + timedelta(microseconds=_floor(at_us, size_us))
+
+
+def _us(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1)
+
+
+def _name(named: set[str], wanted: str, most: int) -> str:
+    """``wanted`` if it is one of the first ``most`` names, else ``other``. '' and ``other`` take no slot."""
+    if wanted in ("", OTHER) or wanted in named:
+        return wanted
+    if len(named) >= most:
+        return OTHER
+    named.add(wanted)
+    return wanted
+
+
+def _see(seen: dict[Any, Seen], key: Any, at: datetime) -> None:
+    entry = seen.setdefault(key, Seen(at, at))
+    entry.first = min(entry.first, at)
+    entry.last = max(entry.last, at)
+
+
+# --- decoding: bytes to an Event, or why not ----------------------------------------------------
+
+
+class _Number(str):
+    """A JSON number, kept as its text: no float and no limit on digits comes near it."""
+
+    __slots__ = ()
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_no_constant)
+_CAMEL = {
+    name: name
+    for name in (
+        "eventId",
+        "orgId",
+        "modelId",
+        "actorId",
+        "clientId",
+        "occurredAt",
+        "latencyMs",
+        "status",
+        "errorCode",
+        "inputTokens",
+        "outputTokens",
+        "costEstimateCents",
+        "metadata",
+    )
+}
+_SNAKE = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in _CAMEL}
+
+
+def decode(body: bytes) -> Event | Rejected:
+    """Rules of one body alone: no clock, no memory."""
+    if len(body) > BODY_BYTES_MAX:
+        return Rejected("malformed")
+    try:
+        # Unlike json.loads(body), this guesses no UTF-16 and refuses a byte order mark.
+        value = _DECODER.decode(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return Rejected("malformed")
+    if not isinstance(value, dict):
+        return Rejected("malformed")
+    faults: list[str] = []
+    if "eventId" not in value and "event_id" not in value and "specversion" in value:
+        if not _is_text(value["specversion"]) or value["specversion"] != "1.0":
+            faults.append("specversion")
+        if not _is_text(value.get("type")) or value["type"] != "analytics.usage.v1":
+            faults.append("type")
+        value = value.get("data")
+        if not isinstance(value, dict):
+            return Rejected("invalid", (*faults, "data"))
+        if "eventId" not in value and "event_id" not in value and "specversion" in value:
+            return Rejected("invalid", (*faults, "data"))
+    snake = "eventId" not in value and "event_id" in value
+    wire_names = _SNAKE if snake else _CAMEL
+    if snake and "cost_estimate_cents" not in value:
+        wire_names = {**wire_names, "costEstimateCents": "cost_estimate"}
+    fields = {name: value.get(wire) for name, wire in wire_names.items()}
+    parsed: dict[str, Any] = {}
+    for name, parse in _PARSERS.items():
+        try:
+            parsed[name] = parse(fields[name])
+        except _Invalid:
+            faults.append(name)
+    if faults:
+        return Rejected("invalid", tuple(faults))
+    return Event(
+        event_id=parsed["eventId"],
+        org_id=parsed["orgId"],
+        model_id=parsed["modelId"],
+        client_id=parsed["clientId"],
+        occurred_us=parsed["occurredAt"],
+        latency_ms=parsed["latencyMs"],
+        status=parsed["status"],
+        error_code=parsed["errorCode"],
+        input_tokens=parsed["inputTokens"],
+        output_tokens=parsed["outputTokens"],
+        cost_microcents=parsed["costEstimateCents"],
+    )
+
+
+class _Invalid(Exception):
+    pass
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and not isinstance(value, _Number)
+
+
+def _text(value: Any) -> str:
+    if not _is_text(value):
+        raise _Invalid
+    return str(value)
+
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def _uuid(value: Any) -> UUID:
+    text = _text(value)
+    if not _UUID.fullmatch(text):
+        raise _Invalid
+    return UUID(text)
+
+
+def _optional_uuid(value: Any) -> UUID | None:
+    return None if value is None else _uuid(value)
+
+
+class _Label:
+    """Optional text that PostgreSQL can hold; absent is ''."""
+
+    def __init__(self, characters_max: int) -> None:
+        self._characters_max = characters_max
+
+    def __call__(self, value: Any) -> str:
+        if value is None:
+            return ""
+        text = _text(value)
+        if len(text) > self._characters_max or "\0" in text or re.search("[\ud800-\udfff]", text):
+            raise _Invalid
+        return text
+
+
+class _Count:
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def __call__(self, value: Any) -> int:
+        if not isinstance(value, _Number) or not re.fullmatch("-?[0-9]+", value) or len(value) > 20:
+            raise _Invalid
+        number = int(value)
+        if not 0 <= number <= self._most:
+            raise _Invalid
+        return number
+
+
+def _status(value: Any) -> int:
+    text = _text(value)
+    if text not in STATUSES:
+        raise _Invalid
+    return STATUSES.index(text)
+
+
+_TIME = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
+    r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+
+
+def _time_us(value: Any) -> int:
+    text = _text(value)
+    match = _TIME.fullmatch(text)
+    if match is None or len(text) > 64:
+        raise _Invalid
+    year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
+    microsecond = int((match[7] or "0")[:6].ljust(6, "0"))
+    offset_hours, offset_minutes = int(match[9] or 0), int(match[10] or 0)
+    if offset_hours > 23 or offset_minutes > 59:
+        raise _Invalid
+    offset = timedelta(hours=offset_hours, minutes=offset_minutes) * (-1 if match[8] == "-" else 1)
+    try:
+        at = datetime(year, month, day, hour, minute, second, microsecond, tzinfo=UTC) - offset
+    except (ValueError, OverflowError):  # no such date, or beyond the years 1 to 9999 in UTC
+        raise _Invalid from None
+    if at < EPOCH:
+        raise _Invalid
+    return _us(at)
+
+
+_DECIMAL = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_EXACT = Context(prec=200, rounding=ROUND_HALF_EVEN)
+
+
+def _microcents(value: Any) -> int:
+    if not isinstance(value, str):  # numbers and strings alike
+        raise _Invalid
+    match = _DECIMAL.fullmatch(value)
+    if match is None or len(value) > 64:
+        raise _Invalid
+    sign, whole, fraction, exponent = match[1], match[2], match[3] or "", int(match[4] or 0)
+    digits = int(whole + fraction)
+    if digits == 0:
+        return 0
+    exponent -= len(fraction)
+    magnitude = len(str(digits)) + exponent  # 10^(magnitude - 1) <= value < 10^magnitude
+    if sign or magnitude > 9:
+        raise _Invalid
+    if magnitude < -6:
+        return 0  # below half a microcent
+    cents = Decimal(digits).scaleb(exponent, _EXACT)
+    if cents > 10**8:
+        raise _Invalid
+    return int(_EXACT.quantize(cents.scaleb(6, _EXACT), Decimal(1)))
+
+
+def _metadata(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict) or not all(_is_text(each) for each in value.values()):
+        raise _Invalid
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "eventId": _uuid,
+    "orgId": _uuid,
+    "modelId": _uuid,
+    "actorId": _optional_uuid,
+    "clientId": _Label(128),
+    "occurredAt": _time_us,
+    "latencyMs": _Count(2**31 - 1),
+    "status": _status,
+    "errorCode": _Label(64),
+    "inputTokens": _Count(10**12),
+    "outputTokens": _Count(10**12),
+    "costEstimateCents": _microcents,
+    "metadata": _metadata,
+}
+
+
+def records(chunks: Iterable[Any]) -> Iterator[tuple[int, int, bytes]]:
+    """What `Oracle.feed` takes, from objects like `pipeline.transports.Chunk`."""
+    for chunk in chunks:
+        for i, body in enumerate(chunk.bodies):
+            yield chunk.first_offset + i, chunk.timestamp_us, bytes(body)
