@@ -1,0 +1,153 @@
+"""Bring a local stack of real servers up and down: RabbitMQ 4 with streams, TimescaleDB, Redis, S3.
+
+  eval "$(python -m deploy.local up)"      start (or find) the stack, and export its URLs
+  python -m deploy.local run -- CMD ...    a fresh stack for one command, gone when it ends
+
+The servers run by Docker compose where an engine runs, else from the host's binaries (RabbitMQ >= 4.0,
+PostgreSQL 17 with TimescaleDB, redis-server), else, on Debian or Ubuntu as root, from a Debian 13 root
+folder that is built once (half a minute) in $SPENDSTREAM_CACHE or the user's cache folder.  They listen on
+127.0.0.1 only, on free ports, which they keep.  Servers that the stack did not start are never touched.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from .servers import ServerFailed
+from .stack import SERVICES, Stack, default_folder
+from .ways import Unavailable
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    try:
+        code: int = options.command(options)
+    except (Unavailable, ServerFailed, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return code
+
+
+def up(options: argparse.Namespace) -> int:
+    stack = _stack(options)
+    began = time.monotonic()
+    stack.start(options.services)
+    _say(f"up in {time.monotonic() - began:.1f} s by {stack.way.name}, in {stack.folder}")
+    for name, value in stack.env.items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def down(options: argparse.Namespace) -> int:
+    stack = _stack(options)
+    if not stack.folder.exists():
+        _say(f"no stack in {stack.folder}")
+    elif options.purge:
+        stack.purge()
+        _say("down, and its data deleted")
+    else:
+        stack.stop()
+        _say(f"down; its data stays in {stack.folder} (--purge deletes it)")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Exit code 0 when every server answers, else 3."""
+    stack, all_up = _stack(options), True
+    for server in stack.servers.values():
+        is_up = server.is_up()
+        all_up &= is_up
+        state = "up" if is_up else "running, no answer" if server.is_running() else "down"
+        print(f"{server.name:9} {state:19} {server.url if server.is_running() else ''}".rstrip())
+    return 0 if all_up else 3
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command's exit code; 128 + n when signal n ended it."""
+    command = options.argv[1:] if options.argv[:1] == ["--"] else options.argv
+    if not command:
+        raise RuntimeError("run what? Give a command: run -- CMD ...")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="spendstream-") as temporary:
+        options.folder = options.folder or Path(temporary) / "stack"
+        with _stack(options, bound=True) as stack:
+            stack.start(options.services)
+            child = subprocess.Popen(command, env=os.environ | stack.env)
+            try:
+                return _wait(child)
+            finally:
+                child.terminate()
+                child.wait()
+
+
+def _wait(child: "subprocess.Popen[bytes]") -> int:
+    while True:
+        try:
+            code = child.wait()
+            return code if code >= 0 else 128 - code
+        except KeyboardInterrupt:  # Ctrl-C reached the command too; it says when it is done
+            continue
+
+
+def _stack(options: argparse.Namespace, *, bound: bool = False) -> Stack:
+    return Stack(options.folder, way=options.way, durable=not options.not_durable, bound=bound)
+
+
+def _services(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(SERVICES):
+        raise argparse.ArgumentTypeError(
+            f"no service {', '.join(sorted(unknown))}: there are {', '.join(SERVICES)}"
+        )
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m deploy.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--folder",
+        type=Path,
+        help=f"where the stack keeps its state and data (default: {default_folder()}; run: a new one)",
+    )
+    common.add_argument(
+        "--way", help="compose, host or rootfs (default: $SPENDSTREAM_WAY, else the first that works)"
+    )
+    common.add_argument("--not-durable", action="store_true", help="let PostgreSQL skip fsync")
+    starting = argparse.ArgumentParser(add_help=False)
+    starting.add_argument(
+        "--services", type=_services, default=SERVICES, help="some of " + ",".join(SERVICES)
+    )
+    commands = parser.add_subparsers(required=True, metavar="up | down | status | run")
+
+    one = commands.add_parser(
+        "up", parents=[common, starting], help="start what is not up; print `export` lines"
+    )
+    one.set_defaults(command=up)
+    one = commands.add_parser("down", parents=[common], help="stop what `up` started, and nothing else")
+    one.add_argument("--purge", action="store_true", help="delete the data too")
+    one.set_defaults(command=down)
+    one = commands.add_parser(
+        "status", parents=[common], help="say which servers answer (exit code 3 unless all do)"
+    )
+    one.set_defaults(command=status)
+    one = commands.add_parser("run", parents=[common, starting], help="run a command with a stack of its own")
+    one.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
+    one.set_defaults(command=run)
+    return parser
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

