@@ -27,14 +27,26 @@ class OffsetGone(TransportError):
     ``wanted_offset`` and ``first_offset``; the pipeline never skips it in silence.
     """
 
-    def __init__(self, *, stream: str, wanted_offset: int, first_offset: int) -> None:
-        super().__init__(
-            f"stream {stream!r} begins at offset {first_offset}, but the database expects {wanted_offset}:"
-            " events between them are gone from the stream"
-        )
+    def __init__(
+        self, *, stream: str, wanted_offset: int, first_offset: int, end_offset: int | None = None
+    ) -> None:
+        """``end_offset`` is where the next record of the stream goes; below ``wanted_offset`` it
+        proves that this is not the stream that was read before."""
+        if end_offset is not None and end_offset < wanted_offset:
+            fault = (
+                f"stream {stream!r} ends at offset {end_offset}, but the database expects {wanted_offset}:"
+                " it was deleted and made anew, and events may be gone with the old one"
+            )
+        else:
+            fault = (
+                f"stream {stream!r} begins at offset {first_offset}, but the database expects"
+                f" {wanted_offset}: events between them are gone from the stream"
+            )
+        super().__init__(fault)
         self.stream = stream
         self.wanted_offset = wanted_offset
         self.first_offset = first_offset
+        self.end_offset = end_offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

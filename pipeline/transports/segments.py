@@ -1,0 +1,385 @@
+"""The file format of the embedded log: segments of checksummed chunks, one writer at a time.
+
+Owns bytes on disk: append under a file lock, torn tails, segment roll, retention, and reading from any
+offset. It is synchronous and knows nothing of asyncio, credit or transports; `embedded` adds those.
+
+A segment file is named after the offset of its first record and holds chunks back to back. A chunk is
+a header (magic, first offset, records, timestamp, payload bytes, CRC-32 of all of it) and a payload
+of records, each a 4-byte big-endian length and its bytes. A chunk exists once its checksum holds:
+what kill -9 leaves behind is invisible to readers and cut off by the next append.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RECORDS_PER_CHUNK_MAX = 4096
+PAYLOAD_BYTES_MAX = 2**20
+SEGMENT_BYTES_MAX = 64 * 2**20
+
+_MAGIC = b"SPS1"
+_PREFIX = struct.Struct(">4sQIqI")
+_CRC = struct.Struct(">I")
+_LENGTH = struct.Struct(">I")
+HEADER_BYTES = _PREFIX.size + _CRC.size
+
+
+class DamagedLog(Exception):
+    """Stored bytes are wrong and good chunks follow them: not a torn tail. Restore the file, or move
+    it away and decide what happens to the events in it; nothing is cut off or skipped silently."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredChunk:
+    """One valid chunk of a segment; ``end`` is the file position after it."""
+
+    first_offset: int
+    records: int
+    timestamp_us: int
+    payload: bytes
+    end: int
+
+    @property
+    def next_offset(self) -> int:
+        return self.first_offset + self.records
+
+    def bodies(self, from_offset: int) -> list[bytes]:
+        """The records at or above ``from_offset``."""
+        bodies: list[bytes] = []
+        payload, start = self.payload, 0
+        length_at, append = _LENGTH.unpack_from, bodies.append
+        for _ in range(self.records):
+            start += 4
+            end = start + length_at(payload, start - 4)[0]
+            append(payload[start:end])
+            start = end
+        return bodies[max(0, from_offset - self.first_offset) :]
+
+
+def segment_bases(folder: Path) -> list[int]:
+    """First offsets of the segments, ascending."""
+    return sorted(int(name[:-4]) for name in os.listdir(folder) if name.endswith(".seg"))
+
+
+def segment_path(folder: Path, base: int) -> Path:
+    return folder / f"{base:020d}.seg"
+
+
+def read_chunk(fd: int, position: int, size: int) -> StoredChunk | None:
+    """The chunk at ``position`` of a file of ``size`` bytes, or None when no valid one is there."""
+    body_at = position + HEADER_BYTES
+    if body_at > size:
+        return None
+    header = os.pread(fd, HEADER_BYTES, position)
+    if len(header) < HEADER_BYTES:
+        return None
+    magic, first_offset, records, timestamp_us, payload_bytes = _PREFIX.unpack_from(header)
+    if magic != _MAGIC or body_at + payload_bytes > size:
+        return None
+    payload = os.pread(fd, payload_bytes, body_at)
+    crc = zlib.crc32(payload, zlib.crc32(header[: _PREFIX.size]))
+    if len(payload) < payload_bytes or crc != _CRC.unpack_from(header, _PREFIX.size)[0]:
+        return None
+    return StoredChunk(
+        first_offset=first_offset,
+        records=records,
+        timestamp_us=timestamp_us,
+        payload=payload,
+        end=body_at + payload_bytes,
+    )
+
+
+def encode_chunk(*, first_offset: int, timestamp_us: int, bodies: Sequence[bytes]) -> bytes:
+    payload = b"".join(part for body in bodies for part in (_LENGTH.pack(len(body)), body))
+    prefix = _PREFIX.pack(_MAGIC, first_offset, len(bodies), timestamp_us, len(payload))
+    return b"".join((prefix, _CRC.pack(zlib.crc32(payload, zlib.crc32(prefix))), payload))
+
+
+def split(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Cut the bodies of one publish into chunks within both limits (a larger body stands alone)."""
+    start, payload_bytes = 0, 0
+    for index, body in enumerate(bodies):
+        entry_bytes = 4 + len(body)
+        full = index - start == RECORDS_PER_CHUNK_MAX or payload_bytes + entry_bytes > PAYLOAD_BYTES_MAX
+        if full and index > start:
+            yield bodies[start:index]
+            start, payload_bytes = index, 0
+        payload_bytes += entry_bytes
+    if start < len(bodies):
+        yield bodies[start:]
+
+
+class LogWriter:
+    """Appends to a log, sharing it with writers of other processes by a lock per append.
+
+    Safe to call from several threads. Every method raises OSError as the file system does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clock: Callable[[], float],
+        max_bytes: int,
+        max_age_s: float,
+        segment_bytes: int | None = None,
+    ) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._max_bytes = max_bytes
+        self._max_age_us = round(max_age_s * 1e6)
+        self._segment_bytes = segment_bytes or min(SEGMENT_BYTES_MAX, max(max_bytes // 8, 4096))
+        self._thread_lock = threading.Lock()
+        self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = -1
+        self._base = -1
+        self._end = 0
+        self._next_offset = 0
+        self._last_us = 0
+
+    def append(self, bodies: Sequence[bytes]) -> int:
+        """Write the bodies and sync them to disk; return the offset after the last one.
+
+        Raises:
+            DamagedLog: the last segment is broken elsewhere than at its tail.
+        """
+        with self._thread_lock:
+            if self._lock_fd < 0:
+                raise OSError("the log writer is closed")
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX)
+            try:
+                self._find_end()
+                if bodies:
+                    self._roll_when_full()
+                    self._write(bodies)
+                return self._next_offset
+            finally:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        with self._thread_lock:
+            for fd in (self._fd, self._lock_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._fd = self._lock_fd = -1
+
+    def _find_end(self) -> None:
+        """Move to the end of what is stored now, and cut off a torn tail."""
+        if os.fstat(self._lock_fd).st_nlink == 0:
+            raise FileNotFoundError("the log was deleted under its writer")
+        bases = segment_bases(self._folder)
+        if not bases:
+            self._start_segment(0)
+        elif bases[-1] != self._base or os.fstat(self._fd).st_size < self._end:
+            self._last_us = self._timestamp_before(bases)
+            self._open_segment(bases[-1])
+        size = os.fstat(self._fd).st_size
+        while size > self._end and (chunk := read_chunk(self._fd, self._end, size)):
+            self._end, self._next_offset = chunk.end, chunk.next_offset
+            self._last_us = max(self._last_us, chunk.timestamp_us)
+        if size > self._end:
+            if holds_chunk_after(self._fd, self._end, size, self._next_offset):
+                raise DamagedLog(f"{segment_path(self._folder, self._base)} is damaged at byte {self._end}")
+            os.ftruncate(self._fd, self._end)
+            os.fsync(self._fd)
+
+    def _write(self, bodies: Sequence[bytes]) -> None:
+        timestamp_us = max(round(self._clock() * 1e6), self._last_us)
+        next_offset, encoded = self._next_offset, []
+        for part in split(bodies):
+            encoded.append(encode_chunk(first_offset=next_offset, timestamp_us=timestamp_us, bodies=part))
+            next_offset += len(part)
+        payload = memoryview(b"".join(encoded))
+        written = 0
+        while written < len(payload):
+            written += os.pwrite(self._fd, payload[written:], self._end + written)
+        os.fdatasync(self._fd)
+        # Only now: a failure above leaves a tail that the next append finds torn, or whole and counted.
+        self._end += written
+        self._next_offset, self._last_us = next_offset, timestamp_us
+
+    def _roll_when_full(self) -> None:
+        if self._end < self._segment_bytes:
+            return
+        self._start_segment(self._next_offset)
+        self._drop_old_segments()
+
+    def _start_segment(self, base: int) -> None:
+        os.close(os.open(segment_path(self._folder, base), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        folder_fd = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder_fd)
+        finally:
+            os.close(folder_fd)
+        self._open_segment(base)
+
+    def _open_segment(self, base: int) -> None:
+        fd = os.open(segment_path(self._folder, base), os.O_RDWR | os.O_CLOEXEC)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._base, self._end, self._next_offset = fd, base, 0, base
+
+    def _timestamp_before(self, bases: Sequence[int]) -> int:
+        """The last timestamp of the segment before the last one, so that time never goes backwards."""
+        if len(bases) < 2:
+            return 0
+        return max((c.timestamp_us for c in scan(self._folder, bases[-2])), default=0)
+
+    def _drop_old_segments(self) -> None:
+        bases = segment_bases(self._folder)
+        sizes = [segment_path(self._folder, base).stat().st_size for base in bases]
+        horizon_us = round(self._clock() * 1e6) - self._max_age_us
+        for index, base in enumerate(bases[:-1]):
+            newer = next(scan(self._folder, bases[index + 1]), None)
+            # All of a segment is at most as new as the first chunk of the one after it.
+            expired = newer is not None and newer.timestamp_us < horizon_us
+            if not expired and sum(sizes[index:]) <= self._max_bytes:
+                return
+            segment_path(self._folder, base).unlink()
+
+
+def scan(folder: Path, base: int) -> Iterator[StoredChunk]:
+    """The valid chunks of one segment, in order."""
+    fd = os.open(segment_path(folder, base), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        position, size = 0, os.fstat(fd).st_size
+        while chunk := read_chunk(fd, position, size):
+            yield chunk
+            position = chunk.end
+    finally:
+        os.close(fd)
+
+
+def holds_chunk_after(fd: int, position: int, size: int, offset: int) -> bool:
+    """Is there a valid chunk beyond the bad bytes at ``position``, of records after ``offset``?"""
+    rest = os.pread(fd, size - position, position)
+    at = rest.find(_MAGIC, 1)
+    while at >= 0:
+        chunk = read_chunk(fd, position + at, size)
+        if chunk is not None and chunk.first_offset > offset:
+            return True
+        at = rest.find(_MAGIC, at + 1)
+    return False
+
+
+class LogReader:
+    """A position in a log that moves forward, following the writers of any process.
+
+    `peek` never moves, `advance` never reads: a caller that is cancelled between them loses nothing.
+    """
+
+    def __init__(self, folder: Path, offset: int) -> None:
+        self._folder = folder
+        self._fd = -1
+        self._base = -1
+        self._position = 0
+        self._durable_size = 0
+        self._checked_size = -1
+        self.next_offset = offset
+        """Offset of the first record that was not handed to `advance` yet."""
+
+    def peek(self) -> StoredChunk | None:
+        """The next chunk that holds a record at or above ``next_offset``; None at the end.
+
+        Raises:
+            LookupError: the segments that are left begin after ``next_offset``, at ``args[0]``.
+            DamagedLog: what is stored here is broken, and the log goes on behind it.
+        """
+        while self._fd >= 0 or self._open_segment():
+            size = os.fstat(self._fd).st_size
+            self._skip_consumed(size)
+            chunk = read_chunk(self._fd, self._position, size)
+            if chunk is None:
+                if not self._open_segment():
+                    return None
+            elif chunk.first_offset > self.next_offset:
+                raise self._damage()
+            else:
+                return chunk
+        return None
+
+    def advance(self, chunk: StoredChunk) -> None:
+        self._position, self.next_offset = chunk.end, chunk.next_offset
+
+    def undurable(self, chunk: StoredChunk) -> tuple[int, int] | None:
+        """A descriptor to sync and close before the chunk may be believed, and the size that makes
+        durable; None when it is durable already. Without this a power cut could take back records
+        that a reader has counted."""
+        if chunk.end <= self._durable_size:
+            return None
+        return os.dup(self._fd), os.fstat(self._fd).st_size
+
+    def durable_up_to(self, size: int) -> None:
+        self._durable_size = max(self._durable_size, size)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _skip_consumed(self, size: int) -> None:
+        """Step over chunks wholly below ``next_offset`` by their headers alone."""
+        while self._position + HEADER_BYTES <= size:
+            header = os.pread(self._fd, HEADER_BYTES, self._position)
+            magic, first_offset, records, _, payload_bytes = _PREFIX.unpack_from(header)
+            end = self._position + HEADER_BYTES + payload_bytes
+            if magic != _MAGIC or first_offset + records > self.next_offset or end > size:
+                return
+            self._position = end
+
+    def _open_segment(self) -> bool:
+        """Open the segment that holds ``next_offset``; False when it is open, or not yet there."""
+        if self._fd >= 0 and not segment_path(self._folder, self.next_offset).exists():
+            self._reject_gap()
+            return False
+        bases = segment_bases(self._folder)
+        if bases and bases[0] > self.next_offset:
+            raise LookupError(bases[0])
+        base = max((b for b in bases if b <= self.next_offset), default=-1)
+        if base < 0 or base == self._base:
+            return False
+        fd = os.open(segment_path(self._folder, base), os.O_RDONLY | os.O_CLOEXEC)
+        self.close()
+        self._fd, self._base = fd, base
+        self._position, self._durable_size, self._checked_size = 0, 0, -1
+        return True
+
+    def _reject_gap(self) -> None:
+        """Raise if the log goes on although nothing valid is stored at this position."""
+        bases = segment_bases(self._folder)
+        goes_on = bool(bases) and bases[-1] > self.next_offset
+        if not goes_on and os.fstat(self._fd).st_nlink == 0:
+            raise FileNotFoundError("the log was deleted under its reader")
+        size = os.fstat(self._fd).st_size
+        if not goes_on and size > self._position and size != self._checked_size:
+            goes_on = self._holds_more(size)
+        # Looked at again, because a writer may have gone on since `peek` looked.
+        if goes_on and read_chunk(self._fd, self._position, os.fstat(self._fd).st_size) is None:
+            if bases and bases[0] > self.next_offset:
+                raise LookupError(bases[0])
+            raise self._damage()
+
+    def _holds_more(self, size: int) -> bool:
+        """Are the bad bytes here followed by good chunks? Only decided while no writer is active."""
+        lock_fd = os.open(self._folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._checked_size = size
+            return holds_chunk_after(self._fd, self._position, size, self.next_offset)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock_fd)
+
+    def _damage(self) -> DamagedLog:
+        return DamagedLog(
+            f"{segment_path(self._folder, self._base)} is damaged at byte {self._position}"
+            f" (offset {self.next_offset})"
+        )
