@@ -88,6 +88,15 @@ def _choice(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def _secret(characters_min: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if len(text) < characters_min:
+            raise ValueError(f"expected at least {characters_min} characters")
+        return text
+
+    return parse
+
+
 def _networks(text: str) -> str:
     for part in filter(None, (p.strip() for p in text.split(","))):
         ip_network(part)
@@ -208,6 +217,26 @@ SETTINGS: tuple[Setting, ...] = (
         _networks,
         "127.0.0.1/32,::1/128",
         "networks whose X-Actor-* headers are believed (gateway)",
+    ),
+    _setting("API_POOL_SIZE", _positive_int, "10", "database connections of one API process"),
+    _setting(
+        "API_DATABASE_TIMEOUT",
+        _span(0.05, 60),
+        "500ms",
+        "the API's wait for a database connection or a sign of life before it answers 503",
+    ),
+    _setting(
+        "API_STATEMENT_TIMEOUT",
+        _span(0.1, 600),
+        "10s",
+        "longest query of the API on a database that is alive; beyond, the answer is a 503",
+    ),
+    _setting(
+        "CURSOR_SECRET",
+        _secret(16),
+        None,
+        "signs the API's page cursors; same on all its processes; unset: random at each start",
+        True,
     ),
     _setting("S3_ENDPOINT", _url("http", "https"), None, "object store for exports and the archive"),
     _setting("S3_BUCKET", _non_empty, None, "bucket of exports and the archive"),
