@@ -58,7 +58,7 @@ def rabbitmq(stack: Stack, up: Callable[[Server], None]) -> RabbitMQ:
 
 @pytest.fixture
 def timescale(stack: Stack, up: Callable[[Server], None]) -> Iterator[str]:
-    """The URL of a database of the test's own, with the extension timescaledb; `stack.postgres` is its server."""
+    """The URL of a database of the test's own, with the extension; `stack.postgres` is its server."""
     up(stack.postgres)
     name = f"test_{uuid.uuid4().hex}"
     yield stack.postgres.create_database(name)

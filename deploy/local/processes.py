@@ -40,7 +40,7 @@ def start_mark(pid: int) -> str | None:
 
 
 def spawn(argv: Sequence[str], *, env: dict[str, str], log: Path, cwd: Path, mark: str) -> "Spawned":
-    """A process in a session of its own that waits for `go()`; without it, it ends with us and runs nothing."""
+    """A process in a session of its own that waits for `go()`; without, it ends with us and runs nothing."""
     gate = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv]
     with log.open("ab") as out:
         child = subprocess.Popen(

@@ -1,7 +1,7 @@
 """The four servers: how each is configured, started, asked whether it is ready, and reached.
 
-A `Server` owns a folder: `server.json` (its ports and its process), `server.log` and `data/`.  Any process that
-opens the same folder has the same handle, so one command brings a server up and another takes it down.
+A `Server` owns a folder: `server.json` (its ports and its process), `server.log` and `data/`.  Any process
+that opens the same folder has the same handle, so one command brings a server up and another takes it down.
 """
 
 import base64
@@ -40,6 +40,7 @@ class Server:
     user: ClassVar[str | None] = None  # who runs it inside a root folder; None runs it on the host as we are
     port_names: ClassVar[tuple[str, ...]]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
+    patience_s: ClassVar[float] = 30  # how long `stop()` waits before it kills
 
     def __init__(self, folder: Path, stack_name: str, way: Callable[[], Way], *, durable: bool) -> None:
         self.folder = folder
@@ -55,15 +56,15 @@ class Server:
     def start(self, timeout_s: float = 90) -> None:
         """Bring it up and wait until it really answers; nothing happens when it already does.
 
-        Raises ServerFailed at the deadline, or at once when its process ends, and then leaves nothing running.
+        Raises ServerFailed at the deadline, or at once when its process ends; it then leaves nothing running.
         """
         with self._locked():
             self._start(timeout_s)
 
-    def stop(self, timeout_s: float = 30) -> None:
+    def stop(self) -> None:
         """End it as an operator would: it closes its connections and writes what it holds."""
         with self._locked():
-            self._stop(timeout_s)
+            self._stop()
 
     def kill(self) -> None:
         """SIGKILL all its processes at one moment."""
@@ -73,7 +74,7 @@ class Server:
 
     def restart(self, timeout_s: float = 90) -> None:
         with self._locked():
-            self._stop(30)
+            self._stop()
             self._start(timeout_s)
 
     def pause(self) -> None:
@@ -152,6 +153,9 @@ class Server:
         }
         return known | {"POSTGRES_FSYNC": "on" if self.durable else "off"}
 
+    def tidy(self) -> None:
+        """Remove what it leaves outside its folder; its processes are gone."""
+
     # -- inside --
 
     def remember(self, process: Process) -> None:
@@ -172,9 +176,9 @@ class Server:
             raise
         self._save(env=self.env)  # for who reads the file; we compute it
 
-    def _stop(self, timeout_s: float) -> None:
+    def _stop(self) -> None:
         if self._known():
-            self._way().stop(self, timeout_s)
+            self._way().stop(self)
             self._save(process=None)
 
     def _wait_ready(self, deadline: float) -> None:
@@ -329,7 +333,7 @@ class Postgres(Server):
 
     def create_database(self, database: str) -> str:
         """A new database with the extension timescaledb; its URL."""
-        # From template0, to which nobody connects: TimescaleDB's launcher visits template1, which fails the copy.
+        # From template0, which takes no connections: TimescaleDB's launcher visits template1, so its copy fails.
         self._execute("postgres", f'CREATE DATABASE "{database}" TEMPLATE template0')
         self._execute(database, "CREATE EXTENSION IF NOT EXISTS timescaledb")
         return self.database_url(database)
@@ -379,7 +383,7 @@ class Postgres(Server):
         import psycopg
 
         with psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=2) as connection:
-            connection.execute(sql)  # type: ignore[call-overload]
+            connection.execute(sql)
 
 
 class Redis(Server):
@@ -424,6 +428,9 @@ class S3(Server):
     bucket = "spendstream"
     access_key = "spendstream"
     secret_key = "spendstream-local"
+    patience_s = (
+        1  # its filer would wait 15 s for its own subscriptions; what it acknowledged is written already
+    )
 
     @property
     def url(self) -> str:
@@ -440,8 +447,8 @@ class S3(Server):
 
     def client(self) -> Any:
         """A botocore client, which does not retry."""
-        import botocore.session
-        from botocore.config import Config
+        import botocore.session  # type: ignore[import-untyped]
+        from botocore.config import Config  # type: ignore[import-untyped]
 
         return botocore.session.Session().create_client(
             "s3",
@@ -474,6 +481,7 @@ class S3(Server):
             "s3.localSocket": self.data / "s3.sock",
             "filer.localSocket": self.data / "filer.sock",
             "master.telemetry": "false",
+            "master.electionTimeout": "1s",  # of one candidate: 10 s would be waited out at every restart
             "master.volumeSizeLimitMB": 64,
             "volume.max": 100,
             "volume.preStopSeconds": 0,
@@ -483,7 +491,16 @@ class S3(Server):
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
         }
-        return [weed, "server", *(f"-{name}={value}" for name, value in flags.items())], env
+        return [
+            weed,
+            "-logtostderr=true",
+            "server",
+            *(f"-{name}={value}" for name, value in flags.items()),
+        ], env
+
+    def tidy(self) -> None:
+        for part in ("master", "volume", "filer", "s3"):  # sockets whose place cannot be configured
+            Path(f"/tmp/seaweedfs-{part}-grpc-{self.ports[f'{part}_grpc']}.sock").unlink(missing_ok=True)
 
     def probe(self) -> None:
         self.client().list_buckets()

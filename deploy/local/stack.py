@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -80,11 +81,15 @@ class Stack:
             self._lifeline = None
 
     def purge(self) -> None:
-        """`stop()`, and delete the data and all else in the folder."""
+        """`stop()`, and delete the data and all else that a stack puts into its folder, but nothing more."""
         self.stop()
         for server in self.servers.values():
             server.purge()
-        shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(server.folder, ignore_errors=True)
+        for name in ("stack.json", "lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or not only ours
+            self.folder.rmdir()
 
     @property
     def env(self) -> dict[str, str]:

@@ -37,7 +37,7 @@ class Way(Protocol):
     def root(self) -> Path | None: ...
     def spawn(self, server: "Server") -> None: ...
     def alive(self, server: "Server") -> bool: ...
-    def stop(self, server: "Server", timeout_s: float) -> None: ...
+    def stop(self, server: "Server") -> None: ...
     def kill(self, server: "Server") -> None: ...
     def pause(self, server: "Server") -> None: ...
     def resume(self, server: "Server") -> None: ...
@@ -107,9 +107,9 @@ class Compose:
         running = self._run(server, "ps", "--quiet", "--status=running", "--status=paused", server.name)
         return bool(running.strip())
 
-    def stop(self, server: "Server", timeout_s: float) -> None:
+    def stop(self, server: "Server") -> None:
         self.resume(server)
-        self._run(server, "stop", f"--timeout={timeout_s:.0f}", server.name)
+        self._run(server, "stop", f"--timeout={server.patience_s:.0f}", server.name)
         self._run(server, "rm", "--force", server.name)
 
     def kill(self, server: "Server") -> None:
@@ -178,42 +178,35 @@ def find_binaries(root: Path) -> Binaries:
 
     Raises Unavailable naming each one that is missing.
     """
+
+    def first(
+        name: str, packaged: Sequence[str], good: Callable[[Path], bool] = lambda _: True
+    ) -> Path | None:
+        on_path = shutil.which(name) if root == Path("/") else None
+        candidates = [Path(on_path).resolve()] if on_path else []
+        candidates += [path / name for folder in packaged for path in root.glob(folder)]
+        return next((path for path in candidates if path.exists() and good(path)), None)
+
     found = {
-        "RabbitMQ >= 4.0": _first(
-            [*_on_path(root, "rabbitmq-server"), *root.glob("usr/lib/rabbitmq/lib/*/sbin/rabbitmq-server"), *root.glob("opt/rabbitmq*/sbin/rabbitmq-server"), *root.glob("usr/local/lib/rabbitmq*/sbin/rabbitmq-server")],
-            lambda found: any(found.parent.parent.glob("plugins/rabbit-[4-9].*")),
+        "RabbitMQ >= 4.0": first(
+            "rabbitmq-server",
+            ("usr/lib/rabbitmq/lib/*/sbin", "opt/rabbitmq*/sbin", "usr/local/lib/rabbitmq*/sbin"),
+            lambda path: any(path.parent.parent.glob("plugins/rabbit-[4-9].*")),
         ),
-        "PostgreSQL 17 with TimescaleDB": _first(
-            [*_on_path(root, "postgres"), root / "usr/lib/postgresql/17/bin/postgres", root / "usr/pgsql-17/bin/postgres", *root.glob("usr/local/*/bin/postgres")],
-            lambda found: _is_17(found) and any(found.parent.parent.glob("lib/**/timescaledb.so")),
+        "PostgreSQL 17 with TimescaleDB": first(
+            "postgres",
+            ("usr/lib/postgresql/17/bin", "usr/pgsql-17/bin", "usr/local/pgsql/bin", "opt/postgresql*/bin"),
+            lambda path: (
+                (root != Path("/") or " 17." in _try(str(path), "--version").stdout)
+                and any(path.parent.parent.glob("lib/**/timescaledb.so"))
+            ),
         ),
-        "redis-server": _first(
-            [
-                *_on_path(root, "redis-server"),
-                root / "usr/bin/redis-server",
-                root / "usr/local/bin/redis-server",
-            ],
-            lambda _: True,
-        ),
+        "redis-server": first("redis-server", ("usr/bin", "usr/local/bin")),
     }
     if missing := [name for name, path in found.items() if path is None]:
         raise Unavailable(f"not found: {', '.join(missing)}")
     inside = [Path("/") / path.relative_to(root) for path in found.values() if path is not None]
     return Binaries(rabbitmq_server=inside[0], pg_bin=inside[1].parent, redis_server=inside[2])
-
-
-def _is_17(postgres: Path) -> bool:
-    """By the version in the path or, when it does not tell, by asking the program."""
-    return "17" in str(postgres.parent) or " 17." in _try(str(postgres), "--version").stdout
-
-
-def _on_path(root: Path, name: str) -> list[Path]:
-    at = shutil.which(name) if root == Path("/") else None
-    return [Path(at).resolve()] if at else []
-
-
-def _first(candidates: list[Path], good: Callable[[Path], bool]) -> Path | None:
-    return next((path for path in candidates if path.exists() and good(path)), None)
 
 
 # Private mounts of the server: its root on itself (df and RabbitMQ's disk monitor want a mounted root), its
@@ -266,17 +259,18 @@ class Processes:
     def alive(self, server: "Server") -> bool:
         return server.process is not None and server.process.alive()
 
-    def stop(self, server: "Server", timeout_s: float) -> None:
+    def stop(self, server: "Server") -> None:
         """Ask its main process to end; SIGKILL for what is still there after the deadline."""
         self.resume(server)
         if (leader := server.process) is not None and leader.alive():
             main = processes.children(leader.pid) if self._wraps(server) else [leader.pid]
             processes.send(main, server.stop_signal)
-            processes.wait_until(lambda: not leader.alive(), timeout_s=timeout_s)
+            processes.wait_until(lambda: not leader.alive(), timeout_s=server.patience_s)
         self.kill(server)
 
     def kill(self, server: "Server") -> None:
         processes.kill(server.process, server.mark)
+        server.tidy()
 
     def pause(self, server: "Server") -> None:
         processes.freeze(server.process, server.mark)
