@@ -51,7 +51,7 @@ class Server:
         self.mark = str(folder)
         self._way = way
 
-    # -- what tests call --
+    # -- what tests call 
 
     def start(self, timeout_s: float = 90) -> None:
         """Bring it up and wait until it really answers; nothing happens when it already does.
@@ -129,7 +129,7 @@ class Server:
         """The environment by which programs find it."""
         raise NotImplementedError
 
-    # -- what each server tells --
+    # -- what each server tells 
 
     def prepare(self, way: Processes) -> None:
         """Write its configuration into `data` (as it is seen at `way.data_seen(self)`)."""
@@ -156,7 +156,7 @@ class Server:
     def tidy(self) -> None:
         """Remove what it leaves outside its folder; its processes are gone."""
 
-    # -- inside --
+    # -- inside 
 
     def remember(self, process: Process) -> None:
         self._save(process={"pid": process.pid, "started": process.started})
@@ -333,7 +333,7 @@ class Postgres(Server):
 
     def create_database(self, database: str) -> str:
         """A new database with the extension timescaledb; its URL."""
-        # From template0, which takes no connections: TimescaleDB's launcher visits template1, so its copy fails.
+        # Of template0, which takes no connections: TimescaleDB's launcher visits template1, so its copy fails.
         self._execute("postgres", f'CREATE DATABASE "{database}" TEMPLATE template0')
         self._execute(database, "CREATE EXTENSION IF NOT EXISTS timescaledb")
         return self.database_url(database)
