@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.core.rules import Rules
 from sql import settings
 
 
@@ -18,16 +19,6 @@ class StreamConfig:
     ca_file: str | None = None
     max_age_s: float = 7 * 86400
     max_bytes: int = 20 * 2**30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerConfig:
-    """The rules of the core; they decide figures, so a change of them is a change of meaning."""
-
-    allowed_lateness_us: int = 10_000_000
-    dedupe_window_us: int = 24 * 3_600_000_000
-    clients_per_org_hour_max: int = 1000
-    dead_letter_bodies_max: int = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +48,7 @@ class Config:
     metrics_host: str
     metrics_port: int
     stream: StreamConfig
-    ledger: LedgerConfig
+    rules: Rules
     flush: FlushConfig
     retention: RetentionConfig
 
@@ -73,7 +64,7 @@ def load(environment: Mapping[str, str]) -> Config:
         metrics_host=v["METRICS_HOST"],
         metrics_port=v["METRICS_PORT"],
         stream=stream_config(v),
-        ledger=LedgerConfig(
+        rules=Rules(
             allowed_lateness_us=round(v["ALLOWED_LATENESS"] * 1e6),
             dedupe_window_us=round(v["DEDUPE_WINDOW"] * 1e6),
             clients_per_org_hour_max=v["CLIENTS_PER_ORG_HOUR_MAX"],

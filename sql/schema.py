@@ -63,6 +63,7 @@ def _rollup(name: str, *, by_client: bool) -> Table:
         *client,
         Column("partition", SmallInteger, primary_key=True, autoincrement=False),
         *_measures(),
+        Index(f"{name}_bucket_start", "bucket_start", postgresql_using="brin"),
         postgresql_with={"fillfactor": "50"},
     )
 
@@ -85,6 +86,7 @@ usage_errors_hour = Table(
     Column("error_code", Text, primary_key=True),
     Column("partition", SmallInteger, primary_key=True, autoincrement=False),
     Column("count", BigInteger, nullable=False),
+    Index("usage_errors_hour_bucket_start", "bucket_start", postgresql_using="brin"),
     postgresql_with={"fillfactor": "50"},
 )
 """Failed events by hour. ``status`` is 1 error, 2 timeout, 3 throttled; ``error_code`` '' if none."""

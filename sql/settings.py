@@ -202,6 +202,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting("RETENTION_MINUTE", _span(86400, 3650 * 86400), "14d", "how long minute rows are kept"),
     _setting("RETENTION_ROLLUP", _span(86400, 3650 * 86400), "400d", "how long hour and day rows are kept"),
+    _setting(
+        "RETENTION_DEAD_LETTERS",
+        _span(86400, 3650 * 86400),
+        "90d",
+        "how long rejected events can be looked at",
+    ),
     _setting("FRESH_LAG", _span(1, 86400), "60s", "freshness lag below which data is `fresh`"),
     _setting(
         "STALE_LAG", _span(1, 86400), "300s", "freshness lag below which data is `stale`, else `delayed`"

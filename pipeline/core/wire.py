@@ -102,7 +102,7 @@ def _malformed(message: str) -> Invalid:
     return Invalid(reason="malformed", faults=(Fault("", message),))
 
 
-_CAMEL: Final = {
+CAMEL_NAMES: Final = {
     name: name
     for name in (
         "eventId",
@@ -120,16 +120,17 @@ _CAMEL: Final = {
         "metadata",
     )
 }
-_SNAKE: Final = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in _CAMEL}
+SNAKE_NAMES: Final = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in CAMEL_NAMES}
+SHORT_COST_NAMES: Final = {**SNAKE_NAMES, "costEstimateCents": "cost_estimate"}
 
 
 def _read_object(value: dict[str, Any]) -> Event | Invalid:
     if "eventId" in value or ("event_id" not in value and "specversion" not in value):
-        return _read_fields(value, _CAMEL)
+        return _read_fields(value, CAMEL_NAMES)
     if "event_id" in value:
         if "cost_estimate_cents" not in value and "cost_estimate" in value:
-            return _read_fields(value, {**_SNAKE, "costEstimateCents": "cost_estimate"})
-        return _read_fields(value, _SNAKE)
+            return _read_fields(value, SHORT_COST_NAMES)
+        return _read_fields(value, SNAKE_NAMES)
     faults = []
     if value["specversion"] != "1.0" or isinstance(value["specversion"], _Number):
         faults.append(Fault("specversion", "expected CloudEvents 1.0"))
@@ -260,7 +261,8 @@ def _cost_microcents(value: Any) -> int:
     if power > 14 or (power >= 0 and digits * 10**power > COST_MICROCENTS_MAX):
         raise ValueError("must not be above 100000000")
     if power >= 0:
-        return int(digits * 10**power)
+        scale: int = 10**power
+        return digits * scale
     if -power > NUMBER_CHARS_MAX + 1:
         return 0
     unit = 10**-power

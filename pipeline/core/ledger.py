@@ -1,0 +1,591 @@
+"""The books of one partition: chunks in, one batch for the database out.
+
+The `Ledger` is everything between the transport and the transaction, without either: it reads bodies,
+judges time, deduplicates, adds to the windows and says what a flush must write. Its state is always
+"exactly the events below `next_offset`"; a `Batch` moves the database from the last committed state to that
+one, whole. It never sees a connection, a clock or a task; the caller brings ``now``.
+
+The cycle (`pipeline.agents` drives it)::
+
+    ingest(chunk) ...            as chunks come
+    missing() -> adopt(rows)     before a drain: late events may touch rows that are not in memory
+    drain(now) -> Batch          freeze what is dirty
+    (commit the batch, retrying the very same one until its outcome is known)
+
+A ledger whose batch is lost, or fenced, is thrown away: recovery builds a new one from the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core import dedupe, kernels, sketches, watermark
+from pipeline.core.dedupe import SeenIds
+from pipeline.core.events import Columns, Names, Reader
+from pipeline.core.rules import Rules
+from pipeline.core.watermark import HOUR_US, NEVER
+from pipeline.core.windows import ERRORS, GRAINS, Grain, NameCap, Spans, Table, TableRows
+from pipeline.core.wire import Fault
+
+IntArray = npt.NDArray[Any]
+
+FUTURE_US: Final = 300_000_000
+"""An event this much after the broker's timestamp of its chunk is refused as ``future``."""
+
+FOLD_EVENTS: Final = 8192
+"""Buffered events that are folded at once: large enough for columns to pay, small enough for the loop."""
+
+ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
+LOADED_BLOCKS_MAX: Final = 20_000
+NAMES_MAX: Final = 200_000
+
+REASONS: Final = ("malformed", "invalid", "future", "too_late")
+
+
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a partition stands: the part of its state that is one row of ``partitions``."""
+
+    next_offset: int = 0
+    newest_us: int = NEVER
+    """Newest accepted event time; `watermark.NEVER` before the first."""
+    broker_us: int = 0
+    """Broker timestamp of the last chunk."""
+    watermark_us: int | None = None
+    offered: int = 0
+    accepted: int = 0
+    duplicate: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One refused record, with all that is needed to look at it and to replay it."""
+
+    offset: int
+    position: int
+    reason: str
+    faults: tuple[Fault, ...]
+    body: bytes | None
+    """The original bytes; None in a flood, when only the offset is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """All rows of one org and one bucket of a table, by their real names."""
+
+    grain: Grain
+    org: tuple[int, int]
+    """(high, low) 64 bits of the org id."""
+    bucket: int
+    """Bucket start divided by the bucket's length."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredRows:
+    """Rows with real ids instead of numbers: what the sink writes and reads. Arrays of one length n."""
+
+    grain: Grain
+    org: IntArray
+    model: IntArray
+    """uint64[n, 2] each, (high, low)."""
+    bucket: IntArray
+    """int64[n]: bucket start divided by the bucket's length."""
+    measures: IntArray
+    """int64[n, 11] (`windows.MEASURES`), or int64[n, 1] for counts."""
+    sketches: Sequence[bytes] = ()
+    client: Sequence[str] = ()
+    status: IntArray | None = None
+    error_code: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.bucket)
+
+
+@dataclass(slots=True, kw_only=True)
+class SeenRows:
+    """First and last event times of orgs, of models or of clients: arrays of one length."""
+
+    org: IntArray
+    span_us: IntArray
+    """int64[n, 2]: first, last."""
+    model: IntArray | None = None
+    client: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.org)
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """Everything that one transaction writes, and the offset it must find (``from_offset``)."""
+
+    from_offset: int
+    position: Position
+    caught_up: bool
+    tables: list[StoredRows]
+    orgs: SeenRows
+    models: SeenRows
+    clients: SeenRows
+    id_segments: Mapping[int, bytes]
+    """Hour number to the ids accepted in it since the last batch."""
+    dead_letters: list[DeadLetter]
+    rejected_us: int
+    """When the refused were refused: the broker's time of the batch's last chunk."""
+
+    @property
+    def row_count(self) -> int:
+        return sum(map(len, self.tables))
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts since the start of this process, for the metrics."""
+
+    accepted: int = 0
+    duplicate: int = 0
+    conflicts: int = 0
+    late: int = 0
+    capped_clients: int = 0
+    rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+
+
+@dataclass(slots=True)
+class _Accepted:
+    """Accepted events on their way into the tables."""
+
+    columns: Columns
+    met_us: IntArray
+    """int64[n]: the watermark met on arrival."""
+    named: IntArray
+    """bool[n]: client and error code have been put under the hour's caps already."""
+
+    def take(self, which: IntArray) -> _Accepted:
+        return _Accepted(self.columns.take(which), self.met_us[which], self.named[which])
+
+
+class Ledger:
+    """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe."""
+
+    def __init__(self, rules: Rules, position: Position | None = None) -> None:
+        self._rules = rules
+        self.position = position or Position()
+        self.tally = Tally()
+        self._committed_from = self.position.next_offset
+        self._buffered: list[tuple[int, int, Sequence[bytes]]] = []
+        self.buffered_events = 0
+        self._received_offset = self.position.next_offset
+        self._reader = Reader()
+        self._seen_ids = SeenIds()
+        self._tables = [Table(grain, key_width=4 if grain.by_client else 3) for grain in GRAINS]
+        self._errors = Table(ERRORS, key_width=6, counts_only=True)
+        self._client_cap = NameCap(rules.clients_per_org_hour_max)
+        self._code_cap = NameCap(ERROR_CODES_PER_ORG_HOUR_MAX)
+        self._cold: list[_Accepted] = []
+        self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
+        self._new_ids: list[Columns] = []
+        self._dead_letters: list[DeadLetter] = []
+        self._bodies_kept = 0
+        self._set_horizons()
+
+    # --- recovery ------------------------------------------------------------------------------------
+
+    def resident_from(self) -> list[tuple[Grain, int]]:
+        """First resident bucket of every table: what recovery must `recover`."""
+        return [(table.grain, table.horizon) for table in (*self._tables, self._errors)]
+
+    def recover_ids(self, segments: Sequence[tuple[int, bytes]]) -> None:
+        """Remember the ids of stored (hour, segment) pairs, in ascending order of the hour."""
+        parts = [(hour, *dedupe.decode_segment(segment)) for hour, segment in segments]
+        if not parts:
+            return
+        hours = np.repeat(np.array([part[0] for part in parts], np.int32), [len(part[2]) for part in parts])
+        org, ids, checks = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+        # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
+        self._seen_ids.add(ids, self._reader.orgs.number(org), hours, checks, hours)
+
+    def live_hours_from(self) -> int:
+        """First hour whose ids still count at the broker time of the last chunk."""
+        return (self.position.broker_us - self._rules.dedupe_window_us) // HOUR_US
+
+    # --- chunks in -------------------------------------------------------------------------------------
+
+    def ingest(
+        self, *, first_offset: int, next_offset: int, timestamp_us: int, bodies: Sequence[bytes]
+    ) -> None:
+        """Take in one chunk, in stream order. Record i has the offset ``first_offset + i``.
+
+        Raises:
+            ValueError: the chunk does not follow the last one.
+        """
+        if first_offset < self._received_offset:
+            raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
+        self._received_offset = next_offset
+        self._buffered.append((first_offset, timestamp_us, bodies))
+        self.buffered_events += len(bodies)
+        if self.buffered_events >= FOLD_EVENTS:
+            self.fold()
+
+    def fold(self) -> None:
+        """Work the buffered chunks into the books: read, judge, deduplicate, add."""
+        if not self._buffered:
+            return
+        chunks, self._buffered, self.buffered_events = self._buffered, [], 0
+        bodies = [body for _, _, chunk in chunks for body in chunk]
+        lengths = [len(chunk) for _, _, chunk in chunks]
+        offsets = np.repeat([first for first, _, _ in chunks], lengths) + (
+            np.arange(len(bodies)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        )
+        broker_us = np.repeat(np.array([timestamp for _, timestamp, _ in chunks], np.int64), lengths)
+        self.position.broker_us = chunks[-1][1]
+        self.position.next_offset = self._received_offset
+        self.position.offered += len(bodies)
+
+        columns, refused = self._reader.read(bodies)
+        for bad in refused:
+            self._refuse(int(offsets[bad.source]), bodies[bad.source], bad.reason, bad.faults)
+        columns = self._refuse_by_time(columns, offsets, broker_us, bodies)
+        columns = self._drop_duplicates(columns, broker_us)
+        self._accept(columns)
+
+    def _refuse(self, offset: int, body: bytes, reason: str, faults: tuple[Fault, ...]) -> None:
+        self.position.rejected += 1
+        self.tally.rejected[reason] += 1
+        kept = self._bodies_kept < self._rules.dead_letter_bodies_max
+        self._bodies_kept += kept
+        self._dead_letters.append(
+            DeadLetter(
+                offset=offset, position=0, reason=reason, faults=faults, body=bytes(body) if kept else None
+            )
+        )
+
+    def _refuse_by_time(
+        self, columns: Columns, offsets: IntArray, broker_us: IntArray, bodies: Sequence[bytes]
+    ) -> Columns:
+        broker = broker_us[columns.source]
+        future = columns.occurred_us > broker + FUTURE_US
+        too_late = columns.occurred_us < broker - self._rules.dedupe_window_us
+        refused = future | too_late
+        if not refused.any():
+            return columns
+        for i in np.flatnonzero(refused).tolist():
+            source = int(columns.source[i])
+            if future[i]:
+                reason, message = "future", "more than 5 minutes after the broker received it"
+            else:
+                window_h = self._rules.dedupe_window_us / HOUR_US
+                reason, message = "too_late", f"more than {window_h:g} h before the broker received it"
+            self._refuse(int(offsets[source]), bodies[source], reason, (Fault("occurredAt", message),))
+        return columns.take(~refused)
+
+    def _drop_duplicates(self, columns: Columns, broker_us: IntArray) -> Columns:
+        hours = (columns.occurred_us // HOUR_US).astype(np.int32)
+        live_from = ((broker_us[columns.source] - self._rules.dedupe_window_us) // HOUR_US).astype(np.int32)
+        outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from)
+        fresh = outcomes == kernels.NEW
+        accepted = int(np.count_nonzero(fresh))
+        duplicate = len(columns) - accepted
+        self.position.accepted += accepted
+        self.position.duplicate += duplicate
+        self.tally.accepted += accepted
+        self.tally.duplicate += duplicate
+        if duplicate:
+            self.tally.conflicts += int(np.count_nonzero(outcomes == kernels.CONFLICT))
+            columns = columns.take(fresh)
+        if len(columns):
+            self._new_ids.append(columns)
+        return columns
+
+    def _accept(self, columns: Columns) -> None:
+        if not len(columns):
+            return
+        met_us = watermark.arrivals(
+            columns.occurred_us, self.position.newest_us, self._rules.allowed_lateness_us
+        )
+        self.position.newest_us = max(self.position.newest_us, int(columns.occurred_us.max()))
+        self._orgs.add(columns.org[:, None], columns.occurred_us)
+        self._models.add(np.stack((columns.org, columns.model), axis=1), columns.occurred_us)
+        accepted = _Accepted(columns, met_us, np.zeros(len(columns), np.bool_))
+
+        # Names are settled in stream order wherever the hour is in memory, even for events that wait below
+        # for other rows: who comes first must not depend on when a flush happens.
+        hour = columns.occurred_us // HOUR_US
+        unsettled = self._by_name(GRAINS[3]).cold(columns.org, hour) | self._errors.cold(columns.org, hour)
+        self._settle_names(accepted, np.flatnonzero(~unsettled))
+        cold = unsettled
+        for table in self._tables:
+            cold = cold | table.cold(columns.org, columns.occurred_us // table.grain.length_us)
+        if cold.any():
+            self._cold.append(accepted.take(np.flatnonzero(cold)))
+            accepted = accepted.take(np.flatnonzero(~cold))
+        self._add(accepted)
+
+    def _by_name(self, grain: Grain) -> Table:
+        return next(table for table in self._tables if table.grain is grain)
+
+    def _settle_names(self, accepted: _Accepted, which: IntArray) -> None:
+        """Put clients and error codes of some events under the caps of their org and hour."""
+        columns = accepted.columns
+        hour = columns.occurred_us // HOUR_US
+        failed = which[columns.status[which] > 0]
+        for cap, numbers, counted in (
+            (self._client_cap, columns.client, which),
+            (self._code_cap, columns.error_code, failed),
+        ):
+            named = counted[numbers[counted] > Names.OTHER]
+            if len(named):
+                admitted = cap.admit(columns.org[named], hour[named], numbers[named])
+                if not admitted.all():
+                    numbers[named[~admitted]] = Names.OTHER
+                    if cap is self._client_cap:
+                        self.tally.capped_clients += int(np.count_nonzero(~admitted))
+        accepted.named[which] = True
+        self._clients.add(
+            np.stack((columns.org[which], columns.client[which]), axis=1), columns.occurred_us[which]
+        )
+
+    def _add(self, accepted: _Accepted) -> None:
+        """Add events, all of resident blocks and with settled names, to every table."""
+        c = accepted.columns
+        if not len(c):
+            return
+        bins = sketches.bin_of(c.latency_ms)
+        for table in self._tables:
+            grain = table.grain
+            bucket = c.occurred_us // grain.length_us
+            late = (bucket + 1) * grain.length_us <= accepted.met_us
+            if grain.length_us == watermark.MINUTE_US:
+                self.tally.late += int(np.count_nonzero(late))
+            parts = (c.org, bucket, c.model, c.client) if grain.by_client else (c.org, bucket, c.model)
+            table.add(
+                np.stack(parts, axis=1).astype(np.int32),
+                status=c.status,
+                input_tokens=c.input_tokens,
+                output_tokens=c.output_tokens,
+                cost_microcents=c.cost_microcents,
+                latency_ms=c.latency_ms,
+                bins=bins,
+                late=late,
+            )
+        failed = np.flatnonzero(c.status)
+        if len(failed):
+            hour = c.occurred_us // HOUR_US
+            key = (c.org, hour, c.model, c.client, c.status, c.error_code)
+            self._errors.count(np.stack([part[failed] for part in key], axis=1).astype(np.int32))
+
+    # --- blocks that are not in memory -------------------------------------------------------------------
+
+    def missing(self) -> list[Block]:
+        """The blocks that held-back events need; load them and `adopt` them before the next `drain`."""
+        self.fold()
+        wanted: list[Block] = []
+        for table in (*self._tables, self._errors):
+            blocks: set[tuple[int, int]] = set()
+            for held in self._cold:
+                bucket = held.columns.occurred_us // table.grain.length_us
+                cold = table.cold(held.columns.org, bucket)
+                blocks.update(zip(held.columns.org[cold].tolist(), bucket[cold].tolist(), strict=True))
+            orgs = self._reader.orgs.keys
+            wanted.extend(
+                Block(grain=table.grain, org=(int(orgs[org, 0]), int(orgs[org, 1])), bucket=bucket)
+                for org, bucket in sorted(blocks)
+            )
+        return wanted
+
+    def adopt(self, stored: Sequence[StoredRows], blocks: Sequence[Block] = ()) -> None:
+        """Take in rows as the database has them and the blocks they make whole, and add what waited.
+
+        With ``blocks`` empty this is recovery: the rows of all buckets of `resident_from`.
+        """
+        by_grain: dict[str, list[tuple[int, int]]] = {}
+        if blocks:
+            orgs = self._reader.orgs.number(np.array([block.org for block in blocks], np.uint64))
+            for org, block in zip(orgs.tolist(), blocks, strict=True):
+                by_grain.setdefault(block.grain.name, []).append((org, block.bucket))
+        rows_by_grain = {rows.grain.name: rows for rows in stored}
+        for table in (*self._tables, self._errors):
+            name = table.grain.name
+            if name in rows_by_grain:
+                numbered = self._numbered(rows_by_grain[name])
+                if table.grain is GRAINS[3]:
+                    self._restore_names(self._client_cap, numbered.keys[:, [0, 1, 3]])
+                elif table is self._errors:
+                    self._restore_names(self._code_cap, numbered.keys[:, [0, 1, 5]])
+                table.adopt(numbered, by_grain.get(name, ()))
+            elif name in by_grain:
+                table.adopt(_no_rows(table.grain), by_grain[name])
+        held, self._cold = self._cold, []
+        for accepted in held:
+            self._settle_names(accepted, np.flatnonzero(~accepted.named))
+            self._add(accepted)
+
+    @staticmethod
+    def _restore_names(cap: NameCap, keys: IntArray) -> None:
+        """Names that have rows have been admitted before, whatever the cap is now."""
+        keys = keys[keys[:, 2] > Names.OTHER]
+        cap.admit(keys[:, 0], keys[:, 1], keys[:, 2], cap=2**62)
+
+    def _numbered(self, rows: StoredRows) -> TableRows:
+        parts = [self._reader.orgs.number(rows.org), rows.bucket, self._reader.models.number(rows.model)]
+        if rows.grain.by_client:
+            parts.append(np.array([self._reader.clients[client] for client in rows.client], np.int32))
+        if rows.status is not None:
+            parts.append(rows.status)
+            parts.append(np.array([self._reader.error_codes[code] for code in rows.error_code], np.int32))
+        return TableRows(rows.grain, np.stack(parts, axis=1).astype(np.int32), rows.measures, rows.sketches)
+
+    # --- batches out ----------------------------------------------------------------------------------------
+
+    @property
+    def dirty_rows(self) -> int:
+        """Rows that the next drain would write."""
+        return sum(table.dirty_count for table in (*self._tables, self._errors))
+
+    @property
+    def unflushed_events(self) -> int:
+        """Events that are buffered or held back: bound it, and stop reading at the bound."""
+        return self.buffered_events + sum(len(held.columns) for held in self._cold)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the tables and the ids hold, about."""
+        tables = sum(table.memory_bytes for table in (*self._tables, self._errors))
+        return tables + self._seen_ids.memory_bytes
+
+    @property
+    def remembered_ids(self) -> int:
+        return len(self._seen_ids)
+
+    def drain(self, *, now_us: int, caught_up: bool) -> Batch:
+        """Freeze everything that happened since the last drain as one batch.
+
+        ``now_us`` is when the broker was asked whether the partition had ``caught_up``. The batch must be committed
+        before the next `missing` is answered, or the ledger be thrown away.
+
+        Raises:
+            ValueError: held-back events still wait for `missing` blocks.
+        """
+        self.fold()
+        if self._cold:
+            raise ValueError("blocks are missing: load and adopt them before draining")
+        position = self.position
+        position.watermark_us = watermark.advance(
+            position.watermark_us,
+            newest_us=position.newest_us,
+            lateness_us=self._rules.allowed_lateness_us,
+            now_us=now_us,
+            caught_up=caught_up,
+        )
+        batch = Batch(
+            from_offset=self._committed_from,
+            position=Position(**{name: getattr(position, name) for name in Position.__slots__}),
+            caught_up=caught_up,
+            tables=[self._stored(table.drain()) for table in (*self._tables, self._errors)],
+            orgs=self._seen(self._orgs),
+            models=self._seen(self._models, by_model=True),
+            clients=self._seen(self._clients, by_client=True),
+            id_segments=self._id_segments(),
+            dead_letters=self._dead_letters,
+            rejected_us=position.broker_us,
+        )
+        self._committed_from = position.next_offset
+        self._dead_letters, self._bodies_kept = [], 0
+        self._set_horizons()
+        self._forget_names()
+        return batch
+
+    def _id_segments(self) -> dict[int, bytes]:
+        parts, self._new_ids = self._new_ids, []
+        if not parts:
+            return {}
+        hours = np.concatenate([part.occurred_us for part in parts]) // HOUR_US
+        org = np.concatenate([part.org for part in parts])
+        event = np.concatenate([part.event for part in parts])
+        check = np.concatenate([part.check for part in parts])
+        segments = {}
+        for hour in np.unique(hours).tolist():
+            mine = hours == hour
+            segments[hour] = dedupe.encode_segment(
+                self._reader.orgs.keys, org[mine], event[mine], check[mine]
+            )
+        return segments
+
+    def _stored(self, rows: TableRows) -> StoredRows:
+        """Real ids for numbers, in the order of the table's primary key."""
+        reader, keys = self._reader, rows.keys
+        org, model = reader.orgs.keys[keys[:, 0]], reader.models.keys[keys[:, 2]]
+        clients = (
+            [reader.clients.texts[client] for client in keys[:, 3].tolist()] if rows.grain.by_client else []
+        )
+        order = np.lexsort((model[:, 1], model[:, 0], keys[:, 1], org[:, 1], org[:, 0]))
+        places = order.tolist()
+        with_codes = rows.grain is ERRORS
+        return StoredRows(
+            grain=rows.grain,
+            org=org[order],
+            model=model[order],
+            bucket=keys[order, 1].astype(np.int64),
+            measures=rows.measures[order],
+            sketches=[rows.sketches[i] for i in places] if rows.sketches else (),
+            client=[clients[i] for i in places] if clients else (),
+            status=keys[order, 4] if with_codes else None,
+            error_code=[reader.error_codes.texts[code] for code in keys[order, 5].tolist()]
+            if with_codes
+            else (),
+        )
+
+    def _seen(self, spans: Spans, *, by_model: bool = False, by_client: bool = False) -> SeenRows:
+        keys, span_us = spans.drain()
+        return SeenRows(
+            org=self._reader.orgs.keys[keys[:, 0]],
+            span_us=span_us,
+            model=self._reader.models.keys[keys[:, 1]] if by_model else None,
+            client=[self._reader.clients.texts[c] for c in keys[:, 1].tolist()] if by_client else (),
+        )
+
+    def _set_horizons(self) -> None:
+        """Let go of blocks that only late events can still touch. Called when nothing is dirty."""
+        if self.position.newest_us == NEVER:
+            return
+        mark = self.position.newest_us - self._rules.allowed_lateness_us
+        for table in (*self._tables, self._errors):
+            horizon = (mark - table.grain.resident_us) // table.grain.length_us
+            if horizon > table.horizon or table.loaded_count > LOADED_BLOCKS_MAX:
+                table.evict(horizon)
+                if table.grain is GRAINS[3]:
+                    self._client_cap.evict(table.horizon)
+                elif table is self._errors:
+                    self._code_cap.evict(table.horizon)
+
+    def _forget_names(self) -> None:
+        """Renumber clients and error codes once most of the known ones are used nowhere any more."""
+        if len(self._reader.clients.texts) > NAMES_MAX:
+            tables = [(table, 3) for table in (*self._tables, self._errors) if table.grain.by_client]
+            self._reader.clients = _renumbered(self._reader.clients, tables, self._client_cap)
+        if len(self._reader.error_codes.texts) > NAMES_MAX:
+            self._reader.error_codes = _renumbered(
+                self._reader.error_codes, [(self._errors, 5)], self._code_cap
+            )
+
+
+def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap) -> Names:
+    used = np.unique(np.concatenate([cap.names(), *(table.column(column) for table, column in tables)]))
+    if 2 * len(used) > len(names.texts):
+        return names
+    kept = Names()
+    numbers = np.zeros(len(names.texts), np.int32)
+    for old in used.tolist():
+        numbers[old] = kept[names.texts[old]]
+    for table, column in tables:
+        table.renumber(column, numbers)
+    cap.renumber(numbers)
+    return kept
+
+
+def _no_rows(grain: Grain) -> TableRows:
+    return TableRows(grain, np.empty((0, 0), np.int32), np.empty((0, 0), np.int64), ())

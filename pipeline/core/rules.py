@@ -1,0 +1,16 @@
+"""The numbers that decide figures. A change of one is a change of what the figures mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Set by ALLOWED_LATENESS, DEDUPE_WINDOW, CLIENTS_PER_ORG_HOUR_MAX and DEAD_LETTER_BODIES_MAX."""
+
+    allowed_lateness_us: int = 10_000_000
+    dedupe_window_us: int = 24 * 3_600_000_000
+    clients_per_org_hour_max: int = 1000
+    dead_letter_bodies_max: int = 10_000
+    """Original bodies kept in one batch; beyond, a dead letter has its offset alone."""

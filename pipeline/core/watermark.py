@@ -1,0 +1,52 @@
+"""Event time of one partition: how far it has come, and which events are late.
+
+Plain functions over integers; the caller brings the clock. All times are UTC microseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MINUTE_US = 60_000_000
+HOUR_US = 3_600_000_000
+DAY_US = 86_400_000_000
+
+NEVER = -(2**62)
+"""Earlier than every event: the newest event time of a partition that has seen none."""
+
+
+def arrivals(occurred_us: npt.NDArray[Any], newest_us: int, lateness_us: int) -> npt.NDArray[Any]:
+    """The watermark that each event met on arrival (int64[n]), for events in stream order.
+
+    It is the newest event time before the event (``newest_us`` before the first), less the allowed
+    lateness. It follows from the stream alone, never from a clock, so that a replay finds the same events late.
+    """
+    met = np.empty(len(occurred_us), np.int64)
+    if len(met):
+        met[0] = newest_us
+        np.maximum(np.maximum.accumulate(occurred_us[:-1]), newest_us, out=met[1:])
+    return met - lateness_us
+
+
+def advance(
+    watermark_us: int | None,
+    *,
+    newest_us: int,
+    lateness_us: int,
+    now_us: int,
+    caught_up: bool,
+) -> int | None:
+    """The partition's watermark after a flush; it never goes back.
+
+    A consumer that has read all that the broker had committed at ``now_us`` knows that nothing older
+    waits, so the watermark follows the clock: a quiet stream is fresh. None: nothing is known yet.
+    """
+    candidates = [] if watermark_us is None else [watermark_us]
+    if newest_us != NEVER:
+        candidates.append(newest_us - lateness_us)
+    if caught_up:
+        candidates.append(now_us - lateness_us)
+    return max(candidates, default=None)

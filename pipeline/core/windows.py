@@ -1,0 +1,365 @@
+"""Rollup rows in memory: tables of buckets keyed by small integers, with counts and latency sketches.
+
+A `Table` owns its rows, which of them are dirty, and which blocks are resident. A *block* is all rows
+of one org and one bucket: it is either wholly in memory or wholly not, and every block that begins at or
+after the table's ``horizon`` is. An event for a block that is not resident is *cold*: the ledger holds it
+back until the block has been loaded. Tables know nothing of partitions or of the database.
+
+Keys are int32 columns (org, bucket, model[, client[, status, error code]]): numbers that the ledger's
+`events.Reader` gave out; ``bucket`` is the bucket's start divided by its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core import kernels, sketches
+from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US
+
+IntArray = npt.NDArray[Any]
+
+MEASURES: Final = (
+    "invocations",
+    "successes",
+    "errors",
+    "timeouts",
+    "throttles",
+    "input_tokens",
+    "output_tokens",
+    "cost_microcents",
+    "latency_sum_ms",
+    "latency_max_ms",
+    "revision",
+)
+"""Columns of a rollup row's measures, int64 each."""
+
+
+class SumOverflow(Exception):
+    """A bucket's sum would pass 2^63 - 1: more than 92 thousand events at the highest cost in one bucket.
+
+    Nothing is committed past it. Only a producer that reports absurd costs or tokens can cause it; find
+    the org in the message, stop that producer, and have the stream's events dead-lettered by hand.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grain:
+    """One rollup table: its name in the database, its bucket length and its key."""
+
+    name: str
+    length_us: int
+    by_client: bool
+    resident_us: int
+    """How far behind the watermark a block's end must lie before the block leaves memory."""
+
+
+GRAINS: Final = (
+    Grain(name="usage_minute", length_us=MINUTE_US, by_client=False, resident_us=2 * MINUTE_US),
+    Grain(name="usage_hour", length_us=HOUR_US, by_client=False, resident_us=10 * MINUTE_US),
+    Grain(name="usage_day", length_us=DAY_US, by_client=False, resident_us=HOUR_US),
+    Grain(name="client_hour", length_us=HOUR_US, by_client=True, resident_us=10 * MINUTE_US),
+    Grain(name="client_day", length_us=DAY_US, by_client=True, resident_us=HOUR_US),
+)
+ERRORS: Final = Grain(name="usage_errors_hour", length_us=HOUR_US, by_client=True, resident_us=10 * MINUTE_US)
+
+
+class Rows:
+    """Growing rows of int64 measures found by an int32 key: the bare hash table under every table here."""
+
+    def __init__(self, key_width: int, measure_count: int) -> None:
+        self.keys: IntArray = np.empty((256, key_width), np.int32)
+        self.measures: IntArray = np.zeros((256, measure_count), np.int64)
+        self.used = 0
+        self._slots: IntArray = np.full(1024, -1, np.int32)
+
+    def __len__(self) -> int:
+        return self.used
+
+    def locate(self, wanted: IntArray) -> IntArray:
+        """Rows (int64[n]) of the keys ``wanted`` int32[n, k]; unknown keys get new rows of zeros."""
+        self.reserve(len(wanted))
+        rows = np.empty(len(wanted), np.int64)
+        self.used = kernels.locate(self._slots, self.keys, self.used, wanted, rows)
+        return rows
+
+    def reserve(self, more: int) -> None:
+        """Make room for ``more`` keys. Called by whoever passes the arrays to a kernel."""
+        room = self.used + more
+        if room > len(self.keys):
+            size = max(room, 2 * len(self.keys))
+            self.keys = _grown(self.keys, size)
+            self.measures = _grown(self.measures, size)
+        if 2 * room > len(self._slots):
+            self._index(room)
+
+    def _index(self, room: int) -> None:
+        self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
+        known = self.keys[: self.used].copy()
+        kernels.locate(self._slots, self.keys, 0, known, np.empty(len(known), np.int64))
+
+    def keep(self, kept: IntArray) -> None:
+        """Forget all rows but ``kept`` (ascending row numbers), which are renumbered in that order."""
+        size = max(256, len(kept))
+        self.keys = _grown(self.keys[kept], size)
+        self.measures = _grown(self.measures[kept], size)
+        self.used = len(kept)
+        self._index(max(256, self.used))
+
+
+def _grown(array: IntArray, size: int) -> IntArray:
+    grown = np.zeros((size, *array.shape[1:]), array.dtype)
+    grown[: len(array)] = array
+    return grown
+
+
+@dataclass(slots=True)
+class TableRows:
+    """Rows on their way to or from the database: arrays of one length, in the order of the key."""
+
+    grain: Grain
+    keys: IntArray
+    """int32[n, k] numbers, as in the table."""
+    measures: IntArray
+    """int64[n, m]"""
+    sketches: Sequence[bytes]
+    """n sketches, or none at all for a table without."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Table:
+    """The resident rows of one grain, with sketches if its measures are `MEASURES`, else only counts."""
+
+    def __init__(self, grain: Grain, *, key_width: int, counts_only: bool = False) -> None:
+        self.grain = grain
+        self.horizon = -(2**31)
+        """First bucket from which every block is resident."""
+        self._counts_only = counts_only
+        self._rows = Rows(key_width, 1 if counts_only else len(MEASURES))
+        self._dirty: IntArray = np.zeros(256, np.bool_)
+        self._loaded: set[tuple[int, int]] = set()
+        self._place: IntArray = np.zeros((256, 3), np.int64)
+        self._reset_pool()
+
+    def _reset_pool(self) -> None:
+        self._pool_bins: IntArray = np.empty(4096, np.uint16)
+        self._pool_counts: IntArray = np.empty(4096, np.int64)
+        self._pool_state: IntArray = np.full(16, -1, np.int64)
+        self._pool_state[0] = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def loaded_count(self) -> int:
+        """Blocks before the horizon that are resident because they were loaded."""
+        return len(self._loaded)
+
+    @property
+    def dirty_count(self) -> int:
+        return int(np.count_nonzero(self._dirty[: len(self._rows)]))
+
+    @property
+    def memory_bytes(self) -> int:
+        pool = self._pool_bins.nbytes + self._pool_counts.nbytes + self._place.nbytes
+        return self._rows.keys.nbytes + self._rows.measures.nbytes + pool
+
+    # --- adding events ---------------------------------------------------------------------------
+
+    def cold(self, org: IntArray, bucket: IntArray) -> IntArray:
+        """Mask (bool[n]) of the events whose block is not resident."""
+        below = bucket < self.horizon
+        if below.any() and self._loaded:
+            for i in np.flatnonzero(below).tolist():
+                if (int(org[i]), int(bucket[i])) in self._loaded:
+                    below[i] = False
+        return below
+
+    def add(
+        self,
+        keys: IntArray,
+        *,
+        status: IntArray,
+        input_tokens: IntArray,
+        output_tokens: IntArray,
+        cost_microcents: IntArray,
+        latency_ms: IntArray,
+        bins: IntArray,
+        late: IntArray,
+    ) -> None:
+        """Add n events of resident blocks to their rows.
+
+        Shapes: ``keys`` int32[n, k], ``late`` bool[n], the rest int64[n].
+
+        Raises:
+            SumOverflow: a sum has no room left.
+        """
+        rows = self._touch(keys)
+        fits = kernels.accumulate(
+            self._rows.measures, rows, status, input_tokens, output_tokens, cost_microcents, latency_ms, late
+        )
+        if not fits:
+            raise SumOverflow(f"a bucket of {self.grain.name} has no room for another event")
+        self._add_bins(rows, bins, np.ones(len(rows), np.int64))
+
+    def count(self, keys: IntArray) -> None:
+        """Add one to the row of each key: for a table of counts only."""
+        kernels.count(self._rows.measures, self._touch(keys))
+
+    def _touch(self, keys: IntArray) -> IntArray:
+        rows = self._rows.locate(keys)
+        size = len(self._rows.keys)
+        if size > len(self._dirty):
+            self._dirty = _grown(self._dirty, size)
+            self._place = _grown(self._place, size)
+        self._dirty[rows] = True
+        return rows
+
+    def _add_bins(self, rows: IntArray, bins: IntArray, counts: IntArray) -> None:
+        done = 0
+        while True:
+            done = kernels.sketch_add(
+                self._pool_bins,
+                self._pool_counts,
+                self._pool_state,
+                self._place,
+                rows,
+                bins,
+                counts,
+                done,
+            )
+            if done == len(rows):
+                return
+            size = 2 * len(self._pool_bins)
+            self._pool_bins = _grown(self._pool_bins, size)
+            self._pool_counts = _grown(self._pool_counts, size)
+
+    # --- to and from the database -------------------------------------------------------------------
+
+    def adopt(self, rows: TableRows, blocks: Sequence[tuple[int, int]] = ()) -> None:
+        """Take in rows as the database has them; ``blocks`` are resident from now on, rows or none.
+
+        Only for blocks that were not resident: what the table already counted would be lost.
+        """
+        self._loaded.update(blocks)
+        if not len(rows):
+            return
+        places = self._touch(rows.keys)
+        self._rows.measures[places] = rows.measures
+        self._dirty[places] = False
+        if not self._counts_only:
+            parts = [sketches.decode(sketch) for sketch in rows.sketches]
+            bins = np.concatenate([bins for bins, _ in parts])
+            counts = np.concatenate([counts for _, counts in parts])
+            self._add_bins(np.repeat(places, [len(b) for b, _ in parts]), bins, counts)
+
+    def drain(self) -> TableRows:
+        """The dirty rows in full, marked clean: what is drained must be committed, or the ledger dies."""
+        rows = np.flatnonzero(self._dirty[: len(self._rows)])
+        self._dirty[rows] = False
+        return TableRows(
+            self.grain, self._rows.keys[rows], self._rows.measures[rows], self._encode_sketches(rows)
+        )
+
+    def _encode_sketches(self, rows: IntArray) -> list[bytes]:
+        if self._counts_only:
+            return []
+        out = np.empty(int((3 + 10 * self._place[rows, 1]).sum()), np.uint8)
+        ends = np.empty(len(rows), np.int64)
+        kernels.sketch_encode(self._pool_bins, self._pool_counts, self._place, rows, out, ends)
+        text = out.tobytes()
+        edges = [0, *ends.tolist()]
+        return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+    def evict(self, horizon: int) -> None:
+        """Forget the blocks before ``horizon``. Every row must be clean; what was drained gets committed."""
+        rows = self._rows
+        self._loaded.clear()
+        self.horizon = max(self.horizon, horizon)
+        kept = np.flatnonzero(rows.keys[: rows.used, 1] >= self.horizon)
+        if len(kept) == rows.used:
+            return
+        place = self._place[kept]
+        pairs = np.repeat(place[:, 0] - np.cumsum(place[:, 1]) + place[:, 1], place[:, 1])
+        pairs += np.arange(len(pairs))
+        bins, counts = self._pool_bins[pairs].astype(np.int64), self._pool_counts[pairs]
+        rows.keep(kept)
+        self._dirty = np.zeros(len(rows.keys), np.bool_)
+        self._place = np.zeros((len(rows.keys), 3), np.int64)
+        self._reset_pool()
+        if not self._counts_only:
+            self._add_bins(np.repeat(np.arange(len(kept)), place[:, 1]), bins, counts)
+
+    def renumber(self, column: int, numbers: IntArray) -> None:
+        """Replace the numbers of a key column by ``numbers[old]``."""
+        self._rows.keys[: len(self._rows), column] = numbers[self._rows.keys[: len(self._rows), column]]
+        self._rows.keep(np.arange(len(self._rows)))
+
+    def column(self, column: int) -> IntArray:
+        """One key column of all resident rows, int32[rows]."""
+        return self._rows.keys[: len(self._rows), column]
+
+
+class Spans:
+    """First and last event time by key since the last `drain`."""
+
+    def __init__(self, key_width: int) -> None:
+        self._key_width = key_width
+        self._rows = Rows(key_width, 2)
+
+    def add(self, keys: IntArray, occurred_us: IntArray) -> None:
+        rows = self._rows.locate(keys)
+        kernels.span(self._rows.measures, rows, occurred_us)
+
+    def drain(self) -> tuple[IntArray, IntArray]:
+        """Keys int32[n, k] and (first, last) int64[n, 2] in microseconds, and start anew."""
+        rows, self._rows = self._rows, Rows(self._key_width, 2)
+        return rows.keys[: rows.used], rows.measures[: rows.used]
+
+
+class NameCap:
+    """Which names (clients, error codes) have rows of their own in an org's hour: the first ``cap``."""
+
+    def __init__(self, cap: int) -> None:
+        self._cap = cap
+        self._names = Rows(3, 1)
+        self._groups = Rows(2, 1)
+
+    def admit(self, org: IntArray, hour: IntArray, name: IntArray, *, cap: int | None = None) -> IntArray:
+        """Mask (bool[n]) of the names that keep a row of their own, taken in order of appearance."""
+        groups = self._groups.locate(np.stack((org, hour), axis=1).astype(np.int32))
+        counts = self._groups.measures[:, 0]
+        names = self._names
+        names.reserve(len(org))
+        out = np.empty(len(org), np.bool_)
+        names.used = kernels.admit(
+            names._slots,
+            names.keys,
+            names.used,
+            counts,
+            groups,
+            np.stack((org, hour, name), axis=1).astype(np.int32),
+            self._cap if cap is None else cap,
+            out,
+        )
+        return out
+
+    def evict(self, hour: int) -> None:
+        """Forget the hours before ``hour``."""
+        for rows in (self._names, self._groups):
+            rows.keep(np.flatnonzero(rows.keys[: rows.used, 1] >= hour))
+
+    def renumber(self, numbers: IntArray) -> None:
+        """Replace each name by ``numbers[name]``."""
+        names = self._names
+        names.keys[: names.used, 2] = numbers[names.keys[: names.used, 2]]
+        names.keep(np.arange(names.used))
+
+    def names(self) -> IntArray:
+        return self._names.keys[: self._names.used, 2]

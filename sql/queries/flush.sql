@@ -1,0 +1,119 @@
+-- name: claim
+-- Make this worker the only writer of a stream's partition: give the stream its number the first time, and
+-- raise the epoch every time. It waits for a flush in flight, and that worker's next flush fails.
+INSERT INTO analytics.partitions AS p (partition, stream, epoch, updated_at)
+SELECT COALESCE(MAX(partition) + 1, 0), %(stream)s, 1, now() FROM analytics.partitions
+ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now()
+RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, rejected,
+    (EXTRACT(EPOCH FROM watermark) * 1000000)::bigint,
+    (EXTRACT(EPOCH FROM max_event_time) * 1000000)::bigint,
+    (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint
+
+-- name: advance
+-- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.
+-- It comes first in the transaction, so that a worker that lost the partition locks no rollup row.
+UPDATE analytics.partitions
+SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
+    broker_time = %(broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
+    rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now()
+WHERE partition = %(partition)s AND epoch = %(epoch)s AND committed_offset = %(from_offset)s
+
+-- name: standing
+-- Who holds a partition and how far it is committed: asked when a compare-and-set found no row.
+SELECT epoch, committed_offset FROM analytics.partitions WHERE partition = %(partition)s
+
+-- name: stage_rollup
+-- Where COPY puts the dirty rows of a flush; empties itself at the end of each transaction.
+CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
+    org_id uuid, bucket_start timestamptz, model_id uuid,
+    invocations bigint, successes bigint, errors bigint, timeouts bigint, throttles bigint,
+    input_tokens bigint, output_tokens bigint, cost_microcents bigint, latency_sum_ms bigint,
+    latency_max_ms integer, revision integer{client_column}, latency_sketch bytea
+) ON COMMIT DELETE ROWS
+
+-- name: upsert_rollup
+-- Write absolute values of dirty rollup rows; idempotent by the table's primary key.
+INSERT INTO analytics.{table} (
+    org_id, bucket_start, model_id, {client}partition,
+    invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
+    latency_sum_ms, latency_max_ms, latency_sketch, revision, updated_at
+)
+SELECT org_id, bucket_start, model_id, {client}%(partition)s::smallint,
+    invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
+    latency_sum_ms, latency_max_ms, latency_sketch, revision, now()
+FROM stage_{table}
+ON CONFLICT (org_id, bucket_start, model_id, {client}partition) DO UPDATE SET
+    invocations = EXCLUDED.invocations, successes = EXCLUDED.successes, errors = EXCLUDED.errors,
+    timeouts = EXCLUDED.timeouts, throttles = EXCLUDED.throttles, input_tokens = EXCLUDED.input_tokens,
+    output_tokens = EXCLUDED.output_tokens, cost_microcents = EXCLUDED.cost_microcents,
+    latency_sum_ms = EXCLUDED.latency_sum_ms, latency_max_ms = EXCLUDED.latency_max_ms,
+    latency_sketch = EXCLUDED.latency_sketch, revision = EXCLUDED.revision, updated_at = EXCLUDED.updated_at
+
+-- name: stage_errors
+-- As stage_rollup, for the counts of failed events.
+CREATE TEMPORARY TABLE IF NOT EXISTS stage_usage_errors_hour (
+    org_id uuid, bucket_start timestamptz, model_id uuid, status smallint, count bigint,
+    client_id text, error_code text
+) ON COMMIT DELETE ROWS
+
+-- name: upsert_errors
+-- Write absolute counts of failed events; idempotent by the table's primary key.
+INSERT INTO analytics.usage_errors_hour
+    (org_id, bucket_start, model_id, client_id, status, error_code, partition, count)
+SELECT org_id, bucket_start, model_id, client_id, status, error_code, %(partition)s::smallint, count
+FROM stage_usage_errors_hour
+ON CONFLICT (org_id, bucket_start, model_id, client_id, status, error_code, partition)
+    DO UPDATE SET count = EXCLUDED.count
+
+-- name: stage_seen
+-- As stage_rollup, for first and last event times.
+CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
+    org_id uuid, first_event_at timestamptz, last_event_at timestamptz{name_column}
+) ON COMMIT DELETE ROWS
+
+-- name: upsert_seen
+-- Widen the spans of what was seen; idempotent, because the least and the greatest of a repeat are the same.
+INSERT INTO analytics.{table} AS seen
+    (org_id, {name}partition, first_event_at, last_event_at, last_rollup_at)
+SELECT org_id, {name}%(partition)s::smallint, first_event_at, last_event_at, now() FROM stage_{table}
+ON CONFLICT (org_id, {name}partition) DO UPDATE SET
+    first_event_at = LEAST(seen.first_event_at, EXCLUDED.first_event_at),
+    last_event_at = GREATEST(seen.last_event_at, EXCLUDED.last_event_at),
+    last_rollup_at = EXCLUDED.last_rollup_at
+
+-- name: add_ids
+-- Keep the ids that a flush accepted in one hour; the segment is the flush's offset, so no two are alike.
+INSERT INTO analytics.dedupe_ids (partition, hour, segment, ids)
+VALUES (%(partition)s, %(hour)s, %(segment)s, %(ids)s)
+
+-- name: copy_dead_letters
+-- Keep the refused records of a flush; the compare-and-set before it lets none in twice.
+COPY analytics.dead_letters (partition, "offset", position, stream, reason, faults, body, rejected_at) FROM STDIN
+
+-- name: resident_rows
+-- The rows of all buckets from one on: what a worker holds in memory after recovery.
+SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}
+FROM analytics.{table}
+WHERE bucket_start >= %(start)s AND partition = %(partition)s
+
+-- name: block_rows
+-- The rows of some (org, bucket) blocks that late events touch; the bounds let TimescaleDB skip chunks.
+SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}
+FROM analytics.{table}
+JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucket_start)
+    USING (org_id, bucket_start)
+WHERE bucket_start BETWEEN %(first)s AND %(last)s AND partition = %(partition)s
+
+-- name: live_ids
+-- The ids that still count, oldest hour first.
+SELECT (EXTRACT(EPOCH FROM hour) / 3600)::bigint, ids
+FROM analytics.dedupe_ids
+WHERE partition = %(partition)s AND hour >= %(from_hour)s
+ORDER BY hour, segment
+
+-- name: org_models
+-- Every model of every org of a partition with its last event and rollup, for the freshness cache.
+SELECT org_id, model_id, (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint,
+    (EXTRACT(EPOCH FROM last_rollup_at) * 1000000)::bigint
+FROM analytics.models_seen
+WHERE partition = %(partition)s

@@ -1,0 +1,23 @@
+-- name: expire_ids
+-- Drop the ids of a partition that count no more, with a day to spare.
+DELETE FROM analytics.dedupe_ids WHERE partition = %(partition)s AND hour < %(before)s
+
+-- name: expire_rows
+-- Drop rollup rows past their retention, where no chunk can be dropped as a whole.
+DELETE FROM analytics.{table} WHERE bucket_start < %(before)s
+
+-- name: expire_chunks
+-- Drop whole chunks past their retention, where no job of the database does.
+SELECT drop_chunks('analytics.{table}'::regclass, older_than => %(before)s)
+
+-- name: expire_seen
+-- Forget what has not been seen for as long as rollups are kept.
+DELETE FROM analytics.{table} WHERE last_event_at < %(before)s
+
+-- name: expire_dead_letters
+-- Drop refused records past their retention.
+DELETE FROM analytics.dead_letters WHERE rejected_at < %(before)s
+
+-- name: edition
+-- The licence of TimescaleDB; no row on plain PostgreSQL.
+SELECT current_setting('timescaledb.license', true) FROM pg_extension WHERE extname = 'timescaledb'
