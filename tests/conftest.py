@@ -33,7 +33,7 @@ def missing(reason: object) -> None:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of this test session's own; its servers start when they are asked for."""
-    with Stack(tmp_path_factory.mktemp("stack"), bound=True) as stack:
+    with Stack(tmp_path_factory.mktemp("stack"), temporary=True) as stack:
         yield stack
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .servers import ServerFailed
@@ -74,16 +75,19 @@ def run(options: argparse.Namespace) -> int:
     if not command:
         raise RuntimeError("run what? Give a command: run -- CMD ...")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="spendstream-") as temporary:
-        options.folder = options.folder or Path(temporary) / "stack"
-        with _stack(options, bound=True) as stack:
-            stack.start(options.services)
-            child = subprocess.Popen(command, env=os.environ | stack.env)
-            try:
-                return _wait(child)
-            finally:
-                child.terminate()
-                child.wait()
+    with (
+        tempfile.TemporaryDirectory(prefix="spendstream-") as folder,
+        Stack(
+            Path(folder) / "stack", way=options.way, durable=not options.not_durable, temporary=True
+        ) as stack,
+    ):
+        stack.start(options.services)
+        child = subprocess.Popen(command, env=os.environ | stack.env)
+        try:
+            return _wait(child)
+        finally:
+            child.terminate()
+            child.wait()
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> int:
@@ -95,8 +99,8 @@ def _wait(child: "subprocess.Popen[bytes]") -> int:
             continue
 
 
-def _stack(options: argparse.Namespace, *, bound: bool = False) -> Stack:
-    return Stack(options.folder, way=options.way, durable=not options.not_durable, bound=bound)
+def _stack(options: argparse.Namespace) -> Stack:
+    return Stack(options.folder, way=options.way, durable=not options.not_durable)
 
 
 def _services(text: str) -> list[str]:
@@ -113,35 +117,33 @@ def _parser() -> argparse.ArgumentParser:
         "python -m deploy.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--folder",
-        type=Path,
-        help=f"where the stack keeps its state and data (default: {default_folder()}; run: a new one)",
-    )
-    common.add_argument(
-        "--way", help="compose, host or rootfs (default: $SPENDSTREAM_WAY, else the first that works)"
-    )
+    common.add_argument("--way", help="compose, host or rootfs (default: $SPENDSTREAM_WAY, else what works)")
     common.add_argument("--not-durable", action="store_true", help="let PostgreSQL skip fsync")
+    kept = argparse.ArgumentParser(add_help=False)
+    kept.add_argument(
+        "--folder", type=Path, help=f"of the stack's state and data (default: {default_folder()})"
+    )
     starting = argparse.ArgumentParser(add_help=False)
     starting.add_argument(
         "--services", type=_services, default=SERVICES, help="some of " + ",".join(SERVICES)
     )
     commands = parser.add_subparsers(required=True, metavar="up | down | status | run")
 
-    one = commands.add_parser(
-        "up", parents=[common, starting], help="start what is not up; print `export` lines"
+    def command(
+        action: Callable[[argparse.Namespace], int], parents: list[argparse.ArgumentParser], text: str
+    ) -> argparse.ArgumentParser:
+        one = commands.add_parser(action.__name__, parents=[common, *parents], help=text, description=text)
+        one.set_defaults(command=action)
+        return one
+
+    command(up, [kept, starting], "start what is not up, and print `export` lines")
+    command(down, [kept], "stop what `up` started, and nothing else").add_argument(
+        "--purge", action="store_true", help="delete the data too"
     )
-    one.set_defaults(command=up)
-    one = commands.add_parser("down", parents=[common], help="stop what `up` started, and nothing else")
-    one.add_argument("--purge", action="store_true", help="delete the data too")
-    one.set_defaults(command=down)
-    one = commands.add_parser(
-        "status", parents=[common], help="say which servers answer (exit code 3 unless all do)"
+    command(status, [kept], "say which servers answer (exit code 3 unless all do)")
+    command(run, [starting], "run a command with a stack of its own, and delete that stack").add_argument(
+        "argv", nargs=argparse.REMAINDER, metavar="-- CMD ..."
     )
-    one.set_defaults(command=status)
-    one = commands.add_parser("run", parents=[common, starting], help="run a command with a stack of its own")
-    one.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
-    one.set_defaults(command=run)
     return parser
 
 

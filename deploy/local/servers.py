@@ -51,7 +51,7 @@ class Server:
         self.mark = str(folder)
         self._way = way
 
-    # -- what tests call 
+    # -- what tests call
 
     def start(self, timeout_s: float = 90) -> None:
         """Bring it up and wait until it really answers; nothing happens when it already does.
@@ -86,11 +86,11 @@ class Server:
         with self._locked():
             self._way().resume(self)
 
-    def purge(self) -> None:
-        """Delete its data; it must be down."""
+    def leave(self, *, purge: bool) -> None:
+        """Clear away what is left once all servers of the stack are down, with `purge` also the data."""
         with self._locked():
             if self._known():
-                self._way().purge(self)
+                self._way().leave(self, purge=purge)
 
     def is_up(self) -> bool:
         """Whether it runs and answers within a second or two."""
@@ -129,7 +129,7 @@ class Server:
         """The environment by which programs find it."""
         raise NotImplementedError
 
-    # -- what each server tells 
+    # -- what each server tells
 
     def prepare(self, way: Processes) -> None:
         """Write its configuration into `data` (as it is seen at `way.data_seen(self)`)."""
@@ -156,7 +156,7 @@ class Server:
     def tidy(self) -> None:
         """Remove what it leaves outside its folder; its processes are gone."""
 
-    # -- inside 
+    # -- inside
 
     def remember(self, process: Process) -> None:
         self._save(process={"pid": process.pid, "started": process.started})
@@ -333,7 +333,7 @@ class Postgres(Server):
 
     def create_database(self, database: str) -> str:
         """A new database with the extension timescaledb; its URL."""
-        # Of template0, which takes no connections: TimescaleDB's launcher visits template1, so its copy fails.
+        # template0 takes no connections; TimescaleDB's launcher visits template1, and then its copy fails.
         self._execute("postgres", f'CREATE DATABASE "{database}" TEMPLATE template0')
         self._execute(database, "CREATE EXTENSION IF NOT EXISTS timescaledb")
         return self.database_url(database)
@@ -372,18 +372,16 @@ class Postgres(Server):
         self._execute("postgres", "SELECT 1")
 
     def settle(self) -> None:
-        import psycopg
+        if not self._execute("postgres", "SELECT 1 FROM pg_database WHERE datname = 'spendstream'"):
+            self._execute("postgres", "CREATE DATABASE spendstream TEMPLATE template0")
+        self._execute("spendstream", "CREATE EXTENSION IF NOT EXISTS timescaledb")
 
-        try:
-            self._execute("spendstream", "CREATE EXTENSION IF NOT EXISTS timescaledb")
-        except psycopg.OperationalError:
-            self.create_database("spendstream")
-
-    def _execute(self, database: str, sql: str) -> None:
+    def _execute(self, database: str, sql: str) -> list[tuple[Any, ...]]:
         import psycopg
 
         with psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=2) as connection:
-            connection.execute(sql)
+            done = connection.execute(sql.encode())
+            return done.fetchall() if done.description else []
 
 
 class Redis(Server):

@@ -30,19 +30,25 @@ def default_folder() -> Path:
 class Stack:
     """RabbitMQ, TimescaleDB, Redis and S3 in `folder`; start what you need, by handle or together.
 
-    `bound=True` is for tests: a watcher takes the servers down when this process ends without `stop()`,
-    however it ends.  Otherwise they outlive it, as `up` wants.  `way` is "compose", "host" or "rootfs"; by
-    default ($SPENDSTREAM_WAY, else) the first that works.  `durable=False` lets PostgreSQL skip fsync.
+    `temporary=True` is for tests: leaving the `with` block purges it, and when this process ends without
+    that, however it ends, a watcher does.  Otherwise the servers outlive the process, as `up` wants.
+    `way` is "compose", "host" or "rootfs"; by default $SPENDSTREAM_WAY, else the first that works.
+    `durable=False` lets PostgreSQL skip fsync.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, way: str | None = None, durable: bool = True, bound: bool = False
+        self,
+        folder: Path | None = None,
+        *,
+        way: str | None = None,
+        durable: bool = True,
+        temporary: bool = False,
     ) -> None:
         self.folder = (folder or default_folder()).resolve()
         self.name = f"spendstream-{hashlib.sha256(str(self.folder).encode()).hexdigest()[:10]}"
         self._wanted_way = way or os.environ.get("SPENDSTREAM_WAY")
         self._lifeline: Lifeline | None = None
-        self._bound = bound
+        self._temporary = temporary
 
         def owned() -> ways.Way:
             self._bind()
@@ -70,24 +76,26 @@ class Stack:
         for outcome in started:
             outcome.result()
 
-    def stop(self) -> None:
-        """Take down what runs; the data and the ports stay."""
+    def stop(self, *, purge: bool = False) -> None:
+        """Take down what runs.  The data and the ports stay, unless `purge`."""
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             stopped = [pool.submit(server.stop) for server in self.servers.values()]
         for outcome in stopped:
             outcome.result()
+        for server in self.servers.values():
+            server.leave(purge=purge)
         if self._lifeline is not None:
             self._lifeline.release()
             self._lifeline = None
 
     def purge(self) -> None:
         """`stop()`, and delete the data and all else that a stack puts into its folder, but nothing more."""
-        self.stop()
+        self.stop(purge=True)
         for server in self.servers.values():
-            server.purge()
             shutil.rmtree(server.folder, ignore_errors=True)
         for name in ("stack.json", "lock"):
             (self.folder / name).unlink(missing_ok=True)
+        self.__dict__.pop("way", None)  # chosen anew, should it start again
         with suppress(OSError):  # not there, or not only ours
             self.folder.rmdir()
 
@@ -118,11 +126,14 @@ class Stack:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if self._temporary:
+            self.purge()
+        else:
+            self.stop()
 
     def _bind(self) -> None:
-        if self._bound and self._lifeline is None:
-            down = (sys.executable, "-m", "deploy.local", "down", "--folder", str(self.folder))
+        if self._temporary and self._lifeline is None:
+            down = (sys.executable, "-m", "deploy.local", "down", "--purge", "--folder", str(self.folder))
             self._lifeline = Lifeline(down, cwd=_REPOSITORY)
 
 

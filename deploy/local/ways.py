@@ -29,7 +29,11 @@ class Unavailable(RuntimeError):
 
 
 class Way(Protocol):
-    """How a server's processes are started and ended.  `spawn` returns at once; readiness is the server's."""
+    """How a server's processes are started and ended.
+
+    `spawn` returns at once; readiness is the server's to tell.  `leave` removes, when all servers of the
+    stack are down, what the way itself made around them, and with `purge` the server's data.
+    """
 
     @property
     def name(self) -> str: ...
@@ -41,7 +45,7 @@ class Way(Protocol):
     def kill(self, server: "Server") -> None: ...
     def pause(self, server: "Server") -> None: ...
     def resume(self, server: "Server") -> None: ...
-    def purge(self, server: "Server") -> None: ...
+    def leave(self, server: "Server", *, purge: bool) -> None: ...
     def log_tail(self, server: "Server") -> str: ...
 
 
@@ -123,8 +127,8 @@ class Compose:
         if self._run(server, "ps", "--quiet", "--status=paused", server.name).strip():
             self._run(server, "unpause", server.name)
 
-    def purge(self, server: "Server") -> None:
-        self._run(server, "down", "--volumes", "--remove-orphans")
+    def leave(self, server: "Server", *, purge: bool) -> None:
+        self._run(server, "down", "--remove-orphans", *(["--volumes"] if purge else []))
 
     def log_tail(self, server: "Server") -> str:
         return self._run(server, "logs", "--no-color", "--tail=40", server.name)
@@ -278,8 +282,9 @@ class Processes:
     def resume(self, server: "Server") -> None:
         processes.send(processes.members(server.process, server.mark), signal.SIGCONT)
 
-    def purge(self, server: "Server") -> None:
-        shutil.rmtree(server.data, ignore_errors=True)
+    def leave(self, server: "Server", *, purge: bool) -> None:
+        if purge:
+            shutil.rmtree(server.data, ignore_errors=True)
 
     def log_tail(self, server: "Server") -> str:
         lines = server.log.read_text(errors="replace").splitlines() if server.log.exists() else []

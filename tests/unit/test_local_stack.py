@@ -303,19 +303,17 @@ def test_a_state_file_that_was_being_written_does_not_count(tmp_path: Path) -> N
     assert Stack(tmp_path).redis.ports == {"redis": 20001}
 
 
-def test_purge_deletes_what_the_stack_made_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", [[], ["mine"]])
+def test_purge_deletes_what_the_stack_made_and_nothing_else(tmp_path: Path, foreign: list[str]) -> None:
     folder = tmp_path / "stack"
-    stack = Stack(folder, way="host")
-    folder.mkdir()
+    stack = Stack(folder)
+    stack.redis._choose_ports()
     (folder / "stack.json").write_text(json.dumps({"name": "host", "root": None}))
-    stack.redis._choose_ports()
-    (folder / "mine").touch()
+    for name in foreign:
+        (folder / name).touch()
     stack.purge()
-    assert [path.name for path in folder.iterdir()] == ["mine"]
-    (folder / "mine").unlink()
-    stack.redis._choose_ports()
-    stack.purge()
-    assert not folder.exists()
+    assert [path.name for path in folder.glob("*")] == foreign
+    assert folder.exists() is bool(foreign)
 
 
 def test_stacks_in_two_folders_have_two_names(tmp_path: Path) -> None:
