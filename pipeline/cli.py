@@ -120,7 +120,7 @@ def masked(setting: settings.Setting, text: str | None) -> str | None:
     if "://" not in text:
         return "***"
     # A lone user can be a token, so it is masked too.
-    text = re.sub(r"(?<=://)([^/?#@]*:)?[^/?#]*@", lambda match: f"{match[1] or ''}***@", text)
+    text = re.sub(r"(?<=://)([^/?#@:]*:)?[^?#]*@", lambda match: f"{match[1] or ''}***@", text)
     return re.sub(r"(?<=[?&])([^=&#]*(?:pass|key|secret|token)[^=&#]*)=[^&#]*", r"\1=***", text, flags=re.I)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from tests import mix
 from tests.oracle import (
     DAY_US,
     HOUR_US,
@@ -569,3 +571,46 @@ def test_a_day_starts_at_midnight_utc() -> None:
     midnight_us = NOON_US // DAY_US * DAY_US
     feed(oracle, body(1, midnight_us - 1), body(2, midnight_us), broker_us=midnight_us)
     assert [key[1].day for key in sorted(oracle.usage_day)] == [22, 23]
+
+
+def test_the_oracle_decides_the_acceptance_mix_as_it_was_made() -> None:
+    made = mix.make(40_000, seed=7, now_us=NOON_US)
+    oracle = Oracle()
+    outcomes = feed(oracle, *made.bodies)
+    wrong = []
+    for kind, reason, raw, outcome in zip(made.kinds, made.reasons, made.bodies, outcomes, strict=True):
+        if reason:
+            expected = isinstance(outcome, Rejected) and outcome.reason == reason
+        else:
+            expected = isinstance(outcome, Accepted if kind in ("good", "late", "other_org") else Duplicate)
+        if not expected:
+            wrong.append((kind, reason, outcome, raw[:300]))
+    assert wrong == []
+    assert oracle.offered == oracle.accepted + oracle.duplicate + oracle.rejected == 40_000
+    kinds = {each.name for each in (*mix.MALFORMED, *mix.INVALID)}
+    assert kinds <= set(made.kinds)
+    assert {"late", "duplicate", "respelled", "reused", "other_org"} <= set(made.kinds)
+    assert 0.04 < oracle.duplicate / 40_000 < 0.06
+
+
+def test_every_invalid_kind_names_its_field() -> None:
+    maker = mix.make(1, seed=1, now_us=NOON_US)
+    good = {name: json.dumps(value) for name, value in event(metadata={}).items()}
+    assert maker.bodies
+    for kind in mix.INVALID:
+        for variant in mix.VARIANTS:
+            outcome = decode(kind.spoil(good, variant, random.Random(1)))
+            assert isinstance(outcome, Rejected), (kind.name, variant)
+            assert outcome.fields[0] == kind.fields[0], (kind.name, variant, outcome)
+
+
+def test_the_mix_is_the_same_for_the_same_seed() -> None:
+    assert mix.make(500, seed=3, now_us=NOON_US) == mix.make(500, seed=3, now_us=NOON_US)
+    assert mix.make(500, seed=3, now_us=NOON_US) != mix.make(500, seed=4, now_us=NOON_US)
+
+
+def test_groups_keep_the_order() -> None:
+    bodies = [b"%d" % i for i in range(1000)]
+    grouped = list(mix.groups(bodies, ("raw", "gzip"), seed=1))
+    assert [each for _, group in grouped for each in group] == bodies
+    assert {framing for framing, _ in grouped} == {"raw", "gzip"}
