@@ -1,0 +1,59 @@
+"""``python -m api``: serve until SIGTERM or SIGINT, then finish what is in flight and exit 0."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from typing import Final
+
+from aiohttp import web
+
+from api import logs
+from api.app import create_app
+from api.config import Config, load
+from sql.settings import ConfigError
+
+log = logging.getLogger("api")
+
+_SHUTDOWN_TIMEOUT_S: Final = 10.0
+
+
+def main() -> int:
+    try:
+        config = load(os.environ)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(f"configuration: {fault}", file=sys.stderr)
+        return 2
+    logs.configure(config.log_level)
+    return asyncio.run(serve(config))
+
+
+async def serve(config: Config) -> int:
+    """Listen at once, whatever is away; 1 when the address is taken."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(create_app(config), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, config.host, config.port).start()
+    except OSError as error:
+        log.error("cannot_listen", extra={"host": config.host, "port": config.port, "error": str(error)})
+        await runner.cleanup()
+        return 1
+    host, port = runner.addresses[0][:2]
+    log.info("listening", extra={"host": host, "port": port, "auth_mode": config.auth.mode})
+    await stop.wait()
+    log.info("stopping")
+    await runner.cleanup()
+    log.info("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The answers as types: what they are encoded from, and what the OpenAPI document describes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=0)]
+Status = Literal["fresh", "stale", "delayed"]
+GranularityName = Literal["minute", "hour", "day", "month"]
+
+
+class Answer(Struct, kw_only=True, rename="camel"):
+    """camelCase on the wire."""
+
+
+class Money(Answer):
+    """``amount`` is exact."""
+
+    amount: Annotated[str, Meta(pattern=r"^-?\d+\.\d{2,8}$")]
+    currency: Literal["USD"] = "USD"
+
+
+class FreshnessOut(Answer):
+    """``lagSeconds`` is now minus the watermark of the org's slowest partition; null while unknown."""
+
+    status: Status
+    lag_seconds: float | None
+    watermark: datetime | None
+    last_event_at: datetime | None
+    last_rollup_at: datetime | None
+
+
+class UsageFigures(Answer):
+    invocations: Count
+    input_tokens: Count
+    output_tokens: Count
+    cost_estimate_cents: int
+    cost: Money
+
+
+class UsagePoint(Answer):
+    """``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
+    series by client holds the events without one. ``final``: it can no longer change but by backfill."""
+
+    bucket_start: datetime
+    model_id: UUID | None
+    client_id: str | None
+    invocations: Count
+    input_tokens: Count
+    output_tokens: Count
+    cost_estimate_cents: int
+    cost: Money
+    final: bool
+
+
+class Usage(Answer):
+    """Empty buckets are absent; ``totals`` cover the whole range, whatever the page."""
+
+    org_id: UUID
+    granularity: GranularityName
+    time_zone: str
+    series: list[UsagePoint]
+    totals: UsageFigures
+    freshness: FreshnessOut
+    next_cursor: str | None
+
+
+class Errors(Answer):
+    error: Count
+    timeout: Count
+    throttled: Count
+
+
+class Latency(Answer):
+    """Milliseconds. Percentiles are within 1 % of exact; null without events."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+    mean: float | None
+    max: Count | None
+
+
+class ReliabilityFigures(Answer):
+    """``errorRate`` is the share of invocations that did not succeed; null without any."""
+
+    invocations: Count
+    error_rate: float | None
+    errors: Errors
+    latency_ms: Latency
+
+
+class ReliabilityPoint(Answer):
+    """Keys as in the series of usage."""
+
+    bucket_start: datetime
+    model_id: UUID | None
+    client_id: str | None
+    invocations: Count
+    error_rate: float | None
+    errors: Errors
+    latency_ms: Latency
+    final: bool
+
+
+class ErrorCode(Answer):
+    status: Literal["error", "timeout", "throttled"]
+    error_code: str | None
+    count: Count
+
+
+class Range(Answer):
+    start: datetime
+    end: datetime
+
+
+class Reliability(Answer):
+    """``errorCodes`` (the 1000 most frequent) cover ``errorCodesRange``: the hours the range touches."""
+
+    org_id: UUID
+    granularity: GranularityName
+    time_zone: str
+    series: list[ReliabilityPoint]
+    totals: ReliabilityFigures
+    error_codes: list[ErrorCode]
+    error_codes_range: Range
+    freshness: FreshnessOut
+    next_cursor: str | None
+
+
+class FreshnessEntry(Answer):
+    model_id: UUID
+    last_event_at: datetime
+    last_rollup_at: datetime
+    lag_seconds: float | None
+    status: Status
+
+
+class OrgFreshness(Answer):
+    org_id: UUID
+    status: Status
+    lag_seconds: float | None
+    watermark: datetime | None
+    entries: list[FreshnessEntry]
+
+
+class Model(Answer):
+    model_id: UUID
+    first_event_at: datetime
+    last_event_at: datetime
+
+
+class Models(Answer):
+    org_id: UUID
+    items: list[Model]
+    next_cursor: str | None
+
+
+class Client(Answer):
+    """``clientId`` is null for events without one."""
+
+    client_id: str | None
+    first_event_at: datetime
+    last_event_at: datetime
+
+
+class Clients(Answer):
+    org_id: UUID
+    items: list[Client]
+    next_cursor: str | None
+
+
+class Org(Answer):
+    org_id: UUID
+    invocations: Count
+    input_tokens: Count
+    output_tokens: Count
+    cost: Money
+    error_rate: float | None
+    last_event_at: datetime
+    freshness: FreshnessOut
+
+
+class Orgs(Answer):
+    items: list[Org]
+    next_cursor: str | None
+
+
+class Component(Answer):
+    status: Literal["ok", "degraded", "down", "off"]
+    detail: str
+
+
+class Components(Answer):
+    database: Component
+    redis: Component
+    schema: Component
+
+
+class Readiness(Answer):
+    status: Literal["ready", "not_ready"]
+    components: Components
+
+
+def encode(answer: Any) -> bytes:
+    """JSON; times are RFC 3339 with Z."""
+    return msgspec.json.encode(answer)

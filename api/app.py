@@ -1,0 +1,192 @@
+"""Composition: the routes with what each asks of its caller, and everything a request passes on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from api import problems
+from api.auth import (
+    ANALYTICS_ADMIN,
+    RELIABILITY_READ,
+    USAGE_READ,
+    Access,
+    Guard,
+    authenticator,
+    template,
+)
+from api.config import Config
+from api.cursors import Cursors
+from api.database import Database, Unavailable
+from api.freshness import FreshnessCache
+from api.handlers import Handlers
+from api.health import readiness
+from api.metrics import Metrics
+from api.params import Parser
+from api.problems import Problem
+from pipeline.core import wire
+
+log = logging.getLogger(__name__)
+
+BASE: Final = "/analytics/v1"
+_READY_POLL_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str
+    handler: Handler
+    access: Access
+
+
+def routes(handlers: Handlers) -> tuple[Route, ...]:
+    """Every route there is."""
+    usage_read = Access(role=USAGE_READ)
+    public = Access(public=True)
+    return (
+        Route("GET", f"{BASE}/orgs/{{orgId}}/usage", handlers.usage, usage_read),
+        Route(
+            "GET",
+            f"{BASE}/orgs/{{orgId}}/reliability",
+            handlers.reliability,
+            Access(role=RELIABILITY_READ),
+        ),
+        Route("GET", f"{BASE}/orgs/{{orgId}}/freshness", handlers.org_freshness, usage_read),
+        Route("GET", f"{BASE}/orgs/{{orgId}}/models", handlers.models, usage_read),
+        Route("GET", f"{BASE}/orgs/{{orgId}}/clients", handlers.clients, usage_read),
+        Route("GET", f"{BASE}/orgs", handlers.orgs, Access(role=ANALYTICS_ADMIN, all_orgs=True)),
+        Route("POST", f"{BASE}/events/validate", handlers.validate, Access()),
+        Route("GET", f"{BASE}/status/healthz", handlers.healthz, public),
+        Route("GET", f"{BASE}/status/readyz", handlers.readyz, public),
+        Route("GET", f"{BASE}/openapi.json", handlers.document, public),
+        Route("GET", "/metrics", handlers.prometheus, public),
+    )
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(config: Config, *, clock: Callable[[], datetime] = utc_now) -> web.Application:
+    """The application; its connections open on first use and close with it.
+
+    ``clock`` gives the time for freshness, retention and the audit log.
+    """
+    database = Database(config.database)
+    cache = FreshnessCache(config.redis_url) if config.redis_url else None
+    cursors = Cursors(config.cursor_secret)
+    metrics = Metrics()
+    handlers = Handlers(
+        database=database,
+        cache=cache,
+        parser=Parser(ranges=config.ranges, cursors=cursors, clock=clock),
+        cursors=cursors,
+        freshness=config.freshness,
+        dedupe_window_s=config.ranges.dedupe_window_s,
+        metrics=metrics,
+        clock=clock,
+    )
+    table = routes(handlers)
+    guard = Guard(
+        authenticate=authenticator(config.auth),
+        accesses={(route.method, route.path): route.access for route in table},
+        database=database,
+        clock=clock,
+    )
+    app = web.Application(
+        middlewares=[_observed(metrics), guard.middleware], client_max_size=wire.BODY_BYTES_MAX
+    )
+    for route in table:
+        app.router.add_route(route.method, route.path, route.handler)
+        if route.method == "GET":
+            app.router.add_route("HEAD", route.path, route.handler)
+
+    async def connections(_: web.Application) -> AsyncIterator[None]:
+        waiting = asyncio.create_task(_until_ready(database, cache))
+        yield
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        if cache:
+            await cache.close()
+        await database.close()
+
+    app.cleanup_ctx.append(connections)
+    return app
+
+
+def _observed(metrics: Metrics) -> Middleware:
+    """The outermost middleware: every answer is counted and logged, every error is a problem."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        request_id = str(uuid.uuid4())
+        response = await _answer(request, handler, request_id)
+        duration_s = time.perf_counter() - started
+        route = template(request)
+        metrics.served(request.method, route, response.status, duration_s)
+        quiet = response.status < 400 and not route.startswith(f"{BASE}/orgs")
+        log.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "request_served",
+            extra={
+                "method": request.method,
+                "route": route,
+                "status": response.status,
+                "duration_ms": round(duration_s * 1000, 2),
+                "request_id": request_id,
+            },
+        )
+        return response
+
+    return middleware
+
+
+async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problems.response(problem, request_id)
+    except Unavailable as error:
+        return problems.response(problems.unavailable(str(error)), request_id)
+    except web.HTTPException as error:
+        return problems.response(problems.of_http_error(error), request_id)
+    except Exception:
+        log.exception("request_failed", extra={"request_id": request_id, "route": template(request)})
+        return problems.response(
+            Problem(status=500, detail="Something went wrong here; the log has it under this instance."),
+            request_id,
+        )
+
+
+async def _until_ready(database: Database, cache: FreshnessCache | None) -> None:
+    """Say in the log what is awaited, and when it is there."""
+    waited = 0
+    while True:
+        answer = await readiness(database, cache)
+        if answer.status == "ready":
+            log.info("ready", extra={"redis": answer.components.redis.status})
+            return
+        log.warning(
+            "waiting_for_dependencies",
+            extra={
+                "database": answer.components.database.detail,
+                "schema": answer.components.schema.detail,
+            },
+        )
+        await asyncio.sleep(_READY_POLL_S[min(waited, len(_READY_POLL_S) - 1)])
+        waited += 1

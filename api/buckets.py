@@ -1,0 +1,241 @@
+"""Calendar: which buckets a range falls into, and which rollup rows cover it exactly.
+
+Everything here is whole minutes since 1970 UTC, ranges are [start, end), and there is no clock and no SQL.
+Minute and hour buckets are those of UTC whatever the time zone; days and months are local, so a day may
+have 23 or 25 hours, and in zones off the whole hour its edges need minute rows.
+
+A *piece* is a run of rows of one grain. The pieces of a range never overlap and leave nothing out, so sums
+over them are exact: days where a whole UTC day fits into the bucket, hours where no day fits, minutes where
+no hour fits.
+"""
+
+from __future__ import annotations
+
+import zoneinfo
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+from typing import Final
+from zoneinfo import ZoneInfo
+
+HOUR: Final = 60
+DAY: Final = 1440
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE: Final = timedelta(minutes=1)
+
+
+class Granularity(StrEnum):
+    """The length of a bucket in an answer."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+class Grain(StrEnum):
+    """The length of a bucket in the database."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+
+    @property
+    def minutes(self) -> int:
+        return {"minute": 1, "hour": HOUR, "day": DAY}[self.value]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """[start, end) in minutes since 1970 UTC."""
+
+    start: int
+    end: int
+
+
+def to_datetime(minute: int) -> datetime:
+    return _EPOCH + minute * _MINUTE
+
+
+def to_minute(at: datetime) -> int:
+    """The minute that ``at`` lies in."""
+    return (at - _EPOCH) // _MINUTE
+
+
+@cache
+def zone_names() -> frozenset[str]:
+    """IANA names we take; ``localtime`` and its like would mean another zone on each machine."""
+    return frozenset(zoneinfo.available_timezones() - {"localtime", "posixrules", "Factory"})
+
+
+def add_months(minute: int, months: int, zone: ZoneInfo) -> int:
+    """The same local time ``months`` later, on the month's last day where that day does not exist."""
+    local = to_datetime(minute).astimezone(zone).replace(tzinfo=None)
+    index = local.year * 12 + local.month - 1 + months
+    first = date(index // 12, index % 12 + 1, 1)
+    days = (_next_month(first) - first).days
+    later = datetime.combine(first.replace(day=min(local.day, days)), local.time())
+    return to_minute(later.replace(tzinfo=zone).astimezone(UTC))
+
+
+def _next_month(day: date) -> date:
+    return date(day.year + day.month // 12, day.month % 12 + 1, 1)
+
+
+# --- buckets -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """The buckets of one granularity in one time zone."""
+
+    granularity: Granularity
+    zone: ZoneInfo
+
+    def start_of(self, minute: int) -> int:
+        """Start of the bucket that holds this minute."""
+        if self._fixed_minutes:
+            return minute - minute % self._fixed_minutes
+        return self._local_midnight(self._first_day(minute))
+
+    def end_of(self, bucket_start: int) -> int:
+        """End of the bucket that starts here."""
+        if self._fixed_minutes:
+            return bucket_start + self._fixed_minutes
+        day = self._after(self._first_day(bucket_start))
+        while (end := self._local_midnight(day)) <= bucket_start:  # a day that its zone skipped (Apia, 2011)
+            day = self._after(day)
+        return end
+
+    def edges(self, span: Span) -> list[int]:
+        """Starts of all buckets that the span touches, and the end of the last one."""
+        edges = [self.start_of(span.start)]
+        while edges[-1] < span.end:
+            edges.append(self.end_of(edges[-1]))
+        return edges
+
+    @property
+    def _fixed_minutes(self) -> int:
+        return {Granularity.MINUTE: 1, Granularity.HOUR: HOUR}.get(self.granularity, 0)
+
+    def _first_day(self, minute: int) -> date:
+        day = to_datetime(minute).astimezone(self.zone).date()
+        return day.replace(day=1) if self.granularity is Granularity.MONTH else day
+
+    def _after(self, day: date) -> date:
+        return _next_month(day) if self.granularity is Granularity.MONTH else day + timedelta(days=1)
+
+    def _local_midnight(self, day: date) -> int:
+        # fold=0: the first of two midnights; of a midnight that the clock skips, the instant of the skip.
+        return to_minute(datetime(day.year, day.month, day.day, tzinfo=self.zone).astimezone(UTC))
+
+
+# --- pieces ------------------------------------------------------------------------------------
+
+_FINER: Final = {Grain.DAY: Grain.HOUR, Grain.HOUR: Grain.MINUTE}
+
+
+def cover(span: Span, coarsest: Grain = Grain.DAY) -> list[tuple[Grain, Span]]:
+    """The pieces of a span in order of time, each of the coarsest grain that fits."""
+    if span.start >= span.end:
+        return []
+    if coarsest is Grain.MINUTE:
+        return [(Grain.MINUTE, span)]
+    size, finer = coarsest.minutes, _FINER[coarsest]
+    first, last = -(-span.start // size) * size, span.end // size * size
+    if first >= last:
+        return cover(span, finer)
+    return [
+        *cover(Span(span.start, first), finer),
+        (coarsest, Span(first, last)),
+        *cover(Span(last, span.end), finer),
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """Rows of one grain to read, and how they fall into buckets.
+
+    ``buckets`` are the starts of the buckets that the spans touch; None when each row is a bucket of its own,
+    as in ``usage_day`` for the days of UTC.
+    """
+
+    grain: Grain
+    spans: tuple[Span, ...]
+    buckets: tuple[int, ...] | None
+
+
+def series_plan(span: Span, calendar: Calendar) -> list[Branch]:
+    """What to read for the buckets of a span."""
+    if calendar.granularity is Granularity.MINUTE:
+        return [Branch(grain=Grain.MINUTE, spans=(span,), buckets=None)]
+    if calendar.granularity is Granularity.HOUR:
+        edges = None
+        found = cover(span, Grain.HOUR)
+    else:
+        edges = calendar.edges(span)
+        found = [piece for a, b in pairwise(edges) for piece in cover(_clip(Span(a, b), span))]
+    return [
+        Branch(grain=grain, spans=spans, buckets=_buckets(grain, spans, calendar, edges))
+        for grain, spans in _grouped(found)
+    ]
+
+
+def totals_plan(span: Span) -> list[Branch]:
+    """What to read for one figure over the whole span: the fewest rows."""
+    return [Branch(grain=grain, spans=spans, buckets=(span.start,)) for grain, spans in _grouped(cover(span))]
+
+
+def minute_edges(span: Span, calendar: Calendar) -> Iterator[tuple[str, Span]]:
+    """The minute rows a span needs, each with the parameter that asks for them."""
+    if calendar.granularity is Granularity.MINUTE:
+        yield "granularity", span
+        return
+    edges = set() if calendar.granularity is Granularity.HOUR else set(calendar.edges(span))
+    odd_zone = any(edge % HOUR for edge in edges)
+    for branch in series_plan(span, calendar):
+        for part in branch.spans if branch.grain is Grain.MINUTE else ():
+            if part.start == span.start and span.start % HOUR and span.start not in edges:
+                yield "start", part
+            if part.end == span.end and span.end % HOUR and span.end not in edges:
+                yield "end", part
+            if odd_zone:
+                yield "timeZone", part
+
+
+def _clip(span: Span, to: Span) -> Span:
+    return Span(max(span.start, to.start), min(span.end, to.end))
+
+
+def _grouped(found: Sequence[tuple[Grain, Span]]) -> Iterator[tuple[Grain, tuple[Span, ...]]]:
+    """Touching pieces of a grain joined. Two runs (the edges of a range) stay apart, so that no reader has to
+    skip what lies between them; more than two are one branch."""
+    for grain in Grain:
+        runs: list[Span] = []
+        for found_grain, span in found:
+            if found_grain is not grain:
+                continue
+            if runs and runs[-1].end == span.start:
+                runs[-1] = Span(runs[-1].start, span.end)
+            else:
+                runs.append(span)
+        if len(runs) <= 2:
+            yield from ((grain, (run,)) for run in runs)
+        else:
+            yield grain, tuple(runs)
+
+
+def _buckets(
+    grain: Grain, spans: tuple[Span, ...], calendar: Calendar, edges: Sequence[int] | None
+) -> tuple[int, ...] | None:
+    first, end = spans[0].start, spans[-1].end
+    if edges is None:  # hours: a row of an hour is its bucket; the minutes of an edge touch two hours at most
+        return None if grain is Grain.HOUR else tuple(range(calendar.start_of(first), end, HOUR))
+    touched = tuple(edges[bisect_right(edges, first) - 1 : bisect_right(edges, end - 1)])
+    own = calendar.granularity is Granularity.DAY and grain is Grain.DAY
+    return None if own and touched == tuple(range(first, end, DAY)) else touched

@@ -1,0 +1,95 @@
+"""What each part of the API is told: frozen dataclasses made from ``sql.settings``."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from sql import settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseConfig:
+    """``url`` holds credentials: never log it.
+
+    ``timeout_s`` bounds the wait for a connection and for a sign of life; a query that is merely slow may
+    take ``statement_timeout_s``.
+    """
+
+    url: str
+    service_name: str = "spendstream-api"
+    pool_size: int = 10
+    timeout_s: float = 0.5
+    statement_timeout_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthConfig:
+    """``mode`` is none or gateway."""
+
+    mode: str = "none"
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreshnessConfig:
+    fresh_lag_s: float = 60.0
+    stale_lag_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeConfig:
+    """What decides which ranges can be answered, and when a bucket is final."""
+
+    retention_minute_s: float = 14 * 86400.0
+    retention_rollup_s: float = 400 * 86400.0
+    dedupe_window_s: float = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything ``python -m api`` is built from."""
+
+    log_level: str
+    host: str
+    port: int
+    redis_url: str | None
+    cursor_secret: bytes
+    database: DatabaseConfig
+    auth: AuthConfig
+    freshness: FreshnessConfig
+    ranges: RangeConfig
+
+
+def load(environment: Mapping[str, str]) -> Config:
+    """Build the API's configuration. Raises `settings.ConfigError` with every fault."""
+    v = settings.read(environment, required=("DATABASE_URL",))
+    secret = v["CURSOR_SECRET"]
+    return Config(
+        log_level=v["LOG_LEVEL"],
+        host=v["HTTP_HOST"],
+        port=v["HTTP_PORT"],
+        redis_url=v["REDIS_URL"],
+        cursor_secret=secret.encode() if secret else secrets.token_bytes(32),
+        database=DatabaseConfig(
+            url=v["DATABASE_URL"],
+            service_name=f"{v['SERVICE_NAME']}-api",
+            pool_size=v["API_POOL_SIZE"],
+            timeout_s=v["API_DATABASE_TIMEOUT"],
+            statement_timeout_s=v["API_STATEMENT_TIMEOUT"],
+        ),
+        auth=AuthConfig(
+            mode=v["AUTH_MODE"],
+            trusted_proxies=tuple(
+                ip_network(part.strip()) for part in v["TRUSTED_PROXIES"].split(",") if part.strip()
+            ),
+        ),
+        freshness=FreshnessConfig(fresh_lag_s=v["FRESH_LAG"], stale_lag_s=v["STALE_LAG"]),
+        ranges=RangeConfig(
+            retention_minute_s=v["RETENTION_MINUTE"],
+            retention_rollup_s=v["RETENTION_ROLLUP"],
+            dedupe_window_s=v["DEDUPE_WINDOW"],
+        ),
+    )

@@ -1,0 +1,215 @@
+"""The database as the API sees it: read-only snapshots, and an answer within a second when there is none.
+
+`Database.read` runs one piece of work in one REPEATABLE READ, READ ONLY transaction, so everything an
+answer says is of one instant. Two things can keep it waiting, and they are told apart: a database that is
+away or hangs (no connection, or no sign of life beside the query: `Unavailable` within a second) and a
+query that is merely slow (the server's own statement timeout).
+
+Statements are never prepared by name: the planner then always sees the bounds of a range, which is what lets
+TimescaleDB leave out the chunks beyond it, and a connection pooler may stand between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import psycopg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from api.config import DatabaseConfig
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+PROBE_TIMEOUT_S: Final = 0.2
+_CONNECT_TIMEOUT_S: Final = 5
+_SCHEMA_STATES: Final = ("42P01", "42703", "42883", "3F000", "42P10")
+_AWAY_CLASSES: Final = ("08", "53", "57", "58", "XX", "28", "3D")
+
+SCHEMA_REMEDY: Final = "The database schema is missing or too old: run `spendstream migrate`."
+
+
+class Unavailable(Exception):
+    """The database cannot answer now. The text is fit for a caller; the log has the cause."""
+
+
+class Database:
+    """A bounded pool of connections. Every wait in here ends."""
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self._config = config
+        self._engine: AsyncEngine = create_async_engine(
+            "postgresql+psycopg://",
+            async_creator=self._connect,
+            pool_size=config.pool_size,
+            max_overflow=0,
+            pool_timeout=config.timeout_s,
+        )
+        self._reader = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._probe: asyncio.Task[bool] | None = None
+
+    async def read(self, work: Work[T]) -> T:
+        """The result of ``work`` in a read-only snapshot.
+
+        Raises:
+            Unavailable: away, hanging, too slow, or without our schema.
+        """
+        return await self._supervised(self._attempt_twice(work))
+
+    async def write(self, work: Work[T]) -> T:
+        """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
+        return await self._supervised(self._attempt(self._engine, work))
+
+    async def close(self) -> None:
+        """Drop every connection, waiting a moment for those that are stuck."""
+        tasks = self._abandoned | ({self._probe} if self._probe else set())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        await self._engine.dispose()
+
+    # --- one try ---
+
+    async def _attempt_twice(self, work: Work[T]) -> T:
+        """A connection that died in the pool (a restart of the server) is no reason to fail a read."""
+        try:
+            return await self._attempt(self._reader, work)
+        except _Stale:
+            return await self._attempt(self._reader, work)
+
+    async def _attempt(self, engine: AsyncEngine, work: Work[T]) -> T:
+        try:
+            async with engine.begin() as connection:
+                return await work(connection)
+        except DBAPIError as error:
+            raise _translated(error) from error
+        except PoolTimeout:
+            raise Unavailable("No database connection came free in time.") from None
+        except (psycopg.Error, OSError) as error:  # raised by our own _connect, outside SQLAlchemy's wrapping
+            log.warning("database_connect_failed", extra={"error": _first_line(error)})
+            raise Unavailable("The database cannot be reached.") from error
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        connection = await psycopg.AsyncConnection.connect(
+            self._config.url,
+            prepare_threshold=None,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            application_name=self._config.service_name,
+            # A peer that vanished without a word is noticed in about 10 s, and its slot of the pool freed.
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=10_000,
+        )
+        try:
+            # By SET, not by start-up options, which poolers refuse. A lock we wait for (a migration)
+            # is a database that hangs. JIT only costs at this size of query.
+            await connection.execute(
+                "SELECT set_config('timezone', 'UTC', false), set_config('jit', 'off', false),"
+                " set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),"
+                " set_config('idle_in_transaction_session_timeout', '60000', false)",
+                (
+                    str(round(self._config.statement_timeout_s * 1000)),
+                    str(round(self._config.timeout_s * 1000)),
+                ),
+            )
+            await connection.commit()
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    # --- the watch over it ---
+
+    async def _supervised(self, attempt: Awaitable[T]) -> T:
+        task = asyncio.ensure_future(attempt)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._config.statement_timeout_s + 1
+        try:
+            while True:
+                done, _ = await asyncio.wait({task}, timeout=self._config.timeout_s)
+                if done:
+                    return task.result()
+                if loop.time() > give_up_at or not await self._alive():
+                    break
+        except asyncio.CancelledError:
+            self._abandon(task)
+            raise
+        if task.done():
+            return task.result()
+        self._abandon(task)
+        log.warning("database_hangs")
+        raise Unavailable("The database does not answer.")
+
+    def _abandon(self, task: asyncio.Future[Any]) -> None:
+        """Cancel without waiting: on a server that hangs, psycopg's cancellation itself takes seconds."""
+        task.cancel()
+        if isinstance(task, asyncio.Task):
+            self._abandoned.add(task)
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear it
+
+    async def _alive(self) -> bool:
+        """Does the server answer a new connection? All waiting requests share one question."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._ping())
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                return await asyncio.shield(self._probe)
+        except TimeoutError:
+            return False
+
+    async def _ping(self) -> bool:
+        try:
+            async with await self._connect() as connection:
+                await connection.execute("SELECT 1")
+        except (psycopg.Error, OSError):
+            return False
+        return True
+
+
+class _Stale(Unavailable):
+    """The connection was dead before we used it."""
+
+
+def _translated(error: DBAPIError) -> Exception:
+    """What a driver's error means to whoever must act. A programmer's error stays what it is."""
+    state = getattr(error.orig, "sqlstate", None)
+    cause = _first_line(error.orig)
+    if state in _SCHEMA_STATES:
+        log.error("schema_too_old", extra={"error": cause})
+        return Unavailable(SCHEMA_REMEDY)
+    if state == "42501":
+        log.error("database_permission_denied", extra={"error": cause})
+        return Unavailable("The API's database role may not read what it needs.")
+    if state == "57014":
+        log.warning("query_too_slow", extra={"error": cause})
+        return Unavailable("The query took too long; ask for a shorter range or a coarser granularity.")
+    if state == "55P03":
+        log.warning("database_locked", extra={"error": cause})
+        return Unavailable("The database is locked by other work, a migration perhaps.")
+    if error.connection_invalidated:
+        log.warning("database_connection_lost", extra={"error": cause})
+        return _Stale("The database connection was lost.")
+    if state is None or state[:2] in _AWAY_CLASSES:
+        log.warning("database_unavailable", extra={"error": cause})
+        return Unavailable("The database cannot be reached.")
+    return error
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,114 @@
+"""From sums to what is shown: pages of points, totals, rates and percentiles, and which buckets are final."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api import rollups, seen
+from api.answers import Errors, Latency, Money
+from api.buckets import Calendar, to_datetime
+from api.freshness import Standing, slowest_watermark
+from api.money import cents_half_even, dollars
+from api.params import FiguresQuestion
+from api.rollups import Point
+from pipeline.core import sketches
+
+_QUANTILES: Final = (0.5, 0.95, 0.99)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What one snapshot says: a page of the series, totals of the whole range, how far the org has come."""
+
+    points: Sequence[Point]
+    more: bool
+    totals: Mapping[str, Any]
+    standings: Sequence[Standing]
+
+
+async def read_page(connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]) -> Page:
+    """The page that the question asks for."""
+    standings = await seen.org_standings(connection, question.org_id)
+    points = await rollups.series(connection, question, measures, question.limit + 1)
+    more = len(points) > question.limit
+    if more or question.after is not None:
+        totals = await rollups.totals(connection, question, measures)
+    else:  # the page is the whole series
+        totals = summed([point.measures for point in points], measures)
+    return Page(points=points[: question.limit], more=more, totals=totals, standings=standings)
+
+
+def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:
+    """The measures of all parts together."""
+    totals: dict[str, Any] = {}
+    for name in measures:
+        values = [part[name] for part in parts]
+        if name == "latency_sketch":
+            totals[name] = [sketch for sketches_of_part in values for sketch in sketches_of_part]
+        elif name == "latency_max_ms":
+            totals[name] = max(values, default=0)
+        else:
+            totals[name] = sum(values)
+    return totals
+
+
+def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `answers.UsageFigures`."""
+    microcents = measures["cost_microcents"]
+    return {
+        "invocations": measures["invocations"],
+        "input_tokens": measures["input_tokens"],
+        "output_tokens": measures["output_tokens"],
+        "cost_estimate_cents": cents_half_even(microcents),
+        "cost": Money(amount=dollars(microcents)),
+    }
+
+
+def reliability_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `answers.ReliabilityFigures`. Percentiles are those of merged sketches, never averages."""
+    invocations = measures["invocations"]
+    p50, p95, p99 = sketches.quantiles(sketches.merge(measures["latency_sketch"]), _QUANTILES)
+    return {
+        "invocations": invocations,
+        "error_rate": error_rate(measures),
+        "errors": Errors(
+            error=measures["errors"], timeout=measures["timeouts"], throttled=measures["throttles"]
+        ),
+        "latency_ms": Latency(
+            p50=p50,
+            p95=p95,
+            p99=p99,
+            mean=measures["latency_sum_ms"] / invocations if invocations else None,
+            max=measures["latency_max_ms"] if invocations else None,
+        ),
+    }
+
+
+def error_rate(measures: Mapping[str, Any]) -> float | None:
+    invocations = measures["invocations"]
+    failed = measures["errors"] + measures["timeouts"] + measures["throttles"]
+    return failed / invocations if invocations else None
+
+
+class Finality:
+    """Says of a bucket's start whether the org's slowest partition has passed the bucket's end, and the time
+    in which late events are still counted."""
+
+    def __init__(self, calendar: Calendar, standings: Sequence[Standing], dedupe_window_s: float) -> None:
+        watermark = slowest_watermark(standing.watermark for standing in standings)
+        self._settled = watermark - timedelta(seconds=dedupe_window_s) if watermark else None
+        self._calendar = calendar
+        self._known: dict[int, bool] = {}
+
+    def __call__(self, bucket: int) -> bool:
+        if bucket not in self._known:
+            settled = self._settled
+            self._known[bucket] = (
+                settled is not None and to_datetime(self._calendar.end_of(bucket)) <= settled
+            )
+        return self._known[bucket]

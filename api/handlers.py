@@ -1,0 +1,277 @@
+"""One function a route: parse the question, read one snapshot, shape the answer.
+
+Nothing here decides who may ask: `api.auth` has let the request through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api import answers, openapi, params, problems, rollups, seen
+from api.auth import ORG_ID
+from api.buckets import to_datetime
+from api.config import FreshnessConfig
+from api.cursors import Cursors
+from api.database import Database, Unavailable
+from api.figures import Finality, Page, error_rate, read_page, reliability_fields, usage_fields
+from api.freshness import FreshnessCache, Standing, freshness
+from api.health import readiness
+from api.metrics import CONTENT_TYPE, Metrics
+from api.money import dollars
+from api.params import FiguresQuestion, Parser
+from api.problems import Fault
+from pipeline.core import wire
+
+log = logging.getLogger(__name__)
+
+_SKETCHES_INLINE_MAX: Final = 50
+_FAILURES: Final[Mapping[int, Any]] = {1: "error", 2: "timeout", 3: "throttled"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handlers:
+    """The routes' functions, and what they work with. ``clock`` is now, in UTC."""
+
+    database: Database
+    cache: FreshnessCache | None
+    parser: Parser
+    cursors: Cursors
+    freshness: FreshnessConfig
+    dedupe_window_s: float
+    metrics: Metrics
+    clock: Callable[[], datetime]
+
+    async def usage(self, request: web.Request) -> web.Response:
+        question = self.parser.figures("usage", request[ORG_ID], request.query)
+        page = await self.database.read(lambda c: read_page(c, question, rollups.USAGE))
+        final = Finality(question.calendar, page.standings, self.dedupe_window_s)
+        series = [
+            answers.UsagePoint(
+                bucket_start=to_datetime(point.position.bucket),
+                model_id=point.position.model_id,
+                client_id=point.position.client_id or None,
+                final=final(point.position.bucket),
+                **usage_fields(point.measures),
+            )
+            for point in page.points
+        ]
+        return _json(
+            answers.Usage(
+                org_id=question.org_id,
+                granularity=question.calendar.granularity.value,
+                time_zone=question.calendar.zone.key,
+                series=series,
+                totals=answers.UsageFigures(**usage_fields(page.totals)),
+                freshness=self._freshness(page.standings),
+                next_cursor=self._next_cursor(question, page),
+            )
+        )
+
+    async def reliability(self, request: web.Request) -> web.Response:
+        question = self.parser.figures("reliability", request[ORG_ID], request.query)
+
+        async def read(connection: AsyncConnection) -> tuple[Page, Sequence[Any]]:
+            page = await read_page(connection, question, rollups.RELIABILITY)
+            return page, await rollups.error_codes(connection, question)
+
+        page, codes = await self.database.read(read)
+        final = Finality(question.calendar, page.standings, self.dedupe_window_s)
+
+        def shape() -> tuple[list[answers.ReliabilityPoint], answers.ReliabilityFigures]:
+            series = [
+                answers.ReliabilityPoint(
+                    bucket_start=to_datetime(point.position.bucket),
+                    model_id=point.position.model_id,
+                    client_id=point.position.client_id or None,
+                    final=final(point.position.bucket),
+                    **reliability_fields(point.measures),
+                )
+                for point in page.points
+            ]
+            return series, answers.ReliabilityFigures(**reliability_fields(page.totals))
+
+        # Merging many sketches takes long enough to keep other requests waiting.
+        few = len(page.points) + len(page.totals["latency_sketch"]) <= _SKETCHES_INLINE_MAX
+        series, totals = shape() if few else await asyncio.to_thread(shape)
+        hours = rollups.error_codes_span(question.span)
+        return _json(
+            answers.Reliability(
+                org_id=question.org_id,
+                granularity=question.calendar.granularity.value,
+                time_zone=question.calendar.zone.key,
+                series=series,
+                totals=totals,
+                error_codes=[
+                    answers.ErrorCode(
+                        status=_FAILURES[row.status],
+                        error_code=row.error_code or None,
+                        count=int(row.events),
+                    )
+                    for row in codes
+                ],
+                error_codes_range=answers.Range(start=to_datetime(hours.start), end=to_datetime(hours.end)),
+                freshness=self._freshness(page.standings),
+                next_cursor=self._next_cursor(question, page),
+            )
+        )
+
+    async def org_freshness(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        org_id: UUID = request[ORG_ID]
+        models = await self.cache.org(org_id) if self.cache else None
+        if not models:
+            models = await self.database.read(lambda c: seen.model_standings(c, org_id))
+        if not models:
+            raise problems.not_found("No event of this org has been seen.")
+        of_org = self._freshness([model.standing for model in models])
+        by_model: dict[UUID, list[Standing]] = {}
+        for model in models:
+            by_model.setdefault(model.model_id, []).append(model.standing)
+        entries = []
+        for model_id, standings in sorted(by_model.items()):
+            of_model = self._freshness(standings)
+            assert of_model.last_event_at is not None
+            assert of_model.last_rollup_at is not None
+            entries.append(
+                answers.FreshnessEntry(
+                    model_id=model_id,
+                    last_event_at=of_model.last_event_at,
+                    last_rollup_at=of_model.last_rollup_at,
+                    lag_seconds=of_model.lag_seconds,
+                    status=of_model.status,
+                )
+            )
+        return _json(
+            answers.OrgFreshness(
+                org_id=org_id,
+                status=of_org.status,
+                lag_seconds=of_org.lag_seconds,
+                watermark=of_org.watermark,
+                entries=entries,
+            )
+        )
+
+    async def models(self, request: web.Request) -> web.Response:
+        org_id: UUID = request[ORG_ID]
+        question = self.parser.listing("models", org_id, request.query, UUID)
+        rows = await self.database.read(lambda c: seen.models(c, org_id, question.after, question.limit + 1))
+        page = rows[: question.limit]
+        items = [
+            answers.Model(
+                model_id=row.key, first_event_at=row.first_event_at, last_event_at=row.last_event_at
+            )
+            for row in page
+        ]
+        cursor = self.cursors.seal(page[-1].key, question.bound_to) if len(rows) > len(page) else None
+        return _json(answers.Models(org_id=org_id, items=items, next_cursor=cursor))
+
+    async def clients(self, request: web.Request) -> web.Response:
+        org_id: UUID = request[ORG_ID]
+        question = self.parser.listing("clients", org_id, request.query, str)
+        rows = await self.database.read(lambda c: seen.clients(c, org_id, question.after, question.limit + 1))
+        page = rows[: question.limit]
+        items = [
+            answers.Client(
+                client_id=row.key or None, first_event_at=row.first_event_at, last_event_at=row.last_event_at
+            )
+            for row in page
+        ]
+        cursor = self.cursors.seal(page[-1].key, question.bound_to) if len(rows) > len(page) else None
+        return _json(answers.Clients(org_id=org_id, items=items, next_cursor=cursor))
+
+    async def orgs(self, request: web.Request) -> web.Response:
+        question = self.parser.orgs(request.query)
+
+        async def read(connection: AsyncConnection) -> tuple[list[UUID], Any, Any]:
+            org_ids = await seen.orgs(connection, question.after, question.limit + 1)
+            page = org_ids[: question.limit]
+            return (
+                org_ids,
+                await rollups.org_totals(connection, page, question.span),
+                await seen.orgs_standings(connection, page),
+            )
+
+        org_ids, totals, standings = await self.database.read(read)
+        page = org_ids[: question.limit]
+        items = []
+        for org_id in page:
+            measures = totals.get(org_id, rollups.ORG_NOTHING)
+            age = self._freshness(standings[org_id])
+            assert age.last_event_at is not None
+            items.append(
+                answers.Org(
+                    org_id=org_id,
+                    invocations=measures["invocations"],
+                    input_tokens=measures["input_tokens"],
+                    output_tokens=measures["output_tokens"],
+                    cost=answers.Money(amount=dollars(measures["cost_microcents"])),
+                    error_rate=error_rate(measures),
+                    last_event_at=age.last_event_at,
+                    freshness=age,
+                )
+            )
+        cursor = self.cursors.seal(page[-1], question.bound_to) if len(org_ids) > len(page) else None
+        return _json(answers.Orgs(items=items, next_cursor=cursor))
+
+    async def validate(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        faults = wire.check(await request.read())
+        if faults:
+            raise problems.invalid_event([Fault(fault.field, fault.message) for fault in faults])
+        return web.Response(status=204)
+
+    # --- about this process ---
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="OK", headers={"Cache-Control": "no-store"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        answer = await readiness(self.database, self.cache)
+        return _json(answer, status=200 if answer.status == "ready" else 503)
+
+    async def prometheus(self, request: web.Request) -> web.Response:
+        try:
+            watermarks = await self.database.read(seen.watermarks)
+        except Unavailable:
+            watermarks = {}  # what this process knows of itself is worth a scrape all the same
+        body = self.metrics.exposition(watermarks, self.clock())
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    async def document(self, request: web.Request) -> web.Response:
+        return web.Response(body=openapi.document_json(), content_type="application/json")
+
+    # --- shared by the answers ---
+
+    def _freshness(self, standings: Sequence[Standing]) -> answers.FreshnessOut:
+        found = freshness(standings, self.clock(), self.freshness)
+        return answers.FreshnessOut(
+            status=found.status,
+            lag_seconds=found.lag_s,
+            watermark=found.watermark,
+            last_event_at=found.last_event_at,
+            last_rollup_at=found.last_rollup_at,
+        )
+
+    def _next_cursor(self, question: FiguresQuestion, page: Page) -> str | None:
+        if not page.more:
+            return None
+        last: params.Position = page.points[-1].position
+        return self.cursors.seal((last.bucket, last.model_id, last.client_id), question.bound_to)
+
+
+def _json(answer: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=answers.encode(answer),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+    )

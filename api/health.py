@@ -1,0 +1,85 @@
+"""Readiness: what this process needs to answer, component by component."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api.answers import Component, Components, Readiness
+from api.database import SCHEMA_REMEDY, Database, Unavailable
+from api.freshness import FreshnessCache
+from sql import schema
+
+_NEEDED: Final = (
+    schema.usage_minute,
+    schema.usage_hour,
+    schema.usage_day,
+    schema.client_hour,
+    schema.client_day,
+    schema.usage_errors_hour,
+    schema.partitions,
+    schema.orgs_seen,
+    schema.models_seen,
+    schema.clients_seen,
+    schema.audit_log,
+)
+
+_COLUMNS: Final = text(
+    "SELECT c.relname AS relation, a.attname AS name FROM pg_catalog.pg_attribute a"
+    " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    " WHERE n.nspname = :schema AND a.attnum > 0 AND NOT a.attisdropped"
+)
+
+
+async def readiness(database: Database, cache: FreshnessCache | None) -> Readiness:
+    """Ready means: the database answers and has our tables. Redis away only costs speed."""
+    components = Components(
+        database=Component(status="ok", detail="answers"),
+        redis=await _redis(cache),
+        schema=Component(status="ok", detail="has every table and column that is read"),
+    )
+    try:
+        missing = await database.read(missing_columns)
+    except Unavailable as error:
+        components = Components(
+            database=Component(status="down", detail=str(error)),
+            redis=components.redis,
+            schema=Component(status="down", detail="unknown while the database is away"),
+        )
+    else:
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            detail = f"{SCHEMA_REMEDY} Missing: {shown}."
+            components = Components(
+                database=components.database,
+                redis=components.redis,
+                schema=Component(status="down", detail=detail),
+            )
+    ready = components.database.status == "ok" and components.schema.status == "ok"
+    return Readiness(status="ready" if ready else "not_ready", components=components)
+
+
+async def missing_columns(connection: AsyncConnection) -> list[str]:
+    """Tables (where nothing of them is there) and columns that the queries need and the database lacks."""
+    rows = await connection.execute(_COLUMNS, {"schema": schema.SCHEMA})
+    there = {(row.relation, row.name) for row in rows}
+    tables = {relation for relation, _ in there}
+    missing = []
+    for table in _NEEDED:
+        if table.name not in tables:
+            missing.append(table.name)
+        else:
+            missing += [f"{table.name}.{c.name}" for c in table.columns if (table.name, c.name) not in there]
+    return missing
+
+
+async def _redis(cache: FreshnessCache | None) -> Component:
+    if cache is None:
+        return Component(status="off", detail="REDIS_URL is not set; the database answers for freshness")
+    fault = await cache.ping()
+    if fault is not None:
+        return Component(status="degraded", detail="away; the database answers for freshness")
+    return Component(status="ok", detail="answers")

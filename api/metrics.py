@@ -1,0 +1,69 @@
+"""Prometheus: counts and times of requests, and the freshness lag by partition.
+
+Labels are bounded: route templates and known methods, never a raw path, an org or a user. The lag is
+computed from the database at each scrape, so it grows when the pipeline is dead; without a database it is
+absent, which an alert can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from api.freshness import lag_s
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_BUCKETS_S: Final = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """The metrics of one API process (not of the interpreter: tests run several)."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "http_requests_total",
+            "Requests answered.",
+            ("method", "route", "status"),
+            registry=self._registry,
+        )
+        self._durations = Histogram(
+            "http_request_duration_seconds",
+            "Time from the request's head to its answer.",
+            ("method", "route"),
+            buckets=_BUCKETS_S,
+            registry=self._registry,
+        )
+
+    def served(self, method: str, route: str, status: int, duration_s: float) -> None:
+        method = method if method in _METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._durations.labels(method, route).observe(duration_s)
+
+    def exposition(self, watermarks: Mapping[int, datetime | None], now: datetime) -> bytes:
+        """The text of a scrape. A partition without a watermark has no lag to show."""
+        lags = CollectorRegistry()
+        lags.register(_Lags(watermarks, now))
+        return generate_latest(self._registry) + generate_latest(lags)
+
+
+class _Lags(Collector):
+    def __init__(self, watermarks: Mapping[int, datetime | None], now: datetime) -> None:
+        self._watermarks = watermarks
+        self._now = now
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "analytics_freshness_lag_seconds", "Now minus the partition's watermark.", labels=("partition",)
+        )
+        for partition, watermark in sorted(self._watermarks.items()):
+            lag = lag_s(watermark, self._now)
+            if lag is not None:
+                family.add_metric((str(partition),), lag)
+        yield family

@@ -1,0 +1,135 @@
+"""Errors as RFC 9457 problems: what a caller is told, and nothing about our insides.
+
+Whoever finds the error raises a `Problem`; the middleware in `app` turns it, aiohttp's own errors
+and anything unforeseen into ``application/problem+json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+RETRY_AFTER_S: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a request: the parameter or field, and what is expected of it."""
+
+    field: str
+    message: str
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Problem(Exception):
+    """The request cannot be answered; the remedy for the caller is in ``detail`` and ``errors``."""
+
+    status: int
+    detail: str
+    kind: str | None = None
+    title: str | None = None
+    errors: Sequence[Fault] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.detail}"
+
+
+def invalid_parameters(errors: Sequence[Fault]) -> Problem:
+    return Problem(
+        status=400,
+        kind="invalid-parameters",
+        title="Invalid parameters",
+        detail="; ".join(f"{fault.field}: {fault.message}" for fault in errors),
+        errors=errors,
+    )
+
+
+def invalid_event(errors: Sequence[Fault]) -> Problem:
+    return Problem(
+        status=400,
+        kind="invalid-event",
+        title="Invalid event",
+        detail="The event breaks the wire contract; errors names every fault.",
+        errors=errors,
+    )
+
+
+def unauthenticated(detail: str) -> Problem:
+    return Problem(
+        status=401,
+        kind="unauthenticated",
+        title="Not authenticated",
+        detail=detail,
+        headers={"WWW-Authenticate": 'Gateway realm="spendstream"'},
+    )
+
+
+def forbidden(detail: str) -> Problem:
+    return Problem(status=403, kind="forbidden", title="Not yours", detail=detail)
+
+
+def not_found(detail: str) -> Problem:
+    return Problem(status=404, kind="not-found", detail=detail)
+
+
+def unavailable(detail: str) -> Problem:
+    return Problem(
+        status=503,
+        kind="unavailable",
+        title="A dependency is away",
+        detail=detail,
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    field: str
+    message: str
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457. ``instance`` names this one occurrence; the server's log has the same id."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[ErrorDetail] | msgspec.UnsetType = msgspec.UNSET
+
+
+def response(problem: Problem, request_id: str) -> web.Response:
+    body = ProblemDetails(
+        type=f"urn:spendstream:problem:{problem.kind}" if problem.kind else "about:blank",
+        title=problem.title or HTTPStatus(problem.status).phrase,
+        status=problem.status,
+        detail=problem.detail,
+        instance=f"urn:uuid:{request_id}",
+        errors=[ErrorDetail(fault.field, fault.message) for fault in problem.errors] or msgspec.UNSET,
+    )
+    return web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(body),
+        content_type="application/problem+json",
+        headers={"Cache-Control": "no-store", **problem.headers},
+    )
+
+
+_DETAILS: Final = {
+    404: "There is nothing at this path.",
+    405: "The path does not take this method.",
+    413: "The request body is too large.",
+}
+
+
+def of_http_error(error: web.HTTPException) -> Problem:
+    """aiohttp's own errors, in our form."""
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    detail = _DETAILS.get(error.status, HTTPStatus(error.status).description or error.reason)
+    return Problem(status=error.status, detail=detail, headers=headers)

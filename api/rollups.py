@@ -1,0 +1,255 @@
+"""SQL on the rollups: figures of one org by bucket, and of many orgs by org.
+
+Each query is a union of at most a few branches (see `api.buckets`), each with bounds on ``org_id`` and
+``bucket_start``, the first two columns of every key; sums are made in SQL and few columns come back. Rows
+of different partitions are summed, so the figures are right whichever partition an event came through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    DateTime,
+    LargeBinary,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    union_all,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.elements import Grouping
+
+from api.buckets import (
+    HOUR,
+    Branch,
+    Grain,
+    Span,
+    series_plan,
+    to_datetime,
+    to_minute,
+    totals_plan,
+)
+from api.params import FiguresQuestion, Position
+from sql import schema
+
+_TABLES: Final = {
+    Grain.MINUTE: schema.usage_minute,
+    Grain.HOUR: schema.usage_hour,
+    Grain.DAY: schema.usage_day,
+}
+_CLIENT_TABLES: Final = {Grain.HOUR: schema.client_hour, Grain.DAY: schema.client_day}
+_TIMESTAMPTZ: Final = DateTime(timezone=True)
+ERROR_CODES_MAX: Final = 1000
+
+USAGE: Final = ("invocations", "input_tokens", "output_tokens", "cost_microcents")
+RELIABILITY: Final = (
+    "invocations",
+    "errors",
+    "timeouts",
+    "throttles",
+    "latency_sum_ms",
+    "latency_max_ms",
+    "latency_sketch",
+)
+_ORG: Final = (
+    "invocations",
+    "errors",
+    "timeouts",
+    "throttles",
+    "input_tokens",
+    "output_tokens",
+    "cost_microcents",
+)
+
+ORG_NOTHING: Final[Mapping[str, int]] = dict.fromkeys(_ORG, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The measures of one bucket and group, by name; the sketches of a group come as a list."""
+
+    position: Position
+    measures: Mapping[str, Any]
+
+
+async def series(
+    connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str], limit: int
+) -> list[Point]:
+    """Up to ``limit`` points after the question's cursor, by bucket, model and client."""
+    calendar, after = question.calendar, question.after
+    span = question.span
+    if after is not None:  # nothing before the cursor's bucket is read again
+        whole = not (question.by_model or question.by_client)
+        span = Span(max(span.start, calendar.end_of(after.bucket) if whole else after.bucket), span.end)
+    keys = _keys(question)
+    plan = series_plan(span, calendar)
+    if not plan:
+        return []
+    source = _source(question, plan, keys, measures, bucketed=True)
+    columns = [source["bucket"], *(source[key] for key in keys)]
+    query = (
+        select(*columns, *_aggregates(source, measures)).group_by(*columns).order_by(*columns).limit(limit)
+    )
+    if after is not None and keys:
+        passed = [literal(to_datetime(after.bucket), _TIMESTAMPTZ)]
+        passed += [literal(getattr(after, key), source[key].type) for key in keys]
+        query = query.where(tuple_(*columns) > tuple_(*passed))
+    return [
+        Point(
+            Position(
+                to_minute(row.bucket),
+                row.model_id if question.by_model else None,
+                row.client_id if question.by_client else None,
+            ),
+            _measures(row, measures),
+        )
+        for row in await connection.execute(query)
+    ]
+
+
+async def totals(
+    connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]
+) -> Mapping[str, Any]:
+    """The measures over the whole range, whatever the page; read from as few rows as cover it."""
+    source = _source(question, totals_plan(question.span), (), measures, bucketed=False)
+    row = (await connection.execute(select(*_aggregates(source, measures)))).one()
+    return _measures(row, measures)
+
+
+async def error_codes(connection: AsyncConnection, question: FiguresQuestion) -> Sequence[Row[Any]]:
+    """Failed events by status and code over the whole hours that the range touches, most frequent first."""
+    table = schema.usage_errors_hour
+    code = table.c.error_code.collate("C")
+    count = func.sum(table.c.count)
+    query = (
+        select(table.c.status, code.label("error_code"), count.label("events"))
+        .where(_within(table, (error_codes_span(question.span),)), *_filters(table, question))
+        .group_by(table.c.status, code)
+        .order_by(count.desc(), table.c.status, code)
+        .limit(ERROR_CODES_MAX)
+    )
+    return (await connection.execute(query)).all()
+
+
+def error_codes_span(span: Span) -> Span:
+    """Error codes are kept by the hour: the hours that the range touches."""
+    return Span(span.start - span.start % HOUR, -(-span.end // HOUR) * HOUR)
+
+
+async def org_totals(
+    connection: AsyncConnection, org_ids: Iterable[UUID], span: Span
+) -> dict[UUID, Mapping[str, Any]]:
+    """The measures of each org over the range; an org without events in it is absent."""
+    wanted = list(org_ids)
+    source = _union(
+        [
+            select(table.c.org_id, *(table.c[name] for name in _ORG)).where(
+                table.c.org_id.in_(wanted), _within(table, branch.spans)
+            )
+            for branch in totals_plan(span)
+            for table in (_TABLES[branch.grain],)
+        ]
+    )
+    query = select(source["org_id"], *_aggregates(source, _ORG)).group_by(source["org_id"])
+    return {row.org_id: _measures(row, _ORG) for row in await connection.execute(query)}
+
+
+# --- parts of the queries ---
+
+
+def _keys(question: FiguresQuestion) -> tuple[str, ...]:
+    return ("model_id",) * question.by_model + ("client_id",) * question.by_client
+
+
+def _source(
+    question: FiguresQuestion,
+    plan: Sequence[Branch],
+    keys: Sequence[str],
+    measures: Sequence[str],
+    *,
+    bucketed: bool,
+) -> Mapping[str, ColumnElement[Any]]:
+    tables = _CLIENT_TABLES if question.needs_clients else _TABLES
+    branches = []
+    for branch in plan:
+        table = tables[branch.grain]
+        columns: list[ColumnElement[Any]] = [_bucket(table, branch).label("bucket")] if bucketed else []
+        columns += [_key(table, key).label(key) for key in keys]
+        columns += [table.c[name] for name in measures]
+        branches.append(select(*columns).where(_within(table, branch.spans), *_filters(table, question)))
+    return _union(branches)
+
+
+def _union(branches: Sequence[Select[Any]]) -> Mapping[str, ColumnElement[Any]]:
+    """The columns of all branches together. PostgreSQL folds a single one into the query around it."""
+    joined = branches[0] if len(branches) == 1 else union_all(*branches)
+    return dict(joined.subquery("figures").c.items())
+
+
+def _key(table: Table, key: str) -> ColumnElement[Any]:
+    # Byte order is the same in every database and lets a cursor compare as the sort does.
+    return table.c[key].collate("C") if key == "client_id" else table.c[key]
+
+
+def _bucket(table: Table, branch: Branch) -> ColumnElement[Any]:
+    """The start of the bucket a row falls into: the calendar is ours, not the server's."""
+    if branch.buckets is None:
+        return table.c.bucket_start
+    starts = [to_datetime(start) for start in branch.buckets]
+    if len(starts) == 1:
+        return literal(starts[0], _TIMESTAMPTZ)
+    # Grouping: PostgreSQL takes a subscript of a cast in parentheses only.
+    array = Grouping(bindparam(None, starts, type_=ARRAY(_TIMESTAMPTZ)))
+    return array[func.width_bucket(table.c.bucket_start, array)]
+
+
+def _within(table: Table, spans: Sequence[Span]) -> ColumnElement[bool]:
+    """Rows in any of the spans. The outer bounds stand first, for the exclusion of chunks."""
+    at = table.c.bucket_start
+    outer = and_(at >= to_datetime(spans[0].start), at < to_datetime(spans[-1].end))
+    if len(spans) == 1:
+        return outer
+    inner = (and_(at >= to_datetime(span.start), at < to_datetime(span.end)) for span in spans)
+    return and_(outer, or_(*inner))
+
+
+def _filters(table: Table, question: FiguresQuestion) -> list[ColumnElement[bool]]:
+    filters: list[ColumnElement[bool]] = [table.c.org_id == question.org_id]
+    if question.model_ids:
+        filters.append(table.c.model_id.in_(question.model_ids))
+    if question.client_ids:
+        filters.append(table.c.client_id.in_(question.client_ids))
+    return filters
+
+
+_AGGREGATES: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "latency_max_ms": func.max,
+    "latency_sketch": lambda column: func.array_agg(column, type_=ARRAY(LargeBinary)),
+}
+
+
+def _aggregates(
+    source: Mapping[str, ColumnElement[Any]], measures: Sequence[str]
+) -> list[ColumnElement[Any]]:
+    return [_AGGREGATES.get(name, func.sum)(source[name]).label(name) for name in measures]
+
+
+def _measures(row: Row[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Sums of bigint are numeric in PostgreSQL: back to exact integers."""
+    values = row._mapping
+    return {
+        name: values[name] or [] if name == "latency_sketch" else int(values[name] or 0) for name in names
+    }

@@ -1,0 +1,101 @@
+"""SQL on what has been seen: orgs, their models and clients, and how far each partition has come."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Column, Row, Table, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api.freshness import ModelStanding, Standing
+from sql.schema import clients_seen, models_seen, orgs_seen, partitions
+
+
+async def org_standings(connection: AsyncConnection, org_id: UUID) -> list[Standing]:
+    """How far each partition of the org has come; empty for an org never seen."""
+    return (await orgs_standings(connection, [org_id])).get(org_id, [])
+
+
+async def orgs_standings(connection: AsyncConnection, org_ids: Iterable[UUID]) -> dict[UUID, list[Standing]]:
+    """The same for many orgs at once."""
+    query = _with_watermark(orgs_seen, orgs_seen.c.org_id).where(orgs_seen.c.org_id.in_(list(org_ids)))
+    by_org: dict[UUID, list[Standing]] = defaultdict(list)
+    for row in await connection.execute(query):
+        by_org[row.org_id].append(_standing(row))
+    return by_org
+
+
+async def model_standings(connection: AsyncConnection, org_id: UUID) -> list[ModelStanding]:
+    """How far each partition has come with each of the org's models."""
+    query = _with_watermark(models_seen, models_seen.c.model_id).where(models_seen.c.org_id == org_id)
+    return [
+        ModelStanding(model_id=row.model_id, standing=_standing(row))
+        for row in await connection.execute(query)
+    ]
+
+
+async def watermarks(connection: AsyncConnection) -> dict[int, datetime | None]:
+    """The watermark of every partition."""
+    rows = await connection.execute(select(partitions.c.partition, partitions.c.watermark))
+    return {row.partition: row.watermark for row in rows}
+
+
+async def orgs(connection: AsyncConnection, after: UUID | None, limit: int) -> list[UUID]:
+    """A page of the orgs, by id."""
+    query = select(orgs_seen.c.org_id).distinct().order_by(orgs_seen.c.org_id).limit(limit)
+    if after is not None:
+        query = query.where(orgs_seen.c.org_id > after)
+    return [row.org_id for row in await connection.execute(query)]
+
+
+async def models(
+    connection: AsyncConnection, org_id: UUID, after: UUID | None, limit: int
+) -> Sequence[Row[Any]]:
+    """A page of the org's models, by id: (key, first_event_at, last_event_at)."""
+    return await _page(connection, models_seen, models_seen.c.model_id, org_id, after, limit)
+
+
+async def clients(
+    connection: AsyncConnection, org_id: UUID, after: str | None, limit: int
+) -> Sequence[Row[Any]]:
+    """A page of the org's clients, by id in byte order: (key, first_event_at, last_event_at)."""
+    key = clients_seen.c.client_id.collate("C")
+    return await _page(connection, clients_seen, key, org_id, after, limit)
+
+
+async def _page(
+    connection: AsyncConnection, table: Table, key: Any, org_id: UUID, after: Any, limit: int
+) -> Sequence[Row[Any]]:
+    query = (
+        select(
+            key.label("key"),
+            func.min(table.c.first_event_at).label("first_event_at"),
+            func.max(table.c.last_event_at).label("last_event_at"),
+        )
+        .where(table.c.org_id == org_id)
+        .group_by(key)
+        .order_by(key)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(key > after)
+    return (await connection.execute(query)).all()
+
+
+def _with_watermark(seen: Table, key: Column[Any]) -> Any:
+    return select(
+        key, seen.c.partition, partitions.c.watermark, seen.c.last_event_at, seen.c.last_rollup_at
+    ).select_from(seen.outerjoin(partitions, partitions.c.partition == seen.c.partition))
+
+
+def _standing(row: Row[Any]) -> Standing:
+    return Standing(
+        partition=row.partition,
+        watermark=row.watermark,
+        last_event_at=row.last_event_at,
+        last_rollup_at=row.last_rollup_at,
+    )
