@@ -464,8 +464,8 @@ class Ledger:
     def drain(self, *, now_us: int, caught_up: bool) -> Batch:
         """Freeze everything that happened since the last drain as one batch.
 
-        ``now_us`` is when the broker was asked whether the partition had ``caught_up``. The batch must be committed
-        before the next `missing` is answered, or the ledger be thrown away.
+        ``now_us`` is when the broker was asked whether the partition had ``caught_up``. The batch must be
+        committed before the next `missing` is answered, or the ledger be thrown away.
 
         Raises:
             ValueError: held-back events still wait for `missing` blocks.

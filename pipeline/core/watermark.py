@@ -22,7 +22,8 @@ def arrivals(occurred_us: npt.NDArray[Any], newest_us: int, lateness_us: int) ->
     """The watermark that each event met on arrival (int64[n]), for events in stream order.
 
     It is the newest event time before the event (``newest_us`` before the first), less the allowed
-    lateness. It follows from the stream alone, never from a clock, so that a replay finds the same events late.
+    lateness. It follows from the stream alone, never from a clock, so that a replay finds the same
+    events late.
     """
     met = np.empty(len(occurred_us), np.int64)
     if len(met):

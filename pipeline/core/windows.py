@@ -210,7 +210,8 @@ class Table:
 
     def count(self, keys: IntArray) -> None:
         """Add one to the row of each key: for a table of counts only."""
-        kernels.count(self._rows.measures, self._touch(keys))
+        rows = self._touch(keys)  # first: it may move the measures to a larger array
+        kernels.count(self._rows.measures, rows)
 
     def _touch(self, keys: IntArray) -> IntArray:
         rows = self._rows.locate(keys)

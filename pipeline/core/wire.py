@@ -269,7 +269,8 @@ def _cost_microcents(value: Any) -> int:
     if digits > COST_MICROCENTS_MAX * unit:
         raise ValueError("must not be above 100000000")
     quotient, rest = divmod(digits, unit)
-    return quotient + (2 * rest > unit or (2 * rest == unit and quotient % 2 == 1))
+    rounds_up = 2 * rest > unit or (2 * rest == unit and quotient % 2 == 1)
+    return int(quotient + rounds_up)
 
 
 _RFC3339: Final = re.compile(

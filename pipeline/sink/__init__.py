@@ -1,0 +1,1 @@
+"""Where batches go: one database transaction each, and back again at recovery."""

@@ -1,0 +1,423 @@
+"""The database side of one partition: claim it, recover it, and write each batch in one transaction.
+
+The flush, in order, and what holds if the process or the server dies right after each step:
+
+1. Compare-and-set the partition's offset. Not committed: nothing happened. It comes first, so a worker that
+   lost the partition fails here and never waits for, or blocks, the owner's rows.
+2. COPY the dirty rows into a temporary table and upsert their absolute values; alike what was seen, the new
+   dedupe ids and the dead letters. Not committed: nothing happened.
+3. COMMIT. Either everything above is in the database or nothing is; there is no second system to disagree.
+
+If the answer to COMMIT is lost, the same batch is flushed again: step 1 then finds the offset already
+there, which says that the first attempt went through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import psycopg
+from psycopg import sql as psql
+
+from pipeline.core.ledger import Batch, Block, Position, SeenRows, StoredRows
+from pipeline.core.watermark import NEVER
+from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
+from pipeline.sink import copy_binary
+from sql import queries
+
+IntArray = npt.NDArray[Any]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_GRAINS: Final = {grain.name: grain for grain in (*GRAINS, ERRORS)}
+_SEEN: Final = {"orgs_seen": "", "models_seen": "model_id", "clients_seen": "client_id"}
+_COPY_BYTES: Final = 1 << 20
+
+
+class SinkUnavailable(Exception):
+    """The database cannot be used now. Back off and do the same again: every call here is safe to repeat."""
+
+
+class Fenced(Exception):
+    """Another worker has claimed the partition. Throw the ledger away; whoever claimed it goes on."""
+
+
+class SchemaMissing(Exception):
+    """The database lacks tables that the code needs. The remedy is ``spendstream migrate``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write one partition, until somebody raises its epoch."""
+
+    stream: str
+    partition: int
+    epoch: int
+
+
+class TimescaleSink:
+    """One connection that writes one partition at a time. Not shared between tasks."""
+
+    def __init__(self, database_url: str, *, application_name: str = "spendstream", timeout_s: float = 60.0):
+        self._url = database_url
+        self._application_name = application_name
+        self._timeout_s = timeout_s
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+
+    async def close(self) -> None:
+        """Close the connection; a transaction in flight is rolled back. Never raises."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg.Error):
+                await connection.close()
+
+    async def ping(self) -> None:
+        """Return if the database answers. Raises `SinkUnavailable`."""
+        async with _Unit(self) as connection:
+            await connection.execute("SELECT 1")
+
+    # --- ownership and recovery --------------------------------------------------------------------------
+
+    async def claim(self, stream: str) -> tuple[Claim, Position]:
+        """Become the only writer of a stream's partition; where it stands.
+
+        Raises:
+            SinkUnavailable, SchemaMissing.
+        """
+        async with _Unit(self) as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.partitions'))")
+            cursor = await connection.execute(_FLUSH["claim"], {"stream": stream})
+            row = await cursor.fetchone()
+            assert row is not None
+        partition, epoch, offset, offered, accepted, duplicate, rejected, mark, newest, broker = row
+        position = Position(
+            next_offset=offset,
+            newest_us=NEVER if newest is None else newest,
+            broker_us=broker or 0,
+            watermark_us=mark,
+            offered=offered,
+            accepted=accepted,
+            duplicate=duplicate,
+            rejected=rejected,
+        )
+        return Claim(stream, partition, epoch), position
+
+    async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
+        """All rows of each table from a bucket on. Raises as `claim`."""
+        found = []
+        async with _Unit(self) as connection:
+            for grain, bucket in wanted:
+                cursor = connection.cursor(binary=True)
+                await cursor.execute(
+                    _FLUSH["resident_rows"].format(table=grain.name, columns=_columns(grain)),
+                    {"start": _bucket_time(grain, max(bucket, 0)), "partition": claim.partition},
+                )
+                found.append(_stored_rows(grain, await cursor.fetchall()))
+        return found
+
+    async def live_ids(self, claim: Claim, *, from_hour: int) -> list[tuple[int, bytes]]:
+        """(hour, segment) pairs of the ids that still count, oldest hour first. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            cursor = connection.cursor(binary=True)
+            hour = _EPOCH + timedelta(hours=max(from_hour, 0))
+            await cursor.execute(_FLUSH["live_ids"], {"partition": claim.partition, "from_hour": hour})
+            return await cursor.fetchall()
+
+    async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
+        """The rows of the blocks, by table. Raises as `claim`."""
+        found = []
+        async with _Unit(self) as connection:
+            for grain in _GRAINS.values():
+                mine = [block for block in blocks if block.grain is grain]
+                if not mine:
+                    continue
+                starts = [_bucket_time(grain, block.bucket) for block in mine]
+                cursor = connection.cursor(binary=True)
+                await cursor.execute(
+                    _FLUSH["block_rows"].format(table=grain.name, columns=_columns(grain)),
+                    {
+                        "orgs": [UUID(int=block.org[0] << 64 | block.org[1]) for block in mine],
+                        "starts": starts,
+                        "first": min(starts),
+                        "last": max(starts),
+                        "partition": claim.partition,
+                    },
+                )
+                found.append(_stored_rows(grain, await cursor.fetchall()))
+        return found
+
+    async def org_models(self, claim: Claim) -> list[tuple[UUID, UUID, int, int]]:
+        """(org, model, last event, last rollup) of the partition, in microseconds. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            cursor = await connection.execute(_FLUSH["org_models"], {"partition": claim.partition})
+            return await cursor.fetchall()
+
+    # --- the flush -----------------------------------------------------------------------------------------
+
+    async def flush(self, claim: Claim, batch: Batch) -> None:
+        """Write a batch whole, or not at all.
+
+        Raises:
+            SinkUnavailable: the outcome may be unknown; flush the very same batch again.
+            Fenced: the partition has another owner; nothing was written.
+            SchemaMissing.
+        """
+        async with _Unit(self) as connection:
+            if not await self._advance(connection, claim, batch):
+                return
+            for rows in batch.tables:
+                if len(rows):
+                    await self._write_rows(connection, claim, rows)
+            for table, seen in zip(_SEEN, (batch.orgs, batch.models, batch.clients), strict=True):
+                if len(seen):
+                    await self._write_seen(connection, claim, table, seen)
+            for hour, ids in batch.id_segments.items():
+                await connection.execute(
+                    _FLUSH["add_ids"],
+                    {
+                        "partition": claim.partition,
+                        "hour": _EPOCH + timedelta(hours=hour),
+                        "segment": batch.position.next_offset,
+                        "ids": ids,
+                    },
+                )
+            if batch.dead_letters:
+                await self._write_dead_letters(connection, claim, batch)
+
+    async def _advance(self, connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> bool:
+        """Step 1. False: an earlier attempt at this very batch has been committed."""
+        position = batch.position
+        cursor = await connection.execute(
+            _FLUSH["advance"],
+            {
+                "partition": claim.partition,
+                "epoch": claim.epoch,
+                "from_offset": batch.from_offset,
+                "next_offset": position.next_offset,
+                "watermark": _time(position.watermark_us),
+                "max_event_time": None if position.newest_us == NEVER else _time(position.newest_us),
+                "broker_time": _time(position.broker_us) if position.broker_us else None,
+                "offered": position.offered,
+                "accepted": position.accepted,
+                "duplicate": position.duplicate,
+                "rejected": position.rejected,
+                "caught_up": batch.caught_up,
+            },
+        )
+        if cursor.rowcount == 1:
+            return True
+        cursor = await connection.execute(_FLUSH["standing"], {"partition": claim.partition})
+        standing = await cursor.fetchone()
+        if standing == (claim.epoch, position.next_offset):
+            return False
+        raise Fenced(
+            f"partition {claim.partition} of {claim.stream} stands at (epoch, offset) {standing},"
+            f" not at {(claim.epoch, batch.from_offset)}"
+        )
+
+    async def _write_rows(
+        self, connection: psycopg.AsyncConnection[Any], claim: Claim, rows: StoredRows
+    ) -> None:
+        grain, m = rows.grain, rows.measures
+        start = rows.bucket * grain.length_us - copy_binary.EPOCH_2000_US
+        if grain is ERRORS:
+            assert rows.status is not None
+            stage, upsert = _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
+            data = copy_binary.payload(
+                [rows.org, start, rows.model, rows.status.astype(np.int16), m[:, 0]],
+                [_utf8(rows.client), _utf8(rows.error_code)],
+            )
+        else:
+            by_client = grain.by_client
+            stage = _FLUSH["stage_rollup"].format(
+                table=grain.name, client_column=", client_id text" if by_client else ""
+            )
+            upsert = _FLUSH["upsert_rollup"].format(
+                table=grain.name, client="client_id, " if by_client else ""
+            )
+            data = copy_binary.payload(
+                [
+                    rows.org,
+                    start,
+                    rows.model,
+                    *(m[:, i] for i in range(9)),
+                    m[:, 9].astype(np.int32),
+                    m[:, 10].astype(np.int32),
+                ],
+                [_utf8(rows.client), rows.sketches] if by_client else [rows.sketches],
+            )
+        await self._stage_and_write(connection, claim, grain.name, stage, upsert, data)
+
+    async def _write_seen(
+        self, connection: psycopg.AsyncConnection[Any], claim: Claim, table: str, seen: SeenRows
+    ) -> None:
+        name = _SEEN[table]
+        kind = {"": "", "model_id": ", model_id uuid", "client_id": ", client_id text"}[name]
+        stage = _FLUSH["stage_seen"].format(table=table, name_column=kind)
+        upsert = _FLUSH["upsert_seen"].format(table=table, name=f"{name}, " if name else "")
+        first, last = (seen.span_us - copy_binary.EPOCH_2000_US).T
+        fixed = [seen.org, first, last] + ([seen.model] if seen.model is not None else [])
+        data = copy_binary.payload(fixed, [_utf8(seen.client)] if name == "client_id" else ())
+        await self._stage_and_write(connection, claim, table, stage, upsert, data)
+
+    @staticmethod
+    async def _stage_and_write(
+        connection: psycopg.AsyncConnection[Any],
+        claim: Claim,
+        table: str,
+        stage: str,
+        upsert: str,
+        data: bytes,
+    ) -> None:
+        await connection.execute(stage)
+        target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
+        async with connection.cursor().copy(target) as copy:
+            for at in range(0, len(data), _COPY_BYTES):
+                await copy.write(data[at : at + _COPY_BYTES])
+        await connection.execute(upsert, {"partition": claim.partition})
+
+    @staticmethod
+    async def _write_dead_letters(
+        connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch
+    ) -> None:
+        rejected_at = _time(batch.rejected_us)
+        async with connection.cursor().copy(_FLUSH["copy_dead_letters"]) as copy:
+            for letter in batch.dead_letters:
+                faults = msgspec.json.encode(letter.faults).decode()
+                await copy.write_row(
+                    (
+                        claim.partition,
+                        letter.offset,
+                        letter.position,
+                        claim.stream,
+                        letter.reason,
+                        faults,
+                        letter.body,
+                        rejected_at,
+                    )
+                )
+
+    async def connection(self) -> psycopg.AsyncConnection[Any]:
+        """The open connection, made when there is none."""
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url,
+                autocommit=True,
+                prepare_threshold=None,
+                connect_timeout=5,
+                application_name=self._application_name,
+                keepalives_idle=10,
+                keepalives_interval=5,
+                keepalives_count=3,
+                options=f"-c statement_timeout={round(self._timeout_s * 1000)}",
+            )
+        return self._connection
+
+
+_FLUSH: Final = queries.load("flush")
+
+
+class _Unit:
+    """One transaction on the sink's connection, with the driver's errors translated once, here.
+
+    After any error but `Fenced` the connection is closed, because its state cannot be trusted.
+    """
+
+    def __init__(self, sink: TimescaleSink) -> None:
+        self._sink = sink
+        self._deadline = asyncio.timeout(sink._timeout_s)
+
+    async def __aenter__(self) -> psycopg.AsyncConnection[Any]:
+        await self._deadline.__aenter__()
+        try:
+            connection = await self._sink.connection()
+            await connection.execute("BEGIN")
+        except BaseException as error:
+            await self._leave(error)
+            raise AssertionError("unreachable") from error
+        self._connection = connection
+        return connection
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            try:
+                await self._connection.execute("COMMIT")
+            except BaseException as failure:
+                await self._leave(failure)
+            await self._deadline.__aexit__(None, None, None)
+        elif isinstance(error, Fenced):
+            with suppress(psycopg.Error):
+                await self._connection.execute("ROLLBACK")
+            await self._deadline.__aexit__(None, None, None)
+        else:
+            await self._leave(error)
+
+    async def _leave(self, error: BaseException) -> None:
+        """Close the connection and raise what the error means."""
+        await self._sink.close()
+        try:
+            await self._deadline.__aexit__(type(error), error, error.__traceback__)
+        except TimeoutError as late:
+            raise SinkUnavailable(f"the database did not answer within {self._sink._timeout_s:g} s") from late
+        if isinstance(
+            error,
+            (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn),
+        ):
+            raise SchemaMissing(f"run `spendstream migrate`: {str(error).strip()}") from error
+        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError)):
+            raise SinkUnavailable(str(error).strip() or type(error).__name__) from error
+        raise error
+
+
+# --- between arrays and rows -----------------------------------------------------------------------------
+
+
+def _time(us: int | None) -> datetime | None:
+    return None if us is None else _EPOCH + timedelta(microseconds=us)
+
+
+def _bucket_time(grain: Grain, bucket: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=bucket * grain.length_us)
+
+
+def _utf8(texts: Sequence[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
+
+
+def _columns(grain: Grain) -> str:
+    if grain is ERRORS:
+        return "count, client_id, status, error_code"
+    return ", ".join((*MEASURES, "latency_sketch", *(("client_id",) if grain.by_client else ())))
+
+
+def _stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
+    def halves(column: int) -> IntArray:
+        ids = [row[column].int for row in rows]
+        return np.array([(i >> 64, i & (2**64 - 1)) for i in ids], np.uint64).reshape(-1, 2)
+
+    measure_count = 1 if grain is ERRORS else len(MEASURES)
+    rest = 3 + measure_count
+    measures = np.array([row[3:rest] for row in rows], np.int64).reshape(-1, measure_count)
+    stored = StoredRows(
+        grain=grain,
+        org=halves(0),
+        model=halves(2),
+        bucket=np.array([row[1] // grain.length_us for row in rows], np.int64),
+        measures=measures,
+    )
+    if grain is ERRORS:
+        stored.client = [row[rest] for row in rows]
+        stored.status = np.array([row[rest + 1] for row in rows], np.int32)
+        stored.error_code = [row[rest + 2] for row in rows]
+    else:
+        stored.sketches = [row[rest] for row in rows]
+        stored.client = [row[rest + 1] for row in rows] if grain.by_client else ()
+    return stored

@@ -1,0 +1,142 @@
+"""A sink that keeps its tables in dictionaries: the fake beside `pipeline.sink.timescale`.
+
+It keeps the same promises (one batch wholly or not at all, the compare-and-set, an unknown outcome) and passes
+the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from pipeline.core.ledger import Batch, Block, Position, StoredRows
+from pipeline.core.windows import ERRORS, GRAINS, Grain
+from pipeline.sink.timescale import Claim, Fenced, SinkUnavailable
+
+Key = tuple[Any, ...]
+
+
+def uuid_of(halves: Any) -> UUID:
+    return UUID(int=int(halves[0]) << 64 | int(halves[1]))
+
+
+@dataclass
+class State:
+    """What is committed."""
+
+    epoch: int = 0
+    position: Position = field(default_factory=Position)
+    tables: dict[str, dict[Key, tuple[tuple[int, ...], bytes]]] = field(
+        default_factory=lambda: {grain.name: {} for grain in (*GRAINS, ERRORS)}
+    )
+    seen: dict[str, dict[Key, tuple[int, int]]] = field(
+        default_factory=lambda: {"orgs_seen": {}, "models_seen": {}, "clients_seen": {}}
+    )
+    ids: list[tuple[int, bytes]] = field(default_factory=list)
+    dead_letters: list[Any] = field(default_factory=list)
+
+
+class MemorySink:
+    """All partitions are partition 0 of one stream."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.fail_before_commit = 0
+        """So many next flushes fail with nothing written."""
+        self.fail_after_commit = 0
+        """So many next flushes are written whole, and fail all the same."""
+        self.offset_apart = False
+        """The broken promise: the offset is committed even if the rows are not."""
+
+    async def close(self) -> None: ...
+
+    async def claim(self, stream: str) -> tuple[Claim, Position]:
+        self.state.epoch += 1
+        return Claim(stream, 0, self.state.epoch), replace(self.state.position)
+
+    async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
+        return [self._rows(grain, lambda key, b=bucket: key[1] >= b) for grain, bucket in wanted]
+
+    async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
+        found = []
+        for grain in (*GRAINS, ERRORS):
+            mine = {(uuid_of(block.org), block.bucket) for block in blocks if block.grain is grain}
+            if mine:
+                found.append(self._rows(grain, lambda key, mine=mine: key[:2] in mine))
+        return found
+
+    async def live_ids(self, claim: Claim, *, from_hour: int) -> list[tuple[int, bytes]]:
+        return sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour)
+
+    async def flush(self, claim: Claim, batch: Batch) -> None:
+        state = self.state
+        if claim.epoch != state.epoch:
+            raise Fenced("another epoch")
+        if state.position.next_offset != batch.from_offset:
+            if state.position.next_offset == batch.position.next_offset:
+                return
+            raise Fenced("another offset")
+        if self.fail_before_commit:
+            self.fail_before_commit -= 1
+            if self.offset_apart:
+                state.position = replace(batch.position)
+            raise SinkUnavailable("cut before the commit")
+        state.position = replace(batch.position)
+        for rows in batch.tables:
+            self._write(rows)
+        for name, seen in (("orgs_seen", batch.orgs), ("models_seen", batch.models), ("clients_seen", batch.clients)):
+            for i in range(len(seen)):
+                key: Key = (uuid_of(seen.org[i]),)
+                if seen.model is not None:
+                    key += (uuid_of(seen.model[i]),)
+                elif seen.client:
+                    key += (seen.client[i],)
+                first, last = map(int, seen.span_us[i])
+                known = state.seen[name].get(key, (first, last))
+                state.seen[name][key] = (min(first, known[0]), max(last, known[1]))
+        state.ids.extend(batch.id_segments.items())
+        state.dead_letters.extend(batch.dead_letters)
+        if self.fail_after_commit:
+            self.fail_after_commit -= 1
+            raise SinkUnavailable("the answer to COMMIT was lost")
+
+    def _write(self, rows: StoredRows) -> None:
+        table = self.state.tables[rows.grain.name]
+        for i in range(len(rows)):
+            key: Key = (uuid_of(rows.org[i]), int(rows.bucket[i]), uuid_of(rows.model[i]))
+            if rows.grain.by_client:
+                key += (rows.client[i],)
+            if rows.status is not None:
+                key += (int(rows.status[i]), rows.error_code[i])
+            sketch = rows.sketches[i] if rows.sketches else b""
+            table[key] = (tuple(map(int, rows.measures[i])), sketch)
+
+    def _rows(self, grain: Grain, wanted: Any) -> StoredRows:
+        found = [(key, row) for key, row in self.state.tables[grain.name].items() if wanted(key)]
+
+        def halves(column: int) -> Any:
+            return np.array(
+                [(key[column].int >> 64, key[column].int & (2**64 - 1)) for key, _ in found], np.uint64
+            ).reshape(-1, 2)
+
+        rows = StoredRows(
+            grain=grain,
+            org=halves(0),
+            model=halves(2),
+            bucket=np.array([key[1] for key, _ in found], np.int64),
+            measures=np.array([row[0] for _, row in found], np.int64).reshape(
+                -1, 1 if grain is ERRORS else 11
+            ),
+        )
+        if grain is not ERRORS:
+            rows.sketches = [row[1] for _, row in found]
+        if grain.by_client:
+            rows.client = [key[3] for key, _ in found]
+        if grain is ERRORS:
+            rows.status = np.array([key[4] for key, _ in found], np.int32)
+            rows.error_code = [key[5] for key, _ in found]
+        return rows
