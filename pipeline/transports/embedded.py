@@ -19,7 +19,7 @@ from pipeline.transports import Chunk, OffsetGone, TransportError
 from pipeline.transports.segments import DamagedLog, LogReader, LogWriter, segment_bases
 
 _POLL_MIN_S = 0.002
-_POLL_MAX_S = 0.05
+_POLL_MAX_S = 0.1
 
 
 class EmbeddedTransport:

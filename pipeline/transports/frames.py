@@ -19,6 +19,8 @@ UNCOMPRESSED_BYTES_MAX = 256 * 2**20
 """Bound of what the batches of one chunk may unpack to; batches beyond it count as broken."""
 
 RECORDS_PER_BATCH_MAX = 2**16 - 1
+RECORDS_PER_CHUNK_MAX = 2**24
+"""A batch can claim 65535 records in 11 bytes; the sum of such claims must not fill the memory."""
 
 _LENGTH = struct.Struct(">I")
 _BATCH_HEADER = struct.Struct(">BHII")  # type and codec, records, uncompressed bytes, stored bytes
@@ -42,6 +44,8 @@ def decode_entries(data: bytes, start: int, end: int, *, entries: int, records: 
     bodies: list[bytes] = []
     append, length_at = bodies.append, _LENGTH.unpack_from
     budget = UNCOMPRESSED_BYTES_MAX
+    if records > RECORDS_PER_CHUNK_MAX:
+        raise BrokenChunk(f"it claims {records} records; at most {RECORDS_PER_CHUNK_MAX} can be read")
     position = start
     try:
         for _ in range(entries):

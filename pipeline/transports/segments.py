@@ -336,7 +336,8 @@ class LogReader:
 
     def _open_segment(self) -> bool:
         """Open the segment that holds ``next_offset``; False when it is open, or not yet there."""
-        if self._fd >= 0 and not segment_path(self._folder, self.next_offset).exists():
+        is_first = self.next_offset == self._base
+        if self._fd >= 0 and (is_first or not segment_path(self._folder, self.next_offset).exists()):
             self._reject_gap()
             return False
         bases = segment_bases(self._folder)
