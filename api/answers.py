@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 Count = Annotated[int, Meta(ge=0)]
+Time = Annotated[datetime, Meta(tz=True)]
 Status = Literal["fresh", "stale", "delayed"]
 GranularityName = Literal["minute", "hour", "day", "month"]
 
@@ -22,7 +23,7 @@ class Money(Answer):
     """``amount`` is exact."""
 
     amount: Annotated[str, Meta(pattern=r"^-?\d+\.\d{2,8}$")]
-    currency: Literal["USD"] = "USD"
+    currency: Literal["USD"]
 
 
 class FreshnessOut(Answer):
@@ -30,9 +31,9 @@ class FreshnessOut(Answer):
 
     status: Status
     lag_seconds: float | None
-    watermark: datetime | None
-    last_event_at: datetime | None
-    last_rollup_at: datetime | None
+    watermark: Time | None
+    last_event_at: Time | None
+    last_rollup_at: Time | None
 
 
 class UsageFigures(Answer):
@@ -47,7 +48,7 @@ class UsagePoint(Answer):
     """``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
     series by client holds the events without one. ``final``: it can no longer change but by backfill."""
 
-    bucket_start: datetime
+    bucket_start: Time
     model_id: UUID | None
     client_id: str | None
     invocations: Count
@@ -98,7 +99,7 @@ class ReliabilityFigures(Answer):
 class ReliabilityPoint(Answer):
     """Keys as in the series of usage."""
 
-    bucket_start: datetime
+    bucket_start: Time
     model_id: UUID | None
     client_id: str | None
     invocations: Count
@@ -115,8 +116,8 @@ class ErrorCode(Answer):
 
 
 class Range(Answer):
-    start: datetime
-    end: datetime
+    start: Time
+    end: Time
 
 
 class Reliability(Answer):
@@ -135,8 +136,8 @@ class Reliability(Answer):
 
 class FreshnessEntry(Answer):
     model_id: UUID
-    last_event_at: datetime
-    last_rollup_at: datetime
+    last_event_at: Time
+    last_rollup_at: Time
     lag_seconds: float | None
     status: Status
 
@@ -145,14 +146,14 @@ class OrgFreshness(Answer):
     org_id: UUID
     status: Status
     lag_seconds: float | None
-    watermark: datetime | None
+    watermark: Time | None
     entries: list[FreshnessEntry]
 
 
 class Model(Answer):
     model_id: UUID
-    first_event_at: datetime
-    last_event_at: datetime
+    first_event_at: Time
+    last_event_at: Time
 
 
 class Models(Answer):
@@ -165,8 +166,8 @@ class Client(Answer):
     """``clientId`` is null for events without one."""
 
     client_id: str | None
-    first_event_at: datetime
-    last_event_at: datetime
+    first_event_at: Time
+    last_event_at: Time
 
 
 class Clients(Answer):
@@ -182,7 +183,7 @@ class Org(Answer):
     output_tokens: Count
     cost: Money
     error_rate: float | None
-    last_event_at: datetime
+    last_event_at: Time
     freshness: FreshnessOut
 
 

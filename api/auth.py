@@ -118,7 +118,7 @@ def _listed(request: web.Request, header: str) -> Iterable[str]:
 AccessTable = Mapping[tuple[str, str], Access]
 """By method and path template."""
 
-ORG_ID: Final = "org_id"
+ORG_ID: Final = web.RequestKey("org_id", UUID)
 """Key of the request under which a handler finds the org it may answer for."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -65,7 +65,7 @@ def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
         "input_tokens": measures["input_tokens"],
         "output_tokens": measures["output_tokens"],
         "cost_estimate_cents": cents_half_even(microcents),
-        "cost": Money(amount=dollars(microcents)),
+        "cost": money(microcents),
     }
 
 
@@ -87,6 +87,10 @@ def reliability_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
             max=measures["latency_max_ms"] if invocations else None,
         ),
     }
+
+
+def money(microcents: int) -> Money:
+    return Money(amount=dollars(microcents), currency="USD")
 
 
 def error_rate(measures: Mapping[str, Any]) -> float | None:

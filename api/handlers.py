@@ -22,11 +22,10 @@ from api.buckets import to_datetime
 from api.config import FreshnessConfig
 from api.cursors import Cursors
 from api.database import Database, Unavailable
-from api.figures import Finality, Page, error_rate, read_page, reliability_fields, usage_fields
+from api.figures import Finality, Page, error_rate, money, read_page, reliability_fields, usage_fields
 from api.freshness import FreshnessCache, Standing, freshness
 from api.health import readiness
 from api.metrics import CONTENT_TYPE, Metrics
-from api.money import dollars
 from api.params import FiguresQuestion, Parser
 from api.problems import Fault
 from pipeline.core import wire
@@ -213,7 +212,7 @@ class Handlers:
                     invocations=measures["invocations"],
                     input_tokens=measures["input_tokens"],
                     output_tokens=measures["output_tokens"],
-                    cost=answers.Money(amount=dollars(measures["cost_microcents"])),
+                    cost=money(measures["cost_microcents"]),
                     error_rate=error_rate(measures),
                     last_event_at=age.last_event_at,
                     freshness=age,

@@ -48,7 +48,7 @@ _TIME = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A query parameter as the document shows it; ``schema`` is JSON Schema of one value."""
+    """A query parameter as the document shows it; ``schema`` is JSON Schema of a value, or of all of them."""
 
     name: str
     help: str
@@ -57,7 +57,11 @@ class Parameter:
     repeatable: bool = False
 
 
-_TIME_SCHEMA: Final = {"type": "string", "format": "date-time"}
+_TIME_SCHEMA: Final = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:00(\.0+)?(Z|[+-]\d\d:\d\d)$",
+}
 _UUID_SCHEMA: Final = {"type": "string", "format": "uuid"}
 
 START = Parameter(
@@ -90,7 +94,13 @@ GROUP_BY = Parameter(
     name="groupBy",
     help="What the series is split by: model, client (from the hour grain up), both (repeated or with a"
     " comma), or none.",
-    schema={"type": "string", "pattern": "^((model|client)(,(model|client))?|none)$", "default": "model"},
+    schema={
+        "anyOf": [
+            {"type": "array", "items": {"enum": [MODEL, CLIENT]}, "minItems": 1, "uniqueItems": True},
+            {"const": ["none"]},
+        ],
+        "default": [MODEL],
+    },
     repeatable=True,
 )
 TIME_ZONE = Parameter(
