@@ -364,5 +364,42 @@ def replay_trace(
         _fail("stopped before the end; the same command publishes the rest, and what is there counts once")
 
 
+@main.command()
+def worker() -> None:
+    """Read the stream and keep the rollups up to date until stopped (SIGTERM drains and exits 0).
+
+    Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT.
+    """
+    import asyncio
+
+    from pipeline import config as configuration
+    from pipeline import logs, service
+
+    loaded = configuration.load(os.environ)
+    logs.configure(loaded.log_level, loaded.service_name)
+    sys.exit(asyncio.run(service.run_worker(loaded)))
+
+
+@main.command()
+def migrate() -> None:
+    """Create or upgrade the schema in DATABASE_URL, and use what its edition offers. Safe to repeat."""
+    from sqlalchemy.exc import DBAPIError
+
+    from sql import migrate as migrations
+
+    values = settings.read(os.environ, required=("DATABASE_URL",))
+    try:
+        applied = migrations.upgrade(
+            values["DATABASE_URL"],
+            retention_minute_s=values["RETENTION_MINUTE"],
+            retention_rollup_s=values["RETENTION_ROLLUP"],
+        )
+    except DBAPIError as error:
+        _fail(f"the database cannot be migrated: {str(error.orig).strip()}")
+    click.echo(f"schema analytics is at revision {migrations.HEAD} on {applied.edition}")
+    for note in applied.notes:
+        click.echo(f"  {note}")
+
+
 if __name__ == "__main__":
     main()

@@ -35,6 +35,7 @@ class FlushConfig:
 class RetentionConfig:
     minute_s: float
     rollup_s: float
+    dead_letters_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,11 @@ def load(environment: Mapping[str, str]) -> Config:
             buffer_events_max=v["BUFFER_EVENTS_MAX"],
             dirty_rows_max=v["DIRTY_ROWS_MAX"],
         ),
-        retention=RetentionConfig(minute_s=v["RETENTION_MINUTE"], rollup_s=v["RETENTION_ROLLUP"]),
+        retention=RetentionConfig(
+            minute_s=v["RETENTION_MINUTE"],
+            rollup_s=v["RETENTION_ROLLUP"],
+            dead_letters_s=v["RETENTION_DEAD_LETTERS"],
+        ),
     )
 
 

@@ -18,7 +18,7 @@ A ledger whose batch is lost, or fenced, is thrown away: recovery builds a new o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -154,6 +154,9 @@ class Tally:
     capped_clients: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
+    def copy(self) -> Tally:
+        return replace(self, rejected=dict(self.rejected))
+
 
 @dataclass(slots=True)
 class _Accepted:
@@ -177,8 +180,9 @@ class Ledger:
         self.position = position or Position()
         self.tally = Tally()
         self._committed_from = self.position.next_offset
+        self._drained_offered = self.position.offered
         self._buffered: list[tuple[int, int, Sequence[bytes]]] = []
-        self.buffered_events = 0
+        self._buffered_events = 0
         self._received_offset = self.position.next_offset
         self._reader = Reader()
         self._seen_ids = SeenIds()
@@ -188,7 +192,7 @@ class Ledger:
         self._code_cap = NameCap(ERROR_CODES_PER_ORG_HOUR_MAX)
         self._cold: list[_Accepted] = []
         self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
-        self._new_ids: list[Columns] = []
+        self._new_ids: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
         self._dead_letters: list[DeadLetter] = []
         self._bodies_kept = 0
         self._set_horizons()
@@ -227,15 +231,15 @@ class Ledger:
             raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
         self._received_offset = next_offset
         self._buffered.append((first_offset, timestamp_us, bodies))
-        self.buffered_events += len(bodies)
-        if self.buffered_events >= FOLD_EVENTS:
+        self._buffered_events += len(bodies)
+        if self._buffered_events >= FOLD_EVENTS:
             self.fold()
 
     def fold(self) -> None:
         """Work the buffered chunks into the books: read, judge, deduplicate, add."""
         if not self._buffered:
             return
-        chunks, self._buffered, self.buffered_events = self._buffered, [], 0
+        chunks, self._buffered, self._buffered_events = self._buffered, [], 0
         bodies = [body for _, _, chunk in chunks for body in chunk]
         lengths = [len(chunk) for _, _, chunk in chunks]
         offsets = np.repeat([first for first, _, _ in chunks], lengths) + (
@@ -298,7 +302,7 @@ class Ledger:
             self.tally.conflicts += int(np.count_nonzero(outcomes == kernels.CONFLICT))
             columns = columns.take(fresh)
         if len(columns):
-            self._new_ids.append(columns)
+            self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))
         return columns
 
     def _accept(self, columns: Columns) -> None:
@@ -447,9 +451,14 @@ class Ledger:
         return sum(table.dirty_count for table in (*self._tables, self._errors))
 
     @property
+    def received_offset(self) -> int:
+        """Where the last ingested chunk ended; the next drain comes at least this far."""
+        return self._received_offset
+
+    @property
     def unflushed_events(self) -> int:
-        """Events that are buffered or held back: bound it, and stop reading at the bound."""
-        return self.buffered_events + sum(len(held.columns) for held in self._cold)
+        """Events taken in since the last drain: bound it, and stop reading at the bound."""
+        return self.position.offered - self._drained_offered + self._buffered_events
 
     @property
     def memory_bytes(self) -> int:
@@ -483,7 +492,7 @@ class Ledger:
         )
         batch = Batch(
             from_offset=self._committed_from,
-            position=Position(**{name: getattr(position, name) for name in Position.__slots__}),
+            position=replace(position),
             caught_up=caught_up,
             tables=[self._stored(table.drain()) for table in (*self._tables, self._errors)],
             orgs=self._seen(self._orgs),
@@ -494,6 +503,7 @@ class Ledger:
             rejected_us=position.broker_us,
         )
         self._committed_from = position.next_offset
+        self._drained_offered = position.offered
         self._dead_letters, self._bodies_kept = [], 0
         self._set_horizons()
         self._forget_names()
@@ -503,10 +513,7 @@ class Ledger:
         parts, self._new_ids = self._new_ids, []
         if not parts:
             return {}
-        hours = np.concatenate([part.occurred_us for part in parts]) // HOUR_US
-        org = np.concatenate([part.org for part in parts])
-        event = np.concatenate([part.event for part in parts])
-        check = np.concatenate([part.check for part in parts])
+        hours, org, event, check = (np.concatenate(column) for column in zip(*parts, strict=True))
         segments = {}
         for hour in np.unique(hours).tolist():
             mine = hours == hour
@@ -571,6 +578,24 @@ class Ledger:
             self._reader.error_codes = _renumbered(
                 self._reader.error_codes, [(self._errors, 5)], self._code_cap
             )
+
+
+def warm_up() -> None:
+    """Run every kernel once, so that compiling (once a machine) or loading them delays no event."""
+    event = (
+        b'{"eventId":"00000000-0000-4000-8000-00000000000%d","orgId":"00000000-0000-4000-8000-000000000000",'
+        b'"modelId":"00000000-0000-4000-8000-000000000000","clientId":"c","occurredAt":"2026-01-01T00:00:00Z",'
+        b'"latencyMs":1,"status":"error","errorCode":"e","inputTokens":1,"outputTokens":1,'
+        b'"costEstimateCents":"0.1"}'
+    )
+    ledger = Ledger(Rules())
+    ledger.ingest(
+        first_offset=0,
+        next_offset=3,
+        timestamp_us=1_767_225_600_000_000,
+        bodies=[event % 1, event % 1, event % 2],
+    )
+    ledger.drain(now_us=0, caught_up=False)
 
 
 def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap) -> Names:

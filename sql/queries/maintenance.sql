@@ -1,6 +1,7 @@
 -- name: expire_ids
--- Drop the ids of a partition that count no more, with a day to spare.
-DELETE FROM analytics.dedupe_ids WHERE partition = %(partition)s AND hour < %(before)s
+-- Drop the ids that count no more by the broker's time of their partition's last chunk.
+DELETE FROM analytics.dedupe_ids AS d USING analytics.partitions AS p
+WHERE p.partition = d.partition AND d.hour < p.broker_time - %(window)s::interval
 
 -- name: expire_rows
 -- Drop rollup rows past their retention, where no chunk can be dropped as a whole.

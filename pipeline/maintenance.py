@@ -1,0 +1,80 @@
+"""What keeps the database from growing without bound, where the database does not do it itself.
+
+TimescaleDB Community drops old chunks by its own jobs; on the other editions this timer does. Ids that
+count no more and expired dead letters go everywhere. Every step is safe to run twice and from several
+workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import psycopg
+
+from pipeline.config import RetentionConfig
+from sql import queries
+from sql.editions import HYPERTABLES
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S: Final = 3600.0
+_DAY: Final = timedelta(days=1)
+_SEEN: Final = ("orgs_seen", "models_seen", "clients_seen")
+
+
+async def expire(
+    database_url: str, retention: RetentionConfig, *, dedupe_window_us: int, now: datetime
+) -> dict[str, int]:
+    """One round. Returns how many rows (or chunks) went from each table.
+
+    Raises:
+        psycopg.Error: the database is away or refuses; the next round does the rest.
+    """
+    query = queries.load("maintenance")
+    gone: dict[str, int] = {}
+    connection = await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
+    async with connection:
+        row = await (await connection.execute(query["edition"])).fetchone()
+        for table in HYPERTABLES:
+            kept_s = retention.minute_s if table == "usage_minute" else retention.rollup_s
+            before = {"before": now - timedelta(seconds=kept_s)}
+            if row is None:
+                gone[table] = (
+                    await connection.execute(query["expire_rows"].format(table=table), before)
+                ).rowcount
+            elif row[0] != "timescale":
+                gone[table] = (
+                    await connection.execute(query["expire_chunks"].format(table=table), before)
+                ).rowcount
+        for table in _SEEN:
+            before = {"before": now - timedelta(seconds=retention.rollup_s)}
+            gone[table] = (
+                await connection.execute(query["expire_seen"].format(table=table), before)
+            ).rowcount
+        before = {"before": now - timedelta(seconds=retention.dead_letters_s)}
+        gone["dead_letters"] = (await connection.execute(query["expire_dead_letters"], before)).rowcount
+        # By the broker's time of the partition itself, so that replaying an old stream keeps its ids.
+        window = timedelta(microseconds=dedupe_window_us) + _DAY
+        gone["dedupe_ids"] = (await connection.execute(query["expire_ids"], {"window": window})).rowcount
+    return {table: count for table, count in gone.items() if count}
+
+
+async def run(
+    database_url: str,
+    retention: RetentionConfig,
+    *,
+    dedupe_window_us: int,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """A round at start and then every hour, until cancelled; a failed one is left to the next."""
+    while True:
+        try:
+            gone = await expire(database_url, retention, dedupe_window_us=dedupe_window_us, now=clock())
+            log.info("maintenance_done", extra={"expired": gone})
+        except psycopg.Error as error:
+            log.warning("maintenance_failed", extra={"error": str(error).strip()})
+        await asyncio.sleep(INTERVAL_S)

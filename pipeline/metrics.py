@@ -1,0 +1,90 @@
+"""The worker's Prometheus metrics. Labels are bounded: partitions, outcomes, reasons; nothing of a tenant."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY: Final = CollectorRegistry()
+
+_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+FRESHNESS_LAG: Final = Gauge(
+    "analytics_freshness_lag_seconds",
+    "Now less the committed watermark; grows while nothing is committed.",
+    ["partition"],
+    registry=REGISTRY,
+)
+EVENTS: Final = Counter(
+    "analytics_ingestion_events",
+    "Committed events by outcome: accepted, duplicate, or the reason of a refusal.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+CONFLICTS: Final = Counter(
+    "analytics_ingestion_dedupe_conflicts",
+    "Duplicates whose payload differs from the first event with that id.",
+    registry=REGISTRY,
+)
+LATE: Final = Counter(
+    "analytics_ingestion_late_events",
+    "Accepted events behind the watermark of their minute.",
+    registry=REGISTRY,
+)
+CAPPED_CLIENTS: Final = Counter(
+    "analytics_capped_client_events",
+    "Events counted under client `other` because their org's hour had too many clients.",
+    registry=REGISTRY,
+)
+LAST_SUCCESS: Final = Gauge(
+    "analytics_rollup_last_success_timestamp_seconds", "When the last flush was committed.", registry=REGISTRY
+)
+OFFSET_LAG: Final = Gauge(
+    "analytics_stream_offset_lag",
+    "Offsets that the broker has and we have not read.",
+    ["partition"],
+    registry=REGISTRY,
+)
+FLUSH_SECONDS: Final = Histogram(
+    "analytics_flush_duration_seconds",
+    "A flush from its first row to its commit, retries included.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+FLUSH_ROWS: Final = Histogram(
+    "analytics_flush_rows",
+    "Rollup rows written by a flush.",
+    buckets=(0, 10, 100, 1_000, 5_000, 10_000, 50_000, 100_000, 500_000),
+    registry=REGISTRY,
+)
+FLUSH_FAILURES: Final = Counter(
+    "analytics_flush_failures", "Flush attempts that failed and were repeated.", registry=REGISTRY
+)
+FOLD_SECONDS: Final = Histogram(
+    "analytics_fold_duration_seconds",
+    "Reading, deduplicating and adding up one chunk on the event loop.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+VISIBLE_SECONDS: Final = Histogram(
+    "analytics_event_to_visible_seconds",
+    "From the broker's timestamp of a chunk to the commit that made it visible.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+BUFFERED_EVENTS: Final = Gauge(
+    "analytics_buffered_events", "Events read and not yet in a flush.", registry=REGISTRY
+)
+DIRTY_ROWS: Final = Gauge("analytics_dirty_rows", "Rollup rows waiting for a flush.", registry=REGISTRY)
+REMEMBERED_IDS: Final = Gauge(
+    "analytics_dedupe_ids", "Event ids held in memory for dedupe.", registry=REGISTRY
+)
+LEDGER_BYTES: Final = Gauge(
+    "analytics_ledger_memory_bytes", "Memory of resident rows, sketches and ids.", registry=REGISTRY
+)
+REDIS_FAILURES: Final = Counter(
+    "analytics_freshness_cache_failures",
+    "Writes to Redis that failed; the database answers instead.",
+    registry=REGISTRY,
+)
