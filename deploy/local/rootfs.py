@@ -52,9 +52,17 @@ def impossible() -> str | None:
         return "needs Debian or Ubuntu"
     if os.geteuid() != 0:
         return "needs root (to build the folder and to chroot into it)"
-    if (tried := subprocess.run([*NAMESPACE, "true"], capture_output=True, text=True)).returncode != 0:
-        return f"needs the right to make namespaces: {tried.stderr.strip()}"
-    return None
+    return no_namespaces()
+
+
+def no_namespaces() -> str | None:
+    """Why this root cannot give a server mounts and processes of its own, or None.  Tries it."""
+    attempt = [*NAMESPACE, "mount", "-t", "proc", "proc", "/proc"]
+    try:
+        tried = subprocess.run(attempt, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"namespaces cannot be made: {error}"
+    return f"namespaces cannot be made: {tried.stderr.strip()}" if tried.returncode else None
 
 
 def build() -> Path:

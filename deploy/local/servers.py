@@ -188,6 +188,8 @@ class Server:
                 self.probe()
                 self.settle()
                 return
+            except ImportError:  # a client is not installed; waiting would not help
+                raise
             except Exception as error:
                 why = None if way.alive(self) else "its process ended"
                 if time.monotonic() > deadline:

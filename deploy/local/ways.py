@@ -187,7 +187,9 @@ def find_binaries(root: Path) -> Binaries:
         name: str, packaged: Sequence[str], good: Callable[[Path], bool] = lambda _: True
     ) -> Path | None:
         on_path = shutil.which(name) if root == Path("/") else None
-        candidates = [Path(on_path).resolve()] if on_path else []
+        candidates = (
+            [Path(on_path)] if on_path else []
+        )  # not resolved: some look at the name they are called by
         candidates += [path / name for folder in packaged for path in root.glob(folder)]
         return next((path for path in candidates if path.exists() and good(path)), None)
 
@@ -195,22 +197,23 @@ def find_binaries(root: Path) -> Binaries:
         "RabbitMQ >= 4.0": first(
             "rabbitmq-server",
             ("usr/lib/rabbitmq/lib/*/sbin", "opt/rabbitmq*/sbin", "usr/local/lib/rabbitmq*/sbin"),
-            lambda path: any(path.parent.parent.glob("plugins/rabbit-[4-9].*")),
+            lambda path: any(path.resolve().parent.parent.glob("plugins/rabbit-[4-9].*")),
         ),
         "PostgreSQL 17 with TimescaleDB": first(
             "postgres",
             ("usr/lib/postgresql/17/bin", "usr/pgsql-17/bin", "usr/local/pgsql/bin", "opt/postgresql*/bin"),
             lambda path: (
                 (root != Path("/") or " 17." in _try(str(path), "--version").stdout)
-                and any(path.parent.parent.glob("lib/**/timescaledb.so"))
+                and any(path.resolve().parent.parent.glob("lib/**/timescaledb.so"))
             ),
         ),
         "redis-server": first("redis-server", ("usr/bin", "usr/local/bin")),
     }
     if missing := [name for name, path in found.items() if path is None]:
         raise Unavailable(f"not found: {', '.join(missing)}")
-    inside = [Path("/") / path.relative_to(root) for path in found.values() if path is not None]
-    return Binaries(rabbitmq_server=inside[0], pg_bin=inside[1].parent, redis_server=inside[2])
+    rabbitmq, postgres, redis = (path for path in found.values() if path is not None)
+    beside_initdb = postgres.resolve().parent
+    return Binaries(*(Path("/") / path.relative_to(root) for path in (rabbitmq, beside_initdb, redis)))
 
 
 # Private mounts of the server: its root on itself (df and RabbitMQ's disk monitor want a mounted root), its

@@ -192,7 +192,7 @@ def test_an_unfinished_root_folder_is_never_used(monkeypatch: pytest.MonkeyPatch
         ran.append(argv[0])
         if argv[0] == "rm":
             shutil.rmtree(argv[-1])
-        elif "mmdebstrap" in argv:
+        elif argv[0] == "unshare":
             assert not unfinished.exists()
             Path(argv[-1]).mkdir()
 
