@@ -120,7 +120,7 @@ class FreshnessCache:
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
                 entries, watermarks = await self._fetch(org_id)
-            return _standings(entries, watermarks)
+            return standings_from_redis(entries, watermarks)
         except (RedisError, OSError, TimeoutError) as error:
             # A Redis that hangs would otherwise cost every request its whole timeout.
             self._away_until = time.monotonic() + _PAUSE_S
@@ -149,7 +149,9 @@ class FreshnessCache:
         return entries, watermarks
 
 
-def _standings(entries: dict[bytes, bytes], watermarks: dict[bytes, bytes]) -> list[ModelStanding] | None:
+def standings_from_redis(
+    entries: dict[bytes, bytes], watermarks: dict[bytes, bytes]
+) -> list[ModelStanding] | None:
     if not entries or not entries.keys() <= watermarks.keys():
         return None
     return [

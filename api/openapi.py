@@ -157,8 +157,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Spendstream analytics",
             "version": "1.0.0",
-            "description": "Exact spend, usage, reliability and freshness of LLM inference. Times are RFC 3339"
-            " in UTC, ranges [start, end), money is exact decimal text. Errors are RFC 9457 problems.",
+            "description": "Exact spend, usage, reliability and freshness of LLM inference. Times are RFC"
+            " 3339 in UTC, ranges [start, end), money is exact decimal text. Errors are RFC 9457 problems.",
         },
         "paths": paths,
         "components": {
