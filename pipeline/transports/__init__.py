@@ -87,13 +87,17 @@ class Subscription(Protocol):
         ...
 
     def grant(self) -> None:
-        """Give back the credit of one chunk. At most ``credit`` chunks are ever outstanding."""
+        """Give back the credit of one chunk; nothing happens when the subscription is dead. Never waits.
+
+        At most ``credit`` chunks are ever outstanding, and each grant brings one more when there is one.
+        """
         ...
 
     async def caught_up(self, next_offset: int) -> bool:
         """Has everything that the broker had committed when asked been delivered below ``next_offset``?
 
-        True for an empty stream. Raises TransportError when the broker does not answer.
+        True for an empty stream. Never True in error; it can be False once too often, when the broker
+        has stored something of its own. Raises TransportError when the broker does not answer.
         """
         ...
 
@@ -115,8 +119,10 @@ class Publisher(Protocol):
     async def publish(self, bodies: Sequence[bytes]) -> None:
         """Append the bodies in order; return when the stream has them durably.
 
-        Raises TransportError when that cannot be known: the same bodies may then be published
-        again, because consumers deduplicate.
+        Raises:
+            TransportError: it cannot be known whether they are. The publisher may be dead: the same
+                bodies may be published again by another one, because consumers deduplicate.
+            ValueError: a body is larger than the stream takes; nothing was appended.
         """
         ...
 

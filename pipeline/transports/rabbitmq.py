@@ -167,10 +167,10 @@ class RabbitMQSubscription:
         self._probed: DeliveredChunk | None = None
         self._news = asyncio.Event()
         self._next_offset: int | None = offset or None
-        # What is known of the stream's end: the last chunk received, the last one that a probe saw
-        # (None: no user chunk at all), and the committed chunk that each of them was the end for.
+        # What is known of the stream's end: first and next offset of the last chunk received; for which
+        # last chunk of the broker a probe saw which end; and what was committed when last asked.
         self._received: tuple[int, int] | None = None
-        self._seen_end: tuple[int, int | None] | None = None
+        self._seen_end: tuple[int, int] | None = None
         self._asked_chunk = -1
         self._probe_lock = asyncio.Lock()
         connection.on_chunk = self._on_chunk
@@ -238,17 +238,24 @@ class RabbitMQSubscription:
         the probe tells where the last record of a publisher is.
         """
         self._connection.raise_if_dead()
-        committed_chunk = (await self._connection.stats(self._stream))["committed_chunk_id"]
+        stats = await self._connection.stats(self._stream)
+        committed_chunk = stats["committed_chunk_id"]
         stands_still = committed_chunk == self._asked_chunk
         self._asked_chunk = committed_chunk
         if committed_chunk < 0:
-            return 0
+            # A leader that has just begun has no chunk committed until its replicas answer.
+            return 0 if stats["first_chunk_id"] < 0 else 1
         if self._received is not None and self._received[0] == committed_chunk:
             return max(0, self._received[1] - next_offset)
-        if committed_chunk >= next_offset and (self._delivered or not stands_still):
+        undelivered = committed_chunk >= next_offset
+        if undelivered and (self._delivered or not stands_still):
             return committed_chunk + 1 - next_offset
         end = await self._end_of_last_chunk(committed_chunk)
-        return 0 if end is None else max(0, end - next_offset)
+        if end is not None:
+            return max(0, end - next_offset)
+        # No record can be seen at all: either there is none, and it is not for want of credit that
+        # nothing came, or the last chunk is not committed yet.
+        return 0 if undelivered and self._ungranted < self._credit else 1
 
     async def close(self) -> None:
         self.closed = True
@@ -283,10 +290,11 @@ class RabbitMQSubscription:
     async def _offset_gone(self, stats: dict[str, int]) -> OffsetGone | None:
         """Has retention, or a new stream of the same name, taken the wanted offset?"""
         first_offset, end_offset = max(0, stats["first_chunk_id"]), None
-        if stats["committed_chunk_id"] < self._wanted_offset:
+        last_chunk = stats["last_chunk_id"]  # a new leader has it before anything is committed
+        if last_chunk < 0:
             end_offset = 0
-            if stats["committed_chunk_id"] >= 0:
-                end_offset = await self._end_of_last_chunk(stats["committed_chunk_id"])
+        elif last_chunk < self._wanted_offset:
+            end_offset = await self._end_of_last_chunk(last_chunk)
         if first_offset <= self._wanted_offset and (end_offset is None or end_offset >= self._wanted_offset):
             return None
         return OffsetGone(
@@ -307,15 +315,20 @@ class RabbitMQSubscription:
         self._connection.fail(error)
         raise error
 
-    async def _end_of_last_chunk(self, committed_chunk: int) -> int | None:
-        """The offset after the last publisher's record (None: there is none), read from the chunk itself."""
+    async def _end_of_last_chunk(self, last_chunk: int) -> int | None:
+        """The offset after the last publisher's record, read from its chunk; None if there is none yet.
+
+        ``last_chunk`` is what the broker called last just now; the answer is kept for it.
+        """
         async with self._probe_lock:
-            if self._seen_end is None or self._seen_end[0] != committed_chunk:
+            if self._seen_end is None or self._seen_end[0] != last_chunk:
                 self._probed = None
                 # The broker sends the chunk before it answers the detach.
                 await self._connection.attach(self._stream, subscription_id=_PROBE, offset=None, credit=1)
                 await self._connection.detach(_PROBE)
-                self._seen_end = (committed_chunk, self._probed.next_offset if self._probed else None)
+                if self._probed is None:
+                    return None
+                self._seen_end = (last_chunk, self._probed.next_offset)
                 self._probed = None
             return self._seen_end[1]
 

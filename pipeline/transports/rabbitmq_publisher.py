@@ -18,6 +18,8 @@ Framing = Literal["raw", "amqp", "gzip"]
 
 CONFIRM_TIMEOUT_S = 30.0
 _BATCH_BYTES = 256 * 2**10
+_FRAME_OVERHEAD_BYTES = 2048
+"""Headers, and what gzip adds to a body that will not shrink."""
 
 
 class RabbitMQPublisher:
@@ -35,8 +37,12 @@ class RabbitMQPublisher:
         connection.on_death = self._news.set
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
+        room = self._connection.frame_max - _FRAME_OVERHEAD_BYTES
+        largest = max(map(len, bodies), default=0)
+        if largest > room:  # before anything is sent
+            raise ValueError(f"a body of {largest} bytes does not fit in a frame of {room}")
         async with self._lock:
-            for frame in self._publish_frames(bodies):
+            for frame in self._publish_frames(bodies, room):
                 await self._connection.write(frame)
             while self._unconfirmed:
                 self._connection.raise_if_dead()
@@ -59,15 +65,12 @@ class RabbitMQPublisher:
         self._unconfirmed.difference_update(publishing_ids)
         self._news.set()
 
-    def _publish_frames(self, bodies: Sequence[bytes]) -> Iterator[bytes]:
-        """Publish frames within the negotiated size; raises ValueError for a body that fits in none."""
-        room = self._connection.frame_max - 64
+    def _publish_frames(self, bodies: Sequence[bytes], room: int) -> Iterator[bytes]:
+        """Publish frames of up to ``room`` bytes of entries; their ids count as unconfirmed."""
         entries: list[bytes] = []
         frame_bytes = count = 0
         for entry in self._entries(bodies):
-            if len(entry) > room:
-                raise ValueError(f"a body of {len(entry)} bytes does not fit in a frame of {room}")
-            if frame_bytes + 8 + len(entry) > room:
+            if count and frame_bytes + 8 + len(entry) > room:
                 yield _publish_frame(entries, count)
                 entries, frame_bytes, count = [], 0, 0
             entries += (self._next_id.to_bytes(8, "big"), entry)

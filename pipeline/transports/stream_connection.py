@@ -272,8 +272,9 @@ class StreamConnection(Client):  # type: ignore[misc]
         elif isinstance(frame, schema.CreditResponse):
             self.fail(TransportError(f"{self.address} refused a credit (code {frame.response_code})"))
         else:
-            if frame.key is Key.Tune and frame.heartbeat == 0:
-                frame.heartbeat = self._heartbeat  # the broker leaves it to us, and we do want one
+            if frame.key is Key.Tune:  # zero leaves it to us, and rstream would take it for less than ours
+                frame.heartbeat = frame.heartbeat or self._heartbeat
+                frame.frame_max = frame.frame_max or self._frame_max
             waiter = self._waiters.pop((frame.key, frame.corr_id), None)
             if waiter is not None and not waiter.done():
                 waiter.set_result(frame)

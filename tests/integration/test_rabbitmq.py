@@ -1,6 +1,7 @@
 """The RabbitMQ transport against a real broker: every framing, and every way a connection dies."""
 
 import asyncio
+import random
 import ssl
 import struct
 import subprocess
@@ -17,9 +18,9 @@ from deploy.local.servers import RabbitMQ
 from pipeline.config import StreamConfig
 from pipeline.transports import Chunk, OffsetGone, Subscription, TransportError
 from pipeline.transports.frames import gzip_batch
-from pipeline.transports.rabbitmq import RabbitMQTransport
+from pipeline.transports.rabbitmq import RabbitMQSubscription, RabbitMQTransport
 from pipeline.transports.rabbitmq_publisher import Framing
-from pipeline.transports.stream_connection import StreamConnection
+from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
 from tests.tcp_proxy import TcpProxy
 
 PATIENCE_S = 30
@@ -203,10 +204,20 @@ async def test_a_codec_that_cannot_be_read_stops_the_subscription_before_its_chu
     assert await received_until_failure(subscription, "compressed with zstd") == numbered(0, 1)
 
 
+@pytest.mark.parametrize("framing", ["raw", "amqp", "gzip"])
+async def test_bodies_that_will_not_shrink_fit_in_a_frame(
+    transport: RabbitMQTransport, framing: Framing
+) -> None:
+    bodies = [random.Random(seed).randbytes(size) for seed, size in enumerate([1_046_528, 200_000, 200_000])]
+    await publish(transport, bodies, framing)
+    subscription = await transport.subscribe(partition=0, offset=0)
+    assert await read(subscription, 3) == bodies
+
+
 async def test_a_body_beyond_the_frame_size_is_refused(transport: RabbitMQTransport) -> None:
     publisher = await transport.publisher()
     with pytest.raises(ValueError, match="does not fit"):
-        await publisher.publish([b"x" * 2**20])
+        await publisher.publish([*numbered(0, 100), b"x" * 2**20])
     await publisher.publish(numbered(0, 1))
     subscription = await transport.subscribe(partition=0, offset=0)
     assert await read(subscription, 1) == numbered(0, 1)
@@ -546,3 +557,78 @@ async def test_a_grant_that_no_chunk_earned_is_a_fault_of_the_caller(transport: 
     subscription = await transport.subscribe(partition=0, offset=0)
     with pytest.raises(AssertionError):
         subscription.grant()
+
+
+# --- what only a cluster does ------------------------------------------------------------------------
+
+
+class Leader:
+    """A leader's answers as a test wants them: a single node never shows these."""
+
+    def __init__(
+        self, *, first: int, committed: int, last: int, last_visible: tuple[int, int] | None
+    ) -> None:
+        self.answer = {"first_chunk_id": first, "committed_chunk_id": committed, "last_chunk_id": last}
+        self.last_visible = last_visible
+        """First and next offset of the chunk that a reader of the last chunk gets."""
+        self.dead: TransportError | None = None
+
+    async def stats(self, stream: str) -> dict[str, int]:
+        return self.answer
+
+    async def attach(self, stream: str, *, subscription_id: int, offset: int | None, credit: int) -> None:
+        if offset is None and self.last_visible is not None:
+            first_offset, next_offset = self.last_visible
+            self.on_chunk(  # type: ignore[attr-defined]
+                DeliveredChunk(
+                    subscription_id=subscription_id,
+                    first_offset=first_offset,
+                    entries=0,
+                    records=next_offset - first_offset,
+                    timestamp_ms=0,
+                    crc=0,
+                    frame=b"",
+                    start=0,
+                    end=0,
+                )
+            )
+
+    async def detach(self, subscription_id: int) -> None: ...
+
+    def raise_if_dead(self) -> None:
+        if self.dead is not None:
+            raise self.dead
+
+    def fail(self, error: TransportError) -> None:
+        self.dead = error
+
+
+async def subscription_to(leader: Leader, *, offset: int) -> RabbitMQSubscription:
+    subscription = RabbitMQSubscription(
+        leader,  # type: ignore[arg-type]
+        stream="s",
+        partition=0,
+        offset=offset,
+        credit=4,
+    )
+    await subscription.start()
+    return subscription
+
+
+async def test_a_new_leader_with_nothing_committed_yet_has_lost_no_offset() -> None:
+    leader = Leader(first=0, committed=-1, last=90, last_visible=None)
+    subscription = await subscription_to(leader, offset=100)
+    subscription._connection.raise_if_dead()
+    assert not await subscription.caught_up(100)
+    leader.answer["committed_chunk_id"] = 90
+    assert not await subscription.caught_up(100)
+    leader.last_visible = (90, 100)
+    assert await subscription.caught_up(100)
+
+
+async def test_a_last_chunk_that_is_not_committed_leaves_the_lag_unknown() -> None:
+    leader = Leader(first=0, committed=90, last=100, last_visible=None)
+    subscription = await subscription_to(leader, offset=95)
+    assert [await subscription.caught_up(95) for _ in range(3)] == [False, False, False]
+    leader.last_visible = (90, 100)
+    assert await subscription.offset_lag(95) == 5
