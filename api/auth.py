@@ -161,7 +161,7 @@ class Guard:
         try:
             response = await handler(request)
         except problems.Problem as problem:
-            if across_orgs:
+            if across_orgs and problem.status != 400:  # a question that was not understood has read nothing
                 await self._audit(request, caller, org_id, "granted", problem.status)
             raise
         if across_orgs:

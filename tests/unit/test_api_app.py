@@ -1,0 +1,358 @@
+"""Every route as seen from outside, with no database behind it: who gets in, and what errors look like."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
+from typing import Any
+from uuid import UUID
+
+import pytest
+from aiohttp import ClientResponse, web
+from aiohttp.test_utils import TestClient, TestServer
+
+import api.app
+import api.config
+import api.handlers
+from api import openapi
+from api.app import BASE, create_app
+
+ORG = "aaaaaaaa-0000-4000-8000-000000000001"
+OTHER = "aaaaaaaa-0000-4000-8000-000000000002"
+NOWHERE = "postgresql://nobody@/nothing?host=/nonexistent"
+RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z"}
+READER = {
+    "X-Actor-Subject": "ana",
+    "X-Actor-Roles": "analytics:usage:read, analytics:reliability:read",
+    "X-Actor-Orgs": ORG,
+}
+EVENT = {
+    "eventId": "6f2a9a3e-0f55-4d0e-9a53-7f7a0b9c1d2e",
+    "orgId": ORG,
+    "modelId": ORG,
+    "occurredAt": "2026-11-01T12:00:00Z",
+    "latencyMs": 412,
+    "status": "success",
+    "inputTokens": 812,
+    "outputTokens": 96,
+    "costEstimateCents": "0.4375",
+}
+
+Client = TestClient[web.Request, web.Application]
+
+
+@asynccontextmanager
+async def serving(environment: Mapping[str, str]) -> AsyncIterator[Client]:
+    app = create_app(api.config.load({"DATABASE_URL": NOWHERE, **environment}))
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Client]:
+    async with serving({}) as client:
+        yield client
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Client]:
+    async with serving({"AUTH_MODE": "gateway"}) as client:
+        yield client
+
+
+async def problem(response: ClientResponse, status: int) -> dict[str, Any]:
+    text = await response.text()
+    assert response.status == status, text
+    assert response.content_type == "application/problem+json"
+    body: dict[str, Any] = json.loads(text)
+    assert body["status"] == status
+    assert body.keys() - {"errors"} == {"type", "title", "status", "detail", "instance"}
+    assert UUID(body["instance"].removeprefix("urn:uuid:"))
+    return body
+
+
+def table() -> tuple[api.app.Route, ...]:
+    class AnyHandler:
+        def __getattr__(self, name: str) -> Any:
+            return name
+
+    return api.app.routes(AnyHandler())  # type: ignore[arg-type]
+
+
+# --- the table of routes ---------------------------------------------------------------------------
+
+
+async def test_every_route_of_the_server_has_its_access_in_the_table(client: Client) -> None:
+    served = {
+        (route.method, route.resource.canonical) for route in client.app.router.routes() if route.resource
+    }
+    stated = {(route.method, route.path) for route in table()}
+    assert served - {(method, path) for method, path in served if method == "HEAD"} == stated
+    assert {path for method, path in served if method == "HEAD"} == {p for m, p in stated if m == "GET"}
+
+
+def test_the_document_describes_the_routes_that_exist() -> None:
+    described = {(operation.method, operation.path) for operation in openapi.OPERATIONS}
+    assert described == {(route.method, route.path) for route in table()}
+    assert {(o.method, o.path) for o in openapi.OPERATIONS if o.public} == {
+        (route.method, route.path) for route in table() if route.access.public
+    }
+
+
+def test_only_status_metrics_and_the_document_are_public() -> None:
+    assert {route.path for route in table() if route.access.public} == {
+        f"{BASE}/status/healthz",
+        f"{BASE}/status/readyz",
+        f"{BASE}/openapi.json",
+        "/metrics",
+    }
+
+
+GUARDED = [(route.method, route.path) for route in table() if not route.access.public]
+SCOPED = [path for _, path in GUARDED if "{orgId}" in path]
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+async def test_nobody_gets_in_without_the_gateways_word(gateway: Client, method: str, path: str) -> None:
+    response = await gateway.request(method, path.replace("{orgId}", ORG))
+    await problem(response, 401)
+    assert response.headers["WWW-Authenticate"]
+
+
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+async def test_headers_of_a_stranger_are_not_believed(method: str, path: str) -> None:
+    environment = {"AUTH_MODE": "gateway", "TRUSTED_PROXIES": "203.0.113.0/24"}
+    async with serving(environment) as client:
+        headers = {**READER, "X-Actor-Roles": "admin", "X-Forwarded-For": "203.0.113.7"}
+        await problem(await client.request(method, path.replace("{orgId}", ORG), headers=headers), 401)
+
+
+@pytest.mark.parametrize("path", SCOPED)
+async def test_an_org_of_others_is_forbidden_on_every_route(gateway: Client, path: str) -> None:
+    for org in (OTHER, OTHER.upper()):
+        body = await problem(await gateway.get(path.replace("{orgId}", org), headers=READER), 403)
+        assert org not in json.dumps(body)
+
+
+@pytest.mark.parametrize("path", [path for _, path in GUARDED if not path.endswith("/validate")])
+async def test_a_role_is_asked_for_on_every_route(gateway: Client, path: str) -> None:
+    headers = {**READER, "X-Actor-Roles": "analytics:exports:read"}
+    await problem(await gateway.get(path.replace("{orgId}", ORG), headers=headers), 403)
+
+
+async def test_each_route_asks_for_its_own_role(gateway: Client) -> None:
+    headers = {**READER, "X-Actor-Roles": "analytics:usage:read"}
+    await problem(await gateway.get(f"{BASE}/orgs/{ORG}/reliability", headers=headers, params=RANGE), 403)
+    await problem(await gateway.get(f"{BASE}/orgs", headers=headers, params=RANGE), 403)
+    # The database is away, so getting past the door is a 503.
+    await problem(await gateway.get(f"{BASE}/orgs/{ORG}/usage", headers=headers, params=RANGE), 503)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Actor-Subject": " "},
+        {"X-Actor-Orgs": "all"},
+        {"X-Actor-Orgs": f"{ORG};{OTHER}"},
+    ],
+)
+async def test_malformed_credentials_are_no_credentials(gateway: Client, headers: dict[str, str]) -> None:
+    await problem(await gateway.get(f"{BASE}/orgs/{ORG}/usage", headers=READER | headers, params=RANGE), 401)
+
+
+async def test_an_audit_that_cannot_be_written_gives_no_answer(gateway: Client) -> None:
+    headers = {**READER, "X-Actor-Roles": "admin"}
+    await problem(await gateway.get(f"{BASE}/orgs/{OTHER}/usage", headers=headers), 503)
+
+
+def test_mode_none_is_refused_off_loopback() -> None:
+    with pytest.raises(api.config.settings.ConfigError) as caught:
+        api.config.load({"HTTP_HOST": "0.0.0.0", "TRUSTED_PROXIES": "x", "HTTP_PORT": "no"})
+    assert len(caught.value.faults) == 4  # and DATABASE_URL is missing
+
+
+def test_proxies_are_networks() -> None:
+    config = api.config.load(
+        {"DATABASE_URL": NOWHERE, "AUTH_MODE": "gateway", "TRUSTED_PROXIES": "10.0.0.0/8, ::1/128"}
+    )
+    assert config.auth.trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+async def test_unknown_paths_and_methods_are_problems(client: Client) -> None:
+    await problem(await client.get("/"), 404)
+    await problem(await client.get(f"{BASE}/orgs/{ORG}/live"), 404)
+    response = await client.delete(f"{BASE}/orgs")
+    await problem(response, 405)
+    assert set(response.headers["Allow"].split(",")) == {"GET", "HEAD"}
+
+
+async def test_an_org_that_is_no_uuid_is_a_fault_of_the_path(client: Client) -> None:
+    for org in ("acme", "%00", "1" * 32, "%F0%9F%8D%8E"):
+        body = await problem(await client.get(f"{BASE}/orgs/{org}/usage", params=RANGE), 400)
+        assert [fault["field"] for fault in body["errors"]] == ["orgId"]
+
+
+async def test_every_faulty_parameter_is_listed(client: Client) -> None:
+    query = {"start": "x", "granularity": "week", "colour": "red"}
+    body = await problem(await client.get(f"{BASE}/orgs/{ORG}/usage", params=query), 400)
+    assert {fault["field"] for fault in body["errors"]} == {"start", "end", "granularity", "colour"}
+
+
+@pytest.mark.parametrize("path", [path for _, path in GUARDED if not path.endswith("/validate")])
+async def test_unknown_parameters_are_refused_on_every_route(client: Client, path: str) -> None:
+    body = await problem(await client.get(path.replace("{orgId}", ORG), params={**RANGE, "x": "1"}), 400)
+    assert "x" in {fault["field"] for fault in body["errors"]}
+
+
+@pytest.mark.parametrize("path", [path for _, path in GUARDED if not path.endswith("/validate")])
+async def test_without_a_database_the_answer_is_503_within_a_second(client: Client, path: str) -> None:
+    listing = path.endswith(("freshness", "models", "clients"))
+    started = time.monotonic()
+    response = await client.get(path.replace("{orgId}", ORG), params={} if listing else RANGE)
+    await problem(response, 503)
+    assert int(response.headers["Retry-After"]) > 0
+    assert time.monotonic() - started < 1
+
+
+@pytest.fixture
+async def silent_port() -> AsyncIterator[int]:
+    """A server that accepts and never says a word."""
+    held = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for writer in held:
+        writer.close()
+
+
+async def test_servers_that_hang_cost_less_than_a_second(silent_port: int) -> None:
+    environment = {
+        "DATABASE_URL": f"postgresql://a:b@127.0.0.1:{silent_port}/c",
+        "REDIS_URL": f"redis://127.0.0.1:{silent_port}/0",
+        "API_POOL_SIZE": "2",
+    }
+    async with serving(environment) as client:
+        started = time.monotonic()
+        responses = await asyncio.gather(*(client.get(f"{BASE}/orgs/{ORG}/freshness") for _ in range(6)))
+        assert time.monotonic() - started < 1
+        for response in responses:
+            body = await problem(response, 503)
+            assert "a:b" not in json.dumps(body)
+        ready = await client.get(f"{BASE}/status/readyz")
+        assert ready.status == 503
+        assert (await ready.json())["components"]["redis"]["status"] == "degraded"
+
+
+async def test_our_own_mistakes_are_500_and_say_nothing(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bytes:
+        raise RuntimeError("password=hunter2")
+
+    monkeypatch.setattr(openapi, "document_json", broken)
+    body = await problem(await client.get(f"{BASE}/openapi.json"), 500)
+    assert "hunter2" not in json.dumps(body)
+
+
+# --- validate, status, metrics ------------------------------------------------------------------------
+
+
+async def test_a_valid_event_is_204_and_a_bad_one_names_every_fault(client: Client) -> None:
+    url = f"{BASE}/events/validate"
+    response = await client.post(url, data=json.dumps(EVENT))
+    assert (response.status, await response.text()) == (204, "")
+    bad = {**EVENT, "latencyMs": -1, "status": "fine", "orgId": None}
+    body = await problem(await client.post(url, data=json.dumps(bad)), 400)
+    assert {fault["field"] for fault in body["errors"]} == {"latencyMs", "status", "orgId"}
+    for junk in (b"", b"[]", b"\xff", b"{"):
+        body = await problem(await client.post(url, data=junk), 400)
+        assert body["errors"]
+
+
+async def test_a_body_over_64_kib_is_413(client: Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield from (b" " * 1024 for _ in range(65))
+
+    async def stream() -> AsyncIterator[bytes]:
+        for chunk in chunks():
+            yield chunk
+
+    padded = json.dumps(EVENT).ljust(64 * 1024).encode()
+    assert (await client.post(f"{BASE}/events/validate", data=padded)).status == 204
+    await problem(await client.post(f"{BASE}/events/validate", data=padded + b" "), 413)
+    await problem(await client.post(f"{BASE}/events/validate", data=stream()), 413)
+
+
+async def test_a_gatewayed_caller_of_any_role_may_validate(gateway: Client) -> None:
+    response = await gateway.post(
+        f"{BASE}/events/validate", data=json.dumps(EVENT), headers={"X-Actor-Subject": "ana"}
+    )
+    assert response.status == 204
+
+
+async def test_health_is_ok_while_readiness_waits(client: Client) -> None:
+    health = await client.get(f"{BASE}/status/healthz")
+    assert (health.status, await health.text()) == (200, "OK")
+    ready = await client.get(f"{BASE}/status/readyz")
+    assert (ready.status, ready.content_type) == (503, "application/json")
+    body = await ready.json()
+    assert body["status"] == "not_ready"
+    assert {name: part["status"] for name, part in body["components"].items()} == {
+        "database": "down",
+        "redis": "off",
+        "schema": "down",
+    }
+
+
+async def test_metrics_count_routes_and_never_paths(client: Client) -> None:
+    await client.get(f"{BASE}/orgs/{ORG}/usage")
+    await client.get(f"/secret/{ORG}")
+    await client.request("BREW", f"{BASE}/orgs")
+    text = await (await client.get("/metrics")).text()
+    assert (
+        'http_requests_total{method="GET",route="/analytics/v1/orgs/{orgId}/usage",status="400"} 1.0' in text
+    )
+    assert 'http_requests_total{method="GET",route="unmatched",status="404"} 1.0' in text
+    assert 'method="other",route="unmatched",status="405"' in text
+    assert "http_request_duration_seconds_bucket" in text
+    assert ORG not in text
+    assert "secret" not in text
+
+
+async def test_the_document_is_openapi_and_every_reference_resolves(client: Client) -> None:
+    response = await client.get(f"{BASE}/openapi.json")
+    document = await response.json()
+    assert document["openapi"].startswith("3.1.")
+    names = [
+        parameter["name"]
+        for parameter in document["paths"][f"{BASE}/orgs/{{orgId}}/usage"]["get"]["parameters"]
+    ]
+    assert names == [
+        "orgId",
+        "start",
+        "end",
+        "granularity",
+        "modelId",
+        "clientId",
+        "groupBy",
+        "timeZone",
+        "limit",
+        "cursor",
+    ]
+    text = json.dumps(document)
+    for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
+        assert name in document["components"]["schemas"]
+
+
+async def test_head_answers_like_get_without_a_body(client: Client) -> None:
+    response = await client.head(f"{BASE}/status/healthz")
+    assert (response.status, await response.read()) == (200, b"")
