@@ -6,13 +6,24 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+import psycopg
+
 from pipeline.core import sketches
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
+from pipeline.core.windows import MEASURES
+from pipeline.sink.timescale import TimescaleSink
 from tests import oracle as naive
 from tests.memory_sink import MemorySink
 
-_LENGTH_US = {"usage_minute": 60, "usage_hour": 3600, "usage_day": 86400, "client_hour": 3600, "client_day": 86400}
+STREAM = "analytics.usage.v1"
+_LENGTH_S = {
+    "usage_minute": 60,
+    "usage_hour": 3600,
+    "usage_day": 86400,
+    "client_hour": 3600,
+    "client_day": 86400,
+}
 
 
 def oracle_rules(rules: Rules) -> naive.Rules:
@@ -30,7 +41,7 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
         return (at - naive.EPOCH) // naive.timedelta(microseconds=1)
 
     tables: dict[str, Any] = {}
-    for name, seconds in _LENGTH_US.items():
+    for name, seconds in _LENGTH_S.items():
         tables[name] = {
             (key[0], us(key[1]) // (seconds * 1_000_000), *key[2:]): (
                 row.invocations,
@@ -49,7 +60,8 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
             for key, row in getattr(oracle, name).items()
         }
     tables["usage_errors_hour"] = {
-        (key[0], us(key[1]) // 3_600_000_000, *key[2:]): count for key, count in oracle.usage_errors_hour.items()
+        (key[0], us(key[1]) // 3_600_000_000, *key[2:]): count
+        for key, count in oracle.usage_errors_hour.items()
     }
     for name in ("orgs_seen", "models_seen", "clients_seen"):
         tables[name] = {
@@ -84,7 +96,7 @@ def stored(sink: MemorySink) -> dict[str, Any]:
 
 
 def difference(have: dict[str, Any], want: dict[str, Any], *, fields: bool = False) -> list[str]:
-    """Readable differences, empty when there are none; ``fields``: compare which fields were at fault, too."""
+    """Readable differences, empty when there are none; ``fields``: of dead letters, the faulty fields too."""
     lines: list[str] = []
     for name, rows in want.items():
         mine = have[name]
@@ -101,16 +113,19 @@ def difference(have: dict[str, Any], want: dict[str, Any], *, fields: bool = Fal
     return lines
 
 
-async def recover(sink: MemorySink, rules: Rules) -> tuple[Any, Ledger]:
+Sink = MemorySink | TimescaleSink
+
+
+async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
     """A ledger as a worker builds it at start."""
-    claim, position = await sink.claim("s")
+    claim, position = await sink.claim(STREAM)
     ledger = Ledger(rules, position)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
     ledger.recover_ids(await sink.live_ids(claim, from_hour=ledger.live_hours_from()))
     return claim, ledger
 
 
-async def flush(sink: MemorySink, claim: Any, ledger: Ledger, *, now_us: int = 0) -> None:
+async def flush(sink: Sink, claim: Any, ledger: Ledger, *, now_us: int = 0) -> None:
     blocks = ledger.missing()
     if blocks:
         ledger.adopt(await sink.load(claim, blocks), blocks)
@@ -129,3 +144,44 @@ def chunks_of(
             "timestamp_us": broker_us,
             "bodies": part,
         }
+
+
+def stored_in_database(database_url: str) -> dict[str, Any]:
+    """What a database has committed, all partitions together, in the form of `stored`.
+
+    Rows of one key in several partitions are not added up: with one partition there are none.
+    """
+    tables: dict[str, Any] = {}
+    measures = ", ".join((*MEASURES, "latency_sketch"))
+    with psycopg.connect(database_url) as connection:
+        for name, seconds in _LENGTH_S.items():
+            client = ", client_id" if name.startswith("client") else ""
+            bucket = f"(EXTRACT(EPOCH FROM bucket_start) / {seconds})::bigint"
+            rows = connection.execute(
+                f"SELECT org_id, {bucket}, model_id{client}, {measures} FROM analytics.{name}"
+            ).fetchall()
+            width = 4 if client else 3
+            tables[name] = {row[:width]: row[width:] for row in rows}
+            assert len(tables[name]) == len(rows), f"{name} has a key twice"
+        rows = connection.execute(
+            "SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) / 3600)::bigint, model_id, client_id, status,"
+            " error_code, count FROM analytics.usage_errors_hour"
+        ).fetchall()
+        tables["usage_errors_hour"] = {row[:6]: row[6] for row in rows}
+        for name, key in (("orgs_seen", ""), ("models_seen", ", model_id"), ("clients_seen", ", client_id")):
+            rows = connection.execute(
+                f"SELECT org_id{key}, (EXTRACT(EPOCH FROM first_event_at) * 1000000)::bigint,"
+                f" (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint FROM analytics.{name}"
+            ).fetchall()
+            tables[name] = {row[:-2]: row[-2:] for row in rows}
+        tables["dead_letters"] = [
+            (offset, reason, tuple(fault["field"] for fault in faults), body)
+            for offset, reason, faults, body in connection.execute(
+                'SELECT "offset", reason, faults, body FROM analytics.dead_letters ORDER BY "offset"'
+            )
+        ]
+        tables["counters"] = connection.execute(
+            "SELECT sum(offered)::bigint, sum(accepted)::bigint, sum(duplicate)::bigint,"
+            " sum(rejected)::bigint FROM analytics.partitions"
+        ).fetchone()
+    return tables

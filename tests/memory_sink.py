@@ -1,7 +1,7 @@
 """A sink that keeps its tables in dictionaries: the fake beside `pipeline.sink.timescale`.
 
-It keeps the same promises (one batch wholly or not at all, the compare-and-set, an unknown outcome) and passes
-the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its promises.
+It keeps the same promises (one batch wholly or not at all, the compare-and-set, an unknown outcome) and
+passes the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its promises.
 """
 
 from __future__ import annotations
@@ -88,7 +88,11 @@ class MemorySink:
         state.position = replace(batch.position)
         for rows in batch.tables:
             self._write(rows)
-        for name, seen in (("orgs_seen", batch.orgs), ("models_seen", batch.models), ("clients_seen", batch.clients)):
+        for name, seen in (
+            ("orgs_seen", batch.orgs),
+            ("models_seen", batch.models),
+            ("clients_seen", batch.clients),
+        ):
             for i in range(len(seen)):
                 key: Key = (uuid_of(seen.org[i]),)
                 if seen.model is not None:

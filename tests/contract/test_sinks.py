@@ -1,0 +1,163 @@
+"""What a sink promises, for the fake in memory and for the real one on each edition at hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from pipeline.core.ledger import Ledger
+from pipeline.core.rules import Rules
+from pipeline.sink.timescale import Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
+from sql import migrate
+from tests import books, mix
+from tests import oracle as naive
+from tests.memory_sink import MemorySink
+
+NOW_US = 1_790_000_000_000_000
+RULES = Rules(clients_per_org_hour_max=3)
+
+
+class Held:
+    """A sink of some kind: how to open it (again) and how to read all that it has committed."""
+
+    def __init__(self, open_: Callable[[], books.Sink], stored: Callable[[], dict[str, Any]]) -> None:
+        self.open = open_
+        self.stored = stored
+
+
+@pytest.fixture(params=["memory", "postgresql", "timescaledb"])
+def held(request: pytest.FixtureRequest) -> Held:
+    if request.param == "memory":
+        sink = MemorySink()
+        return Held(lambda: sink, lambda: books.stored(sink))
+    url = request.getfixturevalue("embedded_postgres_url" if request.param == "postgresql" else "timescale")
+    migrate.upgrade(url)
+    return Held(lambda: TimescaleSink(url), lambda: books.stored_in_database(url))
+
+
+def ingest(ledger: Ledger, bodies: list[bytes], *, upto: int, broker_us: int = NOW_US) -> None:
+    first = ledger.received_offset
+    for chunk in books.chunks_of(bodies[first:upto], size=250, broker_us=broker_us, first_offset=first):
+        ledger.ingest(**chunk)
+
+
+def expected(bodies: list[bytes], *, broker_us: int = NOW_US) -> dict[str, Any]:
+    oracle = naive.Oracle(books.oracle_rules(RULES))
+    oracle.feed_all((i, broker_us, body) for i, body in enumerate(bodies))
+    return books.expected(oracle)
+
+
+async def test_many_flushes_and_restarts_leave_exactly_what_the_oracle_counts(held: Held) -> None:
+    bodies = mix.make(4000, seed=5, now_us=NOW_US, late=0.1, bad=0.05).bodies
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    for upto in range(500, len(bodies) + 500, 500):
+        ingest(ledger, bodies, upto=upto)
+        await books.flush(sink, claim, ledger)
+        if upto % 1500 == 0:
+            await sink.close()
+            sink = held.open()
+            claim, ledger = await books.recover(sink, RULES)
+    await sink.close()
+    assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_what_was_not_flushed_is_gone_and_counts_when_read_again(held: Held) -> None:
+    bodies = mix.make(1000, seed=6, now_us=NOW_US).bodies
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    ingest(ledger, bodies, upto=500)
+    await books.flush(sink, claim, ledger)
+    ingest(ledger, bodies, upto=800)
+    claim, ledger = await books.recover(sink, RULES)
+    assert ledger.received_offset == 500
+    ingest(ledger, bodies, upto=1000)
+    await books.flush(sink, claim, ledger)
+    await sink.close()
+    assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_flushing_the_same_batch_again_changes_nothing(held: Held) -> None:
+    bodies = mix.make(600, seed=7, now_us=NOW_US).bodies
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    ingest(ledger, bodies, upto=600)
+    assert not ledger.missing()
+    batch = ledger.drain(now_us=NOW_US, caught_up=True)
+    await sink.flush(claim, batch)
+    await sink.flush(claim, batch)  # the answer to the first COMMIT was lost
+    await sink.close()
+    assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_a_worker_that_lost_the_partition_writes_nothing(held: Held) -> None:
+    bodies = mix.make(600, seed=8, now_us=NOW_US).bodies
+    zombie, owner = held.open(), held.open()
+    old_claim, old = await books.recover(zombie, RULES)
+    ingest(old, bodies, upto=400)
+    batch = old.drain(now_us=NOW_US, caught_up=False)
+    claim, ledger = await books.recover(owner, RULES)
+    assert claim.epoch > old_claim.epoch
+    with pytest.raises(Fenced):
+        await zombie.flush(old_claim, batch)
+    ingest(ledger, bodies, upto=600)
+    await books.flush(owner, claim, ledger)
+    with pytest.raises(Fenced):
+        await zombie.flush(old_claim, batch)
+    await zombie.close()
+    await owner.close()
+    assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_position_and_watermark_come_back_after_a_restart(held: Held) -> None:
+    bodies = mix.make(300, seed=9, now_us=NOW_US).bodies
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    assert ledger.position.watermark_us is None
+    ingest(ledger, bodies, upto=300)
+    batch = ledger.drain(now_us=NOW_US + 5_000_000, caught_up=True)
+    await sink.flush(claim, batch)
+    _, position = await sink.claim(books.STREAM)
+    await sink.close()
+    assert position == batch.position
+    assert position.watermark_us == NOW_US + 5_000_000 - RULES.allowed_lateness_us
+
+
+async def test_streams_get_numbers_of_their_own(embedded_postgres_url: str) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    sinks = [TimescaleSink(embedded_postgres_url) for _ in range(4)]
+    claims = await asyncio.gather(*(sink.claim(f"s-{i % 3}") for i, sink in enumerate(sinks)))
+    await asyncio.gather(*(sink.close() for sink in sinks))
+    numbers = {claim.stream: claim.partition for claim, _ in claims}
+    assert sorted(numbers.values()) == [0, 1, 2]
+    assert sorted(claim.epoch for claim, _ in claims if claim.stream == "s-0") == [1, 2]
+
+
+async def test_a_database_that_is_away_says_so(embedded_postgres_url: str) -> None:
+    sink = TimescaleSink("postgresql://nobody@127.0.0.1:1/none")
+    with pytest.raises(SinkUnavailable):
+        await sink.claim("s")
+    empty = TimescaleSink(embedded_postgres_url)
+    with pytest.raises(SchemaMissing, match="spendstream migrate"):
+        await empty.claim("s")
+    await empty.close()
+
+
+async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(embedded_postgres_url: str) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    sink = TimescaleSink(embedded_postgres_url, timeout_s=0.3)
+    claim, ledger = await books.recover(sink, RULES)
+    bodies = mix.make(200, seed=10, now_us=NOW_US).bodies
+    ingest(ledger, bodies, upto=200)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    async with await psycopg.AsyncConnection.connect(embedded_postgres_url) as other:
+        await other.execute("LOCK TABLE analytics.usage_hour IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(SinkUnavailable):
+            await sink.flush(claim, batch)
+    await sink.flush(claim, batch)
+    await sink.close()
+    assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))

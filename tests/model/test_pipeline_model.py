@@ -1,0 +1,276 @@
+"""The ledger and its sink under every order of events and accidents, against a naive recount.
+
+Hypothesis publishes, duplicates, delays and spoils events, ingests, flushes, cuts flushes before and after
+their commit, crashes, restarts and steals the partition. Whenever something is committed, every row must
+equal what the oracle counts from the start of the stream up to the committed offset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pipeline.core.dedupe import SeenIds
+from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.rules import Rules
+from pipeline.core.watermark import NEVER
+from pipeline.core.windows import Table
+from pipeline.sink.timescale import Fenced, SinkUnavailable
+from tests import books
+from tests import oracle as naive
+from tests.memory_sink import MemorySink
+
+MINUTE_US, HOUR_US = 60_000_000, 3_600_000_000
+START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US
+RULES = Rules(dedupe_window_us=5 * HOUR_US, clients_per_org_hour_max=2)
+
+ORGS = [str(uuid.UUID(int=i + 1)) for i in range(3)]
+MODELS = [str(uuid.UUID(int=i + 100)) for i in range(2)]
+IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
+
+
+class PipelineMachine(RuleBasedStateMachine):
+    """One partition, its stream, its sink, and at times a rival worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream: list[tuple[int, bytes]] = []
+        """(broker time, body) by offset."""
+        self.now_us = START_US
+        self.sink = MemorySink()
+        self.claim: Any
+        self.ledger: Ledger
+        self.unknown: Batch | None = None
+        """A batch whose flush failed: nothing else may happen before its outcome is known."""
+
+    # --- the stream --------------------------------------------------------------------------------
+
+    @initialize()
+    def start(self) -> None:
+        self.restart()
+
+    @rule(
+        org=st.sampled_from(ORGS),
+        event=st.sampled_from(IDS),
+        model=st.sampled_from(MODELS),
+        client=st.sampled_from(["a", "b", "c", "other", None]),
+        ago_us=st.one_of(
+            st.integers(-1000, 20_000_000),
+            st.integers(0, 6 * HOUR_US),
+            st.sampled_from([MINUTE_US, 10_000_000, HOUR_US, 5 * HOUR_US, -6 * MINUTE_US]),
+        ),
+        status=st.sampled_from(["success", "success", "error", "timeout"]),
+        latency=st.integers(0, 5000),
+        cost=st.sampled_from(["0.1", "0.0000005", "3"]),
+    )
+    def publish(self, **e: Any) -> None:
+        at_us = self.now_us - e["ago_us"]
+        at = naive.EPOCH + naive.timedelta(microseconds=at_us)
+        event = {
+            "eventId": e["event"],
+            "orgId": e["org"],
+            "modelId": e["model"],
+            "clientId": e["client"],
+            "occurredAt": at.isoformat(),
+            "latencyMs": e["latency"],
+            "status": e["status"],
+            "errorCode": e["client"] if e["status"] != "success" else None,
+            "inputTokens": 1,
+            "outputTokens": 2,
+            "costEstimateCents": e["cost"],
+        }
+        self.stream.append((self.now_us, json.dumps(event).encode()))
+
+    @precondition(lambda self: self.stream)
+    @rule(which=st.integers(0, 10_000))
+    def publish_again(self, which: int) -> None:
+        self.stream.append((self.now_us, self.stream[which % len(self.stream)][1]))
+
+    @rule(body=st.sampled_from([b"", b"{}", b"\xff", b'{"eventId":"x"}']))
+    def publish_bad(self, body: bytes) -> None:
+        self.stream.append((self.now_us, body))
+
+    @rule(by_us=st.sampled_from([1_000_000, MINUTE_US, 7 * MINUTE_US, HOUR_US, 4 * HOUR_US]))
+    def time_passes(self, by_us: int) -> None:
+        self.now_us += by_us
+
+    # --- the worker ---------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.ledger.received_offset < len(self.stream))
+    @rule(most=st.integers(1, 6))
+    def ingest(self, most: int) -> None:
+        first = self.ledger.received_offset
+        timestamp_us = self.stream[first][0]
+        bodies: list[bytes] = []
+        for stamp_us, body in self.stream[first : first + most]:
+            if stamp_us != timestamp_us:
+                break
+            bodies.append(body)
+        self.ledger.ingest(
+            first_offset=first, next_offset=first + len(bodies), timestamp_us=timestamp_us, bodies=bodies
+        )
+
+    @rule()
+    def fold(self) -> None:
+        self.ledger.fold()
+
+    @precondition(lambda self: self.unknown is None)
+    @rule(before=st.integers(0, 1), after=st.integers(0, 1))
+    def flush(self, before: int, after: int) -> None:
+        self.sink.fail_before_commit, self.sink.fail_after_commit = before, after
+        blocks = self.ledger.missing()
+        if blocks:
+            self.ledger.adopt(asyncio.run(self.sink.load(self.claim, blocks)), blocks)
+        self.unknown = self.ledger.drain(now_us=self.now_us, caught_up=False)
+        self.try_again()
+
+    @precondition(lambda self: self.unknown is not None)
+    @rule()
+    def try_again(self) -> None:
+        assert self.unknown is not None
+        try:
+            asyncio.run(self.sink.flush(self.claim, self.unknown))
+        except SinkUnavailable:
+            return
+        self.unknown = None
+        self.compare()
+
+    @rule()
+    def crash_and_restart(self) -> None:
+        self.restart()
+        self.compare()
+
+    @rule()
+    def rival_takes_over_and_crashes(self) -> None:
+        """Another worker claims the partition and commits; our flush must fail whole."""
+        claim, ledger = asyncio.run(books.recover(self.sink, RULES))
+        self.sink.fail_before_commit = self.sink.fail_after_commit = 0
+        if ledger.received_offset < len(self.stream):
+            timestamp_us, body = self.stream[ledger.received_offset]
+            ledger.ingest(
+                first_offset=ledger.received_offset,
+                next_offset=ledger.received_offset + 1,
+                timestamp_us=timestamp_us,
+                bodies=[body],
+            )
+        asyncio.run(books.flush(self.sink, claim, ledger))
+        batch = self.unknown or None
+        if batch is None and not self.ledger.missing():
+            batch = self.ledger.drain(now_us=self.now_us, caught_up=False)
+        if batch is not None:
+            with pytest.raises(Fenced):
+                asyncio.run(self.sink.flush(self.claim, batch))
+        self.restart()
+        self.compare()
+
+    def restart(self) -> None:
+        self.unknown = None
+        self.claim, self.ledger = asyncio.run(books.recover(self.sink, RULES))
+
+    # --- the truth ----------------------------------------------------------------------------------
+
+    def compare(self) -> None:
+        oracle = naive.Oracle(books.oracle_rules(RULES))
+        committed = self.sink.state.position.next_offset
+        oracle.feed_all((i, at_us, body) for i, (at_us, body) in enumerate(self.stream[:committed]))
+        assert not books.difference(books.stored(self.sink), books.expected(oracle))
+        position = self.sink.state.position
+        assert position.offered == position.accepted + position.duplicate + position.rejected
+        assert position.offered == committed
+
+    def teardown(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        self.sink.fail_before_commit = self.sink.fail_after_commit = 0
+        if self.unknown is not None:
+            self.try_again()
+        while self.ledger.received_offset < len(self.stream):
+            self.ingest(most=6)
+        self.flush(before=0, after=0)
+        assert self.sink.state.position.next_offset == len(self.stream)
+
+
+SETTINGS = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+TestPipeline = PipelineMachine.TestCase
+TestPipeline.settings = SETTINGS
+
+
+class OffsetApartMachine(PipelineMachine):
+    """A broken sink: the offset is committed even where the rows are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sink.offset_apart = True
+
+
+def _rows_are_never_cold(patch: pytest.MonkeyPatch) -> None:
+    """A late event starts its row anew instead of adding to the stored one."""
+    patch.setattr(Table, "cold", lambda self, org, bucket: np.zeros(len(org), np.bool_))
+
+
+def _ids_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ledger, "recover_ids", lambda self, segments: None)
+
+
+def _ids_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:
+    add = SeenIds.add
+    patch.setattr(SeenIds, "add", lambda self, *a: add(self, *a[:4], np.zeros(len(a[0]), np.int32)))
+
+
+def _names_are_not_restored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ledger, "_restore_names", staticmethod(lambda cap, keys: None))
+
+
+def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
+    claim = MemorySink.claim
+
+    async def forgetful(self: MemorySink, stream: str) -> Any:
+        held, position = await claim(self, stream)
+        return held, replace(position, newest_us=NEVER)
+
+    patch.setattr(MemorySink, "claim", forgetful)
+
+
+@pytest.mark.parametrize(
+    ("machine", "plant"),
+    [
+        (OffsetApartMachine, None),
+        (PipelineMachine, _rows_are_never_cold),
+        (PipelineMachine, _ids_are_not_recovered),
+        (PipelineMachine, _ids_are_never_forgotten),
+        (PipelineMachine, _names_are_not_restored),
+        (PipelineMachine, _lateness_is_lost_in_a_restart),
+    ],
+)
+def test_the_model_finds_a_planted_bug(
+    machine: type[PipelineMachine], plant: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if plant is not None:
+        plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                SETTINGS,
+                max_examples=2000,
+                phases=[Phase.generate],
+                report_multiple_bugs=False,
+                print_blob=False,
+            ),
+        )

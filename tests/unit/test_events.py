@@ -1,0 +1,262 @@
+"""The fast reader against the contract's full statement, and both against the oracle's own reading."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.core import wire
+from pipeline.core.events import Columns, Reader
+from tests import mix
+from tests import oracle as naive
+
+GOOD: dict[str, Any] = {
+    "eventId": "0190b5a0-7b1c-7c3e-8e0f-3f1d2c4b5a69",
+    "orgId": "AAAAAAAA-7b1c-4c3e-8e0f-3f1d2c4b5a69",
+    "modelId": "bbbbbbbb-7b1c-4c3e-8e0f-3f1d2c4b5a69",
+    "actorId": "cccccccc-7b1c-4c3e-8e0f-3f1d2c4b5a69",
+    "clientId": "key-1",
+    "occurredAt": "2026-11-23T10:00:00.25Z",
+    "latencyMs": 120,
+    "status": "error",
+    "errorCode": "rate_limit",
+    "inputTokens": 12,
+    "outputTokens": 34,
+    "costEstimateCents": 0.0425,
+    "metadata": {"region": "eu"},
+}
+
+
+def columns_as_events(reader: Reader, columns: Columns) -> dict[int, wire.Event]:
+    """The columns as the slow reader would give them, by source."""
+
+    def uuid_int(halves: Any) -> int:
+        return int(halves[0]) << 64 | int(halves[1])
+
+    return {
+        int(columns.source[i]): wire.Event(
+            event_id=wire.UUID(int=uuid_int(columns.event[i])),
+            org_id=wire.UUID(int=uuid_int(reader.orgs.keys[columns.org[i]])),
+            model_id=wire.UUID(int=uuid_int(reader.models.keys[columns.model[i]])),
+            client_id=reader.clients.texts[columns.client[i]],
+            occurred_us=int(columns.occurred_us[i]),
+            latency_ms=int(columns.latency_ms[i]),
+            status=int(columns.status[i]),
+            error_code=reader.error_codes.texts[columns.error_code[i]],
+            input_tokens=int(columns.input_tokens[i]),
+            output_tokens=int(columns.output_tokens[i]),
+            cost_microcents=int(columns.cost_microcents[i]),
+        )
+        for i in range(len(columns))
+    }
+
+
+def assert_read_alike(bodies: list[bytes]) -> None:
+    """Fast, slow and oracle give one verdict and one value for each body."""
+    reader = Reader()
+    columns, refused = reader.read(bodies)
+    fast = columns_as_events(reader, columns)
+    bad = {refusal.source: refusal for refusal in refused}
+    assert sorted([*fast, *bad]) == list(range(len(bodies)))
+    assert list(fast) == sorted(fast)
+    for source, body in enumerate(bodies):
+        slow, oracle = wire.read(body), naive.decode(body)
+        if isinstance(slow, wire.Event):
+            assert fast.get(source) == slow, body
+            assert isinstance(oracle, naive.Event), body
+            assert (slow.event_id, slow.org_id, slow.model_id) == (
+                oracle.event_id,
+                oracle.org_id,
+                oracle.model_id,
+            )
+            for field in ("client_id", "occurred_us", "latency_ms", "status", "error_code"):
+                assert getattr(slow, field) == getattr(oracle, field), (field, body)
+            for field in ("input_tokens", "output_tokens", "cost_microcents"):
+                assert getattr(slow, field) == getattr(oracle, field), (field, body)
+        else:
+            assert (bad[source].reason, bad[source].faults) == (slow.reason, slow.faults), body
+            assert isinstance(oracle, naive.Rejected), body
+            assert oracle.reason == slow.reason, body
+
+
+def test_every_kind_of_good_and_bad_event_is_read_alike() -> None:
+    made = mix.make(20_000, seed=3, now_us=1_790_000_000_000_000, bad=0.2)
+    assert_read_alike(made.bodies)
+
+
+# JSON text, not values: how a number is spelled matters.
+_numbers = st.one_of(
+    st.integers(-2, 2**65).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.decimals(0, 10**9, allow_nan=False, places=8).map(str),
+    st.from_regex(r"\A-?[0-9]{1,22}(\.[0-9]{1,22})?([eE][+-]?[0-9]{1,3})?\Z"),
+    st.sampled_from(
+        [
+            "1e8",
+            "100000000",
+            "100000000.0000000000001",
+            "99999999.9999995",
+            "0.0000005",
+            "0.0000015",
+            "1e-7",
+            "5e-7",
+        ]
+    ),
+    st.sampled_from(
+        ["1e99", "-0", "-0.0", "00", "1.", ".5", "0e0", "1E+2", "true", "null", '""', "NaN", "0e99999"]
+    ),
+)
+_quoted = _numbers.map(lambda text: text if text.startswith('"') else f'"{text}"')
+_times = st.one_of(
+    st.datetimes().map(lambda t: json.dumps(t.isoformat() + "Z")),
+    st.from_regex(
+        r"\A[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9]"
+        r"(\.[0-9]{1,9})?([Zz]|[+-][0-2][0-9]:[0-6][0-9])\Z"
+    ).map(json.dumps),
+    st.sampled_from(["2024-02-29T00:00:00Z", "2023-02-29T00:00:00Z", "1900-02-29T00:00:00Z"]).map(json.dumps),
+    st.sampled_from(["1970-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01", "2026-01-01T00:00:00"]).map(
+        json.dumps
+    ),
+    st.text(max_size=40).map(json.dumps),
+)
+_texts = st.one_of(
+    st.text(max_size=140).map(json.dumps),
+    st.sampled_from(
+        [
+            '"\\u0000"',
+            '"\\ud800"',
+            '"\\ud83d\\ude00"',
+            "null",
+            "7",
+            '"' + "é" * 128 + '"',
+            '"' + "😀" * 65 + '"',
+        ]
+    ),
+)
+_uuids = st.one_of(
+    st.uuids().map(lambda u: json.dumps(str(u))),
+    st.uuids().map(lambda u: json.dumps(str(u).upper())),
+    st.text(alphabet=string.hexdigits + "-é", min_size=34, max_size=38).map(json.dumps),
+    st.sampled_from(["null", '"0190b5a07b1c7c3e8e0f3f1d2c4b5a69"', '"{0190b5a0-7b1c-7c3e-8e0f-3f1d2c4b5a}"']),
+)
+_FIELD_TEXT = {
+    "costEstimateCents": st.one_of(_numbers, _quoted),
+    "latencyMs": _numbers,
+    "inputTokens": _numbers,
+    "outputTokens": _numbers,
+    "occurredAt": _times,
+    "clientId": _texts,
+    "errorCode": _texts,
+    "eventId": _uuids,
+    "orgId": _uuids,
+    "modelId": _uuids,
+    "actorId": _uuids,
+    "status": st.sampled_from(
+        ['"success"', '"Success"', '"timeout"', '"throttled"', "null", "1", '"suc\\u0063ess"']
+    ),
+    "metadata": st.sampled_from(
+        ["null", "{}", '{"a":"b"}', '{"a":1}', "[]", '{"a":null}', '{"\\ud800":"x"}']
+    ),
+}
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """A good event with some fields spelled anew, in any variant, sometimes with the names of another."""
+    fields = {name: json.dumps(value) for name, value in GOOD.items()}
+    for name in draw(st.lists(st.sampled_from(sorted(_FIELD_TEXT)), max_size=2, unique=True)):
+        fields[name] = draw(_FIELD_TEXT[name])
+    for name in draw(st.lists(st.sampled_from(sorted(GOOD)), max_size=1)):
+        if draw(st.booleans()):
+            del fields[name]
+    body = mix.encode(fields, draw(st.sampled_from(mix.VARIANTS)))
+    extra = draw(
+        st.sampled_from(
+            [
+                "",
+                '"x":1,',
+                '"specversion":"1.0",',
+                '"event_id":"y",',
+                '"eventId":"z",',
+                '"data":{},',
+                '"x":"\xff",',
+                '"cost_estimate":"x",',
+                '"cost_estimate_cents":1,',
+                '"type":"other",',
+                '"x":[1,{"a":"\\ud800"}],',
+            ]
+        )
+    )
+    return body.replace(b"{", b"{" + extra.encode("latin-1"), 1)
+
+
+@given(st.lists(bodies(), min_size=1, max_size=4))
+@example([b"{" * 70_000])
+@example([b'{"a":' * 20_000 + b"1" + b"}" * 20_000])
+@example([b'{"eventId":"\xc3', b'\xa9"}'])
+def test_any_body_is_read_alike(many: list[bytes]) -> None:
+    assert_read_alike(many)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_as_malformed_or_read_alike(body: bytes) -> None:
+    assert_read_alike([body])
+
+
+@pytest.mark.parametrize("variant", mix.VARIANTS)
+def test_all_variants_mean_the_same_event(variant: str) -> None:
+    fields = {name: json.dumps(value) for name, value in GOOD.items()}
+    assert wire.read(mix.encode(fields, variant)) == wire.read(mix.encode(fields, "camel"))
+
+
+def test_a_client_named_other_shares_the_row_of_the_rest() -> None:
+    reader = Reader()
+    columns, _ = reader.read([json.dumps({**GOOD, "clientId": "other"}).encode()])
+    assert columns.client.tolist() == [reader.clients.OTHER]
+
+
+def test_the_check_of_a_payload_ignores_spelling_and_sees_every_counted_field() -> None:
+    reader = Reader()
+    spelled = [
+        json.dumps(GOOD).encode(),
+        json.dumps({**GOOD, "costEstimateCents": "0.04250"}, indent=1).encode(),
+    ]
+    columns, _ = reader.read(spelled)
+    assert columns.check[0] == columns.check[1]
+    for field, other in {
+        "modelId": GOOD["orgId"],
+        "clientId": "key-2",
+        "occurredAt": "2026-11-23T10:00:00.26Z",
+        "latencyMs": 121,
+        "status": "timeout",
+        "errorCode": None,
+        "inputTokens": 13,
+        "outputTokens": 35,
+        "costEstimateCents": 0.0426,
+    }.items():
+        changed, _ = reader.read([json.dumps({**GOOD, field: other}).encode()])
+        assert changed.check[0] != columns.check[0], field
+
+
+def test_faults_name_every_broken_rule_as_the_sender_spelled_it() -> None:
+    body = json.dumps({**GOOD, "latencyMs": -1, "status": "ok", "costEstimateCents": "x"}).encode()
+    assert [fault.field for fault in wire.check(body)] == ["latencyMs", "status", "costEstimateCents"]
+    snake = mix.encode({k: json.dumps(v) for k, v in {**GOOD, "latencyMs": -1}.items()}, "cloudevent_snake")
+    assert [fault.field for fault in wire.check(snake)] == ["data.latency_ms"]
+
+
+def test_numbers_of_ids_survive_growth() -> None:
+    reader, luck = Reader(), random.Random(1)
+    orgs = [str(wire.UUID(int=luck.getrandbits(128))) for _ in range(5000)]
+    made = [json.dumps({**GOOD, "orgId": org}).encode() for org in orgs]
+    first, _ = reader.read(made[:1000])
+    both, _ = reader.read(made)
+    assert both.org[:1000].tolist() == first.org.tolist()
+    assert len(reader.orgs) == 5000
+    assert [str(event.org_id) for event in columns_as_events(reader, both).values()] == orgs

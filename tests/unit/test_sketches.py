@@ -1,0 +1,124 @@
+"""The latency sketch: its error, its merging, its bytes, and its compiled twin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core import sketches
+from pipeline.core.windows import GRAINS, MEASURES, Table, TableRows
+
+QS = (0.0, 0.01, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
+
+_rng = np.random.default_rng(7)
+ADVERSARIAL = {
+    "constant": np.full(1000, 1234),
+    "two far spikes": np.concatenate((np.full(950, 3), np.full(50, 2_000_000_000))),
+    "exact edge of p95": np.concatenate((np.full(95, 100), np.full(5, 100_000))),
+    "log-normal": _rng.lognormal(7, 1.5, 20_000).astype(np.int64),
+    "pareto": np.minimum((_rng.pareto(0.5, 20_000) * 100).astype(np.int64), sketches.LATENCY_MS_MAX),
+    "uniform over everything": _rng.integers(0, sketches.LATENCY_MS_MAX, 20_000, endpoint=True),
+    "every small value": np.arange(5000),
+    "bin edges": np.concatenate((sketches.EDGES[:-1], sketches.EDGES[1:-1] - 1)),
+    "powers of two": 2 ** np.arange(31),
+    "all zero": np.zeros(10, np.int64),
+    "one value": np.array([51]),
+}
+
+
+def exact(values: np.ndarray, q: float) -> int:
+    """The value of nearest rank."""
+    return int(np.sort(values)[max(int(np.ceil(q * len(values) - 1e-9)), 1) - 1])
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_merged_quantiles_are_within_one_percent_of_exact(name: str) -> None:
+    values = ADVERSARIAL[name]
+    parts = np.array_split(np.random.default_rng(1).permutation(values), 17)
+    dense = sketches.merge(sketches.of(part) for part in parts)
+    for q, got in zip(QS, sketches.quantiles(dense, QS), strict=True):
+        want = exact(values, q)
+        assert got is not None
+        assert abs(got - want) <= 0.01 * want, (q, got, want)
+
+
+@given(st.lists(st.integers(0, sketches.LATENCY_MS_MAX), min_size=1), st.floats(0, 1))
+def test_any_quantile_of_any_values_is_within_one_percent(values: list[int], q: float) -> None:
+    (got,) = sketches.quantiles(sketches.merge([sketches.of(values)]), [q])
+    want = exact(np.array(values), q)
+    assert got is not None
+    assert abs(got - want) <= 0.01 * want
+
+
+@given(st.lists(st.lists(st.integers(0, sketches.LATENCY_MS_MAX)), max_size=6))
+def test_merging_parts_gives_the_very_bytes_of_the_whole(parts: list[list[int]]) -> None:
+    merged = sketches.from_dense(sketches.merge(sketches.of(part) for part in parts))
+    assert merged == sketches.of([value for part in parts for value in part])
+
+
+def test_no_events_have_no_quantiles() -> None:
+    assert sketches.quantiles(sketches.merge([]), [0.5, 0.99]) == [None, None]
+
+
+def test_bins_are_consecutive_and_narrow() -> None:
+    low, high = sketches.EDGES[:-1], sketches.EDGES[1:] - 1
+    assert (high >= low).all()
+    assert high[-1] >= sketches.LATENCY_MS_MAX
+    assert ((high[1:] - low[1:]) / (high[1:] + low[1:])).max() <= 0.0098
+    assert (sketches.bin_of(low) == np.arange(sketches.BINS)).all()
+    assert (sketches.bin_of(high) == np.arange(sketches.BINS)).all()
+
+
+@given(
+    st.dictionaries(st.integers(0, sketches.BINS - 1), st.integers(1, 2**62), max_size=40),
+)
+def test_bytes_come_back_as_they_were(counts: dict[int, int]) -> None:
+    bins = np.array(sorted(counts), np.int64)
+    values = np.array([counts[b] for b in sorted(counts)], np.int64)
+    got_bins, got_counts = sketches.decode(sketches.encode(bins, values))
+    assert got_bins.tolist() == bins.tolist()
+    assert got_counts.tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"\x01", b"\x11\x00", b"\x33\x00\x00\x01", b"\x11\x00\x00", b"\x11\xff\xff\x01"]
+)
+def test_damaged_bytes_are_refused(damaged: bytes) -> None:
+    with pytest.raises(sketches.SketchError):
+        sketches.decode(damaged)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.integers(0, sketches.BINS - 1),
+            st.sampled_from((1, 200, 70_000, 5_000_000_000)),
+        ),
+        max_size=300,
+    )
+)
+def test_the_compiled_twin_writes_the_same_bytes(adds: list[tuple[int, int, int]]) -> None:
+    table = Table(GRAINS[0], key_width=3)
+    rows: dict[int, np.ndarray] = {}
+    for row, bin_, count in adds:
+        dense = rows.setdefault(row, np.zeros(sketches.BINS, np.int64))
+        dense[bin_] += count
+    # Rows come in as the database has them, bin by bin, so that blocks in the pool grow and move.
+    places = table._touch(np.array([(row, 0, 0) for row in rows], np.int32).reshape(-1, 3))
+    where = dict(zip(rows, places.tolist(), strict=True))
+    for row, bin_, count in adds:
+        table._add_bins(np.array([where[row]]), np.array([bin_]), np.array([count]))
+    drained = table.drain()
+    assert [drained.sketches[where[row]] for row in rows] == [
+        sketches.from_dense(dense) for dense in rows.values()
+    ]
+    again = Table(GRAINS[0], key_width=3)
+    again.adopt(
+        TableRows(GRAINS[0], drained.keys, np.zeros((len(rows), len(MEASURES)), np.int64), drained.sketches)
+    )
+    assert again.dirty_count == 0
+    again._touch(drained.keys)
+    assert list(again.drain().sketches) == list(drained.sketches)
