@@ -47,36 +47,11 @@ FAILURES = {1: "error", 2: "timeout", 3: "throttled"}
 # --- a server on a port of its own ---------------------------------------------------------------
 
 
-class Api:
-    """The API served from a thread, on a real port."""
+class Client:
+    """Asks an API on this machine."""
 
-    def __init__(self, environment: Mapping[str, str], now: datetime | None = None) -> None:
-        self.now = now
-        self._config = api.config.load(environment)
-        self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
-
-    async def _serve(self) -> None:
-        app = create_app(self._config, clock=lambda: self.now or datetime.now(UTC))
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        self.port: int = runner.addresses[0][1]
-        self._listening.set()
-        await self._stop.wait()
-        await runner.cleanup()
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._listening.wait(10)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        self._loop.close()
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def request(
         self,
@@ -109,6 +84,38 @@ class Api:
         status, answer = self.get(path, query, **options)
         assert status == 200, answer
         return answer
+
+
+class Api(Client):
+    """The API served from a thread, on a real port."""
+
+    def __init__(self, environment: Mapping[str, str], now: datetime | None = None) -> None:
+        self.now = now
+        self._config = api.config.load(environment)
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._listening = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),))
+
+    async def _serve(self) -> None:
+        app = create_app(self._config, clock=lambda: self.now or datetime.now(UTC))
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.port = runner.addresses[0][1]
+        self._listening.set()
+        await self._stop.wait()
+        await runner.cleanup()
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._listening.wait(10)
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self._loop.close()
 
 
 @contextmanager

