@@ -74,20 +74,20 @@ def build() -> Path:
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(final.parent / "build.lock"):
+    with exclusive(final.parent / "build.lock") as lock:
         if final.is_dir():  # another process has just built it
             return final
         for unfinished in final.parent.glob(f"{SUITE}-*.tmp"):
-            _run("rm", "-rf", "--one-file-system", str(unfinished))
+            _run(lock, "rm", "-rf", "--one-file-system", str(unfinished))
         if shutil.which("mmdebstrap") is None:
             _say("installing mmdebstrap")
-            _run("apt-get", "update")
-            _run(
-                "apt-get", "install", "-y", "--no-install-recommends", "mmdebstrap", "debian-archive-keyring"
-            )
+            _run(lock, "apt-get", "update")
+            install = ("apt-get", "install", "-y", "--no-install-recommends")
+            _run(lock, *install, "mmdebstrap", "debian-archive-keyring")
         _say(f"building the Debian 13 root folder {final} (once)")
         temporary = final.with_name(final.name + ".tmp")
         _run(
+            lock,
             *(*NAMESPACE, "--mount-proc", "mmdebstrap", "--mode=root", "--variant=apt"),
             f"--include={','.join(PACKAGES)}",
             f"--setup-hook={HOOK}",
@@ -100,18 +100,29 @@ def build() -> Path:
 
 
 @contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Hold a lock file against other processes and threads; the kernel frees it when we die."""
+def exclusive(lock: Path) -> Iterator[int]:
+    """Hold a lock file against other processes and threads; its descriptor.
+
+    The kernel frees it when we die, and all to whom we passed the descriptor.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
-def _run(*argv: str) -> None:
+def _run(lock: int, *argv: str) -> None:
+    """Run to the end.  It holds the lock too: if we are killed, the next build waits until it has ended."""
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
-        argv, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+        argv,
+        env=env,
+        pass_fds=(lock,),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
     if done.returncode != 0:
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-30:])

@@ -188,7 +188,7 @@ def test_an_unfinished_root_folder_is_never_used(monkeypatch: pytest.MonkeyPatch
     unfinished.mkdir()
     ran: list[str] = []
 
-    def build(*argv: str) -> None:
+    def build(_lock: int, *argv: str) -> None:
         ran.append(argv[0])
         if argv[0] == "rm":
             shutil.rmtree(argv[-1])
