@@ -135,7 +135,7 @@ async def simulate(
     due; after a pause of the stream its events therefore arrive late, as those of real producers do.
     """
     started_s, started_us = monotonic(), now_us()
-    published, due, until_s = 0, 0.0, 0.0
+    published, due, until_s, tick = 0, 0.0, 0.0, 0
     while True:
         elapsed_s = min(monotonic() - started_s, until_s + STEP_S_MAX)
         if pace.duration_s is not None:
@@ -160,5 +160,6 @@ async def simulate(
             report(Progress(published=published, elapsed_s=monotonic() - started_s))
         if stop.is_set() or (pace.duration_s is not None and elapsed_s >= pace.duration_s):
             return Progress(published=published, elapsed_s=monotonic() - started_s)
-        next_s = started_s + (int(elapsed_s / TICK_S) + 1) * TICK_S
-        await sleep(max(0.0, next_s - monotonic()))
+        now_s = monotonic()
+        tick = max(tick + 1, int((now_s - started_s) / TICK_S))
+        await sleep(max(0.0, started_s + tick * TICK_S - now_s))
