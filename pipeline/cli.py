@@ -401,5 +401,66 @@ def migrate() -> None:
         click.echo(f"  {note}")
 
 
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Look at the events that were refused, with the reason and the original bytes."""
+
+
+@dead_letters.command("list")
+@click.option(
+    "--reason",
+    type=click.Choice(["malformed", "invalid", "future", "too_late"]),
+    help="Only those refused for this reason.",
+)
+@click.option("--stream", help="Only those of this stream.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="At most so many."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the bytes in base64.")
+def list_dead_letters(reason: str | None, stream: str | None, limit: int, as_json: bool) -> None:
+    """List refused events, the newest first: where they are in the stream, why, and what they said."""
+    import base64
+
+    import psycopg
+
+    from pipeline import dead_letters as refused
+
+    database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
+    try:
+        for record in refused.newest(database_url, stream=stream, reason=reason, limit=limit):
+            if as_json:
+                row = {
+                    "stream": record.stream,
+                    "partition": record.partition,
+                    "offset": record.offset,
+                    "position": record.position,
+                    "reason": record.reason,
+                    "faults": record.faults,
+                    "body": None if record.body is None else base64.b64encode(record.body).decode(),
+                    "rejectedAt": record.rejected_at.isoformat(),
+                }
+                click.echo(json.dumps(row, ensure_ascii=False))
+                continue
+            faults = "; ".join(
+                f"{f['field']}: {f['message']}" if f["field"] else f["message"] for f in record.faults
+            )
+            click.echo(f"{record.stream} offset {record.offset} {record.reason}: {faults}")
+            body = "(bytes not kept: read them from the stream)"
+            if record.body is not None:
+                body = record.body[:200].decode("utf-8", "backslashreplace").translate(_VISIBLE)
+                body += f"… ({len(record.body)} bytes)" if len(record.body) > 200 else ""
+            click.echo(f"    {body}")
+        if not as_json:
+            counts = refused.count_by_reason(database_url, stream=stream, reason=reason)
+            total = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+            click.echo(f"in all: {total}")
+    except psycopg.Error as error:
+        _fail(f"the database cannot be read: {str(error).strip()}")
+
+
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
+"""Control characters must not reach a terminal."""
+
+
 if __name__ == "__main__":
     main()

@@ -2,8 +2,8 @@
 
 Keys: the hash ``spendstream:org:{orgId}`` holds by partition the models seen with their last event and
 rollup; the hash ``spendstream:watermarks`` holds each partition's committed watermark. The API computes
-lags from them when it is asked, so a dead worker shows a growing lag. While Redis is away nothing else is affected;
-when it is back, every org is written anew, because anything may be missing there.
+lags from them when it is asked, so a dead worker shows a growing lag. While Redis is away nothing else
+is affected; when it is back, every org is written anew, because anything may be missing there.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -276,7 +277,7 @@ class Table:
         kernels.sketch_encode(self._pool_bins, self._pool_counts, self._place, rows, out, ends)
         text = out.tobytes()
         edges = [0, *ends.tolist()]
-        return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+        return [text[a:b] for a, b in pairwise(edges)]
 
     def evict(self, horizon: int) -> None:
         """Forget the blocks before ``horizon``. Every row must be clean; what was drained gets committed."""
