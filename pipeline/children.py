@@ -1,13 +1,19 @@
-"""How this program starts its own processes: the interpreter it runs in, and the code it was loaded from."""
+"""Starting, watching and stopping processes of our own."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Final
 
 import pipeline
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def command_line(module: str, *arguments: str) -> list[str]:
@@ -21,3 +27,47 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
     root = str(Path(pipeline.__file__).resolve().parent.parent)
     rest = [part for part in base.get("PYTHONPATH", "").split(os.pathsep) if part and part != root]
     return {**base, "PYTHONPATH": os.pathsep.join([root, *rest])}
+
+
+def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """For ``preexec_fn``: the kernel sends ``number`` to the child when we die, however we die (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: after the fork is too late for imports
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def start(command: list[str], *, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, so that a Ctrl-C at the terminal does not reach it past us."""
+    with log.open("ab") as opened:
+        return subprocess.Popen(
+            command,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=opened,
+            stderr=opened,
+            start_new_session=True,
+            preexec_fn=dies_with_parent(signal.SIGTERM),
+        )
+
+
+def stop(process: subprocess.Popen[bytes], number: signal.Signals, *, timeout_s: float) -> int:
+    """Ask the child to end, wait, kill it after ``timeout_s``; its exit code (-9 if it was killed)."""
+    if process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def tail(log: Path, *, lines: int = 15) -> str:
+    """The last lines of a log, to be shown to a person."""
+    try:
+        with log.open("rb") as opened:
+            opened.seek(max(0, log.stat().st_size - 16_384))
+            text = opened.read().decode("utf-8", "replace")
+    except OSError:
+        return "(no log)"
+    return "\n".join(text.splitlines()[-lines:]) or "(the log is empty)"
