@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,7 @@ def test_a_tail_of_pages_that_were_never_written_is_cut_off(tmp_path: Path, fill
     assert stored(tmp_path) == [b"one"]
     assert append(tmp_path, b"two") == 2
     assert stored(tmp_path) == [b"one", b"two"]
+    assert segment_path(tmp_path, 0).stat().st_size == 2 * (segments.HEADER_BYTES + 4 + 3)
 
 
 def test_any_flipped_bit_of_the_last_chunk_hides_it_whole(tmp_path: Path) -> None:
@@ -337,23 +339,23 @@ def test_a_publish_is_one_chunk_up_to_the_limits(tmp_path: Path, writer: LogWrit
     assert counts == [4096, 4096, 1]
 
 
-def _append_many(folder: str, mark: str) -> None:
+def _append_many(folder: str, mark: str, together: Barrier) -> None:
     writer = LogWriter(Path(folder), clock=Clock(), max_bytes=2**30, max_age_s=10**9, segment_bytes=1000)
+    together.wait()
     for n in range(100):
         writer.append([b"%s-%d" % (mark.encode(), n)] * 3)
     writer.close()
 
 
-def test_two_processes_write_side_by_side(tmp_path: Path, writer: LogWriter) -> None:
+def test_processes_write_side_by_side(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_append_many, args=(str(tmp_path), mark)) for mark in "ab"]
-    for other in others:
-        other.start()
-    for n in range(100):
-        writer.append([b"c-%d" % n] * 3)
-    for other in others:
-        other.join()
-        assert other.exitcode == 0
+    together = context.Barrier(3)
+    writers = [context.Process(target=_append_many, args=(str(tmp_path), mark, together)) for mark in "abc"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
     bodies = stored(tmp_path)
     assert len(bodies) == 900
     for mark in (b"a", b"b", b"c"):
