@@ -106,7 +106,7 @@ class PartitionWorker:
         assert self._ledger is not None, "recover() comes first"
         return self._ledger
 
-    # --- start 
+    # --- start
 
     async def recover(self) -> None:
         """Claim the partition and rebuild its ledger, waiting for the database as long as it takes.
@@ -148,7 +148,7 @@ class PartitionWorker:
         mark = self._committed_watermark_us
         return float("nan") if mark is None else max(0.0, (self._clock_us() - mark) / 1e6)
 
-    # --- reading 
+    # --- reading
 
     async def receive(self) -> Delivery:
         """The next chunk; reconnects from where the last one ended for as long as the stream is away.
@@ -212,7 +212,7 @@ class PartitionWorker:
             and self.ledger.dirty_rows < self._flush_config.dirty_rows_max
         )
 
-    # --- flushing 
+    # --- flushing
 
     async def flush(self) -> None:
         """Commit everything taken in so far, trying until the outcome is known.
@@ -315,7 +315,7 @@ class PartitionWorker:
                 },
             )
 
-    # --- end 
+    # --- end
 
     async def close(self) -> None:
         """Let go of everything; the last flush, if there is to be one, came before."""

@@ -1,7 +1,8 @@
 """A sink that keeps its tables in dictionaries: the fake beside `pipeline.sink.timescale`.
 
 It keeps the same promises (one batch wholly or not at all, the compare-and-set, an unknown outcome) and
-passes the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its promises.
+passes the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its
+promises.
 """
 
 from __future__ import annotations

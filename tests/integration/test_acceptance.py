@@ -6,13 +6,13 @@ PostgreSQL 17 with TimescaleDB, reads the stream back, and holds every figure to
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import csv
 import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -57,7 +57,7 @@ class Setup:
 
 
 @pytest.fixture
-def setup(rabbitmq: RabbitMQ, timescale: str, redis_url: str, tmp_path: Path) -> Iterator[Setup]:
+def setup(rabbitmq: RabbitMQ, timescale: str, redis_url: str, tmp_path: Path) -> Setup:
     migrate.upgrade(timescale)
     stream = f"acceptance-{random.SystemRandom().getrandbits(48):012x}"
     env = {
@@ -67,7 +67,7 @@ def setup(rabbitmq: RabbitMQ, timescale: str, redis_url: str, tmp_path: Path) ->
         "RABBITMQ_STREAM": stream,
         "FLUSH_INTERVAL": "200ms",
     }
-    yield Setup(stream, env, rabbitmq, tmp_path)
+    return Setup(stream, env, rabbitmq, tmp_path)
 
 
 def oracle_of(records: list[streams.Record], rules: Rules | None = None) -> naive.Oracle:
@@ -175,7 +175,7 @@ async def test_a_hundred_thousand_nasty_events_come_out_exactly_though_the_worke
     with worker:
         for i, (framing, bodies) in enumerate(groups):
             if i in kill_before:
-                time.sleep(luck.random() * 0.4)
+                await asyncio.sleep(luck.random() * 0.4)
                 worker.kill()
                 worker.start(wait=False)
             await setup.publish(bodies, framing)
@@ -218,7 +218,7 @@ async def test_a_public_trace_comes_out_as_it_is_counted_from_its_csv(setup: Set
         assert isinstance(api, processes.Api)
         streams.wait_committed(setup.database_url, len(rows), worker)
         records = await setup.records(len(rows))
-        events = [json.loads(record.body, parse_float=Decimal) for record in records]
+        events = [camel(json.loads(record.body, parse_float=Decimal)) for record in records]
         # The stream holds the file: the same tokens at the same distances in time.
         shift = parsed(events[0]["occurredAt"]) - csv_time(rows[0])
         assert [(parsed(e["occurredAt"]) - shift, e["inputTokens"], e["outputTokens"]) for e in events] == [
@@ -237,6 +237,13 @@ async def test_a_public_trace_comes_out_as_it_is_counted_from_its_csv(setup: Set
         stored = books.stored_in_database(setup.database_url)
         assert stored["counters"] == (2 * len(rows), len(rows), len(rows), 0)
         assert worker.stop() == 0
+
+
+def camel(event: dict[str, Any]) -> dict[str, Any]:
+    """The event's fields by their camelCase names, whichever variant it is."""
+    event = event.get("data", event)
+    names = {"cost_estimate": "costEstimateCents"} | {snake: name for name, snake in mix.SNAKE.items()}
+    return {names.get(name, name): value for name, value in event.items()}
 
 
 def parsed(text: str) -> datetime:
@@ -300,7 +307,7 @@ async def test_freshness_is_true_to_fact(setup: Setup) -> None:
         ends = time.monotonic() + idle_s
         while time.monotonic() < ends:
             answer = api.answer(f"/orgs/{org}/freshness")
-            time.sleep(0.5)
+            await asyncio.sleep(0.5)
         assert answer["status"] == "fresh"
         assert answer["lagSeconds"] < 4
         assert {entry["modelId"] for entry in answer["entries"]} <= set(made.models)
@@ -310,7 +317,7 @@ async def test_freshness_is_true_to_fact(setup: Setup) -> None:
         lags = []
         while time.monotonic() - stopped < 10:
             lags.append(api.answer(f"/orgs/{org}/freshness"))
-            time.sleep(1)
+            await asyncio.sleep(1)
         seconds = [answer["lagSeconds"] for answer in lags]
         assert seconds == sorted(seconds)
         assert seconds[-1] - seconds[0] > 8
