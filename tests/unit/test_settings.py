@@ -1,0 +1,96 @@
+"""Settings: parsing, every fault at once, and the README's table of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import config
+from sql import settings
+
+README = Path(__file__).parents[2] / "README.md"
+NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}
+
+
+def table() -> str:
+    """The README's table, as it must be."""
+    lines = ["| setting | default | for |", "| --- | --- | --- |"]
+    for setting in settings.SETTINGS:
+        default = "" if setting.default is None else f"`{setting.default}`"
+        lines.append(f"| `{setting.name}` | {default} | {setting.help} |")
+    return "\n".join(lines)
+
+
+def test_the_readme_lists_every_setting_as_it_is() -> None:
+    text = README.read_text()
+    assert text.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip() == table()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("10s", 10), ("5m", 300), ("24h", 86_400), ("7d", 604_800), ("2.5", 2.5)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert settings.duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1y", "1 s s", "nan"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        settings.duration_s(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("65536", 65_536), ("64KiB", 65_536), ("20GB", 20 * 2**30), ("1m", 2**20)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert settings.size_bytes(text) == size
+
+
+def test_all_defaults_are_valid() -> None:
+    values = settings.read({})
+    assert set(values.by_name) == {setting.name for setting in settings.SETTINGS}
+    assert set(values.origins.values()) == {"default"}
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    environment = {
+        "HTTP_PORT": "http",
+        "HTTP_HOST": "0.0.0.0",
+        "FLUSH_INTERVAL": "soon",
+        "FRESH_LAG": "10m",
+        "RABBITMQ_URL": "amqp://h",
+        "TRUSTED_PROXIES": "10.0.0.1/8",
+        "S3_BUCKET": "b",
+    }
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read(environment, required=["DATABASE_URL"])
+    faults = "\n".join(caught.value.faults)
+    for name in (*environment, "DATABASE_URL", "AUTH_MODE", "STALE_LAG", "S3_ACCESS_KEY"):
+        assert name in faults, name
+
+
+def test_a_secret_is_not_repeated_in_its_fault() -> None:
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read({"DATABASE_URL": "mysql://user:hunter2@h/d"})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_worker_gets_what_the_environment_says() -> None:
+    loaded = config.load(
+        {**NEEDED, "DEDUPE_WINDOW": "48h", "ALLOWED_LATENESS": "500ms", "FLUSH_INTERVAL": "2s"}
+    )
+    assert loaded.rules.dedupe_window_us == 48 * 3_600_000_000
+    assert loaded.rules.allowed_lateness_us == 500_000
+    assert loaded.flush.interval_s == 2
+    with pytest.raises(settings.ConfigError, match="RABBITMQ_URL"):
+        config.load({"DATABASE_URL": "postgresql://h/d"})
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False)],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert settings.is_loopback(host) is loopback
