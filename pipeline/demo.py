@@ -150,10 +150,12 @@ class _Parts:
         """Simulator, worker (which flushes what it has read), API, database. Never raises."""
         if self._running:
             self._echo("stopping simulator, worker, API and PostgreSQL")
+        # Without a database the worker has nothing to wait for: what it did not commit is in the stream.
+        timeout_s = _STOP_S if self._postgres.exit_code() is None else 2.0
         for name in ("simulate", "worker", "api"):
             process = self._running.pop(name, None)
-            if process is not None and children.stop(process, signal.SIGTERM, timeout_s=_STOP_S) < 0:
-                self._echo(f"{name} did not stop in time: see {self._log(name)}")
+            if process is not None and children.stop(process, signal.SIGTERM, timeout_s=timeout_s) < 0:
+                self._echo(f"{name} was killed: see {self._log(name)}")
         self._postgres.stop()
         self._echo(f"stopped; the next start goes on with the data in {self._data_dir}")
 

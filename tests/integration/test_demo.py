@@ -1,0 +1,243 @@
+"""``spendstream demo`` as a user runs it: a process, real children, a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import children
+from sql import settings
+
+pytestmark = pytest.mark.timeout(400)
+STARTED_S = 240
+
+
+class RunningDemo:
+    """One demo process, whose output is read line by line."""
+
+    def __init__(self, data_dir: Path, *options: str, user: int | None = None, home: str = "/tmp") -> None:
+        environment = {k: v for k, v in os.environ.items() if k not in {s.name for s in settings.SETTINGS}}
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            children.command_line("pipeline.cli", "demo", "--data-dir", str(data_dir), *options),
+            env=children.environment(
+                {**environment, "PYTHONUNBUFFERED": "1", "HOME": home, "NUMBA_CACHE_DIR": f"{data_dir}/numba"}
+                if user is not None
+                else {**environment, "PYTHONUNBUFFERED": "1"}
+            ),
+            cwd="/",
+            user=user,
+            group=user,
+            extra_groups=[] if user is not None else None,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def until(self, pattern: str, *, timeout_s: float = STARTED_S) -> re.Match[str]:
+        """The first line from here on that matches; fails with the whole output."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        pending = b""
+        while time.monotonic() < deadline:
+            if not select.select([self.process.stdout], [], [], 0.2)[0]:
+                continue
+            piece = os.read(self.process.stdout.fileno(), 1)
+            if not piece:
+                break
+            pending += piece
+            if piece == b"\n":
+                line, pending = pending.decode().rstrip("\n"), b""
+                self.lines.append(line)
+                if found := re.search(pattern, line):
+                    return found
+        pytest.fail(f"no line matches {pattern!r} in:\n" + "\n".join(self.lines))
+
+    def until_figures(self) -> int:
+        return int(self.until(r"^\d\d:\d\d:\d\d  ([\d,]+) events")[1].replace(",", ""))
+
+    def end(self, *, timeout_s: float = 90) -> tuple[int, str]:
+        output, _ = self.process.communicate(timeout=timeout_s)
+        self.lines.extend(output.decode().splitlines())
+        return self.process.returncode, "\n".join(self.lines)
+
+    def children(self) -> dict[str, psutil.Process]:
+        named = {}
+        for child in psutil.Process(self.process.pid).children():
+            words = child.cmdline()
+            named[
+                next((w for w in ("worker", "simulate", "api", "postgres") if w in words[0:5]), words[0])
+            ] = child
+        return {("postgres" if name.endswith("/postgres") else name): child for name, child in named.items()}
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not pytest's tmp_path: the account that PostgreSQL runs as under root may not enter that."""
+    folder = Path(tempfile.mkdtemp(prefix="spendstream-demo-"))
+    folder.chmod(0o755)
+    yield folder / "data"
+    left = processes_on(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert left == []
+
+
+def processes_on(folder: Path) -> list[str]:
+    """Whatever still runs on the folder. A worker without its database tries for 25 s to flush."""
+    deadline = time.monotonic() + 45
+    while True:
+        left = []
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            words = [*(process.info["cmdline"] or ()), *(process.info["environ"] or {}).values()]
+            if any(str(folder) in word for word in words):
+                left.append(f"{process.pid} {process.info['cmdline']}")
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+def curl(line: str) -> dict[str, Any]:
+    """What the printed curl line answers, asked without curl."""
+    command, option, url = shlex.split(line)
+    assert (command, option) == ("curl", "-s")
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        body: dict[str, Any] = json.loads(answer.read())
+        return body
+
+
+def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> None:
+    demo = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0")
+    usage = curl(demo.until(r"curl -s .*usage.*")[0])
+    freshness = curl(demo.until(r"curl -s .*freshness.*")[0])
+    orgs = curl(demo.until(r"curl -s .*")[0])
+    assert usage["totals"]["invocations"] > 0
+    assert freshness["status"] == "fresh"
+    assert 0 < len(orgs["items"]) <= 5
+    first = demo.until_figures()
+    assert demo.until_figures() > first
+    assert set(demo.children()) == {"worker", "api", "simulate", "postgres"}
+    demo.process.send_signal(signal.SIGINT)
+    exit_code, output = demo.end()
+    assert exit_code == 0, output
+    assert "Traceback" not in output
+    assert processes_on(data_dir) == []
+    counted = int(re.findall(r"  ([\d,]+) events", output)[-1].replace(",", ""))
+
+    again = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0", "--duration", "5s")
+    assert again.until_figures() >= counted
+    exit_code, output = again.end()
+    assert exit_code == 0, output
+    assert "stopped" in output.splitlines()[-1]
+
+
+def test_sigterm_during_the_start_stops_everything(data_dir: Path) -> None:
+    demo = RunningDemo(data_dir, "--port", "0")
+    demo.until("PostgreSQL is up")
+    demo.process.send_signal(signal.SIGTERM)
+    exit_code, output = demo.end()
+    assert exit_code == 0, output
+
+
+@pytest.mark.parametrize("victim", ["worker", "api", "simulate", "postgres"])
+def test_a_child_that_dies_ends_the_demo_with_its_log(data_dir: Path, victim: str) -> None:
+    demo = RunningDemo(data_dir, "--port", "0")
+    demo.until_figures()
+    demo.children()[victim].kill()
+    exit_code, output = demo.end()
+    assert exit_code == 1, output
+    assert f"{victim} died (signal SIGKILL); its log ends:" in output
+    assert "Traceback" not in output
+
+
+def test_kill_9_leaves_nothing_running_and_the_next_start_works(data_dir: Path) -> None:
+    demo = RunningDemo(data_dir, "--port", "0")
+    counted = demo.until_figures()
+    postgres = demo.children()["postgres"]
+    postgres.suspend()  # so that it cannot leave cleanly: its lock file stays
+    demo.process.kill()
+    demo.end()
+    postgres.kill()
+    assert processes_on(data_dir) == []
+    assert (data_dir / "postgres" / "postmaster.pid").exists()
+
+    again = RunningDemo(data_dir, "--port", "0", "--duration", "2s")
+    assert again.until_figures() >= counted
+    assert again.end()[0] == 0
+
+
+def test_two_demos_do_not_share_a_folder(data_dir: Path) -> None:
+    first = RunningDemo(data_dir, "--port", "0")
+    first.until("PostgreSQL is up")
+    exit_code, output = RunningDemo(data_dir, "--port", "0").end()
+    assert exit_code == 1
+    assert "another demo is running" in output
+    first.process.send_signal(signal.SIGINT)
+    assert first.end()[0] == 0
+
+
+def test_a_port_in_use_is_said_before_anything_starts(data_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        exit_code, output = RunningDemo(data_dir, "--port", str(port)).end()
+    assert exit_code == 1
+    assert (
+        output.splitlines()[-1] == f"Error: port {port} is in use: choose another --port, or 0 for a free one"
+    )
+    assert not (data_dir / "postgres").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are the plain user's")
+def test_a_plain_user_can_run_it(data_dir: Path) -> None:
+    user = pwd.getpwnam("nobody")
+    os.chown(data_dir.parent, user.pw_uid, user.pw_gid)
+    try:
+        subprocess.run(
+            children.command_line("pipeline.cli", "version"),
+            env=children.environment(os.environ),
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this checkout or its interpreter cannot be read by other users")
+    options = ("--port", "0", "--duration", "3s")
+    demo = RunningDemo(data_dir, *options, user=user.pw_uid, home=str(data_dir.parent))
+    demo.until_figures()
+    exit_code, output = demo.end()
+    assert exit_code == 0, output
+    assert (data_dir / "postgres").stat().st_uid == user.pw_uid
+
+    # And root goes on with that user's data, as that user.
+    again = RunningDemo(data_dir, *options)
+    again.until_figures()
+    assert again.end()[0] == 0
+    assert (data_dir / "postgres" / "PG_VERSION").stat().st_uid == user.pw_uid
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    exit_code, output = RunningDemo(tmp_path / "file" / "data", "--port", "0").end()
+    assert exit_code == 1
+    assert output.startswith("Error: Not a directory")
+    assert len(output.splitlines()) == 1
