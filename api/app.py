@@ -32,8 +32,8 @@ from api.freshness import FreshnessCache
 from api.handlers import Handlers
 from api.health import readiness
 from api.metrics import Metrics
-from api.params import Parser
 from api.problems import Problem
+from api.questions import Parser
 from pipeline.core import wire
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from api.answers import Errors, Latency, Money
 from api.buckets import Calendar, to_datetime
 from api.freshness import Standing, slowest_watermark
 from api.money import cents_half_even, dollars
-from api.params import FiguresQuestion
+from api.questions import FiguresQuestion
 from api.rollups import Point
 from pipeline.core import sketches
 

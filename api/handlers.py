@@ -16,7 +16,7 @@ from uuid import UUID
 from aiohttp import web
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api import answers, openapi, params, problems, rollups, seen
+from api import answers, openapi, problems, rollups, seen
 from api.auth import ORG_ID
 from api.buckets import to_datetime
 from api.config import FreshnessConfig
@@ -26,8 +26,8 @@ from api.figures import Finality, Page, error_rate, money, read_page, reliabilit
 from api.freshness import FreshnessCache, Standing, freshness
 from api.health import readiness
 from api.metrics import CONTENT_TYPE, Metrics
-from api.params import FiguresQuestion, Parser
 from api.problems import Fault
+from api.questions import FiguresQuestion, Parser, Position
 from pipeline.core import wire
 
 log = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ class Handlers:
     def _next_cursor(self, question: FiguresQuestion, page: Page) -> str | None:
         if not page.more:
             return None
-        last: params.Position = page.points[-1].position
+        last: Position = page.points[-1].position
         return self.cursors.seal((last.bucket, last.model_id, last.client_id), question.bound_to)
 
 

@@ -42,7 +42,7 @@ from api.buckets import (
     to_minute,
     totals_plan,
 )
-from api.params import FiguresQuestion, Position
+from api.questions import FiguresQuestion, Position
 from sql import schema
 
 _TABLES: Final = {

@@ -492,6 +492,7 @@ def test_the_pages_of_a_series_are_the_series(
         assert len(page["series"]) <= limit
         assert page["totals"] == whole["totals"]
         series += page["series"]
+        assert len(series) <= len(whole["series"])
         if page["nextCursor"] is None:
             break
         assert len(page["series"]) == limit
@@ -579,6 +580,7 @@ def test_models_and_clients_are_listed_in_pages(server: Api, route: str, key: st
     while True:
         page = server.ok(path, {"limit": 2, **cursor})
         items += page["items"]
+        assert len(items) <= len(whole["items"])
         if page["nextCursor"] is None:
             break
         cursor = {"cursor": page["nextCursor"]}

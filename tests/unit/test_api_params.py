@@ -13,8 +13,9 @@ from multidict import MultiDict
 from api.buckets import Granularity, Span, to_minute
 from api.config import RangeConfig
 from api.cursors import Cursors
-from api.params import LIMIT_MAX, FiguresQuestion, Parser, Position, whole_minute
+from api.params import LIMIT_MAX, whole_minute
 from api.problems import Problem
+from api.questions import FiguresQuestion, Parser, Position
 
 NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)
 ORG = UUID("aaaaaaaa-0000-4000-8000-000000000001")
