@@ -113,6 +113,27 @@ class Subscription(Protocol):
         ...
 
 
+class Owner(Protocol):
+    """Whoever reads a partition while the broker says that it is theirs alone."""
+
+    async def activated(self) -> int:
+        """The partition is ours from now on: return the offset to read from.
+
+        Called in a task of its own, never in the reader; it may take as long as recovery takes, and
+        delivery starts when it returns. It must not raise.
+        """
+        ...
+
+    async def deactivated(self) -> None:
+        """Another consumer is to take over: return when nothing more of ours will be written.
+
+        What was delivered and not yet received is dropped before this is called. The peer's activation
+        waits for the return, so keep it short; it must not raise. Not called when the connection is lost:
+        then `Subscription.receive` raises.
+        """
+        ...
+
+
 class Publisher(Protocol):
     """Appends records to a stream; used by the simulator, trace replay and tests."""
 
@@ -146,8 +167,26 @@ class Transport(Protocol):
         """
         ...
 
+    async def partitions(self) -> Sequence[str]:
+        """The stream of each partition, by its number: one for a plain stream, N for a super stream.
+
+        Raises TransportError.
+        """
+        ...
+
+    async def compete(self, *, partition: int, owner: Owner, credit: int = 4) -> Subscription:
+        """Join the consumer group of a partition: of all who did, the broker activates one at a time.
+
+        While another is active, `Subscription.receive` waits. A consumer that is closed, cut off or dead
+        loses the partition to the next. ``credit`` as in `subscribe`. Raises TransportError.
+        """
+        ...
+
     async def publisher(self) -> Publisher:
-        """Raises TransportError."""
+        """To all partitions: where there are several, each record needs the key it is routed by.
+
+        Raises TransportError.
+        """
         ...
 
     async def ping(self) -> None:
