@@ -510,5 +510,28 @@ def demo(*, rate: float, orgs: int, duration: float | None, data_dir: Path | Non
         _fail(str(error))
 
 
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each finding.")
+def doctor(as_json: bool) -> None:
+    """Check configuration, database, stream, Redis, object store and this host; say what to do.
+
+    Changes nothing. Exits with 1 if anything fails; a warning alone is no failure.
+    """
+    from pipeline import doctor as examination
+
+    failed = 0
+    for finding in examination.examine(os.environ):
+        failed += finding.level is examination.Level.FAIL
+        if as_json:
+            row = {name: getattr(finding, name) for name in ("level", "name", "detail", "remedy")}
+            click.echo(json.dumps(row, ensure_ascii=False))
+            continue
+        click.echo(f"{finding.level:<5} {finding.name:<14} {finding.detail}")
+        if finding.remedy:
+            click.echo(f"{'':<5} {'':<14} -> {finding.remedy}")
+    if failed:
+        _fail(f"{failed} of the checks failed")
+
+
 if __name__ == "__main__":
     main()

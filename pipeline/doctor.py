@@ -1,0 +1,368 @@
+"""``spendstream doctor``: is everything there that the processes need, and if not, what to do about it.
+
+It looks and changes nothing: it declares no stream and migrates no schema. Each check answers with
+findings; a check that cannot be made because an earlier one failed is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+from pipeline.config import stream_config
+from sql import settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+_TIMEOUT_S: Final = 5.0
+_OLDEST_POSTGRESQL: Final = 15
+_SKEW_WARN_S: Final = 2.0
+_SKEW_FAIL_S: Final = 60.0
+_DISK_WARN_BYTES: Final = 5 * 2**30
+_DISK_FAIL_BYTES: Final = 2**30
+_SCHEMA: Final = "analytics"
+_PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``remedy`` says what an operator does about it; '' when there is nothing to do."""
+
+    level: Level
+    name: str
+    detail: str
+    remedy: str = ""
+
+
+def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Every finding, as it is made; each dependency is given up after a few seconds. Never raises."""
+    try:
+        values = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"))
+    except settings.ConfigError as error:
+        for fault in error.faults:
+            yield Finding(
+                Level.FAIL, "configuration", fault, "correct the environment; `spendstream config` shows it"
+            )
+        return
+    given = sum(origin == "environment" for origin in values.origins.values())
+    yield Finding(Level.OK, "configuration", f"{given} settings from the environment, the rest defaults")
+    checks: tuple[tuple[str, Callable[[settings.Values], Iterator[Finding]]], ...] = (
+        ("database", _database),
+        ("stream", _stream),
+        ("redis", _redis),
+        ("object store", _object_store),
+        ("disk", _disk),
+        ("worker", _worker),
+        ("api", _api),
+    )
+    for name, check in checks:
+        try:
+            yield from check(values)
+        except Exception as error:  # a doctor that dies of one organ does not look at the next
+            yield Finding(
+                Level.FAIL,
+                name,
+                f"{type(error).__name__}: {_first_line(error)}",
+                "this is unexpected: report it",
+            )
+
+
+def _first_line(error: object) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+# --- database -----------------------------------------------------------------------------------
+
+
+def _database(values: settings.Values) -> Iterator[Finding]:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.pool import NullPool
+
+    from sql.migrate import sqlalchemy_url
+
+    engine = create_engine(
+        sqlalchemy_url(values["DATABASE_URL"]),
+        poolclass=NullPool,
+        connect_args={"connect_timeout": round(_TIMEOUT_S), "options": "-c statement_timeout=5000"},
+    )
+    try:
+        with engine.connect() as connection:
+            yield from _connected(connection)
+    except DBAPIError as error:
+        yield Finding(
+            Level.FAIL,
+            "database",
+            f"cannot be used: {_first_line(error.orig)}",
+            "is PostgreSQL running, and do host, user, password and database in DATABASE_URL fit?",
+        )
+
+
+def _connected(connection: Connection) -> Iterator[Finding]:
+    from sqlalchemy import text
+
+    from sql import editions, migrate
+
+    number = int(connection.scalar(text("SHOW server_version_num")) or 0)
+    version = connection.scalar(text("SHOW server_version"))
+    edition = editions.detect(connection)
+    if number // 10_000 < _OLDEST_POSTGRESQL:
+        yield Finding(
+            Level.FAIL,
+            "database",
+            f"PostgreSQL {version} is too old",
+            f"upgrade it to PostgreSQL {_OLDEST_POSTGRESQL} or later",
+        )
+    else:
+        yield Finding(Level.OK, "database", f"PostgreSQL {version}, edition: {edition}")
+    if connection.scalar(text("SELECT pg_is_in_recovery()")):
+        yield Finding(Level.FAIL, "database", "is a read-only standby", "point DATABASE_URL to the primary")
+    yield _clocks(connection)
+
+    revision = migrate.revision(connection)
+    if revision == migrate.HEAD:
+        yield Finding(Level.OK, "schema", f"revision {revision}")
+        yield from _privileges(connection)
+        yield from _partitions(connection)
+    elif revision is None:
+        yield Finding(Level.FAIL, "schema", "the database has none", "run `spendstream migrate`")
+    else:
+        yield Finding(
+            Level.FAIL,
+            "schema",
+            f"revision {revision}, but this version needs {migrate.HEAD}",
+            "run `spendstream migrate`; if it knows no such revision, this version is older than the schema",
+        )
+
+
+def _clocks(connection: Connection) -> Finding:
+    """The worker's idle watermark and every freshness lag compare the two clocks."""
+    from sqlalchemy import text
+
+    connection.scalar(text("SELECT 1"))
+    before = time.time()
+    theirs = float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
+    skew_s = theirs - (before + time.time()) / 2
+    if abs(skew_s) < _SKEW_WARN_S:
+        return Finding(Level.OK, "clock", f"the database's is {skew_s:+.3f} s off ours")
+    return Finding(
+        Level.FAIL if abs(skew_s) > _SKEW_FAIL_S else Level.WARN,
+        "clock",
+        f"the database's is {skew_s:+.1f} s off ours: freshness is wrong by as much",
+        "run NTP (chrony, systemd-timesyncd) on both hosts",
+    )
+
+
+def _privileges(connection: Connection) -> Iterator[Finding]:
+    from sqlalchemy import text
+
+    from sql.schema import metadata
+
+    lacking = [
+        f"{privilege} on {table.name}"
+        for table in metadata.sorted_tables
+        for privilege in _PRIVILEGES
+        if not connection.scalar(
+            text("SELECT has_table_privilege(:table, :privilege)"),
+            {"table": f"{_SCHEMA}.{table.name}", "privilege": privilege},
+        )
+    ]
+    if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")):
+        lacking.append("TEMPORARY on the database")
+    if not lacking:
+        yield Finding(Level.OK, "privileges", "the worker may read and write every table")
+        return
+    shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+    yield Finding(
+        Level.FAIL,
+        "privileges",
+        f"missing: {shown}",
+        "as the schema's owner, GRANT them to this role, or let the worker connect as the owner",
+    )
+
+
+def _partitions(connection: Connection) -> Iterator[Finding]:
+    from sqlalchemy import select
+
+    from sql.schema import partitions as p
+
+    for row in connection.execute(select(p).order_by(p.c.partition)):
+        since_s = time.time() - row.updated_at.timestamp()
+        yield Finding(
+            Level.OK,
+            "partition",
+            f"{row.stream}: {row.accepted} accepted, {row.duplicate} duplicate, {row.rejected} rejected,"
+            f" next offset {row.committed_offset}, last commit {since_s:.0f} s ago",
+        )
+
+
+# --- stream, Redis, object store ----------------------------------------------------------------
+
+
+def _stream(values: settings.Values) -> Iterator[Finding]:
+    from pipeline.transports import TransportError
+    from pipeline.transports.factory import open_transport
+
+    config = stream_config(values)
+
+    async def ping() -> None:
+        transport = open_transport(config)
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await transport.ping()
+        finally:
+            await transport.close()
+
+    remedy = "is the broker running, and do host, port, user, password and vhost in RABBITMQ_URL fit?"
+    if urlsplit(config.url).scheme == "embedded":
+        remedy = "check the folder's permissions"
+    remedy += " A stream that is missing is declared by `spendstream worker` when it starts."
+    try:
+        asyncio.run(ping())
+    except (TransportError, TimeoutError, ValueError) as error:
+        detail = f"no answer in {_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else _first_line(error)
+        yield Finding(Level.FAIL, "stream", f"{config.stream} cannot be used: {detail}", remedy)
+    else:
+        yield Finding(Level.OK, "stream", f"{config.stream} can be read")
+
+
+def _redis(values: settings.Values) -> Iterator[Finding]:
+    if not values["REDIS_URL"]:
+        yield Finding(Level.OK, "redis", "not configured: the database answers freshness")
+        return
+    import redis
+
+    try:
+        with redis.Redis.from_url(
+            values["REDIS_URL"], socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+        ) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as error:
+        yield Finding(
+            Level.FAIL,
+            "redis",
+            f"cannot be used: {_first_line(error)}",
+            "is Redis running, and does REDIS_URL fit? Unset it to do without: the database then answers",
+        )
+    else:
+        yield Finding(Level.OK, "redis", "answers")
+
+
+def _object_store(values: settings.Values) -> Iterator[Finding]:
+    if not values["S3_ENDPOINT"]:
+        yield Finding(Level.OK, "object store", "not configured")
+        return
+    import s3fs
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    bucket = values["S3_BUCKET"]
+    store = s3fs.S3FileSystem(
+        key=values["S3_ACCESS_KEY"],
+        secret=values["S3_SECRET_KEY"],
+        client_kwargs={"endpoint_url": values["S3_ENDPOINT"]},
+        config_kwargs={
+            "connect_timeout": _TIMEOUT_S,
+            "read_timeout": _TIMEOUT_S,
+            "retries": {"total_max_attempts": 1},
+            "s3": {"addressing_style": "path"},
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    store.retries = 1
+    try:
+        store.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+    except (OSError, BotoCoreError) as error:
+        yield Finding(
+            Level.FAIL,
+            "object store",
+            f"bucket {bucket} cannot be listed: {_first_line(error)}",
+            "does the bucket exist at S3_ENDPOINT, and may the key list, read and write it?",
+        )
+    else:
+        yield Finding(Level.OK, "object store", f"bucket {bucket} can be listed")
+
+
+# --- this host ----------------------------------------------------------------------------------
+
+
+def _disk(values: settings.Values) -> Iterator[Finding]:
+    """Of the embedded stream only: a broker's and a database's disk are not ours to see."""
+    url = urlsplit(values["RABBITMQ_URL"])
+    if url.scheme != "embedded":
+        return
+    folder = Path(unquote(url.path))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free for the embedded stream in {folder}"
+    remedy = "free some space, or lower STREAM_MAX_BYTES and STREAM_MAX_AGE"
+    if not os.access(folder, os.W_OK):
+        yield Finding(Level.FAIL, "disk", f"{folder} cannot be written", "check its owner and permissions")
+    elif free < _DISK_FAIL_BYTES:
+        yield Finding(Level.FAIL, "disk", detail, remedy)
+    elif free < _DISK_WARN_BYTES:
+        yield Finding(Level.WARN, "disk", detail, remedy)
+    else:
+        yield Finding(Level.OK, "disk", detail)
+
+
+def _worker(values: settings.Values) -> Iterator[Finding]:
+    yield _page("worker", values["METRICS_HOST"], values["METRICS_PORT"], "/readyz")
+
+
+def _api(values: settings.Values) -> Iterator[Finding]:
+    yield _page("api", values["HTTP_HOST"], values["HTTP_PORT"], "/analytics/v1/status/readyz")
+
+
+def _page(name: str, host: str, port: int, path: str) -> Finding:
+    """A process that runs elsewhere, or not yet, is no fault: it cannot be told from here."""
+    if port == 0:
+        return Finding(Level.OK, name, "listens on a port of its own choice: not looked for")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=_TIMEOUT_S):
+            return Finding(Level.OK, name, f"ready at {url}")
+    except urllib.error.HTTPError as error:
+        remedy = f"see what its log says; {url} names the component"
+        return Finding(
+            Level.WARN, name, f"not ready: {error.code} {_unready(error.read(10_000))}".strip(), remedy
+        )
+    except (OSError, ValueError) as error:
+        remedy = f"start it with `spendstream {name}`, unless it runs on another host"
+        return Finding(
+            Level.WARN,
+            name,
+            f"not reachable at {url}: {_first_line(getattr(error, 'reason', error))}",
+            remedy,
+        )
+
+
+def _unready(body: bytes) -> str:
+    try:
+        components: dict[str, Any] = json.loads(body)["components"]
+        return ", ".join(
+            f"{name} is {part['status']}" for name, part in components.items() if part["status"] != "ok"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""

@@ -1,0 +1,290 @@
+"""``spendstream doctor`` against real servers, healthy and not."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+from deploy.local.servers import S3, RabbitMQ, Server
+from deploy.local.stack import Stack
+from pipeline import children, doctor
+from pipeline.cli import main
+from pipeline.doctor import Finding, Level
+from sql import migrate, settings
+
+DEAD = "127.0.0.1:1"
+
+
+def examine(**environment: str) -> dict[str, list[Finding]]:
+    by_name: dict[str, list[Finding]] = {}
+    for finding in doctor.examine(environment):
+        by_name.setdefault(finding.name, []).append(finding)
+        assert bool(finding.remedy) == (finding.level is not Level.OK), finding
+    return by_name
+
+
+def one(findings: dict[str, list[Finding]], name: str) -> Finding:
+    (finding,) = findings[name]
+    return finding
+
+
+@pytest.fixture
+def stream_url(tmp_path: Path) -> str:
+    (tmp_path / "stream" / "analytics.usage.v1").mkdir(parents=True)
+    return f"embedded://{tmp_path / 'stream'}"
+
+
+@pytest.fixture
+def migrated(embedded_postgres_url: str) -> str:
+    migrate.upgrade(embedded_postgres_url)
+    return embedded_postgres_url
+
+
+def test_wrong_configuration_is_told_fault_by_fault_and_nothing_is_tried() -> None:
+    findings = examine(HTTP_PORT="x", DATABASE_URL="http://nonsense")
+    assert set(findings) == {"configuration"}
+    assert [f.level for f in findings["configuration"]] == [Level.FAIL] * 3
+    assert "RABBITMQ_URL is not set" in " ".join(f.detail for f in findings["configuration"])
+
+
+def test_a_healthy_embedded_setup(migrated: str, stream_url: str) -> None:
+    findings = examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url, HTTP_PORT="0", METRICS_PORT="0")
+    assert {f.level for each in findings.values() for f in each} == {Level.OK}, findings
+    assert one(findings, "database").detail.endswith("edition: PostgreSQL")
+    assert one(findings, "schema").detail == f"revision {migrate.HEAD}"
+    assert "GiB free" in one(findings, "disk").detail
+    assert "not configured" in one(findings, "redis").detail
+    assert "not configured" in one(findings, "object store").detail
+    assert "-0." in one(findings, "clock").detail or "+0." in one(findings, "clock").detail
+
+
+def test_everything_away_is_said_in_seconds_without_secrets() -> None:
+    started = time.monotonic()
+    findings = examine(
+        DATABASE_URL=f"postgresql://u:geheim@{DEAD}/d",
+        RABBITMQ_URL=f"rabbitmq-stream://u:geheim@{DEAD}/",
+        REDIS_URL=f"redis://:geheim@{DEAD}/0",
+        S3_ENDPOINT=f"http://{DEAD}",
+        S3_BUCKET="exports",
+        S3_ACCESS_KEY="geheim",
+        S3_SECRET_KEY="geheim",
+        HTTP_PORT="1",
+        METRICS_PORT="1",
+    )
+    assert time.monotonic() - started < 60
+    for name in ("database", "stream", "redis", "object store"):
+        assert one(findings, name).level is Level.FAIL, findings
+    for name in ("worker", "api"):
+        assert one(findings, name).level is Level.WARN
+        assert f"start it with `spendstream {name}`" in one(findings, name).remedy
+    assert "geheim" not in str(findings)
+
+
+def test_a_database_without_schema_or_with_another(migrated: str, stream_url: str) -> None:
+    with psycopg.connect(migrated) as connection:
+        connection.execute("UPDATE analytics.alembic_version SET version_num = '0000'")
+    schema = one(examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url), "schema")
+    assert schema.level is Level.FAIL
+    assert "revision 0000, but this version needs" in schema.detail
+    with psycopg.connect(migrated) as connection:
+        connection.execute("DROP SCHEMA analytics CASCADE")
+    schema = one(examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url), "schema")
+    assert (schema.level, schema.remedy) == (Level.FAIL, "run `spendstream migrate`")
+
+
+def test_missing_privileges_are_named(migrated: str, stream_url: str) -> None:
+    role = "doctor_reader"
+    with psycopg.connect(migrated) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        connection.execute(f"GRANT USAGE ON SCHEMA analytics TO {role}")
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA analytics TO {role}")
+    try:
+        url = migrated.replace("//postgres:@", f"//{role}@")
+        assert url != migrated
+        privileges = one(examine(DATABASE_URL=url, RABBITMQ_URL=stream_url), "privileges")
+    finally:
+        with psycopg.connect(migrated) as connection:
+            connection.execute(f"DROP OWNED BY {role}")
+            connection.execute(f"DROP ROLE {role}")
+    assert privileges.level is Level.FAIL
+    assert "INSERT on " in privileges.detail
+    assert "SELECT" not in privileges.detail
+    assert "GRANT" in privileges.remedy
+
+
+def test_the_progress_of_each_partition_is_shown(migrated: str, stream_url: str) -> None:
+    insert = (
+        "INSERT INTO analytics.partitions (partition, stream, offered, accepted, duplicate, rejected,"
+        " committed_offset, updated_at) VALUES (0, 'a', 10, 7, 2, 1, 12, now())"
+    )
+    with psycopg.connect(migrated) as connection:
+        connection.execute(insert)
+    partition = one(examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url), "partition")
+    assert partition.level is Level.OK
+    assert "a: 7 accepted, 2 duplicate, 1 rejected, next offset 12, last commit 0 s ago" in partition.detail
+
+
+@pytest.mark.parametrize(("ahead_s", "level"), [(0, Level.OK), (10, Level.WARN), (-100, Level.FAIL)])
+def test_clocks_apart(
+    migrated: str, stream_url: str, monkeypatch: pytest.MonkeyPatch, ahead_s: float, level: Level
+) -> None:
+    real = time.time
+    monkeypatch.setattr("pipeline.doctor.time.time", lambda: real() + ahead_s)
+    assert one(examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url), "clock").level is level
+
+
+@pytest.mark.parametrize(("free", "level"), [(2**40, Level.OK), (2**31, Level.WARN), (2**20, Level.FAIL)])
+def test_little_disk(stream_url: str, monkeypatch: pytest.MonkeyPatch, free: int, level: Level) -> None:
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr("pipeline.doctor.shutil.disk_usage", lambda _: usage)
+    findings = examine(DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=stream_url)
+    assert one(findings, "disk").level is level
+
+
+def test_a_missing_embedded_stream_is_a_fault_that_a_worker_mends(tmp_path: Path) -> None:
+    url = f"embedded://{tmp_path / 'none'}"
+    stream = one(examine(DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=url), "stream")
+    assert stream.level is Level.FAIL
+    assert "declared by `spendstream worker`" in stream.remedy
+    assert not (tmp_path / "none").exists(), "the doctor changes nothing"
+
+
+@pytest.fixture
+def unready() -> Iterator[int]:
+    """The port of a page that answers 503 and names a component."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            components = {"database": {"status": "unavailable"}, "stream": {"status": "ok"}}
+            body = json.dumps({"status": "unavailable", "components": components}).encode()
+            self.send_response(503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def test_a_process_that_is_not_ready_is_a_warning_with_its_reason(unready: int, stream_url: str) -> None:
+    findings = examine(
+        DATABASE_URL=f"postgresql://{DEAD}/d",
+        RABBITMQ_URL=stream_url,
+        METRICS_PORT=str(unready),
+        HTTP_PORT="1",
+    )
+    worker = one(findings, "worker")
+    assert worker.level is Level.WARN
+    assert worker.detail == "not ready: 503 database is unavailable"
+
+
+def test_a_check_that_breaks_does_not_hide_the_others(
+    stream_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: settings.Values) -> Iterator[Finding]:
+        raise AssertionError("oops")
+
+    monkeypatch.setattr("pipeline.doctor._redis", broken)
+    findings = examine(DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=stream_url)
+    assert one(findings, "redis").detail == "AssertionError: oops"
+    assert {"database", "stream", "object store", "worker", "api"} <= set(findings)
+
+
+# --- the command --------------------------------------------------------------------------------------
+
+
+def run(*options: str, **environment: str) -> tuple[int, str, str]:
+    clean = {setting.name: None for setting in settings.SETTINGS}
+    result = CliRunner().invoke(main, ["doctor", *options], env={**clean, **environment})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_exits_0_when_well_and_1_on_any_fault(migrated: str, stream_url: str) -> None:
+    exit_code, output, _ = run(DATABASE_URL=migrated, RABBITMQ_URL=stream_url)
+    assert exit_code == 0, output
+    assert "ok    schema" in output
+    exit_code, output, errors = run(DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=stream_url)
+    assert exit_code == 1
+    assert "fail  database" in output
+    assert "-> is PostgreSQL running" in output
+    assert "1 of the checks failed" in errors
+
+
+def test_json_findings(stream_url: str) -> None:
+    exit_code, output, _ = run("--json", DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=stream_url)
+    assert exit_code == 1
+    rows = [json.loads(line) for line in output.splitlines()]
+    assert all(set(row) == {"level", "name", "detail", "remedy"} for row in rows)
+
+
+# --- real servers -------------------------------------------------------------------------------------
+
+
+def test_the_whole_stack_is_well(timescale: str, rabbitmq: RabbitMQ, redis_url: str, s3: S3) -> None:
+    migrate.upgrade(timescale)
+    environment = {
+        "DATABASE_URL": timescale,
+        "RABBITMQ_URL": rabbitmq.url,
+        "RABBITMQ_STREAM": f"doctor-{time.time_ns()}",
+        "REDIS_URL": redis_url,
+        "HTTP_PORT": "0",
+        "METRICS_PORT": "0",
+        **{name: value for name, value in s3.env.items() if name.startswith("S3_")},
+    }
+    findings = examine(**environment)
+    stream = one(findings, "stream")
+    assert stream.level is Level.FAIL, "nobody has declared this stream yet"
+    assert "TimescaleDB" in one(findings, "database").detail
+    done = simulate(environment)
+    assert done.returncode == 0, done.stderr
+    findings = examine(**environment)
+    assert {f.level for each in findings.values() for f in each} == {Level.OK}, findings
+
+    environment["S3_BUCKET"] = "no-such-bucket"
+    host = re.sub(r"^[^:]+://(.*@)?", "", rabbitmq.url)
+    environment["RABBITMQ_URL"] = f"rabbitmq-stream://nobody:wrong@{host}"
+    findings = examine(**environment)
+    assert one(findings, "object store").level is Level.FAIL
+    assert one(findings, "stream").level is Level.FAIL
+
+
+def test_servers_that_hang_do_not_hang_the_doctor(
+    stack: Stack, timescale: str, redis_url: str, up: Callable[[Server], None], stream_url: str
+) -> None:
+    stack.postgres.pause()
+    stack.redis.pause()
+    try:
+        started = time.monotonic()
+        findings = examine(DATABASE_URL=timescale, REDIS_URL=redis_url, RABBITMQ_URL=stream_url)
+        assert time.monotonic() - started < 45
+    finally:
+        stack.postgres.resume()
+        stack.redis.resume()
+    assert one(findings, "database").level is Level.FAIL
+    assert one(findings, "redis").level is Level.FAIL
+
+
+def simulate(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        children.command_line("pipeline.cli", "simulate", "--rate", "100", "--duration", "200ms"),
+        env=children.environment({**os.environ, **environment}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
