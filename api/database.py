@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 
-PROBE_TIMEOUT_S: Final = 0.2
+_PATIENCE_S: Final = 0.25
 _CONNECT_TIMEOUT_S: Final = 5
 _SCHEMA_STATES: Final = ("42P01", "42703", "42883", "3F000", "42P10")
 _AWAY_CLASSES: Final = ("08", "53", "57", "58", "XX", "28", "3D")
@@ -136,11 +136,13 @@ class Database:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._config.statement_timeout_s + 1
         try:
-            while True:
-                done, _ = await asyncio.wait({task}, timeout=self._config.timeout_s)
-                if done:
-                    return task.result()
-                if loop.time() > give_up_at or not await self._alive():
+            while not (await asyncio.wait({task}, timeout=_PATIENCE_S))[0]:
+                probe = self._probing()
+                await asyncio.wait(
+                    {task, probe}, timeout=self._config.timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                alive = probe.done() and probe.result()
+                if not task.done() and (not alive or loop.time() > give_up_at):
                     break
         except asyncio.CancelledError:
             self._abandon(task)
@@ -163,15 +165,11 @@ class Database:
         if not task.cancelled():
             task.exception()  # nobody is left to hear it
 
-    async def _alive(self) -> bool:
+    def _probing(self) -> asyncio.Task[bool]:
         """Does the server answer a new connection? All waiting requests share one question."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ping())
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                return await asyncio.shield(self._probe)
-        except TimeoutError:
-            return False
+        return self._probe
 
     async def _ping(self) -> bool:
         try:

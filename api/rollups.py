@@ -110,11 +110,11 @@ async def series(
     return [
         Point(
             Position(
-                to_minute(row.bucket),
-                row.model_id if question.by_model else None,
-                row.client_id if question.by_client else None,
+                to_minute(row[0]),
+                row[1] if question.by_model else None,
+                row[len(keys)] if question.by_client else None,
             ),
-            _measures(row, measures),
+            _measures(row[len(columns) :], measures),
         )
         for row in await connection.execute(query)
     ]
@@ -164,7 +164,7 @@ async def org_totals(
         ]
     )
     query = select(source["org_id"], *_aggregates(source, _ORG)).group_by(source["org_id"])
-    return {row.org_id: _measures(row, _ORG) for row in await connection.execute(query)}
+    return {row.org_id: _measures(row[1:], _ORG) for row in await connection.execute(query)}
 
 
 # --- parts of the queries ---
@@ -247,9 +247,9 @@ def _aggregates(
     return [_AGGREGATES.get(name, func.sum)(source[name]).label(name) for name in measures]
 
 
-def _measures(row: Row[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Sums of bigint are numeric in PostgreSQL: back to exact integers."""
-    values = row._mapping
+def _measures(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Sums of bigint are numeric in PostgreSQL: back to exact integers. Sums of no rows are null."""
     return {
-        name: values[name] or [] if name == "latency_sketch" else int(values[name] or 0) for name in names
+        name: value or [] if name == "latency_sketch" else int(value or 0)
+        for name, value in zip(names, values, strict=True)
     }
