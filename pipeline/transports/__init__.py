@@ -69,7 +69,11 @@ class Chunk:
 
 
 class Subscription(Protocol):
-    """One partition, read in order from one offset on. Not shared between tasks."""
+    """One partition, read in order from one offset on. Not shared between tasks.
+
+    One that competes (`Transport.compete`) starts again with each activation, from the offset that its owner
+    answers; until it is activated, `receive` waits.
+    """
 
     partition: int
 
@@ -80,7 +84,7 @@ class Subscription(Protocol):
         for each chunk received, once it has room for another.
 
         Raises:
-            OffsetGone: the first call only, if the stream has lost the offset.
+            OffsetGone: instead of the first chunk, if the stream has lost the offset.
             TransportError: the subscription is dead (connection cut, stream deleted, frame that
                 cannot be decoded, no heartbeat); every later call raises too.
         """
@@ -89,7 +93,8 @@ class Subscription(Protocol):
     def grant(self) -> None:
         """Give back the credit of one chunk; nothing happens when the subscription is dead. Never waits.
 
-        At most ``credit`` chunks are ever outstanding, and each grant brings one more when there is one.
+        At most ``credit`` chunks are ever outstanding, and each grant brings one more when there is one. A
+        chunk that was received before a deactivation is owed its grant like any other, however late it comes.
         """
         ...
 
@@ -119,8 +124,9 @@ class Owner(Protocol):
     async def activated(self) -> int:
         """The partition is ours from now on: return the offset to read from.
 
-        Called in a task of its own, never in the reader; it may take as long as recovery takes, and
-        delivery starts when it returns. It must not raise.
+        Called in a task of its own, never in the reader; delivery starts when it returns. RabbitMQ gives
+        it 60 s (``request_timeout``) before it cuts the connection off and asks the next consumer. It is
+        cancelled when the partition is lost while it runs. It must not raise: that ends the subscription.
         """
         ...
 
@@ -128,8 +134,9 @@ class Owner(Protocol):
         """Another consumer is to take over: return when nothing more of ours will be written.
 
         What was delivered and not yet received is dropped before this is called. The peer's activation
-        waits for the return, so keep it short; it must not raise. Not called when the connection is lost:
-        then `Subscription.receive` raises.
+        waits for the return, so keep it short (60 s at most, as above); it must not raise: that ends the
+        subscription. Not called when the connection is lost: then `Subscription.receive` raises. Should that
+        happen while this runs, it may come to its end, but `Subscription.close` cancels it after 2 s.
         """
         ...
 
@@ -156,7 +163,10 @@ class Transport(Protocol):
     stream: str
 
     async def open(self) -> None:
-        """Connect, and declare the stream when it is missing. Raises TransportError."""
+        """Connect, and declare a plain stream when there is none of the name, nor a super stream.
+
+        Raises TransportError.
+        """
         ...
 
     async def subscribe(self, *, partition: int, offset: int, credit: int = 4) -> Subscription:

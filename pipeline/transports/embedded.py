@@ -1,7 +1,7 @@
 """The embedded stream: an append-only log in a folder, for the demo and for tests.
 
-Gives the files of `segments` the interface of a broker: chunks, credit, a tail that other
-processes may write. There is no server: readers poll, at most ``_POLL_MAX_S`` behind.
+Gives the files of `segments` the names and partitions of a broker. A stream of one partition is a log in a
+folder of its own; one of several is a folder with a log in a folder for each, and their number in a file.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Chunk, OffsetGone, TransportError
-from pipeline.transports.segments import DamagedLog, LogReader, LogWriter, segment_bases
+from pipeline.transports import Owner, TransportError
+from pipeline.transports.embedded_competing import CompetingEmbeddedSubscription
+from pipeline.transports.embedded_subscription import EmbeddedSubscription, translated
+from pipeline.transports.segments import LogWriter
 
-_POLL_MIN_S = 0.002
-_POLL_MAX_S = 0.1
+_COUNT_FILE = "partitions"
 
 
 class EmbeddedTransport:
@@ -44,23 +44,44 @@ class EmbeddedTransport:
         self._opened: set[EmbeddedSubscription | EmbeddedPublisher] = set()
 
     async def open(self) -> None:
-        with _translated(self.stream):
+        with translated(self.stream):
             self._folder.mkdir(parents=True, exist_ok=True)
         await self.ping()
+
+    async def partitions(self) -> Sequence[str]:
+        await self.ping()
+        count = self._partition_count()
+        return [f"{self.stream}-{number}" for number in range(count)] if count else [self.stream]
 
     async def subscribe(self, *, partition: int, offset: int, credit: int = 4) -> EmbeddedSubscription:
         if credit < 1:
             raise ValueError("a subscription needs a credit of at least 1")
-        if partition != 0:
-            raise TransportError(f"stream {self.stream!r} has one partition, 0, not {partition}")
-        await self.ping()
-        subscription = EmbeddedSubscription(self.stream, self._folder, partition, offset, credit)
-        self._opened = {opened for opened in self._opened if not opened.closed}
-        self._opened.add(subscription)
+        folder = await self._folder_of(partition)
+        subscription = EmbeddedSubscription(
+            self.stream, folder, partition=partition, offset=offset, credit=credit
+        )
+        self._remember(subscription)
+        return subscription
+
+    async def compete(
+        self, *, partition: int, owner: Owner, credit: int = 4
+    ) -> CompetingEmbeddedSubscription:
+        if credit < 1:
+            raise ValueError("a subscription needs a credit of at least 1")
+        folder = await self._folder_of(partition)
+        subscription = CompetingEmbeddedSubscription(
+            self.stream,
+            folder,
+            group=self._config.consumer,
+            partition=partition,
+            owner=owner,
+            credit=credit,
+        )
+        self._remember(subscription)
         return subscription
 
     async def publisher(self) -> EmbeddedPublisher:
-        with _translated(self.stream):
+        with translated(self.stream):
             writer = LogWriter(
                 self._folder,
                 clock=self._clock,
@@ -69,7 +90,7 @@ class EmbeddedTransport:
                 segment_bytes=self._segment_bytes,
             )
         publisher = EmbeddedPublisher(self.stream, writer)
-        self._opened.add(publisher)
+        self._remember(publisher)
         return publisher
 
     async def ping(self) -> None:
@@ -80,136 +101,23 @@ class EmbeddedTransport:
         while self._opened:
             await self._opened.pop().close()
 
+    async def _folder_of(self, partition: int) -> Path:
+        partitions = await self.partitions()
+        if not 0 <= partition < len(partitions):
+            count = "one partition, 0" if len(partitions) == 1 else f"{len(partitions)} partitions"
+            raise TransportError(f"stream {self.stream!r} has {count}, not {partition}")
+        return self._folder / str(partition) if self._partition_count() else self._folder
 
-class EmbeddedSubscription:
-    """See `pipeline.transports.Subscription`."""
-
-    def __init__(self, stream: str, folder: Path, partition: int, offset: int, credit: int) -> None:
-        self.partition = partition
-        self._stream = stream
-        self._folder = folder
-        self._wanted_offset = offset
-        self._credit = credit
-        self._outstanding = 0
-        self._room = asyncio.Event()
-        self._room.set()
-        self._closed = asyncio.Event()
-        self._dead: TransportError | None = None
-        self._reader: LogReader | None = None
-        self._tail: LogReader | None = None
-
-    async def receive(self) -> Chunk:
-        wait_s = _POLL_MIN_S
-        while True:
-            await self._room.wait()
-            with self._failing_for_good():
-                self._raise_if_dead()
-                if self._reader is None:
-                    self._reader = self._open_reader()
-                stored = self._reader.peek()
-            if stored is not None:
-                break
-            await self._pause(wait_s)
-            wait_s = min(wait_s * 2, _POLL_MAX_S)
-        if undurable := self._reader.undurable(stored):
-            fd, size = undurable
-            with self._failing_for_good():
-                await asyncio.to_thread(_sync_and_close, fd)
-            self._raise_if_dead()
-            self._reader.durable_up_to(size)
-        # Nothing above moved the reader, so a cancelled call loses nothing.
-        wanted_offset = self._reader.next_offset
-        self._reader.advance(stored)
-        self._outstanding += 1
-        if self._outstanding >= self._credit:
-            self._room.clear()
-        return Chunk(
-            partition=self.partition,
-            first_offset=max(stored.first_offset, wanted_offset),
-            next_offset=stored.next_offset,
-            timestamp_us=stored.timestamp_us,
-            bodies=stored.bodies(wanted_offset),
-        )
-
-    def grant(self) -> None:
-        if self._dead is None:
-            assert self._outstanding > 0, "a grant without a chunk that was received"
-            self._outstanding -= 1
-            self._room.set()
-
-    async def caught_up(self, next_offset: int) -> bool:
-        return await self.offset_lag(next_offset) == 0
-
-    async def offset_lag(self, next_offset: int) -> int:
-        with _translated(self._stream):
-            self._raise_if_dead()
-            self._tail = self._tail or _tail_reader(self._folder)
-            if self._tail is None:
-                return 0
+    def _partition_count(self) -> int:
+        """How many logs the stream's folder holds; 0 if it is itself one."""
+        with translated(self.stream):
             try:
-                while (chunk := self._tail.peek()) is not None:
-                    self._tail.advance(chunk)
-                    await asyncio.sleep(0)
-                    self._raise_if_dead()
-            except LookupError:  # retention took a tail that was not looked at for long
-                self._tail.close()
-                self._tail = None
-                return await self.offset_lag(next_offset)
-            return max(0, self._tail.next_offset - next_offset)
+                return int((self._folder / _COUNT_FILE).read_text())
+            except FileNotFoundError:
+                return 0
 
-    @property
-    def closed(self) -> bool:
-        return self._closed.is_set()
-
-    async def close(self) -> None:
-        self._dead = self._dead or TransportError(f"the subscription to {self._stream!r} is closed")
-        self._closed.set()
-        self._room.set()
-        for reader in (self._reader, self._tail):
-            if reader is not None:
-                reader.close()
-
-    def _open_reader(self) -> LogReader:
-        """Start at the wanted offset; raises OffsetGone if the log does not reach from it on."""
-        bases = segment_bases(self._folder)
-        first_offset = bases[0] if bases else 0
-        if self._wanted_offset == 0:
-            return LogReader(self._folder, first_offset)
-        tail = _tail_reader(self._folder)
-        end_offset = 0
-        if tail is not None:
-            while (chunk := tail.peek()) is not None:
-                tail.advance(chunk)
-            end_offset = tail.next_offset
-            tail.close()
-        if not first_offset <= self._wanted_offset <= end_offset:
-            raise OffsetGone(
-                stream=self._stream,
-                wanted_offset=self._wanted_offset,
-                first_offset=first_offset,
-                end_offset=end_offset,
-            )
-        return LogReader(self._folder, self._wanted_offset)
-
-    async def _pause(self, wait_s: float) -> None:
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._closed.wait()
-        except TimeoutError:
-            pass
-
-    def _raise_if_dead(self) -> None:
-        if self._dead is not None:
-            raise self._dead
-
-    @contextmanager
-    def _failing_for_good(self) -> Iterator[None]:
-        try:
-            with _translated(self._stream):
-                yield
-        except TransportError as error:
-            self._dead = self._dead or error
-            raise
+    def _remember(self, opened: EmbeddedSubscription | EmbeddedPublisher) -> None:
+        self._opened = {one for one in self._opened if not one.closed} | {opened}
 
 
 class EmbeddedPublisher:
@@ -221,35 +129,9 @@ class EmbeddedPublisher:
         self.closed = False
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
-        with _translated(self._stream):
+        with translated(self._stream):
             await asyncio.to_thread(self._writer.append, bodies)
 
     async def close(self) -> None:
         self.closed = True
         await asyncio.to_thread(self._writer.close)
-
-
-def _tail_reader(folder: Path) -> LogReader | None:
-    """A reader at the start of the last segment, to walk to the end of the log."""
-    bases = segment_bases(folder)
-    return LogReader(folder, bases[-1]) if bases else None
-
-
-def _sync_and_close(fd: int) -> None:
-    try:
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _translated(stream: str) -> Iterator[None]:
-    """What the file system and the format raise, as TransportError."""
-    try:
-        yield
-    except LookupError as error:
-        raise TransportError(
-            f"retention overtook the reader of stream {stream!r}: it now begins at offset {error.args[0]}"
-        ) from error
-    except (OSError, DamagedLog) as error:
-        raise TransportError(f"stream {stream!r} cannot be used: {error}") from error

@@ -36,6 +36,8 @@ REQUEST_TIMEOUT_S = 10.0
 
 _HEAD = struct.Struct(">HH")
 _DELIVER, _PUBLISH_CONFIRM, _STATS, _STATS_ANSWER = 0x0008, 0x0003, 0x001C, 0x801C
+_CONSUMER_UPDATE, _CONSUMER_UPDATE_ANSWER = 0x001A, 0x801A
+_OK, _NO_SUCH_STREAM, _PRECONDITION_FAILED = 0x01, 0x02, 0x11
 _CHUNK_HEADER = struct.Struct(">BbbHIqQQIIII")
 _CREDIT = struct.Struct(">IHHBH")
 _HEARTBEAT = struct.pack(">IHH", 4, 0x0017, 1)
@@ -63,8 +65,8 @@ class DeliveredChunk:
 class StreamConnection(Client):  # type: ignore[misc]
     """An open connection; `dead` says why it cannot be used any more.
 
-    ``on_chunk``, ``on_confirm`` and ``on_death`` are plain functions, called in the reader; an
-    exception in one of them ends the connection.
+    ``on_chunk``, ``on_confirm``, ``on_update`` and ``on_death`` are plain functions, called in the reader;
+    an exception in one of them ends the connection.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class StreamConnection(Client):  # type: ignore[misc]
         self.dead: TransportError | None = None
         self.on_chunk: Callable[[DeliveredChunk], None] = _ignore
         self.on_confirm: Callable[[tuple[int, ...]], None] = _ignore
+        self.on_update: Callable[[int, bool], None] = _ignore_update
+        """A single active consumer is told whether it is active now; `answer_update` with the id given."""
         self.on_death: Callable[[], None] = _nothing
         self._stats_waiters: dict[int, asyncio.Future[dict[str, int]]] = {}
 
@@ -113,6 +117,17 @@ class StreamConnection(Client):  # type: ignore[misc]
         with self.translated(f"the look-up of stream {stream!r}"):
             return bool(await self.stream_exists(stream))
 
+    async def partitions_of(self, super_stream: str) -> list[str]:
+        """The partition streams of a super stream in their order; none if there is no such super stream."""
+        with self.translated(f"the look-up of super stream {super_stream!r}"):
+            request = schema.SuperStreamPartitions(self._corr_id_seq.next(), super_stream=super_stream)
+            answer = await self.sync_request(
+                request, resp_schema=schema.SuperStreamPartitionsResponse, raise_exception=False
+            )
+            if answer.response_code != _NO_SUCH_STREAM:
+                answer.check_response_code()
+            return list(answer.streams)
+
     async def stats(self, stream: str) -> dict[str, int]:
         """``first_chunk_id`` and ``committed_chunk_id``: offsets of first records; -1 when empty."""
         self.raise_if_dead()
@@ -130,7 +145,15 @@ class StreamConnection(Client):  # type: ignore[misc]
         finally:
             self._stats_waiters.pop(correlation_id, None)
 
-    async def attach(self, stream: str, *, subscription_id: int, offset: int | None, credit: int) -> None:
+    async def attach(
+        self,
+        stream: str,
+        *,
+        subscription_id: int,
+        offset: int | None,
+        credit: int,
+        properties: dict[str, str] | None = None,
+    ) -> None:
         """Subscribe from ``offset`` on: 0 is the first record there is, None the last chunk.
 
         The broker withholds chunks until more than half of the *initial* credit is free, so the initial
@@ -144,7 +167,11 @@ class StreamConnection(Client):  # type: ignore[misc]
             start = schema.OffsetSpec.from_params(OffsetType.OFFSET, offset)
         with self.translated(f"the subscription to stream {stream!r}"):
             await self.subscribe(
-                stream=stream, subscription_id=subscription_id, offset_spec=start, initial_credit=1
+                stream=stream,
+                subscription_id=subscription_id,
+                offset_spec=start,
+                initial_credit=1,
+                properties=properties,
             )
         if credit > 1:
             self.credit_chunks(subscription_id, credit - 1)
@@ -156,6 +183,14 @@ class StreamConnection(Client):  # type: ignore[misc]
     def credit_chunks(self, subscription_id: int, chunks: int) -> None:
         if self.dead is None:
             self._conn.write_soon(_CREDIT.pack(7, 0x0009, 1, subscription_id, chunks))
+
+    async def answer_update(self, correlation_id: int, offset: int) -> None:
+        """Answer what ``on_update`` was told; a consumer that becomes active is read from ``offset`` on."""
+        kind = OffsetType.OFFSET if offset else OffsetType.FIRST
+        frame = struct.pack(">HHIHH", _CONSUMER_UPDATE_ANSWER, 1, correlation_id, _OK, kind)
+        if offset:
+            frame += offset.to_bytes(8, "big")
+        await self.write(len(frame).to_bytes(4, "big") + frame)
 
     async def write(self, frames: bytes) -> None:
         """Send encoded frames, waiting while the socket is full. Raises TransportError."""
@@ -257,6 +292,9 @@ class StreamConnection(Client):  # type: ignore[misc]
             self.on_confirm(struct.unpack_from(f">{count}Q", raw, 9))
         elif key == _STATS_ANSWER:
             self._answer_stats(raw)
+        elif key == _CONSUMER_UPDATE:
+            correlation_id, _, active = struct.unpack_from(">IBB", raw, 4)
+            self.on_update(correlation_id, active == 1)
         else:
             self._dispatch_decoded(decode_frame(raw))
 
@@ -270,7 +308,9 @@ class StreamConnection(Client):  # type: ignore[misc]
             codes = sorted({error.response_code for error in frame.errors})
             self.fail(TransportError(f"{self.address} did not store {len(frame.errors)} entries: {codes}"))
         elif isinstance(frame, schema.CreditResponse):
-            self.fail(TransportError(f"{self.address} refused a credit (code {frame.response_code})"))
+            # A consumer that was deactivated while its credit was on the way is refused, but has the credit.
+            if frame.response_code != _PRECONDITION_FAILED:
+                self.fail(TransportError(f"{self.address} refused a credit (code {frame.response_code})"))
         else:
             if frame.key is Key.Tune:  # zero leaves it to us, and rstream would take it for less than ours
                 frame.heartbeat = frame.heartbeat or self._heartbeat
@@ -329,6 +369,10 @@ def _delivered(raw: bytes) -> DeliveredChunk:
 
 def _ignore(_: Any) -> None:
     """Nobody asked for these."""
+
+
+def _ignore_update(_: int, __: bool) -> None:
+    """No single active consumer here."""
 
 
 def _nothing() -> None:

@@ -18,8 +18,9 @@ from deploy.local.servers import RabbitMQ
 from pipeline.config import StreamConfig
 from pipeline.transports import Chunk, OffsetGone, Subscription, TransportError
 from pipeline.transports.frames import gzip_batch
-from pipeline.transports.rabbitmq import RabbitMQSubscription, RabbitMQTransport
+from pipeline.transports.rabbitmq import RabbitMQTransport
 from pipeline.transports.rabbitmq_publisher import Framing
+from pipeline.transports.rabbitmq_subscription import RabbitMQSubscription
 from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
 from tests.tcp_proxy import TcpProxy
 
