@@ -533,5 +533,83 @@ def doctor(as_json: bool) -> None:
         _fail(f"{failed} of the checks failed")
 
 
+@main.command()
+@click.option(
+    "--events", type=click.IntRange(1000), default=300_000, show_default=True, help="Events to read."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1), default=3, show_default=True, help="Runs of each contender."
+)
+@click.option("--only", multiple=True, metavar="NAME", help="Only this contender; can be repeated.")
+@click.option("--orgs", type=click.IntRange(1), default=500, show_default=True, help="Number of orgs.")
+@click.option("--models", type=click.IntRange(1), default=20, show_default=True, help="Number of models.")
+@click.option("--clients", type=click.IntRange(1), default=1, show_default=True, help="Clients of each org.")
+@click.option(
+    "--copies",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="How many times as many events go through the broker.",
+)
+@click.option("--partitions", type=click.IntRange(1), default=1, show_default=True, help="Of the stream.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here."
+)
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the table here.",
+)
+def bench(
+    *,
+    events: int,
+    repeat: int,
+    only: tuple[str, ...],
+    orgs: int,
+    models: int,
+    clients: int,
+    copies: int,
+    partitions: int,
+    json_file: Path | None,
+    markdown_file: Path | None,
+) -> None:
+    """Measure Spendstream and its rivals on this machine; a wrong answer is a failure (exit code 1).
+
+    With RABBITMQ_URL and DATABASE_URL also the whole path: in a stream and in databases of its own, which are
+    deleted at the end. DuckDB and bytewax take part where they are installed.
+    """
+    from pipeline.bench import race, report
+    from pipeline.bench.servers import BenchError
+    from pipeline.bench.workload import Shape
+
+    for name in only:
+        if name not in race.BY_NAME:
+            raise click.UsageError(f"no contender {name!r}; there are {', '.join(race.BY_NAME)}")
+    values = settings.read(os.environ)
+    options = race.Options(
+        shape=Shape(events=events, orgs=orgs, models=models, clients=clients),
+        repeat=repeat,
+        copies=copies,
+        partitions=partitions,
+        only=only or tuple(race.BY_NAME),
+        rabbitmq_url=values["RABBITMQ_URL"],
+        database_url=values["DATABASE_URL"],
+    )
+    found_on = report.machine()
+    try:
+        results = race.race(options, echo=lambda line: click.echo(line, err=True))
+    except BenchError as error:
+        _fail(str(error))
+    text = report.table(options, results, found_on)
+    click.echo(text)
+    if markdown_file is not None:
+        markdown_file.write_text(text)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.record(options, results, found_on), indent=1) + "\n")
+    if wrong := [result.contender.name for result in results if result.faults]:
+        _fail(f"failed: {', '.join(wrong)}")
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,368 @@
+"""Rivals that need no server: each takes bodies in stream order to exact hourly sums in one process.
+
+Imports and start-up are outside the clock; reading bodies from memory (DuckDB: from the page cache),
+counting and making the answer's rows inside. Turning rows into an `Answer` is outside again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from pipeline.bench import workload
+from pipeline.bench.answers import Answer, Key, Outcome, Sums
+
+CHUNK_EVENTS: Final = 4096
+"""About what a broker delivers at once when it is behind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What a contender is told. URLs are None for those that need no server."""
+
+    file: Path
+    """The bodies, one a line."""
+    events: int
+    minute_us: int
+    flush_events: int = 250_000
+    rabbitmq_url: str | None = None
+    stream: str = ""
+    """A stream that holds the bodies of all copies."""
+    database_url: str | None = None
+    """An empty database of the run's own."""
+    folder: Path = Path()
+    """For logs."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Wall and CPU seconds of a block, by `timed`."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    laps: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def timed() -> Iterator[Clock]:
+    clock = Clock()
+    started, cpu = time.perf_counter(), time.process_time()
+    yield clock
+    clock.seconds, clock.cpu_s = time.perf_counter() - started, time.process_time() - cpu
+
+
+def outcome(events: int, clock: Clock, answer: Answer | None, **figures: float) -> Outcome:
+    return Outcome(
+        events=events,
+        seconds=clock.seconds,
+        cpu_s=clock.cpu_s,
+        peak_mib=peak_mib(),
+        answer=answer,
+        figures=figures,
+    )
+
+
+def peak_mib(pid: int | None = None) -> float:
+    """The most memory that a process has had resident; 0 where /proc does not tell.
+
+    Not from getrusage: there a child begins with the peak of the process that it was forked from.
+    """
+    try:
+        status = Path(f"/proc/{pid or 'self'}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+# --- the floor -----------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, gc=False):
+    """The event as any Python service would type it, rules included."""
+
+    eventId: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
+    orgId: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
+    modelId: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
+    occurredAt: str
+    latencyMs: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+    status: Literal["success", "error", "timeout", "throttled"]
+    inputTokens: Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+    outputTokens: Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+    costEstimateCents: msgspec.Raw
+    actorId: str | None = None
+    clientId: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    errorCode: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    metadata: dict[str, str] | None = None
+
+    def microcents(self) -> int:
+        return int(Decimal(bytes(self.costEstimateCents).strip(b'"').decode()).scaleb(6))
+
+    def hour(self) -> int:
+        return int(datetime.fromisoformat(self.occurredAt).timestamp()) // 3600
+
+
+def decode(task: Task) -> Outcome:
+    """Typed JSON decoding by msgspec and nothing else: no faster Python exists."""
+    bodies = workload.load_bodies(task.file)
+    decoder = msgspec.json.Decoder(Event)
+    with timed() as clock:
+        for chunk in workload.chunks(bodies, CHUNK_EVENTS):
+            try:
+                [decoder.decode(body) for body in chunk]
+            except msgspec.MsgspecError:
+                for body in chunk:
+                    try:
+                        decoder.decode(body)
+                    except msgspec.MsgspecError:
+                        continue
+    return outcome(len(bodies), clock, None)
+
+
+# --- ours ------------------------------------------------------------------------------------------
+
+
+def core(task: Task) -> Outcome:
+    """`pipeline.core` alone: bytes to the rows of six tables, with sketches, dedupe and dead letters."""
+    from pipeline.core.ledger import Batch, Ledger, warm_up
+    from pipeline.core.rules import Rules
+
+    bodies = workload.load_bodies(task.file)
+    broker_us = task.minute_us + workload.MINUTE_US
+    warm_up()
+    ledger, batches = Ledger(Rules()), list[Batch]()
+    with timed() as clock:
+        for number, chunk in enumerate(workload.chunks(bodies, CHUNK_EVENTS)):
+            first = number * CHUNK_EVENTS
+            ledger.ingest(
+                first_offset=first, next_offset=first + len(chunk), timestamp_us=broker_us, bodies=chunk
+            )
+            if ledger.unflushed_events >= task.flush_events:
+                batches.append(_drain(ledger, clock))
+        batches.append(_drain(ledger, clock))
+    sums: dict[Key, Sums] = {}
+    dead_letters = 0
+    for batch in batches:
+        sums.update(_hourly(batch.tables[1]))
+        dead_letters += len(batch.dead_letters)
+    position = ledger.position
+    assert dead_letters == position.rejected, "a dead letter is missing"
+    assert sum(one[0] for one in sums.values()) == position.accepted, "rows and counters disagree"
+    return outcome(
+        len(bodies),
+        clock,
+        Answer(
+            sums=sums,
+            accepted=position.accepted,
+            duplicate=position.duplicate,
+            rejected=position.rejected,
+        ),
+        drain_s=clock.laps["drain"],
+        rows=float(sum(batch.row_count for batch in batches)),
+    )
+
+
+def _drain(ledger: Any, clock: Clock) -> Any:
+    assert not ledger.missing()
+    started = time.perf_counter()
+    batch = ledger.drain(now_us=0, caught_up=False)
+    clock.laps["drain"] = clock.laps.get("drain", 0.0) + time.perf_counter() - started
+    return batch
+
+
+def _hourly(rows: Any) -> dict[Key, Sums]:
+    def texts(halves: Any) -> list[str]:
+        return [str(UUID(int=high << 64 | low)) for high, low in halves.tolist()]
+
+    assert rows.grain.name == "usage_hour"
+    return {
+        (org, model, hour): (m[0], m[2] + m[3] + m[4], m[5], m[6], m[7], m[8])
+        for org, model, hour, m in zip(
+            texts(rows.org), texts(rows.model), rows.bucket.tolist(), rows.measures.tolist(), strict=True
+        )
+    }
+
+
+# --- others -----------------------------------------------------------------------------------------
+
+
+class Counting:
+    """Dedupe and hourly sums an event at a time, in dictionaries: what the per-event rivals share."""
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[str, str]] = set()
+        self.sums: dict[Key, list[int]] = {}
+        self.duplicate = self.rejected = 0
+        self._decoder = msgspec.json.Decoder(Event)
+
+    def add(self, body: bytes) -> None:
+        try:
+            event = self._decoder.decode(body)
+        except msgspec.MsgspecError:
+            self.rejected += 1
+            return
+        identity = event.orgId, event.eventId
+        if identity in self.seen:
+            self.duplicate += 1
+            return
+        self.seen.add(identity)
+        total = self.sums.setdefault((event.orgId, event.modelId, event.hour()), [0] * 6)
+        add_event(total, event)
+
+    def answer(self) -> Answer:
+        return Answer(
+            sums={key: tuple(total) for key, total in self.sums.items()},  # type: ignore[misc]
+            accepted=len(self.seen),
+            duplicate=self.duplicate,
+            rejected=self.rejected,
+        )
+
+
+def add_event(total: list[int], event: Event) -> list[int]:
+    total[0] += 1
+    total[1] += event.status != "success"
+    total[2] += event.inputTokens
+    total[3] += event.outputTokens
+    total[4] += event.microcents()
+    total[5] += event.latencyMs
+    return total
+
+
+def python_loop(task: Task) -> Outcome:
+    """A plain Python loop, an event at a time: msgspec, a set, a dictionary."""
+    bodies = workload.load_bodies(task.file)
+    counting = Counting()
+    with timed() as clock:
+        for body in bodies:
+            counting.add(body)
+    return outcome(len(bodies), clock, counting.answer())
+
+
+def faust_agent(task: Task) -> Outcome:
+    """A plain Faust agent: ``async for event in stream`` over a channel, an event at a time."""
+    import mode
+
+    from pipeline.agents import App
+
+    bodies = workload.load_bodies(task.file)
+    counting, clock = Counting(), Clock()
+
+    async def race() -> None:
+        nonlocal clock
+        app = App("bench", broker="kafka://not-used", autodiscover=False)
+        channel = app.channel(maxsize=1000)
+        finished = asyncio.Event()
+
+        async def agent(events: Any) -> None:
+            left = len(bodies)
+            async for body in events:
+                counting.add(body)
+                left -= 1
+                if not left:
+                    finished.set()
+
+        app.agent(channel, name="bench", supervisor_strategy=mode.CrashingSupervisor)(agent)
+        async with app:
+            with timed() as clock:
+                for body in bodies:
+                    await channel.send(value=body)
+                await finished.wait()
+
+    asyncio.run(race())
+    return outcome(len(bodies), clock, counting.answer())
+
+
+def bytewax(task: Task) -> Outcome:
+    """bytewax: stateful dedupe by org, then a fold by org, model and hour."""
+    from bytewax import operators as op
+    from bytewax.dataflow import Dataflow
+    from bytewax.testing import TestingSink, TestingSource, run_main
+
+    bodies = workload.load_bodies(task.file)
+    decoder = msgspec.json.Decoder(Event)
+    duplicate = rejected = 0
+    found: list[tuple[str, list[int]]] = []
+
+    def read(body: bytes) -> Event | None:
+        nonlocal rejected
+        try:
+            return decoder.decode(body)
+        except msgspec.MsgspecError:
+            rejected += 1
+            return None
+
+    def first_seen(seen: set[str] | None, event: Event) -> tuple[set[str], Event | None]:
+        nonlocal duplicate
+        seen = seen if seen is not None else set()
+        if event.eventId in seen:
+            duplicate += 1
+            return seen, None
+        seen.add(event.eventId)
+        return seen, event
+
+    flow = Dataflow("bench")
+    read_in = op.input("in", flow, TestingSource(bodies, batch_size=1000))
+    events = op.filter_map("read", read_in, read)
+    by_org = op.key_on("by_org", events, lambda event: event.orgId)
+    fresh = op.filter_value(
+        "fresh", op.stateful_map("dedupe", by_org, first_seen), lambda event: event is not None
+    )
+    by_row = op.key_on("by_row", op.key_rm("values", fresh), lambda e: f"{e.orgId} {e.modelId} {e.hour()}")
+    op.output("out", op.fold_final("sums", by_row, lambda: [0] * 6, add_event), TestingSink(found))
+    with timed() as clock:
+        run_main(flow)
+    sums: dict[Key, Sums] = {}
+    for text, total in found:
+        org, model, hour = text.split()
+        sums[org, model, int(hour)] = tuple(total)  # type: ignore[assignment]
+    accepted = sum(one[0] for one in sums.values())
+    return outcome(
+        len(bodies), clock, Answer(sums=sums, accepted=accepted, duplicate=duplicate, rejected=rejected)
+    )
+
+
+_DUCKDB: Final = """
+    SELECT orgId, modelId, epoch(hour)::BIGINT // 3600, count(*), count(*) FILTER (status <> 'success'),
+        sum(inputTokens)::BIGINT, sum(outputTokens)::BIGINT, (sum(cost) * 1000000)::BIGINT,
+        sum(latencyMs)::BIGINT
+    FROM (
+        SELECT orgId, eventId, first(modelId) AS modelId, date_trunc('hour', first(occurredAt)) AS hour,
+            first(status) AS status, first(inputTokens) AS inputTokens, first(outputTokens) AS outputTokens,
+            first(costEstimateCents::DECIMAL(18, 6)) AS cost, first(latencyMs) AS latencyMs
+        FROM read_json($file, format = 'newline_delimited', ignore_errors = true, columns = {
+            eventId: 'UUID', orgId: 'UUID', modelId: 'UUID', occurredAt: 'TIMESTAMP', latencyMs: 'BIGINT',
+            status: 'VARCHAR', inputTokens: 'BIGINT', outputTokens: 'BIGINT', costEstimateCents: 'VARCHAR'})
+        WHERE eventId IS NOT NULL
+        GROUP BY orgId, eventId
+    )
+    GROUP BY 1, 2, 3
+"""
+
+
+def duckdb(task: Task) -> Outcome:
+    """DuckDB on one thread: dedupe (the first in the file counts) and group, no sketches, no dead letters."""
+    import duckdb as duck
+
+    connection = duck.connect(config={"threads": 1})
+    connection.execute("SET timezone = 'UTC'")
+    with timed() as clock:
+        rows = connection.execute(_DUCKDB, {"file": str(task.file)}).fetchall()
+    sums: dict[Key, Sums] = {(str(row[0]), str(row[1]), row[2]): tuple(row[3:]) for row in rows}
+    accepted = sum(one[0] for one in sums.values())
+    return outcome(task.events, clock, Answer(sums=sums, accepted=accepted))
+
+
+def as_sums(rows: Sequence[tuple[Any, ...]]) -> dict[Key, Sums]:
+    """(org, model, hour, six sums) rows of a database."""
+    return {(str(row[0]), str(row[1]), int(row[2])): tuple(map(int, row[3:])) for row in rows}  # type: ignore[misc]

@@ -1,0 +1,254 @@
+"""The race: which contenders there are, runs in turn, the check of every answer, and medians."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from pipeline import children
+from pipeline.bench import contenders, servers, workload
+from pipeline.bench.answers import Answer, Outcome
+from pipeline.bench.contenders import Task
+from pipeline.transports.factory import open_transport
+
+RUN_S_MAX: Final = 1800.0
+
+Run = Callable[[Task], Outcome]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A name for ``--only``, what it is, and what it needs."""
+
+    name: str
+    about: str
+    run: Run
+    slow: bool = False
+    """An event at a time: it gets only the head of the events."""
+    module: str | None = None
+    """Skipped where this cannot be imported."""
+    stream: bool = False
+    database: bool = False
+
+
+CONTENDERS: Final = (
+    Contender(name="drain", about="floor: chunks from the broker, unread", run=servers.drain, stream=True),
+    Contender(name="decode", about="floor: msgspec typed decode", run=contenders.decode),
+    Contender(name="core", about="ours: core alone, bytes to rows", run=contenders.core),
+    Contender(
+        name="committed",
+        about="ours: broker to committed rows",
+        run=servers.committed,
+        stream=True,
+        database=True,
+    ),
+    Contender(name="duckdb", about="DuckDB, one thread", run=contenders.duckdb, module="duckdb"),
+    Contender(name="python", about="plain Python loop, msgspec", run=contenders.python_loop, slow=True),
+    Contender(name="faust", about="plain Faust agent per event", run=contenders.faust_agent, slow=True),
+    Contender(name="bytewax", about="bytewax", run=contenders.bytewax, slow=True, module="bytewax"),
+    Contender(
+        name="insert",
+        about="insert 500 rows, then roll up in SQL",
+        run=servers.insert_then_roll_up,
+        slow=True,
+        database=True,
+    ),
+)
+BY_NAME: Final[Mapping[str, Contender]] = {contender.name: contender for contender in CONTENDERS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to race over."""
+
+    shape: workload.Shape = field(default_factory=workload.Shape)
+    repeat: int = 3
+    copies: int = 5
+    """How many minutes of `shape` the stream holds for contenders behind the broker."""
+    slow_events: int = 30_000
+    partitions: int = 1
+    only: tuple[str, ...] = tuple(BY_NAME)
+    rabbitmq_url: str | None = None
+    database_url: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """All runs of one contender; ``fault`` says why there are none, or what was wrong with one."""
+
+    contender: Contender
+    outcomes: list[Outcome] = field(default_factory=list)
+    skipped: str | None = None
+    faults: list[str] = field(default_factory=list)
+
+    def rate(self) -> float:
+        """Median events a second."""
+        return statistics.median(one.events / one.seconds for one in self.outcomes)
+
+    def rate_by_cpu(self) -> float:
+        """Median events a second of the process's own CPU time."""
+        return statistics.median(one.events / max(one.cpu_s, 1e-9) for one in self.outcomes)
+
+    def spread(self) -> float:
+        """(fastest - slowest) / median of the rates."""
+        rates = [one.events / one.seconds for one in self.outcomes]
+        return (max(rates) - min(rates)) / statistics.median(rates)
+
+
+def why_not(contender: Contender, options: Options) -> str | None:
+    """Why a contender cannot run here; None if it can."""
+    if contender.module is not None and importlib.util.find_spec(contender.module) is None:
+        return f"{contender.module} is not installed"
+    if contender.stream and not options.rabbitmq_url:
+        return "RABBITMQ_URL is not set"
+    if contender.database and not options.database_url:
+        return "DATABASE_URL is not set"
+    return None
+
+
+def race(options: Options, *, echo: Callable[[str], None]) -> list[Result]:
+    """Run the contenders in turn, ``repeat`` times over. Never raises for a contender that fails."""
+    results = [Result(contender=BY_NAME[name]) for name in options.only]
+    for result in results:
+        result.skipped = why_not(result.contender, options)
+    running = [result for result in results if not result.skipped]
+    with tempfile.TemporaryDirectory(prefix="spendstream-bench-") as name:
+        folder = Path(name)
+        echo(f"making {options.shape.events} events")
+        span_us = options.copies * workload.MINUTE_US
+        whole = workload.make(options.shape, end_us=time.time_ns() // 1000 - span_us)
+        tracks = {
+            False: _Track(whole, folder / "events"),
+            True: _Track(whole.head(options.slow_events), folder / "head"),
+        }
+        behind_broker = any(result.contender.stream for result in running)
+        with _stream(whole, options, echo) if behind_broker else nullcontext("") as stream:
+            for number in range(options.repeat):
+                for result in running:
+                    contender = result.contender
+                    echo(f"run {number + 1} of {options.repeat}: {contender.name}")
+                    track = tracks[contender.slow]
+                    task, truth = track.task, track.workload.truth
+                    if contender.stream:
+                        truth = whole.truth_of(options.copies)
+                        events = len(whole.bodies) * options.copies
+                        task = replace(task, events=events, rabbitmq_url=options.rabbitmq_url, stream=stream)
+                    if contender.database:
+                        assert options.database_url is not None
+                        with servers.database(options.database_url) as url:
+                            _one(result, replace(task, database_url=url), truth)
+                    else:
+                        _one(result, task, truth)
+                    if result.faults:
+                        echo(f"  FAILED: {result.faults[-1]}")
+    return results
+
+
+def _one(result: Result, task: Task, truth: Answer) -> None:
+    try:
+        outcome = in_a_process_of_its_own(result.contender, task)
+    except servers.BenchError as error:
+        result.faults.append(str(error))
+        return
+    judge(result, outcome, truth)
+
+
+def judge(result: Result, outcome: Outcome, truth: Answer) -> None:
+    """Keep the outcome, and what is wrong with its answer."""
+    result.outcomes.append(outcome)
+    if outcome.answer is not None:
+        result.faults.extend(outcome.answer.faults(truth))
+
+
+@dataclass(frozen=True, slots=True)
+class _Track:
+    """Events in a file, and the task that names it."""
+
+    workload: workload.Workload
+    file: Path
+
+    def __post_init__(self) -> None:
+        self.workload.save(self.file)
+
+    @property
+    def task(self) -> Task:
+        return Task(
+            file=self.file,
+            events=len(self.workload.bodies),
+            minute_us=self.workload.minute_us,
+            folder=self.file.parent,
+        )
+
+
+@contextmanager
+def _stream(whole: workload.Workload, options: Options, echo: Callable[[str], None]) -> Iterator[str]:
+    """A stream that holds all copies; deleted afterwards."""
+    if options.partitions != 1:
+        raise servers.BenchError("one partition is all that a worker reads today")
+    assert options.rabbitmq_url is not None
+    url, stream = options.rabbitmq_url, servers.new_name()
+
+    async def publish() -> None:
+        transport = open_transport(servers.stream_config(url, stream))
+        try:
+            await servers.fill(transport, map(whole.copy, range(options.copies)))
+        finally:
+            await transport.close()
+
+    echo(f"publishing {options.copies * len(whole.bodies)} events")
+    try:
+        asyncio.run(publish())
+        yield stream
+    finally:
+        asyncio.run(servers.delete_stream(url, stream))
+
+
+# --- processes ---------------------------------------------------------------------------------------
+
+
+def in_a_process_of_its_own(contender: Contender, task: Task) -> Outcome:
+    """Run a contender in a fresh Python, so that none inherits another's memory or imports.
+
+    Raises:
+        BenchError: it failed, or took longer than `RUN_S_MAX`.
+    """
+    told, answer = task.folder / "task", task.folder / "outcome"
+    told.write_bytes(pickle.dumps(task))
+    answer.unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            children.command_line("pipeline.bench.race", contender.name, str(told), str(answer)),
+            env=children.environment(os.environ),
+            capture_output=True,
+            text=True,
+            timeout=RUN_S_MAX,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise servers.BenchError(f"{contender.name} took more than {RUN_S_MAX:g} s") from None
+    if done.returncode != 0:
+        raise servers.BenchError(f"{contender.name}: {(done.stderr.strip() or 'no message')[-2000:]}")
+    outcome: Outcome = pickle.loads(answer.read_bytes())
+    return outcome
+
+
+def main(arguments: Sequence[str]) -> None:
+    name, told, answer = arguments
+    task: Task = pickle.loads(Path(told).read_bytes())
+    Path(answer).write_bytes(pickle.dumps(BY_NAME[name].run(task)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,101 @@
+"""The result of a race for people (text and Markdown) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.bench.race import Options, Result
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured, and how busy the machine was with other work."""
+    model = "unknown"
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+        "processor": model,
+        "python": platform.python_version(),
+        "load_1m": round(os.getloadavg()[0], 2),
+    }
+
+
+def record(options: Options, results: Sequence[Result], found_on: dict[str, Any]) -> dict[str, Any]:
+    """The JSON report."""
+    shape = options.shape
+    return {
+        "machine": found_on,
+        "events": shape.events,
+        "orgs": shape.orgs,
+        "models": shape.models,
+        "clients": shape.clients,
+        "copies": options.copies,
+        "repeat": options.repeat,
+        "partitions": options.partitions,
+        "contenders": [
+            {
+                "name": result.contender.name,
+                "about": result.contender.about,
+                "exact": _exact(result),
+                "skipped": result.skipped,
+                "faults": result.faults,
+                "events_per_s": round(result.rate()) if result.outcomes else None,
+                "events_per_cpu_s": round(result.rate_by_cpu()) if result.outcomes else None,
+                "spread": round(result.spread(), 3) if result.outcomes else None,
+                "runs": [outcome.record() for outcome in result.outcomes],
+            }
+            for result in results
+        ],
+    }
+
+
+def _exact(result: Result) -> bool | None:
+    if result.faults:
+        return False
+    if not result.outcomes or result.outcomes[0].answer is None:
+        return None
+    return True
+
+
+def table(options: Options, results: Sequence[Result], found_on: dict[str, Any]) -> str:
+    """A Markdown table; ratios are to the slowest exact contender that was not skipped."""
+    shape = options.shape
+    lines = [
+        f"{found_on['date'][:10]}, {found_on['cores']} cores ({found_on['processor']}), Python"
+        f" {found_on['python']}, load {found_on['load_1m']} at the start. {shape.events} events of"
+        f" {shape.orgs} orgs x {shape.models} models x {shape.clients} clients; medians of {options.repeat}.",
+        "",
+        "| contender | events/s | spread | events per CPU s | peak MiB | x slower than ours | exact |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    ours = {result.contender.name: result.rate() for result in results if result.outcomes}
+    best = ours.get("committed") or ours.get("core")
+    lines.extend(_lines(results, best))
+    return "\n".join(lines) + "\n"
+
+
+def _lines(results: Sequence[Result], best: float | None) -> Iterator[str]:
+    for result in results:
+        about = f"{result.contender.about} (`{result.contender.name}`)"
+        if not result.outcomes:
+            reason = result.skipped or (result.faults and result.faults[-1].splitlines()[-1]) or "did not run"
+            yield f"| {about} | {reason} | | | | | {'' if result.skipped else '**no**'} |"
+            continue
+        exact = {True: "yes", False: "**no**", None: "-"}[_exact(result)]
+        ratio = f"{best / result.rate():.2f}" if best else ""
+        peak = max(outcome.peak_mib for outcome in result.outcomes)
+        yield (
+            f"| {about} | {result.rate():,.0f} | {result.spread():.0%} | {result.rate_by_cpu():,.0f}"
+            f" | {peak:,.0f} | {ratio} | {exact} |"
+        )

@@ -1,0 +1,376 @@
+"""Contenders that need servers, and what a race needs from servers: a filled stream and empty databases.
+
+An existing stack is left as it was: the stream has a name of its own and so has every database, and both are
+deleted at the end. The user of DATABASE_URL must be allowed to create databases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+import psycopg
+from psycopg import sql as psql
+
+from pipeline import children
+from pipeline.bench import contenders, workload
+from pipeline.bench.answers import Answer, Outcome
+from pipeline.bench.contenders import Clock, Event, Task, timed
+from pipeline.config import StreamConfig
+from pipeline.transports import Publisher, Transport
+from pipeline.transports.factory import open_transport
+from sql import migrate, settings
+
+READY_S: Final = 60.0
+STALLED_S: Final = 60.0
+
+
+class BenchError(Exception):
+    """A run could not be made, or a process of it failed."""
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+def stream_config(url: str, stream: str) -> StreamConfig:
+    return StreamConfig(url=url, stream=stream, consumer="spendstream-bench")
+
+
+def new_name() -> str:
+    return f"spendstream_bench_{secrets.token_hex(6)}"
+
+
+async def fill(transport: Transport, copies: Iterator[Sequence[bytes]]) -> int:
+    """Publish all copies; how many events that was."""
+    await transport.open()
+    publisher: Publisher = await transport.publisher()
+    published = 0
+    try:
+        for bodies in copies:
+            for chunk in workload.chunks(bodies, 20_000):
+                await publisher.publish(chunk)
+                published += len(chunk)
+    finally:
+        await publisher.close()
+    return published
+
+
+async def delete_stream(url: str, stream: str) -> None:
+    """Take a stream of ours away again; an embedded one stays in its folder."""
+    if not url.startswith("rabbitmq-stream"):
+        return
+    from rstream import Producer
+
+    parts = urlsplit(url)
+    async with Producer(
+        host=parts.hostname or "localhost",
+        port=parts.port or 5552,
+        username=parts.username or "guest",
+        password=parts.password or "guest",
+    ) as producer:
+        await producer.delete_stream(stream, missing_ok=True)
+
+
+def drain(task: Task) -> Outcome:
+    """Chunks from the broker, unread: the floor of everything behind a stream."""
+    assert task.rabbitmq_url is not None
+    url, clock = task.rabbitmq_url, Clock()
+
+    async def race() -> None:
+        nonlocal clock
+        transport = open_transport(stream_config(url, task.stream))
+        await transport.open()
+        with timed() as clock:
+            subscription = await transport.subscribe(partition=0, offset=0)
+            next_offset = 0
+            while next_offset < task.events:
+                chunk = await subscription.receive()
+                next_offset = chunk.next_offset
+                subscription.grant()
+        await transport.close()
+
+    asyncio.run(race())
+    return contenders.outcome(task.events, clock, None)
+
+
+# --- databases -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def database(url: str) -> Iterator[str]:
+    """The URL of an empty database on the same server, with TimescaleDB if it has that; gone afterwards."""
+    name = new_name()
+    mine = urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(psql.SQL("CREATE DATABASE {} TEMPLATE template0").format(psql.Identifier(name)))
+        try:
+            with psycopg.connect(mine, autocommit=True) as inside, suppress(psycopg.Error):
+                inside.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+            yield mine
+        finally:
+            connection.execute(psql.SQL("DROP DATABASE {} WITH (FORCE)").format(psql.Identifier(name)))
+
+
+_ROLLED_UP: Final = """
+    SELECT org_id, model_id, (extract(epoch FROM bucket_start) / 3600)::bigint, sum(invocations)::bigint,
+        sum(errors + timeouts + throttles)::bigint, sum(input_tokens)::bigint, sum(output_tokens)::bigint,
+        sum(cost_microcents)::bigint, sum(latency_sum_ms)::bigint
+    FROM analytics.{table} GROUP BY 1, 2, 3
+"""
+
+
+def stored_answer(connection: psycopg.Connection[Any]) -> Answer:
+    """The hourly rows as they are stored. Raises BenchError if the other tables say anything else."""
+
+    def sums(table: str) -> Any:
+        query = _ROLLED_UP.format(table=table)
+        return contenders.as_sums(connection.execute(query.encode()).fetchall())
+
+    hourly = sums("usage_hour")
+    if sums("client_hour") != hourly:
+        raise BenchError("client_hour does not add up to usage_hour")
+    total = [sum(column) for column in zip(*hourly.values(), strict=True)]
+    for table in ("usage_minute", "usage_day", "client_day"):
+        if [sum(column) for column in zip(*sums(table).values(), strict=True)] != total:
+            raise BenchError(f"{table} does not add up to usage_hour")
+    counters = connection.execute(
+        "SELECT sum(accepted)::bigint, sum(duplicate)::bigint, sum(rejected)::bigint,"
+        " (SELECT count(*) FROM analytics.dead_letters) FROM analytics.partitions"
+    ).fetchone()
+    assert counters is not None
+    accepted, duplicate, rejected, dead_letters = counters
+    if dead_letters != rejected:
+        raise BenchError(f"{rejected} events were rejected and {dead_letters} are dead letters")
+    return Answer(sums=hourly, accepted=accepted, duplicate=duplicate, rejected=rejected)
+
+
+# --- ours, whole -----------------------------------------------------------------------------------
+
+
+class Worker:
+    """``spendstream worker`` as a user runs it."""
+
+    def __init__(self, task: Task, **environment: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._page = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        names = {setting.name for setting in settings.SETTINGS}
+        inherited = {name: value for name, value in os.environ.items() if name not in names}
+        assert task.database_url is not None
+        assert task.rabbitmq_url is not None
+        self._log = task.folder / "worker.log"
+        self._process = children.start(
+            children.command_line("pipeline.cli", "worker"),
+            env=children.environment(inherited)
+            | {
+                "DATABASE_URL": task.database_url,
+                "RABBITMQ_URL": task.rabbitmq_url,
+                "RABBITMQ_STREAM": task.stream,
+                "METRICS_PORT": self._page.rsplit(":", 1)[1],
+            }
+            | environment,
+            log=self._log,
+        )
+        self.pid = self._process.pid
+
+    def check(self) -> None:
+        """Raises BenchError when it has ended."""
+        if self._process.poll() is not None:
+            raise BenchError(
+                f"the worker ended with code {self._process.returncode}: {children.tail(self._log)}"
+            )
+
+    def wait_ready(self) -> float:
+        """Seconds until it was ready."""
+        started = time.monotonic()
+        while time.monotonic() - started < READY_S:
+            self.check()
+            with suppress(OSError), urllib.request.urlopen(f"{self._page}/readyz", timeout=1) as answer:
+                if answer.status == 200:
+                    return time.monotonic() - started
+            time.sleep(0.02)
+        raise BenchError(f"the worker was not ready within {READY_S:g} s: {children.tail(self._log)}")
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        with urllib.request.urlopen(f"{self._page}/metrics", timeout=5) as answer:
+            page = answer.read().decode()
+        found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
+        return sum(map(float, found))
+
+    def stop(self) -> tuple[float, float]:
+        """SIGTERM, and wait: CPU seconds and peak MiB of its whole life."""
+        peak_mib = contenders.peak_mib(self.pid)
+        self._process.send_signal(signal.SIGTERM)
+        _, status, usage = os.wait4(self.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        if self._process.returncode != 0:
+            raise BenchError(f"the worker ended with {self._process.returncode}: {children.tail(self._log)}")
+        return usage.ru_utime + usage.ru_stime, peak_mib
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            with suppress(ChildProcessError, subprocess.SubprocessError):
+                self._process.wait()
+
+
+def committed(task: Task, **environment: str) -> Outcome:
+    """From a full broker to committed rows, by the real worker, in the steady state.
+
+    The clock runs from the start of the first flush (so that the start of the process does not count) to
+    the moment at which the last event is visible to another session, by the database's clock; the events
+    of the first flush do not count either.
+    """
+    assert task.database_url is not None
+    migrate.upgrade(task.database_url)
+    with (
+        psycopg.connect(task.database_url, autocommit=True) as connection,
+        Worker(task, **environment) as worker,
+    ):
+        wal_from = _wal_bytes(connection)
+        first: tuple[int, float] | None = None
+        last, last_news = 0, time.monotonic()
+        while True:
+            row = connection.execute(
+                "SELECT coalesce(sum(offered), 0)::bigint, extract(epoch FROM min(updated_at))::float8,"
+                " extract(epoch FROM clock_timestamp())::float8 FROM analytics.partitions WHERE offered > 0"
+            ).fetchone()
+            assert row is not None
+            offered, flushed_at, now = row
+            if first is None and offered:
+                first = offered, flushed_at
+            if offered >= task.events:
+                break
+            if offered != last:
+                last, last_news = offered, time.monotonic()
+            elif time.monotonic() - last_news > STALLED_S:
+                raise BenchError(
+                    f"nothing was committed for {STALLED_S:g} s: {offered} of {task.events} events"
+                )
+            worker.check()
+            time.sleep(0.02)
+        assert first is not None
+        flushes = worker.metric("analytics_flush_duration_seconds_count")
+        figures = {
+            "flushes": flushes,
+            "flush_s": worker.metric("analytics_flush_duration_seconds_sum") / max(flushes, 1),
+            "flush_rows": worker.metric("analytics_flush_rows_sum") / max(flushes, 1),
+            "fold_s": worker.metric("analytics_fold_duration_seconds_sum"),
+            "wal_bytes": (_wal_bytes(connection) - wal_from) / task.events,
+        }
+        cpu_s, peak_mib = worker.stop()
+        answer = stored_answer(connection)
+        disk = connection.execute("SELECT pg_database_size(current_database())").fetchone()
+        assert disk is not None
+        figures["disk_bytes"] = disk[0] / task.events
+    if first[0] >= task.events:
+        raise BenchError("one flush took everything: give it more events (--copies)")
+    return Outcome(
+        events=task.events - first[0],
+        seconds=now - first[1],
+        cpu_s=cpu_s * (task.events - first[0]) / task.events,
+        peak_mib=peak_mib,
+        answer=answer,
+        figures=figures,
+    )
+
+
+def _wal_bytes(connection: psycopg.Connection[Any]) -> int:
+    row = connection.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+# --- the usual design ------------------------------------------------------------------------------
+
+ROWS_AN_INSERT: Final = 500
+
+_RAW: Final = """
+    CREATE TABLE raw (
+        org_id uuid NOT NULL, event_id uuid NOT NULL, model_id uuid NOT NULL, client_id text,
+        occurred_at timestamptz NOT NULL, latency_ms integer NOT NULL, status text NOT NULL, error_code text,
+        input_tokens bigint NOT NULL, output_tokens bigint NOT NULL, cost_microcents bigint NOT NULL,
+        PRIMARY KEY (org_id, event_id, occurred_at)
+    )
+"""
+_ROLL_UP: Final = """
+    CREATE TABLE hourly AS
+    SELECT org_id, model_id, date_trunc('hour', occurred_at) AS hour, count(*) AS events,
+        count(*) FILTER (WHERE status <> 'success') AS failed, sum(input_tokens) AS input_tokens,
+        sum(output_tokens) AS output_tokens, sum(cost_microcents) AS cost_microcents,
+        sum(latency_ms) AS latency_ms
+    FROM raw GROUP BY 1, 2, 3
+"""
+
+
+def insert_then_roll_up(task: Task) -> Outcome:
+    """Raw rows by 500-row ``INSERT ... ON CONFLICT DO NOTHING``, then an hourly GROUP BY in SQL."""
+    assert task.database_url is not None
+    bodies = workload.load_bodies(task.file)
+    decoder = msgspec.json.Decoder(Event)
+    rejected = inserted = 0
+    with psycopg.connect(task.database_url, autocommit=True) as connection:
+        connection.execute("SET timezone = 'UTC'")
+        connection.execute(_RAW)
+        with suppress(psycopg.errors.UndefinedFunction):
+            connection.execute("SELECT create_hypertable('raw', 'occurred_at')")
+        with timed() as clock:
+            rows: list[Any] = []
+            for body in bodies:
+                try:
+                    event = decoder.decode(body)
+                except msgspec.MsgspecError:
+                    rejected += 1
+                    continue
+                rows += (
+                    event.orgId,
+                    event.eventId,
+                    event.modelId,
+                    event.clientId,
+                    event.occurredAt,
+                    event.latencyMs,
+                    event.status,
+                    event.errorCode,
+                    event.inputTokens,
+                    event.outputTokens,
+                    event.microcents(),
+                )
+                if len(rows) == 11 * ROWS_AN_INSERT:
+                    inserted += _insert(connection, rows)
+                    rows = []
+            if rows:
+                inserted += _insert(connection, rows)
+            connection.execute(_ROLL_UP)
+        found = connection.execute(
+            "SELECT org_id, model_id, extract(epoch FROM hour)::bigint / 3600, events, failed, input_tokens,"
+            " output_tokens, cost_microcents, latency_ms FROM hourly"
+        ).fetchall()
+    answer = Answer(
+        sums=contenders.as_sums(found),
+        accepted=inserted,
+        duplicate=len(bodies) - rejected - inserted,
+        rejected=rejected,
+    )
+    return contenders.outcome(len(bodies), clock, answer)
+
+
+def _insert(connection: psycopg.Connection[Any], rows: Sequence[Any]) -> int:
+    one = f"({', '.join(['%s'] * 11)})"
+    query = f"INSERT INTO raw VALUES {', '.join([one] * (len(rows) // 11))} ON CONFLICT DO NOTHING"
+    return connection.execute(query.encode(), rows).rowcount

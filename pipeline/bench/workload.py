@@ -1,0 +1,167 @@
+"""The events of a bench, and their exact totals by a recount that shares no code with the pipeline.
+
+A `Workload` is one minute of traffic, camelCase, about 430 bytes an event, with 2 % duplicates (far back, a
+tenth of them with another payload), ids reused by another org (no duplicates), and 0.5 % bodies cut off in a
+string. Longer streams repeat the minute with new ids, each copy a minute later, so that the truth of a copy
+follows from the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.bench.answers import HOUR_US, Answer, Key, Sums
+from pipeline.traffic import Shares, Traffic, World
+
+MINUTE_US: Final = 60_000_000
+DUPLICATES: Final = 0.02
+CONFLICTS: Final = 0.1
+"""Share of the duplicates whose payload differs: the first in the stream counts."""
+OTHER_ORGS: Final = 0.002
+MALFORMED: Final = 0.005
+
+_ID = slice(12, 48)
+_ORG = slice(59, 95)
+_CUT_AT: Final = 80
+"""In the middle of the org id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How many events of what traffic."""
+
+    events: int = 300_000
+    orgs: int = 500
+    models: int = 20
+    clients: int = 1
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One minute of events in stream order, and what they add up to."""
+
+    minute_us: int
+    bodies: Sequence[bytes]
+    truth: Answer
+
+    def copy(self, number: int) -> Sequence[bytes]:
+        """The same minute ``number`` minutes later, with ids of its own; copy 0 is `bodies`."""
+        if number == 0:
+            return self.bodies
+        old = _minute_text(self.minute_us)
+        new = _minute_text(self.minute_us + number * MINUTE_US)
+        prefix = b"%08x" % number
+        return [body[:12] + prefix + body[20:].replace(old, new, 1) for body in self.bodies]
+
+    def truth_of(self, copies: int) -> Answer:
+        """The exact totals of copies 0 to ``copies`` - 1."""
+        sums: dict[Key, list[int]] = {}
+        for number in range(copies):
+            hour = (self.minute_us + number * MINUTE_US) // HOUR_US
+            for (org, model, _), one in self.truth.sums.items():
+                total = sums.setdefault((org, model, hour), [0] * len(one))
+                for i, value in enumerate(one):
+                    total[i] += value
+        return Answer(
+            sums={key: _sums(total) for key, total in sums.items()},
+            accepted=copies * self.truth.accepted,
+            duplicate=copies * (self.truth.duplicate or 0),
+            rejected=copies * (self.truth.rejected or 0),
+        )
+
+    def head(self, events: int) -> Workload:
+        """The first events alone, for contenders that would take too long over all."""
+        if events >= len(self.bodies):
+            return self
+        bodies = self.bodies[:events]
+        return Workload(self.minute_us, bodies, recount(bodies))
+
+    def save(self, file: Path) -> None:
+        """One body a line (no body holds a newline)."""
+        file.write_bytes(b"\n".join(self.bodies) + b"\n")
+
+
+def load_bodies(file: Path) -> list[bytes]:
+    return file.read_bytes()[:-1].split(b"\n")
+
+
+def make(shape: Shape, *, end_us: int) -> Workload:
+    """The minute that holds ``end_us``, full of events. Which events, the seed decides."""
+    minute_us = end_us // MINUTE_US * MINUTE_US
+    world = World(orgs=shape.orgs, models=shape.models, clients_per_org=shape.clients)
+    traffic = Traffic(world, seed=shape.seed, shares=Shares(snake_case=0, cloudevents=0))
+    rng = np.random.default_rng(shape.seed)
+    times_us = minute_us + np.sort(rng.integers(0, MINUTE_US, shape.events))
+    bodies = traffic.take(times_us)
+    luck, picks = rng.random(shape.events), rng.random(shape.events)
+    for i in np.flatnonzero(luck < MALFORMED + DUPLICATES + OTHER_ORGS).tolist():
+        if luck[i] < MALFORMED:
+            bodies[i] = bodies[i][:_CUT_AT]
+            continue
+        earlier = bodies[int(picks[i] * i)]
+        if len(earlier) == _CUT_AT:
+            continue
+        if luck[i] >= MALFORMED + DUPLICATES:
+            if earlier[_ORG] != bodies[i][_ORG]:
+                bodies[i] = bodies[i][:12] + earlier[_ID] + bodies[i][48:]
+        elif luck[i] < MALFORMED + DUPLICATES * CONFLICTS:
+            bodies[i] = earlier.replace(b'"latencyMs":', b'"latencyMs":1', 1)
+        else:
+            bodies[i] = earlier
+    return Workload(minute_us, bodies, recount(bodies))
+
+
+def recount(bodies: Sequence[bytes]) -> Answer:
+    """Exact totals, event by event, with nothing but the standard library."""
+    seen: set[tuple[str, str]] = set()
+    sums: dict[Key, list[int]] = {}
+    duplicate = rejected = 0
+    for body in bodies:
+        try:
+            event: dict[str, Any] = json.loads(body, parse_float=str)
+        except ValueError:
+            rejected += 1
+            continue
+        identity = event["orgId"], event["eventId"]
+        if identity in seen:
+            duplicate += 1
+            continue
+        seen.add(identity)
+        at = datetime.fromisoformat(event["occurredAt"])
+        total = sums.setdefault((event["orgId"], event["modelId"], int(at.timestamp()) // 3600), [0] * 6)
+        total[0] += 1
+        total[1] += event["status"] != "success"
+        total[2] += event["inputTokens"]
+        total[3] += event["outputTokens"]
+        total[4] += int(Decimal(event["costEstimateCents"]).scaleb(6))
+        total[5] += event["latencyMs"]
+    return Answer(
+        sums={key: _sums(total) for key, total in sums.items()},
+        accepted=len(seen),
+        duplicate=duplicate,
+        rejected=rejected,
+    )
+
+
+def chunks(bodies: Sequence[bytes], size: int) -> Iterator[Sequence[bytes]]:
+    for at in range(0, len(bodies), size):
+        yield bodies[at : at + size]
+
+
+def _sums(total: Sequence[int]) -> Sums:
+    events, failed, tokens_in, tokens_out, microcents, latency_ms = total
+    return events, failed, tokens_in, tokens_out, microcents, latency_ms
+
+
+def _minute_text(at_us: int) -> bytes:
+    at = datetime.fromtimestamp(at_us // 1_000_000, UTC)
+    return at.strftime('"occurredAt":"%Y-%m-%dT%H:%M:').encode()

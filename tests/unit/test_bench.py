@@ -1,0 +1,163 @@
+"""The bench's own logic: its truth is the oracle's, and a wrong answer fails however fast it came."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline import cli
+from pipeline.bench import contenders, race, report, servers, workload
+from pipeline.bench.answers import Answer, Outcome
+from tests import oracle as naive
+
+END_US = 1_790_000_000_000_000
+SHAPE = workload.Shape(events=3000, orgs=20, models=3, clients=4)
+
+
+@pytest.fixture(scope="module")
+def made() -> workload.Workload:
+    return workload.make(SHAPE, end_us=END_US)
+
+
+def answer_of_oracle(bodies: list[bytes], *, broker_us: int) -> Answer:
+    oracle = naive.Oracle(naive.Rules())
+    oracle.feed_all((i, broker_us, body) for i, body in enumerate(bodies))
+    return Answer(
+        sums={
+            (str(key[0]), str(key[2]), int(key[1].timestamp()) // 3600): (
+                row.invocations,
+                row.errors + row.timeouts + row.throttles,
+                row.input_tokens,
+                row.output_tokens,
+                row.cost_microcents,
+                row.latency_sum_ms,
+            )
+            for key, row in oracle.usage_hour.items()
+        },
+        accepted=oracle.accepted,
+        duplicate=oracle.duplicate,
+        rejected=oracle.rejected,
+    )
+
+
+def test_the_truth_of_a_workload_and_of_its_copies_is_the_oracles(made: workload.Workload) -> None:
+    assert made.truth == answer_of_oracle(list(made.bodies), broker_us=END_US + workload.MINUTE_US)
+    small = workload.make(replace(SHAPE, events=200), end_us=END_US)
+    copies = 50  # enough to cross an hour
+    bodies = [body for number in range(copies) for body in small.copy(number)]
+    truth = small.truth_of(copies)
+    assert len({hour for _, _, hour in truth.sums}) == 2
+    assert truth == answer_of_oracle(bodies, broker_us=END_US + copies * workload.MINUTE_US)
+
+
+def test_a_workload_has_every_trap(made: workload.Workload) -> None:
+    good = [json.loads(body) for body in made.bodies if body.endswith(b"}")]
+    by_id: dict[str, set[str]] = {}
+    payloads: dict[tuple[str, str], set[str]] = {}
+    for event in good:
+        by_id.setdefault(event["eventId"], set()).add(event["orgId"])
+        payloads.setdefault((event["orgId"], event["eventId"]), set()).add(json.dumps(event))
+    assert made.truth.duplicate is not None
+    assert made.truth.rejected is not None
+    assert made.truth.duplicate > 0.01 * SHAPE.events
+    assert made.truth.rejected > 0
+    assert max(map(len, by_id.values())) > 1, "no id is used by two orgs"
+    assert max(map(len, payloads.values())) > 1, "no id is reused with another payload"
+    assert not any(b"\n" in body for body in made.bodies)
+
+
+@pytest.mark.parametrize("name", ["core", "python", "faust", "duckdb", "bytewax"])
+def test_every_contender_without_servers_is_exact(name: str, made: workload.Workload, tmp_path: Path) -> None:
+    contender = race.BY_NAME[name]
+    if reason := race.why_not(contender, race.Options()):
+        pytest.skip(reason)
+    made.save(tmp_path / "events")
+    task = contenders.Task(
+        file=tmp_path / "events",
+        events=SHAPE.events,
+        minute_us=made.minute_us,
+        flush_events=1000,
+        folder=tmp_path,
+    )
+    outcome = race.in_a_process_of_its_own(contender, task)
+    assert outcome.answer is not None
+    assert outcome.answer.faults(made.truth) == []
+
+
+def outcome_of(answer: Answer | None, *, seconds: float = 1.0) -> Outcome:
+    return Outcome(events=1000, seconds=seconds, cpu_s=seconds / 2, peak_mib=10.0, answer=answer)
+
+
+def test_a_fast_wrong_answer_is_a_failure(made: workload.Workload) -> None:
+    key, sums = next(iter(made.truth.sums.items()))
+    a_microcent_more = replace(made.truth, sums={**made.truth.sums, key: (*sums[:4], sums[4] + 1, sums[5])})
+    a_row_less = replace(made.truth, sums={k: v for k, v in made.truth.sums.items() if k != key})
+    a_row_more = replace(made.truth, sums={**made.truth.sums, ("x", "y", 0): sums})
+    one_counted_twice = replace(made.truth, accepted=made.truth.accepted + 1)
+    assert made.truth.duplicate is not None
+    one_duplicate_lost = replace(made.truth, duplicate=made.truth.duplicate - 1)
+    for wrong in (a_microcent_more, a_row_less, a_row_more, one_counted_twice, one_duplicate_lost):
+        result = race.Result(contender=race.BY_NAME["core"])
+        race.judge(result, outcome_of(wrong, seconds=0.001), made.truth)
+        assert result.faults, wrong
+        assert "**no**" in report.table(race.Options(), [result], report.machine())
+    result = race.Result(contender=race.BY_NAME["core"])
+    race.judge(result, outcome_of(made.truth), made.truth)
+    assert not result.faults
+
+
+def test_counters_that_a_contender_does_not_keep_are_not_held_against_it(made: workload.Workload) -> None:
+    assert replace(made.truth, duplicate=None, rejected=None).faults(made.truth) == []
+
+
+def test_rates_are_medians_and_a_floor_has_no_answer() -> None:
+    result = race.Result(contender=race.BY_NAME["decode"])
+    for seconds in (1.0, 2.0, 10.0):
+        race.judge(result, outcome_of(None, seconds=seconds), Answer(sums={}, accepted=0))
+    assert (result.rate(), result.rate_by_cpu(), round(result.spread(), 3)) == (500.0, 1000.0, 1.8)
+    recorded = report.record(race.Options(), [result], report.machine())["contenders"][0]
+    assert recorded["exact"] is None
+    assert recorded["events_per_s"] == 500
+    assert len(recorded["runs"]) == 3
+
+
+def test_a_contender_whose_process_fails_is_reported_not_raised(
+    made: workload.Workload, tmp_path: Path
+) -> None:
+    task = contenders.Task(file=tmp_path / "missing", events=1, minute_us=0, folder=tmp_path)
+    with pytest.raises(servers.BenchError, match="FileNotFoundError"):
+        race.in_a_process_of_its_own(race.BY_NAME["decode"], task)
+
+
+def test_the_command_prints_a_table_writes_both_files_and_skips_what_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RABBITMQ_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = ["bench", "--events", "2000", "--repeat", "1", "--only", "decode", "--only", "python"]
+    files = ["--json", str(tmp_path / "b.json"), "--markdown", str(tmp_path / "b.md")]
+    done = CliRunner().invoke(cli.main, [*arguments, "--only", "committed", *files])
+    assert done.exit_code == 0, done.output
+    assert "RABBITMQ_URL is not set" in done.output
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert [one["exact"] for one in found["contenders"]] == [None, True, None]
+    assert "| plain Python loop, msgspec (`python`) |" in (tmp_path / "b.md").read_text()
+    assert found["machine"]["date"] <= time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+
+
+def test_the_command_fails_on_a_wrong_answer_and_on_an_unknown_contender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = outcome_of(Answer(sums={}, accepted=0))
+    monkeypatch.setattr(race, "in_a_process_of_its_own", lambda *_: wrong)
+    done = CliRunner().invoke(cli.main, ["bench", "--events", "1000", "--repeat", "1", "--only", "core"])
+    assert done.exit_code == 1
+    assert "failed: core" in done.output
+    done = CliRunner().invoke(cli.main, ["bench", "--only", "nobody"])
+    assert done.exit_code == 2
+    assert "no contender 'nobody'; there are drain, decode, core" in done.output
