@@ -1,7 +1,7 @@
 """The naive oracle: decides every event of a stream alone, in order, in plain Python.
 
 It is the second opinion on `pipeline.core` and shares no code with it: json, decimal, uuid, datetime and
-dicts only. Slow on purpose (about 50,000 events/s), and close to the words of the wire contract.
+dicts only. Slow, and close to the words of the wire contract.
 One `Oracle` sees one partition.
 
     oracle = Oracle(Rules(dedupe_window_us=24 * HOUR_US))
