@@ -401,6 +401,66 @@ def migrate() -> None:
         click.echo(f"  {note}")
 
 
+@main.group("stream")
+def stream_commands() -> None:
+    """Create the stream of RABBITMQ_URL and RABBITMQ_STREAM, and look at what it holds."""
+
+
+@stream_commands.command("create")
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 1024),
+    required=True,
+    help="Number of partitions: at most so many workers share the load. It cannot be changed later.",
+)
+def create_stream(partitions: int) -> None:
+    """Create a super stream (RabbitMQ 3.13 or newer), to which producers route by the hash of orgId.
+
+    Each partition is bounded by STREAM_MAX_AGE and STREAM_MAX_BYTES. Safe to repeat; a stream that exists
+    with another number of partitions is left as it is, and the exit code is 1.
+    """
+    import asyncio
+
+    from pipeline import stream_admin
+
+    stream = _stream()
+    try:
+        created = asyncio.run(stream_admin.create(stream, partitions=partitions))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    done = "created" if created else "already there:"
+    click.echo(f"{done} {stream.stream} with {partitions} partition{'' if partitions == 1 else 's'}")
+
+
+@stream_commands.command("show")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def show_stream(as_json: bool) -> None:
+    """List the partitions with the offsets they hold, and their bytes on disk where those are known."""
+    import asyncio
+
+    from pipeline import stream_admin
+
+    try:
+        extents = asyncio.run(stream_admin.extents(_stream()))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    for partition, extent in enumerate(extents):
+        if as_json:
+            row = {
+                "partition": partition,
+                "stream": extent.stream,
+                "firstOffset": extent.first_offset,
+                "endOffset": extent.end_offset,
+                "storedBytes": extent.stored_bytes,
+            }
+            click.echo(json.dumps(row, ensure_ascii=False))
+            continue
+        size = "" if extent.stored_bytes is None else f", {extent.stored_bytes} bytes"
+        span = f"offsets {extent.first_offset} to {extent.end_offset - 1}"
+        held = span if extent.end_offset > extent.first_offset else "empty"
+        click.echo(f"{partition}  {extent.stream}  {held}{size}")
+
+
 @main.group("dead-letters")
 def dead_letters() -> None:
     """Look at the events that were refused, with the reason and the original bytes."""

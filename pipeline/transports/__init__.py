@@ -141,16 +141,33 @@ class Owner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """What one partition holds: the records from ``first_offset`` on, up to ``end_offset``."""
+
+    stream: str
+    first_offset: int
+    end_offset: int
+    """Where the next record goes."""
+    stored_bytes: int | None
+    """On disk; None where the stream does not tell."""
+
+
 class Publisher(Protocol):
     """Appends records to a stream; used by the simulator, trace replay and tests."""
 
-    async def publish(self, bodies: Sequence[bytes]) -> None:
+    async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
         """Append the bodies in order; return when the stream has them durably.
+
+        ``keys`` has the routing key of each body, which is its orgId in canonical lower-case text; without
+        it, the key is the orgId found in the body. It matters only where there are several partitions
+        (`pipeline.transports.routing`); the order holds within each of them.
 
         Raises:
             TransportError: it cannot be known whether they are. The publisher may be dead: the same
                 bodies may be published again by another one, because consumers deduplicate.
-            ValueError: a body is larger than the stream takes; nothing was appended.
+            ValueError: a body is larger than the stream takes, or there is not one key for each;
+                nothing was appended.
         """
         ...
 
@@ -192,11 +209,21 @@ class Transport(Protocol):
         """
         ...
 
-    async def publisher(self) -> Publisher:
-        """To all partitions: where there are several, each record needs the key it is routed by.
+    async def create_super_stream(self, *, partitions: int) -> bool:
+        """Create the stream with several partitions; False if it already exists with just so many.
 
-        Raises TransportError.
+        Each partition gets the retention that a plain stream would. Raises TransportError, also if it exists
+        with another number of partitions, or as a plain stream: neither can be changed without losing which
+        events were counted where.
         """
+        ...
+
+    async def extents(self) -> Sequence[Extent]:
+        """How far each partition reaches now. Raises TransportError."""
+        ...
+
+    async def publisher(self) -> Publisher:
+        """To all partitions, however many there are. Raises TransportError."""
         ...
 
     async def ping(self) -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Owner, TransportError
+from pipeline.transports import Extent, Owner, TransportError
 from pipeline.transports.embedded_competing import CompetingEmbeddedSubscription
-from pipeline.transports.embedded_subscription import EmbeddedSubscription, translated
-from pipeline.transports.segments import LogWriter
+from pipeline.transports.embedded_subscription import EmbeddedSubscription, log_end, translated
+from pipeline.transports.routing import RoutingPublisher
+from pipeline.transports.segments import DamagedLog, LogWriter, segment_bases, segment_path
 
 _COUNT_FILE = "partitions"
 
@@ -80,18 +83,49 @@ class EmbeddedTransport:
         self._remember(subscription)
         return subscription
 
-    async def publisher(self) -> EmbeddedPublisher:
+    async def create_super_stream(self, *, partitions: int) -> bool:
+        if partitions < 1:
+            raise ValueError("a super stream needs at least one partition")
         with translated(self.stream):
-            writer = LogWriter(
-                self._folder,
-                clock=self._clock,
-                max_bytes=self._config.max_bytes,
-                max_age_s=self._config.max_age_s,
-                segment_bytes=self._segment_bytes,
-            )
-        publisher = EmbeddedPublisher(self.stream, writer)
-        self._remember(publisher)
-        return publisher
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            # Made aside and moved in place, so that nobody ever sees half of it.
+            with tempfile.TemporaryDirectory(dir=self._folder.parent, prefix=".new-") as aside:
+                made = Path(aside) / "stream"
+                for number in range(partitions):
+                    (made / str(number)).mkdir(parents=True)
+                (made / _COUNT_FILE).write_text(str(partitions))
+                if not self._folder.exists():
+                    with suppress(OSError):  # made by another at the same time
+                        made.rename(self._folder)
+                        return True
+        existing = self._partition_count()
+        if existing == 0:
+            raise TransportError(f"{self.stream!r} is a plain stream; only another name can have partitions")
+        if existing != partitions:
+            raise TransportError(f"stream {self.stream!r} has {existing} partitions, not {partitions}")
+        return False
+
+    async def extents(self) -> Sequence[Extent]:
+        extents = []
+        with translated(self.stream):
+            for number, name in enumerate(await self.partitions()):
+                folder = await self._folder_of(number)
+                bases = segment_bases(folder)
+                extents.append(
+                    Extent(
+                        stream=name,
+                        first_offset=bases[0] if bases else 0,
+                        end_offset=log_end(folder),
+                        stored_bytes=sum(segment_path(folder, base).stat().st_size for base in bases),
+                    )
+                )
+        return extents
+
+    async def publisher(self) -> EmbeddedPublisher | RoutingPublisher:
+        publishers = []
+        for number in range(len(await self.partitions())):
+            publishers.append(self._partition_publisher(await self._folder_of(number)))
+        return publishers[0] if len(publishers) == 1 else RoutingPublisher(publishers)
 
     async def ping(self) -> None:
         if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
@@ -100,6 +134,19 @@ class EmbeddedTransport:
     async def close(self) -> None:
         while self._opened:
             await self._opened.pop().close()
+
+    def _partition_publisher(self, folder: Path) -> EmbeddedPublisher:
+        with translated(self.stream):
+            writer = LogWriter(
+                folder,
+                clock=self._clock,
+                max_bytes=self._config.max_bytes,
+                max_age_s=self._config.max_age_s,
+                segment_bytes=self._segment_bytes,
+            )
+        publisher = EmbeddedPublisher(self.stream, writer)
+        self._remember(publisher)
+        return publisher
 
     async def _folder_of(self, partition: int) -> Path:
         partitions = await self.partitions()
@@ -115,6 +162,8 @@ class EmbeddedTransport:
                 return int((self._folder / _COUNT_FILE).read_text())
             except FileNotFoundError:
                 return 0
+            except ValueError as error:
+                raise DamagedLog(f"{self._folder / _COUNT_FILE} is not a number") from error
 
     def _remember(self, opened: EmbeddedSubscription | EmbeddedPublisher) -> None:
         self._opened = {one for one in self._opened if not one.closed} | {opened}
@@ -128,7 +177,10 @@ class EmbeddedPublisher:
         self._writer = writer
         self.closed = False
 
-    async def publish(self, bodies: Sequence[bytes]) -> None:
+    def check(self, bodies: Sequence[bytes]) -> None:
+        """A body can be of any size."""
+
+    async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
         with translated(self._stream):
             await asyncio.to_thread(self._writer.append, bodies)
 

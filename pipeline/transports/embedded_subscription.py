@@ -112,13 +112,7 @@ class EmbeddedSubscription:
         first_offset = bases[0] if bases else 0
         if self._wanted_offset == 0:
             return LogReader(self._folder, first_offset)
-        tail = _tail_reader(self._folder)
-        end_offset = 0
-        if tail is not None:
-            while (chunk := tail.peek()) is not None:
-                tail.advance(chunk)
-            end_offset = tail.next_offset
-            tail.close()
+        end_offset = log_end(self._folder)
         if not first_offset <= self._wanted_offset <= end_offset:
             raise OffsetGone(
                 stream=self._stream,
@@ -147,6 +141,19 @@ class EmbeddedSubscription:
         except TransportError as error:
             self._dead = self._dead or error
             raise
+
+
+def log_end(folder: Path) -> int:
+    """Where the next record of the log goes. Raises OSError and DamagedLog."""
+    tail = _tail_reader(folder)
+    if tail is None:
+        return 0
+    try:
+        while (chunk := tail.peek()) is not None:
+            tail.advance(chunk)
+        return tail.next_offset
+    finally:
+        tail.close()
 
 
 def _tail_reader(folder: Path) -> LogReader | None:

@@ -17,10 +17,11 @@ from urllib.parse import unquote, urlsplit
 from rstream.exceptions import StreamAlreadyExists
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Owner, TransportError
+from pipeline.transports import Extent, Owner, TransportError
 from pipeline.transports.rabbitmq_competing import CompetingSubscription
 from pipeline.transports.rabbitmq_publisher import Framing, RabbitMQPublisher
 from pipeline.transports.rabbitmq_subscription import RabbitMQSubscription
+from pipeline.transports.routing import RoutingPublisher
 from pipeline.transports.stream_connection import StreamConnection
 
 LEADER_ATTEMPTS = 5
@@ -87,19 +88,45 @@ class RabbitMQTransport:
         )
         return await self._started(subscription)
 
-    async def publisher(self, framing: Framing = "raw") -> RabbitMQPublisher:
+    async def create_super_stream(self, *, partitions: int) -> bool:
+        if partitions < 1:
+            raise ValueError("a super stream needs at least one partition")
+        streams = [f"{self.stream}-{number}" for number in range(partitions)]
+        arguments = self._retention() | {"queue-leader-locator": "balanced"}
+        async with self._control_lock:
+            control = await self._live_control()
+            existing = await self._partitions(control)
+            if not existing:
+                keys = [str(number) for number in range(partitions)]
+                with control.translated(f"the creation of super stream {self.stream!r}"):
+                    try:
+                        await control.create_super_stream(self.stream, streams, keys, arguments)
+                        return True
+                    except StreamAlreadyExists:  # made by another at the same time, or in part
+                        existing = await self._existing_partitions(control)
+        if list(existing) == [self.stream]:
+            raise TransportError(f"{self.stream!r} is a plain stream; only another name can have partitions")
+        if len(existing) != partitions:
+            raise TransportError(
+                f"super stream {self.stream!r} has {len(existing)} partitions, not {partitions}"
+            )
+        return False
+
+    async def extents(self) -> Sequence[Extent]:
+        return [await self._extent(partition) for partition in range(len(await self.partitions()))]
+
+    async def publisher(self, framing: Framing = "raw") -> RabbitMQPublisher | RoutingPublisher:
         """``framing`` is how bodies are sent: as they are, as AMQP 1.0 messages as other clients do,
         or raw in gzip sub-entry batches."""
-        connection, stream = await self._connect_to_leader(0, "publisher")
+        publishers: list[RabbitMQPublisher] = []
         try:
-            with connection.translated(f"a publisher to stream {stream!r}"):
-                await connection.declare_publisher(stream=stream, reference=None, publisher_id=0)
+            for partition in range(len(await self.partitions())):
+                publishers.append(await self._partition_publisher(partition, framing))
         except BaseException:
-            await connection.close()
+            for publisher in publishers:
+                await publisher.close()
             raise
-        publisher = RabbitMQPublisher(connection, framing=framing)
-        self._remember(publisher)
-        return publisher
+        return publishers[0] if len(publishers) == 1 else RoutingPublisher(publishers)
 
     async def ping(self) -> None:
         async with self._control_lock:
@@ -119,6 +146,27 @@ class RabbitMQTransport:
             raise
         self._remember(subscription)
         return subscription
+
+    async def _partition_publisher(self, partition: int, framing: Framing) -> RabbitMQPublisher:
+        connection, stream = await self._connect_to_leader(partition, "publisher")
+        try:
+            with connection.translated(f"a publisher to stream {stream!r}"):
+                await connection.declare_publisher(stream=stream, reference=None, publisher_id=0)
+        except BaseException:
+            await connection.close()
+            raise
+        publisher = RabbitMQPublisher(connection, framing=framing)
+        self._remember(publisher)
+        return publisher
+
+    async def _extent(self, partition: int) -> Extent:
+        connection, stream = await self._connect_to_leader(partition, "extent")
+        looking = RabbitMQSubscription(connection, stream=stream, partition=partition, offset=0, credit=1)
+        try:
+            first_offset, end_offset = await looking.extent()
+        finally:
+            await looking.close()
+        return Extent(stream=stream, first_offset=first_offset, end_offset=end_offset, stored_bytes=None)
 
     async def _ping(self, control: StreamConnection) -> None:
         for stream in await self._existing_partitions(control):
@@ -143,17 +191,18 @@ class RabbitMQTransport:
 
     async def _declare(self, control: StreamConnection) -> None:
         """Create the stream with our retention. One that exists keeps its own: it is not ours."""
-        segment_bytes = min(SEGMENT_BYTES_MAX, max(self._config.max_bytes // 8, 2**16))
-        arguments = {
-            "max-age": f"{round(self._config.max_age_s)}s",
-            "max-length-bytes": self._config.max_bytes,
-            "stream-max-segment-size-bytes": segment_bytes,
-        }
         with control.translated(f"the declaration of stream {self.stream!r}"):
             try:
-                await control.create_stream(self.stream, arguments)
+                await control.create_stream(self.stream, self._retention())
             except StreamAlreadyExists:
                 return
+
+    def _retention(self) -> dict[str, str | int]:
+        return {
+            "max-age": f"{round(self._config.max_age_s)}s",
+            "max-length-bytes": self._config.max_bytes,
+            "stream-max-segment-size-bytes": min(SEGMENT_BYTES_MAX, max(self._config.max_bytes // 8, 2**16)),
+        }
 
     async def _live_control(self) -> StreamConnection:
         if self._control is None or self._control.dead is not None:

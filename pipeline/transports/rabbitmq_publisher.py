@@ -23,12 +23,13 @@ _FRAME_OVERHEAD_BYTES = 2048
 
 
 class RabbitMQPublisher:
-    """See `pipeline.transports.Publisher`. A publisher that raised is dead: make another."""
+    """See `pipeline.transports.Publisher`; to one stream. One that raised is dead: make another."""
 
     def __init__(self, connection: StreamConnection, *, framing: Framing) -> None:
         self.closed = False
         self._connection = connection
         self._framing = framing
+        self._room = connection.frame_max - _FRAME_OVERHEAD_BYTES
         self._lock = asyncio.Lock()
         self._next_id = 1
         self._unconfirmed: set[int] = set()
@@ -36,13 +37,16 @@ class RabbitMQPublisher:
         connection.on_confirm = self._on_confirm
         connection.on_death = self._news.set
 
-    async def publish(self, bodies: Sequence[bytes]) -> None:
-        room = self._connection.frame_max - _FRAME_OVERHEAD_BYTES
+    def check(self, bodies: Sequence[bytes]) -> None:
+        """Raises ValueError if a body is larger than the broker takes."""
         largest = max(map(len, bodies), default=0)
-        if largest > room:  # before anything is sent
-            raise ValueError(f"a body of {largest} bytes does not fit in a frame of {room}")
+        if largest > self._room:
+            raise ValueError(f"a body of {largest} bytes does not fit in a frame of {self._room}")
+
+    async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
+        self.check(bodies)  # before anything is sent
         async with self._lock:
-            for frame in self._publish_frames(bodies, room):
+            for frame in self._publish_frames(bodies, self._room):
                 await self._connection.write(frame)
             while self._unconfirmed:
                 self._connection.raise_if_dead()

@@ -121,6 +121,14 @@ class RabbitMQSubscription:
         # nothing came, or the last chunk is not committed yet.
         return 0 if undelivered and self._ungranted < self._credit else 1
 
+    async def extent(self) -> tuple[int, int]:
+        """The first offset that the stream holds, and where its next record goes. Raises TransportError."""
+        stats = await self._connection.stats(self._stream)
+        if stats["committed_chunk_id"] < 0:
+            return 0, 0
+        end_offset = await self._end_of_last_chunk(stats["committed_chunk_id"])
+        return max(0, stats["first_chunk_id"]), end_offset or stats["committed_chunk_id"]
+
     async def close(self) -> None:
         self.closed = True
         await self._connection.close()
