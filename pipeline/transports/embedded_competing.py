@@ -43,9 +43,7 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
         if self._competing is not asyncio.current_task():
             self._competing.cancel()
             await asyncio.wait((self._competing,))
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        self._let_go()
 
     async def _compete(self) -> None:
         try:
@@ -59,6 +57,7 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
                 f"the owner of partition {self.partition} failed: {error!r}"
             )
             self._dead.__cause__ = error
+            self._let_go()
         self._decided.set()
 
     def _takes_lock(self) -> bool:
@@ -67,3 +66,9 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
         except BlockingIOError:
             return False
         return True
+
+    def _let_go(self) -> None:
+        """Release the lock, which goes with its descriptor."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1

@@ -25,6 +25,7 @@ from pipeline.transports.routing import RoutingPublisher
 from pipeline.transports.stream_connection import StreamConnection
 
 LEADER_ATTEMPTS = 5
+CREATION_LOOKS, CREATION_LOOK_S = 20, 0.1
 SEGMENT_BYTES_MAX = 500_000_000
 Reading = TypeVar("Reading", bound=RabbitMQSubscription)
 
@@ -91,25 +92,23 @@ class RabbitMQTransport:
     async def create_super_stream(self, *, partitions: int) -> bool:
         if partitions < 1:
             raise ValueError("a super stream needs at least one partition")
-        streams = [f"{self.stream}-{number}" for number in range(partitions)]
-        arguments = self._retention() | {"queue-leader-locator": "balanced"}
         async with self._control_lock:
             control = await self._live_control()
             existing = await self._partitions(control)
             if not existing:
+                streams = [f"{self.stream}-{number}" for number in range(partitions)]
                 keys = [str(number) for number in range(partitions)]
-                with control.translated(f"the creation of super stream {self.stream!r}"):
-                    try:
+                arguments = self._retention() | {"queue-leader-locator": "balanced"}
+                try:
+                    with control.translated(f"the creation of super stream {self.stream!r}"):
                         await control.create_super_stream(self.stream, streams, keys, arguments)
-                        return True
-                    except StreamAlreadyExists:  # made by another at the same time, or in part
-                        existing = await self._existing_partitions(control)
+                    return True
+                except TransportError as error:
+                    existing = await self._created_by_another(streams, error)
         if list(existing) == [self.stream]:
             raise TransportError(f"{self.stream!r} is a plain stream; only another name can have partitions")
         if len(existing) != partitions:
-            raise TransportError(
-                f"super stream {self.stream!r} has {len(existing)} partitions, not {partitions}"
-            )
+            raise TransportError(f"stream {self.stream!r} has {len(existing)} partitions, not {partitions}")
         return False
 
     async def extents(self) -> Sequence[Extent]:
@@ -146,6 +145,24 @@ class RabbitMQTransport:
             raise
         self._remember(subscription)
         return subscription
+
+    async def _created_by_another(self, streams: Sequence[str], error: TransportError) -> Sequence[str]:
+        """The partitions, if somebody else has made them at the same time; else raises ``error``.
+
+        The broker makes the streams first and the exchange that binds them last, and neither excludes other
+        creators nor undoes all of its work when it fails.
+        """
+        for _ in range(CREATION_LOOKS):
+            control = await self._live_control()
+            if existing := await self._partitions(control):
+                return existing
+            await asyncio.sleep(CREATION_LOOK_S)
+        if left := [stream for stream in streams if await control.exists(stream)]:
+            raise TransportError(
+                f"{', '.join(left)} exist without their super stream {self.stream!r}, left by a creation that"
+                " failed: delete them and create it again"
+            ) from error
+        raise error
 
     async def _partition_publisher(self, partition: int, framing: Framing) -> RabbitMQPublisher:
         connection, stream = await self._connect_to_leader(partition, "publisher")
