@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -74,17 +75,25 @@ VISIBLE_SECONDS: Final = Histogram(
     registry=REGISTRY,
 )
 BUFFERED_EVENTS: Final = Gauge(
-    "analytics_buffered_events", "Events read and not yet in a flush.", registry=REGISTRY
+    "analytics_buffered_events", "Events read and not yet in a flush.", ["partition"], registry=REGISTRY
 )
-DIRTY_ROWS: Final = Gauge("analytics_dirty_rows", "Rollup rows waiting for a flush.", registry=REGISTRY)
+DIRTY_ROWS: Final = Gauge(
+    "analytics_dirty_rows", "Rollup rows waiting for a flush.", ["partition"], registry=REGISTRY
+)
 REMEMBERED_IDS: Final = Gauge(
-    "analytics_dedupe_ids", "Event ids held in memory for dedupe.", registry=REGISTRY
+    "analytics_dedupe_ids", "Event ids held in memory for dedupe.", ["partition"], registry=REGISTRY
 )
 LEDGER_BYTES: Final = Gauge(
-    "analytics_ledger_memory_bytes", "Memory of resident rows, sketches and ids.", registry=REGISTRY
+    "analytics_ledger_memory_bytes",
+    "Memory of resident rows, sketches and ids.",
+    ["partition"],
+    registry=REGISTRY,
 )
 REDIS_FAILURES: Final = Counter(
     "analytics_freshness_cache_failures",
     "Writes to Redis that failed; the database answers instead.",
     registry=REGISTRY,
 )
+
+OF_PARTITION: Final = (FRESHNESS_LAG, OFFSET_LAG, BUFFERED_EVENTS, DIRTY_ROWS, REMEMBERED_IDS, LEDGER_BYTES)
+"""Gauges that go when the partition does: another worker shows them then."""

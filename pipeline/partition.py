@@ -1,8 +1,8 @@
-"""One partition at work: recover it, feed its ledger, flush it, and never lie about where it stands.
+"""One partition at work: own it, recover it, feed its ledger, flush it, hand it over.
 
-It owns the order of things around the pure ledger: claim before recovery, recovery before reading, the same
-batch until its outcome is known, credit only when there is room. It knows no Faust (`pipeline.agents` wires
-it) and no HTTP.
+It holds the order of things around the pure ledger: claim before recovery, recovery before reading, the
+same batch until its outcome is known, credit only when there is room, a flush before a hand-over. It knows no
+Faust (`pipeline.agents` wires it) and no HTTP.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pipeline import metrics
 from pipeline.config import FlushConfig
-from pipeline.core.ledger import Batch, Ledger, Tally
+from pipeline.core.ledger import Batch, Ledger, Position, Tally
 from pipeline.core.rules import Rules
 from pipeline.freshness_cache import FreshnessCache
-from pipeline.sink.timescale import Claim, SchemaMissing, SinkUnavailable, TimescaleSink
+from pipeline.sink.timescale import Claim, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
 from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,17 @@ def wall_clock_us() -> int:
     return time.time_ns() // 1000
 
 
+HAND_OVER_S = 3.0
+"""How long a hand-over may wait for the last flush before the next owner is let in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A chunk and the subscription to which its credit belongs."""
+    """A chunk, the subscription to which its credit belongs, and the term in which it came."""
 
     chunk: Chunk
     subscription: Subscription
+    term: int
 
 
 class Backoff(Protocol):
@@ -63,7 +68,12 @@ class ExponentialBackoff:
 
 
 class PartitionWorker:
-    """The life of one partition in this process, from claim to last flush."""
+    """One partition in this process: `Owner` of it while the broker says so, standing by otherwise.
+
+    The broker's single active consumer decides who owns a partition, and the database makes sure: claiming
+    raises the epoch, so whoever held it before can commit nothing more. A *term* is the time from one
+    activation to the next; deliveries of an earlier term are dropped: their offsets belong to another story.
+    """
 
     def __init__(
         self,
@@ -78,8 +88,9 @@ class PartitionWorker:
         clock_us: Callable[[], int] = wall_clock_us,
         backoff: Callable[[], Backoff] = ExponentialBackoff,
     ) -> None:
+        """``index`` is the partition's place among the transport's, ``stream`` the stream it is."""
+        self.stream = stream
         self._index = index
-        self._stream = stream
         self._transport = transport
         self._sink = sink
         self._rules = rules
@@ -87,56 +98,68 @@ class PartitionWorker:
         self._redis_url = redis_url
         self._clock_us = clock_us
         self._backoff = backoff
+        self._flushing = asyncio.Lock()
         self._books = asyncio.Lock()
+        self._term = 0
         self._claim: Claim | None = None
         self._ledger: Ledger | None = None
         self._cache: FreshnessCache | None = None
         self._subscription: Subscription | None = None
-        self._delivered_offset = 0
         self._withheld: list[Subscription] = []
         self._chunk_times_us: list[int] = []
         self._reported = Tally()
-        self._committed_watermark_us: int | None = None
+        self._committed: Position | None = None
         self.flush_wanted = asyncio.Event()
         self.stream_error: str | None = "not connected yet"
-        self.database_error: str | None = "not connected yet"
+        self.database_error: str | None = None
 
     @property
-    def ledger(self) -> Ledger:
-        assert self._ledger is not None, "recover() comes first"
-        return self._ledger
+    def active(self) -> bool:
+        """Is the partition ours?"""
+        return self._ledger is not None
 
-    # --- start
+    # --- ownership
 
-    async def recover(self) -> None:
-        """Claim the partition and rebuild its ledger, waiting for the database as long as it takes.
-
-        Raises:
-            SchemaMissing: the database answers, but has not been migrated. Waited for, too, but said so.
-        """
+    async def activated(self) -> int:
+        """The broker gave us the partition: recover it; the offset to read from. Waits for the database."""
         backoff = self._backoff()
-        while True:
-            try:
-                claim, position = await self._sink.claim(self._stream)
-                ledger = Ledger(self._rules, position)
-                ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
-                ledger.recover_ids(await self._sink.live_ids(claim, from_hour=ledger.live_hours_from()))
-                known = await self._sink.org_models(claim) if self._redis_url else []
-                break
-            except (SinkUnavailable, SchemaMissing) as error:
-                self._database_away("database_not_ready", error)
-                await backoff.wait()
-        self.database_error = None
-        self._claim, self._ledger = claim, ledger
-        self._delivered_offset = position.next_offset
-        self._committed_watermark_us = position.watermark_us
+        async with self._flushing:
+            while True:
+                try:
+                    if self._ledger is None or not await self._still_ours():
+                        await self._recover()
+                    break
+                except (SinkUnavailable, SchemaMissing) as error:
+                    self._database_away("database_not_ready", error)
+                    await backoff.wait()
+            self.database_error = None
+            self._term += 1
+            assert self._ledger is not None
+            return self._ledger.received_offset
+
+    async def _still_ours(self) -> bool:
+        """After a lost connection: did nobody else claim the partition meanwhile?"""
+        assert self._claim is not None
+        assert self._committed is not None
+        return await self._sink.holds(self._claim, offset=self._committed.next_offset)
+
+    async def _recover(self) -> None:
+        """Claim the partition and build its ledger from the database."""
+        await self._release()
+        claim, position = await self._sink.claim(self.stream)
+        ledger = Ledger(self._rules, position)
+        ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
+        ledger.recover_ids(await self._sink.live_ids(claim, from_hour=ledger.live_hours_from()))
         if self._redis_url:
+            known = await self._sink.org_models(claim)
             self._cache = FreshnessCache(self._redis_url, partition=claim.partition, known=known)
+        self._claim, self._ledger, self._committed = claim, ledger, replace(position)
+        self._reported = Tally()
         metrics.FRESHNESS_LAG.labels(str(claim.partition)).set_function(self._lag_s)
         log.info(
             "partition_recovered",
             extra={
-                "stream": self._stream,
+                "stream": self.stream,
                 "partition": claim.partition,
                 "epoch": claim.epoch,
                 "offset": position.next_offset,
@@ -144,42 +167,73 @@ class PartitionWorker:
             },
         )
 
+    async def deactivated(self) -> None:
+        """Another worker is to take over: commit what we have, within `HAND_OVER_S`, and forget the rest.
+
+        What cannot be committed in time is read again by the next owner.
+        """
+        self._term += 1
+        try:
+            async with asyncio.timeout(HAND_OVER_S):
+                await self.flush()
+        except TimeoutError:
+            log.warning(
+                "hand_over_without_flush", extra={"stream": self.stream, "error": self.database_error}
+            )
+        await self._release()
+
+    async def _release(self) -> None:
+        """Forget everything about the partition; the database has what counts."""
+        if self._ledger is None:
+            return
+        assert self._claim is not None
+        for gauge in metrics.OF_PARTITION:
+            with suppress(KeyError):
+                gauge.remove(str(self._claim.partition))
+        log.info("partition_released", extra={"stream": self.stream, "partition": self._claim.partition})
+        self._ledger = self._claim = self._committed = None
+        self._withheld.clear()
+        self._chunk_times_us.clear()
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            await cache.close()
+
     def _lag_s(self) -> float:
-        mark = self._committed_watermark_us
+        mark = self._committed.watermark_us if self._committed is not None else None
         return float("nan") if mark is None else max(0.0, (self._clock_us() - mark) / 1e6)
 
     # --- reading
 
     async def receive(self) -> Delivery:
-        """The next chunk; reconnects from where the last one ended for as long as the stream is away.
-
-        Raises:
-            OffsetGone: the stream lost events that are not in the database. An operator must decide.
-        """
+        """The next chunk; joins the group again for as long as the stream is away."""
         backoff = self._backoff()
         while True:
             try:
                 if self._subscription is None:
                     await self._transport.open()
-                    self._subscription = await self._transport.subscribe(
-                        partition=self._index, offset=self._delivered_offset
-                    )
-                    log.info(
-                        "stream_subscribed", extra={"stream": self._stream, "offset": self._delivered_offset}
-                    )
+                    self._subscription = await self._transport.compete(partition=self._index, owner=self)
+                    log.info("stream_joined", extra={"stream": self.stream})
                     self.stream_error = None
                 chunk = await self._subscription.receive()
-            except OffsetGone:
-                raise
+                return Delivery(chunk, self._subscription, self._term)
             except TransportError as error:
-                if self.stream_error is None or self.stream_error == "not connected yet":
-                    log.warning("stream_away", extra={"stream": self._stream, "error": str(error)})
-                self.stream_error = str(error)
+                self._stream_away(error)
                 await self._drop_subscription()
                 await backoff.wait()
-                continue
-            self._delivered_offset = chunk.next_offset
-            return Delivery(chunk, self._subscription)
+
+    def _stream_away(self, error: TransportError) -> None:
+        if self.stream_error != str(error):
+            if isinstance(error, OffsetGone):
+                remedy = (
+                    f"spendstream stream accept-gap --stream {self.stream}"
+                    f" --from {error.wanted_offset} --to {error.first_offset}"
+                )
+                log.critical(
+                    "offset_gone", extra={"stream": self.stream, "error": str(error), "remedy": remedy}
+                )
+            else:
+                log.warning("stream_away", extra={"stream": self.stream, "error": str(error)})
+        self.stream_error = str(error)
 
     async def _drop_subscription(self) -> None:
         subscription, self._subscription = self._subscription, None
@@ -190,8 +244,11 @@ class PartitionWorker:
         """Take one chunk into the ledger, and give its credit back if there is room for more."""
         chunk = delivery.chunk
         async with self._books:
+            ledger = self._ledger
+            if ledger is None or delivery.term != self._term:
+                return
             started = time.perf_counter()
-            self.ledger.ingest(
+            ledger.ingest(
                 first_offset=chunk.first_offset,
                 next_offset=chunk.next_offset,
                 timestamp_us=chunk.timestamp_us,
@@ -199,77 +256,86 @@ class PartitionWorker:
             )
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
         self._chunk_times_us.append(chunk.timestamp_us)
-        if self._has_room():
+        if self._has_room(ledger):
             delivery.subscription.grant()
         else:
             self._withheld.append(delivery.subscription)
-        if self.ledger.unflushed_events >= self._flush_config.events_max:
+        if ledger.unflushed_events >= self._flush_config.events_max:
             self.flush_wanted.set()
 
-    def _has_room(self) -> bool:
+    def _has_room(self, ledger: Ledger) -> bool:
         return (
-            self.ledger.unflushed_events < self._flush_config.buffer_events_max
-            and self.ledger.dirty_rows < self._flush_config.dirty_rows_max
+            ledger.unflushed_events < self._flush_config.buffer_events_max
+            and ledger.dirty_rows < self._flush_config.dirty_rows_max
         )
 
     # --- flushing
 
     async def flush(self) -> None:
-        """Commit everything taken in so far, trying until the outcome is known.
+        """Commit everything taken in so far, trying until the outcome is known. Standing by, do nothing.
 
-        Raises:
-            Fenced: another worker owns the partition; this one must end.
+        A partition that turns out to be somebody else's is let go, and the group joined again.
         """
         self.flush_wanted.clear()
-        started = time.perf_counter()
-        batch, chunk_times_us = await self._drain()
-        await self._commit(batch)
-        self._committed_watermark_us = batch.position.watermark_us
-        self._report(batch, chunk_times_us, time.perf_counter() - started)
-        if self._cache is not None:
-            await self._cache.committed(batch, now_us=self._clock_us())
-        withheld, self._withheld = self._withheld, []
-        for subscription in withheld:
-            subscription.grant()
+        async with self._flushing:
+            claim, ledger = self._claim, self._ledger
+            if claim is None or ledger is None:
+                return
+            started = time.perf_counter()
+            try:
+                batch, chunk_times_us = await self._drain(claim, ledger)
+                if not await self._commit(claim, batch):
+                    return
+            except Fenced as error:
+                log.warning("partition_lost", extra={"stream": self.stream, "error": str(error)})
+                self._term += 1
+                await self._release()
+                await self._drop_subscription()
+                return
+            self._committed = batch.position
+            self._report(claim, ledger, batch, chunk_times_us, time.perf_counter() - started)
+            if self._cache is not None:
+                await self._cache.committed(batch, now_us=self._clock_us())
+            withheld, self._withheld = self._withheld, []
+            for subscription in withheld:
+                subscription.grant()
 
-    async def _drain(self) -> tuple[Batch, list[int]]:
+    async def _drain(self, claim: Claim, ledger: Ledger) -> tuple[Batch, list[int]]:
         """Freeze a batch; events that touch rows outside memory get them loaded first."""
-        assert self._claim is not None
         backoff = self._backoff()
         while True:
             now_us = self._clock_us()  # before the broker is asked, so that it vouches for no later moment
-            caught_up = await self._caught_up()
+            caught_up = await self._caught_up(claim, ledger)
             try:
                 async with self._books:
-                    blocks = self.ledger.missing()
+                    blocks = ledger.missing()
                     if blocks:
-                        self.ledger.adopt(await self._sink.load(self._claim, blocks), blocks)
-                    batch = self.ledger.drain(now_us=now_us, caught_up=caught_up)
+                        ledger.adopt(await self._sink.load(claim, blocks), blocks)
+                    batch = ledger.drain(now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
                 return batch, times_us
             except SinkUnavailable as error:
                 self._database_away("load_failed", error)
                 await backoff.wait()
 
-    async def _caught_up(self) -> bool:
+    async def _caught_up(self, claim: Claim, ledger: Ledger) -> bool:
         """Is all that the broker has in the ledger? Asked before draining, which can only add to it."""
         subscription = self._subscription
         if subscription is None:
             return False
         try:
-            lag = await subscription.offset_lag(self.ledger.received_offset)
+            lag = await subscription.offset_lag(ledger.received_offset)
         except TransportError:
             return False
-        if self._claim is not None:
-            metrics.OFFSET_LAG.labels(str(self._claim.partition)).set(lag)
+        metrics.OFFSET_LAG.labels(str(claim.partition)).set(lag)
         return lag == 0
 
-    async def _commit(self, batch: Batch) -> None:
-        assert self._claim is not None
+    async def _commit(self, claim: Claim, batch: Batch) -> bool:
+        """Flush the very same batch until its outcome is known; False if the partition was let go."""
         backoff = self._backoff()
-        while True:
+        while self._claim is claim:
             try:
-                await self._sink.flush(self._claim, batch)
+                await self._sink.flush(claim, batch)
             except SinkUnavailable as error:
                 metrics.FLUSH_FAILURES.inc()
                 self._database_away("flush_failed", error)
@@ -278,21 +344,24 @@ class PartitionWorker:
                 if self.database_error is not None:
                     log.info("database_back")
                 self.database_error = None
-                return
+                return True
+        return False
 
     def _database_away(self, event: str, error: Exception) -> None:
         if self.database_error != str(error):
             log.warning(event, extra={"error": str(error)})
         self.database_error = str(error)
 
-    def _report(self, batch: Batch, chunk_times_us: list[int], took_s: float) -> None:
+    def _report(
+        self, claim: Claim, ledger: Ledger, batch: Batch, chunk_times_us: list[int], took_s: float
+    ) -> None:
         now_us = self._clock_us()
         metrics.LAST_SUCCESS.set(now_us / 1e6)
         metrics.FLUSH_SECONDS.observe(took_s)
         metrics.FLUSH_ROWS.observe(batch.row_count)
         for timestamp_us in chunk_times_us:
             metrics.VISIBLE_SECONDS.observe(max(0.0, (now_us - timestamp_us) / 1e6))
-        tally, before = self.ledger.tally, self._reported
+        tally, before = ledger.tally, self._reported
         metrics.EVENTS.labels("accepted").inc(tally.accepted - before.accepted)
         metrics.EVENTS.labels("duplicate").inc(tally.duplicate - before.duplicate)
         for reason, count in tally.rejected.items():
@@ -301,10 +370,11 @@ class PartitionWorker:
         metrics.LATE.inc(tally.late - before.late)
         metrics.CAPPED_CLIENTS.inc(tally.capped_clients - before.capped_clients)
         self._reported = tally.copy()
-        metrics.BUFFERED_EVENTS.set(self.ledger.unflushed_events)
-        metrics.DIRTY_ROWS.set(self.ledger.dirty_rows)
-        metrics.REMEMBERED_IDS.set(self.ledger.remembered_ids)
-        metrics.LEDGER_BYTES.set(self.ledger.memory_bytes)
+        partition = str(claim.partition)
+        metrics.BUFFERED_EVENTS.labels(partition).set(ledger.unflushed_events)
+        metrics.DIRTY_ROWS.labels(partition).set(ledger.dirty_rows)
+        metrics.REMEMBERED_IDS.labels(partition).set(ledger.remembered_ids)
+        metrics.LEDGER_BYTES.labels(partition).set(ledger.memory_bytes)
         if chunk_times_us:
             log.debug(
                 "flush_committed",
@@ -320,7 +390,5 @@ class PartitionWorker:
     async def close(self) -> None:
         """Let go of everything; the last flush, if there is to be one, came before."""
         await self._drop_subscription()
-        if self._cache is not None:
-            with suppress(OSError):
-                await self._cache.close()
+        await self._release()
         await self._sink.close()

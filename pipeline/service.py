@@ -1,8 +1,9 @@
 """The composition root of ``spendstream worker``: builds everything, starts and stops it in order.
 
-Start: page (so that readiness can be asked), kernels, partition (database, then stream), agents,
-maintenance. Stop, on SIGTERM or SIGINT: stop reading, flush what was read, let go, exit 0. A crash of any
-part exits 1 at once; whoever restarts us loses nothing.
+Start: page (so that readiness can be asked), kernels, the list of partitions, agents (each partition
+joins its group and recovers when the broker gives it to us), maintenance. Stop, on SIGTERM or SIGINT: stop
+reading, flush what was read, let go, exit 0. A crash of any part exits 1 at once; whoever restarts us loses
+nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -20,8 +21,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pipeline import agents, maintenance, metrics
 from pipeline.config import Config
 from pipeline.core.ledger import warm_up
-from pipeline.partition import PartitionWorker
+from pipeline.partition import ExponentialBackoff, PartitionWorker
 from pipeline.sink.timescale import TimescaleSink
+from pipeline.transports import Transport, TransportError
 from pipeline.transports.factory import open_transport
 
 log = logging.getLogger(__name__)
@@ -38,30 +40,47 @@ async def run_worker(config: Config) -> int:
         loop.add_signal_handler(number, stopping.set)
 
     transport = open_transport(config.stream)
-    partition = PartitionWorker(
-        index=0,
-        stream=config.stream.stream,
-        transport=transport,
-        sink=TimescaleSink(config.database_url, application_name=config.service_name),
-        rules=config.rules,
-        flush=config.flush,
-        redis_url=config.redis_url,
-    )
-    page = await _serve_page(config, partition)
+    partitions: list[PartitionWorker] = []
+    page = await _serve_page(config, partitions)
     log.info("worker_starting", extra={"stream": config.stream.stream})
     try:
         await asyncio.to_thread(warm_up)
-        if not await _unless_stopped(partition.recover(), stopping):
+        streams = await _unless_stopped(_partition_streams(transport), stopping)
+        if streams is None:
             return 0
-        return await _work(config, partition, stopping)
+        partitions.extend(
+            PartitionWorker(
+                index=index,
+                stream=stream,
+                transport=transport,
+                sink=TimescaleSink(config.database_url, application_name=config.service_name),
+                rules=config.rules,
+                flush=config.flush,
+                redis_url=config.redis_url,
+            )
+            for index, stream in enumerate(streams)
+        )
+        return await _work(config, partitions, stopping)
     finally:
         await transport.close()
         await page.cleanup()
         log.info("worker_stopped")
 
 
-async def _work(config: Config, partition: PartitionWorker, stopping: asyncio.Event) -> int:
-    wiring = agents.wire([partition], flush_interval_s=config.flush.interval_s)
+async def _partition_streams(transport: Transport) -> Sequence[str]:
+    """The streams to work on, waiting for the broker as long as it takes."""
+    backoff = ExponentialBackoff()
+    while True:
+        try:
+            await transport.open()
+            return await transport.partitions()
+        except TransportError as error:
+            log.warning("stream_away", extra={"stream": transport.stream, "error": str(error)})
+            await backoff.wait()
+
+
+async def _work(config: Config, partitions: Sequence[PartitionWorker], stopping: asyncio.Event) -> int:
+    wiring = agents.wire(partitions, flush_interval_s=config.flush.interval_s)
     app = wiring.app
     upkeep = asyncio.create_task(
         maintenance.run(
@@ -86,36 +105,37 @@ async def _work(config: Config, partition: PartitionWorker, stopping: asyncio.Ev
             await feeder.stop()
         try:
             async with asyncio.timeout(LAST_FLUSH_S):
-                for flusher in wiring.flushers:
-                    await flusher.finish()
-            log.info("last_flush_committed", extra={"offset": partition.ledger.position.next_offset})
+                await asyncio.gather(*(flusher.finish() for flusher in wiring.flushers))
+            log.info("last_flush_committed")
         except TimeoutError:
-            log.error("last_flush_failed", extra={"error": partition.database_error})
+            log.error("last_flush_failed", extra={"error": [p.database_error for p in partitions]})
     for task in (crashed, stopped, upkeep):
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
     await app.stop()
-    await partition.close()
+    await asyncio.gather(*(partition.close() for partition in partitions))
     return code
 
 
-async def _unless_stopped(work: Coroutine[Any, Any, None], stopping: asyncio.Event) -> bool:
-    """Await ``work``; give it up when a signal comes first. True if it was done."""
+_T = TypeVar("_T")
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, _T], stopping: asyncio.Event) -> _T | None:
+    """What ``work`` returns; None if a signal came first, and ``work`` was given up."""
     task = asyncio.create_task(work)
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if task.done():
-        await task
-        return True
+        return await task
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    return False
+    return None
 
 
-async def _serve_page(config: Config, partition: PartitionWorker) -> web.AppRunner:
+async def _serve_page(config: Config, partitions: Sequence[PartitionWorker]) -> web.AppRunner:
     """``/metrics``, ``/healthz`` and ``/readyz`` of the worker."""
 
     async def show_metrics(_: web.Request) -> web.Response:
@@ -127,13 +147,24 @@ async def _serve_page(config: Config, partition: PartitionWorker) -> web.AppRunn
         return web.Response(text="OK")
 
     async def readyz(_: web.Request) -> web.Response:
+        errors: dict[str, str | None] = {
+            "database": None,
+            "stream": None if partitions else "not connected yet",
+        }
+        for partition in partitions:
+            errors["database"] = errors["database"] or partition.database_error
+            errors["stream"] = errors["stream"] or partition.stream_error
         components = {
             name: {"status": "ok" if error is None else "unavailable", "detail": error}
-            for name, error in (("database", partition.database_error), ("stream", partition.stream_error))
+            for name, error in errors.items()
         }
         ready = all(component["status"] == "ok" for component in components.values())
         return web.json_response(
-            {"status": "ready" if ready else "unavailable", "components": components},
+            {
+                "status": "ready" if ready else "unavailable",
+                "components": components,
+                "partitions": {partition.stream: partition.active for partition in partitions},
+            },
             status=200 if ready else 503,
         )
 

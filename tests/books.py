@@ -14,7 +14,7 @@ from pipeline.core.rules import Rules
 from pipeline.core.windows import MEASURES
 from pipeline.sink.timescale import TimescaleSink
 from tests import oracle as naive
-from tests.memory_sink import MemorySink
+from tests.memory_sink import MemorySink, State
 
 STREAM = "analytics.usage.v1"
 _LENGTH_S = {
@@ -77,7 +77,11 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
 
 def stored(sink: MemorySink) -> dict[str, Any]:
     """What a `MemorySink` has committed."""
-    state = sink.state
+    return stored_state(sink.state)
+
+
+def stored_state(state: State) -> dict[str, Any]:
+    """The committed state of one stream, in the form of `expected`."""
     tables: dict[str, Any] = {
         name: {key: (*measures, sketch) for key, (measures, sketch) in table.items()}
         for name, table in state.tables.items()

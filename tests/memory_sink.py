@@ -7,7 +7,7 @@ promises.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -41,11 +41,31 @@ class State:
     dead_letters: list[Any] = field(default_factory=list)
 
 
-class MemorySink:
-    """All partitions are partition 0 of one stream."""
+class MemoryDatabase:
+    """What all sinks of one test share: the committed state of each stream."""
 
     def __init__(self) -> None:
-        self.state = State()
+        self.states: dict[str, State] = {}
+
+    def state(self, stream: str) -> State:
+        return self.states.setdefault(stream, State())
+
+
+class MemorySink:
+    """A connection to a `MemoryDatabase` for one stream."""
+
+    def __init__(
+        self,
+        database: MemoryDatabase | None = None,
+        *,
+        switch: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``switch`` is awaited wherever the real sink waits for its server."""
+        self.database = database or MemoryDatabase()
+        self._switch = switch
+        self._stream = ""
+        self.down = False
+        """The database is away: everything fails."""
         self.fail_before_commit = 0
         """So many next flushes fail with nothing written."""
         self.fail_after_commit = 0
@@ -53,16 +73,35 @@ class MemorySink:
         self.offset_apart = False
         """The broken promise: the offset is committed even if the rows are not."""
 
+    @property
+    def state(self) -> State:
+        return self.database.state(self._stream)
+
     async def close(self) -> None: ...
 
+    async def _reach(self) -> None:
+        if self._switch is not None:
+            await self._switch()
+        if self.down:
+            raise SinkUnavailable("away")
+
     async def claim(self, stream: str) -> tuple[Claim, Position]:
+        await self._reach()
+        self._stream = stream
         self.state.epoch += 1
-        return Claim(stream, 0, self.state.epoch), replace(self.state.position)
+        number = list(self.database.states).index(stream)
+        return Claim(stream, number, self.state.epoch), replace(self.state.position)
+
+    async def holds(self, claim: Claim, *, offset: int) -> bool:
+        await self._reach()
+        return (self.state.epoch, self.state.position.next_offset) == (claim.epoch, offset)
 
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
+        await self._reach()
         return [self._rows(grain, lambda key, b=bucket: key[1] >= b) for grain, bucket in wanted]
 
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
+        await self._reach()
         found = []
         for grain in (*GRAINS, ERRORS):
             mine = {(uuid_of(block.org), block.bucket) for block in blocks if block.grain is grain}
@@ -71,9 +110,17 @@ class MemorySink:
         return found
 
     async def live_ids(self, claim: Claim, *, from_hour: int) -> list[tuple[int, bytes]]:
+        await self._reach()
         return sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour)
 
     async def flush(self, claim: Claim, batch: Batch) -> None:
+        await self._reach()
+        self.write(claim, batch)
+        if self._switch is not None:
+            await self._switch()  # the answer to COMMIT is on its way: whoever dies here never hears it
+
+    def write(self, claim: Claim, batch: Batch) -> None:
+        """The transaction: all of it at once, as the database's clients see it."""
         state = self.state
         if claim.epoch != state.epoch:
             raise Fenced("another epoch")

@@ -217,7 +217,7 @@ class Oracle:
             self.duplicate += 1
         else:
             self.accepted += 1
-            self._count(outcome.event)
+            self._count(outcome.event, broker_us)
         return outcome
 
     def feed_all(self, stream: Iterable[tuple[int, int, bytes]]) -> list[Outcome]:
@@ -242,7 +242,7 @@ class Oracle:
         self._hour_of_id[key] = _floor(event.occurred_us, HOUR_US)
         return Accepted(event)
 
-    def _count(self, event: Event) -> None:
+    def _count(self, event: Event, broker_us: int) -> None:
         org, model = event.org_id, event.model_id
         hour_us = _floor(event.occurred_us, HOUR_US)
         client = _name(self._clients_of_hour[org, hour_us], event.client_id, self.rules.clients_max)
@@ -264,7 +264,8 @@ class Oracle:
         _see(self.orgs_seen, org, at)
         _see(self.models_seen, (org, model), at)
         _see(self.clients_seen, (org, client), at)
-        self.max_event_us = max(self.max_event_us or 0, event.occurred_us)
+        # An event from the future moves the watermark no further than the broker's clock.
+        self.max_event_us = max(self.max_event_us or 0, min(event.occurred_us, broker_us))
 
 
 def _floor(at_us: int, size_us: int) -> int:

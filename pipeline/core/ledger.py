@@ -53,7 +53,7 @@ class Position:
 
     next_offset: int = 0
     newest_us: int = NEVER
-    """Newest accepted event time; `watermark.NEVER` before the first."""
+    """Newest accepted event time, no later than its chunk's broker time; `watermark.NEVER` at first."""
     broker_us: int = 0
     """Broker timestamp of the last chunk."""
     watermark_us: int | None = None
@@ -255,7 +255,7 @@ class Ledger:
             self._refuse(int(offsets[bad.source]), bodies[bad.source], bad.reason, bad.faults)
         columns = self._refuse_by_time(columns, offsets, broker_us, bodies)
         columns = self._drop_duplicates(columns, broker_us)
-        self._accept(columns)
+        self._accept(columns, broker_us)
 
     def _refuse(self, offset: int, body: bytes, reason: str, faults: tuple[Fault, ...]) -> None:
         self.position.rejected += 1
@@ -305,13 +305,13 @@ class Ledger:
             self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))
         return columns
 
-    def _accept(self, columns: Columns) -> None:
+    def _accept(self, columns: Columns, broker_us: IntArray) -> None:
         if not len(columns):
             return
-        met_us = watermark.arrivals(
-            columns.occurred_us, self.position.newest_us, self._rules.allowed_lateness_us
-        )
-        self.position.newest_us = max(self.position.newest_us, int(columns.occurred_us.max()))
+        # A producer's clock may be minutes ahead. The watermark must not follow it: what it passed is final.
+        reached_us = np.minimum(columns.occurred_us, broker_us[columns.source])
+        met_us = watermark.arrivals(reached_us, self.position.newest_us, self._rules.allowed_lateness_us)
+        self.position.newest_us = max(self.position.newest_us, int(reached_us.max()))
         self._orgs.add(columns.org[:, None], columns.occurred_us)
         self._models.add(np.stack((columns.org, columns.model), axis=1), columns.occurred_us)
         accepted = _Accepted(columns, met_us, np.zeros(len(columns), np.bool_))
@@ -437,10 +437,10 @@ class Ledger:
     def _numbered(self, rows: StoredRows) -> TableRows:
         parts = [self._reader.orgs.number(rows.org), rows.bucket, self._reader.models.number(rows.model)]
         if rows.grain.by_client:
-            parts.append(np.array([self._reader.clients[client] for client in rows.client], np.int32))
+            parts.append(self._reader.clients.numbers(rows.client))
         if rows.status is not None:
             parts.append(rows.status)
-            parts.append(np.array([self._reader.error_codes[code] for code in rows.error_code], np.int32))
+            parts.append(self._reader.error_codes.numbers(rows.error_code))
         return TableRows(rows.grain, np.stack(parts, axis=1).astype(np.int32), rows.measures, rows.sketches)
 
     # --- batches out ----------------------------------------------------------------------------------------
@@ -604,8 +604,7 @@ def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap)
         return names
     kept = Names()
     numbers = np.zeros(len(names.texts), np.int32)
-    for old in used.tolist():
-        numbers[old] = kept[names.texts[old]]
+    numbers[used] = kept.numbers([names.texts[old] for old in used.tolist()])
     for table, column in tables:
         table.renumber(column, numbers)
     cap.renumber(numbers)

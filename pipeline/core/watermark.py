@@ -18,17 +18,17 @@ NEVER = -(2**62)
 """Earlier than every event: the newest event time of a partition that has seen none."""
 
 
-def arrivals(occurred_us: npt.NDArray[Any], newest_us: int, lateness_us: int) -> npt.NDArray[Any]:
+def arrivals(reached_us: npt.NDArray[Any], newest_us: int, lateness_us: int) -> npt.NDArray[Any]:
     """The watermark that each event met on arrival (int64[n]), for events in stream order.
 
-    It is the newest event time before the event (``newest_us`` before the first), less the allowed
-    lateness. It follows from the stream alone, never from a clock, so that a replay finds the same
-    events late.
+    ``reached_us`` is each event's time, or the broker's where that is earlier. The watermark is the newest of
+    them before the event (``newest_us`` before the first), less the allowed lateness. It follows from the
+    stream alone, never from a clock, so that a replay finds the same events late.
     """
-    met = np.empty(len(occurred_us), np.int64)
+    met = np.empty(len(reached_us), np.int64)
     if len(met):
         met[0] = newest_us
-        np.maximum(np.maximum.accumulate(occurred_us[:-1]), newest_us, out=met[1:])
+        np.maximum(np.maximum.accumulate(reached_us[:-1]), newest_us, out=met[1:])
     return met - lateness_us
 
 

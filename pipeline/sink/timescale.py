@@ -110,6 +110,12 @@ class TimescaleSink:
         )
         return Claim(stream, partition, epoch), position
 
+    async def holds(self, claim: Claim, *, offset: int) -> bool:
+        """Is the claim the last one, and the partition committed up to ``offset``? Raises as `claim`."""
+        async with _Unit(self) as connection:
+            cursor = await connection.execute(_FLUSH["standing"], {"partition": claim.partition})
+            return await cursor.fetchone() == (claim.epoch, offset)
+
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
         """All rows of each table from a bucket on. Raises as `claim`."""
         found = []

@@ -72,6 +72,7 @@ class PipelineMachine(RuleBasedStateMachine):
         ago_us=st.one_of(
             st.integers(-1000, 20_000_000),
             st.integers(0, 6 * HOUR_US),
+            st.sampled_from([7 * MINUTE_US, 14 * MINUTE_US, 2 * HOUR_US, 2 * HOUR_US + 7 * MINUTE_US]),
             st.sampled_from([MINUTE_US, 10_000_000, HOUR_US, 5 * HOUR_US, -6 * MINUTE_US]),
         ),
         status=st.sampled_from(["success", "success", "error", "timeout"]),
@@ -139,6 +140,15 @@ class PipelineMachine(RuleBasedStateMachine):
         self.unknown = self.ledger.drain(now_us=self.now_us, caught_up=False)
         self.try_again()
 
+    @precondition(lambda self: self.unknown is None)
+    @rule(then_us=st.sampled_from([0, 7 * MINUTE_US, 2 * HOUR_US]))
+    def settle(self, then_us: int) -> None:
+        """Everything published is committed, and time passes: what comes next may be late for it."""
+        while self.ledger.received_offset < len(self.stream):
+            self.ingest(most=6)
+        self.flush(before=0, after=0)
+        self.now_us += then_us
+
     @precondition(lambda self: self.unknown is not None)
     @rule()
     def try_again(self) -> None:
@@ -199,9 +209,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.sink.fail_before_commit = self.sink.fail_after_commit = 0
         if self.unknown is not None:
             self.try_again()
-        while self.ledger.received_offset < len(self.stream):
-            self.ingest(most=6)
-        self.flush(before=0, after=0)
+        self.settle(then_us=0)
         assert self.sink.state.position.next_offset == len(self.stream)
 
 
