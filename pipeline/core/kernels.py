@@ -1,7 +1,6 @@
 """The compiled loops of the core: plain functions over NumPy arrays, one idea each.
 
-Everything here is a loop that NumPy cannot say at speed: parsing fixed text, open addressing, adding
-into rows, sketch bins. State belongs to the callers (`events`, `dedupe`, `windows`), which also grow the
+Everything here is a loop that NumPy cannot say at speed: open addressing, adding into rows, sketch bins. State belongs to the callers (`events`, `dedupe`, `windows`), which also grow the
 arrays: no kernel allocates state or raises. Compiled once per machine and cached on disk by numba.
 
 Hash tables are open addressing with linear probing over a power of two; ``slots`` holds a row number
@@ -16,210 +15,19 @@ from typing import Any, Final, TypeVar
 import numba
 import numpy as np
 
-from pipeline.core import wire
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _compiled(function: _Function) -> _Function:
-    compiled: _Function = numba.njit(cache=True, nogil=True, boundscheck=False)(function)
-    return compiled
-
-
-_days_from_civil = _compiled(wire.days_from_civil)
-_days_in_month = _compiled(wire.days_in_month)
-_COST_MAX: Final = wire.COST_MICROCENTS_MAX
-_NUMBER_CHARS_MAX: Final = wire.NUMBER_CHARS_MAX
-_POWERS_OF_TEN: Final = np.array([10**power for power in range(19)], np.int64)
-
-
-# --- text to numbers: what is not plainly right is left to `wire.read` (ok = False) ---------------
-
-
-@_compiled
-def parse_uuids(text: Any, out: Any, ok: Any) -> None:
-    """``text`` uint8[n*36] to ``out`` uint64[n, 2] (high, low); clears ``ok`` bool[n] where it is no UUID."""
-    for i in range(len(out)):
-        at = i * 36
-        high = np.uint64(0)
-        low = np.uint64(0)
-        digits = 0
-        for j in range(36):
-            c = text[at + j]
-            if j == 8 or j == 13 or j == 18 or j == 23:
-                if c != 45:
-                    ok[i] = False
-                continue
-            if 48 <= c <= 57:
-                value = np.uint64(c - 48)
-            elif 97 <= c <= 102:
-                value = np.uint64(c - 87)
-            elif 65 <= c <= 70:
-                value = np.uint64(c - 55)
-            else:
-                value = np.uint64(0)
-                ok[i] = False
-            if digits < 16:
-                high = (high << np.uint64(4)) | value
-            else:
-                low = (low << np.uint64(4)) | value
-            digits += 1
-        out[i, 0] = high
-        out[i, 1] = low
-
-
-@_compiled
-def _digits(text: Any, at: int, count: int) -> int:
-    """The number in ``count`` digits at ``at``, or -1."""
-    value = 0
-    for j in range(at, at + count):
-        c = text[j]
-        if c < 48 or c > 57:
-            return -1
-        value = value * 10 + (c - 48)
-    return value
-
-
-@_compiled
-def parse_times(text: Any, ends: Any, out: Any, ok: Any) -> None:
-    """RFC 3339 texts, ``text`` uint8[...] cut at ``ends`` int64[n], to UTC microseconds ``out`` int64[n]."""
-    start = 0
-    for i in range(len(ends)):
-        end = ends[i]
-        at = start
-        start = end
-        if end - at < 20 or end - at > _NUMBER_CHARS_MAX:
-            ok[i] = False
-            continue
-        year, month, day = _digits(text, at, 4), _digits(text, at + 5, 2), _digits(text, at + 8, 2)
-        hour, minute, second = _digits(text, at + 11, 2), _digits(text, at + 14, 2), _digits(text, at + 17, 2)
-        good = (
-            text[at + 4] == 45
-            and text[at + 7] == 45
-            and (text[at + 10] == 84 or text[at + 10] == 116 or text[at + 10] == 32)
-            and text[at + 13] == 58
-            and text[at + 16] == 58
-            and year >= 1970
-            and 1 <= month <= 12
-            and 1 <= day <= 31
-            and 0 <= hour <= 23
-            and 0 <= minute <= 59
-            and 0 <= second <= 59
-        )
-        if not good or day > _days_in_month(year, month):
-            ok[i] = False
-            continue
-        at += 19
-        micros = 0
-        if text[at] == 46:
-            at += 1
-            first = at
-            scale = 100_000
-            while at < end and 48 <= text[at] <= 57:
-                micros += (text[at] - 48) * scale
-                scale //= 10
-                at += 1
-            if at == first:
-                ok[i] = False
-                continue
-        offset_s = 0
-        if at + 1 == end and (text[at] == 90 or text[at] == 122):
-            pass
-        elif at + 6 == end and (text[at] == 43 or text[at] == 45) and text[at + 3] == 58:
-            hours, minutes = _digits(text, at + 1, 2), _digits(text, at + 4, 2)
-            if not (0 <= hours <= 23 and 0 <= minutes <= 59):
-                ok[i] = False
-                continue
-            offset_s = hours * 3600 + minutes * 60
-            if text[at] == 45:
-                offset_s = -offset_s
-        else:
-            ok[i] = False
-            continue
-        seconds = _days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second - offset_s
-        if seconds < 0 or seconds >= 253_402_300_800:
-            ok[i] = False
-        out[i] = seconds * 1_000_000 + micros
-
-
-@_compiled
-def parse_costs(text: Any, ends: Any, out: Any, ok: Any) -> None:
-    """Raw JSON decimals (a number, or a string of one) to microcents ``out`` int64[n], half-even.
-
-    More than 18 digits, a sign, escapes and anything near the bound are left to the slow path.
-    """
-    start = 0
-    for i in range(len(ends)):
-        end = ends[i]
-        at = start
-        start = end
-        if end - at >= 2 and text[at] == 34 and text[end - 1] == 34:
-            at += 1
-            end -= 1
-        ok_here = 0 < end - at <= _NUMBER_CHARS_MAX
-        mantissa = 0
-        digits = 0
-        first = at
-        while at < end and 48 <= text[at] <= 57 and digits < 19:
-            mantissa = mantissa * 10 + (text[at] - 48)
-            digits += 1
-            at += 1
-        if digits == 0 or (digits > 1 and text[first] == 48):
-            ok_here = False
-        power = 6
-        if at < end and text[at] == 46:
-            at += 1
-            fraction = at
-            while at < end and 48 <= text[at] <= 57 and digits < 19:
-                mantissa = mantissa * 10 + (text[at] - 48)
-                digits += 1
-                at += 1
-            power -= at - fraction
-            if at == fraction:
-                ok_here = False
-        if digits > 18:
-            ok_here = False
-        if ok_here and at < end and (text[at] == 101 or text[at] == 69):
-            at += 1
-            sign = 1
-            if at < end and (text[at] == 43 or text[at] == 45):
-                sign = -1 if text[at] == 45 else 1
-                at += 1
-            count = end - at
-            exponent = _digits(text, at, count) if 1 <= count <= 3 else -1
-            if exponent < 0:
-                ok_here = False
-            else:
-                power += sign * exponent
-                at = end
-        if not ok_here or at != end:
-            ok[i] = False
-            continue
-        if mantissa == 0:
-            out[i] = 0
-        elif power >= 0:
-            if power > 14 or mantissa > _COST_MAX // _POWERS_OF_TEN[power]:
-                ok[i] = False
-            else:
-                out[i] = mantissa * _POWERS_OF_TEN[power]
-        elif power < -18:
-            ok[i] = False
-        else:
-            unit = _POWERS_OF_TEN[-power]
-            quotient = mantissa // unit
-            rest = mantissa - quotient * unit
-            if quotient >= _COST_MAX:
-                ok[i] = False
-            elif rest > unit - rest or (rest == unit - rest and quotient % 2 == 1):
-                out[i] = quotient + 1
-            else:
-                out[i] = quotient
+def compiled(function: _Function) -> _Function:
+    """Compile a loop for machine arrays; it runs without the interpreter's lock."""
+    made: _Function = numba.njit(cache=True, nogil=True)(function)
+    return made
 
 
 # --- hashing ------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def _mix(h: Any) -> Any:
     """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
     h = np.uint64(h)
@@ -228,12 +36,12 @@ def _mix(h: Any) -> Any:
     return h ^ (h >> np.uint64(31))
 
 
-@_compiled
+@compiled
 def _hash_pair(high: Any, low: Any) -> Any:
     return _mix(np.uint64(high) * np.uint64(0x9E3779B97F4A7C15) + _mix(low))
 
 
-@_compiled
+@compiled
 def _hash_ints(row: Any) -> Any:
     h = np.uint64(0x9E3779B97F4A7C15)
     for value in row:
@@ -241,7 +49,7 @@ def _hash_ints(row: Any) -> Any:
     return h
 
 
-@_compiled
+@compiled
 def intern_pairs(slots: Any, keys: Any, used: int, wanted: Any, out: Any) -> int:
     """Number 128-bit values: ``wanted`` uint64[n, 2] to ``out`` int32[n], the place in ``keys``.
 
@@ -267,20 +75,83 @@ def intern_pairs(slots: Any, keys: Any, used: int, wanted: Any, out: Any) -> int
     return used
 
 
-@_compiled
+@compiled
+def intern_texts(
+    slots: Any, pool: Any, edges: Any, used: int, text: Any, ranges: Any, out: Any, begin: int
+) -> Any:
+    """Number the names ``text[ranges[i, 0] : ranges[i, 1]]`` for i from ``begin``: ``out`` int32[n].
+
+    Name ``k`` is ``pool[edges[k] : edges[k + 1]]``; name 0 is the empty one. Returns how many names there are
+    then and where it stopped: short of n only when ``pool`` is full.
+    """
+    mask = np.uint64(len(slots) - 1)
+    for i in range(begin, len(ranges)):
+        first = ranges[i, 0]
+        length = ranges[i, 1] - first
+        if length == 0:
+            out[i] = 0
+            continue
+        h = np.uint64(length)
+        for j in range(first, first + length):
+            h = (h ^ np.uint64(text[j])) * np.uint64(0x100000001B3)
+        slot = _mix(h) & mask
+        while True:
+            name = slots[slot]
+            if name < 0:
+                at = edges[used]
+                if at + length > len(pool):
+                    return used, i
+                for j in range(length):
+                    pool[at + j] = text[first + j]
+                slots[slot] = used
+                out[i] = used
+                used += 1
+                edges[used] = at + length
+                break
+            at = edges[name]
+            same = edges[name + 1] - at == length
+            if same:
+                for j in range(length):
+                    if pool[at + j] != text[first + j]:
+                        same = False
+                        break
+            if same:
+                out[i] = name
+                break
+            slot = (slot + np.uint64(1)) & mask
+    return used, len(ranges)
+
+
+@compiled
 def payload_checks(
-    model: Any, client_crc: Any, error_crc: Any, occurred: Any, numbers: Any, out: Any
+    model: Any,
+    client: Any,
+    client_crcs: Any,
+    error_code: Any,
+    error_crcs: Any,
+    occurred: Any,
+    latency: Any,
+    status: Any,
+    tokens_in: Any,
+    tokens_out: Any,
+    cost: Any,
+    out: Any,
 ) -> None:
     """32 bits of each payload (everything that counts but the two ids) to tell a repeat from a conflict.
 
-    ``model`` uint64[n, 2]; ``numbers`` int64[n, 5]: latency, status, tokens in and out, cost.
+    ``model`` uint64[n, 2]; ``client``, ``error_code`` are places in their CRCs. These bits are stored: never change them.
     """
     for i in range(len(out)):
         h = _hash_pair(model[i, 0], model[i, 1])
-        h = _mix(h ^ (np.uint64(client_crc[i]) << np.uint64(32)) ^ np.uint64(error_crc[i]))
+        h = _mix(
+            h ^ (np.uint64(client_crcs[client[i]]) << np.uint64(32)) ^ np.uint64(error_crcs[error_code[i]])
+        )
         h = _mix(h ^ np.uint64(occurred[i]))
-        for j in range(numbers.shape[1]):
-            h = _mix(h ^ np.uint64(numbers[i, j]))
+        h = _mix(h ^ np.uint64(latency[i]))
+        h = _mix(h ^ np.uint64(status[i]))
+        h = _mix(h ^ np.uint64(tokens_in[i]))
+        h = _mix(h ^ np.uint64(tokens_out[i]))
+        h = _mix(h ^ np.uint64(cost[i]))
         out[i] = np.uint32(h >> np.uint64(32))
 
 
@@ -291,7 +162,7 @@ DUPLICATE: Final = 1
 CONFLICT: Final = 2
 
 
-@_compiled
+@compiled
 def remember(
     table_ids: Any,
     table_orgs: Any,
@@ -339,7 +210,7 @@ def remember(
 # --- rows -----------------------------------------------------------------------------------------
 
 
-@_compiled
+@compiled
 def locate(slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
     """Find or append the row of each key: ``wanted`` int32[n, k] to ``rows`` int64[n]; returns rows used."""
     mask = np.uint64(len(slots) - 1)
@@ -366,7 +237,7 @@ def locate(slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
     return used
 
 
-@_compiled
+@compiled
 def admit(slots: Any, keys: Any, used: int, counts: Any, groups: Any, wanted: Any, cap: int, out: Any) -> int:
     """Give names a place of their own, in order, until a group has ``cap``; the rest gets ``out`` False.
 
@@ -398,7 +269,7 @@ def admit(slots: Any, keys: Any, used: int, counts: Any, groups: Any, wanted: An
     return used
 
 
-@_compiled
+@compiled
 def accumulate(
     measures: Any, rows: Any, status: Any, tokens_in: Any, tokens_out: Any, cost: Any, latency: Any, late: Any
 ) -> bool:
@@ -424,14 +295,14 @@ def accumulate(
     return True
 
 
-@_compiled
+@compiled
 def count(measures: Any, rows: Any) -> None:
     """Add one to column 0 of each row."""
     for row in rows:
         measures[row, 0] += 1
 
 
-@_compiled
+@compiled
 def span(measures: Any, rows: Any, times: Any) -> None:
     """Widen rows of ``measures`` int64[rows, 2] (first, last; first 0 when fresh) to hold ``times``."""
     for i in range(len(rows)):
@@ -445,7 +316,7 @@ def span(measures: Any, rows: Any, times: Any) -> None:
 # --- sketches in a pool: each row has one block of a power of two of (bin, count) pairs -------------
 
 
-@_compiled
+@compiled
 def sketch_add(
     pool_bins: Any, pool_counts: Any, state: Any, place: Any, rows: Any, bins: Any, counts: Any, begin: int
 ) -> int:
@@ -497,7 +368,7 @@ def sketch_add(
     return len(rows)
 
 
-@_compiled
+@compiled
 def sketch_encode(pool_bins: Any, pool_counts: Any, place: Any, rows: Any, out: Any, ends: Any) -> None:
     """The bytes of `sketches.encode` for each row, one after another in ``out``; ``ends`` int64[n].
 
