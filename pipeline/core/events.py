@@ -22,7 +22,7 @@ IntArray = npt.NDArray[Any]
 
 
 class Names:
-    """Strings numbered in order of first sight; '' is 0, `OTHER` is 1. ``texts`` and ``crcs`` are by number."""
+    """Strings numbered in order of first sight; '' is 0, `OTHER` is 1. By number: ``texts``, ``crcs``."""
 
     OTHER: Final = 1
 
@@ -184,50 +184,22 @@ class Reader:
     def _scan(self, bodies: Sequence[bytes]) -> tuple[Columns, IntArray]:
         """The columns of what is plainly right, and the places of the rest."""
         n = len(bodies)
-        text = np.frombuffer(b"".join(bodies), np.uint8)
-        ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=n))
-        event, org, model = (np.empty((n, 2), np.uint64) for _ in range(3))
-        occurred_us, latency_ms, status, tokens_in, tokens_out, cost = (
-            np.empty(n, np.int64) for _ in range(6)
-        )
-        client, code = np.empty((n, 2), np.int64), np.empty((n, 2), np.int64)
-        ok = np.empty(n, np.bool_)
-        scan.scan(
-            text,
-            ends,
-            self._follows,
-            event,
-            org,
-            model,
-            occurred_us,
-            latency_ms,
-            status,
-            tokens_in,
-            tokens_out,
-            cost,
-            client,
-            code,
-            np.empty(2, np.uint64),
-            ok,
-        )
-        numbers = (occurred_us, latency_ms, status, tokens_in, tokens_out, cost)
-        source = np.arange(n)
-        doubtful = np.flatnonzero(~ok)
+        text: IntArray = np.frombuffer(b"".join(bodies), np.uint8)
+        ends: IntArray = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=n))
+        ids: list[IntArray] = [np.empty((n, 2), np.uint64) for _ in range(3)]
+        numbers: list[IntArray] = [np.empty(n, np.int64) for _ in range(6)]
+        names: list[IntArray] = [np.empty((n, 2), np.int64) for _ in range(2)]
+        ok: IntArray = np.empty(n, np.bool_)
+        out = (*ids, *numbers, *names, np.empty(2, np.uint64), ok)
+        scan.scan(text, ends, self._follows, *out)
+        source: IntArray = np.arange(n)
+        doubtful: IntArray = np.flatnonzero(~ok)
         if len(doubtful):
-            source, event, org, model, client, code = (
-                a[ok] for a in (source, event, org, model, client, code)
-            )
-            numbers = tuple(column[ok] for column in numbers)
-        columns = self._numbered(
-            source,
-            event,
-            org,
-            model,
-            self.clients.number(text, client),
-            self.error_codes.number(text, code),
-            *numbers,
-        )
-        return columns, doubtful
+            source = source[ok]
+            ids, numbers, names = ([column[ok] for column in columns] for columns in (ids, numbers, names))
+        client, error_code = self.clients.number(text, names[0]), self.error_codes.number(text, names[1])
+        found = (source, *ids, client, error_code, *numbers)
+        return self._numbered(*found), doubtful
 
     def _columns_of_events(self, rescued: Sequence[tuple[int, Event]]) -> Columns:
         def halves(ids: Sequence[int]) -> IntArray:

@@ -1,7 +1,8 @@
 """The compiled loops of the core: plain functions over NumPy arrays, one idea each.
 
-Everything here is a loop that NumPy cannot say at speed: open addressing, adding into rows, sketch bins. State belongs to the callers (`events`, `dedupe`, `windows`), which also grow the
-arrays: no kernel allocates state or raises. Compiled once per machine and cached on disk by numba.
+Everything here is a loop that NumPy cannot say at speed: open addressing, adding into rows, sketch bins.
+State belongs to the callers (`events`, `dedupe`, `windows`), which also grow the arrays: no kernel
+allocates state or raises. Compiled once per machine and cached on disk by numba.
 
 Hash tables are open addressing with linear probing over a power of two; ``slots`` holds a row number
 or -1. Callers keep them at most half full.
@@ -139,7 +140,8 @@ def payload_checks(
 ) -> None:
     """32 bits of each payload (everything that counts but the two ids) to tell a repeat from a conflict.
 
-    ``model`` uint64[n, 2]; ``client``, ``error_code`` are places in their CRCs. These bits are stored: never change them.
+    ``model`` uint64[n, 2]; ``client`` and ``error_code`` are places in their CRCs. The bits are stored: a
+    change of them makes every stored id a conflict.
     """
     for i in range(len(out)):
         h = _hash_pair(model[i, 0], model[i, 1])

@@ -1,13 +1,13 @@
 """Bodies to columns in one compiled pass: a strict JSON scanner that knows the contract's fields.
 
 It owns the common case: any order and any spacing of the fields, all three variants, unknown fields of any
-kind, UTF-8 in every string. Whatever it does not take for plainly right it leaves to `wire.read`: an event is
-``ok`` only if `wire.read` would give the same values (``tests/unit/test_events.py`` holds the two
-together). Escapes in names or in keys, a key that comes twice, both spellings in one event: left to `wire.read`.
+kind, UTF-8 in every string. What is not plainly right it leaves to `wire.read`: an event is ``ok`` only if
+`wire.read` would give the same values (``tests/unit/test_events.py`` holds the two together). Escapes in
+names or keys, a key that comes twice and both spellings in one event are left to `wire.read`, too.
 
-Positions are indices into ``text`` uint8[...], the bodies one after another; a function that scans returns where
-it stopped, or -1 if what it found is not plainly right. Nothing is allocated and no state is kept, but for
-the guess of which key follows which.
+Positions are indices into ``text`` uint8[...], the bodies one after another; a function that scans returns
+where it stopped, or -1 if what it found is not plainly right. Nothing is allocated and no state is kept,
+but for the guess of which key follows which.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def scan(
     """Read the bodies that end at ``ends`` int64[n].
 
     Out: ``event``, ``org``, ``model`` uint64[n, 2] (high, low); ``occurred_us``, ``latency_ms``, ``status``,
-    ``tokens_in``, ``tokens_out``, ``cost`` (microcents) int64[n]; ``client``, ``code`` int64[n, 2], the range of
-    the name in ``text`` (empty: absent); ``ok`` bool[n]. Rows that are not ok hold anything, and so does
+    ``tokens_in``, ``tokens_out``, ``cost`` (microcents) int64[n]; ``client``, ``code`` int64[n, 2], the range
+    of the name in ``text`` (empty: absent); ``ok`` bool[n]. Rows that are not ok hold anything, and so does
     ``actor`` uint64[2], because actors are checked and not counted.
     """
     begin = 0
@@ -216,7 +216,7 @@ def scan(
                 ok[i] = (
                     _skip_space(text, at, end) == end
                     and seen & _REQUIRED == _REQUIRED
-                    and (spelling == _CAMEL or spelling == _SNAKE)
+                    and spelling in (_CAMEL, _SNAKE)
                     and (not wrapped or envelope == _HAS_VERSION | _HAS_TYPE)
                 )
             break
@@ -489,7 +489,7 @@ def _uuid(text: Any, at: int, end: int, out: Any) -> int:
 
 @compiled
 def _name(text: Any, at: int, end: int, chars_max: int, out: Any) -> int:
-    """After a string without escapes of at most ``chars_max`` characters; its range goes to ``out`` int64[2]."""
+    """After a string of at most ``chars_max`` characters, without escapes; its range goes to ``out``."""
     if at >= end or text[at] != 34:
         return _BAD
     at += 1
@@ -673,10 +673,11 @@ def _cost(text: Any, at: int, end: int) -> int:
     if power >= 0:
         if power > 14 or mantissa > _COST_MAX // _POWERS_OF_TEN[power]:
             return -1
-        return mantissa * _POWERS_OF_TEN[power]
+        scale: int = _POWERS_OF_TEN[power]
+        return mantissa * scale
     if power < -18:
         return -1
-    unit = _POWERS_OF_TEN[-power]
+    unit: int = _POWERS_OF_TEN[-power]
     quotient = mantissa // unit
     rest = mantissa - quotient * unit
     if quotient >= _COST_MAX:
