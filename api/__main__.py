@@ -34,12 +34,21 @@ def main() -> int:
 
 
 async def serve(config: Config) -> int:
-    """Listen at once, whatever is away; 1 when the address is taken."""
+    """Listen at once, whatever is away. 1: the address is taken; 2: the database role may write rollups."""
     stop = asyncio.Event()
+    refused = False
+
+    def give_up() -> None:
+        nonlocal refused
+        refused = True
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(create_app(config), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
+    runner = web.AppRunner(
+        create_app(config, give_up=give_up), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, config.host, config.port).start()
@@ -58,7 +67,7 @@ async def serve(config: Config) -> int:
     log.info("stopping")
     await runner.cleanup()
     log.info("stopped")
-    return 0
+    return 2 if refused else 0
 
 
 if __name__ == "__main__":

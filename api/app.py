@@ -22,18 +22,20 @@ from api.auth import (
     USAGE_READ,
     Access,
     Guard,
-    authenticator,
     template,
 )
 from api.config import Config
 from api.cursors import Cursors
-from api.database import Database, Unavailable
+from api.database import PRIVILEGED_REMEDY, Database, Unavailable
 from api.freshness import FreshnessCache
 from api.handlers import Handlers
 from api.health import readiness
+from api.identity import authenticator
+from api.keys import Keys
 from api.metrics import Metrics
 from api.problems import Problem
 from api.questions import Parser
+from api.tokens import Tokens
 from pipeline.core import wire
 
 log = logging.getLogger(__name__)
@@ -80,10 +82,16 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(config: Config, *, clock: Callable[[], datetime] = utc_now) -> web.Application:
+def create_app(
+    config: Config,
+    *,
+    clock: Callable[[], datetime] = utc_now,
+    give_up: Callable[[], None] = lambda: None,
+) -> web.Application:
     """The application; its connections open on first use and close with it.
 
-    ``clock`` gives the time for freshness, retention and the audit log.
+    ``clock`` gives the time for freshness, retention, tokens and the audit log. ``give_up`` is called when
+    the database gives us rights that we must not have: only an operator can change that.
     """
     database = Database(config.database)
     cache = FreshnessCache(config.redis_url) if config.redis_url else None
@@ -100,8 +108,15 @@ def create_app(config: Config, *, clock: Callable[[], datetime] = utc_now) -> we
         clock=clock,
     )
     table = routes(handlers)
+    auth = config.auth
+    tokens = Tokens(auth.tokens, clock) if auth.tokens else None
+    keys = (
+        Keys(auth.key_secret, database=database, cache_s=auth.key_cache_s, clock=clock)
+        if auth.key_secret
+        else None
+    )
     guard = Guard(
-        authenticate=authenticator(config.auth),
+        authenticate=authenticator(auth, keys=keys, tokens=tokens),
         accesses={(route.method, route.path): route.access for route in table},
         database=database,
         clock=clock,
@@ -115,13 +130,15 @@ def create_app(config: Config, *, clock: Callable[[], datetime] = utc_now) -> we
             app.router.add_route("HEAD", route.path, route.handler)
 
     async def connections(_: web.Application) -> AsyncIterator[None]:
-        waiting = asyncio.create_task(_until_ready(database, cache))
+        waiting = asyncio.create_task(_until_ready(database, cache, give_up))
         yield
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await waiting
         if cache:
             await cache.close()
+        if tokens:
+            await tokens.close()
         await database.close()
 
     app.cleanup_ctx.append(connections)
@@ -173,11 +190,15 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         )
 
 
-async def _until_ready(database: Database, cache: FreshnessCache | None) -> None:
+async def _until_ready(database: Database, cache: FreshnessCache | None, give_up: Callable[[], None]) -> None:
     """Say in the log what is awaited, and when it is there."""
     waited = 0
     while True:
         answer = await readiness(database, cache)
+        if database.privileged:
+            log.error("database_role_privileged", extra={"remedy": PRIVILEGED_REMEDY})
+            give_up()
+            return
         if answer.status == "ready":
             log.info("ready", extra={"redis": answer.components.redis.status})
             return

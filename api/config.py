@@ -15,7 +15,7 @@ class DatabaseConfig:
     """``url`` holds credentials: never log it.
 
     ``timeout_s`` bounds the wait for a connection and for a sign of life; a query that is merely slow may
-    take ``statement_timeout_s``.
+    take ``statement_timeout_s``. A role that may write rollups is refused unless ``allow_privileged``.
     """
 
     url: str
@@ -23,14 +23,31 @@ class DatabaseConfig:
     pool_size: int = 10
     timeout_s: float = 0.5
     statement_timeout_s: float = 10.0
+    allow_privileged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenConfig:
+    """Exactly one of ``secret`` (HS256), ``jwks_url`` and ``jwks_file`` is set."""
+
+    issuer: str
+    audience: str
+    secret: str | None = None
+    jwks_url: str | None = None
+    jwks_file: str | None = None
+    jwks_cache_s: float = 600.0
+    leeway_s: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthConfig:
-    """``mode`` is none or gateway."""
+    """``mode`` is none, gateway or jwt; ``tokens`` is set for jwt, ``key_secret`` where keys are in use."""
 
     mode: str = "none"
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    tokens: TokenConfig | None = None
+    key_secret: bytes | None = None
+    key_cache_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +96,26 @@ def load(environment: Mapping[str, str]) -> Config:
             pool_size=v["API_POOL_SIZE"],
             timeout_s=v["API_DATABASE_TIMEOUT"],
             statement_timeout_s=v["API_STATEMENT_TIMEOUT"],
+            allow_privileged=v["API_ALLOW_PRIVILEGED"],
         ),
         auth=AuthConfig(
             mode=v["AUTH_MODE"],
             trusted_proxies=tuple(
                 ip_network(part.strip()) for part in v["TRUSTED_PROXIES"].split(",") if part.strip()
             ),
+            tokens=TokenConfig(
+                issuer=v["JWT_ISSUER"],
+                audience=v["JWT_AUDIENCE"],
+                secret=v["JWT_SECRET"],
+                jwks_url=v["JWT_JWKS_URL"],
+                jwks_file=v["JWT_JWKS_FILE"],
+                jwks_cache_s=v["JWT_JWKS_CACHE"],
+                leeway_s=v["JWT_LEEWAY"],
+            )
+            if v["AUTH_MODE"] == "jwt"
+            else None,
+            key_secret=v["API_KEY_SECRET"].encode() if v["API_KEY_SECRET"] else None,
+            key_cache_s=v["API_KEY_CACHE"],
         ),
         freshness=FreshnessConfig(fresh_lag_s=v["FRESH_LAG"], stale_lag_s=v["STALE_LAG"]),
         ranges=RangeConfig(

@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from api.config import DatabaseConfig
+from sql import roles
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +34,12 @@ _SCHEMA_STATES: Final = ("42P01", "42703", "42883", "3F000", "42P10")
 _AWAY_CLASSES: Final = ("08", "53", "57", "58", "XX", "28", "3D")
 
 SCHEMA_REMEDY: Final = "The database schema is missing or too old: run `spendstream migrate`."
+
+
+PRIVILEGED_REMEDY: Final = (
+    "The API's database role may write rollups, and it must not: log in as a role that is"
+    f" IN ROLE {roles.READER}, or set API_ALLOW_PRIVILEGED=true."
+)
 
 
 class Unavailable(Exception):
@@ -54,6 +61,8 @@ class Database:
         self._reader = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+        self.privileged = False
+        """Has the database offered us rights that we refuse? Nothing is read by such a connection."""
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._probe: asyncio.Task[bool] | None = None
 
@@ -95,6 +104,8 @@ class Database:
             raise _translated(error) from error
         except PoolTimeout:
             raise Unavailable("No database connection came free in time.") from None
+        except _Privileged:
+            raise Unavailable(PRIVILEGED_REMEDY) from None
         except (psycopg.Error, OSError) as error:  # raised by our own _connect, outside SQLAlchemy's wrapping
             log.warning("database_connect_failed", extra={"error": _first_line(error)})
             raise Unavailable("The database cannot be reached.") from error
@@ -123,11 +134,20 @@ class Database:
                     str(round(self._config.timeout_s * 1000)),
                 ),
             )
+            if not self._config.allow_privileged:
+                await self._refuse_privileges(connection)
             await connection.commit()
         except BaseException:
             await connection.close()
             raise
         return connection
+
+    async def _refuse_privileges(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        row = await (await connection.execute(roles.WRITES_ROLLUPS)).fetchone()
+        assert row is not None
+        if row[0]:
+            self.privileged = True
+            raise _Privileged
 
     # --- the watch over it ---
 
@@ -177,7 +197,13 @@ class Database:
                 await connection.execute("SELECT 1")
         except (psycopg.Error, OSError):
             return False
+        except _Privileged:
+            return True
         return True
+
+
+class _Privileged(Exception):
+    """The role may write rollups."""
 
 
 class _Stale(Unavailable):

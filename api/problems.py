@@ -60,13 +60,16 @@ def invalid_event(errors: Sequence[Fault]) -> Problem:
     )
 
 
-def unauthenticated(detail: str) -> Problem:
+GATEWAY_CHALLENGE: Final = 'Gateway realm="spendstream"'
+
+
+def unauthenticated(detail: str, *, challenge: str = GATEWAY_CHALLENGE) -> Problem:
     return Problem(
         status=401,
         kind="unauthenticated",
         title="Not authenticated",
         detail=detail,
-        headers={"WWW-Authenticate": 'Gateway realm="spendstream"'},
+        headers={"WWW-Authenticate": challenge},
     )
 
 

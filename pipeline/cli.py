@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from uuid import UUID
 
 import click
 
@@ -459,6 +460,83 @@ def show_stream(as_json: bool) -> None:
         span = f"offsets {extent.first_offset} to {extent.end_offset - 1}"
         held = span if extent.end_offset > extent.first_offset else "empty"
         click.echo(f"{partition}  {extent.stream}  {held}{size}")
+
+
+@main.group()
+def keys() -> None:
+    """Make, list and revoke the API's keys (X-API-Key). Needs DATABASE_URL of a role that owns the tables."""
+
+
+@keys.command("create")
+@click.option("--org", type=click.UUID, required=True, help="The org that the key belongs to.")
+@click.option("--role", "roles", multiple=True, required=True, help="What it may do; can be repeated.")
+@click.option("--label", default="", help="What it is for, as shown by `keys list`.")
+@click.option("--valid", type=DURATION, help="Ends after this long (90d); else when it is revoked.")
+def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | None) -> None:
+    """Make a key and print it: this is the only time it can be seen. Needs API_KEY_SECRET."""
+    import psycopg
+
+    from pipeline import keys as making
+    from sql.keys import ROLES
+
+    for role in roles:
+        if role not in ROLES:
+            raise click.UsageError(f"no role {role!r} for keys; there are {', '.join(ROLES)}")
+    values = settings.read(os.environ, required=("DATABASE_URL", "API_KEY_SECRET"))
+    secret = values["API_KEY_SECRET"].encode()
+    try:
+        key = making.create(
+            values["DATABASE_URL"], secret, org_id=org, roles=roles, label=label, valid_s=valid
+        )
+    except psycopg.Error as error:
+        _fail(f"the key cannot be kept: {str(error).strip()}")
+    click.echo(key)
+
+
+@keys.command("list")
+@click.option("--org", type=click.UUID, help="Only those of this org.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_keys(*, org: UUID | None, as_json: bool) -> None:
+    """List keys by prefix, revoked and expired ones too, with their last use (right to the hour)."""
+    import psycopg
+
+    from pipeline import keys as making
+
+    database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
+    try:
+        records = making.listed(database_url, org_id=org)
+    except psycopg.Error as error:
+        _fail(f"the database cannot be read: {str(error).strip()}")
+    for record in records:
+        row = {name: getattr(record, name) for name in record.__slots__}
+        if as_json:
+            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+            continue
+        state = "revoked" if record.revoked_at else "expires" if record.expires_at else "in use"
+        at = record.revoked_at or record.expires_at
+        used = f"{record.last_used_at:%Y-%m-%d %H:%M}" if record.last_used_at else "never"
+        click.echo(
+            f"{record.prefix} {record.org_id} {state}{f' {at:%Y-%m-%d %H:%M}' if at else ''}"
+            f" used {used} [{', '.join(record.roles)}] {record.label.translate(_VISIBLE)}".rstrip()
+        )
+
+
+@keys.command("revoke")
+@click.argument("prefix")
+def revoke_key(prefix: str) -> None:
+    """End the key of this prefix (ssk_PREFIX_…); the API turns it away within API_KEY_CACHE."""
+    import psycopg
+
+    from pipeline import keys as making
+
+    database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
+    try:
+        revoked_at = making.revoke(database_url, prefix)
+    except psycopg.Error as error:
+        _fail(f"the database cannot be written: {str(error).strip()}")
+    if revoked_at is None:
+        _fail(f"there is no key with the prefix {prefix!r}: see `spendstream keys list`")
+    click.echo(f"key {prefix} revoked at {revoked_at:%Y-%m-%d %H:%M:%S%z}")
 
 
 @main.group("dead-letters")

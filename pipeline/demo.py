@@ -176,6 +176,7 @@ class _Parts:
                 "DATABASE_URL": self._postgres.url,
                 "RABBITMQ_URL": f"embedded://{quote(str(self._data_dir / 'stream'))}",
                 "AUTH_MODE": "none",
+                "API_ALLOW_PRIVILEGED": "true",
                 "HTTP_HOST": "127.0.0.1",
                 "HTTP_PORT": str(self._port),
                 "METRICS_HOST": "127.0.0.1",

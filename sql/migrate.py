@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +15,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
-from sql import editions
+from sql import editions, roles
 from sql.schema import SCHEMA
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The schema's revision that this code needs."""
 
 _LOCK: Final = 0x5350454E44  # "SPEND"
@@ -34,7 +35,9 @@ def upgrade(
     retention_minute_s: float = 14 * _DAY_S,
     retention_rollup_s: float = 400 * _DAY_S,
 ) -> editions.Applied:
-    """Create or upgrade the schema, then apply what the edition offers. One transaction each.
+    """Create or upgrade the schema, then apply what the edition offers and the rights of `sql.roles`.
+
+    One transaction each.
 
     Raises:
         sqlalchemy.exc.OperationalError: the database cannot be reached.
@@ -50,9 +53,10 @@ def upgrade(
         command.upgrade(config, "head")
         connection.commit()
         with connection.begin():
-            return editions.apply(
+            applied = editions.apply(
                 connection, retention_minute_s=retention_minute_s, retention_rollup_s=retention_rollup_s
             )
+            return replace(applied, notes=(*applied.notes, roles.apply(connection)))
 
 
 def revision(connection: Connection) -> str | None:

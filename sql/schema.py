@@ -20,10 +20,11 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
 metadata = MetaData(schema=SCHEMA)
@@ -189,3 +190,64 @@ audit_log = Table(
     Index("audit_log_at", "at"),
 )
 """Who read across orgs: every cross-org read, granted or denied."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("prefix", Text, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("org_id", Uuid, nullable=False),
+    Column("roles", ARRAY(Text), nullable=False),
+    Column("label", Text, nullable=False),
+    _timestamp("created_at"),
+    _timestamp("expires_at", nullable=True),
+    _timestamp("revoked_at", nullable=True),
+    _timestamp("last_used_at", nullable=True),
+    Index("api_keys_org_id", "org_id"),
+)
+"""Keys of the API (`sql.keys`): ``digest`` is a keyed hash; ``last_used_at`` is right to the hour."""
+
+export_jobs = Table(
+    "export_jobs",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("granularity", Text, nullable=False),
+    _timestamp("range_start"),
+    _timestamp("range_end"),
+    Column("models", ARRAY(Uuid), nullable=False),
+    Column("idempotency_key", Text, nullable=True),
+    Column("created_by", Text, nullable=False),
+    _timestamp("created_at"),
+    Column("attempts", Integer, nullable=False),
+    Column("claim", Uuid, nullable=True),
+    _timestamp("lease_until", nullable=True),
+    _timestamp("completed_at", nullable=True),
+    _timestamp("expires_at", nullable=True),
+    Column("location", Text, nullable=True),
+    Column("checksum", Text, nullable=True),
+    Column("row_count", BigInteger, nullable=True),
+    Column("byte_count", BigInteger, nullable=True),
+    _timestamp("watermark", nullable=True),
+    Column("error", Text, nullable=True),
+    UniqueConstraint("org_id", "idempotency_key", name="export_jobs_idempotency"),
+    Index("export_jobs_of_org", "org_id", "created_at", "job_id"),
+    Index("export_jobs_open", "created_at", postgresql_where=text("status IN ('pending', 'running')")),
+    Index("export_jobs_expiry", "expires_at", postgresql_where=text("status = 'succeeded'")),
+)
+"""``status`` is pending, running, succeeded, failed or expired. A runner holds a job by ``claim`` until
+``lease_until``; ``location`` is the object's key in the store."""
+
+export_schedules = Table(
+    "export_schedules",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("format", Text, nullable=False),
+    Column("granularity", Text, nullable=False),
+    Column("models", ARRAY(Uuid), nullable=False),
+    Column("created_by", Text, nullable=False),
+    _timestamp("created_at"),
+)
+"""An export of each month of an org, made once its figures are final."""

@@ -88,6 +88,12 @@ def _choice(*words: str) -> Callable[[str], str]:
     return parse
 
 
+def _flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() == "true"
+
+
 def _secret(characters_min: int) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if len(text) < characters_min:
@@ -214,15 +220,41 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(
         "AUTH_MODE",
-        _choice("none", "gateway"),
+        _choice("none", "gateway", "jwt"),
         "none",
-        "none (loopback only) or gateway (trusted proxy headers)",
+        "none (loopback only), gateway (trusted proxy headers) or jwt (bearer tokens)",
     ),
     _setting(
         "TRUSTED_PROXIES",
         _networks,
         "127.0.0.1/32,::1/128",
         "networks whose X-Actor-* headers are believed (gateway)",
+    ),
+    _setting("JWT_ISSUER", _non_empty, None, "the `iss` of tokens that are taken (jwt)"),
+    _setting("JWT_AUDIENCE", _non_empty, None, "the `aud` that a token must name (jwt)"),
+    _setting(
+        "JWT_JWKS_URL",
+        _url("https", "http"),
+        None,
+        "where the issuer's public keys are (RS256, ES256, EdDSA); https, or http on loopback",
+    ),
+    _setting("JWT_JWKS_FILE", _non_empty, None, "the same from a file"),
+    _setting("JWT_SECRET", _secret(32), None, "instead of a JWKS: the shared secret of HS256 tokens", True),
+    _setting("JWT_JWKS_CACHE", _span(1, 86400), "10m", "age at which the issuer's keys are read again"),
+    _setting("JWT_LEEWAY", _span(0, 600), "30s", "how far the issuer's clock may be off"),
+    _setting(
+        "API_KEY_SECRET",
+        _secret(32),
+        None,
+        "hashes API keys (`spendstream keys`); same on all processes; unset: X-API-Key is refused",
+        True,
+    ),
+    _setting("API_KEY_CACHE", _span(0, 3600), "5s", "how long a good API key is believed unasked"),
+    _setting(
+        "API_ALLOW_PRIVILEGED",
+        _flag,
+        "false",
+        "let the API connect as a superuser, an owner or a role that may write rollups",
     ),
     _setting("API_POOL_SIZE", _positive_int, "10", "database connections of one API process"),
     _setting(
@@ -300,8 +332,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     if values["AUTH_MODE"] == "none" and values["HTTP_HOST"] and not is_loopback(values["HTTP_HOST"]):
         faults.append(
             f"AUTH_MODE=none lets everybody read everything, so HTTP_HOST must be a loopback address,"
-            f" not {values['HTTP_HOST']!r}; set AUTH_MODE=gateway behind a proxy"
+            f" not {values['HTTP_HOST']!r}; set AUTH_MODE=jwt, or gateway behind a proxy"
         )
+    faults.extend(_token_contradictions(values))
     if (
         values["RETENTION_MINUTE"]
         and values["RETENTION_ROLLUP"]
@@ -311,6 +344,20 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     s3 = [name for name in ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY") if not values[name]]
     if 0 < len(s3) < 4:
         faults.append(f"the object store needs all of its settings or none; missing: {', '.join(s3)}")
+    return faults
+
+
+def _token_contradictions(values: Mapping[str, Any]) -> list[str]:
+    if values["AUTH_MODE"] != "jwt":
+        return []
+    faults = [f"AUTH_MODE=jwt needs {name}" for name in ("JWT_ISSUER", "JWT_AUDIENCE") if not values[name]]
+    # One kind of key only: with two, a token could choose which of them it is checked with.
+    sources = ("JWT_JWKS_URL", "JWT_JWKS_FILE", "JWT_SECRET")
+    if sum(values[name] is not None for name in sources) != 1:
+        faults.append(f"AUTH_MODE=jwt needs exactly one of {', '.join(sources)}")
+    url = urlsplit(values["JWT_JWKS_URL"] or "https://")
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        faults.append("JWT_JWKS_URL must be https: whoever can answer in its place decides who may read")
     return faults
 
 

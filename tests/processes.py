@@ -141,7 +141,7 @@ class Api(Process):
         super().__init__(
             "api",
             [],
-            env={**env, "HTTP_PORT": str(port)},
+            env={"API_ALLOW_PRIVILEGED": "true", **env, "HTTP_PORT": str(port)},
             log=folder / "api.log",
             ready=f"{self._root}/status/readyz",
         )

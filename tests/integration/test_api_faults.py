@@ -399,7 +399,7 @@ def test_the_lag_of_each_partition_is_a_metric(database_url: str) -> None:
 def process(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     child = subprocess.Popen(
         [sys.executable, "-m", "api"],
-        env={"PATH": os.environ["PATH"], **environment},
+        env={"PATH": os.environ["PATH"], "API_ALLOW_PRIVILEGED": "true", **environment},
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         text=True,

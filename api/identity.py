@@ -1,0 +1,149 @@
+"""Callers: who sent a request, by whichever credential it carries.
+
+``AUTH_MODE`` says what is believed (nothing is asked, a gateway's headers, bearer tokens); an API key is
+taken beside each mode but none. One request carries one credential: two could name two callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Final, Protocol
+from uuid import UUID
+
+from aiohttp import web
+
+from api import params, problems
+from api.config import AuthConfig
+
+if TYPE_CHECKING:
+    from api.keys import Keys
+    from api.tokens import Tokens
+
+ADMIN: Final = "admin"
+SUBJECT_CHARS_MAX: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """``orgs`` None: this caller's own orgs are all of them (AUTH_MODE none)."""
+
+    subject: str
+    roles: frozenset[str]
+    orgs: frozenset[UUID] | None
+
+    def has(self, role: str) -> bool:
+        return role in self.roles or ADMIN in self.roles
+
+    def owns(self, org_id: UUID) -> bool:
+        return self.orgs is None or org_id in self.orgs
+
+
+class Authenticator(Protocol):
+    async def __call__(self, request: web.Request) -> Caller:
+        """Who sent this. Raises `Problem` 401, and `Unavailable` where that cannot be found out now."""
+
+
+def authenticator(config: AuthConfig, *, keys: Keys | None, tokens: Tokens | None) -> Authenticator:
+    """What AUTH_MODE asks for; ``tokens`` are those of mode jwt."""
+    if config.mode == "none":
+        return _nobody_asked
+    mode = _Gateway(config) if config.mode == "gateway" else _Bearer(tokens)
+    return _OneCredential(mode, keys)
+
+
+async def _nobody_asked(request: web.Request) -> Caller:
+    return Caller(subject="local", roles=frozenset((ADMIN,)), orgs=None)
+
+
+class _Mode(Protocol):
+    @property
+    def challenge(self) -> str: ...
+
+    def attempted(self, request: web.Request) -> bool:
+        """Does the request carry this credential?"""
+
+    async def __call__(self, request: web.Request) -> Caller: ...
+
+
+class _OneCredential:
+    """An API key, or the mode's own credential; never both."""
+
+    def __init__(self, mode: _Mode, keys: Keys | None) -> None:
+        self._mode = mode
+        self._keys = keys
+
+    async def __call__(self, request: web.Request) -> Caller:
+        given = request.headers.getall("X-API-Key", [])
+        if not given:
+            return await self._mode(request)
+        if len(given) > 1 or self._mode.attempted(request):
+            raise problems.unauthenticated("Send one credential, once.", challenge=self._mode.challenge)
+        if self._keys is None:
+            raise problems.unauthenticated(
+                "API keys are not in use here (API_KEY_SECRET is not set).", challenge=self._mode.challenge
+            )
+        return await self._keys.caller(given[0])
+
+
+class _Bearer:
+    challenge: Final = 'Bearer realm="spendstream"'
+
+    def __init__(self, tokens: Tokens | None) -> None:
+        assert tokens is not None
+        self._tokens = tokens
+
+    def attempted(self, request: web.Request) -> bool:
+        return "Authorization" in request.headers
+
+    async def __call__(self, request: web.Request) -> Caller:
+        given = request.headers.getall("Authorization", [])
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise problems.unauthenticated(
+                "Send one Authorization header with a bearer token, or an X-API-Key.",
+                challenge=self.challenge,
+            )
+        return await self._tokens.caller(token.strip())
+
+
+class _Gateway:
+    """Believes a trusted proxy's X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs (comma separated)."""
+
+    challenge: Final = problems.GATEWAY_CHALLENGE
+
+    def __init__(self, config: AuthConfig) -> None:
+        self._trusted = config.trusted_proxies
+
+    def attempted(self, request: web.Request) -> bool:
+        return any(name in request.headers for name in ("X-Actor-Subject", "X-Actor-Roles", "X-Actor-Orgs"))
+
+    async def __call__(self, request: web.Request) -> Caller:
+        if not self._is_trusted(request):
+            raise problems.unauthenticated("This server takes requests from its gateway only.")
+        subject = request.headers.getall("X-Actor-Subject", [])
+        if len(subject) != 1 or not subject[0].strip():
+            raise problems.unauthenticated("The gateway must send X-Actor-Subject, once.")
+        try:
+            orgs = frozenset(params.uuid(org) for org in _listed(request, "X-Actor-Orgs"))
+        except ValueError:
+            raise problems.unauthenticated("X-Actor-Orgs must be UUIDs, separated by commas.") from None
+        return Caller(
+            subject=subject[0].strip(), roles=frozenset(_listed(request, "X-Actor-Roles")), orgs=orgs
+        )
+
+    def _is_trusted(self, request: web.Request) -> bool:
+        # The peer of the connection itself: request.remote may be rewritten, and the headers are in doubt.
+        peer = request.transport.get_extra_info("peername") if request.transport else None
+        if not isinstance(peer, tuple):
+            return False
+        address = ip_address(peer[0].partition("%")[0])
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._trusted)
+
+
+def _listed(request: web.Request, header: str) -> Iterable[str]:
+    words = (word.strip() for line in request.headers.getall(header, []) for word in line.split(","))
+    return filter(None, words)

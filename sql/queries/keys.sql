@@ -1,0 +1,16 @@
+-- name: create
+-- Keep a new key by its prefix and digest.
+INSERT INTO analytics.api_keys (prefix, digest, org_id, roles, label, created_at, expires_at)
+VALUES (%(prefix)s, %(digest)s, %(org_id)s, %(roles)s, %(label)s, now(), now() + %(valid)s::interval)
+
+-- name: list
+-- Every key, or those of one org, the oldest first.
+SELECT prefix, org_id, roles, label, created_at, expires_at, revoked_at, last_used_at
+FROM analytics.api_keys
+WHERE (%(org_id)s::uuid IS NULL OR org_id = %(org_id)s)
+ORDER BY created_at, prefix
+
+-- name: revoke
+-- End a key; idempotent: the first time stands.
+UPDATE analytics.api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE prefix = %(prefix)s
+RETURNING revoked_at

@@ -1,0 +1,76 @@
+"""The role that the API connects with: it reads rollups, and can write nothing but its own tables.
+
+``spendstream_reader`` cannot log in: an operator gives it to a login of the API's own,
+``CREATE ROLE … LOGIN PASSWORD '…' IN ROLE spendstream_reader``. `apply` is idempotent and runs at the end of
+every migration, so new tables get their rights.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from sql.schema import SCHEMA
+
+READER: Final = "spendstream_reader"
+
+READABLE: Final = (
+    "usage_minute",
+    "usage_hour",
+    "usage_day",
+    "client_hour",
+    "client_day",
+    "usage_errors_hour",
+    "partitions",
+    "orgs_seen",
+    "models_seen",
+    "clients_seen",
+)
+"""What the worker alone writes. Neither dedupe ids nor dead letters, which hold original events."""
+
+OWN: Final = {
+    "audit_log": "INSERT",
+    "api_keys": "SELECT, UPDATE (last_used_at)",
+    "export_jobs": "SELECT, INSERT, UPDATE",
+    "export_schedules": "SELECT, INSERT, UPDATE, DELETE",
+}
+"""The API's own tables, and what it may do there: it can neither make a key nor change the audit log."""
+
+WRITES_ROLLUPS: Final = (
+    "SELECT current_setting('is_superuser') = 'on' OR EXISTS (SELECT FROM pg_catalog.pg_class"
+    " WHERE relnamespace = to_regnamespace('analytics')"
+    f" AND relname IN ({', '.join(repr(table) for table in READABLE)})"
+    " AND has_table_privilege(oid, 'INSERT, UPDATE, DELETE, TRUNCATE'))"
+)
+"""Could this connection change what the API reports? True of superusers, owners and the worker's role."""
+
+
+def apply(connection: Connection) -> str:
+    """Create the role where it is missing and grant it its rights; the note says how to use it."""
+    try:
+        with connection.begin_nested():
+            _create(connection)
+            connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {READER}"))
+            for table in READABLE:
+                connection.execute(text(f"GRANT SELECT ON {SCHEMA}.{table} TO {READER}"))
+            for table, rights in OWN.items():
+                connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {READER}"))
+            connection.execute(text(f"GRANT SELECT ON {SCHEMA}.alembic_version TO {READER}"))
+    except DBAPIError as error:
+        cause = str(error.orig).strip().partition("\n")[0]
+        return f"role {READER} could not be set up ({cause}): create it as a superuser and migrate again"
+    return f"role {READER} may read rollups: let the API log in as a role that is IN ROLE {READER}"
+
+
+def _create(connection: Connection) -> None:
+    exists = text("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = :name")
+    if connection.scalar(exists, {"name": READER}):
+        return
+    try:
+        with connection.begin_nested():
+            connection.execute(text(f"CREATE ROLE {READER} NOLOGIN"))
+    except DBAPIError:  # of two databases on one server that are migrated at once, one comes second
+        if not connection.scalar(exists, {"name": READER}):
+            raise

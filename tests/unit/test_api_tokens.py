@@ -1,0 +1,286 @@
+"""Bearer tokens: what is believed, what is refused, and when the issuer's keys are read again."""
+
+import base64
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from api.config import TokenConfig
+from api.database import Unavailable
+from api.identity import Caller
+from api.problems import Problem
+from api.tokens import REFETCH_S, Tokens, usable_keys
+
+NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
+ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
+SECRET = "a shared secret of more than 32 characters"
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+WEAK_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+EC = ec.generate_private_key(ec.SECP256R1())
+ED = ed25519.Ed25519PrivateKey.generate()
+OTHER_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+CLAIMS = {
+    "iss": "https://issuer.test",
+    "aud": "spendstream",
+    "sub": "ana",
+    "exp": int(NOW.timestamp()) + 600,
+    "orgs": [str(ORG)],
+    "roles": ["analytics:usage:read"],
+}
+ANA = Caller(subject="ana", roles=frozenset(("analytics:usage:read",)), orgs=frozenset((ORG,)))
+HS = TokenConfig(issuer=CLAIMS["iss"], audience=CLAIMS["aud"], secret=SECRET)
+
+
+def jwk(key: Any, kid: str | None, **more: str) -> dict[str, Any]:
+    kind = {"RSAPublicKey": jwt.algorithms.RSAAlgorithm, "EllipticCurvePublicKey": jwt.algorithms.ECAlgorithm}
+    public = key.public_key()
+    if isinstance(public, rsa.RSAPublicKey):
+        algorithm: Any = kind["RSAPublicKey"]
+    elif isinstance(public, ec.EllipticCurvePublicKey):
+        algorithm = kind["EllipticCurvePublicKey"]
+    else:
+        algorithm = jwt.algorithms.OKPAlgorithm
+    return {**algorithm.to_jwk(public, as_dict=True), **({"kid": kid} if kid else {}), **more}
+
+
+def jwks(*keys: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": keys}).encode()
+
+
+SET = jwks(jwk(RSA, "r"), jwk(EC, "e", use="sig"), jwk(ED, "d"))
+
+
+def token(key: Any, algorithm: str, kid: str | None = None, **claims: Any) -> str:
+    payload = {name: value for name, value in {**CLAIMS, **claims}.items() if value is not None}
+    return jwt.encode(payload, key, algorithm, headers={"kid": kid} if kid else None)
+
+
+def tokens_of(config: TokenConfig, clock: "Clock | None" = None) -> Tokens:
+    return Tokens(config, clock or Clock())
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def from_file(tmp_path: Path) -> TokenConfig:
+    path = tmp_path / "jwks.json"
+    path.write_bytes(SET)
+    return replace(HS, secret=None, jwks_file=str(path))
+
+
+async def refused(tokens: Tokens, text: str) -> str:
+    with pytest.raises(Problem) as caught:
+        await tokens.caller(text)
+    assert caught.value.status == 401
+    assert "invalid_token" in caught.value.headers["WWW-Authenticate"]
+    return caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm", "kid"), [(RSA, "RS256", "r"), (EC, "ES256", "e"), (ED, "EdDSA", "d")]
+)
+async def test_each_kind_of_key_signs_for_its_caller(
+    from_file: TokenConfig, key: Any, algorithm: str, kid: str
+) -> None:
+    tokens = tokens_of(from_file)
+    assert await tokens.caller(token(key, algorithm, kid)) == ANA
+    assert await tokens.caller(token(key, algorithm)) == ANA  # the only key of its kind needs no name
+
+
+async def test_a_shared_secret_signs_too() -> None:
+    assert await tokens_of(HS).caller(token(SECRET, "HS256")) == ANA
+
+
+def unsigned(header: dict[str, Any]) -> str:
+    parts = (json.dumps(part).encode() for part in (header, CLAIMS))
+    return ".".join([*(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in parts), ""])
+
+
+async def test_no_algorithm_and_the_wrong_one_are_refused(from_file: TokenConfig) -> None:
+    pem = RSA.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    mac = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256)
+    for secret in (pem, pem.strip(), jwks(jwk(RSA, "r")), b"", b"r"):
+        body = unsigned({"alg": "HS256", "kid": "r"})[:-1]
+        signature = base64.urlsafe_b64encode(mac.sign(body.encode(), secret)).rstrip(b"=").decode()
+        await refused(tokens_of(from_file), f"{body}.{signature}")
+    for config in (from_file, HS):
+        for algorithm in ("none", "None", "NONE", "", None, "HS512", "RS512", 1):
+            for kid in ({}, {"kid": "r"}):
+                await refused(tokens_of(config), unsigned({"alg": algorithm, **kid}))
+    await refused(tokens_of(HS), token(RSA, "RS256", "r"))
+    await refused(tokens_of(from_file), token(SECRET, "HS256"))
+    # A key is good for its own algorithm only, whatever the header says.
+    await refused(tokens_of(from_file), token(EC, "ES256", "r"))
+    await refused(tokens_of(from_file), token(RSA, "RS512", "r"))
+    await refused(tokens_of(from_file), token(OTHER_RSA, "RS256", "r"))
+    await refused(tokens_of(HS), token(SECRET + "!", "HS256"))
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"iss": "https://other.test"},
+        {"iss": None},
+        {"aud": "else"},
+        {"aud": None},
+        {"exp": None},
+        {"exp": "soon"},
+        {"exp": float("inf")},
+        {"exp": int(NOW.timestamp()) - 30},
+        {"nbf": int(NOW.timestamp()) + 31},
+        {"nbf": True},
+        {"sub": None},
+        {"sub": " "},
+        {"sub": "x" * 201},
+        {"orgs": str(ORG)},
+        {"orgs": ["all"]},
+        {"orgs": [1]},
+        {"roles": "admin"},
+        {"roles": [["admin"]]},
+    ],
+)
+async def test_claims_that_do_not_hold_are_refused(claims: dict[str, Any]) -> None:
+    await refused(tokens_of(HS), token(SECRET, "HS256", **claims))
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"exp": NOW.timestamp() - 29.5},
+        {"nbf": int(NOW.timestamp()) + 30},
+        {"iat": int(NOW.timestamp()) + 3600},
+        {"aud": ["else", "spendstream"]},
+    ],
+)
+async def test_the_clock_of_the_issuer_may_be_off_by_the_leeway(claims: dict[str, Any]) -> None:
+    assert await tokens_of(HS).caller(token(SECRET, "HS256", **claims)) == ANA
+
+
+async def test_absent_orgs_and_roles_are_none_of_them() -> None:
+    caller = await tokens_of(HS).caller(token(SECRET, "HS256", orgs=None, roles=None))
+    assert (caller.orgs, caller.roles) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "a.b.c", "é.é.é", "." * 9000, "e30.e30.e30", token(SECRET, "HS256") + "x"]
+)
+async def test_what_is_no_token_is_refused(text: str) -> None:
+    await refused(tokens_of(HS), text)
+
+
+async def test_a_header_that_must_be_understood_is_refused() -> None:
+    text = jwt.encode(CLAIMS, SECRET, "HS256", headers={"crit": ["b64"], "b64": True})
+    await refused(tokens_of(HS), text)
+
+
+def test_only_public_signing_keys_of_our_algorithms_are_usable() -> None:
+    secret = {"kty": "oct", "kid": "s", "k": "c2VjcmV0"}
+    p384 = ec.generate_private_key(ec.SECP384R1())
+    document = jwks(
+        jwk(RSA, "r"),
+        jwk(WEAK_RSA, "weak"),
+        jwk(OTHER_RSA, "enc", use="enc"),
+        jwk(OTHER_RSA, "rs512", alg="RS512"),
+        jwk(p384, "p384"),
+        secret,
+        {"kty": "?"},
+    )
+    assert [key.key_id for key in usable_keys(document)] == ["r"]
+    for junk in (b"", b"[]", b"{}", b'{"keys": {}}', jwks(secret), jwks()):
+        with pytest.raises(ValueError, match="JWKS"):
+            usable_keys(junk)
+
+
+# --- rotation --------------------------------------------------------------------------------------
+
+
+class Issuer:
+    def __init__(self) -> None:
+        self.document = jwks(jwk(RSA, "r"))
+        self.status = 200
+        self.reads = 0
+
+    async def answer(self, _: web.Request) -> web.Response:
+        self.reads += 1
+        return web.Response(status=self.status, body=self.document, content_type="application/json")
+
+
+@asynccontextmanager
+async def issuing() -> AsyncIterator[tuple[Issuer, Tokens, Clock]]:
+    issuer, clock = Issuer(), Clock()
+    app = web.Application()
+    app.router.add_get("/jwks", issuer.answer)
+    async with TestServer(app) as server:
+        tokens = tokens_of(replace(HS, secret=None, jwks_url=str(server.make_url("/jwks"))), clock)
+        yield issuer, tokens, clock
+        await tokens.close()
+
+
+async def test_keys_are_read_once_and_again_when_they_are_old() -> None:
+    async with issuing() as (issuer, tokens, clock):
+        good = token(RSA, "RS256", "r", exp=int(NOW.timestamp()) + 9999)
+        for _ in range(3):
+            assert await tokens.caller(good) == ANA
+        assert issuer.reads == 1
+        clock.pass_s(600)
+        assert await tokens.caller(good) == ANA
+        assert issuer.reads == 2
+        issuer.document = jwks(jwk(EC, "e"))  # a key that was withdrawn is good no longer
+        clock.pass_s(600)
+        await refused(tokens, good)
+
+
+async def test_an_unknown_key_id_fetches_the_new_keys_but_not_in_a_flood() -> None:
+    async with issuing() as (issuer, tokens, clock):
+        await tokens.caller(token(RSA, "RS256", "r"))
+        issuer.document = jwks(jwk(RSA, "r"), jwk(OTHER_RSA, "new"))
+        clock.pass_s(REFETCH_S)
+        assert await tokens.caller(token(OTHER_RSA, "RS256", "new")) == ANA
+        assert issuer.reads == 2
+        for number in range(50):
+            await refused(tokens, token(RSA, "RS256", f"made-up-{number}"))
+        assert issuer.reads == 2
+        clock.pass_s(REFETCH_S)
+        await refused(tokens, token(RSA, "RS256", "made-up"))
+        assert issuer.reads == 3
+
+
+async def test_while_the_issuer_is_away_known_keys_stay_good() -> None:
+    async with issuing() as (issuer, tokens, clock):
+        issuer.status = 500
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await tokens.caller(token(RSA, "RS256", "r"))
+        assert issuer.reads == 1
+        issuer.status = 200
+        clock.pass_s(5)
+        assert await tokens.caller(token(RSA, "RS256", "r")) == ANA
+        issuer.status = 302
+        clock.pass_s(590 - 5)
+        issuer.document = b"<html>"
+        clock.pass_s(10)
+        assert await tokens.caller(token(RSA, "RS256", "r")) == ANA
+        assert issuer.reads >= 2
