@@ -1,7 +1,7 @@
 """The composition root of ``spendstream worker``: builds everything, starts and stops it in order.
 
-Start: page (so that readiness can be asked), kernels, the list of partitions, agents (each partition
-joins its group and recovers when the broker gives it to us), maintenance. Stop, on SIGTERM or SIGINT: stop
+Start: page (so that readiness can be asked), kernels, database and broker, agents (each partition joins
+its group and recovers when the broker gives it to us), maintenance. Stop, on SIGTERM or SIGINT: stop
 reading, flush what was read, let go, exit 0. A crash of any part exits 1 at once; whoever restarts us loses
 nothing.
 """
@@ -13,6 +13,7 @@ import logging
 import signal
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from aiohttp import web
@@ -22,7 +23,7 @@ from pipeline import agents, maintenance, metrics
 from pipeline.config import Config
 from pipeline.core.ledger import warm_up
 from pipeline.partition import ExponentialBackoff, PartitionWorker
-from pipeline.sink.timescale import TimescaleSink
+from pipeline.sink.timescale import SchemaMissing, SinkUnavailable, TimescaleSink
 from pipeline.transports import Transport, TransportError
 from pipeline.transports.factory import open_transport
 
@@ -40,15 +41,15 @@ async def run_worker(config: Config) -> int:
         loop.add_signal_handler(number, stopping.set)
 
     transport = open_transport(config.stream)
-    partitions: list[PartitionWorker] = []
-    page = await _serve_page(config, partitions)
+    state = _State()
+    page = await _serve_page(config, state)
     log.info("worker_starting", extra={"stream": config.stream.stream})
     try:
         await asyncio.to_thread(warm_up)
-        streams = await _unless_stopped(_partition_streams(transport), stopping)
+        streams = await _unless_stopped(_dependencies(config, transport, state), stopping)
         if streams is None:
             return 0
-        partitions.extend(
+        state.partitions = [
             PartitionWorker(
                 index=index,
                 stream=stream,
@@ -59,24 +60,66 @@ async def run_worker(config: Config) -> int:
                 redis_url=config.redis_url,
             )
             for index, stream in enumerate(streams)
-        )
-        return await _work(config, partitions, stopping)
+        ]
+        return await _work(config, state.partitions, stopping)
     finally:
         await transport.close()
         await page.cleanup()
         log.info("worker_stopped")
 
 
-async def _partition_streams(transport: Transport) -> Sequence[str]:
-    """The streams to work on, waiting for the broker as long as it takes."""
-    backoff = ExponentialBackoff()
-    while True:
-        try:
-            await transport.open()
-            return await transport.partitions()
-        except TransportError as error:
-            log.warning("stream_away", extra={"stream": transport.stream, "error": str(error)})
-            await backoff.wait()
+@dataclass(slots=True)
+class _State:
+    """What the page shows: why a dependency cannot be used (None: it can), and our partitions."""
+
+    database_error: str | None = "not connected yet"
+    stream_error: str | None = "not connected yet"
+    partitions: list[PartitionWorker] = field(default_factory=list)
+
+    def errors(self) -> dict[str, str | None]:
+        """By component, the first error that anything has."""
+        database = [self.database_error, *(partition.database_error for partition in self.partitions)]
+        stream = [self.stream_error, *(partition.stream_error for partition in self.partitions)]
+        return {"database": next(filter(None, database), None), "stream": next(filter(None, stream), None)}
+
+
+async def _dependencies(config: Config, transport: Transport, state: _State) -> Sequence[str]:
+    """The partitions' streams, once database and broker can be used; waits for both as long as it takes."""
+    sink = TimescaleSink(config.database_url, application_name=config.service_name)
+
+    async def database() -> None:
+        backoff = ExponentialBackoff()
+        while True:
+            try:
+                await sink.check_schema()
+            except (SinkUnavailable, SchemaMissing) as error:
+                if state.database_error != str(error):
+                    log.warning("database_not_ready", extra={"error": str(error)})
+                state.database_error = str(error)
+                await backoff.wait()
+            else:
+                state.database_error = None
+                return await sink.close()
+
+    async def streams() -> Sequence[str]:
+        backoff = ExponentialBackoff()
+        while True:
+            try:
+                await transport.open()
+                found = await transport.partitions()
+            except TransportError as error:
+                if state.stream_error != str(error):
+                    log.warning("stream_away", extra={"stream": transport.stream, "error": str(error)})
+                state.stream_error = str(error)
+                await backoff.wait()
+            else:
+                state.stream_error = None
+                return found
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(database())
+        found = tasks.create_task(streams())
+    return found.result()
 
 
 async def _work(config: Config, partitions: Sequence[PartitionWorker], stopping: asyncio.Event) -> int:
@@ -135,7 +178,7 @@ async def _unless_stopped(work: Coroutine[Any, Any, _T], stopping: asyncio.Event
     return None
 
 
-async def _serve_page(config: Config, partitions: Sequence[PartitionWorker]) -> web.AppRunner:
+async def _serve_page(config: Config, state: _State) -> web.AppRunner:
     """``/metrics``, ``/healthz`` and ``/readyz`` of the worker."""
 
     async def show_metrics(_: web.Request) -> web.Response:
@@ -147,23 +190,16 @@ async def _serve_page(config: Config, partitions: Sequence[PartitionWorker]) -> 
         return web.Response(text="OK")
 
     async def readyz(_: web.Request) -> web.Response:
-        errors: dict[str, str | None] = {
-            "database": None,
-            "stream": None if partitions else "not connected yet",
-        }
-        for partition in partitions:
-            errors["database"] = errors["database"] or partition.database_error
-            errors["stream"] = errors["stream"] or partition.stream_error
         components = {
             name: {"status": "ok" if error is None else "unavailable", "detail": error}
-            for name, error in errors.items()
+            for name, error in state.errors().items()
         }
         ready = all(component["status"] == "ok" for component in components.values())
         return web.json_response(
             {
                 "status": "ready" if ready else "unavailable",
                 "components": components,
-                "partitions": {partition.stream: partition.active for partition in partitions},
+                "partitions": {partition.stream: partition.active for partition in state.partitions},
             },
             status=200 if ready else 503,
         )

@@ -79,10 +79,10 @@ class TimescaleSink:
             with suppress(psycopg.Error):
                 await connection.close()
 
-    async def ping(self) -> None:
-        """Return if the database answers. Raises `SinkUnavailable`."""
+    async def check_schema(self) -> None:
+        """Return if the database answers and has been migrated. Raises `SinkUnavailable`, `SchemaMissing`."""
         async with _Unit(self) as connection:
-            await connection.execute("SELECT 1")
+            await connection.execute("SELECT 1 FROM analytics.partitions LIMIT 1")
 
     # --- ownership and recovery --------------------------------------------------------------------------
 
