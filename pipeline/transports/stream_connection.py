@@ -299,7 +299,7 @@ class StreamConnection(Client):  # type: ignore[misc]
             self._dispatch_decoded(decode_frame(raw))
 
     def _dispatch_decoded(self, frame: Any) -> None:
-        if frame.key is Key.Close:
+        if isinstance(frame, schema.Close):
             self.fail(TransportError(f"{self.address} closed the connection: {frame.reason}"))
         elif frame.key is Key.MetadataUpdate:
             info = frame.metadata_info
