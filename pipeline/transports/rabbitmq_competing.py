@@ -16,7 +16,7 @@ from collections import deque
 
 from pipeline.transports import Owner, TransportError
 from pipeline.transports.rabbitmq_subscription import SUBSCRIPTION, RabbitMQSubscription
-from pipeline.transports.stream_connection import CLOSE_TIMEOUT_S, StreamConnection
+from pipeline.transports.stream_connection import CLOSE_TIMEOUT_S, DeliveredChunk, StreamConnection
 
 
 class CompetingSubscription(RabbitMQSubscription):
@@ -73,7 +73,15 @@ class CompetingSubscription(RabbitMQSubscription):
         else:
             self._kept_credit += 1
 
+    def _on_chunk(self, chunk: DeliveredChunk) -> None:
+        if chunk.subscription_id == SUBSCRIPTION and not self._active:
+            self._kept_credit += 1  # nobody's: it would come again in the next term
+        else:
+            super()._on_chunk(chunk)
+
     def _on_update(self, correlation_id: int, active: bool) -> None:
+        if active and self._active:
+            raise ValueError("the broker activated a consumer that was active")
         if not active:
             # The broker has stopped sending; what comes from now on is of the next term.
             self._active = False

@@ -19,18 +19,16 @@ from typing import Any
 
 from rstream import schema
 from rstream.client import Client
-from rstream.connection import Connection, ConnectionClosed
+from rstream.connection import ConnectionClosed
 from rstream.constants import Key, OffsetType
 from rstream.encoding import decode_frame
 from rstream.exceptions import ClientError, ServerError
 
 from pipeline.transports import TransportError
+from pipeline.transports.stream_socket import StreamSocket
 
-READ_BYTES = 256 * 2**10
 FRAME_BYTES_MAX = 2**20
 """What we offer for frames that we send; the broker may lower it. Chunks may be larger."""
-CHUNK_BYTES_MAX = 512 * 2**20
-CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 10.0
 
@@ -93,7 +91,7 @@ class StreamConnection(Client):  # type: ignore[misc]
         """Connect and authenticate. Raises TransportError, and leaves nothing open then."""
         try:
             with self.translated(f"the connection of user {user!r} to vhost {vhost!r}"):
-                self._conn = _Socket(self.host, self.port, self._ssl_context)
+                self._conn = StreamSocket(self.host, self.port, self._ssl_context)
                 await self._conn.open()
                 self.start_task("listener", self._listener())
                 await self.authenticate(vhost=vhost, username=user, password=password)
@@ -377,47 +375,3 @@ def _ignore_update(_: int, __: bool) -> None:
 
 def _nothing() -> None:
     """Nobody waits."""
-
-
-class _Socket(Connection):  # type: ignore[misc]
-    """rstream's connection with large reads (its own are of 256 bytes) and a count of them."""
-
-    reads = 0
-
-    async def open(self) -> None:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            self._reader, self._writer = await asyncio.open_connection(
-                self.host, self.port, ssl=self._ssl_context, limit=2 * READ_BYTES
-            )
-
-    async def read_frame_bytes(self) -> bytes:
-        length = int.from_bytes(await self._read(4), "big")
-        if length > CHUNK_BYTES_MAX:
-            raise ValueError(f"a frame of {length} bytes")
-        return await self._read(length)
-
-    async def _read(self, n: int) -> bytes:
-        buffer = self._buffer
-        while len(buffer) < n:
-            read = await self._reader.read(READ_BYTES)
-            if not read:
-                raise ConnectionClosed("end of stream")
-            self.reads += 1
-            buffer += read
-        with memoryview(buffer) as view:
-            wanted = bytes(view[:n])
-        del buffer[:n]
-        return wanted
-
-    def write_soon(self, frames: bytes) -> None:
-        """Send without waiting; for small frames."""
-        self._writer.write(frames)
-
-    async def write_all(self, frames: bytes) -> None:
-        self._writer.write(frames)
-        await self._writer.drain()
-
-    def abort(self) -> None:
-        """Drop the socket at once, whatever is still in its buffers."""
-        if self._writer is not None:
-            self._writer.transport.abort()

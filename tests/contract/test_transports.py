@@ -1,6 +1,8 @@
 """What every transport promises, held against each of them: the embedded log and a real RabbitMQ."""
 
 import asyncio
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -590,6 +592,45 @@ async def test_closing_cancels_an_activation_and_frees_the_partition(make: Make)
         await next_turn.active.wait()
     with pytest.raises(TransportError):
         await waiting
+
+
+COMPETE = """
+import asyncio, sys
+from pipeline.config import StreamConfig
+from pipeline.transports.factory import open_transport
+
+class Owner:
+    async def activated(self):
+        print("active", flush=True)
+        return 0
+
+async def main(url, stream):
+    transport = open_transport(StreamConfig(url=url, stream=stream, consumer="test"))
+    subscription = await transport.compete(partition=0, owner=Owner())
+    while True:
+        await subscription.receive()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_process_that_is_killed_is_followed_within_two_seconds(make: Make, url: str) -> None:
+    transport, turn = await make(), Turn()
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", COMPETE, url, transport.stream, stdout=subprocess.PIPE
+    )
+    try:
+        assert running.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            assert await running.stdout.readline() == b"active\n"
+        subscription = await transport.compete(partition=0, owner=turn)
+        assert await subscription.caught_up(0)
+        assert turn.calls == []
+    finally:
+        running.kill()
+        await running.wait()
+    async with asyncio.timeout(2):
+        await turn.active.wait()
 
 
 async def test_a_competitor_that_waits_can_be_closed(make: Make) -> None:
