@@ -22,6 +22,7 @@ from pipeline.transports.rabbitmq import RabbitMQTransport
 from pipeline.transports.rabbitmq_publisher import Framing
 from pipeline.transports.rabbitmq_subscription import RabbitMQSubscription
 from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
+from tests.conftest import missing
 from tests.tcp_proxy import TcpProxy
 
 PATIENCE_S = 30
@@ -522,7 +523,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     try:
         subprocess.run(command.split(), check=True, capture_output=True)
     except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+        missing("openssl is not installed")
     return certificate, key
 
 
