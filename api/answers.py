@@ -192,6 +192,47 @@ class Orgs(Answer):
     next_cursor: str | None
 
 
+class LiveBucket(Answer):
+    """``errors`` are all that did not succeed."""
+
+    bucket_start: Time
+    invocations: Count
+    errors: Count
+    input_tokens: Count
+    output_tokens: Count
+    cost: Money
+
+
+class LiveUsage(Answer):
+    """Data of ``event: usage``: the buckets of UTC that hold the watermark, as REST shows them."""
+
+    org_id: UUID
+    watermark: Time
+    last_rollup_at: Time
+    minute: LiveBucket
+    hour: LiveBucket
+    day: LiveBucket
+    month: LiveBucket
+
+
+class LiveFreshness(Answer):
+    """Data of ``event: freshness``, at least every 5 s."""
+
+    org_id: UUID
+    status: Status
+    lag_seconds: float | None
+    watermark: Time | None
+    last_event_at: Time | None
+    last_rollup_at: Time | None
+
+
+class LiveDropped(Answer):
+    """Data of ``event: dropped``, the last one of a connection."""
+
+    reason: str
+    detail: str
+
+
 class Component(Answer):
     status: Literal["ok", "degraded", "down", "off"]
     detail: str

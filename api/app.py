@@ -32,9 +32,11 @@ from api.handlers import Handlers
 from api.health import readiness
 from api.identity import authenticator
 from api.keys import Keys
+from api.live import Hub
 from api.metrics import Metrics
 from api.problems import Problem
 from api.questions import Parser
+from api.streams import Live
 from api.tokens import Tokens
 from pipeline.core import wire
 
@@ -67,6 +69,7 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
             Access(role=RELIABILITY_READ),
         ),
         Route("GET", f"{BASE}/orgs/{{orgId}}/freshness", handlers.org_freshness, usage_read),
+        Route("GET", f"{BASE}/orgs/{{orgId}}/live", handlers.live, Access(role=USAGE_READ, streams=True)),
         Route("GET", f"{BASE}/orgs/{{orgId}}/models", handlers.models, usage_read),
         Route("GET", f"{BASE}/orgs/{{orgId}}/clients", handlers.clients, usage_read),
         Route("GET", f"{BASE}/orgs", handlers.orgs, Access(role=ANALYTICS_ADMIN, all_orgs=True)),
@@ -97,15 +100,25 @@ def create_app(
     cache = FreshnessCache(config.redis_url) if config.redis_url else None
     cursors = Cursors(config.cursor_secret)
     metrics = Metrics()
+    parser = Parser(ranges=config.ranges, cursors=cursors, clock=clock)
+    hub = Hub(database, config.live)
     handlers = Handlers(
         database=database,
         cache=cache,
-        parser=Parser(ranges=config.ranges, cursors=cursors, clock=clock),
+        parser=parser,
         cursors=cursors,
         freshness=config.freshness,
         dedupe_window_s=config.ranges.dedupe_window_s,
         metrics=metrics,
         clock=clock,
+        streams=Live(
+            hub=hub,
+            parser=parser,
+            config=config.live,
+            freshness=config.freshness,
+            metrics=metrics,
+            clock=clock,
+        ),
     )
     table = routes(handlers)
     auth = config.auth
@@ -141,6 +154,10 @@ def create_app(
             await tokens.close()
         await database.close()
 
+    async def end_streams(_: web.Application) -> None:
+        await hub.close()
+
+    app.on_shutdown.append(end_streams)
     app.cleanup_ctx.append(connections)
     return app
 
@@ -155,7 +172,8 @@ def _observed(metrics: Metrics) -> Middleware:
         response = await _answer(request, handler, request_id)
         duration_s = time.perf_counter() - started
         route = template(request)
-        metrics.served(request.method, route, response.status, duration_s)
+        streamed = response.content_type == "text/event-stream"
+        metrics.served(request.method, route, response.status, None if streamed else duration_s)
         quiet = response.status < 400 and not route.startswith(f"{BASE}/orgs")
         log.log(
             logging.DEBUG if quiet else logging.INFO,

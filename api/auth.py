@@ -37,11 +37,13 @@ class Access:
     """What a route asks of its caller. ``role`` None: any caller; ``public``: nobody need be known.
 
     ``all_orgs``: it shows every org at once. A path with ``{orgId}`` is scoped to that org by itself.
+    ``streams``: the answer goes out while the handler runs, so it is audited before that.
     """
 
     role: str | None = None
     public: bool = False
     all_orgs: bool = False
+    streams: bool = False
 
 
 # --- the middleware ----------------------------------------------------------------------------
@@ -89,6 +91,10 @@ class Guard:
             if across_orgs:
                 await self._audit_denied(request, caller, org_id, refusal)
             raise refusal
+        if access.streams:
+            if across_orgs:
+                await self._audit(request, caller, org_id, "granted", 200)
+            return await handler(request)
         try:
             response = await handler(request)
         except problems.Problem as problem:

@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo
 HOUR: Final = 60
 DAY: Final = 1440
 
+UTC_ZONE: Final = ZoneInfo("UTC")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
 

@@ -66,6 +66,16 @@ class RangeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LiveConfig:
+    """Bounds of server-sent events. A write that takes longer than ``slow_s`` ends the connection."""
+
+    per_org_max: int = 20
+    listeners_max: int = 1000
+    duration_s: float = 900.0
+    slow_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything ``python -m api`` is built from."""
 
@@ -78,6 +88,7 @@ class Config:
     auth: AuthConfig
     freshness: FreshnessConfig
     ranges: RangeConfig
+    live: LiveConfig
 
 
 def load(environment: Mapping[str, str]) -> Config:
@@ -122,5 +133,11 @@ def load(environment: Mapping[str, str]) -> Config:
             retention_minute_s=v["RETENTION_MINUTE"],
             retention_rollup_s=v["RETENTION_ROLLUP"],
             dedupe_window_s=v["DEDUPE_WINDOW"],
+        ),
+        live=LiveConfig(
+            per_org_max=v["LIVE_PER_ORG_MAX"],
+            listeners_max=v["LIVE_MAX"],
+            duration_s=v["LIVE_DURATION"],
+            slow_s=v["LIVE_SLOW"],
         ),
     )

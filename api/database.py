@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import psycopg
+import psycopg.sql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -77,6 +78,24 @@ class Database:
     async def write(self, work: Work[T]) -> T:
         """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
         return await self._supervised(self._attempt(self._engine, work))
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Call ``heard`` once when listening and then for each notification, until cancelled.
+
+        Raises:
+            Unavailable: no connection, or it was lost.
+        """
+        try:
+            async with await self._connect() as connection:
+                await connection.set_autocommit(True)
+                await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+                heard()
+                async for _ in connection.notifies():
+                    heard()
+        except (psycopg.Error, OSError) as error:
+            raise Unavailable(f"The database cannot be listened to: {_first_line(error)}") from error
+        except _Privileged:
+            raise Unavailable(PRIVILEGED_REMEDY) from None
 
     async def close(self) -> None:
         """Drop every connection, waiting a moment for those that are stuck."""

@@ -28,6 +28,7 @@ from api.health import readiness
 from api.metrics import CONTENT_TYPE, Metrics
 from api.problems import Fault
 from api.questions import FiguresQuestion, Parser, Position
+from api.streams import Live
 from pipeline.core import wire
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class Handlers:
     dedupe_window_s: float
     metrics: Metrics
     clock: Callable[[], datetime]
+    streams: Live
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
@@ -158,6 +160,9 @@ class Handlers:
                 entries=entries,
             )
         )
+
+    async def live(self, request: web.Request) -> web.StreamResponse:
+        return await self.streams.answer(request)
 
     async def models(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]

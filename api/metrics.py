@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -41,10 +41,29 @@ class Metrics:
             registry=self._registry,
         )
 
-    def served(self, method: str, route: str, status: int, duration_s: float) -> None:
+        self._live_clients = Gauge(
+            "analytics_live_clients", "Live connections (SSE) now open.", registry=self._registry
+        )
+        self._live_dropped = Counter(
+            "analytics_live_dropped_total",
+            "Live connections that the server ended.",
+            ("reason",),
+            registry=self._registry,
+        )
+
+    def live_clients(self, count: int) -> None:
+        self._live_clients.set(count)
+
+    def live_dropped(self, reason: str) -> None:
+        """``reason`` is one of a few words: slow, shutdown, time."""
+        self._live_dropped.labels(reason).inc()
+
+    def served(self, method: str, route: str, status: int, duration_s: float | None) -> None:
+        """``duration_s`` None: a stream, which lasts as long as its client likes."""
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
-        self._durations.labels(method, route).observe(duration_s)
+        if duration_s is not None:
+            self._durations.labels(method, route).observe(duration_s)
 
     def exposition(self, watermarks: Mapping[int, datetime | None], now: datetime) -> bytes:
         """The text of a scrape. A partition without a watermark has no lag to show."""

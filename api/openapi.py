@@ -67,6 +67,16 @@ OPERATIONS: Final = (
     ),
     Operation(
         method="GET",
+        path=f"{_ORG}/live",
+        name="live",
+        summary="Server-sent events: `usage` after each committed flush that touched the org (LiveUsage; its"
+        " id, sent back as Last-Event-ID, resumes), `freshness` at least every 5 s (LiveFreshness), and"
+        " `dropped` as the last word (LiveDropped).",
+        answer="text/event-stream",
+        problems=(400, 429, 503),
+    ),
+    Operation(
+        method="GET",
         path=f"{_ORG}/models",
         name="models",
         summary="Models seen, with their first and last event.",
@@ -145,7 +155,8 @@ def document_json() -> bytes:
 
 def document() -> dict[str, Any]:
     types = [operation.answer for operation in OPERATIONS if isinstance(operation.answer, type)]
-    _, schemas = msgspec.json.schema_components([*types, problems.ProblemDetails], ref_template=_REF)
+    types += [answers.LiveUsage, answers.LiveFreshness, answers.LiveDropped, problems.ProblemDetails]
+    _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     for schema in schemas.values():
         if "description" in schema:
             schema["description"] = " ".join(schema["description"].replace("``", "").split())

@@ -81,6 +81,15 @@ def not_found(detail: str) -> Problem:
     return Problem(status=404, kind="not-found", detail=detail)
 
 
+def too_many(detail: str, *, retry_after_s: int) -> Problem:
+    return Problem(
+        status=429,
+        kind="too-many-requests",
+        detail=detail,
+        headers={"Retry-After": str(retry_after_s)},
+    )
+
+
 def unavailable(detail: str) -> Problem:
     return Problem(
         status=503,

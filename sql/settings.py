@@ -70,8 +70,8 @@ def _url(*schemes: str) -> Callable[[str], str]:
         try:
             parts = urlsplit(text)
             _ = parts.port
-        except ValueError as error:
-            raise ValueError(f"not a URL: {error}") from None
+        except ValueError:  # its message may quote a part of the password
+            raise ValueError("not a URL; escape / ? # [ ] @ in a password as %2F and so on") from None
         if parts.scheme not in schemes:
             raise ValueError(f"expected a URL with {' or '.join(s + '://' for s in schemes)}")
         return text
@@ -269,6 +269,15 @@ SETTINGS: tuple[Setting, ...] = (
         "10s",
         "longest query of the API on a database that is alive; beyond, the answer is a 503",
     ),
+    _setting("LIVE_PER_ORG_MAX", _positive_int, "20", "live connections (SSE) to one org, per API process"),
+    _setting("LIVE_MAX", _positive_int, "1000", "live connections of one API process"),
+    _setting(
+        "LIVE_DURATION",
+        _span(1, 86400),
+        "15m",
+        "how long one live connection lasts before the client connects, and shows its credentials, again",
+    ),
+    _setting("LIVE_SLOW", _span(0.1, 300), "10s", "how long a live client may not read before it is dropped"),
     _setting(
         "CURSOR_SECRET",
         _secret(16),

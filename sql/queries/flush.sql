@@ -12,11 +12,15 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
 -- name: advance
 -- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.
 -- It comes first in the transaction, so that a worker that lost the partition locks no rollup row.
+-- Whoever listens on spendstream_flush hears the partition's number once the flush is committed, and only then.
+WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
     broker_time = %(broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
     rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now()
 WHERE partition = %(partition)s AND epoch = %(epoch)s AND committed_offset = %(from_offset)s
+RETURNING partition)
+SELECT pg_notify('spendstream_flush', partition::text) FROM moved
 
 -- name: standing
 -- Who holds a partition and how far it is committed: asked when a compare-and-set found no row.

@@ -179,7 +179,7 @@ def test_proxies_are_networks() -> None:
 
 async def test_unknown_paths_and_methods_are_problems(client: Client) -> None:
     await problem(await client.get("/"), 404)
-    await problem(await client.get(f"{BASE}/orgs/{ORG}/live"), 404)
+    await problem(await client.get(f"{BASE}/orgs/{ORG}/lives"), 404)
     response = await client.delete(f"{BASE}/orgs")
     await problem(response, 405)
     assert set(response.headers["Allow"].split(",")) == {"GET", "HEAD"}
@@ -205,7 +205,7 @@ async def test_unknown_parameters_are_refused_on_every_route(client: Client, pat
 
 @pytest.mark.parametrize("path", [path for _, path in GUARDED if not path.endswith("/validate")])
 async def test_without_a_database_the_answer_is_503_within_a_second(client: Client, path: str) -> None:
-    listing = path.endswith(("freshness", "models", "clients"))
+    listing = path.endswith(("freshness", "live", "models", "clients"))
     started = time.monotonic()
     response = await client.get(path.replace("{orgId}", ORG), params={} if listing else RANGE)
     await problem(response, 503)

