@@ -462,6 +462,45 @@ def show_stream(as_json: bool) -> None:
         click.echo(f"{partition}  {extent.stream}  {held}{size}")
 
 
+@stream_commands.command("accept-gap")
+@click.option("--stream", required=True, help="The partition's stream, as the log names it.")
+@click.option("--from", "from_offset", type=click.IntRange(0), required=True, help="Where it is committed.")
+@click.option("--to", "to_offset", type=click.IntRange(0), required=True, help="Where the stream begins now.")
+def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
+    """Give up the events between two offsets, which the stream has lost (log: offset_gone), and go on.
+
+    Moves the committed offset from exactly --from to --to, and writes it into analytics.audit_log. A worker
+    that waits goes on by itself. Nothing that the stream still holds is ever skipped.
+    """
+    import asyncio
+
+    import psycopg
+
+    from pipeline import gaps
+
+    config = _stream()
+    database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
+    try:
+        gap = asyncio.run(
+            gaps.accept(config, database_url, stream=stream, from_offset=from_offset, to_offset=to_offset)
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except gaps.GapRefused as error:
+        _fail(str(error))
+    except psycopg.Error as error:
+        _fail(f"the database cannot be written: {str(error).strip()}")
+    lost = (
+        f"{to_offset - from_offset} offsets are given up"
+        if to_offset > from_offset
+        else "the stream is another one than before, and is read from its beginning"
+    )
+    click.echo(
+        f"accepted: {gap.stream} (partition {gap.partition}) goes on at offset {gap.to_offset} instead of"
+        f" {gap.from_offset}; {lost}; recorded in analytics.audit_log as {gap.actor}"
+    )
+
+
 @main.group()
 def keys() -> None:
     """Make, list and revoke the API's keys (X-API-Key). Needs DATABASE_URL of a role that owns the tables."""

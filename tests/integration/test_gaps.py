@@ -1,0 +1,167 @@
+"""A stream that lost what the database expects next: the worker waits, an operator accepts, it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pipeline.config import StreamConfig
+from pipeline.transports import Transport
+from pipeline.transports.factory import open_transport
+from sql import migrate
+from tests import processes, streams
+
+PATIENCE_S = 60
+JUNK = b"x" * 1000
+"""Malformed, so each record is a dead letter: gaps and repeats are easy to see."""
+
+
+def database(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def standing(url: str) -> tuple[int, int]:
+    ((epoch, offset),) = database(url, "SELECT epoch, committed_offset FROM analytics.partitions")
+    assert isinstance(epoch, int)
+    assert isinstance(offset, int)
+    return epoch, offset
+
+
+async def publish(env: dict[str, str], count: int, size: int = 1) -> None:
+    transport = transport_of(env)
+    try:
+        await transport.open()
+        publisher = await transport.publisher()
+        for _ in range(count):
+            await publisher.publish([JUNK] * size)
+    finally:
+        await transport.close()
+
+
+def transport_of(env: dict[str, str]) -> Transport:
+    return open_transport(
+        StreamConfig(
+            url=env["RABBITMQ_URL"], stream=env["RABBITMQ_STREAM"], consumer="tests", max_bytes=512 * 1024
+        )
+    )
+
+
+async def first_offset(env: dict[str, str]) -> int:
+    transport = transport_of(env)
+    try:
+        return (await transport.extents())[0].first_offset
+    finally:
+        await transport.close()
+
+
+async def truncate(env: dict[str, str], *, beyond: int) -> int:
+    """Publish until retention has taken the offset ``beyond``; where the stream begins then."""
+    for _ in range(200):
+        await publish(env, 1, size=100)
+        if (begins := await first_offset(env)) > beyond:
+            return begins
+    raise AssertionError("retention took nothing")
+
+
+@pytest.fixture(params=["rabbitmq", "embedded"])
+def env(request: pytest.FixtureRequest, timescale: str, tmp_path: Path) -> dict[str, str]:
+    migrate.upgrade(timescale)
+    url = f"embedded://{tmp_path}/log"
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq").url
+    return {
+        "DATABASE_URL": timescale,
+        "RABBITMQ_URL": url,
+        "RABBITMQ_STREAM": f"gaps.{uuid.uuid4().hex}",
+        "FLUSH_INTERVAL": "200ms",
+        "STREAM_MAX_BYTES": "512KiB",
+    }
+
+
+def accept(
+    env: dict[str, str], from_offset: int, to_offset: int, stream: str | None = None
+) -> tuple[int, str]:
+    named = ("--stream", stream or env["RABBITMQ_STREAM"], "--from", str(from_offset), "--to", str(to_offset))
+    done = processes.command("stream", "accept-gap", *named, env=env)
+    return done.returncode, done.stdout + done.stderr
+
+
+async def test_a_worker_that_waits_at_a_gap_goes_on_once_it_is_accepted(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    url = env["DATABASE_URL"]
+    worker = processes.worker(env, tmp_path)
+    await publish(env, 10)
+    with worker:
+        streams.wait_committed(url, 10, worker)
+        code, said = accept(env, 10, 12)
+        assert (code, "there is no gap" in said) == (1, True), said
+        assert worker.stop() == 0
+    begins = await truncate(env, beyond=10)
+    with worker:
+        processes.wait_for(lambda: "offset_gone" in worker.log(), PATIENCE_S, worker.log)
+        assert f"accept-gap --stream {env['RABBITMQ_STREAM']} --from 10 --to {begins}" in worker.log()
+        epoch, offset = standing(url)
+        assert offset == 10
+
+        for wrong_from, wrong_to, reason in (
+            (9, begins, "is committed up to offset 10, not 9"),
+            (10, begins + 1, f"only --to {begins}"),
+            (10, begins - 1, f"only --to {begins}"),
+        ):
+            code, said = accept(env, wrong_from, wrong_to)
+            assert (code, reason in said) == (1, True), said
+        code, said = accept(env, 10, begins, "another")
+        assert (code, "no partition's stream" in said) == (1, True), said
+        assert standing(url)[1] == 10
+
+        code, said = accept(env, 10, begins)
+        assert code == 0, said
+        assert f"goes on at offset {begins} instead of 10; {begins - 10} offsets are given up" in said
+        assert standing(url)[0] > epoch
+        transport = transport_of(env)
+        end = (await transport.extents())[0].end_offset
+        await transport.close()
+        await asyncio.to_thread(streams.wait_committed, url, end, worker)
+        assert worker.stop() == 0
+    letters = database(url, 'SELECT "offset" FROM analytics.dead_letters ORDER BY "offset"')
+    assert [row[0] for row in letters] == [*range(10), *range(begins, end)]
+    ((action, outcome, detail),) = database(url, "SELECT action, outcome, detail FROM analytics.audit_log")
+    assert (action, outcome) == ("stream.accept_gap", "accepted")
+    assert isinstance(detail, dict)
+    assert (detail["from_offset"], detail["to_offset"]) == (10, begins)
+    assert accept(env, 10, begins)[0] == 1
+
+
+async def test_a_stream_made_anew_is_read_from_its_beginning_and_its_offsets_come_again(
+    timescale: str, tmp_path: Path
+) -> None:
+    migrate.upgrade(timescale)
+    env = {
+        "DATABASE_URL": timescale,
+        "RABBITMQ_URL": f"embedded://{tmp_path}/old",
+        "RABBITMQ_STREAM": "gaps",
+        "FLUSH_INTERVAL": "200ms",
+    }
+    for generation, (folder, count) in enumerate((("old", 30), ("new", 20), ("newest", 10))):
+        env["RABBITMQ_URL"] = f"embedded://{tmp_path}/{folder}"
+        await publish(env, count)
+        with processes.worker(env, tmp_path) as worker:
+            if generation:
+                before = 30 - 10 * (generation - 1)
+                processes.wait_for(lambda w=worker: "made anew" in w.log(), PATIENCE_S, worker.log)
+                code, said = accept(env, before, 0)
+                assert (code, "read from its beginning" in said) == (0, True), said
+            processes.wait_for(
+                lambda n=count: streams.committed_offset(timescale) == n, PATIENCE_S, worker.log
+            )
+            assert worker.stop() == 0
+    ((letters, now),) = database(
+        timescale, 'SELECT count(*), count(*) FILTER (WHERE "offset" >= 0) FROM analytics.dead_letters'
+    )
+    assert (letters, now) == (60, 10)
