@@ -17,6 +17,7 @@ from pipeline import children
 from pipeline.config import StreamConfig
 from pipeline.transports import Chunk, Subscription, TransportError
 from pipeline.transports.rabbitmq import RabbitMQTransport
+from pipeline.transports.rabbitmq_subscription import SUBSCRIPTION
 from pipeline.transports.routing import org_key, partition_of
 from tests.tcp_proxy import TcpProxy
 
@@ -212,6 +213,26 @@ async def test_credit_survives_many_terms(make: Make) -> None:
     assert (await more).first_offset == 15
     ours.grant()
     await read(ours, 16, 40)
+
+
+async def test_credit_that_meets_a_deactivation_on_its_way_is_refused_and_not_lost(make: Make) -> None:
+    transport = await make(partitions=4)
+    await publish(transport, 0, 10)
+    turn = Turn()
+    ours = await transport.compete(partition=MOVING, owner=turn, credit=3)
+    await turn.until(*ON)
+    theirs = await transport.compete(partition=MOVING, owner=Turn())
+    await turn.until(*ON, *OFF)
+    ours._kept_credit -= 2  # sent before the reader knew
+    ours._connection.credit_chunks(SUBSCRIPTION, 2)
+    assert not await ours.caught_up(0)  # the refusal came before this answer
+    await theirs.close()
+    assert [(await receive(ours)).first_offset for _ in range(3)] == [0, 1, 2]
+    more = asyncio.create_task(receive(ours))
+    assert not await ours.caught_up(3)
+    assert not more.done()
+    ours.grant()
+    assert (await more).first_offset == 3
 
 
 async def test_the_peer_waits_until_the_owner_has_let_go(make: Make) -> None:
