@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -37,9 +38,12 @@ def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
     return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
 
 
-def start(command: list[str], *, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, so that a Ctrl-C at the terminal does not reach it past us."""
-    with log.open("ab") as opened:
+def start(command: list[str], *, env: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, so that a Ctrl-C at the terminal does not reach it past us.
+
+    Without a ``log`` it writes where we do.
+    """
+    with log.open("ab") if log is not None else nullcontext() as opened:
         return subprocess.Popen(
             command,
             env=dict(env),

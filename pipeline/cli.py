@@ -366,18 +366,34 @@ def replay_trace(
 
 
 @main.command()
-def worker() -> None:
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Workers on this host, each a process. They share the partitions; more than those only stand by.",
+)
+def worker(processes: int) -> None:
     """Read the stream and keep the rollups up to date until stopped (SIGTERM drains and exits 0).
 
-    Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT.
+    Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT; with
+    --processes on that port and those after it, and a process that dies is started again.
     """
     import asyncio
 
     from pipeline import config as configuration
-    from pipeline import logs, service
+    from pipeline import logs
 
     loaded = configuration.load(os.environ)
     logs.configure(loaded.log_level, loaded.service_name)
+    if processes > 1:
+        from pipeline import workers
+
+        if fault := workers.port_fault(loaded, processes=processes):
+            raise settings.ConfigError([fault])
+        sys.exit(workers.run(loaded, os.environ, processes=processes))
+    from pipeline import service
+
     sys.exit(asyncio.run(service.run_worker(loaded)))
 
 

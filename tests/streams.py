@@ -78,3 +78,10 @@ def committed_offset(database_url: str) -> int:
 
 def wait_committed(database_url: str, offset: int, worker: Process, *, timeout_s: float = 120) -> None:
     wait_for(lambda: committed_offset(database_url) >= offset, timeout_s, worker.log)
+
+
+def offered(database_url: str) -> int:
+    """Events that are committed, in all partitions."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT sum(offered)::bigint FROM analytics.partitions").fetchone()
+    return (row and row[0]) or 0
