@@ -251,3 +251,54 @@ export_schedules = Table(
     _timestamp("created_at"),
 )
 """An export of each month of an org, made once its figures are final."""
+
+archive_outbox = Table(
+    "archive_outbox",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("accepted_from", BigInteger, primary_key=True, autoincrement=False),
+    Column("row_count", BigInteger, nullable=False),
+    Column("byte_count", BigInteger, nullable=False),
+    _timestamp("complete_from", nullable=True),
+    _timestamp("complete_to"),
+    Column("cut", BigInteger, nullable=True),
+    _timestamp("flushed_at"),
+    Column("events", LargeBinary, nullable=False),
+)
+"""The accepted events of one flush (`pipeline.sink.event_columns`) on their way to the archive.
+
+A partition's accepted events are numbered from 0, as ``partitions.accepted`` counts them: a row holds those
+from ``accepted_from`` on. ``cut`` is where the files end that it will be part of, once that is settled. A row
+without one before it makes a bucket complete only from ``complete_from`` on (null: from the beginning), and
+one without one after it only up to ``complete_to``.
+"""
+
+archive_files = Table(
+    "archive_files",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("accepted_from", BigInteger, primary_key=True, autoincrement=False),
+    _timestamp("hour", primary_key=True),
+    Column("accepted_to", BigInteger, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("from_offset", BigInteger, nullable=False),
+    Column("to_offset", BigInteger, nullable=False),
+    Column("row_count", BigInteger, nullable=False),
+    Column("byte_count", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    _timestamp("archived_at"),
+    UniqueConstraint("path", name="archive_files_path"),
+    Index("archive_files_hour", "hour"),
+)
+"""The manifest: a file in the archive counts if and only if it is listed here. One hour of event time each."""
+
+archive_spans = Table(
+    "archive_spans",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("accepted_from", BigInteger, primary_key=True, autoincrement=False),
+    Column("accepted_to", BigInteger, nullable=False),
+    _timestamp("complete_from", nullable=True),
+    _timestamp("complete_to"),
+)
+"""Which accepted events the files hold, without a hole in each span; as in ``archive_outbox``."""
