@@ -4,7 +4,7 @@ It owns what "seen" means. It knows nothing of partitions, offsets or the databa
 numbered orgs and tells it from which hour on an id still counts.
 
 An id is remembered under the UTC hour of the event time of its first occurrence. Hour numbers are
-hours since 1970. 28 bytes a slot, at most 70 % full.
+hours since 1970. 28 bytes a slot, at most three quarters full.
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ import numpy.typing as npt
 
 from pipeline.core import kernels
 
-_SLOTS_MIN: Final = 1 << 12
-_LOAD_MAX: Final = 0.7
+_TABLES: Final = 16
+_SLOTS_MIN: Final = 1 << 10
+_GROWTH: Final = 1.5
+_LOAD_MAX: Final = 0.75
+"""As in `kernels.remember`."""
 
 IntArray = npt.NDArray[Any]
 
 
 class SeenIds:
-    """The ids of the dedupe window. Size in memory: `memory_bytes`."""
+    """The ids of the dedupe window. Size in memory: `memory_bytes`.
+
+    Sixteen tables, by the hash of the id, because a table is copied when it grows: so that growing takes a
+    sixteenth of the memory and of the time. Their sizes differ from the start, so that they grow in turn.
+    """
 
     def __init__(self) -> None:
-        self._used = 0
-        self._allocate(_SLOTS_MIN)
-
-    def _allocate(self, slots: int) -> None:
-        self._ids = np.empty((slots, 2), np.uint64)
-        self._orgs = np.empty(slots, np.int32)
-        self._hours = np.zeros(slots, np.int32)
-        self._checks = np.empty(slots, np.uint32)
+        self._tables = tuple(_table(round(_SLOTS_MIN * _GROWTH ** (i / _TABLES))) for i in range(_TABLES))
+        self._used: IntArray = np.zeros(_TABLES, np.int64)
 
     def __len__(self) -> int:
-        return self._used
+        return int(self._used.sum())
 
     @property
     def memory_bytes(self) -> int:
-        return self._ids.nbytes + self._orgs.nbytes + self._hours.nbytes + self._checks.nbytes
+        return sum(table.nbytes for table in self._tables)
 
     def add(
         self, ids: IntArray, orgs: IntArray, hours: IntArray, checks: IntArray, live_from: IntArray
@@ -50,49 +51,28 @@ class SeenIds:
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint32[n] (of the
         payload), ``live_from`` int32[n]: entries of earlier hours are forgotten for that event.
         """
-        if self._used + len(ids) > _LOAD_MAX * len(self._hours):
-            self._rehash(room_for=len(ids), live_from=int(live_from.min()) if len(ids) else 0)
         outcomes = np.empty(len(ids), np.uint8)
-        self._used += kernels.remember(
-            self._ids,
-            self._orgs,
-            self._hours,
-            self._checks,
-            ids,
-            orgs,
-            hours,
-            checks,
-            live_from,
-            outcomes,
-        )
-        return outcomes
+        done = 0
+        while True:
+            done, full = kernels.remember(
+                self._tables, self._used, ids, orgs, hours, checks, live_from, outcomes, done
+            )
+            if done == len(ids):
+                return outcomes
+            self._renew(full, live_from=int(live_from.min()))
 
-    def _rehash(self, *, room_for: int, live_from: int) -> None:
-        """Drop ids of hours before ``live_from`` and make room; the only place where memory is given back."""
-        kept = self._hours > live_from  # stored as hour + 1
-        ids, orgs, hours, checks = (
-            self._ids[kept],
-            self._orgs[kept],
-            self._hours[kept] - 1,
-            self._checks[kept],
-        )
-        slots = _SLOTS_MIN
-        while len(ids) + room_for > _LOAD_MAX * slots * 0.9:
-            slots *= 2
-        self._allocate(slots)
-        outcomes = np.empty(len(ids), np.uint8)
-        self._used = kernels.remember(
-            self._ids,
-            self._orgs,
-            self._hours,
-            self._checks,
-            ids,
-            orgs,
-            hours,
-            checks,
-            np.zeros(len(ids), np.int32),
-            outcomes,
-        )
+    def _renew(self, number: int, *, live_from: int) -> None:
+        """Drop a table's ids of hours before ``live_from``, and make room where that does not suffice."""
+        table = self._tables[number]
+        live = int(np.count_nonzero(table[:, 5] > live_from))  # stored as hour + 1
+        fresh = _table(max(_SLOTS_MIN, round(live * _GROWTH / _LOAD_MAX)))
+        kernels.move_ids(table, fresh, live_from)
+        self._tables = (*self._tables[:number], fresh, *self._tables[number + 1 :])
+        self._used[number] = live
+
+
+def _table(slots: int) -> IntArray:
+    return np.zeros((slots, 7), np.uint32)
 
 
 def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: IntArray) -> bytes:
@@ -104,8 +84,10 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
         all ids, 16 bytes each
         all checks, u32 each
     """
-    order = np.argsort(orgs, kind="stable")
-    numbers, counts = np.unique(orgs, return_counts=True)
+    counts = np.bincount(orgs)
+    numbers = np.flatnonzero(counts)
+    order = np.argsort(orgs.astype(np.uint16) if len(counts) <= 1 << 16 else orgs, kind="stable")
+    counts = counts[numbers]
     head = np.zeros(len(numbers), [("org", ">u8", 2), ("count", "<u4")])
     head["org"] = org_uuids[numbers]
     head["count"] = counts

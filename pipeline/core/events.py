@@ -89,9 +89,18 @@ class Uuids:
         self.keys: IntArray = np.empty((1024, 2), np.uint64)
         self._slots: IntArray = np.full(4096, -1, np.int32)
         self._used = 0
+        self._ranks: IntArray = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return self._used
+
+    def ranks(self) -> IntArray:
+        """The place of each number (int64[numbers]) in the order of the ids."""
+        if len(self._ranks) != self._used:
+            keys = self.keys[: self._used]
+            self._ranks = np.empty(self._used, np.int64)
+            self._ranks[np.lexsort((keys[:, 1], keys[:, 0]))] = np.arange(self._used)
+        return self._ranks
 
     def number(self, wanted: IntArray) -> IntArray:
         """Numbers (int32[n]) of ``wanted`` uint64[n, 2]."""

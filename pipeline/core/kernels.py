@@ -165,48 +165,91 @@ CONFLICT: Final = 2
 
 
 @compiled
+def _id_hash(high: Any, low: Any, org: Any) -> Any:
+    return _hash_pair(high ^ _mix(np.uint64(org)), low)
+
+
+@compiled
+def _first_slot(h: Any, table: Any) -> Any:
+    """The slot where a hash belongs in a table of any length: its low 32 bits as a fraction of the table."""
+    return ((h & np.uint64(0xFFFFFFFF)) * np.uint64(len(table))) >> np.uint64(32)
+
+
+@compiled
 def remember(
-    table_ids: Any,
-    table_orgs: Any,
-    table_hours: Any,
-    table_checks: Any,
+    tables: Any,
+    used: Any,
     ids: Any,
     orgs: Any,
     hours: Any,
     checks: Any,
     live_from: Any,
     outcomes: Any,
-) -> int:
-    """Look up and add (org, id) pairs in order; returns how many slots were taken.
+    begin: int,
+) -> Any:
+    """Look up and add (org, id) pairs in order from ``begin`` on; returns where it stopped and at which table.
 
-    ``table_hours`` is hour + 1, 0 for an empty slot. An entry counts as forgotten for event ``i`` when its
-    hour is below ``live_from[i]``; then the event takes the entry over. ``outcomes`` uint8[n].
+    It stops short of n only when that table is three quarters full. ``tables``: 16 of uint32[slots, 7], the
+    one is chosen by the hash; a slot is the id in four words, org, hour + 1 (0: empty) and check. ``used``
+    int64[16]. An entry counts as forgotten for event ``i`` when its hour is below ``live_from[i]``; then the
+    event takes the entry over. ``outcomes`` uint8[n].
     """
-    mask = np.uint64(len(table_hours) - 1)
-    taken = 0
-    for i in range(len(ids)):
-        high, low, org = ids[i, 0], ids[i, 1], orgs[i]
-        slot = _hash_pair(high ^ _mix(np.uint64(org)), low) & mask
+    for i in range(begin, len(ids)):
+        high, low, org = ids[i, 0], ids[i, 1], np.uint32(orgs[i])
+        h = _id_hash(high, low, orgs[i])
+        number = np.int64(h >> np.uint64(60))
+        table = tables[number]
+        if 4 * used[number] >= 3 * len(table):
+            return i, number
+        word0, word1 = np.uint32(high >> np.uint64(32)), np.uint32(high)
+        word2, word3 = np.uint32(low >> np.uint64(32)), np.uint32(low)
+        slot = np.int64(_first_slot(h, table))
         while True:
-            hour = table_hours[slot]
+            entry = table[slot]
+            hour = np.int64(entry[5])
             if hour == 0:
-                taken += 1
+                used[number] += 1
                 outcomes[i] = 0
-            elif table_ids[slot, 0] == high and table_ids[slot, 1] == low and table_orgs[slot] == org:
+            elif (
+                entry[3] == word3
+                and entry[2] == word2
+                and entry[1] == word1
+                and entry[0] == word0
+                and entry[4] == org
+            ):
                 if hour - 1 >= live_from[i]:
-                    outcomes[i] = 1 if table_checks[slot] == checks[i] else 2
+                    outcomes[i] = 1 if entry[6] == checks[i] else 2
                     break
                 outcomes[i] = 0
             else:
-                slot = (slot + np.uint64(1)) & mask
+                slot += 1
+                if slot == len(table):
+                    slot = 0
                 continue
-            table_ids[slot, 0] = high
-            table_ids[slot, 1] = low
-            table_orgs[slot] = org
-            table_hours[slot] = hours[i] + 1
-            table_checks[slot] = checks[i]
+            entry[0], entry[1], entry[2], entry[3] = word0, word1, word2, word3
+            entry[4] = org
+            entry[5] = hours[i] + 1
+            entry[6] = checks[i]
             break
-    return taken
+    return len(ids), 0
+
+
+@compiled
+def move_ids(table: Any, fresh: Any, live_from: int) -> None:
+    """Put the entries of ``table`` from hour ``live_from`` on into the empty table ``fresh``."""
+    for i in range(len(table)):
+        entry = table[i]
+        if np.int64(entry[5]) <= live_from:  # stored as hour + 1
+            continue
+        high = np.uint64(entry[0]) << np.uint64(32) | np.uint64(entry[1])
+        low = np.uint64(entry[2]) << np.uint64(32) | np.uint64(entry[3])
+        slot = np.int64(_first_slot(_id_hash(high, low, np.int32(entry[4])), fresh))
+        while fresh[slot, 5] != 0:
+            slot += 1
+            if slot == len(fresh):
+                slot = 0
+        for j in range(7):
+            fresh[slot, j] = entry[j]
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -271,18 +314,31 @@ def admit(slots: Any, keys: Any, used: int, counts: Any, groups: Any, wanted: An
     return used
 
 
+_MINUTE_US: Final = 60_000_000
+_HOUR_US: Final = 60 * _MINUTE_US
+_DAY_US: Final = 24 * _HOUR_US
+_INT_MAX: Final = 2**63 - 1
+
+
 @compiled
 def accumulate(
-    measures: Any, rows: Any, status: Any, tokens_in: Any, tokens_out: Any, cost: Any, latency: Any, late: Any
+    totals: Any,
+    cells: Any,
+    occurred_us: Any,
+    met_us: Any,
+    status: Any,
+    tokens_in: Any,
+    tokens_out: Any,
+    cost: Any,
+    latency: Any,
 ) -> bool:
-    """Add events to rows of ``measures`` int64[rows, 11] (columns as `windows.MEASURES`).
+    """Add events to cells of ``totals`` int64[cells, 15] (columns as `cells.TOTALS`).
 
     Returns False, with nothing of that event added, if a sum would pass 2^63 - 1.
     """
-    top = np.int64(2**63 - 1)
-    for i in range(len(rows)):
-        m = measures[rows[i]]
-        if m[7] > top - cost[i] or m[5] > top - tokens_in[i] or m[6] > top - tokens_out[i]:
+    for i in range(len(cells)):
+        m = totals[cells[i]]
+        if m[7] > _INT_MAX - cost[i] or m[5] > _INT_MAX - tokens_in[i] or m[6] > _INT_MAX - tokens_out[i]:
             return False
         m[0] += 1
         m[1 + status[i]] += 1
@@ -290,29 +346,129 @@ def accumulate(
         m[6] += tokens_out[i]
         m[7] += cost[i]
         m[8] += latency[i]
-        if latency[i] > m[9]:
-            m[9] = latency[i]
-        if late[i]:
+        m[9] = max(m[9], latency[i])
+        at, met = occurred_us[i], met_us[i]
+        if (at // _MINUTE_US + 1) * _MINUTE_US <= met:
             m[10] += 1
+            if (at // _HOUR_US + 1) * _HOUR_US <= met:
+                m[11] += 1
+                if (at // _DAY_US + 1) * _DAY_US <= met:
+                    m[12] += 1
+        if m[13] == 0 or at < m[13]:
+            m[13] = at
+        m[14] = max(m[14], at)
     return True
 
 
 @compiled
-def count(measures: Any, rows: Any) -> None:
-    """Add one to column 0 of each row."""
-    for row in rows:
-        measures[row, 0] += 1
+def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
+    """Add cells to rows of ``measures`` int64[rows, 11]; ``late``: the cells' column of late events.
+
+    Returns False, with nothing of that cell added, if a sum would pass 2^63 - 1.
+    """
+    for i in range(len(rows)):
+        m, t = measures[rows[i]], totals[i]
+        if m[7] > _INT_MAX - t[7] or m[5] > _INT_MAX - t[5] or m[6] > _INT_MAX - t[6]:
+            return False
+        for j in range(9):
+            m[j] += t[j]
+        m[9] = max(m[9], t[9])
+        m[10] += t[late]
+    return True
 
 
 @compiled
-def span(measures: Any, rows: Any, times: Any) -> None:
-    """Widen rows of ``measures`` int64[rows, 2] (first, last; first 0 when fresh) to hold ``times``."""
+def count(measures: Any, rows: Any, counts: Any) -> None:
+    """Add to column 0 of each row."""
+    for i in range(len(rows)):
+        measures[rows[i], 0] += counts[i]
+
+
+@compiled
+def span(measures: Any, rows: Any, first: Any, last: Any) -> None:
+    """Widen rows of ``measures`` int64[rows, 2] (first, last; first 0 when fresh)."""
     for i in range(len(rows)):
         m = measures[rows[i]]
-        if m[0] == 0 or times[i] < m[0]:
-            m[0] = times[i]
-        if times[i] > m[1]:
-            m[1] = times[i]
+        if m[0] == 0 or first[i] < m[0]:
+            m[0] = first[i]
+        m[1] = max(m[1], last[i])
+
+
+# --- sketch bins of events ------------------------------------------------------------------------
+
+
+@compiled
+def bins_of(latency_ms: Any, low_bins: Any, edges: Any, out: Any) -> None:
+    """`sketches.bin_of`, by ``low_bins`` (of 0 to 65535 ms) where that goes: ``out`` int64[n]."""
+    for i in range(len(out)):
+        value = latency_ms[i]
+        if value < len(low_bins):
+            out[i] = low_bins[value]
+            continue
+        low, high = 0, len(edges)
+        while low < high:
+            middle = (low + high) >> 1
+            if edges[middle] <= value:
+                low = middle + 1
+            else:
+                high = middle
+        out[i] = low - 1
+
+
+@compiled
+def pair_up(
+    cells: Any,
+    bins: Any,
+    places: Any,
+    by_cell: Any,
+    dense: Any,
+    pair_cells: Any,
+    pair_bins: Any,
+    pair_counts: Any,
+) -> int:
+    """Count events by cell and bin, in this order; returns how many pairs there are.
+
+    ``cells``, ``bins`` int64[n]; ``places``: where each cell's events begin among all; ``by_cell`` int64[n]
+    and ``dense`` int64[bins], all 0, are working space. Out: int64[n] each, filled from the front.
+    """
+    for i in range(len(cells)):
+        by_cell[places[cells[i]]] = bins[i]
+        places[cells[i]] += 1  # ends as the place after the cell
+    found = 0
+    begin = 0
+    for cell in range(len(places)):
+        end = places[cell]
+        if end - begin <= 12:
+            for i in range(begin + 1, end):
+                value = by_cell[i]
+                j = i
+                while j > begin and by_cell[j - 1] > value:
+                    by_cell[j] = by_cell[j - 1]
+                    j -= 1
+                by_cell[j] = value
+            for i in range(begin, end):
+                if i > begin and by_cell[i] == by_cell[i - 1]:
+                    pair_counts[found - 1] += 1
+                    continue
+                pair_cells[found] = cell
+                pair_bins[found] = by_cell[i]
+                pair_counts[found] = 1
+                found += 1
+        else:
+            lowest = highest = by_cell[begin]
+            for i in range(begin, end):
+                value = by_cell[i]
+                lowest, highest = min(lowest, value), max(highest, value)
+                dense[value] += 1
+            for value in range(lowest, highest + 1):
+                if dense[value]:
+                    pair_cells[found] = cell
+                    pair_bins[found] = value
+                    pair_counts[found] = dense[value]
+                    dense[value] = 0
+                    found += 1
+        begin = end
+    return found
 
 
 # --- sketches in a pool: each row has one block of a power of two of (bin, count) pairs -------------
@@ -328,16 +484,26 @@ def sketch_add(
     length, size class (capacity 2**class, 0 when there is no block). ``state`` int64[16]: [0] the
     first unused pair, [c] the head of the list of free blocks of class c, or -1.
     """
+    before, hint = -1, 0
     for i in range(begin, len(rows)):
         row, wanted = rows[i], bins[i]
         start, length, size = place[row, 0], place[row, 1], place[row, 2]
         low, high = start, start + length
+        if row == before and wanted > bins[i - 1]:  # as most do: it is close behind the last one
+            low = start + hint
+            for _ in range(6):
+                if low < high and pool_bins[low] < wanted:
+                    low += 1
+            if low == high or pool_bins[low] >= wanted:
+                high = low
+        before = row
         while low < high:
             middle = (low + high) >> 1
             if pool_bins[middle] < wanted:
                 low = middle + 1
             else:
                 high = middle
+        hint = low - start
         if low < start + length and pool_bins[low] == wanted:
             pool_counts[low] += counts[i]
             continue

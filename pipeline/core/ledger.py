@@ -24,7 +24,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core import dedupe, kernels, sketches, watermark
+from pipeline.core import dedupe, kernels, watermark
+from pipeline.core.cells import (
+    CLIENT,
+    CODE,
+    FIRST_US,
+    LAST_US,
+    LATE,
+    MINUTE,
+    MODEL,
+    ORG,
+    Cells,
+    Gathering,
+    buckets,
+)
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Columns, Names, Reader
 from pipeline.core.rules import Rules
@@ -158,20 +171,6 @@ class Tally:
         return replace(self, rejected=dict(self.rejected))
 
 
-@dataclass(slots=True)
-class _Accepted:
-    """Accepted events on their way into the tables."""
-
-    columns: Columns
-    met_us: IntArray
-    """int64[n]: the watermark met on arrival."""
-    named: IntArray
-    """bool[n]: client and error code have been put under the hour's caps already."""
-
-    def take(self, which: IntArray) -> _Accepted:
-        return _Accepted(self.columns.take(which), self.met_us[which], self.named[which])
-
-
 class Ledger:
     """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe."""
 
@@ -190,7 +189,8 @@ class Ledger:
         self._errors = Table(ERRORS, key_width=6, counts_only=True)
         self._client_cap = NameCap(rules.clients_per_org_hour_max)
         self._code_cap = NameCap(ERROR_CODES_PER_ORG_HOUR_MAX)
-        self._cold: list[_Accepted] = []
+        self._gathering = Gathering()
+        self._cold: list[Cells] = []
         self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
         self._new_ids: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
         self._dead_letters: list[DeadLetter] = []
@@ -312,88 +312,97 @@ class Ledger:
         reached_us = np.minimum(columns.occurred_us, broker_us[columns.source])
         met_us = watermark.arrivals(reached_us, self.position.newest_us, self._rules.allowed_lateness_us)
         self.position.newest_us = max(self.position.newest_us, int(reached_us.max()))
-        self._orgs.add(columns.org[:, None], columns.occurred_us)
-        self._models.add(np.stack((columns.org, columns.model), axis=1), columns.occurred_us)
-        accepted = _Accepted(columns, met_us, np.zeros(len(columns), np.bool_))
+        self._gathering.add(columns, met_us)
 
+    def _gather(self) -> None:
+        """Add what was folded to the tables, or hold it back until its blocks have been loaded."""
+        self.fold()
+        cells = self._gathering.take()
+        if cells is None:
+            return
         # Names are settled in stream order wherever the hour is in memory, even for events that wait below
         # for other rows: who comes first must not depend on when a flush happens.
-        hour = columns.occurred_us // HOUR_US
-        unsettled = self._by_name(GRAINS[3]).cold(columns.org, hour) | self._errors.cold(columns.org, hour)
-        self._settle_names(accepted, np.flatnonzero(~unsettled))
-        cold = unsettled
-        for table in self._tables:
-            cold = cold | table.cold(columns.org, columns.occurred_us // table.grain.length_us)
+        unsettled, failures_unsettled = (
+            self._is_cold(keys, (self._by_name(GRAINS[3]), self._errors))
+            for keys in (cells.keys, cells.failure_keys)
+        )
+        settled = cells
+        if unsettled.any():
+            self._cold.append(cells.take(unsettled, failures_unsettled))
+            settled = cells.take(~unsettled, ~failures_unsettled)
+        self._settle_names(settled)
+        cold, failures_cold = (
+            self._is_cold(keys, self._tables) for keys in (settled.keys, settled.failure_keys)
+        )
         if cold.any():
-            self._cold.append(accepted.take(np.flatnonzero(cold)))
-            accepted = accepted.take(np.flatnonzero(~cold))
-        self._add(accepted)
+            self._cold.append(settled.take(cold, failures_cold))
+            settled = settled.take(~cold, ~failures_cold)
+        self._add(settled)
+
+    @staticmethod
+    def _is_cold(keys: IntArray, tables: Sequence[Table]) -> IntArray:
+        """Mask (bool[n]) of the cells or failures with a block outside memory."""
+        cold = np.zeros(len(keys), np.bool_)
+        for table in tables:
+            cold |= table.cold(keys[:, ORG], buckets(keys, table.grain))
+        return cold
 
     def _by_name(self, grain: Grain) -> Table:
         return next(table for table in self._tables if table.grain is grain)
 
-    def _settle_names(self, accepted: _Accepted, which: IntArray) -> None:
-        """Put clients and error codes of some events under the caps of their org and hour."""
-        columns = accepted.columns
-        hour = columns.occurred_us // HOUR_US
-        failed = which[columns.status[which] > 0]
-        for cap, numbers, counted in (
-            (self._client_cap, columns.client, which),
-            (self._code_cap, columns.error_code, failed),
-        ):
-            named = counted[numbers[counted] > Names.OTHER]
-            if len(named):
-                admitted = cap.admit(columns.org[named], hour[named], numbers[named])
-                if not admitted.all():
-                    numbers[named[~admitted]] = Names.OTHER
-                    if cap is self._client_cap:
-                        self.tally.capped_clients += int(np.count_nonzero(~admitted))
-        accepted.named[which] = True
-        self._clients.add(
-            np.stack((columns.org[which], columns.client[which]), axis=1), columns.occurred_us[which]
-        )
-
-    def _add(self, accepted: _Accepted) -> None:
-        """Add events, all of resident blocks and with settled names, to every table."""
-        c = accepted.columns
-        if not len(c):
+    def _settle_names(self, cells: Cells) -> None:
+        """Put the clients and error codes of cells under the caps of their org and hour, in their order."""
+        if cells.named:
             return
-        bins = sketches.bin_of(c.latency_ms)
+        cells.named = True
+        keys, failures = cells.keys, cells.failure_keys
+        refused = self._refuse_names(self._client_cap, keys, CLIENT)
+        self.tally.capped_clients += int(cells.totals[refused, 0].sum())
+        self._refuse_names(self._client_cap, failures, CLIENT)
+        self._refuse_names(self._code_cap, failures, CODE)
+
+    @staticmethod
+    def _refuse_names(cap: NameCap, keys: IntArray, column: int) -> IntArray:
+        """Name those beyond the cap ``other``; which those were."""
+        named = np.flatnonzero(keys[:, column] > Names.OTHER)
+        hour = keys[named, MINUTE] // 60
+        refused = named[~cap.admit(keys[named, ORG], hour, keys[named, column])]
+        keys[refused, column] = Names.OTHER
+        return refused
+
+    def _add(self, cells: Cells) -> None:
+        """Add cells of resident blocks, with settled names, to every table."""
+        if not len(cells):
+            return
+        keys, totals = cells.keys, cells.totals
+        org, model, client = (keys[:, column] for column in (ORG, MODEL, CLIENT))
+        pairs = cells.pair_cells, cells.pair_bins, cells.pair_counts
         for table in self._tables:
-            grain = table.grain
-            bucket = c.occurred_us // grain.length_us
-            late = (bucket + 1) * grain.length_us <= accepted.met_us
-            if grain.length_us == watermark.MINUTE_US:
-                self.tally.late += int(np.count_nonzero(late))
-            parts = (c.org, bucket, c.model, c.client) if grain.by_client else (c.org, bucket, c.model)
-            table.add(
-                np.stack(parts, axis=1).astype(np.int32),
-                status=c.status,
-                input_tokens=c.input_tokens,
-                output_tokens=c.output_tokens,
-                cost_microcents=c.cost_microcents,
-                latency_ms=c.latency_ms,
-                bins=bins,
-                late=late,
-            )
-        failed = np.flatnonzero(c.status)
-        if len(failed):
-            hour = c.occurred_us // HOUR_US
-            key = (c.org, hour, c.model, c.client, c.status, c.error_code)
-            self._errors.count(np.stack([part[failed] for part in key], axis=1).astype(np.int32))
+            parts = [org, buckets(keys, table.grain), model, *([client] if table.grain.by_client else [])]
+            late = LATE[table.grain.name.rpartition("_")[2]]
+            table.add(np.stack(parts, axis=1).astype(np.int32), totals, late, pairs)
+        self.tally.late += int(totals[:, LATE["minute"]].sum())
+        first_us, last_us = totals[:, FIRST_US], totals[:, LAST_US]
+        self._orgs.add(keys[:, [ORG]], first_us, last_us)
+        self._models.add(keys[:, [ORG, MODEL]], first_us, last_us)
+        self._clients.add(keys[:, [ORG, CLIENT]], first_us, last_us)
+        if len(cells.failure_keys):
+            failures = cells.failure_keys.copy()
+            failures[:, MINUTE] = buckets(failures, ERRORS)
+            self._errors.count(failures, cells.failure_counts)
 
     # --- blocks that are not in memory -------------------------------------------------------------------
 
     def missing(self) -> list[Block]:
         """The blocks that held-back events need; load them and `adopt` them before the next `drain`."""
-        self.fold()
+        self._gather()
         wanted: list[Block] = []
         for table in (*self._tables, self._errors):
             blocks: set[tuple[int, int]] = set()
             for held in self._cold:
-                bucket = held.columns.occurred_us // table.grain.length_us
-                cold = table.cold(held.columns.org, bucket)
-                blocks.update(zip(held.columns.org[cold].tolist(), bucket[cold].tolist(), strict=True))
+                org, bucket = held.keys[:, ORG], buckets(held.keys, table.grain)
+                cold = table.cold(org, bucket)
+                blocks.update(zip(org[cold].tolist(), bucket[cold].tolist(), strict=True))
             orgs = self._reader.orgs.keys
             wanted.extend(
                 Block(grain=table.grain, org=(int(orgs[org, 0]), int(orgs[org, 1])), bucket=bucket)
@@ -424,9 +433,9 @@ class Ledger:
             elif name in by_grain:
                 table.adopt(_no_rows(table.grain), by_grain[name])
         held, self._cold = self._cold, []
-        for accepted in held:
-            self._settle_names(accepted, np.flatnonzero(~accepted.named))
-            self._add(accepted)
+        for cells in held:
+            self._settle_names(cells)
+            self._add(cells)
 
     @staticmethod
     def _restore_names(cap: NameCap, keys: IntArray) -> None:
@@ -479,7 +488,7 @@ class Ledger:
         Raises:
             ValueError: held-back events still wait for `missing` blocks.
         """
-        self.fold()
+        self._gather()
         if self._cold:
             raise ValueError("blocks are missing: load and adopt them before draining")
         position = self.position
@@ -494,7 +503,7 @@ class Ledger:
             from_offset=self._committed_from,
             position=replace(position),
             caught_up=caught_up,
-            tables=[self._stored(table.drain()) for table in (*self._tables, self._errors)],
+            tables=[self._stored(table.drain(self._key_order)) for table in (*self._tables, self._errors)],
             orgs=self._seen(self._orgs),
             models=self._seen(self._models, by_model=True),
             clients=self._seen(self._clients, by_client=True),
@@ -514,36 +523,40 @@ class Ledger:
         if not parts:
             return {}
         hours, org, event, check = (np.concatenate(column) for column in zip(*parts, strict=True))
+        first, last = int(hours.min()), int(hours.max())
+        orgs = self._reader.orgs.keys
+        if first == last:
+            return {first: dedupe.encode_segment(orgs, org, event, check)}
         segments = {}
         for hour in np.unique(hours).tolist():
             mine = hours == hour
-            segments[hour] = dedupe.encode_segment(
-                self._reader.orgs.keys, org[mine], event[mine], check[mine]
-            )
+            segments[hour] = dedupe.encode_segment(orgs, org[mine], event[mine], check[mine])
         return segments
 
+    def _key_order(self, keys: IntArray) -> IntArray:
+        """The order of the tables' primary keys, as far as it is cheap: the database writes faster in it."""
+        if not len(keys):
+            return np.empty(0, np.int64)
+        org, model = self._reader.orgs.ranks()[keys[:, 0]], self._reader.models.ranks()[keys[:, 2]]
+        bucket = keys[:, 1].astype(np.int64)
+        bucket -= bucket.min()
+        return np.argsort((org * (bucket.max() + 1) + bucket) * len(self._reader.models) + model)
+
     def _stored(self, rows: TableRows) -> StoredRows:
-        """Real ids for numbers, in the order of the table's primary key."""
+        """Real ids for numbers."""
         reader, keys = self._reader, rows.keys
-        org, model = reader.orgs.keys[keys[:, 0]], reader.models.keys[keys[:, 2]]
-        clients = (
-            [reader.clients.texts[client] for client in keys[:, 3].tolist()] if rows.grain.by_client else []
-        )
-        order = np.lexsort((model[:, 1], model[:, 0], keys[:, 1], org[:, 1], org[:, 0]))
-        places = order.tolist()
+        clients, codes = reader.clients.texts, reader.error_codes.texts
         with_codes = rows.grain is ERRORS
         return StoredRows(
             grain=rows.grain,
-            org=org[order],
-            model=model[order],
-            bucket=keys[order, 1].astype(np.int64),
-            measures=rows.measures[order],
-            sketches=[rows.sketches[i] for i in places] if rows.sketches else (),
-            client=[clients[i] for i in places] if clients else (),
-            status=keys[order, 4] if with_codes else None,
-            error_code=[reader.error_codes.texts[code] for code in keys[order, 5].tolist()]
-            if with_codes
-            else (),
+            org=reader.orgs.keys[keys[:, 0]],
+            model=reader.models.keys[keys[:, 2]],
+            bucket=keys[:, 1].astype(np.int64),
+            measures=rows.measures,
+            sketches=rows.sketches,
+            client=[clients[client] for client in keys[:, 3].tolist()] if rows.grain.by_client else (),
+            status=keys[:, 4] if with_codes else None,
+            error_code=[codes[code] for code in keys[:, 5].tolist()] if with_codes else (),
         )
 
     def _seen(self, spans: Spans, *, by_model: bool = False, by_client: bool = False) -> SeenRows:

@@ -11,10 +11,9 @@ Keys are int32 columns (org, bucket, model[, client[, status, error code]]): num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +117,27 @@ def _grown(array: IntArray, size: int) -> IntArray:
     return grown
 
 
+class Blobs(Sequence[bytes]):
+    """Byte strings kept as one array ``text`` uint8[...] and ``edges`` int64[n + 1]."""
+
+    def __init__(self, text: IntArray, edges: IntArray) -> None:
+        self.text, self.edges = text, edges
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, place: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self.text[self.edges[place] : self.edges[place + 1]].tobytes()
+
+
 @dataclass(slots=True)
 class TableRows:
     """Rows on their way to or from the database: arrays of one length, in the order of the key."""
@@ -183,36 +203,26 @@ class Table:
         return below
 
     def add(
-        self,
-        keys: IntArray,
-        *,
-        status: IntArray,
-        input_tokens: IntArray,
-        output_tokens: IntArray,
-        cost_microcents: IntArray,
-        latency_ms: IntArray,
-        bins: IntArray,
-        late: IntArray,
+        self, keys: IntArray, totals: IntArray, late: int, pairs: tuple[IntArray, IntArray, IntArray]
     ) -> None:
-        """Add n events of resident blocks to their rows.
+        """Add n cells of resident blocks to their rows.
 
-        Shapes: ``keys`` int32[n, k], ``late`` bool[n], the rest int64[n].
+        Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`), with the grain's late events in
+        column ``late``; ``pairs`` are (cell, bin, count) int64[m] each, by cell and bin.
 
         Raises:
             SumOverflow: a sum has no room left.
         """
         rows = self._touch(keys)
-        fits = kernels.accumulate(
-            self._rows.measures, rows, status, input_tokens, output_tokens, cost_microcents, latency_ms, late
-        )
-        if not fits:
+        if not kernels.add_totals(self._rows.measures, rows, totals, late):
             raise SumOverflow(f"a bucket of {self.grain.name} has no room for another event")
-        self._add_bins(rows, bins, np.ones(len(rows), np.int64))
+        cells, bins, counts = pairs
+        self._add_bins(rows[cells], bins, counts)
 
-    def count(self, keys: IntArray) -> None:
-        """Add one to the row of each key: for a table of counts only."""
+    def count(self, keys: IntArray, counts: IntArray) -> None:
+        """Add to the row of each key: for a table of counts only."""
         rows = self._touch(keys)  # first: it may move the measures to a larger array
-        kernels.count(self._rows.measures, rows)
+        kernels.count(self._rows.measures, rows, counts)
 
     def _touch(self, keys: IntArray) -> IntArray:
         rows = self._rows.locate(keys)
@@ -261,23 +271,25 @@ class Table:
             counts = np.concatenate([counts for _, counts in parts])
             self._add_bins(np.repeat(places, [len(b) for b, _ in parts]), bins, counts)
 
-    def drain(self) -> TableRows:
-        """The dirty rows in full, marked clean: what is drained must be committed, or the ledger dies."""
+    def drain(self, order: Callable[[IntArray], IntArray]) -> TableRows:
+        """The dirty rows in full, marked clean: what is drained must be committed, or the ledger dies.
+
+        ``order`` takes keys int32[n, k] and returns the places in which to hand them out (int64[n]).
+        """
         rows = np.flatnonzero(self._dirty[: len(self._rows)])
         self._dirty[rows] = False
+        rows = rows[order(self._rows.keys[rows])]
         return TableRows(
             self.grain, self._rows.keys[rows], self._rows.measures[rows], self._encode_sketches(rows)
         )
 
-    def _encode_sketches(self, rows: IntArray) -> list[bytes]:
+    def _encode_sketches(self, rows: IntArray) -> Sequence[bytes]:
         if self._counts_only:
-            return []
+            return ()
         out = np.empty(int((3 + 10 * self._place[rows, 1]).sum()), np.uint8)
-        ends = np.empty(len(rows), np.int64)
-        kernels.sketch_encode(self._pool_bins, self._pool_counts, self._place, rows, out, ends)
-        text = out.tobytes()
-        edges = [0, *ends.tolist()]
-        return [text[a:b] for a, b in pairwise(edges)]
+        edges = np.zeros(len(rows) + 1, np.int64)
+        kernels.sketch_encode(self._pool_bins, self._pool_counts, self._place, rows, out, edges[1:])
+        return Blobs(out[: edges[-1]], edges)
 
     def evict(self, horizon: int) -> None:
         """Forget the blocks before ``horizon``. Every row must be clean; what was drained gets committed."""
@@ -315,9 +327,9 @@ class Spans:
         self._key_width = key_width
         self._rows = Rows(key_width, 2)
 
-    def add(self, keys: IntArray, occurred_us: IntArray) -> None:
-        rows = self._rows.locate(keys)
-        kernels.span(self._rows.measures, rows, occurred_us)
+    def add(self, keys: IntArray, first_us: IntArray, last_us: IntArray) -> None:
+        rows = self._rows.locate(keys)  # first: it may move the spans to a larger array
+        kernels.span(self._rows.measures, rows, first_us, last_us)
 
     def drain(self) -> tuple[IntArray, IntArray]:
         """Keys int32[n, k] and (first, last) int64[n, 2] in microseconds, and start anew."""

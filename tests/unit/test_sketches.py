@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core import sketches
+from pipeline.core import cells, kernels, sketches
 from pipeline.core.windows import GRAINS, MEASURES, Table, TableRows
 
 QS = (0.0, 0.01, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -90,6 +92,10 @@ def test_damaged_bytes_are_refused(damaged: bytes) -> None:
         sketches.decode(damaged)
 
 
+def as_they_are(keys: np.ndarray) -> np.ndarray:
+    return np.arange(len(keys))
+
+
 @given(
     st.lists(
         st.tuples(
@@ -111,7 +117,7 @@ def test_the_compiled_twin_writes_the_same_bytes(adds: list[tuple[int, int, int]
     where = dict(zip(rows, places.tolist(), strict=True))
     for row, bin_, count in adds:
         table._add_bins(np.array([where[row]]), np.array([bin_]), np.array([count]))
-    drained = table.drain()
+    drained = table.drain(as_they_are)
     assert [drained.sketches[where[row]] for row in rows] == [
         sketches.from_dense(dense) for dense in rows.values()
     ]
@@ -121,4 +127,24 @@ def test_the_compiled_twin_writes_the_same_bytes(adds: list[tuple[int, int, int]
     )
     assert again.dirty_count == 0
     again._touch(drained.keys)
-    assert list(again.drain().sketches) == list(drained.sketches)
+    assert list(again.drain(as_they_are).sketches) == list(drained.sketches)
+
+
+@given(st.lists(st.integers(0, sketches.LATENCY_MS_MAX), max_size=50))
+def test_compiled_bins_are_the_same_bins(latencies: list[int]) -> None:
+    values = np.array([*latencies, *sketches.EDGES[:-1], 65_535, 65_536], np.int64)
+    bins = np.empty(len(values), np.int64)
+    kernels.bins_of(values, cells._LOW_BINS, sketches.EDGES, bins)
+    assert bins.tolist() == sketches.bin_of(values).tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=200))
+def test_events_are_counted_by_cell_and_bin_in_order(events: list[tuple[int, int]]) -> None:
+    of, bins = (np.array(column, np.int64) for column in zip(*events, strict=True))
+    sizes = np.bincount(of, minlength=5)
+    out = [np.empty(len(of), np.int64) for _ in range(3)]
+    dense = np.zeros(sketches.BINS, np.int64)
+    found = kernels.pair_up(of, bins, np.cumsum(sizes) - sizes, np.empty(len(of), np.int64), dense, *out)
+    pairs = list(zip(*(column[:found].tolist() for column in out), strict=True))
+    assert pairs == [(*key, count) for key, count in sorted(Counter(events).items())]
+    assert not dense.any()

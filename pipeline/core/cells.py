@@ -1,0 +1,147 @@
+"""Accepted events added up by org, minute, model and client, before they reach any table.
+
+Every row of every table is a sum of such cells: an hour is sixty minutes, a model's row is the sum over its
+clients. So an event costs one look-up and one addition here, whatever the number of tables, and the tables
+are brought up to date cell by cell. Which cells may be added (because their rows are in memory), the ledger
+decides; cells keep the order in which their first events came.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core import kernels, sketches
+from pipeline.core.events import Columns
+from pipeline.core.watermark import MINUTE_US
+from pipeline.core.windows import Grain, Rows, SumOverflow
+
+IntArray = npt.NDArray[Any]
+
+ORG, MINUTE, MODEL, CLIENT, STATUS, CODE = range(6)
+"""Columns of the keys of cells (the first four) and of failures (all)."""
+
+TOTALS: Final = 15
+"""The first ten `windows.MEASURES`, events late for their minute, hour and day, first and last event time."""
+LATE: Final = {"minute": 10, "hour": 11, "day": 12}
+FIRST_US, LAST_US = 13, 14
+
+_LOW_BINS: Final = sketches.bin_of(np.arange(1 << 16)).astype(np.uint16)
+
+
+@dataclass(slots=True, kw_only=True)
+class Cells:
+    """Sums of events, by cell and by failure."""
+
+    keys: IntArray
+    """int32[n, 4]"""
+    totals: IntArray
+    """int64[n, `TOTALS`]"""
+    pair_cells: IntArray
+    pair_bins: IntArray
+    pair_counts: IntArray
+    """int64[m] each: how many events of a cell fell into a bin of the sketch, by cell and bin."""
+    failure_keys: IntArray
+    """int32[f, 6]"""
+    failure_counts: IntArray
+    """int64[f]"""
+    named: bool = False
+    """Clients and error codes have been put under the hour's caps already."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, cells: IntArray, failures: IntArray) -> Cells:
+        """The cells and failures of two masks."""
+        numbers = np.cumsum(cells) - 1
+        pairs = cells[self.pair_cells]
+        return Cells(
+            keys=self.keys[cells],
+            totals=self.totals[cells],
+            pair_cells=numbers[self.pair_cells[pairs]],
+            pair_bins=self.pair_bins[pairs],
+            pair_counts=self.pair_counts[pairs],
+            failure_keys=self.failure_keys[failures],
+            failure_counts=self.failure_counts[failures],
+            named=self.named,
+        )
+
+
+def buckets(keys: IntArray, grain: Grain) -> IntArray:
+    """The bucket of a grain (int64[n]) that each key's minute lies in."""
+    return keys[:, MINUTE].astype(np.int64) // (grain.length_us // MINUTE_US)
+
+
+class Gathering:
+    """Adds events to cells until they are taken."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self._cells = Rows(4, TOTALS)
+        self._failures = Rows(6, 1)
+        self._events: list[tuple[IntArray, IntArray]] = []
+
+    def add(self, columns: Columns, met_us: IntArray) -> None:
+        """Add events that met the watermarks ``met_us`` int64[n].
+
+        Raises:
+            SumOverflow: a sum has no room left.
+        """
+        c = columns
+        minute = c.occurred_us // MINUTE_US
+        keys = np.stack((c.org, minute, c.model, c.client), axis=1).astype(np.int32)
+        cells = self._cells.locate(keys)
+        bins = np.empty(len(c), np.int64)
+        kernels.bins_of(c.latency_ms, _LOW_BINS, sketches.EDGES, bins)
+        fits = kernels.accumulate(
+            self._cells.measures,
+            cells,
+            c.occurred_us,
+            met_us,
+            c.status,
+            c.input_tokens,
+            c.output_tokens,
+            c.cost_microcents,
+            c.latency_ms,
+        )
+        if not fits:
+            raise SumOverflow("a minute has no room for another event")
+        self._events.append((cells, bins))
+        failed = np.flatnonzero(c.status)
+        if len(failed):
+            key = np.column_stack((keys[failed], c.status[failed], c.error_code[failed])).astype(np.int32)
+            rows = self._failures.locate(key)  # first: it may move the counts to a larger array
+            kernels.count(self._failures.measures, rows, np.ones(len(rows), np.int64))
+
+    def take(self) -> Cells | None:
+        """What has been added since the last time; None if nothing has."""
+        if not self._events:
+            return None
+        cells = np.concatenate([cells for cells, _ in self._events])
+        bins = np.concatenate([bins for _, bins in self._events])
+        rows, failures = self._cells, self._failures
+        self._start()
+        totals = rows.measures[: rows.used]
+        pairs = tuple(np.empty(len(cells), np.int64) for _ in range(3))
+        found = kernels.pair_up(
+            cells,
+            bins,
+            np.cumsum(totals[:, 0]) - totals[:, 0],
+            np.empty(len(cells), np.int64),
+            np.zeros(sketches.BINS, np.int64),
+            *pairs,
+        )
+        return Cells(
+            keys=rows.keys[: rows.used],
+            totals=totals,
+            pair_cells=pairs[0][:found],
+            pair_bins=pairs[1][:found],
+            pair_counts=pairs[2][:found],
+            failure_keys=failures.keys[: failures.used],
+            failure_counts=failures.measures[: failures.used, 0],
+        )
