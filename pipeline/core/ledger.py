@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import dedupe, kernels, watermark
+from pipeline.core.accepted import AcceptedEvents, AcceptedLog
 from pipeline.core.cells import (
     CLIENT,
     CODE,
@@ -150,6 +151,8 @@ class Batch:
     dead_letters: list[DeadLetter]
     rejected_us: int
     """When the refused were refused: the broker's time of the batch's last chunk."""
+    accepted: AcceptedEvents | None = None
+    """For the archive; None without one, or without events."""
 
     @property
     def row_count(self) -> int:
@@ -174,9 +177,17 @@ class Tally:
 class Ledger:
     """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe."""
 
-    def __init__(self, rules: Rules, position: Position | None = None) -> None:
+    def __init__(
+        self, rules: Rules, position: Position | None = None, *, keep_accepted: bool = False
+    ) -> None:
+        """``keep_accepted``: batches bring the accepted events, for the archive."""
         self._rules = rules
         self.position = position or Position()
+        self._accepted_log: AcceptedLog | None = None
+        if keep_accepted:
+            self._accepted_log = AcceptedLog(
+                accepted=self.position.accepted, broker_us=self.position.broker_us
+            )
         self.tally = Tally()
         self._committed_from = self.position.next_offset
         self._drained_offered = self.position.offered
@@ -255,7 +266,7 @@ class Ledger:
             self._refuse(int(offsets[bad.source]), bodies[bad.source], bad.reason, bad.faults)
         columns = self._refuse_by_time(columns, offsets, broker_us, bodies)
         columns = self._drop_duplicates(columns, broker_us)
-        self._accept(columns, broker_us)
+        self._accept(columns, offsets, broker_us)
 
     def _refuse(self, offset: int, body: bytes, reason: str, faults: tuple[Fault, ...]) -> None:
         self.position.rejected += 1
@@ -305,14 +316,17 @@ class Ledger:
             self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))
         return columns
 
-    def _accept(self, columns: Columns, broker_us: IntArray) -> None:
+    def _accept(self, columns: Columns, offsets: IntArray, broker_us: IntArray) -> None:
         if not len(columns):
             return
         # A producer's clock may be minutes ahead. The watermark must not follow it: what it passed is final.
-        reached_us = np.minimum(columns.occurred_us, broker_us[columns.source])
+        broker_us = broker_us[columns.source]
+        reached_us = np.minimum(columns.occurred_us, broker_us)
         met_us = watermark.arrivals(reached_us, self.position.newest_us, self._rules.allowed_lateness_us)
         self.position.newest_us = max(self.position.newest_us, int(reached_us.max()))
         self._gathering.add(columns, met_us)
+        if self._accepted_log is not None:
+            self._accepted_log.add(columns, offsets[columns.source], broker_us, met_us)
 
     def _gather(self) -> None:
         """Add what was folded to the tables, or hold it back until its blocks have been loaded."""
@@ -473,7 +487,8 @@ class Ledger:
     def memory_bytes(self) -> int:
         """What the tables and the ids hold, about."""
         tables = sum(table.memory_bytes for table in (*self._tables, self._errors))
-        return tables + self._seen_ids.memory_bytes
+        accepted = 0 if self._accepted_log is None else self._accepted_log.memory_bytes
+        return tables + self._seen_ids.memory_bytes + accepted
 
     @property
     def remembered_ids(self) -> int:
@@ -510,6 +525,7 @@ class Ledger:
             id_segments=self._id_segments(),
             dead_letters=self._dead_letters,
             rejected_us=position.broker_us,
+            accepted=self._accepted(),
         )
         self._committed_from = position.next_offset
         self._drained_offered = position.offered
@@ -517,6 +533,18 @@ class Ledger:
         self._set_horizons()
         self._forget_names()
         return batch
+
+    def _accepted(self) -> AcceptedEvents | None:
+        if self._accepted_log is None:
+            return None
+        return self._accepted_log.drain(
+            self._reader,
+            self._client_cap,
+            self._code_cap,
+            broker_us=self.position.broker_us,
+            window_us=self._rules.dedupe_window_us,
+            future_us=FUTURE_US,
+        )
 
     def _id_segments(self) -> dict[int, bytes]:
         parts, self._new_ids = self._new_ids, []

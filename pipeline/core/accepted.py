@@ -1,0 +1,153 @@
+"""The accepted events of a batch, one by one: what the archive keeps, beside the sums of the tables.
+
+It owns which names an event was counted under, and how late it was. It holds events only between two drains,
+and knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.events import Columns, Names, Reader
+from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US
+from pipeline.core.windows import NameCap
+
+IntArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedEvents:
+    """Accepted events as arrays of one length, in stream order."""
+
+    first_number: int
+    """How many events the partition had accepted before these."""
+    complete_from_us: int | None
+    """No event before these lies in a bucket that begins here or later; None: there are none before."""
+    complete_to_us: int
+    """No event after these lies in a bucket that ends here or earlier."""
+    offset: IntArray
+    broker_us: IntArray
+    """int64 each"""
+    event: IntArray
+    org: IntArray
+    model: IntArray
+    """uint64[n, 2] each, (high, low)"""
+    client: IntArray
+    counted_client: IntArray
+    """int32 each, places in ``clients``: the event's own, and the one it was counted under."""
+    clients: list[str]
+    occurred_us: IntArray
+    latency_ms: IntArray
+    status: IntArray
+    error_code: IntArray
+    counted_error_code: IntArray
+    """int32 each, places in ``error_codes``; an event that did not fail counts under no code."""
+    error_codes: list[str]
+    input_tokens: IntArray
+    output_tokens: IntArray
+    cost_microcents: IntArray
+    """int64 each"""
+    late: IntArray
+    """uint8: 0 in time, 1 late for its minute, 2 for its hour too, 3 for its day too."""
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+class AcceptedLog:
+    """Collects accepted events from one drain to the next."""
+
+    def __init__(self, *, accepted: int, broker_us: int) -> None:
+        """Where the partition stands: how many it has accepted, and the broker's time of its last chunk."""
+        self._accepted = accepted
+        self._broker_us = broker_us
+        self._parts: list[tuple[Columns, IntArray, IntArray, IntArray]] = []
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(len(part[0]) for part in self._parts) * _EVENT_BYTES
+
+    def add(self, columns: Columns, offset: IntArray, broker_us: IntArray, met_us: IntArray) -> None:
+        """Accepted events with, for each (int64[n]), its offset, broker time and the watermark it met."""
+        self._parts.append((columns, offset, broker_us, met_us))
+
+    def drain(
+        self,
+        reader: Reader,
+        client_cap: NameCap,
+        code_cap: NameCap,
+        *,
+        broker_us: int,
+        window_us: int,
+        future_us: int,
+    ) -> AcceptedEvents | None:
+        """What was added since the last time; None if nothing. Names must have been settled by now.
+
+        ``broker_us`` is the broker's time of the last chunk; ``window_us`` and ``future_us`` are how far
+        before and after its broker time an accepted event can lie.
+        """
+        parts, self._parts = self._parts, []
+        before_us, self._broker_us = self._broker_us, broker_us
+        if not parts:
+            return None
+        columns = Columns.join([part[0] for part in parts])
+        offset, broker, met_us = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+        first, self._accepted = self._accepted, self._accepted + len(columns)
+        hour = columns.occurred_us // HOUR_US
+        counted_client = _counted(client_cap, columns.org, hour, columns.client)
+        failed = columns.status > 0
+        counted_code = np.zeros(len(columns), np.int32)
+        counted_code[failed] = _counted(
+            code_cap, columns.org[failed], hour[failed], columns.error_code[failed]
+        )
+        (client, counted_client), clients = _texts(reader.clients, columns.client, counted_client)
+        (code, counted_code), codes = _texts(reader.error_codes, columns.error_code, counted_code)
+        late = np.zeros(len(columns), np.uint8)
+        for length_us in (MINUTE_US, HOUR_US, DAY_US):
+            late += met_us >= (columns.occurred_us // length_us + 1) * length_us
+        return AcceptedEvents(
+            first_number=first,
+            complete_from_us=before_us + future_us if first else None,
+            complete_to_us=broker_us - window_us,
+            offset=offset,
+            broker_us=broker,
+            event=columns.event,
+            org=reader.orgs.keys[columns.org],
+            model=reader.models.keys[columns.model],
+            client=client,
+            counted_client=counted_client,
+            clients=clients,
+            occurred_us=columns.occurred_us,
+            latency_ms=columns.latency_ms,
+            status=columns.status,
+            error_code=code,
+            counted_error_code=counted_code,
+            error_codes=codes,
+            input_tokens=columns.input_tokens,
+            output_tokens=columns.output_tokens,
+            cost_microcents=columns.cost_microcents,
+            late=late,
+        )
+
+
+_EVENT_BYTES = 16 + 4 + 4 * 4 + 10 * 8
+
+
+def _counted(cap: NameCap, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
+    """The name (int32[n]) that each was counted under: its own if the cap let it in, else ``other``."""
+    counted = name.astype(np.int32)
+    named = np.flatnonzero(counted > Names.OTHER)
+    known = cap.admit(org[named], hour[named], counted[named], cap=0)
+    counted[named[~known]] = Names.OTHER
+    return counted
+
+
+def _texts(names: Names, *columns: IntArray) -> tuple[list[IntArray], list[str]]:
+    """The columns with places in a list of only the texts that they use, and that list."""
+    used, places = np.unique(np.concatenate(columns), return_inverse=True)
+    split = np.split(places.reshape(-1).astype(np.int32), len(columns))
+    return split, [names.texts[number] for number in used.tolist()]

@@ -1,0 +1,71 @@
+"""The accepted events that a batch brings for the archive, with what each was counted under."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.core.ledger import Ledger
+from pipeline.core.rules import Rules
+from pipeline.sink import event_columns
+from pipeline.sink.timescale import TimescaleSink
+from tests import archives, books, mix
+from tests import oracle as naive
+from tests.memory_sink import MemorySink
+
+NOW_US = 1_790_000_000_000_000
+RULES = Rules(clients_per_org_hour_max=3)
+
+
+async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_restarts() -> None:
+    bodies = mix.make(3000, seed=21, now_us=NOW_US, late=0.2, bad=0.05).bodies
+    sink = MemorySink()
+    events: list[dict[str, Any]] = []
+    oracle = naive.Oracle(books.oracle_rules(RULES))
+    want = archives.accepted(oracle, ((i, NOW_US, body) for i, body in enumerate(bodies)))
+    got = []
+    claim, ledger = await recovered(sink)
+    numbers = []
+    for at in range(0, len(bodies), 300):
+        if at == 1500:
+            claim, ledger = await recovered(sink)
+        for chunk in books.chunks_of(bodies[at : at + 300], size=100, broker_us=NOW_US, first_offset=at):
+            ledger.ingest(**chunk)
+        blocks = ledger.missing()
+        if blocks:
+            ledger.adopt(await sink.load(claim, blocks), blocks)
+        batch = ledger.drain(now_us=0, caught_up=False)
+        await sink.flush(claim, batch)
+        assert batch.accepted is not None
+        numbers.append((batch.accepted.first_number, len(batch.accepted)))
+        table = event_columns.table_of(batch.accepted)
+        assert event_columns.decode(event_columns.encode(table)).equals(table)
+        got.extend(archives.rows(table))
+        events.extend(table.to_pylist())
+    assert [n for n, _ in numbers] == [sum(c for _, c in numbers[:i]) for i in range(len(numbers))]
+    assert got == want
+
+    # The names they were counted under and their lateness give the rows of the tables.
+    for grain, name in ((3600, "client_hour"), (86400, "client_day")):
+        counts: dict[Any, list[int]] = {}
+        for e in events:
+            at = e["occurred_at"].replace(minute=0, second=0, microsecond=0)
+            at = at.replace(hour=0) if grain == 86400 else at
+            row = counts.setdefault((e["org_id"], at, e["model_id"], e["counted_client_id"]), [0, 0])
+            row[0] += 1
+            row[1] += e["late"] >= (2 if grain == 3600 else 3)
+        assert counts == {key: [row.invocations, row.revision] for key, row in getattr(oracle, name).items()}
+    failures: dict[Any, int] = {}
+    for e in events:
+        if e["status"]:
+            at = e["occurred_at"].replace(minute=0, second=0, microsecond=0)
+            key = e["org_id"], at, e["model_id"], e["counted_client_id"], e["status"], e["counted_error_code"]
+            failures[key] = failures.get(key, 0) + 1
+    assert failures == dict(oracle.usage_errors_hour)
+
+
+async def recovered(sink: MemorySink | TimescaleSink) -> tuple[Any, Ledger]:
+    claim, position = await sink.claim(books.STREAM)
+    ledger = Ledger(RULES, position, keep_accepted=True)
+    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
+    ledger.recover_ids(await sink.live_ids(claim, from_hour=ledger.live_hours_from()))
+    return claim, ledger
