@@ -95,5 +95,32 @@ REDIS_FAILURES: Final = Counter(
     registry=REGISTRY,
 )
 
+ARCHIVE_OUTBOX_EVENTS: Final = Gauge(
+    "analytics_archive_outbox_events",
+    "Events in the database that wait for the archive, of all partitions.",
+    registry=REGISTRY,
+)
+ARCHIVE_OUTBOX_BYTES: Final = Gauge(
+    "analytics_archive_outbox_bytes",
+    "Their bytes; at ARCHIVE_OUTBOX_MAX the archive leaves events out.",
+    registry=REGISTRY,
+)
+ARCHIVE_OUTBOX_AGE: Final = Gauge(
+    "analytics_archive_outbox_age_seconds", "How long the oldest of them has waited.", registry=REGISTRY
+)
+ARCHIVE_FILES: Final = Counter(
+    "analytics_archive_files", "Files entered into the manifest.", registry=REGISTRY
+)
+ARCHIVE_FAILURES: Final = Counter(
+    "analytics_archive_failures",
+    "Rounds of the archiver that failed and will be repeated.",
+    registry=REGISTRY,
+)
+ARCHIVE_LEFT_OUT: Final = Counter(
+    "analytics_archive_left_out_events",
+    "Events counted and not archived, because the outbox was full.",
+    registry=REGISTRY,
+)
+
 OF_PARTITION: Final = (FRESHNESS_LAG, OFFSET_LAG, BUFFERED_EVENTS, DIRTY_ROWS, REMEMBERED_IDS, LEDGER_BYTES)
 """Gauges that go when the partition does: another worker shows them then."""

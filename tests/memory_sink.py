@@ -14,6 +14,7 @@ from uuid import UUID
 
 import numpy as np
 
+from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Batch, Block, Position, StoredRows
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink.timescale import Claim, Fenced, SinkUnavailable
@@ -39,6 +40,7 @@ class State:
     )
     ids: list[tuple[int, bytes]] = field(default_factory=list)
     dead_letters: list[Any] = field(default_factory=list)
+    outbox: list[AcceptedEvents] = field(default_factory=list)
 
 
 class MemoryDatabase:
@@ -152,6 +154,8 @@ class MemorySink:
                 state.seen[name][key] = (min(first, known[0]), max(last, known[1]))
         state.ids.extend(batch.id_segments.items())
         state.dead_letters.extend(batch.dead_letters)
+        if batch.accepted is not None:
+            state.outbox.append(batch.accepted)
         if self.fail_after_commit:
             self.fail_after_commit -= 1
             raise SinkUnavailable("the answer to COMMIT was lost")

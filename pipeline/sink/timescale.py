@@ -5,7 +5,7 @@ The flush, in order, and what holds if the process or the server dies right afte
 1. Compare-and-set the partition's offset. Not committed: nothing happened. It comes first, so a worker that
    lost the partition fails here and never waits for, or blocks, the owner's rows.
 2. COPY the dirty rows into a temporary table and upsert their absolute values; alike what was seen, the new
-   dedupe ids and the dead letters. Not committed: nothing happened.
+   dedupe ids, the dead letters and the events for the archive. Not committed: nothing happened.
 3. COMMIT. Either everything above is in the database or nothing is; there is no second system to disagree.
 
 If the answer to COMMIT is lost, the same batch is flushed again: step 1 then finds the offset already
@@ -28,10 +28,11 @@ import numpy.typing as npt
 import psycopg
 from psycopg import sql as psql
 
+from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Batch, Block, Position, SeenRows, StoredRows
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
-from pipeline.sink import copy_binary
+from pipeline.sink import copy_binary, event_columns
 from sql import queries
 
 IntArray = npt.NDArray[Any]
@@ -176,6 +177,9 @@ class TimescaleSink:
             Fenced: the partition has another owner; nothing was written.
             SchemaMissing.
         """
+        events = None
+        if batch.accepted is not None:
+            events = await asyncio.to_thread(_outbox_row, claim, batch.accepted)
         async with _Unit(self) as connection:
             if not await self._advance(connection, claim, batch):
                 return
@@ -197,6 +201,8 @@ class TimescaleSink:
                 )
             if batch.dead_letters:
                 await self._write_dead_letters(connection, claim, batch)
+            if events is not None:
+                await connection.execute(_ARCHIVE["add_events"], events)
 
     async def _advance(self, connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> bool:
         """Step 1. False: an earlier attempt at this very batch has been committed."""
@@ -329,6 +335,7 @@ class TimescaleSink:
 
 
 _FLUSH: Final = queries.load("flush")
+_ARCHIVE: Final = queries.load("archive")
 
 
 class _Unit:
@@ -388,6 +395,19 @@ class _Unit:
 
 def _time(us: int | None) -> datetime | None:
     return None if us is None else _EPOCH + timedelta(microseconds=us)
+
+
+def _outbox_row(claim: Claim, accepted: AcceptedEvents) -> dict[str, Any]:
+    events = event_columns.encode(event_columns.table_of(accepted))
+    return {
+        "partition": claim.partition,
+        "accepted_from": accepted.first_number,
+        "row_count": len(accepted),
+        "byte_count": len(events),
+        "complete_from": _time(accepted.complete_from_us),
+        "complete_to": _time(accepted.complete_to_us),
+        "events": events,
+    }
 
 
 def _bucket_time(grain: Grain, bucket: int) -> datetime:
