@@ -46,6 +46,13 @@ class Delivery:
     term: int
 
 
+@dataclass(slots=True)
+class ArchiveGate:
+    """Whether accepted events go to the archive's outbox; the archiver closes it at its bound."""
+
+    full: bool = False
+
+
 class Backoff(Protocol):
     """Waits longer each time until told that things work again."""
 
@@ -85,6 +92,7 @@ class PartitionWorker:
         rules: Rules,
         flush: FlushConfig,
         redis_url: str | None = None,
+        archive: ArchiveGate | None = None,
         clock_us: Callable[[], int] = wall_clock_us,
         backoff: Callable[[], Backoff] = ExponentialBackoff,
     ) -> None:
@@ -96,6 +104,7 @@ class PartitionWorker:
         self._rules = rules
         self._flush_config = flush
         self._redis_url = redis_url
+        self._archive = archive
         self._clock_us = clock_us
         self._backoff = backoff
         self._flushing = asyncio.Lock()
@@ -147,7 +156,7 @@ class PartitionWorker:
         """Claim the partition and build its ledger from the database."""
         await self._release()
         claim, position = await self._sink.claim(self.stream)
-        ledger = Ledger(self._rules, position)
+        ledger = Ledger(self._rules, position, keep_accepted=self._archive is not None)
         ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
         ledger.recover_ids(await self._sink.live_ids(claim, from_hour=ledger.live_hours_from()))
         if self._redis_url:
@@ -313,6 +322,9 @@ class PartitionWorker:
                         ledger.adopt(await self._sink.load(claim, blocks), blocks)
                     batch = ledger.drain(now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
+                if batch.accepted is not None and self._archive is not None and self._archive.full:
+                    metrics.ARCHIVE_LEFT_OUT.inc(len(batch.accepted))
+                    batch.accepted = None
                 return batch, times_us
             except SinkUnavailable as error:
                 self._database_away("load_failed", error)
