@@ -79,6 +79,15 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def _archive_url(text: str) -> str:
+    parts = urlsplit(text)
+    folder = parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
+    bucket = parts.scheme == "s3" and parts.netloc
+    if not (folder or bucket) or parts.query or parts.fragment:
+        raise ValueError("expected s3://bucket/prefix or file:///folder")
+    return text.rstrip("/")
+
+
 def _choice(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -289,6 +298,20 @@ SETTINGS: tuple[Setting, ...] = (
     _setting("S3_BUCKET", _non_empty, None, "bucket of exports and the archive"),
     _setting("S3_ACCESS_KEY", _non_empty, None, "access key of the object store", True),
     _setting("S3_SECRET_KEY", _non_empty, None, "secret key of the object store", True),
+    _setting(
+        "ARCHIVE_URL",
+        _archive_url,
+        None,
+        "where accepted events are kept as Parquet: s3://bucket/prefix (with the S3 settings) or"
+        " file:///folder, one for each database; unset: no archive",
+    ),
+    _setting("ARCHIVE_INTERVAL", _span(0.1, 86400), "5m", "how long events wait to share archive files"),
+    _setting(
+        "ARCHIVE_OUTBOX_MAX",
+        size_bytes,
+        "10GiB",
+        "events in the database that wait for the archive; beyond, the archive leaves events out, on record",
+    ),
 )
 
 
@@ -351,6 +374,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     ):
         faults.append("RETENTION_MINUTE must not be above RETENTION_ROLLUP")
     s3 = [name for name in ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY") if not values[name]]
+    if len(s3) == 4 and (values["ARCHIVE_URL"] or "").startswith("s3://"):
+        faults.append(f"ARCHIVE_URL is in an object store and needs its settings: {', '.join(s3)}")
     if 0 < len(s3) < 4:
         faults.append(f"the object store needs all of its settings or none; missing: {', '.join(s3)}")
     return faults
