@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.core.rules import Rules
 from sql import settings
@@ -39,6 +39,18 @@ class RetentionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveConfig:
+    """Where the archive is; the keys are None for a folder."""
+
+    url: str
+    interval_s: float = 300.0
+    outbox_bytes_max: int = 10 * 2**30
+    s3_endpoint: str | None = None
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything ``spendstream worker`` is built from."""
 
@@ -52,6 +64,7 @@ class Config:
     rules: Rules
     flush: FlushConfig
     retention: RetentionConfig
+    archive: ArchiveConfig | None = None
 
 
 def load(environment: Mapping[str, str]) -> Config:
@@ -82,6 +95,21 @@ def load(environment: Mapping[str, str]) -> Config:
             rollup_s=v["RETENTION_ROLLUP"],
             dead_letters_s=v["RETENTION_DEAD_LETTERS"],
         ),
+        archive=archive_config(v),
+    )
+
+
+def archive_config(v: settings.Values) -> ArchiveConfig | None:
+    """The archive's part alone; None where there is no archive."""
+    if v["ARCHIVE_URL"] is None:
+        return None
+    return ArchiveConfig(
+        url=v["ARCHIVE_URL"],
+        interval_s=v["ARCHIVE_INTERVAL"],
+        outbox_bytes_max=v["ARCHIVE_OUTBOX_MAX"],
+        s3_endpoint=v["S3_ENDPOINT"],
+        s3_access_key=v["S3_ACCESS_KEY"],
+        s3_secret_key=v["S3_SECRET_KEY"],
     )
 
 
