@@ -201,7 +201,7 @@ class PartitionWorker:
                 gauge.remove(str(self._claim.partition))
         log.info("partition_released", extra={"stream": self.stream, "partition": self._claim.partition})
         self._ledger = self._claim = self._committed = None
-        self._withheld.clear()
+        self._grant_withheld()
         self._chunk_times_us.clear()
         cache, self._cache = self._cache, None
         if cache is not None:
@@ -250,11 +250,15 @@ class PartitionWorker:
             await subscription.close()
 
     async def book(self, delivery: Delivery) -> None:
-        """Take one chunk into the ledger, and give its credit back if there is room for more."""
+        """Take one chunk into the ledger, and give its credit back if there is room for more.
+
+        Each chunk owes one grant, however late: also one that is dropped because its term is over.
+        """
         chunk = delivery.chunk
         async with self._books:
             ledger = self._ledger
             if ledger is None or delivery.term != self._term:
+                delivery.subscription.grant()
                 return
             started = time.perf_counter()
             ledger.ingest(
@@ -277,6 +281,11 @@ class PartitionWorker:
             ledger.unflushed_events < self._flush_config.buffer_events_max
             and ledger.dirty_rows < self._flush_config.dirty_rows_max
         )
+
+    def _grant_withheld(self) -> None:
+        withheld, self._withheld = self._withheld, []
+        for subscription in withheld:
+            subscription.grant()
 
     # --- flushing
 
@@ -305,9 +314,7 @@ class PartitionWorker:
             self._report(claim, ledger, batch, chunk_times_us, time.perf_counter() - started)
             if self._cache is not None:
                 await self._cache.committed(batch, now_us=self._clock_us())
-            withheld, self._withheld = self._withheld, []
-            for subscription in withheld:
-                subscription.grant()
+            self._grant_withheld()
 
     async def _drain(self, claim: Claim, ledger: Ledger) -> tuple[Batch, list[int]]:
         """Freeze a batch; events that touch rows outside memory get them loaded first."""

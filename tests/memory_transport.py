@@ -124,6 +124,11 @@ class MemoryTransport:
         self._broker.elect(partition)
         return subscription
 
+    @property
+    def credit_owed(self) -> int:
+        """Chunks that were received over living connections and not granted back."""
+        return sum(one._outstanding for one in self._opened if not one.gone)
+
     def cut(self, *, secretly: bool = False) -> None:
         """Lose every connection. ``secretly``: the client hears of it only by `reveal`."""
         for subscription in self._opened:
@@ -171,7 +176,6 @@ class MemorySubscription:
         asking = await self._ask(self._owner.activated)
         if asking is not None:
             self._offset = asking.result()
-            self._outstanding = 0
             self.news.set()
 
     async def deactivate(self) -> None:
@@ -231,8 +235,10 @@ class MemorySubscription:
         return None
 
     def grant(self) -> None:
-        self._outstanding = max(0, self._outstanding - 1)
-        self.news.set()
+        if not self._dead:
+            assert self._outstanding > 0, "a grant without a chunk that was received"
+            self._outstanding -= 1
+            self.news.set()
 
     async def caught_up(self, next_offset: int) -> bool:
         return await self.offset_lag(next_offset) == 0

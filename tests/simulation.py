@@ -232,18 +232,20 @@ class World:
                 sink.fail_before_commit = sink.fail_after_commit = 0
 
     async def _drain(self) -> None:
+        """Wait until all that was published is committed, and all credit given back."""
         for _ in range(STEPS_TO_DRAIN):
-            if all(
-                self.database.state(stored.name).position.next_offset == stored.end
-                for stored in self.broker.partitions
-            ):
-                return
             await asyncio.sleep(0)
             self._no_crash()
-        standing = {
-            p.name: (self.database.state(p.name).position.next_offset, p.end) for p in self.broker.partitions
-        }
-        raise AssertionError(f"stuck: committed and published offsets are {standing}")
+            owed = sum(worker.transport.credit_owed for worker in self.workers)
+            standing = {
+                stored.name: (self.database.state(stored.name).position.next_offset, stored.end)
+                for stored in self.broker.partitions
+            }
+            if not owed and all(committed == end for committed, end in standing.values()):
+                return
+        raise AssertionError(
+            f"stuck: (committed, published) offsets are {standing}, {owed} chunks not granted"
+        )
 
     def _no_crash(self) -> None:
         for worker in self.workers:
