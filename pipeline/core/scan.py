@@ -182,7 +182,7 @@ def scan(
                     at = close if cost[i] >= 0 else _BAD
                 else:
                     at = _metadata(text, at, end)
-            elif meaning == _DATA and not seen and text[at] == 123:
+            elif meaning == _DATA and not wrapped and not seen and text[at] == 123:
                 inside = wrapped = True
                 at += 1
                 continue
