@@ -150,42 +150,43 @@ def chunks_of(
         }
 
 
-def stored_in_database(database_url: str) -> dict[str, Any]:
-    """What a database has committed, all partitions together, in the form of `stored`.
+def stored_in_database(database_url: str, partition: int | None = None) -> dict[str, Any]:
+    """What a database has committed of one partition, or of all together, in the form of `stored`.
 
     Rows of one key in several partitions are not added up: with one partition there are none.
     """
     tables: dict[str, Any] = {}
     measures = ", ".join((*MEASURES, "latency_sketch"))
+    only = "" if partition is None else f" WHERE partition = {int(partition)}"
     with psycopg.connect(database_url) as connection:
         for name, seconds in _LENGTH_S.items():
             client = ", client_id" if name.startswith("client") else ""
             bucket = f"(EXTRACT(EPOCH FROM bucket_start) / {seconds})::bigint"
             rows = connection.execute(
-                f"SELECT org_id, {bucket}, model_id{client}, {measures} FROM analytics.{name}"
+                f"SELECT org_id, {bucket}, model_id{client}, {measures} FROM analytics.{name}{only}"
             ).fetchall()
             width = 4 if client else 3
             tables[name] = {row[:width]: row[width:] for row in rows}
             assert len(tables[name]) == len(rows), f"{name} has a key twice"
         rows = connection.execute(
             "SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) / 3600)::bigint, model_id, client_id, status,"
-            " error_code, count FROM analytics.usage_errors_hour"
+            f" error_code, count FROM analytics.usage_errors_hour{only}"
         ).fetchall()
         tables["usage_errors_hour"] = {row[:6]: row[6] for row in rows}
         for name, key in (("orgs_seen", ""), ("models_seen", ", model_id"), ("clients_seen", ", client_id")):
             rows = connection.execute(
                 f"SELECT org_id{key}, (EXTRACT(EPOCH FROM first_event_at) * 1000000)::bigint,"
-                f" (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint FROM analytics.{name}"
+                f" (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint FROM analytics.{name}{only}"
             ).fetchall()
             tables[name] = {row[:-2]: row[-2:] for row in rows}
         tables["dead_letters"] = [
             (offset, reason, tuple(fault["field"] for fault in faults), body)
             for offset, reason, faults, body in connection.execute(
-                'SELECT "offset", reason, faults, body FROM analytics.dead_letters ORDER BY "offset"'
+                f'SELECT "offset", reason, faults, body FROM analytics.dead_letters{only} ORDER BY "offset"'
             )
         ]
         tables["counters"] = connection.execute(
             "SELECT sum(offered)::bigint, sum(accepted)::bigint, sum(duplicate)::bigint,"
-            " sum(rejected)::bigint FROM analytics.partitions"
+            f" sum(rejected)::bigint FROM analytics.partitions{only}"
         ).fetchone()
     return tables

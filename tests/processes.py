@@ -95,8 +95,10 @@ class Process:
         wait_for(lambda: self.status() == 200 or self.process.poll() is not None, READY_S, self.log)
         assert self.process.poll() is None, self.log()
 
-    def log(self) -> str:
-        return self._log.read_text()[-4000:]
+    def log(self, most: int | None = 4000) -> str:
+        """The last ``most`` characters of the log, or all of it."""
+        text = self._log.read_text(errors="replace")
+        return text if most is None else text[-most:]
 
     def events(self) -> list[dict[str, Any]]:
         """The log's JSON lines."""

@@ -3,8 +3,18 @@
 import asyncio
 import contextlib
 import ssl
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
+
+Moment = Literal["before", "in", "after"]
+
+
+@dataclass(slots=True)
+class _Link:
+    """What both directions of one connection know of each other."""
+
+    cut_at_answer: bool = False
 
 
 class TcpProxy:
@@ -18,7 +28,11 @@ class TcpProxy:
         """Connections accepted so far."""
         self.replace: tuple[bytes, bytes] | None = None
         """Replace these bytes in what the target sends (when they arrive in one read)."""
-        self._target = (host, port)
+        self.cut_at: tuple[bytes, Moment] | None = None
+        """Cut the next connection whose client sends these bytes, once: before they reach the target, right
+        after, or when the target's answer has come, which the client then never sees."""
+        self.target = (host, port)
+        """Where new connections go."""
         self._tls = tls
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -69,13 +83,14 @@ class TcpProxy:
         assert task is not None
         self._tasks.add(task)
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            target_reader, target_writer = await asyncio.open_connection(*self._target)
+            target_reader, target_writer = await asyncio.open_connection(*self.target)
             self._downstream.add(writer)
             self._upstream.add(target_writer)
+            link = _Link()
             try:
                 async with asyncio.TaskGroup() as both_ways:
-                    both_ways.create_task(self._pump(reader, target_writer, tamper=False))
-                    both_ways.create_task(self._pump(target_reader, writer, tamper=True))
+                    both_ways.create_task(self._pump(reader, target_writer, link, tamper=False))
+                    both_ways.create_task(self._pump(target_reader, writer, link, tamper=True))
             except* OSError:
                 pass
             finally:
@@ -86,13 +101,28 @@ class TcpProxy:
         self._tasks.discard(task)
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, tamper: bool
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link, *, tamper: bool
     ) -> None:
         while data := await reader.read(2**16):
             await self._flowing.wait()
+            if tamper and link.cut_at_answer:
+                raise ConnectionResetError
             if tamper and self.replace is not None:
                 data = data.replace(*self.replace)
+            moment = None if tamper else self._moment(data)
+            if moment == "before":
+                raise ConnectionResetError
+            link.cut_at_answer = moment == "after"
             writer.write(data)
             await writer.drain()
+            if moment == "in":
+                raise ConnectionResetError
         # One direction has ended; so shall the other, as a broker's and a client's close do.
         raise ConnectionResetError
+
+    def _moment(self, data: bytes) -> Moment | None:
+        """When to cut, if this is what `cut_at` waits for; it is then spent."""
+        if self.cut_at is None or self.cut_at[0] not in data:
+            return None
+        (_, moment), self.cut_at = self.cut_at, None
+        return moment

@@ -1,0 +1,334 @@
+"""Every kind of fault: what is hurt, how, for how long, and how it is healed.
+
+A fault is a coroutine that takes the world, a worker's slot (for the kinds that hurt one) and some luck,
+leaves all healed, and returns whether it did strike: a cut at a COMMIT that never came is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psycopg
+
+from tests.faults.world import Slot, World
+from tests.tcp_proxy import Moment
+
+TAKEOVER_S = 45.0
+COMMIT_S = 10.0
+SQLSTATES = {
+    "disk_full": "53100",
+    "serialization": "40001",
+    "deadlock": "40P01",
+    "statement_timeout": "57014",
+    "out_of_memory": "53200",
+    "read_only": "25006",
+    "io_error": "58030",
+}
+"""What the database refuses a flush with; ``read_only`` is what a primary says that a failover demoted."""
+
+OnWorker = Callable[[World, Slot, random.Random], Awaitable[bool]]
+OnServer = Callable[[World, random.Random], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """``target``: ``worker``, or the server that it keeps busy. ``weight``: how often in one round of all."""
+
+    name: str
+    target: str
+    weight: int
+    on_worker: OnWorker | None = None
+    on_server: OnServer | None = None
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def _worker(weight: int = 1) -> Callable[[OnWorker], OnWorker]:
+    def add(run: OnWorker) -> OnWorker:
+        name = run.__name__
+        FAULTS[name] = Fault(name=name, target="worker", weight=weight, on_worker=run)
+        return run
+
+    return add
+
+
+def _server(target: str, weight: int = 1) -> Callable[[OnServer], OnServer]:
+    def add(run: OnServer) -> OnServer:
+        name = run.__name__
+        FAULTS[name] = Fault(name=name, target=target, weight=weight, on_server=run)
+        return run
+
+    return add
+
+
+# --- a worker ---------------------------------------------------------------------------------------------
+
+
+@_worker(3)
+async def worker_killed(world: World, slot: Slot, luck: random.Random) -> bool:
+    await asyncio.sleep(luck.uniform(0, 0.3))
+    await asyncio.to_thread(slot.process.kill)
+    await asyncio.sleep(luck.uniform(0, 2))
+    world.start(slot)
+    return True
+
+
+@_worker(2)
+async def worker_terminated(world: World, slot: Slot, luck: random.Random) -> bool:
+    code = await world.stop(slot)
+    if code not in (0, -signal.SIGTERM):  # by the signal itself while it was being started
+        slot.crashes.append(f"worker {slot.number}: SIGTERM was answered with exit code {code}")
+    await asyncio.sleep(luck.uniform(0, 2))
+    world.start(slot)
+    return True
+
+
+@_worker(2)
+async def worker_stopped_past_a_takeover(world: World, slot: Slot, luck: random.Random) -> bool:
+    """A zombie: it wakes up believing that its partitions are still its own."""
+    owned = await asyncio.to_thread(slot.owned)
+    before = await asyncio.to_thread(world.standing)
+    slot.signal(signal.SIGSTOP)
+    try:
+        if luck.random() < 0.75:
+            slot.broker.cut()  # the broker notices at once, not after two heartbeats
+        until = time.monotonic() + (TAKEOVER_S if owned and before else 1)
+        while time.monotonic() < until:
+            await asyncio.sleep(0.2)
+            now = await asyncio.to_thread(world.standing)
+            if now and owned and all(now[stream][1] > before[stream][1] for stream in owned & set(before)):
+                await asyncio.sleep(luck.uniform(0, 1.5))
+                break
+    finally:
+        slot.signal(signal.SIGCONT)
+    return True
+
+
+@_worker()
+async def worker_paused(world: World, slot: Slot, luck: random.Random) -> bool:
+    slot.signal(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(luck.uniform(0.2, 3))
+    finally:
+        slot.signal(signal.SIGCONT)
+    return True
+
+
+@_worker(2)
+async def worker_leaves_and_another_joins(world: World, slot: Slot, luck: random.Random) -> bool:
+    """Fewer workers for a while; sometimes without asking."""
+    if luck.random() < 0.3:
+        slot.wanted = False
+        await asyncio.to_thread(slot.process.kill)
+    else:
+        await world.stop(slot)
+    await asyncio.sleep(luck.uniform(2, 8))
+    world.start(slot)
+    return True
+
+
+# --- a worker's network -------------------------------------------------------------------------------------
+
+
+@_worker(2)
+async def broker_connection_cut(world: World, slot: Slot, luck: random.Random) -> bool:
+    for _ in range(luck.choice((1, 1, 3))):
+        slot.broker.cut()
+        await asyncio.sleep(luck.uniform(0, 1))
+    return True
+
+
+@_worker()
+async def broker_connection_half_open(world: World, slot: Slot, luck: random.Random) -> bool:
+    slot.broker.freeze()
+    await asyncio.sleep(luck.choice((1, 5, 30)))
+    if luck.random() < 0.5:
+        slot.broker.cut()
+    slot.broker.thaw()
+    return True
+
+
+@_worker(2)
+async def database_connection_cut(world: World, slot: Slot, luck: random.Random) -> bool:
+    for _ in range(luck.choice((1, 1, 5))):
+        slot.database.cut()
+        await asyncio.sleep(luck.uniform(0, 0.5))
+    return True
+
+
+@_worker()
+async def database_connection_half_open(world: World, slot: Slot, luck: random.Random) -> bool:
+    slot.database.freeze()
+    await asyncio.sleep(luck.choice((1, 4, 12)))
+    if luck.random() < 0.7:
+        slot.database.cut()
+    slot.database.thaw()
+    return True
+
+
+async def _cut_at_commit(slot: Slot, moment: Moment) -> bool:
+    slot.database.cut_at = (b"COMMIT\0", moment)
+    until = time.monotonic() + COMMIT_S
+    while slot.database.cut_at is not None and time.monotonic() < until:  # noqa: ASYNC110 - a proxy has no events
+        await asyncio.sleep(0.05)
+    struck, slot.database.cut_at = slot.database.cut_at is None, None
+    return struck
+
+
+@_worker(3)
+async def database_connection_cut_before_commit(world: World, slot: Slot, luck: random.Random) -> bool:
+    return await _cut_at_commit(slot, "before")
+
+
+@_worker(3)
+async def database_connection_cut_in_commit(world: World, slot: Slot, luck: random.Random) -> bool:
+    return await _cut_at_commit(slot, "in")
+
+
+@_worker(3)
+async def database_connection_cut_after_commit(world: World, slot: Slot, luck: random.Random) -> bool:
+    return await _cut_at_commit(slot, "after")
+
+
+# --- the broker -------------------------------------------------------------------------------------------
+
+
+@_server("broker")
+async def broker_restarted(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.rabbitmq.restart)
+    world.aim()
+    return True
+
+
+@_server("broker")
+async def broker_killed(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.rabbitmq.kill)
+    await asyncio.to_thread(world.stack.rabbitmq.start)
+    world.aim()
+    return True
+
+
+@_server("broker")
+async def broker_paused(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.rabbitmq.pause)
+    await asyncio.sleep(luck.choice((0.5, 2, 6)))
+    await asyncio.to_thread(world.stack.rabbitmq.resume)
+    return True
+
+
+@_server("publisher")
+async def publisher_connection_cut(world: World, luck: random.Random) -> bool:
+    """What was published without a confirmation is published again."""
+    world.publisher_proxy.cut()
+    return True
+
+
+# --- the database -----------------------------------------------------------------------------------------
+
+
+@_server("database")
+async def database_restarted(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.postgres.restart)
+    world.aim()
+    return True
+
+
+@_server("database", 2)
+async def database_killed(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.postgres.kill)
+    await asyncio.sleep(luck.uniform(0, 2))
+    await asyncio.to_thread(world.stack.postgres.start)
+    world.aim()
+    return True
+
+
+@_server("database")
+async def database_paused(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.postgres.pause)
+    await asyncio.sleep(luck.choice((0.5, 3, 8)))
+    await asyncio.to_thread(world.stack.postgres.resume)
+    return True
+
+
+@_server("database", 2)
+async def database_locks_held(world: World, luck: random.Random) -> bool:
+    """Somebody else's transaction stands in the way: short of the lock timeout, or beyond it."""
+    what = luck.choice(
+        (
+            "LOCK TABLE analytics.usage_hour IN EXCLUSIVE MODE",
+            "LOCK TABLE analytics.dedupe_ids IN SHARE MODE",
+            "SELECT 1 FROM analytics.partitions FOR UPDATE",
+        )
+    )
+
+    def hold(seconds: float) -> bool:
+        with suppress(psycopg.Error):
+            with psycopg.connect(world.database_url, connect_timeout=5) as connection:
+                connection.execute("SET lock_timeout = '5s'")
+                connection.execute(what.encode())
+                time.sleep(seconds)
+            return True
+        return False
+
+    return await asyncio.to_thread(hold, luck.choice((0.5, 3, 6)))
+
+
+@_server("database", 2)
+async def database_sessions_ended(world: World, luck: random.Random) -> bool:
+    """What an administrator does: end the statements, or the connections."""
+    end = luck.choice(("pg_terminate_backend", "pg_cancel_backend"))
+    query = (
+        f"SELECT {end}(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'spendstream'"
+    )
+    struck = False
+    for _ in range(luck.choice((1, 20))):
+        with suppress(psycopg.Error):
+            struck = bool(await asyncio.to_thread(world.sql, query)) or struck
+        await asyncio.sleep(0.02)
+    return struck
+
+
+@_server("database", 3)
+async def database_refuses_flushes(world: World, luck: random.Random) -> bool:
+    """Disk full, serialization failure and others: any flush fails with that state."""
+    name, state = luck.choice(list(SQLSTATES.items()))
+    world.say(f"  refused as {name} ({state})")
+    try:
+        await asyncio.to_thread(
+            world.sql,
+            "CREATE OR REPLACE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN RAISE EXCEPTION '{name}' USING ERRCODE = '{state}'; END $$",
+            "CREATE TRIGGER refuse BEFORE UPDATE ON analytics.partitions"
+            " FOR EACH ROW EXECUTE FUNCTION public.refuse()",
+        )
+    except psycopg.Error:
+        return False
+    await asyncio.sleep(luck.choice((0.5, 2, 4)))
+    until = time.monotonic() + 60
+    while True:
+        try:
+            await asyncio.to_thread(world.sql, "DROP TRIGGER IF EXISTS refuse ON analytics.partitions")
+            return True
+        except psycopg.Error:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(0.2)
+
+
+# --- what figures do not need -----------------------------------------------------------------------------
+
+
+@_server("redis")
+async def redis_away(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(world.stack.redis.kill)
+    await asyncio.sleep(luck.uniform(0.5, 5))
+    await asyncio.to_thread(world.stack.redis.start)
+    return True

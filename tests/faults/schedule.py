@@ -1,0 +1,127 @@
+"""The scheduler: which fault comes when, and which of them overlap, all from one seed.
+
+    report = await storm(world, faults=200, seed=7)
+
+The seed decides kinds, targets, pauses and overlap; how far each process has come when a fault strikes is the
+machine's, so two runs of a seed are alike and not the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tests.faults.faults import FAULTS, Fault
+from tests.faults.world import Report, World
+
+AT_ONCE = 3
+PAUSE_S = (0.2, 1.8)
+
+
+@dataclass(slots=True)
+class Storm:
+    """What was injected, by kind; and what came of it."""
+
+    injected: Counter[str] = field(default_factory=Counter)
+    report: Report | None = None
+
+    def closing_line(self) -> str:
+        assert self.report is not None
+        return (
+            f"faults injected: {self.injected.total()}, events: {self.report.events},"
+            f" mismatches: {len(self.report.mismatches)}"
+        )
+
+
+def deck(count: int, luck: random.Random, kinds: Sequence[str] | None = None) -> list[Fault]:
+    """``count`` kinds in rounds: each round has every kind as often as it weighs, in an order of its own."""
+    if kinds is not None:
+        return [FAULTS[kind] for kind in kinds]
+    cards: list[Fault] = []
+    while len(cards) < count:
+        a_round = [fault for fault in FAULTS.values() for _ in range(fault.weight)]
+        luck.shuffle(a_round)
+        cards += a_round
+    return cards[:count]
+
+
+async def storm(
+    world: World, *, faults: int, seed: int, kinds: Sequence[str] | None = None, workers: int = 3
+) -> Storm:
+    """Inject ``faults`` faults (or just these ``kinds``) under load, heal, drain, and settle the books."""
+    luck = random.Random(seed)
+    result = Storm()
+    for slot in world.slots[:workers]:
+        world.start(slot)
+    await world.ready()
+    for slot in world.slots[workers:]:
+        world.start(slot)
+    world.start_load()
+    cards = deck(faults, luck, kinds)
+    busy: set[str] = set()
+    running: set[asyncio.Task[None]] = set()
+    misses = 0
+
+    async def inject(fault: Fault, target: str, own_luck: random.Random) -> None:
+        nonlocal misses
+        world.say(f"{fault.name} {target}")
+        slot = next((slot for slot in world.slots if f"worker {slot.number}" == target), None)
+        if slot is not None:
+            slot.busy = True
+        try:
+            if fault.on_worker is not None:
+                assert slot is not None
+                struck = await fault.on_worker(world, slot, own_luck)
+            else:
+                assert fault.on_server is not None
+                struck = await fault.on_server(world, own_luck)
+        finally:
+            busy.discard(target)
+            if slot is not None:
+                slot.busy = False
+        if struck:
+            result.injected[fault.name] += 1
+        else:
+            misses += 1
+            assert misses <= 3 * faults, "most faults do not strike"
+            cards.append(fault)
+
+    try:
+        while cards or running:
+            while cards and len(running) < AT_ONCE and (chosen := _choose(world, cards, busy, luck)):
+                fault, target = chosen
+                busy.add(target)
+                running.add(asyncio.create_task(inject(fault, target, random.Random(luck.getrandbits(64)))))
+                await asyncio.sleep(luck.uniform(*PAUSE_S))
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    await world.heal()
+    world.say("healed; draining")
+    result.report = await world.settle()
+    return result
+
+
+def _choose(
+    world: World, cards: list[Fault], busy: set[str], luck: random.Random
+) -> tuple[Fault, str] | None:
+    """Take the first card whose target is free: one worker always stays out of it."""
+    for place, fault in enumerate(cards):
+        targets = [fault.target]
+        if fault.target == "worker":
+            if sum(name.startswith("worker") for name in busy) >= len(world.slots) - 1:
+                continue
+            targets = [f"worker {slot.number}" for slot in world.slots if slot.running()]
+            luck.shuffle(targets)
+        for target in targets:
+            if target not in busy:
+                del cards[place]
+                return fault, target
+    return None
