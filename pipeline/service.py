@@ -20,6 +20,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pipeline import agents, maintenance, metrics
+from pipeline.archive.archiver import Archiver
+from pipeline.archive.store import open_store
 from pipeline.config import Config
 from pipeline.core.ledger import warm_up
 from pipeline.partition import ExponentialBackoff, PartitionWorker
@@ -49,6 +51,8 @@ async def run_worker(config: Config) -> int:
         streams = await _unless_stopped(_dependencies(config, transport, state), stopping)
         if streams is None:
             return 0
+        if config.archive is not None:
+            state.archiver = Archiver(config.database_url, open_store(config.archive), config.archive)
         state.partitions = [
             PartitionWorker(
                 index=index,
@@ -58,10 +62,11 @@ async def run_worker(config: Config) -> int:
                 rules=config.rules,
                 flush=config.flush,
                 redis_url=config.redis_url,
+                archive=state.archiver.gate if state.archiver is not None else None,
             )
             for index, stream in enumerate(streams)
         ]
-        return await _work(config, state.partitions, stopping)
+        return await _work(config, state, stopping)
     finally:
         await transport.close()
         await page.cleanup()
@@ -75,6 +80,7 @@ class _State:
     database_error: str | None = "not connected yet"
     stream_error: str | None = "not connected yet"
     partitions: list[PartitionWorker] = field(default_factory=list)
+    archiver: Archiver | None = None
 
     def errors(self) -> dict[str, str | None]:
         """By component, the first error that anything has."""
@@ -122,15 +128,20 @@ async def _dependencies(config: Config, transport: Transport, state: _State) -> 
     return found.result()
 
 
-async def _work(config: Config, partitions: Sequence[PartitionWorker], stopping: asyncio.Event) -> int:
+async def _work(config: Config, state: _State, stopping: asyncio.Event) -> int:
+    partitions = state.partitions
     wiring = agents.wire(partitions, flush_interval_s=config.flush.interval_s)
     app = wiring.app
-    upkeep = asyncio.create_task(
-        maintenance.run(
-            config.database_url, config.retention, dedupe_window_us=config.rules.dedupe_window_us
-        ),
-        name="maintenance",
-    )
+    upkeep = [
+        asyncio.create_task(
+            maintenance.run(
+                config.database_url, config.retention, dedupe_window_us=config.rules.dedupe_window_us
+            ),
+            name="maintenance",
+        )
+    ]
+    if state.archiver is not None:
+        upkeep.append(asyncio.create_task(state.archiver.run(), name="archiver"))
     await app.start()
     for service in (*wiring.feeders, *wiring.flushers):
         await app.add_runtime_dependency(service)
@@ -152,7 +163,7 @@ async def _work(config: Config, partitions: Sequence[PartitionWorker], stopping:
             log.info("last_flush_committed")
         except TimeoutError:
             log.error("last_flush_failed", extra={"error": [p.database_error for p in partitions]})
-    for task in (crashed, stopped, upkeep):
+    for task in (crashed, stopped, *upkeep):
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -195,6 +206,10 @@ async def _serve_page(config: Config, state: _State) -> web.AppRunner:
             for name, error in state.errors().items()
         }
         ready = all(component["status"] == "ok" for component in components.values())
+        if state.archiver is not None:  # figures do not need it, so it makes nothing unready
+            error = state.archiver.error
+            status = "ok" if error is None else "degraded"
+            components["archive"] = {"status": status, "detail": error}
         return web.json_response(
             {
                 "status": "ready" if ready else "unavailable",

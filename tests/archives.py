@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import psycopg
+
+from pipeline.archive import files
+from pipeline.archive.store import Store
+from pipeline.core.ledger import Ledger
+from pipeline.core.rules import Rules
+from pipeline.sink.timescale import Claim, TimescaleSink
+from tests import books
 from tests import oracle as naive
+from tests.memory_sink import MemorySink
 
 Row = tuple[Any, ...]
 """(offset, event, org, model, client, time, latency, status, error code, tokens in and out, microcents)."""
@@ -43,3 +52,29 @@ def accepted(oracle: naive.Oracle, stream: Iterable[tuple[int, int, bytes]]) -> 
 def rows(table: Any) -> list[Row]:
     """The rows of an Arrow table of events, in its order."""
     return list(zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True))
+
+
+def archived(database_url: str, store: Store, *, partition: int = 0) -> list[Row]:
+    """Every event of a partition in listed files, by offset; each file is checked against the manifest."""
+    found: list[Row] = []
+    with psycopg.connect(database_url) as connection:
+        listed = connection.execute(
+            "SELECT path, hour, row_count, sha256 FROM analytics.archive_files WHERE partition = %s",
+            (partition,),
+        ).fetchall()
+    for path, hour, row_count, sha256 in listed:
+        in_file = rows(files.read(store, path, row_count=row_count, sha256=sha256))
+        assert {row[5].replace(minute=0, second=0, microsecond=0) for row in in_file} == {hour}
+        found.extend(in_file)
+    return sorted(found)
+
+
+async def recover(
+    sink: MemorySink | TimescaleSink, rules: Rules, *, stream: str = books.STREAM
+) -> tuple[Claim, Ledger]:
+    """A ledger as a worker with an archive builds it at start."""
+    claim, position = await sink.claim(stream)
+    ledger = Ledger(rules, position, keep_accepted=True)
+    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
+    ledger.recover_ids(await sink.live_ids(claim, from_hour=ledger.live_hours_from()))
+    return claim, ledger

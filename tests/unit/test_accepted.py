@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.sink import event_columns
-from pipeline.sink.timescale import TimescaleSink
 from tests import archives, books, mix
 from tests import oracle as naive
 from tests.memory_sink import MemorySink
@@ -23,11 +21,11 @@ async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_re
     oracle = naive.Oracle(books.oracle_rules(RULES))
     want = archives.accepted(oracle, ((i, NOW_US, body) for i, body in enumerate(bodies)))
     got = []
-    claim, ledger = await recovered(sink)
+    claim, ledger = await archives.recover(sink, RULES)
     numbers = []
     for at in range(0, len(bodies), 300):
         if at == 1500:
-            claim, ledger = await recovered(sink)
+            claim, ledger = await archives.recover(sink, RULES)
         for chunk in books.chunks_of(bodies[at : at + 300], size=100, broker_us=NOW_US, first_offset=at):
             ledger.ingest(**chunk)
         blocks = ledger.missing()
@@ -61,11 +59,3 @@ async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_re
             key = e["org_id"], at, e["model_id"], e["counted_client_id"], e["status"], e["counted_error_code"]
             failures[key] = failures.get(key, 0) + 1
     assert failures == dict(oracle.usage_errors_hour)
-
-
-async def recovered(sink: MemorySink | TimescaleSink) -> tuple[Any, Ledger]:
-    claim, position = await sink.claim(books.STREAM)
-    ledger = Ledger(RULES, position, keep_accepted=True)
-    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    ledger.recover_ids(await sink.live_ids(claim, from_hour=ledger.live_hours_from()))
-    return claim, ledger

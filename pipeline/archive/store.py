@@ -1,0 +1,134 @@
+"""Where archive files are: a bucket, or a folder. Whole files in, whole files out; nothing of their content.
+
+A name is written by one content only, so writing it again is safe, and a file is never seen half written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pipeline.config import ArchiveConfig
+
+_CONNECT_S: Final = 5
+_READ_S: Final = 20
+
+
+class StoreError(Exception):
+    """The store cannot be used now, or refuses. Every call here is safe to repeat."""
+
+
+class Missing(StoreError):
+    """The store has no file of this name."""
+
+
+class Store(Protocol):
+    """Blocking; call it from a thread."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep a file durably under its name, in place of an earlier one. Raises `StoreError`."""
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes. Raises `Missing`, `StoreError`."""
+
+
+def open_store(config: ArchiveConfig) -> Store:
+    """The store of ARCHIVE_URL."""
+    parts = urlsplit(config.url)
+    if parts.scheme == "file":
+        return Folder(Path(url2pathname(parts.path)))
+    return Bucket(config, f"{parts.netloc}{parts.path}".rstrip("/"))
+
+
+class Folder:
+    """Files below a local folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._folder / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{os.getpid()}.part")
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            for folder in path.parents:  # the names of new folders, too, must outlive a power cut
+                _sync_folder(folder)
+                if folder == self._folder:
+                    break
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError as error:
+            raise Missing(f"{self._folder / name} is not there") from error
+        except OSError as error:
+            raise StoreError(f"{self._folder / name}: {error.strerror or error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Bucket:
+    """Objects below a prefix of an S3 bucket."""
+
+    def __init__(self, config: ArchiveConfig, root: str) -> None:
+        self._config = config
+        self._root = root
+        self._files: Any = None
+
+    def write(self, name: str, data: bytes) -> None:
+        path = f"{self._root}/{name}"
+        self._run(path, lambda files: files.pipe_file(path, data))
+
+    def read(self, name: str) -> bytes:
+        path = f"{self._root}/{name}"
+        return bytes(self._run(path, lambda files: files.cat_file(path)))
+
+    def _run(self, path: str, work: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+
+        try:
+            if self._files is None:
+                self._files = self._connect()
+            return work(self._files)
+        except FileNotFoundError as error:
+            raise Missing(f"s3://{path} is not there") from error
+        except (OSError, BotoCoreError, ClientError, TimeoutError) as error:
+            self._files = None
+            cause = str(error).strip().partition("\n")[0]
+            raise StoreError(f"s3://{path}: {cause or type(error).__name__}") from error
+
+    def _connect(self) -> Any:
+        import s3fs
+
+        config = self._config
+        files = s3fs.S3FileSystem(
+            key=config.s3_access_key,
+            secret=config.s3_secret_key,
+            client_kwargs={"endpoint_url": config.s3_endpoint},
+            config_kwargs={
+                "connect_timeout": _CONNECT_S,
+                "read_timeout": _READ_S,
+                "retries": {"total_max_attempts": 2},
+                "s3": {"addressing_style": "path"},
+            },
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        files.retries = 1
+        return files
