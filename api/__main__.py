@@ -1,4 +1,7 @@
-"""``python -m api``: serve until SIGTERM or SIGINT, then finish what is in flight and exit 0."""
+"""``python -m api``: serve until SIGTERM or SIGINT, then finish what is in flight and exit 0.
+
+``python -m api exporter`` makes exports instead of serving.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Final
 from aiohttp import web
 
 from api import logs
-from api.app import create_app
+from api.app import create_app, export_runner, export_store
 from api.config import Config, load
 from sql.settings import ConfigError
 
@@ -30,7 +33,24 @@ def main() -> int:
             print(f"configuration: {fault}", file=sys.stderr)
         return 2
     logs.configure(config.log_level)
+    if sys.argv[1:] == ["exporter"]:
+        return export(config)
     return asyncio.run(serve(config))
+
+
+def export(config: Config) -> int:
+    """Make exports until told to stop; 2 when there is nowhere to put them."""
+    store = export_store(config)
+    if store is None:
+        print("configuration: an exporter needs S3_* or EXPORT_DIR", file=sys.stderr)
+        return 2
+    runner = export_runner(config, store)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: runner.stop())
+    log.info("exporting", extra={"store": store.uri("exports")})
+    runner.run()
+    log.info("stopped")
+    return 0
 
 
 async def serve(config: Config) -> int:

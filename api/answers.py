@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
+from aiohttp import web
 from msgspec import Meta, Struct
 
 Count = Annotated[int, Meta(ge=0)]
@@ -192,6 +194,47 @@ class Orgs(Answer):
     next_cursor: str | None
 
 
+class ExportJob(Answer):
+    """``outputUri`` names the object; ``download`` gives a link to it. ``checksum`` is SHA-256 in
+    hexadecimal, ``watermark`` that of the snapshot which the file shows."""
+
+    job_id: UUID
+    org_id: UUID
+    status: Literal["pending", "running", "succeeded", "failed", "expired"]
+    format: str
+    granularity: str
+    time_range: Range
+    models: list[UUID]
+    created_at: Time
+    completed_at: Time | None
+    expires_at: Time | None
+    output_uri: str | None
+    checksum: str | None
+    row_count: Count | None
+    byte_count: Count | None
+    watermark: Time | None
+    error: str | None
+
+
+class ExportJobs(Answer):
+    """The newest first."""
+
+    org_id: UUID
+    items: list[ExportJob]
+    next_cursor: str | None
+
+
+class ExportSchedule(Answer):
+    """An export of each month, made once its figures are final."""
+
+    org_id: UUID
+    format: str
+    granularity: str
+    models: list[UUID]
+    created_by: str
+    created_at: Time
+
+
 class LiveBucket(Answer):
     """``errors`` are all that did not succeed."""
 
@@ -247,6 +290,15 @@ class Components(Answer):
 class Readiness(Answer):
     status: Literal["ready", "not_ready"]
     components: Components
+
+
+def response(answer: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status,
+        body=encode(answer),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})},
+    )
 
 
 def encode(answer: Any) -> bytes:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -18,6 +19,9 @@ from aiohttp.typedefs import Middleware
 from api import problems
 from api.auth import (
     ANALYTICS_ADMIN,
+    EXPORTS_CREATE,
+    EXPORTS_DOWNLOAD,
+    EXPORTS_READ,
     RELIABILITY_READ,
     USAGE_READ,
     Access,
@@ -27,6 +31,9 @@ from api.auth import (
 from api.config import Config
 from api.cursors import Cursors
 from api.database import PRIVILEGED_REMEDY, Database, Unavailable
+from api.exports.routes import Exports
+from api.exports.runner import Runner
+from api.exports.stores import FolderStore, S3Store, Store
 from api.freshness import FreshnessCache
 from api.handlers import Handlers
 from api.health import readiness
@@ -60,6 +67,8 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
     """Every route there is."""
     usage_read = Access(role=USAGE_READ)
     public = Access(public=True)
+    org = f"{BASE}/orgs/{{orgId}}"
+    exports = handlers.exports
     return (
         Route("GET", f"{BASE}/orgs/{{orgId}}/usage", handlers.usage, usage_read),
         Route(
@@ -72,12 +81,39 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
         Route("GET", f"{BASE}/orgs/{{orgId}}/live", handlers.live, Access(role=USAGE_READ, streams=True)),
         Route("GET", f"{BASE}/orgs/{{orgId}}/models", handlers.models, usage_read),
         Route("GET", f"{BASE}/orgs/{{orgId}}/clients", handlers.clients, usage_read),
+        Route("POST", f"{org}/exports", exports.create, Access(role=EXPORTS_CREATE)),
+        Route("GET", f"{org}/exports", exports.page, Access(role=EXPORTS_READ)),
+        Route("GET", f"{org}/exports/{{jobId}}", exports.one, Access(role=EXPORTS_READ)),
+        Route("GET", f"{org}/exports/{{jobId}}/download", exports.download, Access(role=EXPORTS_DOWNLOAD)),
+        Route("GET", f"{org}/export-schedule", exports.schedule, Access(role=EXPORTS_READ)),
+        Route("PUT", f"{org}/export-schedule", exports.set_schedule, Access(role=EXPORTS_CREATE)),
+        Route("DELETE", f"{org}/export-schedule", exports.drop_schedule, Access(role=EXPORTS_CREATE)),
+        Route("GET", f"{BASE}/exports/{{jobId}}/file", exports.file, public),
         Route("GET", f"{BASE}/orgs", handlers.orgs, Access(role=ANALYTICS_ADMIN, all_orgs=True)),
         Route("POST", f"{BASE}/events/validate", handlers.validate, Access()),
         Route("GET", f"{BASE}/status/healthz", handlers.healthz, public),
         Route("GET", f"{BASE}/status/readyz", handlers.readyz, public),
         Route("GET", f"{BASE}/openapi.json", handlers.document, public),
         Route("GET", "/metrics", handlers.prometheus, public),
+    )
+
+
+def export_store(config: Config) -> Store | None:
+    """Where this server's exports go; None: nowhere."""
+    if config.exports.s3:
+        return S3Store(config.exports.s3)
+    if config.exports.folder:
+        return FolderStore(Path(config.exports.folder), config.cursor_secret, BASE)
+    return None
+
+
+def export_runner(config: Config, store: Store, clock: Callable[[], datetime] | None = None) -> Runner:
+    return Runner(
+        database=config.database,
+        config=config.exports,
+        store=store,
+        dedupe_window_s=config.ranges.dedupe_window_s,
+        clock=clock or utc_now,
     )
 
 
@@ -102,6 +138,8 @@ def create_app(
     metrics = Metrics()
     parser = Parser(ranges=config.ranges, cursors=cursors, clock=clock)
     hub = Hub(database, config.live)
+    store = export_store(config)
+    runner = export_runner(config, store, clock) if store and config.exports.in_process else None
     handlers = Handlers(
         database=database,
         cache=cache,
@@ -118,6 +156,16 @@ def create_app(
             freshness=config.freshness,
             metrics=metrics,
             clock=clock,
+        ),
+        exports=Exports(
+            database=database,
+            store=store,
+            config=config.exports,
+            ranges=config.ranges,
+            parser=parser,
+            cursors=cursors,
+            clock=clock,
+            wake=runner.wake if runner else lambda: None,
         ),
     )
     table = routes(handlers)
@@ -144,7 +192,11 @@ def create_app(
 
     async def connections(_: web.Application) -> AsyncIterator[None]:
         waiting = asyncio.create_task(_until_ready(database, cache, give_up))
+        exporting = asyncio.create_task(asyncio.to_thread(runner.run)) if runner else None
         yield
+        if runner and exporting:
+            runner.stop()
+            await exporting
         waiting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await waiting

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 USAGE_READ: Final = "analytics:usage:read"
 RELIABILITY_READ: Final = "analytics:reliability:read"
+EXPORTS_CREATE: Final = "analytics:exports:create"
+EXPORTS_READ: Final = "analytics:exports:read"
+EXPORTS_DOWNLOAD: Final = "analytics:exports:download"
 ANALYTICS_ADMIN: Final = "analytics:admin"
 
 
@@ -53,6 +56,9 @@ AccessTable = Mapping[tuple[str, str], Access]
 
 ORG_ID: Final = web.RequestKey("org_id", UUID)
 """Key of the request under which a handler finds the org it may answer for."""
+
+CALLER: Final = web.RequestKey("caller", Caller)
+"""Key of the request under which a handler finds who asks: to write it down, not to decide by it."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -83,7 +89,7 @@ class Guard:
             raise AssertionError(f"route without access: {request.method} {path}")
         if access.public:
             return await handler(request)
-        caller = await self._authenticate(request)
+        caller = request[CALLER] = await self._authenticate(request)
         org_id = self._org_in_path(request)
         across_orgs = access.all_orgs or (org_id is not None and not caller.owns(org_id))
         refusal = self._refusal(caller, access, org_id)

@@ -63,6 +63,8 @@ class RangeConfig:
     retention_minute_s: float = 14 * 86400.0
     retention_rollup_s: float = 400 * 86400.0
     dedupe_window_s: float = 86400.0
+    months_max: int = 13
+    points_max: int = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,29 @@ class LiveConfig:
     listeners_max: int = 1000
     duration_s: float = 900.0
     slow_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Config:
+    endpoint: str
+    bucket: str
+    access_key: str
+    secret_key: str
+    encrypt: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportConfig:
+    """``s3`` or ``folder`` says where files go; without either there are no exports."""
+
+    s3: S3Config | None = None
+    folder: str | None = None
+    in_process: bool = True
+    lease_s: float = 60.0
+    retention_s: float = 7 * 86400.0
+    open_max: int = 10
+    statement_timeout_s: float = 900.0
+    provider: str = "Spendstream"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +114,7 @@ class Config:
     freshness: FreshnessConfig
     ranges: RangeConfig
     live: LiveConfig
+    exports: ExportConfig
 
 
 def load(environment: Mapping[str, str]) -> Config:
@@ -139,5 +165,23 @@ def load(environment: Mapping[str, str]) -> Config:
             listeners_max=v["LIVE_MAX"],
             duration_s=v["LIVE_DURATION"],
             slow_s=v["LIVE_SLOW"],
+        ),
+        exports=ExportConfig(
+            s3=S3Config(
+                endpoint=v["S3_ENDPOINT"],
+                bucket=v["S3_BUCKET"],
+                access_key=v["S3_ACCESS_KEY"],
+                secret_key=v["S3_SECRET_KEY"],
+                encrypt=v["S3_ENCRYPTION"] == "aes256",
+            )
+            if v["S3_BUCKET"]
+            else None,
+            folder=v["EXPORT_DIR"],
+            in_process=v["EXPORT_IN_API"],
+            lease_s=v["EXPORT_LEASE"],
+            retention_s=v["EXPORT_RETENTION"],
+            open_max=v["EXPORT_OPEN_MAX"],
+            statement_timeout_s=v["EXPORT_STATEMENT_TIMEOUT"],
+            provider=v["EXPORT_PROVIDER"],
         ),
     )

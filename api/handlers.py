@@ -22,6 +22,7 @@ from api.buckets import to_datetime
 from api.config import FreshnessConfig
 from api.cursors import Cursors
 from api.database import Database, Unavailable
+from api.exports.routes import Exports
 from api.figures import Finality, Page, error_rate, money, read_page, reliability_fields, usage_fields
 from api.freshness import FreshnessCache, Standing, freshness
 from api.health import readiness
@@ -50,6 +51,7 @@ class Handlers:
     metrics: Metrics
     clock: Callable[[], datetime]
     streams: Live
+    exports: Exports
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
@@ -65,7 +67,7 @@ class Handlers:
             )
             for point in page.points
         ]
-        return _json(
+        return answers.response(
             answers.Usage(
                 org_id=question.org_id,
                 granularity=question.calendar.granularity.value,
@@ -104,7 +106,7 @@ class Handlers:
         few = len(page.points) + len(page.totals["latency_sketch"]) <= _SKETCHES_INLINE_MAX
         series, totals = shape() if few else await asyncio.to_thread(shape)
         hours = rollups.error_codes_span(question.span)
-        return _json(
+        return answers.response(
             answers.Reliability(
                 org_id=question.org_id,
                 granularity=question.calendar.granularity.value,
@@ -151,7 +153,7 @@ class Handlers:
                     status=of_model.status,
                 )
             )
-        return _json(
+        return answers.response(
             answers.OrgFreshness(
                 org_id=org_id,
                 status=of_org.status,
@@ -176,7 +178,7 @@ class Handlers:
             for row in page
         ]
         cursor = self.cursors.seal(page[-1].key, question.bound_to) if len(rows) > len(page) else None
-        return _json(answers.Models(org_id=org_id, items=items, next_cursor=cursor))
+        return answers.response(answers.Models(org_id=org_id, items=items, next_cursor=cursor))
 
     async def clients(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
@@ -190,7 +192,7 @@ class Handlers:
             for row in page
         ]
         cursor = self.cursors.seal(page[-1].key, question.bound_to) if len(rows) > len(page) else None
-        return _json(answers.Clients(org_id=org_id, items=items, next_cursor=cursor))
+        return answers.response(answers.Clients(org_id=org_id, items=items, next_cursor=cursor))
 
     async def orgs(self, request: web.Request) -> web.Response:
         question = self.parser.orgs(request.query)
@@ -224,7 +226,7 @@ class Handlers:
                 )
             )
         cursor = self.cursors.seal(page[-1], question.bound_to) if len(org_ids) > len(page) else None
-        return _json(answers.Orgs(items=items, next_cursor=cursor))
+        return answers.response(answers.Orgs(items=items, next_cursor=cursor))
 
     async def validate(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
@@ -240,7 +242,7 @@ class Handlers:
 
     async def readyz(self, request: web.Request) -> web.Response:
         answer = await readiness(self.database, self.cache)
-        return _json(answer, status=200 if answer.status == "ready" else 503)
+        return answers.response(answer, status=200 if answer.status == "ready" else 503)
 
     async def prometheus(self, request: web.Request) -> web.Response:
         try:
@@ -270,12 +272,3 @@ class Handlers:
             return None
         last: Position = page.points[-1].position
         return self.cursors.seal((last.bucket, last.model_id, last.client_id), question.bound_to)
-
-
-def _json(answer: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=answers.encode(answer),
-        content_type="application/json",
-        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
-    )

@@ -24,6 +24,9 @@ _NEEDED: Final = (
     schema.models_seen,
     schema.clients_seen,
     schema.audit_log,
+    schema.api_keys,
+    schema.export_jobs,
+    schema.export_schedules,
 )
 
 _COLUMNS: Final = text(

@@ -110,9 +110,20 @@ CURSOR = Parameter(
     schema={"type": "string"},
 )
 
+EXPIRES = Parameter(
+    name="expires",
+    help="When the link ends, in seconds since 1970.",
+    schema={"type": "integer", "minimum": 0, "maximum": 10**11},
+    required=True,
+)
+SIGNATURE = Parameter(
+    name="signature", help="What makes the link ours.", schema={"type": "string"}, required=True
+)
+
 FIGURES: Final = (START, END, GRANULARITY, MODEL_ID, CLIENT_ID, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
 ORGS: Final = (START, END, LIMIT, CURSOR)
 LISTING: Final = (LIMIT, CURSOR)
+SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
 
 
@@ -229,4 +240,10 @@ def group_by(values: list[str]) -> frozenset[str]:
 def limit(text: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= LIMIT_MAX:
         raise ValueError(f"expected a whole number from 1 to {LIMIT_MAX}")
+    return int(text)
+
+
+def number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,11}", text, re.ASCII):
+        raise ValueError("expected a whole number of seconds since 1970")
     return int(text)

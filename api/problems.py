@@ -81,6 +81,10 @@ def not_found(detail: str) -> Problem:
     return Problem(status=404, kind="not-found", detail=detail)
 
 
+def conflict(detail: str) -> Problem:
+    return Problem(status=409, kind="conflict", detail=detail)
+
+
 def too_many(detail: str, *, retry_after_s: int) -> Problem:
     return Problem(
         status=429,

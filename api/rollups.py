@@ -120,6 +120,14 @@ async def series(
     ]
 
 
+def figures_query(question: FiguresQuestion) -> Select[Any]:
+    """The sums of `USAGE` by bucket, model and client over the whole range, for whoever streams them."""
+    keys = _keys(question)
+    source = _source(question, series_plan(question.span, question.calendar), keys, USAGE, bucketed=True)
+    columns = [source["bucket"], *(source[key] for key in keys)]
+    return select(*columns, *_aggregates(source, USAGE)).group_by(*columns).order_by(*columns)
+
+
 async def totals(
     connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]
 ) -> Mapping[str, Any]:

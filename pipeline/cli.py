@@ -134,6 +134,18 @@ def api() -> None:
     os.execve(argv[0], argv, children.environment(os.environ))
 
 
+@main.command()
+def exporter() -> None:
+    """Make the exports that the API was asked for, until stopped (with EXPORT_IN_API=false there).
+
+    Any number may run. SIGTERM gives the job in hand back and exits 0.
+    """
+    from pipeline import children
+
+    argv = children.command_line("api", "exporter")
+    os.execve(argv[0], argv, children.environment(os.environ))
+
+
 def _stream() -> StreamConfig:
     from pipeline.config import stream_config
 

@@ -167,7 +167,7 @@ class _Parts:
             name: value
             for name, value in os.environ.items()
             if name not in ("REDIS_URL", "TRUSTED_PROXIES")
-            and not name.startswith(("S3_", "RABBITMQ_", "OTEL_"))
+            and not name.startswith(("S3_", "RABBITMQ_", "OTEL_", "EXPORT_"))
         }
         return children.environment(
             {
@@ -177,6 +177,7 @@ class _Parts:
                 "RABBITMQ_URL": f"embedded://{quote(str(self._data_dir / 'stream'))}",
                 "AUTH_MODE": "none",
                 "API_ALLOW_PRIVILEGED": "true",
+                "EXPORT_DIR": str(self._data_dir / "exports"),
                 "HTTP_HOST": "127.0.0.1",
                 "HTTP_PORT": str(self._port),
                 "METRICS_HOST": "127.0.0.1",

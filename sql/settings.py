@@ -287,17 +287,37 @@ SETTINGS: tuple[Setting, ...] = (
         "how long one live connection lasts before the client connects, and shows its credentials, again",
     ),
     _setting("LIVE_SLOW", _span(0.1, 300), "10s", "how long a live client may not read before it is dropped"),
+    _setting("EXPORT_DIR", _non_empty, None, "folder of exports where there is no object store"),
+    _setting(
+        "EXPORT_IN_API", _flag, "true", "make exports in the API process; else `spendstream exporter` does"
+    ),
+    _setting(
+        "EXPORT_LEASE",
+        _span(1, 3600),
+        "60s",
+        "how long an exporter may be silent before another one takes its job",
+    ),
+    _setting("EXPORT_RETENTION", _span(60, 3650 * 86400), "7d", "how long the file of an export is kept"),
+    _setting("EXPORT_OPEN_MAX", _positive_int, "10", "export jobs of one org that may wait or run at once"),
+    _setting("EXPORT_STATEMENT_TIMEOUT", _span(1, 86400), "15m", "longest query of an export"),
+    _setting("EXPORT_PROVIDER", _non_empty, "Spendstream", "provider, publisher and issuer in FOCUS files"),
     _setting(
         "CURSOR_SECRET",
         _secret(16),
         None,
-        "signs the API's page cursors; same on all its processes; unset: random at each start",
+        "signs page cursors and links to exports; same on all processes; unset: random at each start",
         True,
     ),
     _setting("S3_ENDPOINT", _url("http", "https"), None, "object store for exports and the archive"),
     _setting("S3_BUCKET", _non_empty, None, "bucket of exports and the archive"),
     _setting("S3_ACCESS_KEY", _non_empty, None, "access key of the object store", True),
     _setting("S3_SECRET_KEY", _non_empty, None, "secret key of the object store", True),
+    _setting(
+        "S3_ENCRYPTION",
+        _choice("aes256", "none"),
+        "aes256",
+        "server-side encryption asked for exports (SSE-S3); none where the store encrypts by itself",
+    ),
     _setting(
         "ARCHIVE_URL",
         _archive_url,

@@ -490,6 +490,8 @@ class S3(Server):
             "HOME": str(self.data),
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            # Without a key of its own it refuses what is to be encrypted at rest.
+            "WEED_S3_SSE_KEK": "5350454e" * 8,
         }
         return [
             weed,

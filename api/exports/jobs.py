@@ -1,0 +1,241 @@
+"""The export job: its row, what of it is shown, and what an order may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from api import answers, params
+from api.buckets import (
+    DAY,
+    HOUR,
+    UTC_ZONE,
+    Calendar,
+    Granularity,
+    Span,
+    add_months,
+    to_datetime,
+    to_minute,
+)
+from api.problems import Fault, invalid_parameters
+from api.questions import FiguresQuestion
+from sql import queries
+
+FORMATS: Final = {"csv": "csv", "parquet": "parquet", "focus-1.2": "csv"}
+"""Each format and the ending of its files."""
+GRANULARITIES: Final = {"hourly": Granularity.HOUR, "daily": Granularity.DAY, "monthly": Granularity.MONTH}
+HOURLY_DAYS_MAX: Final = 31
+MODELS_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A row of ``export_jobs``, in the order of `COLUMNS`."""
+
+    job_id: UUID
+    org_id: UUID
+    status: Literal["pending", "running", "succeeded", "failed", "expired"]
+    format: str
+    granularity: str
+    range_start: datetime
+    range_end: datetime
+    models: Sequence[UUID]
+    created_at: datetime
+    attempts: int
+    completed_at: datetime | None
+    expires_at: datetime | None
+    location: str | None
+    checksum: str | None
+    row_count: int | None
+    byte_count: int | None
+    watermark: datetime | None
+    error: str | None
+
+    @property
+    def key(self) -> str:
+        """Where its file belongs in the store."""
+        return f"exports/{self.org_id}/{self.job_id}.{FORMATS[self.format]}"
+
+    def same_order(self, order: Order) -> bool:
+        return (self.format, self.granularity, self.range_start, self.range_end, set(self.models)) == (
+            order.format,
+            order.granularity,
+            to_datetime(order.span.start),
+            to_datetime(order.span.end),
+            set(order.models),
+        )
+
+    def question(self) -> FiguresQuestion:
+        """What the file answers: the usage of each bucket, model and client."""
+        return FiguresQuestion(
+            org_id=self.org_id,
+            span=Span(to_minute(self.range_start), to_minute(self.range_end)),
+            calendar=Calendar(GRANULARITIES[self.granularity], UTC_ZONE),
+            model_ids=tuple(self.models),
+            client_ids=(),
+            by_model=True,
+            by_client=True,
+            limit=0,
+            after=None,
+            bound_to="",
+        )
+
+    def shown(self, uri: Callable[[str], str]) -> answers.ExportJob:
+        """``uri`` names an object of the store."""
+        return answers.ExportJob(
+            job_id=self.job_id,
+            org_id=self.org_id,
+            status=self.status,
+            format=self.format,
+            granularity=self.granularity,
+            time_range=answers.Range(start=self.range_start, end=self.range_end),
+            models=list(self.models),
+            created_at=self.created_at,
+            completed_at=self.completed_at,
+            expires_at=self.expires_at,
+            output_uri=uri(self.location) if self.location and self.status == "succeeded" else None,
+            checksum=self.checksum,
+            row_count=self.row_count,
+            byte_count=self.byte_count,
+            watermark=self.watermark,
+            error=self.error,
+        )
+
+
+COLUMNS: Final = ", ".join(Job.__slots__)
+SQL: Final = {name: text.replace("{columns}", COLUMNS) for name, text in queries.load("exports").items()}
+
+
+# --- orders --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a file looks like, without its range."""
+
+    format: str
+    granularity: str
+    models: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order(Shape):
+    span: Span
+
+
+class _Body:
+    """A JSON object whose faults gather, each with its field."""
+
+    def __init__(self, body: bytes, known: Sequence[str]) -> None:
+        self.faults: list[Fault] = []
+        self._fields: dict[str, Any] = {}
+        try:
+            given = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            given = None
+        if not isinstance(given, dict):
+            raise invalid_parameters([Fault("", "the body must be a JSON object")])
+        self._fields = given
+        for name in given:
+            if name not in known:
+                self.fault(name[:100], f"unknown field; the fields are {', '.join(known)}")
+
+    def fault(self, name: str, message: str) -> None:
+        self.faults.append(Fault(name, message))
+
+    def has(self, name: str) -> bool:
+        return name in self._fields
+
+    def get(self, name: str) -> Any:
+        return self._fields.get(name)
+
+    def choice(self, name: str, choices: Sequence[str], default: str) -> str:
+        value = self._fields.get(name, default)
+        if not isinstance(value, str) or value not in choices:
+            self.fault(name, f"expected one of {', '.join(choices)}")
+            return default
+        return value
+
+    def models(self) -> tuple[UUID, ...]:
+        value = self._fields.get("models", [])
+        if not isinstance(value, list) or len(value) > MODELS_MAX:
+            self.fault("models", f"expected a list of at most {MODELS_MAX} model ids")
+            return ()
+        found = set()
+        for entry in value:
+            try:
+                found.add(params.uuid(entry))
+            except (TypeError, ValueError):
+                self.fault("models", "expected UUIDs")
+                return ()
+        return tuple(sorted(found))
+
+    def time(self, name: str, value: Any) -> int | None:
+        """A whole hour, in minutes since 1970."""
+        try:
+            minute = params.whole_minute(value)
+        except (TypeError, ValueError) as error:
+            is_text = isinstance(value, str)
+            self.fault(name, str(error) if is_text else "expected an RFC 3339 time with an offset")
+            return None
+        if minute % HOUR:
+            self.fault(name, "must be a whole hour of UTC: figures by client are kept by the hour")
+            return None
+        return minute
+
+
+def shape(body: bytes) -> Shape:
+    """A schedule's body. Raises `Problem` 400 with every fault."""
+    reader = _Body(body, ("granularity", "format", "models"))
+    found = Shape(
+        format=reader.choice("format", tuple(FORMATS), "csv"),
+        granularity=reader.choice("granularity", ("daily", "monthly", "hourly"), "daily"),
+        models=reader.models(),
+    )
+    if reader.faults:
+        raise invalid_parameters(reader.faults)
+    return found
+
+
+def order(body: bytes, *, oldest: int, months_max: int) -> Order:
+    """A job's body; ``oldest`` is the first minute whose rows are kept. Raises `Problem` 400."""
+    reader = _Body(body, ("timeRange", "granularity", "format", "models"))
+    granularity = reader.choice("granularity", tuple(GRANULARITIES), "daily")
+    form = reader.choice("format", tuple(FORMATS), "csv")
+    models = reader.models()
+    span = _span(reader, granularity, oldest, months_max)
+    if reader.faults or span is None:
+        raise invalid_parameters(reader.faults)
+    return Order(format=form, granularity=granularity, models=models, span=span)
+
+
+def _span(reader: _Body, granularity: str, oldest: int, months_max: int) -> Span | None:
+    given = reader.get("timeRange")
+    if not isinstance(given, dict) or given.keys() != {"start", "end"}:
+        reader.fault("timeRange", "is required: an object of start and end")
+        return None
+    start, end = (reader.time(f"timeRange.{name}", given[name]) for name in ("start", "end"))
+    if start is None or end is None:
+        return None
+    if end <= start:
+        reader.fault("timeRange.end", "must be after start")
+        return None
+    try:
+        latest = add_months(start, months_max, UTC_ZONE)
+    except (ValueError, OverflowError):
+        reader.fault("timeRange.start", "is beyond the calendar")
+        return None
+    if granularity == "hourly":
+        if end - start > HOURLY_DAYS_MAX * DAY:
+            reader.fault("timeRange.end", f"must be at most {HOURLY_DAYS_MAX} days after start for hourly")
+    elif end > latest:
+        reader.fault("timeRange.end", f"must be at most {months_max} months after start")
+    if start < oldest:
+        shown = to_datetime(oldest).strftime("%Y-%m-%dT%H:%MZ")
+        reader.fault("timeRange.start", f"rows go back to {shown} only (RETENTION_ROLLUP)")
+    return Span(start, end)

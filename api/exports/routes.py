@@ -1,0 +1,231 @@
+"""Exports over HTTP: orders, their state, links to the files, and the monthly schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from aiohttp import web
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api import answers, params, problems
+from api.auth import CALLER, ORG_ID
+from api.buckets import to_datetime, to_minute
+from api.config import ExportConfig, RangeConfig
+from api.cursors import Cursors
+from api.database import Database
+from api.exports import jobs
+from api.exports.jobs import SQL, Job
+from api.exports.stores import MEDIA_TYPES, FolderStore, Store
+from api.params import Reader
+from api.problems import Fault
+from api.questions import Parser
+
+IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exports:
+    """The handlers. ``store`` None: this server has nowhere to put a file. ``wake`` tells the runner here."""
+
+    database: Database
+    store: Store | None
+    config: ExportConfig
+    ranges: RangeConfig
+    parser: Parser
+    cursors: Cursors
+    clock: Callable[[], datetime]
+    wake: Callable[[], None]
+
+    async def create(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        key = _idempotency_key(request)
+        oldest = to_minute(self.clock()) - int(self.ranges.retention_rollup_s // 60)
+        order = jobs.order(await request.read(), oldest=oldest, months_max=self.ranges.months_max)
+        store = self._store()
+        org_id: UUID = request[ORG_ID]
+        row = {
+            "job_id": uuid.uuid4(),
+            "org_id": org_id,
+            "format": order.format,
+            "granularity": order.granularity,
+            "range_start": to_datetime(order.span.start),
+            "range_end": to_datetime(order.span.end),
+            "models": list(order.models),
+            "idempotency_key": key,
+            "created_by": request[CALLER].subject,
+            "created_at": self.clock(),
+        }
+
+        async def add(connection: AsyncConnection) -> Job:
+            if key is not None and (known := await _one(connection, "by_idempotency_key", row)):
+                return known
+            count = (await connection.exec_driver_sql(SQL["open_jobs"], {"org_id": org_id})).scalar_one()
+            if count >= self.config.open_max:
+                raise problems.too_many(
+                    f"This org has {count} exports that are not made yet (EXPORT_OPEN_MAX).", retry_after_s=30
+                )
+            await connection.exec_driver_sql(SQL["create"], row)
+            # Of two orders with one key at the same time, one comes second and finds the other's job.
+            job = await _one(connection, "by_id", row) or await _one(connection, "by_idempotency_key", row)
+            assert job is not None
+            return job
+
+        job = await self.database.write(add)
+        if not job.same_order(order):
+            raise problems.conflict("This Idempotency-Key has ordered another export.")
+        self.wake()
+        location = f"{request.path}/{job.job_id}"
+        return answers.response(job.shown(store.uri), status=202, headers={"Location": location})
+
+    async def page(self, request: web.Request) -> web.Response:
+        org_id: UUID = request[ORG_ID]
+        question = self.parser.listing("exports", org_id, request.query, tuple[datetime, UUID])
+        before, job_id = question.after or (None, None)
+        values = {"org_id": org_id, "before": before, "job_id": job_id, "limit": question.limit + 1}
+
+        async def read(connection: AsyncConnection) -> list[Job]:
+            return [_job(row) for row in await connection.exec_driver_sql(SQL["page"], values)]
+
+        found = await self.database.read(read)
+        shown = found[: question.limit]
+        last = shown[-1] if len(found) > len(shown) else None
+        cursor = self.cursors.seal((last.created_at, last.job_id), question.bound_to) if last else None
+        items = [job.shown(self._uri) for job in shown]
+        return answers.response(answers.ExportJobs(org_id=org_id, items=items, next_cursor=cursor))
+
+    async def one(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        return answers.response((await self._job_of(request)).shown(self._uri))
+
+    async def download(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        job = await self._job_of(request)
+        if job.status in ("pending", "running"):
+            raise problems.conflict("The export is not made yet; ask again when its status is succeeded.")
+        if job.status != "succeeded" or job.location is None:
+            raise problems.not_found(f"The export has no file: it is {job.status}.")
+        link = await asyncio.to_thread(self._store().link, job.location, job.job_id)
+        return web.Response(status=302, headers={"Location": link, "Cache-Control": "no-store"})
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """What a signed link of a folder leads to: the signature is the credential."""
+        reader = Reader(request.query, params.SIGNED)
+        expires = reader.one(params.EXPIRES, params.number)
+        signature = reader.one(params.SIGNATURE, str)
+        job_id = _job_id(request)
+        reader.finish()
+        if not isinstance(self.store, FolderStore):
+            raise problems.not_found("This server keeps no files of its own.")
+        assert expires is not None
+        assert signature is not None
+        if not self.store.is_signed(job_id, expires, signature):
+            raise problems.forbidden("The link is not one of ours, or has had its time: ask for a new one.")
+
+        async def read(connection: AsyncConnection) -> Any:
+            return (await connection.exec_driver_sql(SQL["location"], {"job_id": job_id})).one_or_none()
+
+        row = await self.database.read(read)
+        if row is None or row.location is None or not self.store.path(row.location).is_file():
+            raise problems.not_found("The export has no file any more.")
+        ending = jobs.FORMATS[row.format]
+        return web.FileResponse(
+            self.store.path(row.location),
+            headers={
+                "Content-Type": MEDIA_TYPES[ending],
+                "Content-Disposition": f'attachment; filename="{job_id}.{ending}"',
+                "X-Content-Type-Options": "nosniff",
+                "Cache-Control": "private, no-store",
+            },
+        )
+
+    # --- the monthly schedule ---
+
+    async def schedule(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        row = await self.database.read(lambda c: _row(c, "schedule", {"org_id": request[ORG_ID]}))
+        if row is None:
+            raise problems.not_found("This org has no schedule of exports.")
+        return answers.response(_schedule(row))
+
+    async def set_schedule(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        shape = jobs.shape(await request.read())
+        self._store()
+        values = {
+            "org_id": request[ORG_ID],
+            "format": shape.format,
+            "granularity": shape.granularity,
+            "models": list(shape.models),
+            "created_by": request[CALLER].subject,
+            "created_at": self.clock(),
+        }
+        row = await self.database.write(lambda c: _row(c, "set_schedule", values))
+        return answers.response(_schedule(row))
+
+    async def drop_schedule(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+
+        async def drop(connection: AsyncConnection) -> None:
+            await connection.exec_driver_sql(SQL["drop_schedule"], {"org_id": request[ORG_ID]})
+
+        await self.database.write(drop)
+        return web.Response(status=204)
+
+    # --- parts ---
+
+    def _store(self) -> Store:
+        if self.store is None:
+            raise problems.unavailable("This server has nowhere to put exports: set S3_* or EXPORT_DIR.")
+        return self.store
+
+    def _uri(self, key: str) -> str:
+        return self.store.uri(key) if self.store else key
+
+    async def _job_of(self, request: web.Request) -> Job:
+        values = {"org_id": request[ORG_ID], "job_id": _job_id(request)}
+        job = await self.database.read(lambda c: _one(c, "by_id", values))
+        if job is None:
+            raise problems.not_found("This org has no such export.")
+        return job
+
+
+def _job_id(request: web.Request) -> UUID:
+    try:
+        return params.uuid(request.match_info["jobId"])
+    except ValueError as error:
+        raise problems.invalid_parameters([Fault("jobId", str(error))]) from None
+
+
+def _idempotency_key(request: web.Request) -> str | None:
+    given = request.headers.getall("Idempotency-Key", [])
+    if not given:
+        return None
+    if len(given) > 1 or not IDEMPOTENCY_KEY.fullmatch(given[0]):
+        message = "expected one value of 1 to 200 visible ASCII characters"
+        raise problems.invalid_parameters([Fault("Idempotency-Key", message)])
+    return f"key:{given[0]}"
+
+
+async def _row(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> Any:
+    return (await connection.exec_driver_sql(SQL[name], dict(values))).one_or_none()
+
+
+async def _one(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> Job | None:
+    row = await _row(connection, name, values)
+    return None if row is None else _job(row)
+
+
+def _job(row: Row[Any]) -> Job:
+    return Job(**row._mapping)
+
+
+def _schedule(row: Any) -> answers.ExportSchedule:
+    return answers.ExportSchedule(**row._mapping)

@@ -1,0 +1,256 @@
+"""The export runner: claims jobs one at a time and makes their files, until it is told to stop.
+
+A job is held by a claim with a lease that a heartbeat renews. What holds if the process dies:
+
+1. Claimed. The lease runs out and another runner takes the job, from the start.
+2. Uploading. The same: nobody sees an upload that was not committed.
+3. Sealed: all is uploaded. The lease is renewed once more; whoever has lost the job stops here.
+4. Committed: the object is there. If the row is not updated, another runner makes the file anew in its place.
+5. The row says succeeded, with the checksum of the object that is there.
+
+Runs in a thread of the API or as ``spendstream exporter``; any number of them, on any number of hosts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+
+from api.buckets import UTC_ZONE, add_months, to_datetime, to_minute
+from api.config import DatabaseConfig, ExportConfig
+from api.database import PRIVILEGED_REMEDY
+from api.exports import files
+from api.exports.jobs import SQL, Job
+from api.exports.stores import Store
+from sql import roles
+
+log = logging.getLogger(__name__)
+
+_POLL_S: Final = 1.0
+_HOUSEKEEPING_S: Final = 30.0
+_ATTEMPTS_MAX: Final = 5
+_PAUSE_S: Final = 5.0
+
+
+class _Lost(Exception):
+    """Another runner has the job now."""
+
+
+class _Stopped(Exception):
+    """We were told to stop."""
+
+
+class Runner:
+    """Makes the files of jobs. `run` blocks: give it a thread."""
+
+    def __init__(
+        self,
+        *,
+        database: DatabaseConfig,
+        config: ExportConfig,
+        store: Store,
+        dedupe_window_s: float,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._database = database
+        self._config = config
+        self._store = store
+        self._dedupe_window = timedelta(seconds=dedupe_window_s)
+        self._clock = clock
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+
+    def stop(self) -> None:
+        """Let `run` return soon; a job in hand goes back. Any thread may call it."""
+        self._stop.set()
+        self._wake.set()
+
+    def wake(self) -> None:
+        """There is a new job."""
+        self._wake.set()
+
+    def run(self) -> None:
+        """Until `stop`. Waits for a database or store that is away."""
+        housekeeping_at = 0.0
+        while not self._stop.is_set():
+            try:
+                with self._connection() as connection:
+                    while not self._stop.is_set():
+                        if time.monotonic() >= housekeeping_at:
+                            housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
+                            self.expire(connection)
+                            self.schedule(connection)
+                        if not self.run_one(connection):
+                            self._wake.wait(_POLL_S)
+                            self._wake.clear()
+            except (psycopg.Error, OSError) as error:
+                log.warning("exporter_waits", extra={"error": str(error).strip() or type(error).__name__})
+                self._stop.wait(_PAUSE_S)
+            except Exception:
+                log.exception("exporter_failed")
+                self._stop.wait(_PAUSE_S)
+
+    def run_one(self, connection: psycopg.Connection[Any]) -> bool:
+        """Claim one job and end it one way or another; False when there is none."""
+        claim = uuid.uuid4()
+        row = connection.execute(
+            SQL["claim"], {"claim": claim, "lease": timedelta(seconds=self._config.lease_s)}
+        ).fetchone()
+        if row is None:
+            return False
+        job = Job(**dict(zip(Job.__slots__, row, strict=True)))
+        held = {"job_id": job.job_id, "claim": claim}
+        facts = {"job_id": str(job.job_id), "org_id": str(job.org_id), "attempt": job.attempts}
+        log.info("export_started", extra=facts)
+        if job.attempts > _ATTEMPTS_MAX:
+            self._fail(connection, held, facts)
+            return True
+        try:
+            written = self._make(connection, job, held)
+        except _Lost:
+            log.warning("export_lost", extra=facts)
+        except _Stopped:
+            connection.execute(SQL["give_back"], {**held, "pause": timedelta(0), "spent": 0})
+            log.info("export_given_back", extra=facts)
+        except Exception:
+            log.exception("export_attempt_failed", extra=facts)
+            if job.attempts >= _ATTEMPTS_MAX:
+                self._fail(connection, held, facts)
+            else:
+                pause = timedelta(seconds=_PAUSE_S * job.attempts)
+                connection.execute(SQL["give_back"], {**held, "pause": pause, "spent": 1})
+        else:
+            log.info("export_done", extra={**facts, "rows": written.rows, "bytes": written.bytes})
+        return True
+
+    def expire(self, connection: psycopg.Connection[Any]) -> None:
+        """Delete objects that have had their time. Safe to do twice."""
+        for job_id, location in connection.execute(SQL["expired"], {"now": self._clock()}).fetchall():
+            self._store.delete(location)
+            connection.execute(SQL["expire"], {"job_id": job_id})
+            log.info("export_expired", extra={"job_id": str(job_id)})
+
+    def schedule(self, connection: psycopg.Connection[Any]) -> None:
+        """Make last month's jobs once that month is final. However many runners do it, each is made once."""
+        month = self._clock().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        start = to_datetime(add_months(to_minute(month), -1, UTC_ZONE))
+        cursor = connection.execute(
+            SQL["due"],
+            {
+                "start": start,
+                "end": month,
+                "final_at": month + self._dedupe_window,
+                "idempotency_key": f"schedule:{start:%Y-%m}",
+                "now": self._clock(),
+            },
+        )
+        if cursor.rowcount:
+            log.info("exports_scheduled", extra={"month": f"{start:%Y-%m}", "jobs": cursor.rowcount})
+
+    # --- one job ---
+
+    def _make(self, control: psycopg.Connection[Any], job: Job, held: dict[str, Any]) -> files.Written:
+        with self._heartbeat(held) as lost, self._connection() as connection:
+
+            def check() -> None:
+                if lost.is_set():
+                    raise _Lost
+                if self._stop.is_set():
+                    raise _Stopped
+
+            upload = self._store.upload(job.key, org_id=job.org_id, job_id=job.job_id)
+            try:
+                written = files.write(connection, job, upload, provider=self._config.provider, check=check)
+                upload.seal()
+                if not self._beat(control, held):
+                    raise _Lost
+                upload.commit()
+            except BaseException:
+                upload.abort()
+                raise
+        now = self._clock()
+        cursor = control.execute(
+            SQL["succeed"],
+            {
+                **held,
+                "now": now,
+                "expires_at": now + timedelta(seconds=self._config.retention_s),
+                "location": job.key,
+                "checksum": written.checksum,
+                "rows": written.rows,
+                "bytes": written.bytes,
+                "watermark": written.watermark,
+            },
+        )
+        if cursor.rowcount == 0:
+            raise _Lost
+        return written
+
+    def _fail(self, control: psycopg.Connection[Any], held: dict[str, Any], facts: dict[str, Any]) -> None:
+        error = f"The file could not be made in {_ATTEMPTS_MAX} attempts."
+        control.execute(SQL["fail"], {**held, "now": self._clock(), "error": error})
+        log.error("export_failed", extra=facts)
+
+    def _beat(self, connection: psycopg.Connection[Any], held: dict[str, Any]) -> bool:
+        lease = timedelta(seconds=self._config.lease_s)
+        return connection.execute(SQL["beat"], {**held, "lease": lease}).rowcount == 1
+
+    @contextmanager
+    def _heartbeat(self, held: dict[str, Any]) -> Iterator[threading.Event]:
+        """Renews the lease in a thread of its own; the event says that the job is lost."""
+        lost, done = threading.Event(), threading.Event()
+
+        def beat() -> None:
+            beaten_at = time.monotonic()
+            while not done.wait(self._config.lease_s / 4):
+                try:
+                    with self._connection() as connection:
+                        if not self._beat(connection, held):
+                            lost.set()
+                            return
+                    beaten_at = time.monotonic()
+                except (psycopg.Error, OSError) as error:
+                    log.warning("export_heartbeat_failed", extra={"error": str(error).strip()})
+                    if time.monotonic() - beaten_at > self._config.lease_s:
+                        lost.set()
+                        return
+
+        thread = threading.Thread(target=beat, name="export-heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield lost
+        finally:
+            done.set()
+            thread.join(5)
+
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Any]]:
+        connection = psycopg.connect(
+            self._database.url,
+            autocommit=True,
+            prepare_threshold=None,
+            connect_timeout=5,
+            application_name=f"{self._database.service_name}-exporter",
+            keepalives_idle=10,
+            keepalives_interval=5,
+            keepalives_count=3,
+        )
+        with connection:
+            connection.execute(
+                "SELECT set_config('timezone', 'UTC', false), set_config('jit', 'off', false),"
+                " set_config('statement_timeout', %s, false)",
+                (str(round(self._config.statement_timeout_s * 1000)),),
+            )
+            if not self._database.allow_privileged:
+                row = connection.execute(roles.WRITES_ROLLUPS).fetchone()
+                if row is None or row[0]:
+                    raise OSError(PRIVILEGED_REMEDY)
+            yield connection

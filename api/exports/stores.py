@@ -1,0 +1,184 @@
+"""Where files go: a bucket, or a folder. An upload is whole or not there at all."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+from urllib.parse import quote, urlencode
+from uuid import UUID
+
+from api.config import S3Config
+
+log = logging.getLogger(__name__)
+
+LINK_S: Final = 24 * 3600
+"""How long a signed link is good."""
+
+MEDIA_TYPES: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
+_PART_BYTES: Final = 8 << 20
+
+
+class Upload(Protocol):
+    """A file on its way. One of `commit` and `abort` ends it."""
+
+    def write(self, block: bytes, /) -> Any: ...
+
+    def seal(self) -> None:
+        """All is written and safely away; nobody sees it yet."""
+
+    def commit(self) -> None:
+        """Now it is there, in one step, in place of whatever was."""
+
+    def abort(self) -> None:
+        """Leave nothing behind. Never raises."""
+
+
+class Store(Protocol):
+    """Raises OSError where the place cannot be used."""
+
+    def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload: ...
+
+    def delete(self, key: str) -> None:
+        """Idempotent."""
+
+    def uri(self, key: str) -> str:
+        """The name of an object, for people and bookkeeping; not a link."""
+
+    def link(self, key: str, job_id: UUID) -> str:
+        """A link that is good for `LINK_S`, absolute or to be joined to this server's own address."""
+
+
+# --- a folder ------------------------------------------------------------------------------------
+
+
+class FolderStore:
+    """Files below one folder; links are signed by this server and served by it."""
+
+    def __init__(self, folder: Path, secret: bytes, base: str) -> None:
+        self._folder = folder
+        self._secret = secret
+        self._base = base
+
+    def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload:
+        target = self.path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f"{target.name}.*.part"):  # of a runner that died
+            with suppress(OSError):
+                left.unlink()
+        return _FolderUpload(target)
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def uri(self, key: str) -> str:
+        return f"file:{key}"
+
+    def link(self, key: str, job_id: UUID) -> str:
+        expires = int(time.time()) + LINK_S
+        query = urlencode({"expires": expires, "signature": self._sign(job_id, expires)})
+        return f"{self._base}/exports/{job_id}/file?{query}"
+
+    def is_signed(self, job_id: UUID, expires: int, signature: str) -> bool:
+        """Did we sign this link, and is it still good?"""
+        good = hmac.compare_digest(signature.encode("utf-8", "replace"), self._sign(job_id, expires).encode())
+        return good and time.time() < expires
+
+    def path(self, key: str) -> Path:
+        return self._folder / key
+
+    def _sign(self, job_id: UUID, expires: int) -> str:
+        return hmac.digest(self._secret, f"export|{job_id}|{expires}".encode(), "sha256").hex()
+
+
+class _FolderUpload:
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+        self._file = self._part.open("xb")
+
+    def write(self, block: bytes, /) -> None:
+        self._file.write(block)
+
+    def seal(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def commit(self) -> None:
+        self._part.replace(self._target)
+
+    def abort(self) -> None:
+        with suppress(OSError, ValueError):
+            self._file.close()
+        with suppress(OSError):
+            self._part.unlink()
+
+
+# --- a bucket ------------------------------------------------------------------------------------
+
+
+class S3Store:
+    """Objects in a bucket: multipart uploads, encrypted at rest, tagged with org and job."""
+
+    def __init__(self, config: S3Config) -> None:
+        import s3fs
+
+        self._bucket = config.bucket
+        self._encryption = {"ServerSideEncryption": "AES256"} if config.encrypt else {}
+        # Every wait ends well before a lease does, so that a runner that lost its job cannot finish it later.
+        self._files = s3fs.S3FileSystem(
+            key=config.access_key,
+            secret=config.secret_key,
+            endpoint_url=config.endpoint,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            config_kwargs={"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2}},
+        )
+
+    def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload:
+        file = self._files.open(
+            f"{self._bucket}/{key}",
+            "wb",
+            block_size=_PART_BYTES,
+            autocommit=False,
+            **self._encryption,
+            Tagging=urlencode({"org": str(org_id), "job": str(job_id)}),
+            ContentType=MEDIA_TYPES[key.rpartition(".")[2]],
+        )
+        return _S3Upload(file)
+
+    def delete(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            self._files.rm_file(f"{self._bucket}/{key}")
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self._bucket}/{quote(key)}"
+
+    def link(self, key: str, job_id: UUID) -> str:
+        return str(self._files.sign(f"{self._bucket}/{key}", expiration=LINK_S))
+
+
+class _S3Upload:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, block: bytes, /) -> None:
+        self._file.write(block)
+
+    def seal(self) -> None:
+        self._file.close()
+
+    def commit(self) -> None:
+        self._file.commit()
+
+    def abort(self) -> None:
+        try:
+            self._file.discard()
+        except Exception as error:  # whatever it is: the bucket's own rules clear what is left of it
+            log.warning("upload_not_aborted", extra={"error": str(error) or type(error).__name__})

@@ -1,0 +1,304 @@
+"""Every operation that the OpenAPI document describes, and the bodies that some of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from api import answers, params
+from api.exports.jobs import FORMATS, MODELS_MAX
+from api.params import Parameter
+
+BASE: Final = "/analytics/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What the document says of one route. ``answer`` is a type of `answers`, or a media type for text."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type | str | None
+    parameters: Sequence[Parameter] = ()
+    problems: Sequence[int] = ()
+    public: bool = False
+    success: int = 200
+    also: int | None = None
+    body: dict[str, Any] | None = None
+    headers: Sequence[dict[str, Any]] = ()
+    sends: dict[str, Any] | None = None
+    """Headers of the successful answer."""
+
+
+# --- bodies ---
+
+_SHAPE: Final = {
+    "granularity": {"enum": ["hourly", "daily", "monthly"], "default": "daily"},
+    "format": {"enum": list(FORMATS), "default": "csv"},
+    "models": {
+        "type": "array",
+        "items": {"type": "string", "format": "uuid"},
+        "maxItems": MODELS_MAX,
+        "description": "Only these; none: all.",
+    },
+}
+_HOUR: Final = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:00:00(\.0+)?(Z|[+-]\d\d:00)$",
+}
+
+
+def _body(schema: dict[str, Any], description: str, example: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "required": True,
+        "description": description,
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
+
+
+ORDER_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["timeRange"],
+        "additionalProperties": False,
+        "properties": {
+            "timeRange": {
+                "type": "object",
+                "required": ["start", "end"],
+                "additionalProperties": False,
+                "properties": {"start": _HOUR, "end": _HOUR},
+            },
+            **_SHAPE,
+        },
+    },
+    "Whole hours; at most 31 days for hourly, 13 months otherwise. Days and months are those of UTC.",
+    {
+        "timeRange": {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
+        "granularity": "daily",
+        "format": "csv",
+    },
+)
+SCHEDULE_BODY: Final = _body(
+    {"type": "object", "additionalProperties": False, "properties": _SHAPE},
+    "What each month's file looks like.",
+    {"granularity": "daily", "format": "focus-1.2"},
+)
+IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Orders once, however often it is sent.",
+    "schema": {"type": "string", "pattern": r"^[!-~]{1,200}$"},
+}
+EVENT_BODY: Final = {
+    "required": True,
+    "description": "One event, at most 64 KiB: camelCase, snake_case, or a CloudEvents 1.0 envelope.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object"},
+            "example": {
+                "eventId": "6f2a9a3e-0f55-4d0e-9a53-7f7a0b9c1d2e",
+                "orgId": "123e4567-e89b-42d3-a456-426614174000",
+                "modelId": "123e4567-e89b-42d3-a456-426614174001",
+                "clientId": "checkout",
+                "occurredAt": "2026-11-01T12:00:00Z",
+                "latencyMs": 412,
+                "status": "success",
+                "inputTokens": 812,
+                "outputTokens": 96,
+                "costEstimateCents": "0.4375",
+            },
+        }
+    },
+}
+
+# --- operations ---
+
+_ORG: Final = f"{BASE}/orgs/{{orgId}}"
+OPERATIONS: Final = (
+    Operation(
+        method="GET",
+        path=f"{_ORG}/usage",
+        name="usage",
+        summary="Usage and spend over time, with totals of the whole range.",
+        answer=answers.Usage,
+        parameters=params.FIGURES,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/reliability",
+        name="reliability",
+        summary="Error rates, latency percentiles and error codes over time.",
+        answer=answers.Reliability,
+        parameters=params.FIGURES,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/freshness",
+        name="freshness",
+        summary="How old the org's figures are, and those of each of its models.",
+        answer=answers.OrgFreshness,
+        problems=(400, 404, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/live",
+        name="live",
+        summary="Server-sent events: `usage` after each committed flush that touched the org (LiveUsage; its"
+        " id, sent back as Last-Event-ID, resumes), `freshness` at least every 5 s (LiveFreshness), and"
+        " `dropped` as the last word (LiveDropped).",
+        answer="text/event-stream",
+        problems=(400, 429, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/models",
+        name="models",
+        summary="Models seen, with their first and last event.",
+        answer=answers.Models,
+        parameters=params.LISTING,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/clients",
+        name="clients",
+        summary="Clients seen, with their first and last event.",
+        answer=answers.Clients,
+        parameters=params.LISTING,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="POST",
+        path=f"{_ORG}/exports",
+        name="createExport",
+        summary="Order a file of the org's figures by bucket, model and client. The same Idempotency-Key"
+        " gives the same job.",
+        answer=answers.ExportJob,
+        success=202,
+        body=ORDER_BODY,
+        headers=(IDEMPOTENCY_KEY,),
+        sends={"Location": {"description": "The job.", "schema": {"type": "string"}}},
+        problems=(400, 409, 413, 429, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/exports",
+        name="exports",
+        summary="The org's exports, the newest first.",
+        answer=answers.ExportJobs,
+        parameters=params.LISTING,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/exports/{{jobId}}",
+        name="export",
+        summary="One export and how far it is.",
+        answer=answers.ExportJob,
+        problems=(400, 404, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/exports/{{jobId}}/download",
+        name="downloadExport",
+        summary="A signed link to the file, good for 24 hours.",
+        answer=None,
+        success=302,
+        sends={"Location": {"description": "The link.", "schema": {"type": "string"}}},
+        problems=(400, 404, 409, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/export-schedule",
+        name="exportSchedule",
+        summary="The org's monthly export.",
+        answer=answers.ExportSchedule,
+        problems=(400, 404, 503),
+    ),
+    Operation(
+        method="PUT",
+        path=f"{_ORG}/export-schedule",
+        name="setExportSchedule",
+        summary="Make an export of each month once its figures are final.",
+        answer=answers.ExportSchedule,
+        body=SCHEDULE_BODY,
+        problems=(400, 413, 503),
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{_ORG}/export-schedule",
+        name="dropExportSchedule",
+        summary="End the org's monthly export.",
+        answer=None,
+        success=204,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/exports/{{jobId}}/file",
+        name="exportFile",
+        summary="The file that a signed link of this server leads to; the signature is the credential.",
+        answer="application/octet-stream",
+        parameters=params.SIGNED,
+        public=True,
+        problems=(400, 403, 404, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/orgs",
+        name="orgs",
+        summary="All orgs with totals of a range, by id. Each read is audited.",
+        answer=answers.Orgs,
+        parameters=params.ORGS,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="POST",
+        path=f"{BASE}/events/validate",
+        name="validateEvent",
+        summary="Check one usage event against the wire contract: nothing is stored.",
+        answer=None,
+        success=204,
+        problems=(400, 413),
+        body=EVENT_BODY,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/status/healthz",
+        name="healthz",
+        summary="Liveness.",
+        answer="text/plain",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/status/readyz",
+        name="readyz",
+        summary="Readiness, component by component; 503 while the database or its schema is away.",
+        answer=answers.Readiness,
+        public=True,
+        also=503,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/openapi.json",
+        name="openapi",
+        summary="This document.",
+        answer="application/json",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path="/metrics",
+        name="metrics",
+        summary="Prometheus metrics.",
+        answer="text/plain",
+        public=True,
+    ),
+)
