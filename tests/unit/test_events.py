@@ -196,10 +196,16 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body.replace(b"{", b"{" + extra.encode("latin-1"), 1)
 
 
+_NESTED_TWICE_CLOSED_ONCE = (
+    b'{"specversion":"1.0","type":"analytics.usage.v1","data":{"x":1,"data":' + json.dumps(GOOD).encode() + b"}"
+)
+
+
 @given(st.lists(bodies(), min_size=1, max_size=4))
 @example([b"{" * 70_000])
 @example([b'{"a":' * 20_000 + b"1" + b"}" * 20_000])
 @example([b'{"eventId":"\xc3', b'\xa9"}'])
+@example([_NESTED_TWICE_CLOSED_ONCE])
 def test_any_body_is_read_alike(many: list[bytes]) -> None:
     assert_read_alike(many)
 
