@@ -19,6 +19,7 @@ from pipeline import metrics
 from pipeline.config import FlushConfig
 from pipeline.core.ledger import Batch, Ledger, Position, Tally
 from pipeline.core.rules import Rules
+from pipeline.core.watermark import HOUR_US
 from pipeline.freshness_cache import FreshnessCache
 from pipeline.sink.timescale import Claim, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
 from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError
@@ -33,6 +34,7 @@ def wall_clock_us() -> int:
     return time.time_ns() // 1000
 
 
+MERGE_IDS_INTERVAL_US = 60_000_000
 HAND_OVER_S = 3.0
 """How long a hand-over may wait for the last flush before the next owner is let in."""
 
@@ -118,6 +120,7 @@ class PartitionWorker:
         self._chunk_times_us: list[int] = []
         self._reported = Tally()
         self._committed: Position | None = None
+        self._merge_ids_at_us = clock_us() + MERGE_IDS_INTERVAL_US
         self.flush_wanted = asyncio.Event()
         self.stream_error: str | None = "not connected yet"
         self.database_error: str | None = None
@@ -315,6 +318,22 @@ class PartitionWorker:
             if self._cache is not None:
                 await self._cache.committed(batch, now_us=self._clock_us())
             self._grant_withheld()
+            await self._merge_ids(claim, ledger)
+
+    async def _merge_ids(self, claim: Claim, ledger: Ledger) -> None:
+        """Now and then, after a flush: keep what recovery must read short. Nothing is lost if it fails."""
+        now_us = self._clock_us()
+        if now_us < self._merge_ids_at_us:
+            return
+        self._merge_ids_at_us = now_us + MERGE_IDS_INTERVAL_US
+        newest_us = ledger.position.newest_us
+        try:
+            merged = await self._sink.merge_ids(claim, before_hour=newest_us // HOUR_US)
+        except (SinkUnavailable, SchemaMissing, Fenced) as error:
+            log.warning("merging_ids_failed", extra={"stream": self.stream, "error": str(error)})
+        else:
+            if merged:
+                log.info("ids_merged", extra={"stream": self.stream, "segments": merged})
 
     async def _drain(self, claim: Claim, ledger: Ledger) -> tuple[Batch, list[int]]:
         """Freeze a batch; events that touch rows outside memory get them loaded first."""

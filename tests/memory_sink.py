@@ -15,9 +15,10 @@ from uuid import UUID
 import numpy as np
 
 from pipeline.core.accepted import AcceptedEvents
+from pipeline.core.dedupe import merge_segments
 from pipeline.core.ledger import Batch, Block, Position, StoredRows
 from pipeline.core.windows import ERRORS, GRAINS, Grain
-from pipeline.sink.timescale import Claim, Fenced, SinkUnavailable
+from pipeline.sink.timescale import SEGMENTS_MANY, Claim, Fenced, SinkUnavailable
 
 Key = tuple[Any, ...]
 
@@ -114,6 +115,18 @@ class MemorySink:
     async def live_ids(self, claim: Claim, *, from_hour: int) -> list[tuple[int, bytes]]:
         await self._reach()
         return sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour)
+
+    async def merge_ids(self, claim: Claim, *, before_hour: int) -> int:
+        await self._reach()
+        if claim.epoch != self.state.epoch:
+            raise Fenced("another epoch")
+        for hour in sorted({hour for hour, _ in self.state.ids if hour < before_hour}):
+            mine = [ids for at, ids in self.state.ids if at == hour]
+            if len(mine) >= SEGMENTS_MANY:
+                others = [(at, ids) for at, ids in self.state.ids if at != hour]
+                self.state.ids = [*others, (hour, merge_segments(mine))]
+                return len(mine)
+        return 0
 
     async def flush(self, claim: Claim, batch: Batch) -> None:
         await self._reach()

@@ -9,12 +9,14 @@ hours since 1970. 28 bytes a slot, at most three quarters full.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels
+from pipeline.core.events import Uuids
 
 _TABLES: Final = 16
 _SLOTS_MIN: Final = 1 << 10
@@ -110,3 +112,12 @@ def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray]:
     ids = np.frombuffer(segment, ">u8", count=2 * n, offset=at).astype(np.uint64).reshape(n, 2)
     checks = np.frombuffer(segment, "<u4", count=n, offset=at + 16 * n).astype(np.uint32)
     return np.repeat(head["org"].astype(np.uint64), head["count"], axis=0), ids, checks
+
+
+def merge_segments(segments: Sequence[bytes]) -> bytes:
+    """One segment with the ids of all, in their order: an id that is in two stays twice."""
+    parts = [decode_segment(segment) for segment in segments]
+    uuids = Uuids()
+    orgs = uuids.number(np.concatenate([orgs for orgs, _, _ in parts]))
+    ids, checks = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    return encode_segment(uuids.keys, orgs, ids, checks)

@@ -90,6 +90,27 @@ ON CONFLICT (org_id, {name}partition) DO UPDATE SET
 INSERT INTO analytics.dedupe_ids (partition, hour, segment, ids)
 VALUES (%(partition)s, %(hour)s, %(segment)s, %(ids)s)
 
+-- name: ours
+-- Hold on to the claim for the rest of the transaction: no row if the partition has another owner.
+SELECT 1 FROM analytics.partitions WHERE partition = %(partition)s AND epoch = %(epoch)s FOR SHARE
+
+-- name: crowded_hour
+-- The oldest closed hour whose ids lie in many small segments.
+SELECT hour FROM analytics.dedupe_ids
+WHERE partition = %(partition)s AND hour < %(before)s AND octet_length(ids) < %(small)s
+GROUP BY hour HAVING count(*) >= %(many)s
+ORDER BY hour LIMIT 1
+
+-- name: small_segments
+-- The small segments of one hour, oldest first.
+SELECT segment, ids FROM analytics.dedupe_ids
+WHERE partition = %(partition)s AND hour = %(hour)s AND octet_length(ids) < %(small)s
+ORDER BY segment
+
+-- name: drop_segments
+-- Drop segments whose ids have been merged into another in the same transaction.
+DELETE FROM analytics.dedupe_ids WHERE partition = %(partition)s AND hour = %(hour)s AND segment = ANY(%(segments)s)
+
 -- name: copy_dead_letters
 -- Keep the refused records of a flush; the compare-and-set before it lets none in twice.
 COPY analytics.dead_letters (partition, "offset", position, stream, reason, faults, body, rejected_at) FROM STDIN

@@ -127,6 +127,35 @@ async def test_position_and_watermark_come_back_after_a_restart(held: Held) -> N
     assert position.watermark_us == NOW_US + 5_000_000 - RULES.allowed_lateness_us
 
 
+async def test_merged_ids_still_tell_every_duplicate(held: Held) -> None:
+    bodies = mix.make(1200, seed=12, now_us=NOW_US, span_us=60_000_000, late=0, bad=0).bodies
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    for upto in range(60, 1200 + 60, 60):
+        ingest(ledger, bodies, upto=upto)
+        await books.flush(sink, claim, ledger)
+    before = await sink.live_ids(claim, from_hour=0)
+    later_hour = NOW_US // 3_600_000_000 + 1
+    assert await sink.merge_ids(claim, before_hour=0) == 0
+    merged = 0
+    while more := await sink.merge_ids(claim, before_hour=later_hour):
+        merged += more
+    after = await sink.live_ids(claim, from_hour=0)
+    assert merged >= 16
+    assert len(after) < len(before) - 14
+
+    _, again = await books.recover(sink, RULES)
+    with pytest.raises(Fenced):
+        await sink.merge_ids(claim, before_hour=later_hour)
+    assert again.remembered_ids == ledger.remembered_ids
+    accepted = again.position.accepted
+    again.ingest(first_offset=1200, next_offset=2400, timestamp_us=NOW_US, bodies=bodies)
+    again.fold()
+    assert again.position.accepted == accepted
+    assert again.tally.conflicts == ledger.tally.conflicts
+    await sink.close()
+
+
 async def test_streams_get_numbers_of_their_own(embedded_postgres_url: str) -> None:
     migrate.upgrade(embedded_postgres_url)
     sinks = [TimescaleSink(embedded_postgres_url) for _ in range(4)]
