@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deploy.local import Stack
-from deploy.local.servers import Server
 from tests.faults.faults import FAULTS
 from tests.faults.schedule import deck, storm
 from tests.faults.world import World
@@ -33,14 +31,6 @@ SHORT = (
     "database_sessions_ended",
 )
 """A kind of each sort; all kinds are in the long run."""
-
-
-@pytest.fixture
-def servers(stack: Stack, up: Callable[[Server], None]) -> Stack:
-    """The session's stack, with all that a storm needs running."""
-    for server in (stack.rabbitmq, stack.postgres, stack.redis):
-        up(server)
-    return stack
 
 
 async def test_a_dozen_faults_leave_every_bucket_of_every_grain_exact(servers: Stack, tmp_path: Path) -> None:
