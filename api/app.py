@@ -28,6 +28,7 @@ from api.auth import (
     Guard,
     template,
 )
+from api.conditional import finished
 from api.config import Config
 from api.cursors import Cursors
 from api.database import PRIVILEGED_REMEDY, Database, Unavailable
@@ -39,13 +40,13 @@ from api.handlers import Handlers
 from api.health import readiness
 from api.identity import authenticator
 from api.keys import Keys
+from api.limits import ALLOWANCE, RateLimiter
 from api.live import Hub
 from api.metrics import Metrics
 from api.problems import Problem
 from api.questions import Parser
 from api.streams import Live
 from api.tokens import Tokens
-from pipeline.core import wire
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def create_app(
     )
     table = routes(handlers)
     auth = config.auth
+    limiter = RateLimiter(config.rate_limit, config.redis_url, clock)
     tokens = Tokens(auth.tokens, clock) if auth.tokens else None
     keys = (
         Keys(auth.key_secret, database=database, cache_s=auth.key_cache_s, clock=clock)
@@ -178,12 +180,13 @@ def create_app(
     )
     guard = Guard(
         authenticate=authenticator(auth, keys=keys, tokens=tokens),
+        limiter=limiter,
         accesses={(route.method, route.path): route.access for route in table},
         database=database,
         clock=clock,
     )
     app = web.Application(
-        middlewares=[_observed(metrics), guard.middleware], client_max_size=wire.BODY_BYTES_MAX
+        middlewares=[_observed(metrics), guard.middleware], client_max_size=config.request_bytes_max
     )
     for route in table:
         app.router.add_route(route.method, route.path, route.handler)
@@ -204,14 +207,22 @@ def create_app(
             await cache.close()
         if tokens:
             await tokens.close()
+        await limiter.close()
         await database.close()
 
     async def end_streams(_: web.Application) -> None:
         await hub.close()
 
     app.on_shutdown.append(end_streams)
+    app.on_response_prepare.append(_show_allowance)
     app.cleanup_ctx.append(connections)
     return app
+
+
+async def _show_allowance(request: web.Request, response: web.StreamResponse) -> None:
+    allowance = request.get(ALLOWANCE)
+    if allowance is not None:
+        response.headers.update(allowance.headers())
 
 
 def _observed(metrics: Metrics) -> Middleware:
@@ -245,7 +256,7 @@ def _observed(metrics: Metrics) -> Middleware:
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
     try:
-        return await handler(request)
+        return await finished(request, await handler(request))
     except Problem as problem:
         return problems.response(problem, request_id)
     except Unavailable as error:

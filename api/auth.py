@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api import params, problems
 from api.database import Database, Unavailable
 from api.identity import ADMIN, Authenticator, Caller
+from api.limits import ALLOWANCE, RateLimiter
 from api.problems import Fault
 from sql.schema import audit_log
 
@@ -70,11 +71,13 @@ class Guard:
         self,
         *,
         authenticate: Authenticator,
+        limiter: RateLimiter,
         accesses: AccessTable,
         database: Database,
         clock: Callable[[], datetime],
     ) -> None:
         self._authenticate = authenticate
+        self._limiter = limiter
         self._accesses = accesses
         self._database = database
         self._clock = clock
@@ -90,6 +93,9 @@ class Guard:
         if access.public:
             return await handler(request)
         caller = request[CALLER] = await self._authenticate(request)
+        allowance = await self._limiter.take(caller.subject)
+        if allowance is not None:
+            request[ALLOWANCE] = allowance
         org_id = self._org_in_path(request)
         across_orgs = access.all_orgs or (org_id is not None and not caller.owns(org_id))
         refusal = self._refusal(caller, access, org_id)

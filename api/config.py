@@ -115,6 +115,8 @@ class Config:
     ranges: RangeConfig
     live: LiveConfig
     exports: ExportConfig
+    rate_limit: int
+    request_bytes_max: int
 
 
 def load(environment: Mapping[str, str]) -> Config:
@@ -159,7 +161,11 @@ def load(environment: Mapping[str, str]) -> Config:
             retention_minute_s=v["RETENTION_MINUTE"],
             retention_rollup_s=v["RETENTION_ROLLUP"],
             dedupe_window_s=v["DEDUPE_WINDOW"],
+            months_max=v["API_MONTHS_MAX"],
+            points_max=v["API_POINTS_MAX"],
         ),
+        rate_limit=v["API_RATE_LIMIT"],
+        request_bytes_max=v["API_REQUEST_BYTES_MAX"],
         live=LiveConfig(
             per_org_max=v["LIVE_PER_ORG_MAX"],
             listeners_max=v["LIVE_MAX"],

@@ -28,7 +28,7 @@ from api.config import FreshnessConfig
 
 log = logging.getLogger(__name__)
 
-REDIS_TIMEOUT_S: Final = 0.15
+REDIS_TIMEOUT_S: Final = 0.1
 """With the database's own bounds this keeps an answer without either of them under a second."""
 _PAUSE_S: Final = 2.0
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -253,7 +253,7 @@ class Handlers:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def document(self, request: web.Request) -> web.Response:
-        return web.Response(body=openapi.document_json(), content_type="application/json")
+        return web.Response(body=openapi.document_json(self.parser.ranges), content_type="application/json")
 
     # --- shared by the answers ---
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from api import answers, problems
+from api import answers, params, problems
+from api.config import RangeConfig
 from api.operations import OPERATIONS, Operation
 from api.params import Parameter
 
@@ -37,15 +38,19 @@ SECURITY: Final = {
         " AUTH_MODE=none asks for nothing and listens on loopback only.",
     },
 }
+_VALIDATOR: Final = {
+    "ETag": {"description": "Weak: all but lagSeconds.", "schema": {"type": "string"}},
+}
 _REF: Final = "#/components/schemas/{name}"
 
 
 @cache
-def document_json() -> bytes:
-    return msgspec.json.encode(document())
+def document_json(ranges: RangeConfig) -> bytes:
+    return msgspec.json.encode(document(ranges))
 
 
-def document() -> dict[str, Any]:
+def document(ranges: RangeConfig) -> dict[str, Any]:
+    """The document, with the limits of this server in it."""
     types = [operation.answer for operation in OPERATIONS if isinstance(operation.answer, type)]
     types += [answers.LiveUsage, answers.LiveFreshness, answers.LiveDropped, problems.ProblemDetails]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
@@ -54,7 +59,7 @@ def document() -> dict[str, Any]:
             schema["description"] = " ".join(schema["description"].replace("``", "").split())
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, ranges)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -71,8 +76,8 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
-    statuses = (*operation.problems, *(() if operation.public else (401, 403)), 500)
+def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
+    statuses = {*operation.problems, *(() if operation.public else (401, 403, 429)), 500}
     responses = {
         str(operation.success): {
             "description": HTTPStatus(operation.success).phrase,
@@ -85,13 +90,19 @@ def _operation(operation: Operation) -> dict[str, Any]:
             "description": HTTPStatus(operation.also).phrase,
             **_content(operation.answer),
         }
+    if operation.method == "GET" and isinstance(operation.answer, type):
+        responses[str(operation.success)]["headers"] = _VALIDATOR
+        responses["304"] = {
+            "description": "Not modified since the ETag in If-None-Match.",
+            "headers": _VALIDATOR,
+        }
     for status in sorted(statuses):
         responses[str(status)] = {
             "description": HTTPStatus(status).phrase,
             "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="ProblemDetails")}}},
         }
-        if status == 503:
-            responses["503"]["headers"] = {
+        if status in (429, 503):
+            responses[str(status)]["headers"] = {
                 "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}
             }
     described: dict[str, Any] = {
@@ -99,7 +110,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "summary": operation.summary,
         "parameters": [
             *_path_parameters(operation),
-            *map(_parameter, operation.parameters),
+            *(_parameter(parameter, ranges) for parameter in operation.parameters),
             *operation.headers,
         ],
         "responses": responses,
@@ -126,14 +137,20 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     ]
 
 
-def _parameter(parameter: Parameter) -> dict[str, Any]:
+def _parameter(parameter: Parameter, ranges: RangeConfig) -> dict[str, Any]:
     schema = parameter.schema
+    description = parameter.help
+    if parameter is params.LIMIT:
+        default = min(params.LIMIT_DEFAULT, ranges.points_max)
+        schema = {**schema, "maximum": ranges.points_max, "default": default}
+    if parameter is params.END:
+        description = description.replace("13 months", f"{ranges.months_max} months")
     if parameter.repeatable and schema.get("type") == "string":
         schema = {"type": "array", "items": schema}
     described = {
         "name": parameter.name,
         "in": "query",
-        "description": parameter.help,
+        "description": description,
         "required": parameter.required,
         "schema": schema,
     }

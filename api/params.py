@@ -23,8 +23,6 @@ from api.buckets import (
 from api.problems import Fault, invalid_parameters
 
 LIMIT_DEFAULT: Final = 1000
-LIMIT_MAX: Final = 10_000
-MONTHS_MAX: Final = 13
 CLIENT_ID_CHARS_MAX: Final = 128
 MODEL: Final = "model"
 CLIENT: Final = "client"
@@ -64,8 +62,8 @@ START = Parameter(
 )
 END = Parameter(
     name="end",
-    help=f"End of the range, not included; a whole minute, at most {MONTHS_MAX} months after start (24 hours"
-    " for granularity=minute).",
+    help="End of the range, not included; a whole minute, at most 13 months after start (24 hours for"
+    " granularity=minute).",
     schema=_TIME_SCHEMA,
     required=True,
 )
@@ -102,7 +100,7 @@ TIME_ZONE = Parameter(
 LIMIT = Parameter(
     name="limit",
     help="Most items of a page.",
-    schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": LIMIT_DEFAULT},
+    schema={"type": "integer", "minimum": 1, "maximum": 10_000, "default": LIMIT_DEFAULT},
 )
 CURSOR = Parameter(
     name="cursor",
@@ -237,10 +235,13 @@ def group_by(values: list[str]) -> frozenset[str]:
     return groups - {"none"}
 
 
-def limit(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= LIMIT_MAX:
-        raise ValueError(f"expected a whole number from 1 to {LIMIT_MAX}")
-    return int(text)
+def limit_up_to(maximum: int) -> Callable[[str], int]:
+    def limit(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= maximum:
+            raise ValueError(f"expected a whole number from 1 to {maximum}")
+        return int(text)
+
+    return limit
 
 
 def number(text: str) -> int:

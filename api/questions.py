@@ -100,7 +100,7 @@ class Parser:
         client_ids = reader.many(params.CLIENT_ID, params.client_id)
         group_by = reader.all(params.GROUP_BY, params.group_by)
         groups = frozenset((params.MODEL,)) if group_by is None else group_by
-        limit = reader.one(params.LIMIT, params.limit) or params.LIMIT_DEFAULT
+        limit = self._limit(reader)
         calendar = Calendar(granularity, zone)
         by_client = params.CLIENT in groups or bool(client_ids)
         span = self._span(reader, start, end, zone)
@@ -142,7 +142,7 @@ class Parser:
             reader.one(params.START, params.whole_minute),
             reader.one(params.END, params.whole_minute),
         )
-        limit = reader.one(params.LIMIT, params.limit) or params.LIMIT_DEFAULT
+        limit = self._limit(reader)
         zone = ZoneInfo("UTC")
         span = self._span(reader, start, end, zone)
         if span:
@@ -155,7 +155,7 @@ class Parser:
 
     def listing(self, route: str, org_id: UUID, query: MultiMapping[str], key: type) -> ListingQuestion:
         reader = Reader(query, params.LISTING)
-        limit = reader.one(params.LIMIT, params.limit) or params.LIMIT_DEFAULT
+        limit = self._limit(reader)
         bound_to = f"{route}|{org_id}"
         after = self._after(reader, bound_to, key)
         reader.finish()
@@ -165,6 +165,11 @@ class Parser:
         """For routes without parameters: all are unknown."""
         Reader(query, params.NONE).finish()
 
+    def _limit(self, reader: Reader) -> int:
+        maximum = self.ranges.points_max
+        given = reader.one(params.LIMIT, params.limit_up_to(maximum))
+        return given or min(params.LIMIT_DEFAULT, maximum)
+
     def _span(self, reader: Reader, start: int | None, end: int | None, zone: ZoneInfo) -> Span | None:
         if start is None or end is None:
             return None
@@ -172,12 +177,12 @@ class Parser:
             reader.fault("end", "must be after start")
             return None
         try:
-            latest = add_months(start, params.MONTHS_MAX, zone)
+            latest = add_months(start, self.ranges.months_max, zone)
         except (ValueError, OverflowError):
             reader.fault("start", "is beyond the calendar")
             return None
         if end > latest:
-            reader.fault("end", f"must be at most {params.MONTHS_MAX} months after start")
+            reader.fault("end", f"must be at most {self.ranges.months_max} months after start")
             return None
         oldest = to_minute(self.clock()) - int(self.ranges.retention_rollup_s // 60)
         if start < oldest:

@@ -65,6 +65,12 @@ def _positive_int(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         try:
@@ -278,6 +284,17 @@ SETTINGS: tuple[Setting, ...] = (
         "10s",
         "longest query of the API on a database that is alive; beyond, the answer is a 503",
     ),
+    _setting(
+        "API_RATE_LIMIT",
+        _whole,
+        "6000",
+        "requests a minute for each caller, over all processes that share REDIS_URL; 0: no limit",
+    ),
+    _setting(
+        "API_REQUEST_BYTES_MAX", size_bytes, "64KiB", "largest body of a request; beyond, the answer is a 413"
+    ),
+    _setting("API_MONTHS_MAX", _positive_int, "13", "longest range of a question or an export, in months"),
+    _setting("API_POINTS_MAX", _positive_int, "10000", "most points or items of a page"),
     _setting("LIVE_PER_ORG_MAX", _positive_int, "20", "live connections (SSE) to one org, per API process"),
     _setting("LIVE_MAX", _positive_int, "1000", "live connections of one API process"),
     _setting(

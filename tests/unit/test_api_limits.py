@@ -1,0 +1,153 @@
+"""Limits of a caller, validators and compression, as seen from outside and without a database."""
+
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+
+import api.config
+from api.app import BASE, create_app
+from api.conditional import GZIP_BYTES_MIN, finished
+from api.limits import RateLimiter
+from api.problems import Problem
+from tests.unit.test_api_app import EVENT, NOWHERE, ORG, RANGE, READER, problem
+
+NOW = datetime(2026, 11, 10, 12, 0, 30, tzinfo=UTC)
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@asynccontextmanager
+async def serving(
+    **environment: str,
+) -> AsyncIterator[tuple[TestClient[web.Request, web.Application], Clock]]:
+    clock = Clock()
+    app = create_app(api.config.load({"DATABASE_URL": NOWHERE, **environment}), clock=clock)
+    async with TestClient(TestServer(app), auto_decompress=False) as client:
+        yield client, clock
+
+
+async def test_a_caller_has_so_many_requests_a_minute_and_is_told_how_many_are_left() -> None:
+    async with serving(AUTH_MODE="gateway", API_RATE_LIMIT="3") as (client, clock):
+        url = f"{BASE}/events/validate"
+        for left in (2, 1, 0):
+            response = await client.post(url, data=json.dumps(EVENT), headers=READER)
+            assert response.status == 204
+            assert response.headers["RateLimit-Policy"] == '"caller";q=3;w=60'
+            assert response.headers["RateLimit"] == f'"caller";r={left};t=31'
+        # What is refused counts too, and so do other routes.
+        for path in ("events/validate", f"orgs/{ORG}/usage"):
+            method = "POST" if path.startswith("events") else "GET"
+            response = await client.request(method, f"{BASE}/{path}", headers=READER)
+            body = await problem(response, 429)
+            assert "API_RATE_LIMIT" in body["detail"]
+            assert response.headers["Retry-After"] == "31"
+            assert response.headers["RateLimit"] == '"caller";r=0;t=31'
+        other = {**READER, "X-Actor-Subject": "bob"}
+        assert (await client.post(url, data=json.dumps(EVENT), headers=other)).status == 204
+        assert (await client.get(f"{BASE}/status/healthz")).status == 200
+        clock.now = NOW + timedelta(seconds=31)
+        assert (await client.post(url, data=json.dumps(EVENT), headers=READER)).status == 204
+
+
+async def test_a_limit_is_shared_through_redis_and_held_here_without_it(redis_url: str) -> None:
+    shared = [RateLimiter(10, redis_url, Clock()) for _ in range(2)]
+    remaining = []
+    for number in range(10):
+        allowance = await shared[number % 2].take("ana")
+        assert allowance is not None
+        remaining.append(allowance.remaining)
+    assert remaining == list(range(9, -1, -1))
+    for limiter in shared:
+        with pytest.raises(Problem):
+            await limiter.take("ana")
+        await limiter.close()
+    alone = RateLimiter(1, "redis://127.0.0.1:1/0", Clock())
+    assert await alone.take("ana")
+    with pytest.raises(Problem):
+        await alone.take("ana")
+    await alone.close()
+    assert await RateLimiter(0, None, Clock()).take("ana") is None
+
+
+async def test_each_bound_is_a_setting_with_its_answer() -> None:
+    async with serving(API_REQUEST_BYTES_MAX="1KiB", API_MONTHS_MAX="1", API_POINTS_MAX="5") as (client, _):
+        await problem(await client.post(f"{BASE}/events/validate", data=b" " * 1025), 413)
+        url = f"{BASE}/orgs/{ORG}/usage"
+        query = {"start": "2026-09-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"}
+        body = await problem(await client.get(url, params=query), 400)
+        assert body["errors"] == [{"field": "end", "message": "must be at most 1 months after start"}]
+        body = await problem(await client.get(url, params={**RANGE, "limit": "6"}), 400)
+        assert body["errors"][0]["field"] == "limit"
+        document = json.loads(gzip.decompress(await document_of(client)))
+        parameters = document["paths"][f"{BASE}/orgs/{{orgId}}/usage"]["get"]["parameters"]
+        limit = next(p["schema"] for p in parameters if p["name"] == "limit")
+        assert (limit["maximum"], limit["default"]) == (5, 5)
+
+
+async def document_of(client: TestClient[web.Request, web.Application], **headers: str) -> bytes:
+    headers = {"Accept-Encoding": "br, gzip;q=0.5", **headers}
+    response = await client.get(f"{BASE}/openapi.json", headers=headers)
+    assert response.headers["Content-Encoding"] == "gzip"
+    return await response.read()
+
+
+async def test_big_answers_are_compressed_for_whoever_takes_it() -> None:
+    async with serving() as (client, _):
+        packed = await document_of(client)
+        for accepted in ("identity", "br", "gzip;q=0", "gzip; q=0.0"):
+            response = await client.get(f"{BASE}/openapi.json", headers={"Accept-Encoding": accepted})
+            assert "Content-Encoding" not in response.headers
+            plain = await response.read()
+            assert gzip.decompress(packed) == plain
+        assert len(packed) < len(plain) / 2
+
+
+async def test_an_answer_that_the_client_has_is_not_sent_again() -> None:
+    async with serving() as (client, _):
+        url = f"{BASE}/openapi.json"
+        tag = (await client.get(url)).headers["ETag"]
+        assert tag.startswith('W/"')
+        for given in (tag, tag.removeprefix("W/"), f'"x", {tag}', "*"):
+            response = await client.get(url, headers={"If-None-Match": given})
+            assert (response.status, await response.read()) == (304, b"")
+            assert response.headers["ETag"] == tag
+        for given in ('"x"', "x", "", tag.replace('"', "")):
+            assert (await client.get(url, headers={"If-None-Match": given})).status == 200
+
+
+async def test_the_lag_alone_makes_no_other_answer() -> None:
+    def answer(**fields: Any) -> web.Response:
+        return web.json_response(body=json.dumps(fields, separators=(",", ":")).encode())
+
+    asked = make_mocked_request("GET", "/")
+    tags = [
+        (await finished(asked, answer(**fields))).headers["ETag"]
+        for fields in (
+            {"a": 1, "freshness": {"lagSeconds": 1.5, "status": "fresh"}},
+            {"a": 1, "freshness": {"lagSeconds": None, "status": "fresh"}},
+            {"a": 1, "freshness": {"lagSeconds": 99, "status": "stale"}},
+            {"a": 2, "freshness": {"lagSeconds": 1.5, "status": "fresh"}},
+        )
+    ]
+    assert tags[0] == tags[1]
+    assert len(set(tags)) == 3
+
+
+async def test_what_is_small_or_no_success_goes_out_as_it_is() -> None:
+    async with serving() as (client, _):
+        response = await client.get(f"{BASE}/nothing", headers={"Accept-Encoding": "gzip"})
+        assert (response.status, "ETag" in response.headers) == (404, False)
+        assert "Content-Encoding" not in response.headers
+        assert len(await response.read()) < GZIP_BYTES_MIN
