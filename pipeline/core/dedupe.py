@@ -61,9 +61,9 @@ class SeenIds:
             )
             if done == len(ids):
                 return outcomes
-            self._renew(full, live_from=int(live_from.min()))
+            self.renew(full, live_from=int(live_from.min()))
 
-    def _renew(self, number: int, *, live_from: int) -> None:
+    def renew(self, number: int, *, live_from: int) -> None:
         """Drop a table's ids of hours before ``live_from``, and make room where that does not suffice."""
         table = self._tables[number]
         live = int(np.count_nonzero(table[:, 5] > live_from))  # stored as hour + 1

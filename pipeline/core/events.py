@@ -144,7 +144,9 @@ class Columns:
 
     def take(self, which: IntArray) -> Columns:
         """The events at some places (or of a mask), as new columns."""
-        return Columns(*(getattr(self, f.name)[which] for f in fields(self)))
+        if which.dtype == np.bool_:
+            which = np.flatnonzero(which)
+        return Columns(*(getattr(self, f.name).take(which, axis=0) for f in fields(self)))
 
     @staticmethod
     def join(parts: Sequence[Columns]) -> Columns:
@@ -170,7 +172,7 @@ class Reader:
         self.models = Uuids()
         self.clients = Names()
         self.error_codes = Names()
-        self._follows = scan.new_follows()
+        self._guesses = scan.new_guesses()
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
         """Read bodies in stream order. Every body is in the columns or among the refused, never in both."""
@@ -193,22 +195,18 @@ class Reader:
     def _scan(self, bodies: Sequence[bytes]) -> tuple[Columns, IntArray]:
         """The columns of what is plainly right, and the places of the rest."""
         n = len(bodies)
-        text: IntArray = np.frombuffer(b"".join(bodies), np.uint8)
+        text: IntArray = np.frombuffer(b"".join((*bodies, scan.PADDING)), np.uint8)
         ends: IntArray = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=n))
         ids: list[IntArray] = [np.empty((n, 2), np.uint64) for _ in range(3)]
         numbers: list[IntArray] = [np.empty(n, np.int64) for _ in range(6)]
         names: list[IntArray] = [np.empty((n, 2), np.int64) for _ in range(2)]
-        ok: IntArray = np.empty(n, np.bool_)
-        out = (*ids, *numbers, *names, np.empty(2, np.uint64), ok)
-        scan.scan(text, ends, self._follows, *out)
-        source: IntArray = np.arange(n)
-        doubtful: IntArray = np.flatnonzero(~ok)
-        if len(doubtful):
-            source = source[ok]
-            ids, numbers, names = ([column[ok] for column in columns] for columns in (ids, numbers, names))
+        source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
+        out = (*ids, *numbers, *names, source, doubtful)
+        good = scan.scan(scan.handle(text), ends, self._guesses, *out)
+        ids, numbers, names = ([column[:good] for column in columns] for columns in (ids, numbers, names))
         client, error_code = self.clients.number(text, names[0]), self.error_codes.number(text, names[1])
-        found = (source, *ids, client, error_code, *numbers)
-        return self._numbered(*found), doubtful
+        found = (source[:good], *ids, client, error_code, *numbers)
+        return self._numbered(*found), doubtful[: n - good]
 
     def _columns_of_events(self, rescued: Sequence[tuple[int, Event]]) -> Columns:
         def halves(ids: Sequence[int]) -> IntArray:

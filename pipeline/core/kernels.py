@@ -2,7 +2,8 @@
 
 Everything here is a loop that NumPy cannot say at speed: open addressing, adding into rows, sketch bins.
 State belongs to the callers (`events`, `dedupe`, `windows`), which also grow the arrays: no kernel
-allocates state or raises. Compiled once per machine and cached on disk by numba.
+allocates state or raises. Compiled once per machine and cached on disk by numba. In a loop over events no
+array is sliced and none is passed on, because numba counts references to every array it hands over.
 
 Hash tables are open addressing with linear probing over a power of two; ``slots`` holds a row number
 or -1. Callers keep them at most half full.
@@ -40,14 +41,6 @@ def _mix(h: Any) -> Any:
 @compiled
 def _hash_pair(high: Any, low: Any) -> Any:
     return _mix(np.uint64(high) * np.uint64(0x9E3779B97F4A7C15) + _mix(low))
-
-
-@compiled
-def _hash_ints(row: Any) -> Any:
-    h = np.uint64(0x9E3779B97F4A7C15)
-    for value in row:
-        h = _mix(h ^ np.uint64(np.uint32(value)))
-    return h
 
 
 @compiled
@@ -187,7 +180,7 @@ def remember(
     outcomes: Any,
     begin: int,
 ) -> Any:
-    """Look up and add (org, id) pairs in order from ``begin`` on; returns where it stopped and at which table.
+    """Look up and add (org, id) pairs in order from ``begin`` on; returns where it stopped, at which table.
 
     It stops short of n only when that table is three quarters full. ``tables``: 16 of uint32[slots, 7], the
     one is chosen by the hash; a slot is the id in four words, org, hour + 1 (0: empty) and check. ``used``
@@ -203,22 +196,21 @@ def remember(
             return i, number
         word0, word1 = np.uint32(high >> np.uint64(32)), np.uint32(high)
         word2, word3 = np.uint32(low >> np.uint64(32)), np.uint32(low)
-        slot = np.int64(_first_slot(h, table))
+        slot: Any = np.int64(_first_slot(h, table))
         while True:
-            entry = table[slot]
-            hour = np.int64(entry[5])
+            hour = np.int64(table[slot, 5])
             if hour == 0:
                 used[number] += 1
                 outcomes[i] = 0
             elif (
-                entry[3] == word3
-                and entry[2] == word2
-                and entry[1] == word1
-                and entry[0] == word0
-                and entry[4] == org
+                table[slot, 3] == word3
+                and table[slot, 2] == word2
+                and table[slot, 1] == word1
+                and table[slot, 0] == word0
+                and table[slot, 4] == org
             ):
                 if hour - 1 >= live_from[i]:
-                    outcomes[i] = 1 if entry[6] == checks[i] else 2
+                    outcomes[i] = 1 if table[slot, 6] == checks[i] else 2
                     break
                 outcomes[i] = 0
             else:
@@ -226,10 +218,10 @@ def remember(
                 if slot == len(table):
                     slot = 0
                 continue
-            entry[0], entry[1], entry[2], entry[3] = word0, word1, word2, word3
-            entry[4] = org
-            entry[5] = hours[i] + 1
-            entry[6] = checks[i]
+            table[slot, 0], table[slot, 1], table[slot, 2], table[slot, 3] = word0, word1, word2, word3
+            table[slot, 4] = org
+            table[slot, 5] = hours[i] + 1
+            table[slot, 6] = checks[i]
             break
     return len(ids), 0
 
@@ -238,18 +230,17 @@ def remember(
 def move_ids(table: Any, fresh: Any, live_from: int) -> None:
     """Put the entries of ``table`` from hour ``live_from`` on into the empty table ``fresh``."""
     for i in range(len(table)):
-        entry = table[i]
-        if np.int64(entry[5]) <= live_from:  # stored as hour + 1
+        if np.int64(table[i, 5]) <= live_from:  # stored as hour + 1
             continue
-        high = np.uint64(entry[0]) << np.uint64(32) | np.uint64(entry[1])
-        low = np.uint64(entry[2]) << np.uint64(32) | np.uint64(entry[3])
-        slot = np.int64(_first_slot(_id_hash(high, low, np.int32(entry[4])), fresh))
+        high = np.uint64(table[i, 0]) << np.uint64(32) | np.uint64(table[i, 1])
+        low = np.uint64(table[i, 2]) << np.uint64(32) | np.uint64(table[i, 3])
+        slot: Any = np.int64(_first_slot(_id_hash(high, low, np.int32(table[i, 4])), fresh))
         while fresh[slot, 5] != 0:
             slot += 1
             if slot == len(fresh):
                 slot = 0
         for j in range(7):
-            fresh[slot, j] = entry[j]
+            fresh[slot, j] = table[i, j]
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -261,11 +252,15 @@ def locate(slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
     mask = np.uint64(len(slots) - 1)
     width = wanted.shape[1]
     for i in range(len(wanted)):
-        slot = _hash_ints(wanted[i]) & mask
+        h = np.uint64(0x9E3779B97F4A7C15)
+        for j in range(width):
+            h = _mix(h ^ np.uint64(np.uint32(wanted[i, j])))
+        slot = h & mask
         while True:
             row = slots[slot]
             if row < 0:
-                keys[used] = wanted[i]
+                for j in range(width):
+                    keys[used, j] = wanted[i, j]
                 slots[slot] = used
                 rows[i] = used
                 used += 1
@@ -291,14 +286,18 @@ def admit(slots: Any, keys: Any, used: int, counts: Any, groups: Any, wanted: An
     mask = np.uint64(len(slots) - 1)
     width = wanted.shape[1]
     for i in range(len(wanted)):
-        slot = _hash_ints(wanted[i]) & mask
+        h = np.uint64(0x9E3779B97F4A7C15)
+        for j in range(width):
+            h = _mix(h ^ np.uint64(np.uint32(wanted[i, j])))
+        slot = h & mask
         while True:
             row = slots[slot]
             if row < 0:
                 out[i] = counts[groups[i]] < cap
                 if out[i]:
                     counts[groups[i]] += 1
-                    keys[used] = wanted[i]
+                    for j in range(width):
+                        keys[used, j] = wanted[i, j]
                     slots[slot] = used
                     used += 1
                 break
@@ -337,26 +336,30 @@ def accumulate(
     Returns False, with nothing of that event added, if a sum would pass 2^63 - 1.
     """
     for i in range(len(cells)):
-        m = totals[cells[i]]
-        if m[7] > _INT_MAX - cost[i] or m[5] > _INT_MAX - tokens_in[i] or m[6] > _INT_MAX - tokens_out[i]:
+        row = cells[i]
+        if (
+            totals[row, 7] > _INT_MAX - cost[i]
+            or totals[row, 5] > _INT_MAX - tokens_in[i]
+            or totals[row, 6] > _INT_MAX - tokens_out[i]
+        ):
             return False
-        m[0] += 1
-        m[1 + status[i]] += 1
-        m[5] += tokens_in[i]
-        m[6] += tokens_out[i]
-        m[7] += cost[i]
-        m[8] += latency[i]
-        m[9] = max(m[9], latency[i])
+        totals[row, 0] += 1
+        totals[row, 1 + status[i]] += 1
+        totals[row, 5] += tokens_in[i]
+        totals[row, 6] += tokens_out[i]
+        totals[row, 7] += cost[i]
+        totals[row, 8] += latency[i]
+        totals[row, 9] = max(totals[row, 9], latency[i])
         at, met = occurred_us[i], met_us[i]
         if (at // _MINUTE_US + 1) * _MINUTE_US <= met:
-            m[10] += 1
+            totals[row, 10] += 1
             if (at // _HOUR_US + 1) * _HOUR_US <= met:
-                m[11] += 1
+                totals[row, 11] += 1
                 if (at // _DAY_US + 1) * _DAY_US <= met:
-                    m[12] += 1
-        if m[13] == 0 or at < m[13]:
-            m[13] = at
-        m[14] = max(m[14], at)
+                    totals[row, 12] += 1
+        if totals[row, 13] == 0 or at < totals[row, 13]:
+            totals[row, 13] = at
+        totals[row, 14] = max(totals[row, 14], at)
     return True
 
 
@@ -367,13 +370,17 @@ def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
     Returns False, with nothing of that cell added, if a sum would pass 2^63 - 1.
     """
     for i in range(len(rows)):
-        m, t = measures[rows[i]], totals[i]
-        if m[7] > _INT_MAX - t[7] or m[5] > _INT_MAX - t[5] or m[6] > _INT_MAX - t[6]:
+        row = rows[i]
+        if (
+            measures[row, 7] > _INT_MAX - totals[i, 7]
+            or measures[row, 5] > _INT_MAX - totals[i, 5]
+            or measures[row, 6] > _INT_MAX - totals[i, 6]
+        ):
             return False
         for j in range(9):
-            m[j] += t[j]
-        m[9] = max(m[9], t[9])
-        m[10] += t[late]
+            measures[row, j] += totals[i, j]
+        measures[row, 9] = max(measures[row, 9], totals[i, 9])
+        measures[row, 10] += totals[i, late]
     return True
 
 
@@ -388,10 +395,10 @@ def count(measures: Any, rows: Any, counts: Any) -> None:
 def span(measures: Any, rows: Any, first: Any, last: Any) -> None:
     """Widen rows of ``measures`` int64[rows, 2] (first, last; first 0 when fresh)."""
     for i in range(len(rows)):
-        m = measures[rows[i]]
-        if m[0] == 0 or first[i] < m[0]:
-            m[0] = first[i]
-        m[1] = max(m[1], last[i])
+        row = rows[i]
+        if measures[row, 0] == 0 or first[i] < measures[row, 0]:
+            measures[row, 0] = first[i]
+        measures[row, 1] = max(measures[row, 1], last[i])
 
 
 # --- sketch bins of events ------------------------------------------------------------------------

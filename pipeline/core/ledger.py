@@ -396,10 +396,11 @@ class Ledger:
             late = LATE[table.grain.name.rpartition("_")[2]]
             table.add(np.stack(parts, axis=1).astype(np.int32), totals, late, pairs)
         self.tally.late += int(totals[:, LATE["minute"]].sum())
-        first_us, last_us = totals[:, FIRST_US], totals[:, LAST_US]
-        self._orgs.add(keys[:, [ORG]], first_us, last_us)
-        self._models.add(keys[:, [ORG, MODEL]], first_us, last_us)
-        self._clients.add(keys[:, [ORG, CLIENT]], first_us, last_us)
+        # take() and copy() make C-ordered arrays, the one kind that the kernels are compiled for.
+        first_us, last_us = totals[:, FIRST_US].copy(), totals[:, LAST_US].copy()
+        self._orgs.add(keys.take([ORG], axis=1), first_us, last_us)
+        self._models.add(keys.take([ORG, MODEL], axis=1), first_us, last_us)
+        self._clients.add(keys.take([ORG, CLIENT], axis=1), first_us, last_us)
         if len(cells.failure_keys):
             failures = cells.failure_keys.copy()
             failures[:, MINUTE] = buckets(failures, ERRORS)
@@ -637,6 +638,7 @@ def warm_up() -> None:
         bodies=[event % 1, event % 1, event % 2],
     )
     ledger.drain(now_us=0, caught_up=False)
+    SeenIds().renew(0, live_from=0)
 
 
 def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap) -> Names:

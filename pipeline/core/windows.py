@@ -207,8 +207,8 @@ class Table:
     ) -> None:
         """Add n cells of resident blocks to their rows.
 
-        Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`), with the grain's late events in
-        column ``late``; ``pairs`` are (cell, bin, count) int64[m] each, by cell and bin.
+        Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`), whose column ``late`` is the
+        grain's; ``pairs`` are (cell, bin, count) int64[m] each, by cell and bin.
 
         Raises:
             SumOverflow: a sum has no room left.
