@@ -1,0 +1,184 @@
+"""The worker process by itself, on embedded log and PostgreSQL: page, logs, shutdown, Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from pipeline.config import StreamConfig
+from pipeline.transports.embedded import EmbeddedTransport
+from sql import migrate
+from tests import books, mix, processes, streams
+from tests import oracle as naive
+
+BUFFERED = 'analytics_buffered_events{partition="0"}'
+METRICS = (
+    "analytics_freshness_lag_seconds",
+    "analytics_ingestion_events_total",
+    "analytics_ingestion_dedupe_conflicts_total",
+    "analytics_ingestion_late_events_total",
+    "analytics_capped_client_events_total",
+    "analytics_rollup_last_success_timestamp_seconds",
+    "analytics_stream_offset_lag",
+    "analytics_flush_duration_seconds_count",
+    "analytics_flush_rows_count",
+    "analytics_flush_failures_total",
+    "analytics_fold_duration_seconds_count",
+    "analytics_event_to_visible_seconds_count",
+    "analytics_buffered_events",
+    "analytics_dirty_rows",
+    "analytics_dedupe_ids",
+    "analytics_ledger_memory_bytes",
+    "analytics_freshness_cache_failures_total",
+)
+
+
+@pytest.fixture
+def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    migrate.upgrade(embedded_postgres_url)
+    return {
+        "DATABASE_URL": embedded_postgres_url,
+        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
+        "FLUSH_INTERVAL": "100ms",
+    }
+
+
+async def publish(env: dict[str, str], bodies: list[bytes]) -> None:
+    transport = EmbeddedTransport(
+        StreamConfig(url=env["RABBITMQ_URL"], stream="analytics.usage.v1", consumer="tests")
+    )
+    await transport.open()
+    publisher = await transport.publisher()
+    await publisher.publish(bodies)
+    await transport.close()
+
+
+def metrics(worker: processes.Process) -> dict[str, float]:
+    """The values on the worker's page, by name with labels."""
+    _, text = processes.get(worker.ready_url.replace("/readyz", "/metrics"))
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    made = mix.make(3000, seed=2, now_us=time.time_ns() // 1000, bad=0.1, late=0.1)
+    with processes.worker(env | {"CLIENTS_PER_ORG_HOUR_MAX": "2"}, tmp_path) as worker:
+        await publish(env, made.bodies)
+        streams.wait_committed(env["DATABASE_URL"], len(made.bodies), worker)
+        processes.wait_for(lambda: metrics(worker)["analytics_event_to_visible_seconds_count"] > 0, 10)
+        found = metrics(worker)
+        for name in METRICS:
+            assert any(key.split("{")[0] == name for key in found), name
+        outcomes = {
+            key.split('"')[1]: int(value)
+            for key, value in found.items()
+            if key.startswith("analytics_ingestion_events_total")
+        }
+        with psycopg.connect(env["DATABASE_URL"]) as connection:
+            row = connection.execute(
+                "SELECT accepted, duplicate, rejected FROM analytics.partitions"
+            ).fetchone()
+        assert row is not None
+        assert (outcomes.pop("accepted"), outcomes.pop("duplicate"), sum(outcomes.values())) == row
+        assert found["analytics_capped_client_events_total"] > 0
+        assert found['analytics_stream_offset_lag{partition="0"}'] == 0
+        assert found['analytics_freshness_lag_seconds{partition="0"}'] < 60
+        for key in found:
+            assert not any(org in key.lower() for org in (*made.orgs, *made.models)), key
+        assert processes.get(worker.ready_url.replace("/readyz", "/healthz")) == (200, "OK")
+        assert worker.stop() == 0
+
+
+async def test_sigterm_commits_what_was_read_and_exits_0(env: dict[str, str], tmp_path: Path) -> None:
+    made = mix.make(2000, seed=3, now_us=time.time_ns() // 1000)
+    slow = env | {"FLUSH_INTERVAL": "60s"}  # only the last flush can have committed it
+    with processes.worker(slow, tmp_path) as worker:
+        await publish(env, made.bodies)
+        processes.wait_for(lambda: metrics(worker).get(BUFFERED) == len(made.bodies), 20, worker.log)
+        assert streams.committed_offset(env["DATABASE_URL"]) == 0
+        assert worker.stop() == 0
+        assert streams.committed_offset(env["DATABASE_URL"]) == len(made.bodies)
+    events = [line["event"] for line in worker.events()]
+    assert (
+        events.index("worker_stopping")
+        < events.index("last_flush_committed")
+        < events.index("worker_stopped")
+    )
+    for line in worker.events():
+        assert {"event", "level", "time", "service", "logger"} <= set(line)
+
+
+async def test_a_flood_of_bad_events_keeps_their_offsets_and_bounds_their_bytes(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    with processes.worker(
+        env | {"DEAD_LETTER_BODIES_MAX": "10", "FLUSH_INTERVAL": "60s"}, tmp_path
+    ) as worker:
+        await publish(env, [b"{"] * 500)
+        processes.wait_for(lambda: metrics(worker).get(BUFFERED) == 500, 20, worker.log)
+        assert worker.stop() == 0
+    with psycopg.connect(env["DATABASE_URL"]) as connection:
+        rows = connection.execute('SELECT "offset", body FROM analytics.dead_letters ORDER BY 1').fetchall()
+    assert [offset for offset, _ in rows] == list(range(500))
+    assert [body for _, body in rows] == [b"{"] * 10 + [None] * 490
+    listed = processes.command("dead-letters", "list", "--limit", "2", "--reason", "malformed", env=env)
+    assert listed.returncode == 0
+    assert "bytes not kept" in listed.stdout
+    assert "in all: 500 malformed" in listed.stdout
+
+
+@pytest.fixture
+def redis_away_and_back(stack: Any, up: Any) -> Iterator[Any]:
+    yield stack.redis
+    up(stack.redis)
+
+
+async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
+    env: dict[str, str], redis_url: str, redis_away_and_back: Any, up: Any, tmp_path: Path
+) -> None:
+    now_us = time.time_ns() // 1000
+    first = mix.make(400, seed=4, now_us=now_us, late=0, span_us=60_000_000, orgs=5)
+    more = mix.make(400, seed=5, now_us=now_us, late=0, span_us=60_000_000, orgs=5)
+    env = env | {"REDIS_URL": redis_url}
+    with processes.worker(env, tmp_path) as worker, processes.Api(env, tmp_path) as api:
+        assert isinstance(api, processes.Api)
+        await publish(env, first.bodies)
+        streams.wait_committed(env["DATABASE_URL"], 400, worker)
+        oracle = naive.Oracle(books.oracle_rules(books.Rules()))
+        for i, body in enumerate(first.bodies):
+            oracle.feed(i, now_us, body)
+        cache = redis.Redis.from_url(redis_url)
+        orgs = {f"spendstream:org:{org}".encode() for org in oracle.orgs_seen}
+        processes.wait_for(lambda: set(cache.keys("spendstream:org:*")) == orgs, 10)
+        assert cache.hexists("spendstream:watermarks", "0")
+        org = next(iter(oracle.orgs_seen))
+        seen = {str(model): seen.last for (of, model), seen in oracle.models_seen.items() if of == org}
+        entries = {e["modelId"]: e["lastEventAt"] for e in api.answer(f"/orgs/{org}/freshness")["entries"]}
+        assert entries == {model: books_time(at) for model, at in seen.items()}
+
+        redis_away_and_back.stop()
+        await publish(env, more.bodies)
+        streams.wait_committed(env["DATABASE_URL"], 800, worker)
+        processes.wait_for(lambda: metrics(worker)["analytics_freshness_cache_failures_total"] > 0, 10)
+        assert worker.status() == 200
+        assert api.answer(f"/orgs/{org}/freshness")["status"] == "fresh"
+
+        up(redis_away_and_back)  # it comes back empty: every org is written anew
+        for i, body in enumerate(more.bodies):
+            oracle.feed(400 + i, now_us, body)
+        orgs = {f"spendstream:org:{org}".encode() for org in oracle.orgs_seen}
+        cache = redis.Redis.from_url(redis_url)
+        processes.wait_for(lambda: set(cache.keys("spendstream:org:*")) == orgs, 20, worker.log)
+        assert worker.stop() == 0
+
+
+def books_time(at: Any) -> str:
+    return str(at.isoformat(timespec="microseconds").replace("+00:00", "Z"))
