@@ -85,6 +85,11 @@ WHERE partition = %(partition)s AND hour >= %(start)s AND hour < %(end)s ORDER B
 -- All events of a partition that are in no file yet.
 SELECT events FROM analytics.archive_outbox WHERE partition = %(partition)s ORDER BY accepted_from
 
+-- name: days
+-- The days, as days since 1970, in which a partition has anything.
+SELECT DISTINCT floor(EXTRACT(EPOCH FROM {time}) / 86400)::bigint FROM analytics.{table}
+WHERE partition = %(partition)s AND {time} >= %(start)s AND {time} < %(end)s
+
 -- name: rollup_rows
 -- The rows of a partition in some buckets, optionally of one org.
 SELECT uuid_send(org_id), (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, uuid_send(model_id), {columns}

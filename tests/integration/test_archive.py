@@ -95,13 +95,18 @@ class Partition:
         self.oracle = naive.Oracle(books.oracle_rules(RULES))
         self._ledger: Ledger | None = None
 
-    async def feed(self, upto: int, *, leave_out: bool = False) -> None:
+    async def recover(self) -> None:
+        """Begin anew, as a worker that restarts."""
+        self._claim, self._ledger = await archives.recover(self.sink, RULES)
+
+    async def feed(self, upto: int, *, leave_out: bool = False, broker_us: int = NOW_US) -> None:
         """Read and flush up to a body; ``leave_out``: as with a full outbox."""
         if self._ledger is None:
-            self._claim, self._ledger = await archives.recover(self.sink, RULES)
+            await self.recover()
+        assert self._ledger is not None
         ledger, first = self._ledger, self._ledger.received_offset
         part = self.bodies[first:upto]
-        for chunk in books.chunks_of(part, size=50, broker_us=NOW_US, first_offset=first):
+        for chunk in books.chunks_of(part, size=50, broker_us=broker_us, first_offset=first):
             ledger.ingest(**chunk)
         blocks = ledger.missing()
         if blocks:

@@ -1,0 +1,168 @@
+"""Writing what the archive says into the rollups, where they say something else.
+
+The single-writer rule: the worker that owns a partition holds rows of it in memory and would write over ours.
+So the rebuild holds off every flush, from its recount to its commit, by locking ``partitions``, and raises
+the epoch of each partition that it touches: that worker's next flush is fenced, and it recovers from the
+repaired rows. If the process dies, nothing has happened. Readers see all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg import sql as psql
+from psycopg.types.json import Jsonb
+
+from pipeline.archive import reconcile
+from pipeline.archive.reconcile import Connection, Difference, Report, Scope, time_of
+from pipeline.archive.store import Store
+from pipeline.core.watermark import DAY_US
+from pipeline.core.windows import ERRORS, GRAINS, Grain
+from sql import queries
+
+
+class Damage(Exception):
+    """Files of the range are missing or damaged, so the truth is not known; nothing was changed."""
+
+
+def rebuild(database_url: str, store: Store, scope: Scope) -> Report:
+    """Make the rows in scope those of the archive; what differed and was written.
+
+    Rows that are right are not touched, and if all are, flushes are not held off either.
+
+    Raises:
+        Damage, psycopg.Error, StoreError: nothing was changed.
+    """
+    with connected(database_url) as connection:
+        before = reconcile.reconcile(connection, store, scope)
+    _refuse_damage(before)
+    if not before.differences:
+        return before
+    with connected(database_url, hold_flushes=True) as connection:
+        # Flushes went on meanwhile: look again at the days that differ, now that everything stands still.
+        found: list[Difference] = []
+        for day in sorted({difference.key[1] // DAY_US for difference in before.differences}):
+            report = reconcile.reconcile(connection, store, _within(scope, day))
+            _refuse_damage(report)
+            found += report.differences
+        _write(connection, found)
+        _record(connection, found, scope)
+    return dataclasses.replace(before, differences=found)
+
+
+def connected(database_url: str, *, hold_flushes: bool = False) -> Any:
+    """A connection in a transaction with one snapshot; it commits when it is left without an exception.
+
+    ``hold_flushes``: no flush runs, or begins, until then. The lock comes before the snapshot, so the
+    snapshot has every flush that was committed.
+    """
+    connection = psycopg.connect(database_url, connect_timeout=5, application_name="spendstream-archive")
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    if hold_flushes:
+        connection.execute("LOCK TABLE analytics.partitions IN SHARE ROW EXCLUSIVE MODE")
+    else:
+        connection.read_only = True
+    return connection
+
+
+def _refuse_damage(report: Report) -> None:
+    if report.damaged:
+        raise Damage("nothing was changed, because the archive is damaged: " + "; ".join(report.damaged))
+
+
+def _within(scope: Scope, day: int) -> Scope:
+    """What of the scope lies in one day."""
+    start_us, end_us = max(scope.start_us, day * DAY_US), min(scope.end_us, (day + 1) * DAY_US)
+    return dataclasses.replace(scope, start_us=start_us, end_us=end_us)
+
+
+def _write(connection: Connection, differences: Sequence[Difference]) -> None:
+    for grain in (*GRAINS, ERRORS):
+        mine = [difference for difference in differences if difference.grain is grain]
+        _delete(connection, grain, [d for d in mine if d.counted is None])
+        for partition in sorted({d.partition for d in mine}):
+            _upsert(
+                connection,
+                grain,
+                partition,
+                [d for d in mine if d.counted is not None and d.partition == partition],
+            )
+    partitions = sorted({difference.partition for difference in differences})
+    connection.execute(_ARCHIVE["raise_epoch"], {"partitions": partitions})
+
+
+def _delete(connection: Connection, grain: Grain, differences: Sequence[Difference]) -> None:
+    names = ("client_id", "status", "error_code") if grain is ERRORS else ("client_id",)
+    more = "".join(f" AND {name} = %s" for name in names) if grain.by_client else ""
+    statement = _ARCHIVE["delete_row"].format(table=grain.name, more=more)
+    with connection.cursor() as cursor:
+        cursor.executemany(statement, [(*_ids(d), d.partition, *d.key[3:]) for d in differences])
+
+
+def _upsert(connection: Connection, grain: Grain, partition: int, differences: Sequence[Difference]) -> None:
+    """By the flush's own statements."""
+    if not differences:
+        return
+    if grain is ERRORS:
+        stage, upsert = _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
+    else:
+        client = grain.by_client
+        stage = _FLUSH["stage_rollup"].format(
+            table=grain.name, client_column=", client_id text" if client else ""
+        )
+        upsert = _FLUSH["upsert_rollup"].format(table=grain.name, client="client_id, " if client else "")
+    connection.execute(stage)
+    target = psql.SQL("COPY {} FROM STDIN").format(psql.Identifier(f"stage_{grain.name}"))
+    with connection.cursor() as cursor:
+        with cursor.copy(target) as copy:
+            for difference in differences:
+                copy.write_row(_staged(difference))
+        cursor.execute(upsert, {"partition": partition})
+        cursor.execute(psql.SQL("TRUNCATE {}").format(psql.Identifier(f"stage_{grain.name}")))
+
+
+def _staged(difference: Difference) -> tuple[Any, ...]:
+    """The row in the order of the staging table's columns."""
+    counted, rest = difference.counted, difference.key[3:]
+    assert counted is not None
+    if difference.grain is ERRORS:
+        client, status, code = rest
+        return (*_ids(difference), status, counted[0], client, code)
+    return (*_ids(difference), *counted[:-1], *rest, counted[-1])
+
+
+def _ids(difference: Difference) -> tuple[UUID, Any, UUID]:
+    org, at_us, model, *_ = difference.key
+    return UUID(bytes=org), time_of(at_us), UUID(bytes=model)
+
+
+def _record(connection: Connection, differences: Sequence[Difference], scope: Scope) -> None:
+    if not differences:
+        return
+    detail = {
+        "from": time_of(scope.start_us).isoformat(),
+        "to": time_of(scope.end_us).isoformat(),
+        "rows": dict(Counter(difference.grain.name for difference in differences)),
+        "partitions": sorted({difference.partition for difference in differences}),
+    }
+    connection.execute(_ARCHIVE["audit"], {"actor": _actor(), "detail": Jsonb(detail)})
+
+
+def _actor() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
+
+
+_ARCHIVE: Final = queries.load("archive")
+_FLUSH: Final = queries.load("flush")

@@ -1,0 +1,170 @@
+"""Adding archived events up again, into the rows that the rollups should be.
+
+A second opinion: Arrow's group-by instead of the pipeline's kernels and tables. Only the sketch's format is
+shared. Events are reduced to partial sums at once (`reduce`): memory follows the rows, not the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core import sketches
+from pipeline.core.watermark import HOUR_US, MINUTE_US
+from pipeline.core.windows import Grain
+
+Key = tuple[Any, ...]
+"""(org, bucket start in microseconds, model[, client[, status, error code]]), ids as 16 bytes."""
+Row = tuple[Any, ...]
+"""`windows.MEASURES` and the sketch; of failures the count alone."""
+Rows = dict[Key, Row]
+
+_SUMS: Final = (
+    "invocations",
+    "successes",
+    "errors",
+    "timeouts",
+    "throttles",
+    "input_tokens",
+    "output_tokens",
+    "cost_microcents",
+    "latency_sum_ms",
+)
+_LATE: Final = ("late_minute", "late_hour", "late_day")
+_CELL: Final = ["org", "minute", "model", "client"]
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The events of one hour in sums: by minute, model and client; the same by bin; failures by code."""
+
+    cells: pa.Table
+    bins: pa.Table
+    failures: pa.Table
+
+
+def reduce(events: pa.Table, *, org: bytes | None = None) -> dict[int, Partial]:
+    """Sums of events with the columns of `event_columns.SCHEMA`, by the number of their hour."""
+    flat = _flat(events)
+    if org is not None:
+        flat = flat.filter(pc.equal(flat.column("org"), pa.scalar(org, pa.binary(16))))
+    hours = flat.column("minute").to_numpy() // (HOUR_US // MINUTE_US)
+    found = {}
+    for hour in np.unique(hours).tolist():
+        mine = flat.filter(pa.array(hours == hour))
+        failed = mine.filter(pc.greater(mine.column("status"), 0))
+        found[hour] = Partial(
+            cells=_added_up(mine, _CELL),
+            bins=_counted(mine, [*_CELL, "bin"]),
+            failures=_counted(failed, ["org", "model", "client", "status", "code"]),
+        )
+    return found
+
+
+def merge(partials: Sequence[Partial]) -> Partial:
+    """The sums of several partial sums."""
+    cells, bins, failures = (
+        pa.concat_tables([getattr(partial, name) for partial in partials])
+        for name in ("cells", "bins", "failures")
+    )
+    return Partial(
+        cells=_added_up(cells, _CELL),
+        bins=_counted(bins, [*_CELL, "bin"]),
+        failures=_counted(failures, ["org", "model", "client", "status", "code"]),
+    )
+
+
+def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
+    """The rows of a grain that the events of some hours make."""
+    if not partials:
+        return {}
+    cells = _in_buckets(pa.concat_tables([partial.cells for partial in partials]), grain)
+    bins = _in_buckets(pa.concat_tables([partial.bins for partial in partials]), grain)
+    keys = ["org", "bucket", "model", *(["client"] if grain.by_client else [])]
+    order = [(key, "ascending") for key in keys]
+    sums = _added_up(cells, keys).sort_by(order)
+    pairs = _counted(bins, [*keys, "bin"]).sort_by([*order, ("bin", "ascending")])
+    widths = pairs.group_by(keys).aggregate([("bin", "count")]).sort_by(order)
+    edges = np.concatenate(([0], np.cumsum(widths.column("bin_count").to_numpy())))
+    bin_numbers, counts = pairs.column("bin").to_numpy(), pairs.column("count").to_numpy()
+    encoded = [
+        sketches.encode(bin_numbers[first:end], counts[first:end])
+        for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+    ]
+    late = f"late_{grain.name.rpartition('_')[2]}"
+    figures = [sums.column(name).to_pylist() for name in (*_SUMS, "latency_max_ms", late)]
+    return dict(zip(_keys(sums, keys), zip(*figures, encoded, strict=True), strict=True))
+
+
+def failures_of(partials: Sequence[Partial], hour: int) -> Rows:
+    """The rows of ``usage_errors_hour`` that the events of one hour make."""
+    if not partials:
+        return {}
+    names = ["org", "model", "client", "status", "code"]
+    table = _counted(pa.concat_tables([partial.failures for partial in partials]), names)
+    at = hour * HOUR_US
+    return {
+        (org, at, *rest): (count,)
+        for (org, *rest), count in zip(_keys(table, names), table.column("count").to_pylist(), strict=True)
+    }
+
+
+def _flat(events: pa.Table) -> pa.Table:
+    """The events with one summable int64 column for each figure."""
+    status = events.column("status").to_numpy()
+    late = events.column("late").to_numpy()
+    latency = events.column("latency_ms").to_numpy().astype(np.int64)
+    at = events.column("occurred_at").cast(pa.int64()).to_numpy()
+    return pa.table(
+        {
+            "org": _bytes(events, "org_id"),
+            "minute": at // MINUTE_US,
+            "model": _bytes(events, "model_id"),
+            "client": events.column("counted_client_id"),
+            "status": events.column("status"),
+            "code": events.column("counted_error_code"),
+            "bin": sketches.bin_of(latency),
+            "count": np.ones(len(at), np.int64),
+            "invocations": np.ones(len(at), np.int64),
+            **{name: (status == i).astype(np.int64) for i, name in enumerate(_SUMS[1:5])},
+            **{name: events.column(name) for name in _SUMS[5:8]},
+            "latency_sum_ms": latency,
+            "latency_max_ms": latency,
+            **{name: (late > i).astype(np.int64) for i, name in enumerate(_LATE)},
+        }
+    )
+
+
+def _bytes(events: pa.Table, name: str) -> pa.ChunkedArray:
+    chunks = [chunk.storage for chunk in events.column(name).chunks]
+    return pa.chunked_array(chunks, pa.binary(16))
+
+
+def _added_up(table: pa.Table, keys: list[str]) -> pa.Table:
+    sums = (*_SUMS, *_LATE)
+    wanted = [*((name, "sum") for name in sums), ("latency_max_ms", "max")]
+    added = table.group_by(keys).aggregate(wanted)
+    names = {f"{name}_{how}": name for name, how in wanted}
+    return added.rename_columns([names.get(name, name) for name in added.column_names]).select(
+        [*keys, *sums, "latency_max_ms"]
+    )
+
+
+def _counted(table: pa.Table, keys: list[str]) -> pa.Table:
+    counted = table.group_by(keys).aggregate([("count", "sum")])
+    return counted.select([*keys, "count_sum"]).rename_columns([*keys, "count"])
+
+
+def _in_buckets(table: pa.Table, grain: Grain) -> pa.Table:
+    minutes = table.column("minute").to_numpy()
+    starts = minutes * MINUTE_US // grain.length_us * grain.length_us
+    return table.append_column("bucket", pa.array(starts, pa.int64()))
+
+
+def _keys(table: pa.Table, names: list[str]) -> list[Key]:
+    return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))

@@ -1,0 +1,190 @@
+"""Reconciling and rebuilding: any figure changed by hand is found, and repaired while events come in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pipeline.archive import rebuild, reconcile
+from pipeline.archive.archiver import Archiver
+from pipeline.archive.reconcile import Report, Scope
+from pipeline.archive.store import open_store
+from pipeline.config import ArchiveConfig
+from pipeline.core.watermark import DAY_US, HOUR_US
+from pipeline.sink.timescale import Fenced
+from tests import books, mix
+from tests.integration.test_archive import NOW_US, Partition
+
+END_US = NOW_US + 365 * DAY_US
+EVERYTHING = Scope(start_us=0, end_us=END_US)
+TABLES = ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day", "usage_errors_hour")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ArchiveConfig:
+    return ArchiveConfig(url=f"file://{tmp_path}/archive", interval_s=3600)
+
+
+@pytest.fixture(params=["embedded_postgres_url", "timescale"])
+def partition(request: pytest.FixtureRequest) -> Partition:
+    bodies = mix.make(2500, seed=41, now_us=NOW_US, late=0.2, bad=0.05).bodies
+    return Partition(request.getfixturevalue(request.param), bodies)
+
+
+def reconciled(url: str, config: ArchiveConfig, scope: Scope = EVERYTHING) -> Report:
+    with rebuild.connected(url) as connection:
+        return reconcile.reconcile(connection, open_store(config), scope)
+
+
+def change(url: str, statement: str) -> None:
+    with psycopg.connect(url) as connection:
+        assert connection.execute(statement).rowcount == 1  # type: ignore[call-overload]
+
+
+async def test_what_the_pipeline_wrote_is_what_the_archive_says(
+    partition: Partition, config: ArchiveConfig
+) -> None:
+    for i, upto in enumerate(range(250, 2501, 250)):
+        await partition.feed(upto)
+        if i == 6:
+            await Archiver(partition.url, open_store(config), config).round(everything=True)
+    assert partition.ask("SELECT count(*) > 0 FROM analytics.archive_outbox") == [(True,)]
+    report = reconciled(partition.url, config)
+    assert (report.differences, report.damaged, report.notes) == ([], [], [])
+    assert report.complete
+    assert report.events == len(partition.accepted())
+    stored = {table: partition.ask(f"SELECT count(*) FROM analytics.{table}")[0][0] for table in TABLES}
+    assert report.compared == stored
+
+    org = partition.ask("SELECT org_id FROM analytics.usage_day LIMIT 1")[0][0]
+    only = reconciled(partition.url, config, Scope(start_us=0, end_us=END_US, org=org))
+    assert only.differences == []
+    assert 0 < only.events < report.events
+
+
+ALTERATIONS = (
+    *(
+        f"UPDATE analytics.{table} SET {figure} WHERE ctid = (SELECT min(ctid) FROM analytics.{table})"
+        for table in TABLES[:5]
+        for figure in ("cost_microcents = cost_microcents + 1", "revision = revision + 1")
+    ),
+    "UPDATE analytics.usage_hour SET latency_sketch = '' WHERE ctid ="
+    " (SELECT min(ctid) FROM analytics.usage_hour)",
+    "UPDATE analytics.usage_errors_hour SET count = count + 1 WHERE ctid ="
+    " (SELECT max(ctid) FROM analytics.usage_errors_hour)",
+    *(
+        f"DELETE FROM analytics.{table} WHERE ctid = (SELECT max(ctid) FROM analytics.{table})"
+        for table in TABLES
+    ),
+    "INSERT INTO analytics.usage_hour SELECT gen_random_uuid(), bucket_start, model_id, partition,"
+    " invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,"
+    " latency_sum_ms, latency_max_ms, latency_sketch, revision, updated_at FROM analytics.usage_hour LIMIT 1",
+    "INSERT INTO analytics.usage_errors_hour SELECT gen_random_uuid(), bucket_start, model_id, client_id,"
+    " status, error_code, partition, count FROM analytics.usage_errors_hour LIMIT 1",
+)
+
+
+async def test_every_alteration_is_found_and_repaired(
+    config: ArchiveConfig, embedded_postgres_url: str
+) -> None:
+    bodies = mix.make(1500, seed=42, now_us=NOW_US, late=0.2).bodies
+    partition = Partition(embedded_postgres_url, bodies)
+    await partition.feed(1000)
+    store = open_store(config)
+    await Archiver(partition.url, store, config).round(everything=True)
+    await partition.feed(1500)
+    true = books.stored_in_database(partition.url)
+    for alteration in ALTERATIONS:
+        change(partition.url, alteration)
+        report = reconciled(partition.url, config)
+        assert len(report.differences) == 1, alteration
+        assert report.differences[0].grain.name in str(report.differences[0])
+        repaired = rebuild.rebuild(partition.url, store, EVERYTHING)
+        assert len(repaired.differences) == 1
+        assert reconciled(partition.url, config).differences == [], alteration
+        assert books.stored_in_database(partition.url) == true
+    assert len(partition.ask("SELECT detail FROM analytics.audit_log")) == len(ALTERATIONS)
+
+    for alteration in ALTERATIONS[:6]:
+        change(partition.url, alteration)
+    assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) >= 3
+    assert books.stored_in_database(partition.url) == true
+
+
+async def test_a_worker_with_the_rows_in_memory_is_fenced_and_recovers_from_the_repaired_ones(
+    config: ArchiveConfig, embedded_postgres_url: str
+) -> None:
+    bodies = mix.make(1200, seed=43, now_us=NOW_US).bodies
+    partition = Partition(embedded_postgres_url, bodies)
+    await partition.feed(600)
+    change(partition.url, ALTERATIONS[2])
+    store = open_store(config)
+    untouched = partition.ask("SELECT epoch FROM analytics.partitions")
+    assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) == 1
+    assert partition.ask("SELECT epoch - 1 FROM analytics.partitions") == untouched
+    with pytest.raises(Fenced):
+        await partition.feed(900)
+    await partition.recover()
+    await partition.feed(1200)
+    partition.accepted()
+    assert not books.difference(books.stored_in_database(partition.url), books.expected(partition.oracle))
+
+    standing = partition.ask("SELECT epoch FROM analytics.partitions")
+    assert rebuild.rebuild(partition.url, store, EVERYTHING).differences == []
+    assert partition.ask("SELECT epoch FROM analytics.partitions") == standing
+
+
+async def test_a_damaged_or_missing_file_is_named_and_nothing_is_rebuilt_on_it(
+    config: ArchiveConfig, embedded_postgres_url: str, tmp_path: Path
+) -> None:
+    partition = Partition(embedded_postgres_url, mix.make(800, seed=44, now_us=NOW_US).bodies)
+    await partition.feed(800)
+    store = open_store(config)
+    await Archiver(partition.url, store, config).round(everything=True)
+    paths = [path for (path,) in partition.ask("SELECT path FROM analytics.archive_files ORDER BY row_count")]
+    kept = store.read(paths[0])
+    spoilt = bytearray(kept)
+    spoilt[len(kept) // 2] ^= 1
+    store.write(paths[0], bytes(spoilt))
+    (tmp_path / "archive" / paths[1]).unlink()
+    change(partition.url, ALTERATIONS[2])
+    report = reconciled(partition.url, config)
+    assert sorted(damage.partition(":")[0] for damage in report.damaged) == sorted(paths[:2])
+    before = books.stored_in_database(partition.url)
+    with pytest.raises(rebuild.Damage, match="nothing was changed"):
+        rebuild.rebuild(partition.url, store, EVERYTHING)
+    assert books.stored_in_database(partition.url) == before
+
+
+async def test_buckets_with_events_that_were_never_archived_are_left_alone(
+    config: ArchiveConfig, embedded_postgres_url: str
+) -> None:
+    bodies = mix.make(900, seed=45, now_us=NOW_US, late=0).bodies
+    partition = Partition(embedded_postgres_url, bodies)
+    await partition.feed(300, leave_out=True)
+    await partition.feed(600)
+    report = reconciled(partition.url, config)
+    assert (report.differences, report.compared) == ([], {})
+    assert "not all of their events were archived" in report.notes[0]
+    after = rebuild.rebuild(partition.url, open_store(config), EVERYTHING)
+    assert after.differences == []
+
+    # An hour later, by the broker's clock, whole buckets are in the archive again.
+    partition.bodies[600:] = mix.make(300, seed=46, now_us=NOW_US + 4 * HOUR_US, late=0).bodies
+    await partition.feed(900, broker_us=NOW_US + 4 * HOUR_US)
+    change(
+        partition.url,
+        "UPDATE analytics.usage_minute SET invocations = invocations + 1 WHERE ctid = (SELECT ctid FROM"
+        " analytics.usage_minute ORDER BY bucket_start DESC LIMIT 1)",
+    )
+    change(partition.url, ALTERATIONS[0])  # of a bucket that the archive cannot judge
+    report = reconciled(partition.url, config)
+    assert [difference.grain.name for difference in report.differences] == ["usage_minute"]
+
+
+def test_times_are_taken_in_utc() -> None:
+    assert reconcile.us_of(datetime(1970, 1, 2, tzinfo=UTC)) == DAY_US
+    assert reconcile.time_of(DAY_US) - timedelta(days=1) == datetime(1970, 1, 1, tzinfo=UTC)
