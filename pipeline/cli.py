@@ -18,6 +18,7 @@ from uuid import UUID
 
 import click
 
+from pipeline import cli_archive
 from pipeline.transports import TransportError
 from sql import settings
 
@@ -814,6 +815,10 @@ def bench(
         json_file.write_text(json.dumps(report.record(options, results, found_on), indent=1) + "\n")
     if wrong := [result.contender.name for result in results if result.faults]:
         _fail(f"failed: {', '.join(wrong)}")
+
+
+main.add_command(cli_archive.reconcile)
+main.add_command(cli_archive.rebuild)
 
 
 if __name__ == "__main__":
