@@ -16,7 +16,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from api import problems
+from api import docs, problems
 from api.auth import (
     ANALYTICS_ADMIN,
     EXPORTS_CREATE,
@@ -95,6 +95,7 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
         Route("GET", f"{BASE}/status/healthz", handlers.healthz, public),
         Route("GET", f"{BASE}/status/readyz", handlers.readyz, public),
         Route("GET", f"{BASE}/openapi.json", handlers.document, public),
+        Route("GET", f"{BASE}/docs", docs.page, public),
         Route("GET", "/metrics", handlers.prometheus, public),
     )
 

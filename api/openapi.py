@@ -82,6 +82,7 @@ def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
         str(operation.success): {
             "description": HTTPStatus(operation.success).phrase,
             **({"headers": operation.sends} if operation.sends else {}),
+            **({"links": operation.links} if operation.links else {}),
             **_content(operation.answer),
         }
     }

@@ -31,6 +31,8 @@ class Operation:
     headers: Sequence[dict[str, Any]] = ()
     sends: dict[str, Any] | None = None
     """Headers of the successful answer."""
+    links: dict[str, Any] | None = None
+    """What its answer leads to."""
 
 
 # --- bodies ---
@@ -117,6 +119,11 @@ EVENT_BODY: Final = {
 
 # --- operations ---
 
+
+def _link(operation: str, **parameters: str) -> dict[str, Any]:
+    return {"operationId": operation, "parameters": parameters}
+
+
 _ORG: Final = f"{BASE}/orgs/{{orgId}}"
 OPERATIONS: Final = (
     Operation(
@@ -184,6 +191,10 @@ OPERATIONS: Final = (
         body=ORDER_BODY,
         headers=(IDEMPOTENCY_KEY,),
         sends={"Location": {"description": "The job.", "schema": {"type": "string"}}},
+        links={
+            name: _link(name, orgId="$request.path.orgId", jobId="$response.body#/jobId")
+            for name in ("export", "downloadExport")
+        },
         problems=(400, 409, 413, 429, 503),
     ),
     Operation(
@@ -256,6 +267,10 @@ OPERATIONS: Final = (
         summary="All orgs with totals of a range, by id. Each read is audited.",
         answer=answers.Orgs,
         parameters=params.ORGS,
+        links={
+            name: _link(name, orgId="$response.body#/items/0/orgId")
+            for name in ("usage", "reliability", "freshness", "models", "clients", "exports")
+        },
         problems=(400, 503),
     ),
     Operation(
@@ -291,6 +306,14 @@ OPERATIONS: Final = (
         name="openapi",
         summary="This document.",
         answer="application/json",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/docs",
+        name="docs",
+        summary="This document as a page.",
+        answer="text/html",
         public=True,
     ),
     Operation(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -105,6 +106,7 @@ def test_only_status_metrics_and_the_document_are_public() -> None:
         f"{BASE}/status/healthz",
         f"{BASE}/status/readyz",
         f"{BASE}/openapi.json",
+        f"{BASE}/docs",
         f"{BASE}/exports/{{jobId}}/file",  # its signature is the credential
         "/metrics",
     }
@@ -348,6 +350,17 @@ async def test_the_document_is_openapi_and_every_reference_resolves(client: Clie
     text = json.dumps(document)
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in document["components"]["schemas"]
+
+
+async def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
+    response = await client.get(f"{BASE}/docs")
+    text = await response.text()
+    assert (response.status, response.content_type) == (200, "text/html")
+    assert not re.findall(r"(?:src|href)=[\"'](?!openapi\.json)", text)
+    assert "://" not in text
+    policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert policy.count("sha256-") == 2
 
 
 async def test_head_answers_like_get_without_a_body(client: Client) -> None:
