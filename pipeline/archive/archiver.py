@@ -31,8 +31,8 @@ from sql import queries
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 10.0
-CUT_BYTES: Final = 64 * 2**20
-"""Outbox bytes of a cut, unless a single flush brought more."""
+CUT_BYTES: Final = 16 * 2**20
+"""Outbox bytes of a cut (about 450,000 events), unless a single flush brought more: bounds the memory."""
 _TIMEOUT_S: Final = 120
 
 Connection = psycopg.AsyncConnection[Any]
