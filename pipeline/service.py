@@ -25,6 +25,7 @@ from pipeline.archive.store import open_store
 from pipeline.config import Config
 from pipeline.core.ledger import warm_up
 from pipeline.partition import ExponentialBackoff, PartitionWorker
+from pipeline.sink import copy_binary
 from pipeline.sink.timescale import SchemaMissing, SinkUnavailable, TimescaleSink
 from pipeline.transports import Transport, TransportError
 from pipeline.transports.factory import open_transport
@@ -48,6 +49,7 @@ async def run_worker(config: Config) -> int:
     log.info("worker_starting", extra={"stream": config.stream.stream})
     try:
         await asyncio.to_thread(warm_up)
+        await asyncio.to_thread(copy_binary.warm_up)
         streams = await _unless_stopped(_dependencies(config, transport, state), stopping)
         if streams is None:
             return 0
