@@ -15,7 +15,7 @@ from api.buckets import Calendar, to_datetime
 from api.freshness import Standing, slowest_watermark
 from api.money import cents_half_even, dollars
 from api.questions import FiguresQuestion
-from api.rollups import Point
+from api.rollups import Point, UsageRow
 from pipeline.core import sketches
 
 _QUANTILES: Final = (0.5, 0.95, 0.99)
@@ -29,6 +29,26 @@ class Page:
     more: bool
     totals: Mapping[str, Any]
     standings: Sequence[Standing]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsagePage:
+    """As `Page`, of usage; ``totals`` is None where the rows are the whole series."""
+
+    rows: Sequence[UsageRow]
+    more: bool
+    totals: Mapping[str, Any] | None
+    standings: Sequence[Standing]
+
+
+async def read_usage_page(connection: AsyncConnection, question: FiguresQuestion) -> UsagePage:
+    """The page of usage that the question asks for."""
+    standings = await seen.org_standings(connection, question.org_id)
+    rows = await rollups.usage_series(connection, question, question.limit + 1)
+    more = len(rows) > question.limit
+    partial = more or question.after is not None
+    totals = await rollups.totals(connection, question, rollups.USAGE) if partial else None
+    return UsagePage(rows=rows[: question.limit], more=more, totals=totals, standings=standings)
 
 
 async def read_page(connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]) -> Page:

@@ -16,14 +16,23 @@ from uuid import UUID
 from aiohttp import web
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api import answers, openapi, problems, rollups, seen
+from api import answers, openapi, problems, rollups, seen, usage_json
 from api.auth import ORG_ID
 from api.buckets import to_datetime
 from api.config import FreshnessConfig
 from api.cursors import Cursors
 from api.database import Database, Unavailable
 from api.exports.routes import Exports
-from api.figures import Finality, Page, error_rate, money, read_page, reliability_fields, usage_fields
+from api.figures import (
+    Finality,
+    Page,
+    error_rate,
+    money,
+    read_page,
+    read_usage_page,
+    reliability_fields,
+    usage_fields,
+)
 from api.freshness import FreshnessCache, Standing, freshness
 from api.health import readiness
 from api.metrics import CONTENT_TYPE, Metrics
@@ -55,27 +64,23 @@ class Handlers:
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
-        page = await self.database.read(lambda c: read_page(c, question, rollups.USAGE))
+        page = await self.database.read(lambda c: read_usage_page(c, question))
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
-        series = [
-            answers.UsagePoint(
-                bucket_start=to_datetime(point.position.bucket),
-                model_id=point.position.model_id,
-                client_id=point.position.client_id or None,
-                final=final(point.position.bucket),
-                **usage_fields(point.measures),
-            )
-            for point in page.points
-        ]
+        totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
+        series: Any = usage_json.series(page.rows, final=final)  # already what a list of points becomes
+        next_cursor = None
+        if page.more:
+            bucket, model, client, *_ = page.rows[-1]
+            next_cursor = self.cursors.seal((bucket, model, client), question.bound_to)
         return answers.response(
             answers.Usage(
                 org_id=question.org_id,
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
                 series=series,
-                totals=answers.UsageFigures(**usage_fields(page.totals)),
+                totals=answers.UsageFigures(**usage_fields(totals)),
                 freshness=self._freshness(page.standings),
-                next_cursor=self._next_cursor(question, page),
+                next_cursor=next_cursor,
             )
         )
 

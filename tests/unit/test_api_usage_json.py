@@ -1,0 +1,62 @@
+"""The lean text of a series is what the types of the contract would have become."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api import answers, usage_json
+from api.buckets import Calendar, Granularity, to_datetime
+from api.figures import Finality, usage_fields
+from api.freshness import Standing
+
+WATERMARK = datetime(2026, 11, 10, tzinfo=UTC)
+FINAL = Finality(
+    Calendar(Granularity.HOUR, ZoneInfo("UTC")),
+    [Standing(partition=0, watermark=WATERMARK, last_event_at=WATERMARK, last_rollup_at=WATERMARK)],
+    86_400,
+)
+COUNTS = st.integers(0, 2**70)
+ROWS = st.tuples(
+    st.integers(29_000_000, 29_900_000).map(lambda hour: hour - hour % 60),
+    st.none() | st.uuids().map(str),
+    st.none() | st.text(max_size=10),
+    COUNTS,
+    COUNTS,
+    COUNTS,
+    COUNTS,
+)
+
+
+@given(rows=st.lists(ROWS, max_size=20))
+def test_each_row_is_the_point_it_stands_for(rows: list[tuple[int, str, str, int, int, int, int]]) -> None:
+    texts = [(*row[:3], *map(str, row[3:])) for row in rows]
+    written = usage_json.series(texts, final=FINAL)  # type: ignore[arg-type]
+    points = [
+        answers.UsagePoint(
+            bucket_start=to_datetime(bucket),
+            model_id=UUID(model) if model else None,
+            client_id=client or None,
+            final=FINAL(bucket),
+            **usage_fields(
+                dict(
+                    zip(
+                        ("invocations", "input_tokens", "output_tokens", "cost_microcents"), sums, strict=True
+                    )
+                )
+            ),
+        )
+        for bucket, model, client, *sums in rows
+    ]
+    # Numbers beyond 64 bits, which msgspec does not read, are compared as the text they are.
+    if all(number < 2**63 for row in rows for number in row[3:]):
+        assert msgspec.json.decode(bytes(written), type=list[answers.UsagePoint]) == points
+        assert bytes(written) == msgspec.json.encode(points)
+    totals = usage_json.totals(texts)  # type: ignore[arg-type]
+    assert list(totals.values()) == [sum(row[i] for row in rows) for i in range(3, 7)]
+    amounts = [Decimal(point.cost.amount) * 10**8 for point in points]
+    assert sum(amounts) == totals["cost_microcents"]
