@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
 
 from pipeline.archive import files
 from pipeline.archive.store import Store
+from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import Claim, TimescaleSink
 from tests import books
 from tests import oracle as naive
-from tests.memory_sink import MemorySink
+from tests.memory_sink import MemorySink, uuid_of
 
 Row = tuple[Any, ...]
 """(offset, event, org, model, client, time, latency, status, error code, tokens in and out, microcents)."""
@@ -67,6 +69,32 @@ def archived(database_url: str, store: Store, *, partition: int = 0) -> list[Row
         assert {row[5].replace(minute=0, second=0, microsecond=0) for row in in_file} == {hour}
         found.extend(in_file)
     return sorted(found)
+
+
+def outbox_difference(
+    outbox: Sequence[AcceptedEvents], oracle: naive.Oracle, wanted: Sequence[Row]
+) -> list[str]:
+    """Is every accepted event in the outbox once, under the names and as late as it was counted?"""
+    lines = []
+    offsets = [offset for part in outbox for offset in part.offset.tolist()]
+    if offsets != [row[0] for row in wanted]:
+        lines.append(f"outbox: offsets {offsets}, oracle {[row[0] for row in wanted]}")
+    numbers = [part.first_number for part in outbox]
+    if numbers != [sum(map(len, outbox[:i])) for i in range(len(outbox))]:
+        lines.append(f"outbox: numbers {numbers} of parts of {[len(part) for part in outbox]}")
+    counted: Counter[tuple[Any, ...]] = Counter()
+    late: Counter[tuple[Any, ...]] = Counter()
+    for part in outbox:
+        for i, client in enumerate(part.counted_client.tolist()):
+            us = int(part.occurred_us[i])
+            hour = naive.EPOCH + naive.timedelta(microseconds=us - us % naive.HOUR_US)
+            key = uuid_of(part.org[i]), hour, uuid_of(part.model[i]), part.clients[client]
+            counted[key] += 1
+            late[key] += int(part.late[i]) >= 2
+    rows = {key: (row.invocations, row.revision) for key, row in oracle.client_hour.items()}
+    if {key: (count, late[key]) for key, count in counted.items()} != rows:
+        lines.append(f"outbox: clients {dict(counted)}, late {dict(late)}, oracle {rows}")
+    return lines
 
 
 async def recover(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from pipeline.config import FlushConfig
 from pipeline.core.rules import Rules
-from pipeline.partition import PartitionWorker
-from tests import books
+from pipeline.partition import ArchiveGate, PartitionWorker
+from tests import archives, books
 from tests import oracle as naive
 from tests.memory_sink import MemoryDatabase, MemorySink
 from tests.memory_transport import MemoryBroker, MemoryTransport
@@ -56,6 +56,7 @@ class Worker:
                 sink=self.sinks[i],  # type: ignore[arg-type]
                 rules=RULES,
                 flush=FLUSH,
+                archive=ArchiveGate(),
                 clock_us=lambda: world.now_us,
                 backoff=lambda: world,
             )
@@ -256,11 +257,10 @@ class World:
         """Every partition's rows against a recount of its stream."""
         for stored in self.broker.partitions:
             oracle = naive.Oracle(books.oracle_rules(RULES))
-            for chunk in stored.chunks:
-                for i, body in enumerate(chunk.bodies):
-                    oracle.feed(chunk.first_offset + i, chunk.timestamp_us, body)
-            have = books.stored_state(self.database.state(stored.name))
-            differences = books.difference(have, books.expected(oracle))
+            accepted = archives.accepted(oracle, naive.records(stored.chunks))
+            state = self.database.state(stored.name)
+            differences = books.difference(books.stored_state(state), books.expected(oracle))
+            differences += archives.outbox_difference(state.outbox, oracle, accepted)
             assert not differences, f"{stored.name}: {differences[:3]}"
 
 
