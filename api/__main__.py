@@ -18,6 +18,7 @@ from aiohttp import web
 from api import logs
 from api.app import create_app, export_runner, export_store
 from api.config import Config, load
+from api.serving import Runner
 from sql.settings import ConfigError
 
 log = logging.getLogger("api")
@@ -66,7 +67,7 @@ async def serve(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(
+    runner = Runner(
         create_app(config, give_up=give_up), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
     )
     await runner.setup()

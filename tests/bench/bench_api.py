@@ -77,10 +77,10 @@ def load(url: str, *, orgs: int, models: int, days: int, client_days: int, now: 
 @contextmanager
 def flushing(url: str, *, orgs: int, models: int, events: int) -> Iterator[None]:
     """A worker's sink that commits a batch of events once a second."""
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
 
     async def flush() -> None:
-        sink = TimescaleSink(url)
+        sink = TimescaleSink(url, timeout_s=600)
         claim, ledger = await books.recover(sink, Rules())
         rng, offset = random.Random(2), 0
         while not stop.is_set():
@@ -108,11 +108,15 @@ def flushing(url: str, *, orgs: int, models: int, events: int) -> Iterator[None]
                 ledger.ingest(**chunk)
             offset += events
             await books.flush(sink, claim, ledger, now_us=now_us)
+            begun.set()
             await asyncio.sleep(max(0.0, 1 - (time.monotonic() - started)))
         await sink.close()
 
     thread = threading.Thread(target=lambda: asyncio.run(flush()))
     thread.start()
+    while thread.is_alive() and not begun.wait(0.1):
+        pass
+    print("the worker flushes" if begun.is_set() else "NO WORKER FLUSHES", flush=True)
     yield
     stop.set()
     thread.join()

@@ -27,6 +27,7 @@ from psycopg import sql as pgsql
 
 import api.config
 from api.app import create_app
+from api.serving import Runner
 from pipeline.core import sketches
 from sql import migrate, schema
 
@@ -99,7 +100,7 @@ class Api(Client):
 
     async def _serve(self) -> None:
         app = create_app(self._config, clock=lambda: self.now or datetime.now(UTC))
-        runner = web.AppRunner(app, access_log=None)
+        runner = Runner(app, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         self.port = runner.addresses[0][1]

@@ -19,6 +19,7 @@ import api.config
 import api.handlers
 from api import openapi
 from api.app import BASE, create_app
+from api.serving import Runner
 
 ORG = "aaaaaaaa-0000-4000-8000-000000000001"
 OTHER = "aaaaaaaa-0000-4000-8000-000000000002"
@@ -350,6 +351,31 @@ async def test_the_document_is_openapi_and_every_reference_resolves(client: Clie
     text = json.dumps(document)
     for name in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
         assert name in document["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
+        b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=("no HTTP", "NUL", "long"),
+)
+async def test_what_is_no_http_is_a_problem_too(junk: bytes) -> None:
+    runner = Runner(create_app(api.config.load({"DATABASE_URL": NOWHERE})), access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
+        writer.write(junk)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    finally:
+        await runner.cleanup()
+    assert head.split(b" ")[1] == b"400"
+    assert b"Content-Type: application/problem+json" in head
+    assert json.loads(body)["status"] == 400
 
 
 async def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
