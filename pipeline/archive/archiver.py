@@ -163,9 +163,9 @@ class Archiver:
         if not rows:
             return None
         events = Cut(
-            partition=partition, accepted_from=rows[0][0], accepted_to=cut, parts=[row[4] for row in rows]
+            partition=partition, accepted_from=rows[0][0], accepted_to=cut, parts=[row[3] for row in rows]
         )
-        return _Taken(events, len(rows), rows[0][2], rows[-1][3])
+        return _Taken(events, len(rows), rows[0][1], rows[-1][2])
 
     def _upload(self, cut: Cut) -> list[File]:
         """Step 2, in a thread. The bytes are let go once they are away."""

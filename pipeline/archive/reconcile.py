@@ -146,7 +146,7 @@ class _Partition:
     def all(cls, connection: Connection, store: Store, scope: Scope) -> Iterator[_Partition]:
         partitions = connection.execute(_ARCHIVE["partitions"]).fetchall()
         pieces = connection.execute(_ARCHIVE["spans"]).fetchall()
-        for number, _, accepted, _ in partitions:
+        for number, accepted in partitions:
             mine = [piece[1:] for piece in pieces if piece[0] == number]
             yield cls(connection, store, scope, number, _spans(mine, accepted))
 

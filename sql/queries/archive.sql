@@ -31,7 +31,7 @@ WHERE partition = %(partition)s AND accepted_from < %(cut)s
 
 -- name: take_cut
 -- The rows of a cut with their events.
-SELECT accepted_from, row_count, complete_from, complete_to, events FROM analytics.archive_outbox
+SELECT accepted_from, complete_from, complete_to, events FROM analytics.archive_outbox
 WHERE partition = %(partition)s AND cut = %(cut)s ORDER BY accepted_from
 
 -- name: list_file
@@ -56,17 +56,13 @@ WHERE partition = %(partition)s AND accepted_to = %(accepted_from)s
 INSERT INTO analytics.archive_spans (partition, accepted_from, accepted_to, complete_from, complete_to)
 VALUES (%(partition)s, %(accepted_from)s, %(accepted_to)s, %(complete_from)s, %(complete_to)s)
 
--- name: lock_partitions
--- Hold off every flush until the transaction ends, so that rows and events stand still.
-SELECT partition FROM analytics.partitions WHERE partition = ANY(%(partitions)s) ORDER BY partition FOR UPDATE
-
 -- name: raise_epoch
 -- Whoever holds these partitions reads its rows anew: what it has in memory was loaded before the rebuild.
 UPDATE analytics.partitions SET epoch = epoch + 1, updated_at = now() WHERE partition = ANY(%(partitions)s)
 
 -- name: partitions
 -- Which partitions there are, and how many events each has accepted.
-SELECT partition, stream, accepted, committed_offset FROM analytics.partitions ORDER BY partition
+SELECT partition, accepted FROM analytics.partitions ORDER BY partition
 
 -- name: spans
 -- What the archive holds of each partition: by its files, then by the outbox.
