@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -35,6 +35,7 @@ def wall_clock_us() -> int:
 
 
 MERGE_IDS_INTERVAL_US = 60_000_000
+LAG_INTERVAL_S = 1.0
 HAND_OVER_S = 3.0
 """How long a hand-over may wait for the last flush before the next owner is let in."""
 
@@ -167,7 +168,7 @@ class PartitionWorker:
             self._cache = FreshnessCache(self._redis_url, partition=claim.partition, known=known)
         self._claim, self._ledger, self._committed = claim, ledger, replace(position)
         self._reported = Tally()
-        metrics.FRESHNESS_LAG.labels(str(claim.partition)).set_function(self._lag_s)
+        self._show(claim, ledger)
         log.info(
             "partition_recovered",
             extra={
@@ -178,6 +179,15 @@ class PartitionWorker:
                 "ids": ledger.remembered_ids,
             },
         )
+
+    def _show(self, claim: Claim, ledger: Ledger) -> None:
+        """Gauges that are reckoned when read: they tell the truth also while nothing is committed."""
+        partition = str(claim.partition)
+        metrics.FRESHNESS_LAG.labels(partition).set_function(self._lag_s)
+        metrics.BUFFERED_EVENTS.labels(partition).set_function(lambda: ledger.unflushed_events)
+        metrics.DIRTY_ROWS.labels(partition).set_function(lambda: ledger.dirty_rows)
+        metrics.REMEMBERED_IDS.labels(partition).set_function(lambda: ledger.remembered_ids)
+        metrics.LEDGER_BYTES.labels(partition).set_function(lambda: ledger.memory_bytes)
 
     async def deactivated(self) -> None:
         """Another worker is to take over: commit what we have, within `HAND_OVER_S`, and forget the rest.
@@ -305,7 +315,7 @@ class PartitionWorker:
             started = time.perf_counter()
             try:
                 batch, chunk_times_us = await self._drain(claim, ledger)
-                if not await self._commit(claim, batch):
+                if not await self._commit(claim, ledger, batch):
                     return
             except Fenced as error:
                 log.warning("partition_lost", extra={"stream": self.stream, "error": str(error)})
@@ -345,7 +355,9 @@ class PartitionWorker:
                 async with self._books:
                     blocks = ledger.missing()
                     if blocks:
-                        ledger.adopt(await self._sink.load(claim, blocks), blocks)
+                        async with self._lag_shown(claim, ledger):
+                            rows = await self._sink.load(claim, blocks)
+                        ledger.adopt(rows, blocks)
                     batch = ledger.drain(now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
                 if batch.accepted is not None and self._archive is not None and self._archive.full:
@@ -368,22 +380,45 @@ class PartitionWorker:
         metrics.OFFSET_LAG.labels(str(claim.partition)).set(lag)
         return lag == 0
 
-    async def _commit(self, claim: Claim, batch: Batch) -> bool:
+    async def _commit(self, claim: Claim, ledger: Ledger, batch: Batch) -> bool:
         """Flush the very same batch until its outcome is known; False if the partition was let go."""
         backoff = self._backoff()
-        while self._claim is claim:
-            try:
-                await self._sink.flush(claim, batch)
-            except SinkUnavailable as error:
-                metrics.FLUSH_FAILURES.inc()
-                self._database_away("flush_failed", error)
-                await backoff.wait()
-            else:
-                if self.database_error is not None:
-                    log.info("database_back")
-                self.database_error = None
-                return True
+        async with self._lag_shown(claim, ledger):
+            while self._claim is claim:
+                try:
+                    await self._sink.flush(claim, batch)
+                except SinkUnavailable as error:
+                    metrics.FLUSH_FAILURES.inc()
+                    self._database_away("flush_failed", error)
+                    await backoff.wait()
+                else:
+                    if self.database_error is not None:
+                        log.info("database_back")
+                    self.database_error = None
+                    return True
         return False
+
+    @asynccontextmanager
+    async def _lag_shown(self, claim: Claim, ledger: Ledger) -> AsyncIterator[None]:
+        """Keep the gauge of the offset lag true while the database takes long; nobody else asks meanwhile."""
+        known = asyncio.Event()
+
+        async def show() -> None:
+            while True:
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the event is set.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAG_INTERVAL_S):
+                        await known.wait()
+                    return
+                if self._claim is claim:
+                    await self._caught_up(claim, ledger)
+
+        showing = asyncio.create_task(show())
+        try:
+            yield
+        finally:
+            known.set()
+            await showing
 
     def _database_away(self, event: str, error: Exception) -> None:
         if self.database_error != str(error):
@@ -408,11 +443,6 @@ class PartitionWorker:
         metrics.LATE.inc(tally.late - before.late)
         metrics.CAPPED_CLIENTS.inc(tally.capped_clients - before.capped_clients)
         self._reported = tally.copy()
-        partition = str(claim.partition)
-        metrics.BUFFERED_EVENTS.labels(partition).set(ledger.unflushed_events)
-        metrics.DIRTY_ROWS.labels(partition).set(ledger.dirty_rows)
-        metrics.REMEMBERED_IDS.labels(partition).set(ledger.remembered_ids)
-        metrics.LEDGER_BYTES.labels(partition).set(ledger.memory_bytes)
         if chunk_times_us:
             log.debug(
                 "flush_committed",

@@ -432,7 +432,9 @@ class _Unit:
             (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn),
         ):
             raise SchemaMissing(f"run `spendstream migrate`: {str(error).strip()}") from error
-        if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, OSError)):
+        away = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+        # A primary that a failover demoted says read-only until the address leads to the new one.
+        if isinstance(error, (*away, psycopg.errors.ReadOnlySqlTransaction)):
             raise SinkUnavailable(str(error).strip() or type(error).__name__) from error
         raise error
 

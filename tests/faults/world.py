@@ -287,7 +287,7 @@ class World:
                         mix.make, _BLOCK_EVENTS, seed=seed, now_us=time.time_ns() // 1000, orgs=40
                     )
                     block = made.bodies
-                count = luck.choice((1, 10, 50, 100))
+                count = luck.choice((1, 10, 50, 100)) * max(1, round(self.rate / 600))
                 burst, block = block[:count], block[count:]
                 sent.extend(burst)
                 burst += [luck.choice(sent) for _ in burst if luck.random() < _AGAIN_SHARE]

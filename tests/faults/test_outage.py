@@ -1,0 +1,123 @@
+"""A database that is away for long: memory stays bounded, the lag is told truthfully, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local import Stack
+from tests import processes
+from tests.faults.world import Slot, World
+
+pytestmark = pytest.mark.timeout(900)
+
+RATE = 3000.0
+OUTAGE_S = 30.0
+PARTITIONS = 2
+BUFFER_EVENTS_MAX = 4_000
+CHUNK_EVENTS_MAX = 4_000
+"""What the chunks under way can hold beyond the bound: those of the credit, of some hundred events each."""
+MORE_RSS_MIB = 150
+"""The stated bound: so much above what the worker had before the outage."""
+LATE_S = 5.0
+"""How old a gauge may be: LAG_INTERVAL_S and a busy machine."""
+
+
+def gauges(slot: Slot, name: str) -> list[float]:
+    """The values of one metric of the worker, over all partitions."""
+    text = processes.get(slot.process.ready_url.replace("readyz", "metrics"))[1]
+    return [float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)]
+
+
+def rss_mib(slot: Slot) -> float:
+    status = Path(f"/proc/{slot.process.process.pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+async def test_a_long_outage_is_bounded_in_memory_truthful_in_lag_and_lossless(
+    servers: Stack, tmp_path: Path
+) -> None:
+    bounds = {"BUFFER_EVENTS_MAX": str(BUFFER_EVENTS_MAX), "DIRTY_ROWS_MAX": "20000"}
+    env = {"REDIS_URL": servers.redis.url}
+    async with World(
+        servers, tmp_path, seed=5, workers=1, partitions=PARTITIONS, rate=RATE, settings=bounds
+    ) as world:
+        (slot,) = world.slots
+        world.start(slot)
+        await world.ready()
+        world.start_load()
+        await asyncio.sleep(8)
+        with processes.Api(env | {"DATABASE_URL": world.database_url}, tmp_path) as api:
+            assert isinstance(api, processes.Api)
+            org = str(world.sql("SELECT org_id FROM analytics.orgs_seen LIMIT 1")[0][0])
+            before_mib, published = rss_mib(slot), world.published
+            committed_at = {stream: row[2] for stream, row in world.standing().items()}
+
+            began = time.monotonic()
+            await asyncio.to_thread(servers.postgres.pause)
+            seen: list[tuple[float, int, float, float, float, float, Any]] = []
+            while (away_s := time.monotonic() - began) < OUTAGE_S:
+                if away_s > OUTAGE_S / 2 and servers.postgres.is_running():
+                    await asyncio.to_thread(servers.postgres.kill)
+                lag, fresh, buffered = await asyncio.to_thread(
+                    lambda: [
+                        gauges(slot, f"analytics_{name}")
+                        for name in ("stream_offset_lag", "freshness_lag_seconds", "buffered_events")
+                    ]
+                )
+                answer = await asyncio.to_thread(api.ask, f"/orgs/{org}/freshness")
+                seen.append(
+                    (
+                        time.monotonic() - began,
+                        world.published - published,
+                        sum(lag),
+                        max(fresh),
+                        max(buffered),
+                        await asyncio.to_thread(rss_mib, slot),
+                        answer,
+                    )
+                )
+                await asyncio.sleep(1)
+            status = await asyncio.to_thread(slot.process.status)
+            await asyncio.to_thread(servers.postgres.start)
+            world.aim()
+            backlog = sum((await world.ends()).values()) - sum(committed_at.values())
+            await world.stop_load()
+            await world.drained()
+            drained_s = time.monotonic() - began - OUTAGE_S
+
+            processes.wait_for(lambda: slot.process.status() == 200, 60, slot.process.log)
+            after = await asyncio.to_thread(api.answer, f"/orgs/{org}/freshness")
+        report = await world.settle()
+    for row in seen:
+        print(*(f"{value:.1f}" if isinstance(value, float) else value for value in row))
+    peak_mib = max(row[5] for row in seen)
+    print(
+        f"{report.events} events; backlog {backlog} after {OUTAGE_S:g} s; drained in {drained_s:.1f} s;"
+        f" RSS {before_mib:.0f} MiB before, {peak_mib:.0f} at most"
+    )
+    assert report.mismatches == []
+    assert report.crashes == []
+    assert status == 503
+
+    # Bounded: reading stopped, so the stream is the buffer.
+    assert peak_mib < before_mib + MORE_RSS_MIB
+    assert max(row[4] for row in seen) <= BUFFER_EVENTS_MAX + CHUNK_EVENTS_MAX
+    assert backlog > RATE * OUTAGE_S / 2
+
+    # Truthful: the unread grows as events are published, and the age of the figures with the time.
+    taken_in = PARTITIONS * 2 * (BUFFER_EVENTS_MAX + CHUNK_EVENTS_MAX)  # a batch in flight, and the next
+    for away_s, came, lag, fresh, *_, answer in seen:
+        if away_s > LATE_S:
+            assert lag >= came * (away_s - LATE_S) / away_s - taken_in, (away_s, came, lag)
+            assert fresh >= away_s - LATE_S, (away_s, fresh)
+            assert answer[0] == 503 or answer[1]["lagSeconds"] >= away_s - LATE_S, answer
+    assert seen[-1][2] > seen[0][2] + RATE * OUTAGE_S / 4
+    assert after["lagSeconds"] < 30
