@@ -71,9 +71,10 @@ def test_every_fault_is_listed_at_once() -> None:
         assert name in faults, name
 
 
-def test_a_secret_is_not_repeated_in_its_fault() -> None:
+@pytest.mark.parametrize("url", ["mysql://user:hunter2@h/d", "postgresql://user:hunter2/x@h/d"])
+def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
     with pytest.raises(settings.ConfigError) as caught:
-        settings.read({"DATABASE_URL": "mysql://user:hunter2@h/d"})
+        settings.read({"DATABASE_URL": url})
     assert "hunter2" not in str(caught.value)
 
 
