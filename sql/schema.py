@@ -290,7 +290,7 @@ archive_files = Table(
     UniqueConstraint("path", name="archive_files_path"),
     Index("archive_files_hour", "hour"),
 )
-"""The manifest: a file in the archive counts if and only if it is listed here. One hour of event time each."""
+"""The manifest: a file in the archive counts if and only if it is listed here. One hour of events each."""
 
 archive_spans = Table(
     "archive_spans",

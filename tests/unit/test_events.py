@@ -197,7 +197,9 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 _NESTED_TWICE_CLOSED_ONCE = (
-    b'{"specversion":"1.0","type":"analytics.usage.v1","data":{"x":1,"data":' + json.dumps(GOOD).encode() + b"}"
+    b'{"specversion":"1.0","type":"analytics.usage.v1","data":{"x":1,"data":'
+    + json.dumps(GOOD).encode()
+    + b"}"
 )
 
 
