@@ -759,6 +759,17 @@ def doctor(as_json: bool) -> None:
 )
 @click.option("--partitions", type=click.IntRange(1), default=1, show_default=True, help="Of the stream.")
 @click.option(
+    "--latency",
+    "rates",
+    type=click.FloatRange(1),
+    multiple=True,
+    metavar="RATE",
+    help="Instead of the race, measure how soon events are visible at so many a second; can be repeated.",
+)
+@click.option(
+    "--seconds", type=DURATION, default=20.0, show_default=True, help="How long for each --latency."
+)
+@click.option(
     "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures here."
 )
 @click.option(
@@ -777,6 +788,8 @@ def bench(
     clients: int,
     copies: int,
     partitions: int,
+    rates: tuple[float, ...],
+    seconds: float,
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
@@ -785,7 +798,7 @@ def bench(
     With RABBITMQ_URL and DATABASE_URL also the whole path: in a stream and in databases of its own, which are
     deleted at the end. DuckDB and bytewax take part where they are installed.
     """
-    from pipeline.bench import race, report
+    from pipeline.bench import latency, race, report
     from pipeline.bench.servers import BenchError
     from pipeline.bench.workload import Shape
 
@@ -803,6 +816,19 @@ def bench(
         database_url=values["DATABASE_URL"],
     )
     found_on = report.machine()
+    if rates:
+        if not options.rabbitmq_url or not options.database_url:
+            raise click.UsageError("--latency needs RABBITMQ_URL and DATABASE_URL")
+        try:
+            found = [latency.measure(options, rate=rate, seconds=seconds) for rate in rates]
+        except BenchError as error:
+            _fail(str(error))
+        click.echo(report.latency_table(found, found_on))
+        if json_file is not None:
+            json_file.write_text(json.dumps(report.latency_record(found, found_on), indent=1) + "\n")
+        if any(one.lost for one in found):
+            _fail("events were lost")
+        return
     try:
         results = race.race(options, echo=lambda line: click.echo(line, err=True))
     except BenchError as error:

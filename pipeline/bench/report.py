@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.latency import Latency
 from pipeline.bench.race import Options, Result
 
 
@@ -99,3 +101,23 @@ def _lines(results: Sequence[Result], best: float | None) -> Iterator[str]:
             f"| {about} | {result.rate():,.0f} | {result.spread():.0%} | {result.rate_by_cpu():,.0f}"
             f" | {peak:,.0f} | {ratio} | {exact} |"
         )
+
+
+def latency_record(found: Sequence[Latency], found_on: dict[str, Any]) -> dict[str, Any]:
+    return {"machine": found_on, "latency": [asdict(one) for one in found]}
+
+
+def latency_table(found: Sequence[Latency], found_on: dict[str, Any]) -> str:
+    lines = [
+        f"{found_on['date'][:10]}, {found_on['cores']} cores ({found_on['processor']}), Python"
+        f" {found_on['python']}, load {found_on['load_1m']} at the start.",
+        "",
+        "| events/s | published | lost | p50 s | p95 s | p99 s | worker CPU s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines.extend(
+        f"| {one.rate:,.0f} | {one.published:,} | {one.lost} | {one.p50_s:.2f} | {one.p95_s:.2f}"
+        f" | {one.p99_s:.2f} | {one.worker_cpu_s:.1f} |"
+        for one in found
+    )
+    return "\n".join(lines) + "\n"

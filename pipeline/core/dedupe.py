@@ -46,12 +46,19 @@ class SeenIds:
         return sum(table.nbytes for table in self._tables)
 
     def add(
-        self, ids: IntArray, orgs: IntArray, hours: IntArray, checks: IntArray, live_from: IntArray
+        self,
+        ids: IntArray,
+        orgs: IntArray,
+        hours: IntArray,
+        checks: IntArray,
+        live_from: IntArray,
+        kept_from: int | None = None,
     ) -> IntArray:
         """Look up and remember n pairs in order; returns `kernels.NEW`, `DUPLICATE` or `CONFLICT` (uint8[n]).
 
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint32[n] (of the
-        payload), ``live_from`` int32[n]: entries of earlier hours are forgotten for that event.
+        payload), ``live_from`` int32[n]: entries of earlier hours are forgotten for that event. Those before
+        ``kept_from`` (the least of ``live_from``) may be given up for good.
         """
         outcomes = np.empty(len(ids), np.uint8)
         done = 0
@@ -61,7 +68,7 @@ class SeenIds:
             )
             if done == len(ids):
                 return outcomes
-            self.renew(full, live_from=int(live_from.min()))
+            self.renew(full, live_from=int(live_from.min()) if kept_from is None else kept_from)
 
     def renew(self, number: int, *, live_from: int) -> None:
         """Drop a table's ids of hours before ``live_from``, and make room where that does not suffice."""

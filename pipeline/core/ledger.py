@@ -216,13 +216,13 @@ class Ledger:
 
     def recover_ids(self, segments: Sequence[tuple[int, bytes]]) -> None:
         """Remember the ids of stored (hour, segment) pairs, in ascending order of the hour."""
-        parts = [(hour, *dedupe.decode_segment(segment)) for hour, segment in segments]
-        if not parts:
-            return
-        hours = np.repeat(np.array([part[0] for part in parts], np.int32), [len(part[2]) for part in parts])
-        org, ids, checks = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
-        # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
-        self._seen_ids.add(ids, self._reader.orgs.number(org), hours, checks, hours)
+        for hour, segment in segments:  # one at a time: all of them decoded would be as large as the table
+            org, ids, checks = dedupe.decode_segment(segment)
+            hours = np.full(len(ids), hour, np.int32)
+            # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
+            self._seen_ids.add(
+                ids, self._reader.orgs.number(org), hours, checks, hours, self.live_hours_from()
+            )
 
     def live_hours_from(self) -> int:
         """First hour whose ids still count at the broker time of the last chunk."""

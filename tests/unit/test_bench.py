@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
-from pipeline.bench import contenders, race, report, servers, workload
+from pipeline.bench import contenders, latency, race, report, servers, workload
 from pipeline.bench.answers import Answer, Outcome
 from tests import oracle as naive
 
@@ -161,3 +161,18 @@ def test_the_command_fails_on_a_wrong_answer_and_on_an_unknown_contender(
     done = CliRunner().invoke(cli.main, ["bench", "--only", "nobody"])
     assert done.exit_code == 2
     assert "no contender 'nobody'; there are drain, decode, core" in done.output
+
+
+def test_latency_is_counted_by_event_and_what_was_never_seen_is_infinitely_late() -> None:
+    published_s, published = [0.0, 1.0, 2.0], [97, 99, 100]
+    assert latency.percentiles(published_s, published, [0.5, 2.5], [98, 100]) == (0.5, 0.5, 1.5)
+    assert latency.percentiles(published_s, published, [0.5, 2.5], [98, 100], warm_s=1.0) == (1.5, 1.5, 1.5)
+    assert latency.percentiles([0.0, 1.0], [50, 100], [0.25], [50]) == (0.25, float("inf"), float("inf"))
+
+
+def test_latency_needs_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RABBITMQ_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    done = CliRunner().invoke(cli.main, ["bench", "--latency", "100"])
+    assert done.exit_code == 2
+    assert "needs RABBITMQ_URL and DATABASE_URL" in done.output
