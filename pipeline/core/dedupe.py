@@ -72,6 +72,7 @@ class SeenIds:
 
     def renew(self, number: int, *, live_from: int) -> None:
         """Drop a table's ids of hours before ``live_from``, and make room where that does not suffice."""
+        live_from = max(live_from, 0)  # an empty slot must not look like an id of hour -1
         table = self._tables[number]
         live = int(np.count_nonzero(table[:, 5] > live_from))  # stored as hour + 1
         fresh = _table(max(_SLOTS_MIN, round(live * _GROWTH / _LOAD_MAX)))
