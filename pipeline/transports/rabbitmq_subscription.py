@@ -38,6 +38,7 @@ class RabbitMQSubscription:
         self._received: tuple[int, int] | None = None
         self._seen_end: tuple[int, int] | None = None
         self._asked_chunk = -1
+        self._seen_overtaken_at = -1
         self._probe_lock = asyncio.Lock()
         connection.on_chunk = self._on_chunk
         connection.on_death = self._news.set
@@ -103,6 +104,7 @@ class RabbitMQSubscription:
         """
         self._connection.raise_if_dead()
         stats = await self._connection.stats(self._stream)
+        self._end_if_stuck(stats["first_chunk_id"])
         committed_chunk = stats["committed_chunk_id"]
         stands_still = committed_chunk == self._asked_chunk
         self._asked_chunk = committed_chunk
@@ -192,11 +194,29 @@ class RabbitMQSubscription:
             return False
         if first_offset <= expected:
             return True
+        raise self._overtaken(expected, first_offset)
+
+    def _end_if_stuck(self, first_offset: int) -> None:
+        """End a subscription whose reader at the broker lost its place to retention and stays silent.
+
+        RabbitMQ 4 leaves such a reader waiting for ever, however the stream grows, when it comes to the
+        end of a segment just as the next ones are deleted. One chunk may be under way, so it must be seen
+        twice. Raises TransportError.
+        """
+        silent = not self._delivered and self._ungranted < self._credit
+        if self._next_offset is None or first_offset <= self._next_offset or not silent:
+            self._seen_overtaken_at = -1
+        elif self._seen_overtaken_at == self._next_offset:
+            raise self._overtaken(self._next_offset, first_offset)
+        else:
+            self._seen_overtaken_at = self._next_offset
+
+    def _overtaken(self, expected: int, first_offset: int) -> TransportError:
         error: TransportError = TransportError(f"retention overtook the reader of stream {self._stream!r}")
         if self._received is None:
             error = OffsetGone(stream=self._stream, wanted_offset=expected, first_offset=first_offset)
         self._connection.fail(error)
-        raise error
+        return error
 
     async def _end_of_last_chunk(self, last_chunk: int) -> int | None:
         """The offset after the last publisher's record, read from its chunk; None if there is none yet.
