@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from alembic import command
 from alembic.config import Config
@@ -69,6 +70,11 @@ def revision(connection: Connection) -> str | None:
 
 
 def sqlalchemy_url(database_url: str) -> str:
-    """The URL with psycopg 3 named as the driver, password and all."""
+    """The URL with psycopg 3 named as the driver, password and all, and with several hosts in its words."""
+    parts = urlsplit(database_url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    if "," in hosts:
+        query = "&".join([*(f"host={host}" for host in hosts.split(",")), *filter(None, [parts.query])])
+        database_url = parts._replace(netloc=f"{user}{at}", query=query).geturl()
     url = make_url(database_url)
     return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)

@@ -85,6 +85,19 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def _database_url(text: str) -> str:
+    """As libpq reads it: also with several hosts, of which the first that fits is taken."""
+    one_host = _url("postgresql", "postgres")
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return one_host(text)  # it says what is wrong
+    user, at, hosts = parts.netloc.rpartition("@")
+    for host in hosts.split(","):
+        one_host(parts._replace(netloc=f"{user}{at}{host}").geturl())
+    return text
+
+
 def _archive_url(text: str) -> str:
     parts = urlsplit(text)
     folder = parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
@@ -165,9 +178,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(
         "DATABASE_URL",
-        _url("postgresql", "postgres"),
+        _database_url,
         None,
-        "PostgreSQL 15+, with or without TimescaleDB",
+        "PostgreSQL 15+, with or without TimescaleDB; after a failover,"
+        " `host1,host2/name?target_session_attrs=read-write` finds the new primary",
         True,
     ),
     _setting(
