@@ -1,0 +1,72 @@
+"""What a database refuses though it is there: the sink says "not now", and the same batch goes in later."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+import pytest
+
+from pipeline.core.rules import Rules
+from pipeline.sink.timescale import SinkUnavailable, TimescaleSink
+from sql import migrate
+from tests import books, mix
+from tests import oracle as naive
+
+NOW_US = 1_790_000_000_000_000
+RULES = Rules()
+BODIES = mix.make(200, seed=31, now_us=NOW_US).bodies
+
+
+@pytest.fixture
+def url(embedded_postgres_url: str) -> str:
+    migrate.upgrade(embedded_postgres_url)
+    return embedded_postgres_url
+
+
+def expected() -> dict[str, object]:
+    oracle = naive.Oracle(books.oracle_rules(RULES))
+    oracle.feed_all((i, NOW_US, body) for i, body in enumerate(BODIES))
+    return books.expected(oracle)
+
+
+async def test_a_read_only_server_is_waited_for(url: str) -> None:
+    """25006: a primary that a failover demoted says it, until the address leads to the new one."""
+    sink = TimescaleSink(url)
+    claim, ledger = await books.recover(sink, RULES)
+    for chunk in books.chunks_of(BODIES, size=50, broker_us=NOW_US):
+        ledger.ingest(**chunk)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    read_only = "SET default_transaction_read_only = on"
+    await (await sink.connection()).execute(read_only)
+    with pytest.raises(SinkUnavailable, match="read-only"):
+        await sink.flush(claim, batch)
+    await (await sink.connection()).execute(read_only)
+    with pytest.raises(SinkUnavailable, match="read-only"):
+        await sink.claim("another")
+    await sink.flush(claim, batch)  # on a connection of its own: the refused one was let go
+    await sink.close()
+    assert not books.difference(books.stored_in_database(url), expected())
+
+
+async def test_a_serialization_failure_is_tried_again(url: str) -> None:
+    """40001, where an operator made snapshots stricter than the sink asks for."""
+    sink = TimescaleSink(url)
+    claim, ledger = await books.recover(sink, RULES)
+    for chunk in books.chunks_of(BODIES, size=50, broker_us=NOW_US):
+        ledger.ingest(**chunk)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    await (await sink.connection()).execute("SET default_transaction_isolation = 'repeatable read'")
+    async with await psycopg.AsyncConnection.connect(url) as other:
+        await other.execute("UPDATE analytics.partitions SET updated_at = updated_at")
+        flushing = asyncio.create_task(sink.flush(claim, batch))
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as third:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while (await (await third.execute(waiting)).fetchone()) == (0,):  # noqa: ASYNC110 - the server tells
+                await asyncio.sleep(0.01)
+        await other.commit()
+        with pytest.raises(SinkUnavailable, match="could not serialize"):
+            await flushing
+    await sink.flush(claim, batch)
+    await sink.close()
+    assert not books.difference(books.stored_in_database(url), expected())
