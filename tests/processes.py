@@ -95,6 +95,10 @@ class Process:
         wait_for(lambda: self.status() == 200 or self.process.poll() is not None, READY_S, self.log)
         assert self.process.poll() is None, self.log()
 
+    def has_log(self) -> bool:
+        """Has it been started yet?"""
+        return self._log.exists()
+
     def log(self, most: int | None = 4000) -> str:
         """The last ``most`` characters of the log, or all of it."""
         text = self._log.read_text(errors="replace")

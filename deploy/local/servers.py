@@ -376,7 +376,9 @@ class Postgres(Server):
     def settle(self) -> None:
         if not self._execute("postgres", "SELECT 1 FROM pg_database WHERE datname = 'spendstream'"):
             self._execute("postgres", "CREATE DATABASE spendstream TEMPLATE template0")
-        self._execute("spendstream", "CREATE EXTENSION IF NOT EXISTS timescaledb")
+        # A hot standby has it and takes no command that could make it.
+        if not self._execute("spendstream", "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'"):
+            self._execute("spendstream", "CREATE EXTENSION IF NOT EXISTS timescaledb")
 
     def _execute(self, database: str, sql: str) -> list[tuple[Any, ...]]:
         import psycopg

@@ -1,41 +1,100 @@
 """``python -m tests.faults --faults 200 --seed 1``: a storm of real faults, and the books at its end.
 
-Exits with 1 if any bucket differs from the oracle, or a worker ended by itself.
+Exits with 1 if any bucket differs from the oracle, or a worker ended by itself. Where it may (as root,
+without Docker), each PostgreSQL gets a small file system, so that a full disk is a full disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from deploy.local import Stack
+from tests.faults import failover
+from tests.faults.faults import FAULTS
 from tests.faults.schedule import Storm, storm
 from tests.faults.world import World
 
+DISK_MIB = 1024
+_OWN_MOUNTS = "SPENDSTREAM_FAULTS_OWN_MOUNTS"
 
-async def run(folder: Path, options: argparse.Namespace) -> Storm:
-    with Stack(folder / "stack", temporary=True) as stack:
-        async with World(
-            stack,
-            folder,
-            seed=options.seed,
-            workers=options.workers,
-            partitions=options.partitions,
-            rate=options.rate,
-            say=lambda line: print(line, flush=True),
-        ) as world:
-            return await storm(
-                world, faults=options.faults, seed=options.seed, workers=max(2, options.workers - 1)
-            )
+
+def mounts_of_our_own() -> bool:
+    """Go on in a mount namespace, which ends with us, if there can be one; is this it?"""
+    if os.environ.get(_OWN_MOUNTS):
+        return True
+    probe = ("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt")
+    try:
+        possible = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    except OSError:
+        possible = False
+    if possible:
+        os.environ[_OWN_MOUNTS] = "1"
+        again = (sys.executable, "-m", "tests.faults", *sys.argv[1:])
+        os.execvp("unshare", ("unshare", "--mount", *again))
+    return False
+
+
+def mount_small_disk(stack: Stack) -> None:
+    stack.postgres.data.mkdir(parents=True)
+    mount = ("mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(stack.postgres.data))
+    subprocess.run(mount, check=True)
+
+
+def unmount_small_disk(stack: Stack) -> None:
+    stack.postgres.kill()
+    subprocess.run(("umount", "--lazy", str(stack.postgres.data)), check=True)
+
+
+async def run(folder: Path, options: argparse.Namespace, *, own_mounts: bool) -> Storm:
+    kinds = options.kinds.split(",") if options.kinds else None
+    with (
+        Stack(folder / "stack", temporary=True) as stack,
+        Stack(folder / "second", temporary=True) as second,
+    ):
+        disks_small = own_mounts and failover.possible(stack, second)
+        if disks_small:
+            mount_small_disk(stack)
+            mount_small_disk(second)
+        try:
+            async with World(
+                stack,
+                folder,
+                seed=options.seed,
+                workers=options.workers,
+                partitions=options.partitions,
+                rate=options.rate,
+                second=second,
+                archive=True,
+                disks_small=disks_small,
+                say=lambda line: print(line, flush=True),
+            ) as world:
+                left_out = sorted(f.name for f in FAULTS.values() if f.needs and f.needs not in world.able)
+                if left_out:
+                    print(f"not possible here, left out: {', '.join(left_out)}")
+                return await storm(
+                    world,
+                    faults=options.faults,
+                    seed=options.seed,
+                    kinds=kinds,
+                    workers=max(2, options.workers - 1),
+                )
+        finally:
+            if disks_small:
+                unmount_small_disk(stack)
+                unmount_small_disk(second)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", type=int, default=220, help="how many to inject (220)")
+    parser.add_argument("--kinds", default="", help="just these, in this order, with commas between")
     parser.add_argument(
         "--seed", type=int, default=None, help="of the schedule and the events; else by the clock"
     )
@@ -43,23 +102,24 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=4, help="of the super stream (4)")
     parser.add_argument("--rate", type=float, default=300.0, help="events a second (300)")
     options = parser.parse_args()
+    own_mounts = mounts_of_our_own()
     if options.seed is None:
         options.seed = time.time_ns() % 1_000_000
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="spendstream-faults-") as folder:
-        done = asyncio.run(run(Path(folder), options))
-    assert done.report is not None
-    for name, count in sorted(done.injected.items()):
-        print(f"  {count:4d} {name}")
-    for line in (*done.report.mismatches[:50], *done.report.crashes):
+    with tempfile.TemporaryDirectory(prefix="spendstream-faults-", ignore_cleanup_errors=True) as folder:
+        done = asyncio.run(run(Path(folder), options, own_mounts=own_mounts))
+    report = done.report
+    assert report is not None
+    for line in (*report.mismatches[:50], *report.crashes):
         print(line)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
     print(
-        f"seed {options.seed}, {time.monotonic() - began:.0f} s, accepted {done.report.accepted}, duplicate"
-        f" {done.report.duplicate}, rejected {done.report.rejected}, workers that ended by themselves:"
-        f" {len(done.report.crashes)}"
+        f"seed {options.seed}, {time.monotonic() - began:.0f} s, accepted {report.accepted} (late"
+        f" {report.late}), duplicate {report.duplicate}, rejected {report.rejected} ({reasons}),"
+        f" archived {report.archived}, workers that ended by themselves: {len(report.crashes)}"
     )
     print(done.closing_line())
-    return 1 if done.report.mismatches or done.report.crashes else 0
+    return 1 if report.mismatches or report.crashes else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,13 @@ from deploy.local.servers import Server
 @pytest.fixture
 def servers(stack: Stack, up: Callable[[Server], None]) -> Stack:
     """The session's stack, with all that a world needs running."""
-    for server in (stack.rabbitmq, stack.postgres, stack.redis):
+    for server in (stack.rabbitmq, stack.postgres, stack.redis, stack.s3):
         up(server)
     return stack
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Iterator[Stack]:
+    """A stack of the test's own, in which nothing runs yet."""
+    with Stack(tmp_path / "second", temporary=True) as second:
+        yield second

@@ -10,27 +10,29 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psycopg
 
+from tests.faults import clock
 from tests.faults.world import Slot, World
 from tests.tcp_proxy import Moment
 
 TAKEOVER_S = 45.0
 COMMIT_S = 10.0
+NOTICE_S = 15.0
 SQLSTATES = {
     "disk_full": "53100",
-    "serialization": "40001",
     "deadlock": "40P01",
     "statement_timeout": "57014",
     "out_of_memory": "53200",
-    "read_only": "25006",
     "io_error": "58030",
 }
-"""What the database refuses a flush with; ``read_only`` is what a primary says that a failover demoted."""
+"""What a trigger refuses a flush with, in place of the database itself."""
+JUMPS_S = (-2 * 86_400, -3600, -90, 90, 3600, 2 * 86_400, 500 * 86_400)
 
 OnWorker = Callable[[World, Slot, random.Random], Awaitable[bool]]
 OnServer = Callable[[World, random.Random], Awaitable[bool]]
@@ -38,11 +40,13 @@ OnServer = Callable[[World, random.Random], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """``target``: ``worker``, or the server that it keeps busy. ``weight``: how often in one round of all."""
+    """``target``: ``worker``, or the server that it keeps busy. ``weight``: how often in one round of all.
+    ``needs``: what the world must be able to."""
 
     name: str
     target: str
     weight: int
+    needs: str | None = None
     on_worker: OnWorker | None = None
     on_server: OnServer | None = None
 
@@ -59,10 +63,10 @@ def _worker(weight: int = 1) -> Callable[[OnWorker], OnWorker]:
     return add
 
 
-def _server(target: str, weight: int = 1) -> Callable[[OnServer], OnServer]:
+def _server(target: str, weight: int = 1, needs: str | None = None) -> Callable[[OnServer], OnServer]:
     def add(run: OnServer) -> OnServer:
         name = run.__name__
-        FAULTS[name] = Fault(name=name, target=target, weight=weight, on_server=run)
+        FAULTS[name] = Fault(name=name, target=target, weight=weight, needs=needs, on_server=run)
         return run
 
     return add
@@ -134,6 +138,19 @@ async def worker_leaves_and_another_joins(world: World, slot: Slot, luck: random
     return True
 
 
+@_worker(3)
+async def worker_clock_jumps(world: World, slot: Slot, luck: random.Random) -> bool:
+    """Somebody sets the host's clock, and mostly sets it right again; sometimes a worker starts with it."""
+    if luck.random() < 0.3:
+        await asyncio.to_thread(slot.process.kill)
+    slot.clock.set(luck.choice(JUMPS_S))
+    world.start(slot)
+    await asyncio.sleep(clock.NOTICED_S + luck.choice((0.5, 2, 6)))
+    if luck.random() < 0.7:
+        slot.clock.set(0)
+    return True
+
+
 # --- a worker's network -------------------------------------------------------------------------------------
 
 
@@ -165,20 +182,22 @@ async def database_connection_cut(world: World, slot: Slot, luck: random.Random)
 
 @_worker()
 async def database_connection_half_open(world: World, slot: Slot, luck: random.Random) -> bool:
-    slot.database.freeze()
+    database = slot.database
+    database.freeze()
     await asyncio.sleep(luck.choice((1, 4, 12)))
     if luck.random() < 0.7:
-        slot.database.cut()
-    slot.database.thaw()
+        database.cut()
+    database.thaw()
     return True
 
 
 async def _cut_at_commit(slot: Slot, moment: Moment) -> bool:
-    slot.database.cut_at = (b"COMMIT\0", moment)
+    database = slot.database
+    database.cut_at = (b"COMMIT\0", moment)
     until = time.monotonic() + COMMIT_S
-    while slot.database.cut_at is not None and time.monotonic() < until:  # noqa: ASYNC110 - a proxy has no events
+    while database.cut_at is not None and time.monotonic() < until:  # noqa: ASYNC110 - a proxy has no events
         await asyncio.sleep(0.05)
-    struck, slot.database.cut_at = slot.database.cut_at is None, None
+    struck, database.cut_at = database.cut_at is None, None
     return struck
 
 
@@ -235,25 +254,25 @@ async def publisher_connection_cut(world: World, luck: random.Random) -> bool:
 
 @_server("database")
 async def database_restarted(world: World, luck: random.Random) -> bool:
-    await asyncio.to_thread(world.stack.postgres.restart)
+    await asyncio.to_thread(world.postgres.restart)
     world.aim()
     return True
 
 
 @_server("database", 2)
 async def database_killed(world: World, luck: random.Random) -> bool:
-    await asyncio.to_thread(world.stack.postgres.kill)
+    await asyncio.to_thread(world.postgres.kill)
     await asyncio.sleep(luck.uniform(0, 2))
-    await asyncio.to_thread(world.stack.postgres.start)
+    await asyncio.to_thread(world.postgres.start)
     world.aim()
     return True
 
 
 @_server("database")
 async def database_paused(world: World, luck: random.Random) -> bool:
-    await asyncio.to_thread(world.stack.postgres.pause)
+    await asyncio.to_thread(world.postgres.pause)
     await asyncio.sleep(luck.choice((0.5, 3, 8)))
-    await asyncio.to_thread(world.stack.postgres.resume)
+    await asyncio.to_thread(world.postgres.resume)
     return True
 
 
@@ -296,9 +315,105 @@ async def database_sessions_ended(world: World, luck: random.Random) -> bool:
     return struck
 
 
+@_server("database", 3, needs="second")
+async def database_failed_over(world: World, luck: random.Random) -> bool:
+    """The primary goes, at another address a standby takes over; what it had not received yet is lost."""
+    lose_s, demote = luck.choice((0, 0.5, 2)), luck.random() < 0.5
+    world.say(
+        f"  what was committed in the last {lose_s} s is lost; the old one is {'back' if demote else 'gone'}"
+    )
+    await world.fail_over(lose_s=lose_s, demote=demote)
+    return True
+
+
 @_server("database", 3)
+async def database_read_only(world: World, luck: random.Random) -> bool:
+    """As a primary that was demoted, or that its operator protects: 25006."""
+    since = world.logged()
+    async with _configured(world, "default_transaction_read_only", "on") as done:
+        struck = done and await world.has_logged("read-only", since=since, within_s=NOTICE_S)
+        await asyncio.sleep(luck.uniform(0, 3))
+    return struck
+
+
+@_server("database", 2)
+async def database_serialization_failures(world: World, luck: random.Random) -> bool:
+    """Snapshots stricter than the sink asks for, while others write the row that it begins with: 40001."""
+    since = world.logged()
+    over = asyncio.Event()
+
+    def write() -> None:
+        with suppress(psycopg.Error), psycopg.connect(world.database_url, connect_timeout=5) as connection:
+            while not over.is_set():
+                connection.execute("UPDATE analytics.partitions SET updated_at = updated_at")
+                time.sleep(0.1)
+                connection.commit()
+
+    async with _configured(world, "default_transaction_isolation", "'repeatable read'") as done:
+        writing = asyncio.create_task(asyncio.to_thread(write))
+        try:
+            struck = done and await world.has_logged("could not serialize", since=since, within_s=NOTICE_S)
+            await asyncio.sleep(luck.uniform(0, 2))
+        finally:
+            over.set()
+            await writing
+    return struck
+
+
+@asynccontextmanager
+async def _configured(world: World, name: str, value: str) -> AsyncIterator[bool]:
+    """The server runs with the setting; was it made?"""
+    reload = "SELECT pg_reload_conf()"
+    done = False
+    with suppress(psycopg.Error):
+        await asyncio.to_thread(world.sql, f"ALTER SYSTEM SET {name} = {value}", reload)
+        done = True
+    try:
+        yield done
+    finally:
+        await _insist(world, f"ALTER SYSTEM RESET {name}", reload)
+
+
+async def _insist(world: World, *statements: str) -> None:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            await asyncio.to_thread(world.sql, *statements)
+            return
+        except psycopg.Error:
+            if time.monotonic() > until:
+                raise
+        await asyncio.sleep(0.2)
+
+
+@_server("database", 2, needs="disk")
+async def database_disk_full(world: World, luck: random.Random) -> bool:
+    """Not a byte is left on the file system of data and log; the server may well end of it."""
+    since, server = world.logged(), world.postgres
+    filler = server.data / "filler"
+    try:
+        await asyncio.to_thread(_fill, filler)
+        struck = await world.has_logged("No space left", since=since, within_s=NOTICE_S)
+        await asyncio.sleep(luck.uniform(0, 3))
+        struck = struck or not server.is_running()
+    finally:
+        filler.unlink(missing_ok=True)
+    await asyncio.to_thread(server.start)
+    world.aim()
+    return struck
+
+
+def _fill(filler: Path) -> None:
+    with filler.open("wb", buffering=0) as file:
+        for size in (2**20, 2**12):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+@_server("database", 2)
 async def database_refuses_flushes(world: World, luck: random.Random) -> bool:
-    """Disk full, serialization failure and others: any flush fails with that state."""
+    """A trigger raises what the server would raise; any flush fails with that state."""
     name, state = luck.choice(list(SQLSTATES.items()))
     world.say(f"  refused as {name} ({state})")
     try:
@@ -312,15 +427,8 @@ async def database_refuses_flushes(world: World, luck: random.Random) -> bool:
     except psycopg.Error:
         return False
     await asyncio.sleep(luck.choice((0.5, 2, 4)))
-    until = time.monotonic() + 60
-    while True:
-        try:
-            await asyncio.to_thread(world.sql, "DROP TRIGGER IF EXISTS refuse ON analytics.partitions")
-            return True
-        except psycopg.Error:
-            if time.monotonic() > until:
-                raise
-        await asyncio.sleep(0.2)
+    await _insist(world, "DROP TRIGGER IF EXISTS refuse ON analytics.partitions")
+    return True
 
 
 # --- what figures do not need -----------------------------------------------------------------------------
@@ -331,4 +439,22 @@ async def redis_away(world: World, luck: random.Random) -> bool:
     await asyncio.to_thread(world.stack.redis.kill)
     await asyncio.sleep(luck.uniform(0.5, 5))
     await asyncio.to_thread(world.stack.redis.start)
+    return True
+
+
+@_server("s3", 2, needs="archive")
+async def s3_away(world: World, luck: random.Random) -> bool:
+    await asyncio.to_thread(luck.choice((world.stack.s3.kill, world.stack.s3.stop)))
+    await asyncio.sleep(luck.uniform(0.5, 20))
+    await asyncio.to_thread(world.stack.s3.start)
+    world.aim()
+    return True
+
+
+@_server("s3", needs="archive")
+async def s3_connection_cut(world: World, luck: random.Random) -> bool:
+    world.s3_proxy.freeze()
+    await asyncio.sleep(luck.uniform(0.5, 8))
+    world.s3_proxy.cut()
+    world.s3_proxy.thaw()
     return True

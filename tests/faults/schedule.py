@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from tests.faults.faults import FAULTS, Fault
@@ -30,19 +30,26 @@ class Storm:
 
     def closing_line(self) -> str:
         assert self.report is not None
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.injected.items()))
         return (
-            f"faults injected: {self.injected.total()}, events: {self.report.events},"
+            f"faults injected: {self.injected.total()} ({kinds}), events: {self.report.events},"
             f" mismatches: {len(self.report.mismatches)}"
         )
 
 
-def deck(count: int, luck: random.Random, kinds: Sequence[str] | None = None) -> list[Fault]:
-    """``count`` kinds in rounds: each round has every kind as often as it weighs, in an order of its own."""
+def deck(
+    count: int, luck: random.Random, kinds: Sequence[str] | None = None, able: Container[str] = ()
+) -> list[Fault]:
+    """``count`` kinds in rounds: each round has every kind as often as it weighs, in an order of its own.
+
+    Kinds that need what the world is not ``able`` to are left out.
+    """
+    possible = [fault for fault in FAULTS.values() if fault.needs is None or fault.needs in able]
     if kinds is not None:
-        return [FAULTS[kind] for kind in kinds]
+        return [fault for kind in kinds if (fault := FAULTS[kind]) in possible]
     cards: list[Fault] = []
     while len(cards) < count:
-        a_round = [fault for fault in FAULTS.values() for _ in range(fault.weight)]
+        a_round = [fault for fault in possible for _ in range(fault.weight)]
         luck.shuffle(a_round)
         cards += a_round
     return cards[:count]
@@ -60,7 +67,7 @@ async def storm(
     for slot in world.slots[workers:]:
         world.start(slot)
     world.start_load()
-    cards = deck(faults, luck, kinds)
+    cards = deck(faults, luck, kinds, world.able)
     busy: set[str] = set()
     running: set[asyncio.Task[None]] = set()
     misses = 0

@@ -5,7 +5,9 @@
         await world.heal()
         report = await world.settle()      # every bucket of every grain, against the oracle
 
-Each worker reaches broker and database through two proxies of its own, so that its network alone can be bad.
+Each worker reaches broker and database through proxies of its own, so that its network alone can be bad. It
+has a clock of its own. With a second stack the database has two places, one of which holds the primary: half
+of the workers know both, the others one name that leads to the primary.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import random
 import signal
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,13 +30,17 @@ from urllib.parse import urlsplit
 import psycopg
 
 from deploy.local import Stack
+from deploy.local.servers import Postgres
+from pipeline import config
+from pipeline.archive.store import open_store
 from pipeline.core.ledger import warm_up
 from pipeline.core.rules import Rules
 from pipeline.simulate import PatientPublisher
 from pipeline.transports.rabbitmq import RabbitMQTransport
 from sql import migrate
-from tests import books, mix, processes, streams
+from tests import archives, books, mix, processes, streams
 from tests import oracle as naive
+from tests.faults import clock, failover
 from tests.tcp_proxy import TcpProxy
 
 Made = TypeVar("Made")
@@ -43,6 +50,9 @@ DRAIN_S = 240.0
 _BLOCK_EVENTS = 5_000
 _AGAIN_SHARE = 0.02
 """On top of the mix: bodies of any time before, published once more."""
+_CONFLICTS = 40
+"""On top of the mix, to a block: ids of blocks before, with another time."""
+_ARCHIVE_INTERVAL = "15s"
 
 
 @dataclass(slots=True)
@@ -51,8 +61,12 @@ class Slot:
 
     number: int
     broker: TcpProxy
-    database: TcpProxy
+    databases: tuple[TcpProxy, ...]
+    """One to each place of the database, or a single one that always leads to the primary."""
     process: processes.Process
+    clock: clock.Clock
+    place: int = 0
+    """Where the primary is."""
     wanted: bool = False
     """Should it run? Then it is started again when it dies by itself."""
     busy: bool = False
@@ -61,10 +75,18 @@ class Slot:
     """By SIGSTOP."""
     crashes: list[str] = field(default_factory=list)
 
+    @property
+    def database(self) -> TcpProxy:
+        """The way to the primary."""
+        return self.databases[min(self.place, len(self.databases) - 1)]
+
     def running(self) -> bool:
         with suppress(AssertionError):
             return self.process.process.poll() is None
         return False
+
+    def has_log(self) -> bool:
+        return self.process.has_log()
 
     def events(self) -> list[dict[str, Any]]:
         """The log's lines; one that a kill cut off is left out."""
@@ -93,18 +115,29 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """``mismatches``: differences of stored and counted. ``crashes``: workers that ended by themselves."""
+    """``mismatches``: differences of stored and counted. ``crashes``: workers that ended by themselves.
+
+    ``late`` are among the accepted, ``reasons`` those of the rejected. ``archived`` is how many events the
+    archive was found to hold, each in its place; None if the world has none.
+    """
 
     events: int
     accepted: int
     duplicate: int
     rejected: int
+    late: int
+    reasons: Counter[str]
+    archived: int | None
     mismatches: list[str]
     crashes: list[str]
 
 
 class World:
-    """``workers`` slots, ``partitions`` partitions, ``rate`` events a second. An async context manager."""
+    """``workers`` slots, ``partitions`` partitions, ``rate`` events a second. An async context manager.
+
+    ``second``: a stack whose PostgreSQL may become the primary. ``archive``: workers archive to the stack's
+    S3. ``disks_small``: both PostgreSQL have their data on a file system that can be filled.
+    """
 
     def __init__(
         self,
@@ -115,6 +148,9 @@ class World:
         workers: int = 4,
         partitions: int = 4,
         rate: float = 300.0,
+        second: Stack | None = None,
+        archive: bool = False,
+        disks_small: bool = False,
         settings: dict[str, str] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -125,9 +161,17 @@ class World:
         self.slots: list[Slot] = []
         self.published = 0
         self.publisher_proxy = TcpProxy("127.0.0.1", 1)
+        self.s3_proxy = TcpProxy("127.0.0.1", 1)
+        self.archive = archive
         self.database = f"faults_{uuid.uuid4().hex}"
         self.stream = f"faults.{uuid.uuid4().hex[:12]}"
         self.streams = [f"{self.stream}-{number}" for number in range(partitions)]
+        can_follow = second is not None and failover.possible(stack, second)
+        self._places = (stack, second) if second is not None and can_follow else (stack,)
+        self._place = 0
+        has = {"second": can_follow, "archive": archive, "disk": disks_small}
+        self.able = {need for need, there in has.items() if there}
+        """What faults need and this world has."""
         self._workers = workers
         self._settings = settings or {}
         self._began = time.monotonic()
@@ -144,8 +188,10 @@ class World:
     async def __aenter__(self) -> Self:
         stack = self.stack
         await asyncio.to_thread(warm_up)  # once, not in each worker at the same time
-        await asyncio.to_thread(stack.start, ("rabbitmq", "postgres", "redis"))
-        await asyncio.to_thread(stack.postgres.create_database, self.database)
+        await asyncio.to_thread(stack.start, self._servers)
+        for other in self._places[1:]:
+            await asyncio.to_thread(other.start, ("postgres",))
+        await asyncio.to_thread(self.postgres.create_database, self.database)
         await asyncio.to_thread(migrate.upgrade, self.database_url)
         transport = RabbitMQTransport(streams.config(stack.rabbitmq.url, self.stream))
         try:
@@ -153,13 +199,18 @@ class World:
         finally:
             await transport.close()
         await self.publisher_proxy.__aenter__()
+        await self.s3_proxy.__aenter__()
         for number in range(self._workers):
-            broker, database = TcpProxy("127.0.0.1", 1), TcpProxy("127.0.0.1", 1)
-            await broker.__aenter__()
-            await database.__aenter__()
+            broker = TcpProxy("127.0.0.1", 1)
+            ways = len(self._places) if number % 2 == 0 else 1
+            databases = tuple(TcpProxy("127.0.0.1", 1) for _ in range(ways))
+            for proxy in (broker, *databases):
+                await proxy.__aenter__()
             folder = self.folder / f"worker-{number}"
             folder.mkdir(parents=True)
-            self.slots.append(Slot(number, broker, database, self._process(broker, database, folder)))
+            its_clock = clock.Clock(folder / "clock")
+            process = self._process(broker, databases, its_clock, folder)
+            self.slots.append(Slot(number, broker, databases, process, its_clock))
         self.aim()
         self._tasks.append(asyncio.create_task(self._keep_workers()))
         return self
@@ -177,42 +228,93 @@ class World:
         for proxy in self._proxies():
             await proxy.__aexit__(None, None, None)
         await self.servers_up()
-        await asyncio.to_thread(self.stack.postgres.drop_database, self.database)
+        if self._place != 0:  # as who comes after expects
+            await self.fail_over(lose_s=0, demote=False)
+        await asyncio.to_thread(self.postgres.drop_database, self.database)
+
+    @property
+    def _servers(self) -> tuple[str, ...]:
+        return ("rabbitmq", "postgres", "redis", *(["s3"] if self.archive else []))
+
+    @property
+    def postgres(self) -> Postgres:
+        """The primary."""
+        return self._places[self._place].postgres
 
     @property
     def database_url(self) -> str:
-        return self.stack.postgres.database_url(self.database)
+        return self.postgres.database_url(self.database)
 
-    def _process(self, broker: TcpProxy, database: TcpProxy, folder: Path) -> processes.Process:
+    def _process(
+        self, broker: TcpProxy, databases: tuple[TcpProxy, ...], its_clock: clock.Clock, folder: Path
+    ) -> processes.Process:
         env = {
-            "DATABASE_URL": through(self.database_url, database),
+            "DATABASE_URL": through(self.database_url, *databases),
             "RABBITMQ_URL": through(self.stack.rabbitmq.url, broker),
             "RABBITMQ_STREAM": self.stream,
             "REDIS_URL": self.stack.redis.url,
             "FLUSH_INTERVAL": "200ms",
+            **self._archive_env(),
+            **its_clock.env(),
             **self._settings,
         }
         return processes.worker(env, folder)
 
+    def _archive_env(self) -> dict[str, str]:
+        if not self.archive:
+            return {}
+        s3 = self.stack.s3
+        return {
+            **s3.env,
+            "S3_ENDPOINT": f"http://127.0.0.1:{self.s3_proxy.port}",
+            "ARCHIVE_URL": f"s3://{s3.bucket}/{self.stream}",
+            "ARCHIVE_INTERVAL": _ARCHIVE_INTERVAL,
+        }
+
     def _proxies(self) -> Iterable[TcpProxy]:
         yield self.publisher_proxy
+        yield self.s3_proxy
         for slot in self.slots:
             yield slot.broker
-            yield slot.database
+            yield from slot.databases
 
     def aim(self) -> None:
         """Point the proxies at the servers, which may have come back on other ports."""
-        broker, database = self.stack.rabbitmq.ports["stream"], self.stack.postgres.ports["sql"]
-        self.publisher_proxy.target = ("127.0.0.1", broker)
+        broker = ("127.0.0.1", self.stack.rabbitmq.ports["stream"])
+        places = [("127.0.0.1", stack.postgres.ports["sql"]) for stack in self._places]
+        self.publisher_proxy.target = broker
+        if self.archive:
+            self.s3_proxy.target = ("127.0.0.1", self.stack.s3.ports["s3"])
         for slot in self.slots:
-            slot.broker.target = ("127.0.0.1", broker)
-            slot.database.target = ("127.0.0.1", database)
+            slot.broker.target = broker
+            slot.place = self._place
+            for i, proxy in enumerate(slot.databases):
+                proxy.target = places[i if len(slot.databases) > 1 else self._place]
 
     async def servers_up(self) -> None:
-        stack = self.stack
-        for server in (stack.rabbitmq, stack.postgres, stack.redis):
-            await asyncio.to_thread(server.start)
+        await asyncio.to_thread(self.postgres.start)
+        await asyncio.to_thread(self.stack.start, [name for name in self._servers if name != "postgres"])
         self.aim()
+
+    async def fail_over(self, *, lose_s: float, demote: bool) -> None:
+        """Let a fresh standby in the other place take over: by a clean switch, or losing what was committed
+        in the last ``lose_s`` seconds. The old primary stays dead, or comes back as a standby (``demote``).
+        """
+        old, new = self._places[self._place], self._places[1 - self._place]
+        await asyncio.to_thread(failover.follow, new, old)
+        if lose_s:
+            await asyncio.to_thread(new.postgres.pause)
+            await asyncio.sleep(lose_s)
+            await asyncio.to_thread(old.postgres.kill)
+            await asyncio.to_thread(new.postgres.resume)
+        else:
+            await asyncio.to_thread(old.postgres.stop)  # it waits until the standby has everything
+        await asyncio.to_thread(failover.promote, new)
+        self._place = 1 - self._place
+        self.aim()
+        if demote:
+            await asyncio.to_thread(failover.follow, old, new)
+            self.aim()
 
     # --- workers
 
@@ -257,6 +359,22 @@ class World:
                     self.start(slot)
             await asyncio.sleep(0.3)
 
+    def logged(self) -> dict[int, int]:
+        """How much each worker has logged; see `has_logged`."""
+        return {slot.number: len(slot.process.log(None)) for slot in self.slots if slot.has_log()}
+
+    async def has_logged(self, *texts: str, since: dict[int, int], within_s: float) -> bool:
+        """Does any worker log one of the texts before the time is over?"""
+        until = time.monotonic() + within_s
+        while True:
+            for slot in self.slots:
+                new = slot.process.log(None)[since.get(slot.number, 0) :] if slot.has_log() else ""
+                if any(text in new for text in texts):
+                    return True
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(0.1)
+
     # --- load
 
     def start_load(self) -> None:
@@ -277,16 +395,20 @@ class World:
         transport = RabbitMQTransport(streams.config(url, self.stream))
         publisher = PatientPublisher(transport, warn=lambda line: None)
         sent: list[bytes] = []
+        seeds: list[int] = []
         block: list[bytes] = []
         due = time.monotonic()
         try:
             while self._loading.is_set():
                 if not block:
                     seed = luck.getrandbits(32)
-                    made = await asyncio.to_thread(
-                        mix.make, _BLOCK_EVENTS, seed=seed, now_us=time.time_ns() // 1000, orgs=40
-                    )
-                    block = made.bodies
+                    now_us = time.time_ns() // 1000
+                    block = (await asyncio.to_thread(_block, seed, now_us)).bodies
+                    if seeds:  # the same ids again, but all that happened at another time
+                        other = (await asyncio.to_thread(_block, luck.choice(seeds), now_us)).bodies
+                        for body in luck.sample(other, _CONFLICTS):
+                            block.insert(luck.randrange(len(block)), body)
+                    seeds.append(seed)
                 count = luck.choice((1, 10, 50, 100)) * max(1, round(self.rate / 600))
                 burst, block = block[:count], block[count:]
                 sent.extend(burst)
@@ -308,6 +430,7 @@ class World:
             proxy.thaw()
         await self.servers_up()
         for slot in self.slots:
+            slot.clock.set(0)
             if slot.stopped and slot.running():
                 slot.signal(signal.SIGCONT)
 
@@ -346,53 +469,102 @@ class World:
                 raise AssertionError(f"not drained in {timeout_s:g} s: (committed, end) {behind}\n{logs}")
             await asyncio.sleep(0.2)
 
+    async def _archived(self, *, timeout_s: float = DRAIN_S) -> None:
+        """Wait until nothing waits for the archive."""
+        until = time.monotonic() + timeout_s
+        while (waiting := (await asyncio.to_thread(self.sql, _WAITING))[0][0]) > 0:
+            assert time.monotonic() < until, (
+                f"{waiting} rows wait for the archive: {self.slots[0].process.log()}"
+            )
+            await asyncio.sleep(0.2)
+
+    def _reconcile(self, accepted: int) -> list[str]:
+        """``spendstream reconcile`` over everything: what it says if it is not content."""
+        env = {"DATABASE_URL": self.database_url, **self._archive_env()}
+        done = processes.command("reconcile", "--from", "2020-01-01", "--to", "2040-01-01", env=env)
+        if done.returncode == 0 and f"compared with {accepted} archived events" in done.stdout:
+            return []
+        return [f"reconcile, exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"]
+
     async def settle(self) -> Report:
-        """End the load, drain, stop the workers, and hold every partition to the oracle."""
+        """End the load, drain, stop the workers, and hold every partition, and the archive, to the oracle."""
         await self.stop_load()
         await self.drained()
+        if self.archive:
+            await self._archived()
         for slot in self.wanted():
             code = await self.stop(slot)
             if code != 0:
                 slot.crashes.append(f"worker {slot.number} was stopped with exit code {code}")
         totals = [0, 0, 0, 0]
         mismatches: list[str] = []
+        reasons: Counter[str] = Counter()
+        late = archived = 0
+        archive = config.load({**self._archive_env(), **_UNUSED}).archive
         for stream, (partition, _, committed) in sorted((await asyncio.to_thread(self.standing)).items()):
             records = await streams.read_all(self.stack.rabbitmq.url, stream, upto=committed)
-            counted = await asyncio.to_thread(oracle_of, records)
+            counted, accepted_rows = await asyncio.to_thread(oracle_of, records)
             stored = await asyncio.to_thread(books.stored_in_database, self.database_url, partition)
             want = books.expected(counted)
             mismatches += [f"{stream}: {line}" for line in books.difference(stored, want)]
+            reasons.update(letter.reason for letter in counted.dead_letters)
+            late += sum(row.revision for row in counted.usage_minute.values())
+            if archive is not None:
+                held = await asyncio.to_thread(
+                    archives.archived, self.database_url, open_store(archive), partition=partition
+                )
+                archived += len(held)
+                if held != accepted_rows:
+                    wrong = Counter(held) - Counter(accepted_rows), Counter(accepted_rows) - Counter(held)
+                    mismatches.append(f"{stream}: archive: too much, too little {wrong!s:.2000}")
             for i, count in enumerate(want["counters"]):
                 totals[i] += count
         offered, accepted, duplicate, rejected = totals
         if offered != accepted + duplicate + rejected or offered < self.published:
             mismatches.append(f"published {self.published}, (offered, accepted, ...) {totals}")
+        if archive is not None:
+            mismatches += await asyncio.to_thread(self._reconcile, accepted)
         return Report(
             events=offered,
             accepted=accepted,
             duplicate=duplicate,
             rejected=rejected,
+            late=late,
+            reasons=reasons,
+            archived=None if archive is None else archived,
             mismatches=mismatches,
             crashes=[crash for slot in self.slots for crash in slot.crashes],
         )
 
     def sql(self, *statements: str) -> list[Any]:
-        """Run statements, each alone; the rows of the last."""
-        with psycopg.connect(self.database_url, connect_timeout=5, autocommit=True) as connection:
-            connection.execute("SET lock_timeout = '5s'")
+        """Run statements, each alone, whatever the server's defaults; the rows of the last."""
+        options = "-c lock_timeout=5s -c default_transaction_read_only=off"
+        with psycopg.connect(
+            self.database_url, connect_timeout=5, autocommit=True, options=options
+        ) as connection:
             for statement in statements:
                 done = connection.execute(statement.encode())
             return done.fetchall() if done.description else []
 
 
-def oracle_of(records: list[streams.Record]) -> naive.Oracle:
+def _block(seed: int, now_us: int) -> mix.Mix:
+    return mix.make(_BLOCK_EVENTS, seed=seed, now_us=now_us, orgs=40)
+
+
+def oracle_of(records: list[streams.Record]) -> tuple[naive.Oracle, list[archives.Row]]:
+    """The oracle fed with all records, and the events that it accepts, in order."""
     oracle = naive.Oracle(books.oracle_rules(Rules()))
-    oracle.feed_all((record.offset, record.broker_us, record.body) for record in records)
-    return oracle
+    return oracle, archives.accepted(oracle, ((r.offset, r.broker_us, r.body) for r in records))
 
 
-def through(url: str, proxy: TcpProxy) -> str:
-    """The URL with the proxy's address."""
+def through(url: str, *proxies: TcpProxy) -> str:
+    """The URL with the proxy's address; with those of several, of which one leads to the primary."""
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
-    return parts._replace(netloc=f"{user}@127.0.0.1:{proxy.port}").geturl()
+    hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
+    query = "target_session_attrs=read-write" if len(proxies) > 1 else parts.query
+    return parts._replace(netloc=f"{user}@{hosts}", query=query).geturl()
+
+
+_WAITING = "SELECT count(*) FROM analytics.archive_outbox"
+_UNUSED = {"DATABASE_URL": "postgresql://127.0.0.1/", "RABBITMQ_URL": "rabbitmq-stream://127.0.0.1/"}
