@@ -19,6 +19,7 @@ from uuid import UUID
 import click
 
 from pipeline import cli_archive
+from pipeline.core.rules import REASONS
 from pipeline.transports import TransportError
 from sql import settings
 
@@ -321,8 +322,8 @@ def replay_trace(
     microseconds. Costs follow from the tokens and the list price of the model that the seed chose.
 
     Row by row, the same file, --seed, --orgs, --models and --clients give the same event ids, so publishing a
-    file twice changes no figure: a second run's shifted times differ, but those events are duplicates
-    of the first, which counts (within DEDUPE_WINDOW).
+    file twice changes no figure: the first run counts (within DEDUPE_WINDOW). A second run's events are
+    refused as `conflict`, for their shifted times differ; with --original-times they are duplicates.
     """
     import asyncio
 
@@ -615,7 +616,7 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 @click.option(
     "--reason",
-    type=click.Choice(["malformed", "invalid", "future", "too_late"]),
+    type=click.Choice(REASONS),
     help="Only those refused for this reason.",
 )
 @click.option("--stream", help="Only those of this stream.")

@@ -25,7 +25,7 @@ EVENTS: Final = Counter(
 )
 CONFLICTS: Final = Counter(
     "analytics_ingestion_dedupe_conflicts",
-    "Duplicates whose payload differs from the first event with that id.",
+    "Events refused because their id was counted before with another payload.",
     registry=REGISTRY,
 )
 LATE: Final = Counter(

@@ -439,7 +439,7 @@ class PartitionWorker:
         metrics.EVENTS.labels("duplicate").inc(tally.duplicate - before.duplicate)
         for reason, count in tally.rejected.items():
             metrics.EVENTS.labels(reason).inc(count - before.rejected[reason])
-        metrics.CONFLICTS.inc(tally.conflicts - before.conflicts)
+        metrics.CONFLICTS.inc(tally.rejected["conflict"] - before.rejected["conflict"])
         metrics.LATE.inc(tally.late - before.late)
         metrics.CAPPED_CLIENTS.inc(tally.capped_clients - before.capped_clients)
         self._reported = tally.copy()

@@ -423,6 +423,7 @@ def make(
                 again = {**good[earlier], "eventId": luck.choice((event_id, event_id.upper()))}
                 body = maker.encode(dict(luck.sample(list(again.items()), len(again))))
             else:
+                reason = "conflict"
                 body = maker.encode(
                     {**fields, "eventId": good[earlier]["eventId"], "orgId": good[earlier]["orgId"]}
                 )

@@ -74,7 +74,7 @@ class Duplicate:
 @dataclass(frozen=True, slots=True)
 class Rejected:
     reason: str
-    """malformed, invalid, future or too_late."""
+    """malformed, invalid, future, too_late or conflict."""
     fields: tuple[str, ...] = ()
     """For `invalid`: the faulty fields by their camelCase name, or `specversion`, `type`, `data`."""
 
@@ -202,6 +202,7 @@ class Oracle:
         self.clients_seen: dict[tuple[UUID, str], Seen] = {}
         self.dead_letters: list[DeadLetter] = []
         self._hour_of_id: dict[tuple[UUID, UUID], int] = {}
+        self._event_of_id: dict[tuple[UUID, UUID], Event] = {}
         self._clients_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
         self._codes_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
 
@@ -238,8 +239,9 @@ class Oracle:
         key = (event.org_id, event.event_id)
         hour_us = self._hour_of_id.get(key)
         if hour_us is not None and hour_us + HOUR_US + self.rules.dedupe_window_us > broker_us:
-            return Duplicate(event)
+            return Duplicate(event) if event == self._event_of_id[key] else Rejected("conflict", ("eventId",))
         self._hour_of_id[key] = _floor(event.occurred_us, HOUR_US)
+        self._event_of_id[key] = event
         return Accepted(event)
 
     def _count(self, event: Event, broker_us: int) -> None:

@@ -21,12 +21,16 @@ class Answer:
     sums: Mapping[Key, Sums]
     accepted: int
     duplicate: int | None = None
+    """Kept out because the id was counted before, `conflict` among them."""
+    conflict: int | None = None
+    """Those of them whose payload differs from what was counted."""
     rejected: int | None = None
+    """Refused for what they are."""
 
     def faults(self, truth: Answer) -> list[str]:
         """What is wrong with this answer; empty when it is exact."""
         found = []
-        for name in ("accepted", "duplicate", "rejected"):
+        for name in ("accepted", "duplicate", "conflict", "rejected"):
             mine, right = getattr(self, name), getattr(truth, name)
             if mine is not None and mine != right:
                 found.append(f"{name}: {mine}, not {right}")

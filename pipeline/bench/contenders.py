@@ -156,7 +156,7 @@ def core(task: Task) -> Outcome:
     for batch in batches:
         sums.update(_hourly(batch.tables[1]))
         dead_letters += len(batch.dead_letters)
-    position = ledger.position
+    position, conflicts = ledger.position, ledger.tally.rejected["conflict"]
     assert dead_letters == position.rejected, "a dead letter is missing"
     assert sum(one[0] for one in sums.values()) == position.accepted, "rows and counters disagree"
     return outcome(
@@ -165,8 +165,9 @@ def core(task: Task) -> Outcome:
         Answer(
             sums=sums,
             accepted=position.accepted,
-            duplicate=position.duplicate,
-            rejected=position.rejected,
+            duplicate=position.duplicate + conflicts,
+            conflict=conflicts,
+            rejected=position.rejected - conflicts,
         ),
         drain_s=clock.laps["drain"],
         rows=float(sum(batch.row_count for batch in batches)),

@@ -147,13 +147,20 @@ def stored_answer(connection: psycopg.Connection[Any]) -> Answer:
             raise BenchError(f"{table} does not add up to usage_hour")
     counters = connection.execute(
         "SELECT sum(accepted)::bigint, sum(duplicate)::bigint, sum(rejected)::bigint,"
-        " (SELECT count(*) FROM analytics.dead_letters) FROM analytics.partitions"
+        " (SELECT count(*) FROM analytics.dead_letters),"
+        " (SELECT count(*) FROM analytics.dead_letters WHERE reason = 'conflict') FROM analytics.partitions"
     ).fetchone()
     assert counters is not None
-    accepted, duplicate, rejected, dead_letters = counters
+    accepted, duplicate, rejected, dead_letters, conflicts = counters
     if dead_letters != rejected:
         raise BenchError(f"{rejected} events were rejected and {dead_letters} are dead letters")
-    return Answer(sums=hourly, accepted=accepted, duplicate=duplicate, rejected=rejected)
+    return Answer(
+        sums=hourly,
+        accepted=accepted,
+        duplicate=duplicate + conflicts,
+        conflict=conflicts,
+        rejected=rejected - conflicts,
+    )
 
 
 # --- ours, whole -----------------------------------------------------------------------------------

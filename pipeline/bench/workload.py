@@ -75,6 +75,7 @@ class Workload:
             sums={key: _sums(total) for key, total in sums.items()},
             accepted=copies * self.truth.accepted,
             duplicate=copies * (self.truth.duplicate or 0),
+            conflict=copies * (self.truth.conflict or 0),
             rejected=copies * (self.truth.rejected or 0),
         )
 
@@ -122,9 +123,9 @@ def make(shape: Shape, *, end_us: int) -> Workload:
 
 def recount(bodies: Sequence[bytes]) -> Answer:
     """Exact totals, event by event, with nothing but the standard library."""
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], dict[str, Any]] = {}
     sums: dict[Key, list[int]] = {}
-    duplicate = rejected = 0
+    duplicate = conflict = rejected = 0
     for body in bodies:
         try:
             event: dict[str, Any] = json.loads(body, parse_float=str)
@@ -134,8 +135,9 @@ def recount(bodies: Sequence[bytes]) -> Answer:
         identity = event["orgId"], event["eventId"]
         if identity in seen:
             duplicate += 1
+            conflict += event != seen[identity]
             continue
-        seen.add(identity)
+        seen[identity] = event
         at = datetime.fromisoformat(event["occurredAt"])
         total = sums.setdefault((event["orgId"], event["modelId"], int(at.timestamp()) // 3600), [0] * 6)
         total[0] += 1
@@ -148,6 +150,7 @@ def recount(bodies: Sequence[bytes]) -> Answer:
         sums={key: _sums(total) for key, total in sums.items()},
         accepted=len(seen),
         duplicate=duplicate,
+        conflict=conflict,
         rejected=rejected,
     )
 

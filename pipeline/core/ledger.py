@@ -41,7 +41,7 @@ from pipeline.core.cells import (
 )
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Columns, Names, Reader
-from pipeline.core.rules import Rules
+from pipeline.core.rules import REASONS, Rules
 from pipeline.core.watermark import HOUR_US, NEVER
 from pipeline.core.windows import ERRORS, GRAINS, Grain, NameCap, Spans, Table, TableRows
 from pipeline.core.wire import Fault
@@ -58,7 +58,7 @@ ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
 LOADED_BLOCKS_MAX: Final = 20_000
 NAMES_MAX: Final = 200_000
 
-REASONS: Final = ("malformed", "invalid", "future", "too_late")
+_CONFLICT: Final = Fault("eventId", "was counted before with another payload")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,7 +165,6 @@ class Tally:
 
     accepted: int = 0
     duplicate: int = 0
-    conflicts: int = 0
     late: int = 0
     capped_clients: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
@@ -265,7 +264,7 @@ class Ledger:
         for bad in refused:
             self._refuse(int(offsets[bad.source]), bodies[bad.source], bad.reason, bad.faults)
         columns = self._refuse_by_time(columns, offsets, broker_us, bodies)
-        columns = self._drop_duplicates(columns, broker_us)
+        columns = self._drop_duplicates(columns, offsets, broker_us, bodies)
         self._accept(columns, offsets, broker_us)
 
     def _refuse(self, offset: int, body: bytes, reason: str, faults: tuple[Fault, ...]) -> None:
@@ -298,19 +297,22 @@ class Ledger:
             self._refuse(int(offsets[source]), bodies[source], reason, (Fault("occurredAt", message),))
         return columns.take(~refused)
 
-    def _drop_duplicates(self, columns: Columns, broker_us: IntArray) -> Columns:
+    def _drop_duplicates(
+        self, columns: Columns, offsets: IntArray, broker_us: IntArray, bodies: Sequence[bytes]
+    ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
         live_from = ((broker_us[columns.source] - self._rules.dedupe_window_us) // HOUR_US).astype(np.int32)
         outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from)
         fresh = outcomes == kernels.NEW
         accepted = int(np.count_nonzero(fresh))
-        duplicate = len(columns) - accepted
         self.position.accepted += accepted
-        self.position.duplicate += duplicate
         self.tally.accepted += accepted
-        self.tally.duplicate += duplicate
-        if duplicate:
-            self.tally.conflicts += int(np.count_nonzero(outcomes == kernels.CONFLICT))
+        if accepted < len(columns):
+            duplicate = int(np.count_nonzero(outcomes == kernels.DUPLICATE))
+            self.position.duplicate += duplicate
+            self.tally.duplicate += duplicate
+            for source in columns.source[outcomes == kernels.CONFLICT].tolist():
+                self._refuse(int(offsets[source]), bodies[source], "conflict", (_CONFLICT,))
             columns = columns.take(fresh)
         if len(columns):
             self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))

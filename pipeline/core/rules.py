@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict")
+"""Why an event is refused, in the order of judgement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

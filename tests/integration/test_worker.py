@@ -87,6 +87,7 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
                 "SELECT accepted, duplicate, rejected FROM analytics.partitions"
             ).fetchone()
         assert row is not None
+        assert found["analytics_ingestion_dedupe_conflicts_total"] == outcomes["conflict"] > 0
         assert (outcomes.pop("accepted"), outcomes.pop("duplicate"), sum(outcomes.values())) == row
         assert found["analytics_capped_client_events_total"] > 0
         assert found['analytics_stream_offset_lag{partition="0"}'] == 0

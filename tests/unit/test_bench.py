@@ -27,6 +27,7 @@ def made() -> workload.Workload:
 def answer_of_oracle(bodies: list[bytes], *, broker_us: int) -> Answer:
     oracle = naive.Oracle(naive.Rules())
     oracle.feed_all((i, broker_us, body) for i, body in enumerate(bodies))
+    conflicts = sum(letter.reason == "conflict" for letter in oracle.dead_letters)
     return Answer(
         sums={
             (str(key[0]), str(key[2]), int(key[1].timestamp()) // 3600): (
@@ -40,8 +41,9 @@ def answer_of_oracle(bodies: list[bytes], *, broker_us: int) -> Answer:
             for key, row in oracle.usage_hour.items()
         },
         accepted=oracle.accepted,
-        duplicate=oracle.duplicate,
-        rejected=oracle.rejected,
+        duplicate=oracle.duplicate + conflicts,
+        conflict=conflicts,
+        rejected=oracle.rejected - conflicts,
     )
 
 

@@ -479,9 +479,11 @@ def test_dedupe_is_by_org_and_event_and_the_first_counts() -> None:
         body(1, inputTokens=5),
         body(1, inputTokens=7),
         body(1, inputTokens=5, orgId=str(ORG_2)),
-        body(1, NOON_US - 3 * HOUR_US),
+        body(1, inputTokens=5, actorId=str(ORG_2)),
+        body(1, NOON_US - 3 * HOUR_US, inputTokens=5),
     )
-    assert [type(each) for each in outcomes] == [Accepted, Duplicate, Accepted, Duplicate]
+    assert [type(each) for each in outcomes] == [Accepted, Rejected, Accepted, Duplicate, Rejected]
+    assert {each.reason for each in outcomes if isinstance(each, Rejected)} == {"conflict"}
     assert oracle.usage_hour[ORG, NOON, MODEL].input_tokens == 5
     assert oracle.orgs_seen[ORG].first == NOON
 
@@ -497,7 +499,7 @@ def test_an_id_is_forgotten_by_the_hour_of_its_first_occurrence() -> None:
     at_us = NOON_US + 30 * MINUTE_US  # remembered until 12:00 + 1 h + 2 h
     end_us = NOON_US + 3 * HOUR_US
     assert isinstance(oracle.feed(0, at_us, body(1, at_us)), Accepted)
-    assert isinstance(oracle.feed(1, end_us - 1, body(1, end_us)), Duplicate)
+    assert oracle.feed(1, end_us - 1, body(1, end_us)) == Rejected("conflict", ("eventId",))
     assert isinstance(oracle.feed(2, end_us, body(1, end_us)), Accepted)
     assert isinstance(oracle.feed(3, end_us + 1, body(1, end_us)), Duplicate)
 
@@ -590,7 +592,8 @@ def test_the_oracle_decides_the_acceptance_mix_as_it_was_made() -> None:
     kinds = {each.name for each in (*mix.MALFORMED, *mix.INVALID)}
     assert kinds <= set(made.kinds)
     assert {"late", "duplicate", "respelled", "reused", "other_org"} <= set(made.kinds)
-    assert 0.04 < oracle.duplicate / 40_000 < 0.06
+    conflicts = sum(letter.reason == "conflict" for letter in oracle.dead_letters)
+    assert 0.04 < (oracle.duplicate + conflicts) / 40_000 < 0.06
 
 
 def test_every_invalid_kind_names_its_field() -> None:

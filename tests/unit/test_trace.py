@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import trace
 from pipeline.traffic import BLOCK, Shares, World
-from tests.oracle import Duplicate, Event, Oracle, Rules, decode
+from tests.oracle import Accepted, Event, Oracle, Rejected, Rules, decode
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NOW_US = 1_795_435_200_000_000
@@ -139,8 +139,8 @@ def test_publishing_twice_changes_no_figure_even_with_shifted_times(tmp_path: Pa
         shift_us = trace.shift_us(read, end_us=NOW_US + run * 60_000_000)
         for body in bodies(read, shift_us=shift_us):
             outcome = oracle.feed(oracle.next_offset, NOW_US + 60_000_000, body)
-            assert isinstance(outcome, Duplicate) == bool(run)
-    assert (oracle.accepted, oracle.duplicate) == (500, 500)
+            assert outcome == Rejected("conflict", ("eventId",)) if run else isinstance(outcome, Accepted)
+    assert (oracle.accepted, oracle.rejected) == (500, 500)
 
 
 def test_the_shift_ends_the_trace_now(tmp_path: Path) -> None:
