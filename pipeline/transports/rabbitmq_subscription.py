@@ -40,6 +40,7 @@ class RabbitMQSubscription:
         self._asked_chunk = -1
         self._seen_overtaken_at = -1
         self._probe_lock = asyncio.Lock()
+        self._probes: set[asyncio.Task[int | None]] = set()
         connection.on_chunk = self._on_chunk
         connection.on_death = self._news.set
 
@@ -134,6 +135,7 @@ class RabbitMQSubscription:
     async def close(self) -> None:
         self.closed = True
         await self._connection.close()
+        await asyncio.gather(*self._probes, return_exceptions=True)
 
     def _give_credit(self) -> None:
         self._connection.credit_chunks(SUBSCRIPTION, 1)
@@ -221,8 +223,17 @@ class RabbitMQSubscription:
     async def _end_of_last_chunk(self, last_chunk: int) -> int | None:
         """The offset after the last publisher's record, read from its chunk; None if there is none yet.
 
-        ``last_chunk`` is what the broker called last just now; the answer is kept for it.
+        ``last_chunk`` is what the broker called last just now; the answer is kept for it. A probe that has
+        begun goes on to its end though nobody waits for it any more: it must not stay subscribed.
         """
+        probe = asyncio.create_task(self._probe(last_chunk))
+        self._probes.add(probe)
+        try:
+            return await asyncio.shield(probe)
+        finally:
+            self._probes = {one for one in self._probes if not one.done()}
+
+    async def _probe(self, last_chunk: int) -> int | None:
         async with self._probe_lock:
             if self._seen_end is None or self._seen_end[0] != last_chunk:
                 self._probed = None

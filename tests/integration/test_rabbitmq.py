@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pika
@@ -645,6 +646,30 @@ async def test_a_last_chunk_that_is_not_committed_leaves_the_lag_unknown() -> No
     assert [await subscription.caught_up(95) for _ in range(3)] == [False, False, False]
     leader.last_visible = (90, 100)
     assert await subscription.offset_lag(95) == 5
+
+
+async def test_a_probe_whose_caller_is_cancelled_does_not_stay_subscribed() -> None:
+    leader = Leader(first=0, committed=90, last=90, last_visible=(90, 100))
+    subscription = await subscription_to(leader, offset=95)
+    attached: set[int] = set()
+    attach, answer = leader.attach, asyncio.Event()
+
+    async def attach_once(stream: str, *, subscription_id: int, **more: Any) -> None:
+        assert subscription_id not in attached
+        attached.add(subscription_id)
+        await attach(stream, subscription_id=subscription_id, **more)
+
+    async def detach_late(subscription_id: int) -> None:
+        await answer.wait()
+        attached.discard(subscription_id)
+
+    leader.attach, leader.detach = attach_once, detach_late  # type: ignore[assignment, method-assign]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await subscription._end_of_last_chunk(91)
+    answer.set()
+    assert await subscription._end_of_last_chunk(92) == 100
+    assert attached == set()
 
 
 async def test_a_reader_left_silent_by_retention_is_ended_when_seen_twice() -> None:
