@@ -19,6 +19,7 @@ class StreamConfig:
     ca_file: str | None = None
     max_age_s: float = 7 * 86400
     max_bytes: int = 20 * 2**30
+    heartbeat_s: int = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,4 +123,5 @@ def stream_config(v: settings.Values) -> StreamConfig:
         ca_file=v["RABBITMQ_CA_FILE"],
         max_age_s=v["STREAM_MAX_AGE"],
         max_bytes=v["STREAM_MAX_BYTES"],
+        heartbeat_s=v["RABBITMQ_HEARTBEAT"],
     )

@@ -147,6 +147,18 @@ def _span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
     return parse
 
 
+def _whole_seconds(minimum_s: int, maximum_s: int) -> Callable[[str], int]:
+    span = _span(minimum_s, maximum_s)
+
+    def parse(text: str) -> int:
+        value = span(text)
+        if value != int(value):
+            raise ValueError("expected whole seconds")
+        return int(value)
+
+    return parse
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 
@@ -201,6 +213,13 @@ SETTINGS: tuple[Setting, ...] = (
     _setting("RABBITMQ_STREAM", _non_empty, "analytics.usage.v1", "stream that carries the usage events"),
     _setting("RABBITMQ_CONSUMER", _non_empty, "spendstream", "name of the consumer group"),
     _setting("RABBITMQ_CA_FILE", _non_empty, None, "CA bundle for rabbitmq-stream+tls://; else the system's"),
+    _setting(
+        "RABBITMQ_HEARTBEAT",
+        _whole_seconds(1, 300),
+        "10s",
+        "sign of life of worker and broker: two missed end a connection, and a frozen worker's partitions are"
+        " taken over within three",
+    ),
     _setting("STREAM_MAX_AGE", _span(3600, 3650 * 86400), "7d", "retention of a stream that we declare"),
     _setting("STREAM_MAX_BYTES", size_bytes, "20GiB", "size bound of a stream that we declare"),
     _setting("FLUSH_INTERVAL", _span(0.05, 60), "1s", "longest time between two flushes"),

@@ -33,8 +33,9 @@ Reading = TypeVar("Reading", bound=RabbitMQSubscription)
 class RabbitMQTransport:
     """A stream of a RabbitMQ broker or cluster. See `pipeline.transports.Transport`."""
 
-    def __init__(self, config: StreamConfig, *, heartbeat_s: int = 10) -> None:
-        """A connection that is silent for two heartbeats is taken for dead.
+    def __init__(self, config: StreamConfig) -> None:
+        """A connection that is silent for two heartbeats is taken for dead, by us and by the broker; it looks
+        twice a heartbeat, so that the partitions of a frozen owner are another's within three.
 
         Raises ValueError if the URL is none of ours, or its CA file cannot be read.
         """
@@ -43,7 +44,6 @@ class RabbitMQTransport:
             raise ValueError("expected a URL like rabbitmq-stream://user:password@host:5552/vhost")
         self.stream = config.stream
         self._config = config
-        self._heartbeat_s = heartbeat_s
         self._tls = _tls_context(config.ca_file) if url.scheme.endswith("+tls") else None
         self._host = url.hostname
         self._port = url.port or (5551 if self._tls else 5552)
@@ -261,7 +261,9 @@ class RabbitMQTransport:
         return partitions[partition]
 
     async def _dial(self, host: str, port: int, name: str) -> StreamConnection:
-        connection = StreamConnection(host, port, tls=self._tls, heartbeat_s=self._heartbeat_s, name=name)
+        connection = StreamConnection(
+            host, port, tls=self._tls, heartbeat_s=self._config.heartbeat_s, name=name
+        )
         await connection.dial(vhost=self._vhost, user=self._user, password=self._password)
         return connection
 

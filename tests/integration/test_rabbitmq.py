@@ -36,13 +36,11 @@ async def make(rabbitmq: RabbitMQ) -> AsyncIterator[Make]:
     stream = f"test.{uuid.uuid4().hex}"
     made: list[RabbitMQTransport] = []
 
-    def make(
-        *, port: int | None = None, url: str | None = None, heartbeat_s: int = 10, **settings: object
-    ) -> RabbitMQTransport:
+    def make(*, port: int | None = None, url: str | None = None, **settings: object) -> RabbitMQTransport:
         if url is None:
             url = f"rabbitmq-stream://guest:guest@127.0.0.1:{port or urlsplit(rabbitmq.url).port}/%2F"
         config = StreamConfig(url=url, stream=stream, consumer="test", **settings)  # type: ignore[arg-type]
-        made.append(RabbitMQTransport(config, heartbeat_s=heartbeat_s))
+        made.append(RabbitMQTransport(config))
         return made[-1]
 
     yield make

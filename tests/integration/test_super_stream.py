@@ -33,8 +33,8 @@ async def make(rabbitmq: RabbitMQ) -> AsyncIterator[Make]:
 
     async def make(*, partitions: int, port: int | None = None, heartbeat_s: int = 10) -> RabbitMQTransport:
         url = f"rabbitmq-stream://guest:guest@127.0.0.1:{port or urlsplit(rabbitmq.url).port}/%2F"
-        config = StreamConfig(url=url, stream=stream, consumer="test")
-        made.append(RabbitMQTransport(config, heartbeat_s=heartbeat_s))
+        config = StreamConfig(url=url, stream=stream, consumer="test", heartbeat_s=heartbeat_s)
+        made.append(RabbitMQTransport(config))
         await made[-1].create_super_stream(partitions=partitions)
         await made[-1].open()
         return made[-1]

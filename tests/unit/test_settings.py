@@ -80,6 +80,15 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_heartbeat_is_whole_seconds() -> None:
+    url = {"RABBITMQ_URL": NEEDED["RABBITMQ_URL"]}
+    values = settings.read({**url, "RABBITMQ_HEARTBEAT": "3s"})
+    assert config.stream_config(values).heartbeat_s == 3
+    for wrong in ("1500ms", "0s", "10m"):
+        with pytest.raises(settings.ConfigError, match="RABBITMQ_HEARTBEAT"):
+            settings.read({**url, "RABBITMQ_HEARTBEAT": wrong})
+
+
 def test_a_database_may_have_several_hosts() -> None:
     url = "postgresql://u:p@h1:5432,h2:6432/d?target_session_attrs=read-write"
     assert settings.read({"DATABASE_URL": url})["DATABASE_URL"] == url
