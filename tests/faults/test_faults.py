@@ -53,7 +53,7 @@ async def test_a_fault_of_each_sort_leaves_every_bucket_of_every_grain_and_the_a
         possible = {kind for kind in SHORT if FAULTS[kind].needs in {None, *world.able}}
         assert set(done.injected) == possible
         assert done.report.archived == done.report.accepted > 0
-        assert min(done.report.late, done.report.duplicate, done.report.rejected) > 0
+        assert min(done.report.late, done.report.duplicate, done.report.reasons["conflict"]) > 0
 
         # The comparison can fail: a figure altered by hand, and one taken away, are found.
         world.sql("UPDATE analytics.usage_day SET cost_microcents = cost_microcents + 1 WHERE partition = 0")
