@@ -8,19 +8,19 @@ answer itself, after the caller was let in: a tag of somebody else's answer matc
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import re
 from typing import Final
 
 from aiohttp import web
+from isal import igzip
 
-_LAG: Final = re.compile(rb'"lagSeconds":[^,}]*')
+_LAG: Final = b'"lagSeconds":'
 _TAG: Final = re.compile(r'(?:W/)?"[^"]*"')
 GZIP_BYTES_MIN: Final = 8 * 1024
-_INLINE_BYTES_MAX: Final = 64 * 1024
+_INLINE_BYTES_MAX: Final = 512 * 1024
 _LEVEL: Final = 1
-"""Most of the saving for a tenth of the time of the usual level."""
+"""ISA-L's usual one: smaller than zlib's level 1 in a fifth of its time."""
 
 
 async def finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -33,7 +33,7 @@ async def finished(request: web.Request, response: web.StreamResponse) -> web.St
         and request.method in ("GET", "HEAD")
         and response.content_type == "application/json"
     ):
-        tag = f'W/"{hashlib.blake2b(_LAG.sub(b"", body), digest_size=12).hexdigest()}"'
+        tag = f'W/"{_digest(body)}"'
         response.headers["ETag"] = tag
         response.headers["Vary"] = "Accept-Encoding"
         if response.headers.get("Cache-Control") == "no-store":
@@ -52,6 +52,21 @@ async def finished(request: web.Request, response: web.StreamResponse) -> web.St
     return response
 
 
+def _digest(body: bytes) -> str:
+    """Of the body without its lags: those are found, not matched, since a body is half a megabyte."""
+    digest = hashlib.blake2b(digest_size=12)
+    view = memoryview(body)
+    end = 0
+    while (start := body.find(_LAG, end)) >= 0:
+        start += len(_LAG)
+        digest.update(view[end:start])
+        end = start
+        while body[end] not in b",}":
+            end += 1
+    digest.update(view[end:])
+    return digest.hexdigest()
+
+
 def _has(request: web.Request, tag: str) -> bool:
     given = ",".join(request.headers.getall("If-None-Match", []))
     if given.strip() == "*":
@@ -68,4 +83,4 @@ def _takes_gzip(request: web.Request) -> bool:
 
 
 def _gzip(body: bytes) -> bytes:
-    return gzip.compress(body, _LEVEL, mtime=0)
+    return igzip.compress(body, _LEVEL, mtime=0)

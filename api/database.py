@@ -5,6 +5,8 @@ answer says is of one instant. Two things can keep it waiting, and they are told
 away or hangs (no connection, or no sign of life beside the query: `Unavailable` within a second) and a
 query that is merely slow (the server's own statement timeout).
 
+`Database.snapshot` is the same for a few statements known beforehand, in one round trip.
+
 Statements are never prepared by name: the planner then always sees the bounds of a range, which is what lets
 TimescaleDB leave out the chunks beyond it, and a connection pooler may stand between.
 """
@@ -13,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
 
 import psycopg
 import psycopg.sql
@@ -29,6 +33,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
 
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _PATIENCE_S: Final = 0.25
 _CONNECT_TIMEOUT_S: Final = 5
 _SCHEMA_STATES: Final = ("42P01", "42703", "42883", "3F000", "42P10")
@@ -41,6 +46,14 @@ PRIVILEGED_REMEDY: Final = (
     "The API's database role may write rollups, and it must not: log in as a role that is"
     f" IN ROLE {roles.READER}, or set API_ALLOW_PRIVILEGED=true."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Text with ``%(name)s`` for each parameter. Statements of one snapshot share their parameters' names."""
+
+    text: str
+    parameters: Mapping[str, Any]
 
 
 class Unavailable(Exception):
@@ -62,6 +75,7 @@ class Database:
         self._reader = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
+        self._plain = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         self.privileged = False
         """Has the database offered us rights that we refuse? Nothing is read by such a connection."""
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -73,7 +87,13 @@ class Database:
         Raises:
             Unavailable: away, hanging, too slow, or without our schema.
         """
-        return await self._supervised(self._attempt_twice(work))
+        return await self._supervised(self._twice(lambda: self._attempt(self._reader, work)))
+
+    async def snapshot(self, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
+        """The rows of each statement, all of one read-only snapshot. Raises `Unavailable` like `read`."""
+        text = ";".join((_BEGIN, *(statement.text for statement in statements), "COMMIT"))
+        parameters = {name: value for one in statements for name, value in one.parameters.items()}
+        return await self._supervised(self._twice(lambda: self._fetch(text, parameters, len(statements))))
 
     async def write(self, work: Work[T]) -> T:
         """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
@@ -108,19 +128,51 @@ class Database:
 
     # --- one try ---
 
-    async def _attempt_twice(self, work: Work[T]) -> T:
+    @staticmethod
+    async def _twice(attempt: Callable[[], Awaitable[T]]) -> T:
         """A connection that died in the pool (a restart of the server) is no reason to fail a read."""
         try:
-            return await self._attempt(self._reader, work)
+            return await attempt()
         except _Stale:
-            return await self._attempt(self._reader, work)
+            return await attempt()
 
     async def _attempt(self, engine: AsyncEngine, work: Work[T]) -> T:
+        async with self._translating(), engine.begin() as connection:
+            return await work(connection)
+
+    async def _fetch(
+        self, text: str, parameters: Mapping[str, Any], results: int
+    ) -> list[list[tuple[Any, ...]]]:
+        """What a text of ``results`` statements between BEGIN and COMMIT answers.
+
+        The values are written into it by psycopg, as it must be where several statements go out at once.
+        """
+        async with self._translating():
+            pooled = await self._plain.connect()
         try:
-            async with engine.begin() as connection:
-                return await work(connection)
+            raw = cast("psycopg.AsyncConnection[Any]", (await pooled.get_raw_connection()).driver_connection)
+            found = []
+            async with psycopg.AsyncClientCursor(raw) as cursor:
+                await cursor.execute(text.encode(), parameters)
+                for _ in range(results):
+                    cursor.nextset()
+                    found.append(await cursor.fetchall())
+        except BaseException as error:
+            lost = raw.closed
+            await pooled.invalidate()  # a transaction may be open on it, or answers on their way
+            if isinstance(error, psycopg.Error):
+                raise _translated(error, lost=lost) from error
+            raise
+        finally:
+            await pooled.close()
+        return found
+
+    @asynccontextmanager
+    async def _translating(self) -> AsyncIterator[None]:
+        try:
+            yield
         except DBAPIError as error:
-            raise _translated(error) from error
+            raise _translated(error, lost=error.connection_invalidated) from error
         except PoolTimeout:
             raise Unavailable("No database connection came free in time.") from None
         except _Privileged:
@@ -229,10 +281,12 @@ class _Stale(Unavailable):
     """The connection was dead before we used it."""
 
 
-def _translated(error: DBAPIError) -> Exception:
-    """What a driver's error means to whoever must act. A programmer's error stays what it is."""
-    state = getattr(error.orig, "sqlstate", None)
-    cause = _first_line(error.orig)
+def _translated(error: Exception, *, lost: bool) -> Exception:
+    """What a driver's error means to whoever must act, the connection being ``lost`` or not. A programmer's
+    error stays what it is."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(original, "sqlstate", None)
+    cause = _first_line(original)
     if state in _SCHEMA_STATES:
         log.error("schema_too_old", extra={"error": cause})
         return Unavailable(SCHEMA_REMEDY)
@@ -245,7 +299,7 @@ def _translated(error: DBAPIError) -> Exception:
     if state == "55P03":
         log.warning("database_locked", extra={"error": cause})
         return Unavailable("The database is locked by other work, a migration perhaps.")
-    if error.connection_invalidated:
+    if lost:
         log.warning("database_connection_lost", extra={"error": cause})
         return _Stale("The database connection was lost.")
     if state is None or state[:2] in _AWAY_CLASSES:

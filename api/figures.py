@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api import rollups, seen
+from api import points, rollups, seen
 from api.answers import Errors, Latency, Money
 from api.buckets import Calendar, to_datetime
+from api.database import Database
 from api.freshness import Standing, slowest_watermark
 from api.money import cents_half_even, dollars
+from api.points import PlainSeries
 from api.questions import FiguresQuestion
 from api.rollups import Point, UsageRow
 from pipeline.core import sketches
@@ -41,8 +43,31 @@ class UsagePage:
     standings: Sequence[Standing]
 
 
-async def read_usage_page(connection: AsyncConnection, question: FiguresQuestion) -> UsagePage:
-    """The page of usage that the question asks for."""
+async def read_usage_page(database: Database, question: FiguresQuestion) -> UsagePage:
+    """The page of usage that the question asks for. Raises `Unavailable`."""
+    plain = points.plain_series(question)
+    if plain is None:
+        return await database.read(lambda connection: _read_grouped(connection, question))
+    page = await _read_plain(database, plain, with_totals=question.after is not None)
+    if page.more and page.totals is None:  # it was not known beforehand that this is no whole series
+        page = await _read_plain(database, plain, with_totals=True)
+    return page
+
+
+async def _read_plain(database: Database, plain: PlainSeries, *, with_totals: bool) -> UsagePage:
+    found = await database.snapshot(plain.statements(with_totals=with_totals))
+    standings = [Standing(*row) for row in found[0]]
+    rows: Sequence[UsageRow] = found[1]
+    if len(standings) > 1:
+        rows = points.joined(rows)
+    limit = plain.question.limit
+    totals = None
+    if with_totals:
+        totals = {name: int(value or 0) for name, value in zip(rollups.USAGE, found[2][0], strict=True)}
+    return UsagePage(rows=rows[:limit], more=len(rows) > limit, totals=totals, standings=standings)
+
+
+async def _read_grouped(connection: AsyncConnection, question: FiguresQuestion) -> UsagePage:
     standings = await seen.org_standings(connection, question.org_id)
     rows = await rollups.usage_series(connection, question, question.limit + 1)
     more = len(rows) > question.limit

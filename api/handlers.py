@@ -64,7 +64,7 @@ class Handlers:
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
-        page = await self.database.read(lambda c: read_usage_page(c, question))
+        page = await read_usage_page(self.database, question)
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
         totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
         series: Any = usage_json.series(page.rows, final=final)  # already what a list of points becomes

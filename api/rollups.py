@@ -89,15 +89,14 @@ class Point:
     measures: Mapping[str, Any]
 
 
-UsageRow = tuple[int, str | None, str | None, str, str, str, str]
-"""(bucket, model, client, invocations, input tokens, output tokens, microcents); sums as text, because the
-exact sums of PostgreSQL are numeric, and most of them only pass through."""
+UsageRow = tuple[int, str | None, str | None, int, int, int, int]
+"""(bucket, model, client, invocations, input tokens, output tokens, microcents)."""
 
 
 async def usage_series(
     connection: AsyncConnection, question: FiguresQuestion, limit: int
 ) -> Sequence[UsageRow]:
-    """Up to ``limit`` points of usage after the question's cursor, as lean as rows can be."""
+    """Up to ``limit`` points of usage after the question's cursor."""
     found = _series_source(question, USAGE)
     if found is None:
         return []
@@ -113,9 +112,9 @@ async def usage_series(
         query = query.where(after)
     result = await connection.execute(query)
     assert result.cursor is not None
-    rows: Sequence[UsageRow] = result.cursor.fetchall()  # plain tuples: half the time of SQLAlchemy's rows
+    rows = result.cursor.fetchall()  # plain tuples: half the time of SQLAlchemy's rows
     result.close()
-    return rows
+    return [(b, m, c, int(i), int(into), int(out), int(cost)) for b, m, c, i, into, out, cost in rows]
 
 
 async def series(

