@@ -63,6 +63,20 @@ async def expire(
     return {table: count for table, count in gone.items() if count}
 
 
+async def earlier_time(database_url: str, host_now: datetime) -> datetime:
+    """The host's time or the database's, whichever is earlier: one clock that is ahead must expire nothing.
+
+    Raises:
+        psycopg.Error: the database is away.
+    """
+    query = queries.load("maintenance")
+    connection = await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
+    async with connection:
+        row = await (await connection.execute(query["time"])).fetchone()
+        assert row is not None
+        return min(host_now, row[0])
+
+
 async def run(
     database_url: str,
     retention: RetentionConfig,
@@ -73,7 +87,8 @@ async def run(
     """A round at start and then every hour, until cancelled; a failed one is left to the next."""
     while True:
         try:
-            gone = await expire(database_url, retention, dedupe_window_us=dedupe_window_us, now=clock())
+            now = await earlier_time(database_url, clock())
+            gone = await expire(database_url, retention, dedupe_window_us=dedupe_window_us, now=now)
             log.info("maintenance_done", extra={"expired": gone})
         except psycopg.Error as error:
             log.warning("maintenance_failed", extra={"error": str(error).strip()})

@@ -22,3 +22,7 @@ DELETE FROM analytics.dead_letters WHERE rejected_at < %(before)s
 -- name: edition
 -- The licence of TimescaleDB; no row on plain PostgreSQL.
 SELECT current_setting('timescaledb.license', true) FROM pg_extension WHERE extname = 'timescaledb'
+
+-- name: time
+-- The database's clock.
+SELECT now()

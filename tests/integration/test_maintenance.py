@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -85,3 +86,31 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
             assert kept(connection, "dedupe_ids", "hour") == [broker_time - timedelta(hours=47)]
             assert kept(connection, "dead_letters", '"offset"') == [89]
         assert gone == {}
+
+
+async def test_a_host_whose_clock_is_ahead_expires_nothing(
+    embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    today = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    done = asyncio.Event()
+
+    async def once(_: float) -> None:
+        done.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(maintenance.asyncio, "sleep", once)
+    with psycopg.connect(embedded_postgres_url, autocommit=True) as connection:
+        for name in ROLLUPS:
+            insert(connection, name, today)
+        running = asyncio.create_task(
+            maintenance.run(
+                embedded_postgres_url,
+                RETENTION,
+                dedupe_window_us=WINDOW_US,
+                clock=lambda: datetime.now(UTC) + timedelta(days=500),
+            )
+        )
+        await done.wait()
+        running.cancel()
+        assert {name: kept(connection, name) for name in ROLLUPS} == {name: [today] for name in ROLLUPS}
