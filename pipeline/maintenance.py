@@ -74,7 +74,8 @@ async def earlier_time(database_url: str, host_now: datetime) -> datetime:
     async with connection:
         row = await (await connection.execute(query["time"])).fetchone()
         assert row is not None
-        return min(host_now, row[0])
+        database_now: datetime = row[0]
+        return min(host_now, database_now)
 
 
 async def run(
