@@ -31,6 +31,7 @@ from tests.integration.test_api import (
     ORG,
     WATERMARKS,
     Api,
+    Client,
     Event,
     bucket_of,
     fresh_database,
@@ -89,19 +90,19 @@ def server(env: dict[str, str]) -> Iterator[Api]:
 
 
 def order(
-    server: Api, body: Mapping[str, Any], headers: Mapping[str, str] = {}, path: str = EXPORTS
+    server: Client, body: Mapping[str, Any], headers: Mapping[str, str] = {}, path: str = EXPORTS
 ) -> tuple[int, Any]:
     status, _, answer = server.request("POST", path, headers=headers, body=json.dumps(body).encode())
     return status, json.loads(answer)
 
 
-def made(server: Api, body: Mapping[str, Any], path: str = EXPORTS) -> Any:
+def made(server: Client, body: Mapping[str, Any], path: str = EXPORTS) -> Any:
     status, job = order(server, body, path=path)
     assert (status, job["status"]) == (202, "pending"), job
     return ended(server, job, path)
 
 
-def ended(server: Api, job: Any, path: str = EXPORTS) -> Any:
+def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
     deadline = time.monotonic() + 60
     while job["status"] in ("pending", "running"):
         assert time.monotonic() < deadline, job
@@ -110,7 +111,7 @@ def ended(server: Api, job: Any, path: str = EXPORTS) -> Any:
     return job
 
 
-def downloaded(server: Api, job: Any) -> bytes:
+def downloaded(server: Client, job: Any) -> bytes:
     status, headers, _ = server.request("GET", f"{EXPORTS}/{job['jobId']}/download")
     assert status == 302
     if headers["Location"].startswith("http"):

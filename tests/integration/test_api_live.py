@@ -26,6 +26,7 @@ from tests.integration.test_api import (
     STRANGER,
     WATERMARKS,
     Api,
+    Client,
     fresh_database,
     load,
     random_events,
@@ -45,7 +46,7 @@ NOW_US = 1_790_000_000_000_000
 class Events:
     """An open stream of server-sent events."""
 
-    def __init__(self, server: Api, org: Any, **headers: str) -> None:
+    def __init__(self, server: Client, org: Any, **headers: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
         self._connection.request("GET", f"{BASE}/orgs/{org}/live", headers=headers)
         self.answer = self._connection.getresponse()
@@ -88,7 +89,7 @@ def server(database_url: str) -> Iterator[Api]:
         yield server
 
 
-def check_equals_rest(server: Api, org: Any, data: Any) -> None:
+def check_equals_rest(server: Client, org: Any, data: Any) -> None:
     """Every bucket of the message is what REST says of that bucket."""
     watermark = datetime.fromisoformat(data["watermark"])
     for name in ("minute", "hour", "day", "month"):
