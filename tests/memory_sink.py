@@ -43,12 +43,34 @@ class State:
     dead_letters: list[Any] = field(default_factory=list)
     outbox: list[AcceptedEvents] = field(default_factory=list)
 
+    def copy(self) -> State:
+        return State(
+            epoch=self.epoch,
+            position=replace(self.position),
+            tables={name: dict(rows) for name, rows in self.tables.items()},
+            seen={name: dict(rows) for name, rows in self.seen.items()},
+            ids=list(self.ids),
+            dead_letters=list(self.dead_letters),
+            outbox=list(self.outbox),
+        )
+
 
 class MemoryDatabase:
     """What all sinks of one test share: the committed state of each stream."""
 
     def __init__(self) -> None:
         self.states: dict[str, State] = {}
+        self._standby: dict[str, State] | None = None
+
+    def replicate(self) -> None:
+        """What is committed by now has reached the standby."""
+        self._standby = {stream: state.copy() for stream, state in self.states.items()}
+
+    def fail_over(self) -> None:
+        """The standby takes over; what was committed since `replicate` is lost."""
+        if self._standby is not None:
+            self.states = self._standby
+            self.replicate()
 
     def state(self, stream: str) -> State:
         return self.states.setdefault(stream, State())

@@ -183,7 +183,7 @@ class World:
         self.faults += 1
         worker = luck.choice(self.workers)
         sink = luck.choice(worker.sinks)
-        match luck.randrange(9):
+        match luck.randrange(11):
             case 0:
                 self.workers.remove(worker)
                 await worker.kill()
@@ -204,6 +204,10 @@ class World:
                 sink.fail_after_commit += 1
             case 7:
                 sink.down = not sink.down
+            case 8:
+                self.database.replicate()
+            case 9:
+                self.database.fail_over()
             case _:
                 self.broker.move(luck.randrange(len(self.broker.partitions)))
 
