@@ -120,7 +120,9 @@ class TimescaleSink:
     async def holds(self, claim: Claim, *, offset: int) -> bool:
         """Is the claim the last one, and the partition committed up to ``offset``? Raises as `claim`."""
         async with _Unit(self) as connection:
-            cursor = await connection.execute(_FLUSH["standing"], {"partition": claim.partition})
+            cursor = await connection.execute(
+                _FLUSH["standing"], {"partition": claim.partition, "stream": claim.stream}
+            )
             return await cursor.fetchone() == (claim.epoch, offset)
 
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
@@ -185,12 +187,8 @@ class TimescaleSink:
         """
         partition = {"partition": claim.partition}
         async with _Unit(self) as connection:
-            if (
-                await (
-                    await connection.execute(_FLUSH["ours"], {**partition, "epoch": claim.epoch})
-                ).fetchone()
-                is None
-            ):
+            held = {**partition, "stream": claim.stream, "epoch": claim.epoch}
+            if await (await connection.execute(_FLUSH["ours"], held)).fetchone() is None:
                 raise Fenced(f"partition {claim.partition} of {claim.stream} has another owner")
             bounds = {"before": _EPOCH + timedelta(hours=max(before_hour, 0)), "many": SEGMENTS_MANY}
             small = {**partition, "small": SEGMENT_BYTES_MAX // 2}
@@ -258,6 +256,7 @@ class TimescaleSink:
             _FLUSH["advance"],
             {
                 "partition": claim.partition,
+                "stream": claim.stream,
                 "epoch": claim.epoch,
                 "from_offset": batch.from_offset,
                 "next_offset": position.next_offset,
@@ -273,7 +272,9 @@ class TimescaleSink:
         )
         if cursor.rowcount == 1:
             return True
-        cursor = await connection.execute(_FLUSH["standing"], {"partition": claim.partition})
+        cursor = await connection.execute(
+            _FLUSH["standing"], {"partition": claim.partition, "stream": claim.stream}
+        )
         standing = await cursor.fetchone()
         if standing == (claim.epoch, position.next_offset):
             return False

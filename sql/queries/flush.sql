@@ -12,19 +12,22 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
 -- name: advance
 -- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.
 -- It comes first in the transaction, so that a worker that lost the partition locks no rollup row.
+-- The stream is compared as well: a failover that lost the last commits may have lost who a number was given to.
 -- Whoever listens on spendstream_flush hears the partition's number once the flush is committed, and only then.
 WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
     broker_time = %(broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
     rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now()
-WHERE partition = %(partition)s AND epoch = %(epoch)s AND committed_offset = %(from_offset)s
+WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
+    AND committed_offset = %(from_offset)s
 RETURNING partition)
 SELECT pg_notify('spendstream_flush', partition::text) FROM moved
 
 -- name: standing
 -- Who holds a partition and how far it is committed: asked when a compare-and-set found no row.
-SELECT epoch, committed_offset FROM analytics.partitions WHERE partition = %(partition)s
+SELECT epoch, committed_offset FROM analytics.partitions
+WHERE partition = %(partition)s AND stream = %(stream)s
 
 -- name: stage_rollup
 -- Where COPY puts the dirty rows of a flush; empties itself at the end of each transaction.
@@ -92,7 +95,8 @@ VALUES (%(partition)s, %(hour)s, %(segment)s, %(ids)s)
 
 -- name: ours
 -- Hold on to the claim for the rest of the transaction: no row if the partition has another owner.
-SELECT 1 FROM analytics.partitions WHERE partition = %(partition)s AND epoch = %(epoch)s FOR SHARE
+SELECT 1 FROM analytics.partitions
+WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s FOR SHARE
 
 -- name: crowded_hour
 -- The oldest closed hour whose ids lie in many small segments.

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from pipeline.core.rules import Rules
-from pipeline.sink.timescale import SinkUnavailable, TimescaleSink
+from pipeline.sink.timescale import Fenced, SinkUnavailable, TimescaleSink
 from sql import migrate
 from tests import books, mix
 from tests import oracle as naive
@@ -47,6 +47,24 @@ async def test_a_read_only_server_is_waited_for(url: str) -> None:
     await sink.flush(claim, batch)  # on a connection of its own: the refused one was let go
     await sink.close()
     assert not books.difference(books.stored_in_database(url), expected())
+
+
+async def test_a_number_that_a_failover_gave_to_another_stream_is_not_written_to(url: str) -> None:
+    """The standby that took over had not heard of the claim yet; another stream got its number."""
+    sink = TimescaleSink(url)
+    claim, ledger = await books.recover(sink, RULES)
+    for chunk in books.chunks_of(BODIES, size=50, broker_us=NOW_US):
+        ledger.ingest(**chunk)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    async with await psycopg.AsyncConnection.connect(url) as other:
+        await other.execute("UPDATE analytics.partitions SET stream = 'another'")
+    with pytest.raises(Fenced):
+        await sink.flush(claim, batch)
+    with pytest.raises(Fenced):
+        await sink.merge_ids(claim, before_hour=0)
+    assert not await sink.holds(claim, offset=0)
+    await sink.close()
+    assert books.stored_in_database(url)["counters"] == (0, 0, 0, 0)
 
 
 async def test_a_serialization_failure_is_tried_again(url: str) -> None:
