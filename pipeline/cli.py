@@ -13,13 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import click
 
-from pipeline import cli_archive
-from pipeline.core.rules import REASONS
+from pipeline import cli_archive, cli_dead_letters
+from pipeline.cli_types import DURATION, VISIBLE, fail
 from pipeline.transports import TransportError
 from sql import settings
 
@@ -40,33 +40,13 @@ class _Commands(click.Group):
                 click.echo(f"configuration: {fault}", err=True)
             ctx.exit(2)
         except TransportError as error:
-            _fail(f"the stream cannot be used: {error}")
+            fail(f"the stream cannot be used: {error}")
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
         except OSError as error:
-            _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
 
 
-def _fail(message: str) -> NoReturn:
-    raise click.ClickException(message)
-
-
-class _Duration(click.ParamType):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        try:
-            seconds = settings.duration_s(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if seconds <= 0:
-            self.fail("must be above 0", param, ctx)
-        return seconds
-
-
-DURATION = _Duration()
 SHARE = click.FloatRange(0, 1)
 
 
@@ -341,7 +321,7 @@ def replay_trace(
     try:
         trace = tracing.read(file, limit=limit)
     except tracing.TraceError as error:
-        _fail(str(error))
+        fail(str(error))
     now_us = time.time_ns() // 1000
     shift_us = 0
     if original_times:
@@ -376,7 +356,7 @@ def replay_trace(
     asyncio.run(simulating.until_signal(work))
     click.echo(f"published {published} of {len(trace)} rows of {file.name}")
     if published < len(trace):
-        _fail("stopped before the end; the same command publishes the rest, and what is there counts once")
+        fail("stopped before the end; the same command publishes the rest, and what is there counts once")
 
 
 @main.command()
@@ -426,7 +406,7 @@ def migrate() -> None:
             retention_rollup_s=values["RETENTION_ROLLUP"],
         )
     except DBAPIError as error:
-        _fail(f"the database cannot be migrated: {str(error.orig).strip()}")
+        fail(f"the database cannot be migrated: {str(error.orig).strip()}")
     click.echo(f"schema analytics is at revision {migrations.HEAD} on {applied.edition}")
     for note in applied.notes:
         click.echo(f"  {note}")
@@ -517,9 +497,9 @@ def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except gaps.GapRefused as error:
-        _fail(str(error))
+        fail(str(error))
     except psycopg.Error as error:
-        _fail(f"the database cannot be written: {str(error).strip()}")
+        fail(f"the database cannot be written: {str(error).strip()}")
     lost = (
         f"{to_offset - from_offset} offsets are given up"
         if to_offset > from_offset
@@ -558,7 +538,7 @@ def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | 
             values["DATABASE_URL"], secret, org_id=org, roles=roles, label=label, valid_s=valid
         )
     except psycopg.Error as error:
-        _fail(f"the key cannot be kept: {str(error).strip()}")
+        fail(f"the key cannot be kept: {str(error).strip()}")
     click.echo(key)
 
 
@@ -575,7 +555,7 @@ def list_keys(*, org: UUID | None, as_json: bool) -> None:
     try:
         records = making.listed(database_url, org_id=org)
     except psycopg.Error as error:
-        _fail(f"the database cannot be read: {str(error).strip()}")
+        fail(f"the database cannot be read: {str(error).strip()}")
     for record in records:
         row = {name: getattr(record, name) for name in record.__slots__}
         if as_json:
@@ -586,7 +566,7 @@ def list_keys(*, org: UUID | None, as_json: bool) -> None:
         used = f"{record.last_used_at:%Y-%m-%d %H:%M}" if record.last_used_at else "never"
         click.echo(
             f"{record.prefix} {record.org_id} {state}{f' {at:%Y-%m-%d %H:%M}' if at else ''}"
-            f" used {used} [{', '.join(record.roles)}] {record.label.translate(_VISIBLE)}".rstrip()
+            f" used {used} [{', '.join(record.roles)}] {record.label.translate(VISIBLE)}".rstrip()
         )
 
 
@@ -602,71 +582,10 @@ def revoke_key(prefix: str) -> None:
     try:
         revoked_at = making.revoke(database_url, prefix)
     except psycopg.Error as error:
-        _fail(f"the database cannot be written: {str(error).strip()}")
+        fail(f"the database cannot be written: {str(error).strip()}")
     if revoked_at is None:
-        _fail(f"there is no key with the prefix {prefix!r}: see `spendstream keys list`")
+        fail(f"there is no key with the prefix {prefix!r}: see `spendstream keys list`")
     click.echo(f"key {prefix} revoked at {revoked_at:%Y-%m-%d %H:%M:%S%z}")
-
-
-@main.group("dead-letters")
-def dead_letters() -> None:
-    """Look at the events that were refused, with the reason and the original bytes."""
-
-
-@dead_letters.command("list")
-@click.option(
-    "--reason",
-    type=click.Choice(REASONS),
-    help="Only those refused for this reason.",
-)
-@click.option("--stream", help="Only those of this stream.")
-@click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="At most so many."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the bytes in base64.")
-def list_dead_letters(reason: str | None, stream: str | None, limit: int, as_json: bool) -> None:
-    """List refused events, the newest first: where they are in the stream, why, and what they said."""
-    import base64
-
-    import psycopg
-
-    from pipeline import dead_letters as refused
-
-    database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
-    try:
-        for record in refused.newest(database_url, stream=stream, reason=reason, limit=limit):
-            if as_json:
-                row = {
-                    "stream": record.stream,
-                    "partition": record.partition,
-                    "offset": record.offset,
-                    "position": record.position,
-                    "reason": record.reason,
-                    "faults": record.faults,
-                    "body": None if record.body is None else base64.b64encode(record.body).decode(),
-                    "rejectedAt": record.rejected_at.isoformat(),
-                }
-                click.echo(json.dumps(row, ensure_ascii=False))
-                continue
-            faults = "; ".join(
-                f"{f['field']}: {f['message']}" if f["field"] else f["message"] for f in record.faults
-            )
-            click.echo(f"{record.stream} offset {record.offset} {record.reason}: {faults}")
-            body = "(bytes not kept: read them from the stream)"
-            if record.body is not None:
-                body = record.body[:200].decode("utf-8", "backslashreplace").translate(_VISIBLE)
-                body += f"… ({len(record.body)} bytes)" if len(record.body) > 200 else ""
-            click.echo(f"    {body}")
-        if not as_json:
-            counts = refused.count_by_reason(database_url, stream=stream, reason=reason)
-            total = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-            click.echo(f"in all: {total}")
-    except psycopg.Error as error:
-        _fail(f"the database cannot be read: {str(error).strip()}")
-
-
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-"""Control characters must not reach a terminal."""
 
 
 @main.command()
@@ -714,7 +633,7 @@ def demo(*, rate: float, orgs: int, duration: float | None, data_dir: Path | Non
             echo=click.echo,
         )
     except demonstration.DemoError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @main.command()
@@ -737,7 +656,7 @@ def doctor(as_json: bool) -> None:
         if finding.remedy:
             click.echo(f"{'':<5} {'':<14} -> {finding.remedy}")
     if failed:
-        _fail(f"{failed} of the checks failed")
+        fail(f"{failed} of the checks failed")
 
 
 @main.command()
@@ -823,17 +742,17 @@ def bench(
         try:
             found = [latency.measure(options, rate=rate, seconds=seconds) for rate in rates]
         except BenchError as error:
-            _fail(str(error))
+            fail(str(error))
         click.echo(report.latency_table(found, found_on))
         if json_file is not None:
             json_file.write_text(json.dumps(report.latency_record(found, found_on), indent=1) + "\n")
         if any(one.lost for one in found):
-            _fail("events were lost")
+            fail("events were lost")
         return
     try:
         results = race.race(options, echo=lambda line: click.echo(line, err=True))
     except BenchError as error:
-        _fail(str(error))
+        fail(str(error))
     text = report.table(options, results, found_on)
     click.echo(text)
     if markdown_file is not None:
@@ -841,11 +760,12 @@ def bench(
     if json_file is not None:
         json_file.write_text(json.dumps(report.record(options, results, found_on), indent=1) + "\n")
     if wrong := [result.contender.name for result in results if result.faults]:
-        _fail(f"failed: {', '.join(wrong)}")
+        fail(f"failed: {', '.join(wrong)}")
 
 
 main.add_command(cli_archive.reconcile)
 main.add_command(cli_archive.rebuild)
+main.add_command(cli_dead_letters.dead_letters)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NoReturn
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
+from pipeline.cli_types import TIME, VISIBLE, fail
 from sql import settings
 
 if TYPE_CHECKING:
@@ -19,26 +20,6 @@ if TYPE_CHECKING:
 
 SHOWN = 100
 """Differences printed, unless all are wanted."""
-
-
-class _Time(click.ParamType):
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            at = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail("expected a date or time such as 2026-11-23 or 2026-11-23T10:00:00Z", param, ctx)
-        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-
-
-TIME = _Time()
-
-
-def _fail(message: str) -> NoReturn:
-    raise click.ClickException(message)
 
 
 def _range(command: Any) -> Any:
@@ -96,9 +77,9 @@ def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: boo
         with rebuilding.connected(database_url) as connection:
             report = reconciling.reconcile(connection, store, scope)
     except psycopg.Error as error:
-        _fail(f"the database cannot be read: {str(error).strip()}")
+        fail(f"the database cannot be read: {str(error).strip()}")
     except StoreError as error:
-        _fail(f"the archive cannot be read: {error}")
+        fail(f"the archive cannot be read: {error}")
     differences = report.differences if show_all else report.differences[:SHOWN]
     if as_json:
         fields = ("compared", "events", "damaged", "notes", "complete")
@@ -108,12 +89,12 @@ def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: boo
         click.echo(json.dumps(row, indent=2, ensure_ascii=False))
     else:
         for line in (*differences, *report.damaged):
-            click.echo(str(line).translate(_VISIBLE))
+            click.echo(str(line).translate(VISIBLE))
         _tell(report)
     if report.differences or report.damaged:
-        _fail(f"{len(report.differences)} rows differ, {len(report.damaged)} files are damaged")
+        fail(f"{len(report.differences)} rows differ, {len(report.damaged)} files are damaged")
     if not report.complete:
-        _fail("nothing of this range is completely archived, so nothing was compared")
+        fail("nothing of this range is completely archived, so nothing was compared")
 
 
 @click.command()
@@ -134,16 +115,16 @@ def rebuild(*, start: datetime, end: datetime) -> None:
     try:
         report = rebuilding.rebuild(database_url, store, scope)
     except rebuilding.Damage as error:
-        _fail(str(error))
+        fail(str(error))
     except psycopg.Error as error:
-        _fail(f"the database cannot be used; nothing was changed: {str(error).strip()}")
+        fail(f"the database cannot be used; nothing was changed: {str(error).strip()}")
     except StoreError as error:
-        _fail(f"the archive cannot be read; nothing was changed: {error}")
+        fail(f"the archive cannot be read; nothing was changed: {error}")
     for difference in report.differences[:SHOWN]:
-        click.echo(str(difference).translate(_VISIBLE))
+        click.echo(str(difference).translate(VISIBLE))
     _tell(report)
     if not report.complete:
-        _fail("nothing of this range is completely archived, so nothing was rebuilt")
+        fail("nothing of this range is completely archived, so nothing was rebuilt")
     click.echo(f"{len(report.differences)} rows were written anew")
 
 
@@ -152,7 +133,3 @@ def _tell(report: Report) -> None:
         click.echo(f"note: {note}")
     rows = ", ".join(f"{count} {table}" for table, count in report.compared.items()) or "no rows"
     click.echo(f"compared with {report.events} archived events: {rows}")
-
-
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-"""Control characters must not reach a terminal."""

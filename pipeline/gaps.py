@@ -6,15 +6,13 @@ the committed offset by hand, over exactly the gap that was named, and the audit
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
 from psycopg.types.json import Jsonb
 
+from pipeline.actor import actor
 from pipeline.config import StreamConfig
 from pipeline.transports import Extent
 from pipeline.transports.factory import open_transport
@@ -75,7 +73,7 @@ def _check(extents: Sequence[Extent], stream: str, from_offset: int, to_offset: 
 
 
 def _record(database_url: str, stream: str, from_offset: int, to_offset: int) -> AcceptedGap:
-    actor = f"{_user()}@{socket.gethostname()}"
+    who = actor()
     gap = {"stream": stream, "from_offset": from_offset, "to_offset": to_offset}
     with psycopg.connect(database_url, connect_timeout=5) as connection:
         moved = connection.execute(_GAPS["accept_gap"], gap).fetchone()
@@ -88,25 +86,18 @@ def _record(database_url: str, stream: str, from_offset: int, to_offset: int) ->
             )
         partition, epoch = moved
         if to_offset < from_offset:
-            for block in ("retire_segments", "retire_dead_letters"):
+            for block in ("retire_segments", "retire_dead_letters", "retire_replays"):
                 connection.execute(_GAPS[block], {"partition": partition, "epoch": epoch})
         detail = {**gap, "partition": partition, "epoch": epoch}
-        connection.execute(_GAPS["audit"], {"actor": actor, "detail": Jsonb(detail)})
+        connection.execute(_GAPS["audit"], {"actor": who, "detail": Jsonb(detail)})
     return AcceptedGap(
         stream=stream,
         partition=partition,
         from_offset=from_offset,
         to_offset=to_offset,
         epoch=epoch,
-        actor=actor,
+        actor=who,
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        return f"uid {os.getuid()}"
 
 
 _GAPS = queries.load("gaps")

@@ -55,6 +55,8 @@ async def expire(
             gone[table] = (
                 await connection.execute(query["expire_seen"].format(table=table), before)
             ).rowcount
+        before = {"before": now - timedelta(seconds=retention.rollup_s)}
+        gone["replays"] = (await connection.execute(query["expire_replays"], before)).rowcount
         before = {"before": now - timedelta(seconds=retention.dead_letters_s)}
         gone["dead_letters"] = (await connection.execute(query["expire_dead_letters"], before)).rowcount
         # By the broker's time of the partition itself, so that replaying an old stream keeps its ids.

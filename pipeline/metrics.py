@@ -28,6 +28,12 @@ CONFLICTS: Final = Counter(
     "Events refused because their id was counted before with another payload.",
     registry=REGISTRY,
 )
+REPLAYED: Final = Counter(
+    "analytics_dead_letters_replayed",
+    "Dead letters that were replayed, by what became of them; they count in no other outcome again.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 LATE: Final = Counter(
     "analytics_ingestion_late_events",
     "Accepted events behind the watermark of their minute.",

@@ -18,6 +18,7 @@ from typing import Protocol
 from pipeline import metrics
 from pipeline.config import FlushConfig
 from pipeline.core.ledger import Batch, Ledger, Position, Tally
+from pipeline.core.replay import LETTERS_MAX
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from pipeline.freshness_cache import FreshnessCache
@@ -122,6 +123,7 @@ class PartitionWorker:
         self._reported = Tally()
         self._committed: Position | None = None
         self._merge_ids_at_us = clock_us() + MERGE_IDS_INTERVAL_US
+        self._letters_wait = False
         self.flush_wanted = asyncio.Event()
         self.stream_error: str | None = "not connected yet"
         self.database_error: str | None = None
@@ -214,6 +216,7 @@ class PartitionWorker:
                 gauge.remove(str(self._claim.partition))
         log.info("partition_released", extra={"stream": self.stream, "partition": self._claim.partition})
         self._ledger = self._claim = self._committed = None
+        self._letters_wait = False
         self._grant_withheld()
         self._chunk_times_us.clear()
         cache, self._cache = self._cache, None
@@ -346,13 +349,14 @@ class PartitionWorker:
                 log.info("ids_merged", extra={"stream": self.stream, "segments": merged})
 
     async def _drain(self, claim: Claim, ledger: Ledger) -> tuple[Batch, list[int]]:
-        """Freeze a batch; events that touch rows outside memory get them loaded first."""
+        """Freeze a batch, with dead letters that wait; what it needs and is not in memory is loaded first."""
         backoff = self._backoff()
         while True:
             now_us = self._clock_us()  # before the broker is asked, so that it vouches for no later moment
             caught_up = await self._caught_up(claim, ledger)
             try:
                 async with self._books:
+                    await self._replay(claim, ledger)
                     blocks = ledger.missing()
                     if blocks:
                         async with self._lag_shown(claim, ledger):
@@ -360,13 +364,28 @@ class PartitionWorker:
                         ledger.adopt(rows, blocks)
                     batch = ledger.drain(now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
-                if batch.accepted is not None and self._archive is not None and self._archive.full:
+                left_out = self._archive is not None and self._archive.full and not batch.settled
+                if batch.accepted is not None and left_out:
                     metrics.ARCHIVE_LEFT_OUT.inc(len(batch.accepted))
                     batch.accepted = None
                 return batch, times_us
             except SinkUnavailable as error:
                 self._database_away("load_failed", error)
                 await backoff.wait()
+
+    async def _replay(self, claim: Claim, ledger: Ledger) -> None:
+        """Take in dead letters that wait, if the last flush saw any; while the archive is full they wait on.
+
+        The archive must not miss them: their hours may be among those that it has whole.
+        """
+        if not self._letters_wait or (self._archive is not None and self._archive.full):
+            return
+        async with self._lag_shown(claim, ledger):
+            letters = await self._sink.waiting_letters(claim, most=LETTERS_MAX)
+            if letters:
+                opened = ledger.open(letters)
+                ledger.replay(opened, await self._sink.counted(claim, opened))
+        self._letters_wait = False
 
     async def _caught_up(self, claim: Claim, ledger: Ledger) -> bool:
         """Is all that the broker has in the ledger? Asked before draining, which can only add to it."""
@@ -386,7 +405,7 @@ class PartitionWorker:
         async with self._lag_shown(claim, ledger):
             while self._claim is claim:
                 try:
-                    await self._sink.flush(claim, batch)
+                    self._letters_wait = await self._sink.flush(claim, batch)
                 except SinkUnavailable as error:
                     metrics.FLUSH_FAILURES.inc()
                     self._database_away("flush_failed", error)
@@ -439,6 +458,8 @@ class PartitionWorker:
         metrics.EVENTS.labels("duplicate").inc(tally.duplicate - before.duplicate)
         for reason, count in tally.rejected.items():
             metrics.EVENTS.labels(reason).inc(count - before.rejected[reason])
+        for outcome, count in tally.replayed.items():
+            metrics.REPLAYED.labels(outcome).inc(count - before.replayed[outcome])
         metrics.CONFLICTS.inc(tally.rejected["conflict"] - before.rejected["conflict"])
         metrics.LATE.inc(tally.late - before.late)
         metrics.CAPPED_CLIENTS.inc(tally.capped_clients - before.capped_clients)

@@ -108,14 +108,16 @@ partitions = Table(
     Column("rejected", BigInteger, nullable=False, server_default=text("0")),
     Column("caught_up", Boolean, nullable=False, server_default=text("false")),
     _timestamp("updated_at"),
+    Column("replays", BigInteger, nullable=False, server_default=text("0")),
     postgresql_with={"fillfactor": "50"},
 )
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
 
 ``partition`` is the small number that stands in every rollup key; it is given out once for each ``stream``
 (a partition of a super stream is a stream of its own), so that no two streams ever share rows.
-Always offered = accepted + duplicate + rejected. ``watermark`` is null until the first event or the first
-time the partition has caught up.
+Always offered = accepted + duplicate + rejected: a dead letter that is replayed moves from ``rejected`` to
+one of the others. ``replays`` counts settled replays: it tells a flush that moves no offset from its repeat.
+``watermark`` is null until the first event or the first time the partition has caught up.
 """
 
 dedupe_ids = Table(
@@ -139,8 +141,55 @@ dead_letters = Table(
     Column("faults", JSONB, nullable=False),
     Column("body", LargeBinary, nullable=True),
     _timestamp("rejected_at"),
+    _timestamp("broker_time", nullable=True),
 )
-"""Rejected events with their original bytes (null in a flood: the stream still has them)."""
+"""Rejected events with their original bytes (null in a flood: the stream still has them).
+
+``rejected_at`` is the broker's time of the last chunk of the flush, ``broker_time`` that of the event's own.
+"""
+
+replays = Table(
+    "replays",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("run", Uuid, nullable=False),
+    _timestamp("requested_at"),
+    _timestamp("broker_time"),
+    Column("evidence", Text, nullable=False),
+    Column("body", LargeBinary, nullable=True),
+    _timestamp("settled_at", nullable=True),
+    Column("outcome", Text, nullable=True),
+    Column("at_offset", BigInteger, nullable=True),
+    Column("org_id", Uuid, nullable=True),
+    Column("event_id", Uuid, nullable=True),
+    Column("payload_check", BigInteger, nullable=True),
+    Index(
+        "replays_waiting",
+        "partition",
+        "requested_at",
+        "offset",
+        "position",
+        postgresql_where=text("settled_at IS NULL"),
+    ),
+    Index(
+        "replays_counted",
+        "partition",
+        "org_id",
+        "event_id",
+        unique=True,
+        postgresql_where=text("outcome = 'accepted'"),
+    ),
+    Index("replays_run", "run"),
+)
+"""Dead letters that were asked to be replayed, keyed like them (`pipeline.core.replay` has the outcomes).
+
+Asked for by the command, settled by the worker that owns the partition, in its flush. ``body`` has the bytes
+only where the letter lacks them, until it is settled; ``at_offset`` is how far the stream had been read then.
+Rows that were accepted keep the event's ids for as long as rollups are kept, also when the letter is gone: a
+second letter of the same event counts no more.
+"""
 
 orgs_seen = Table(
     "orgs_seen",

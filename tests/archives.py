@@ -43,12 +43,16 @@ def accepted(oracle: naive.Oracle, stream: Iterable[tuple[int, int, bytes]]) -> 
     for offset, broker_us, body in stream:
         outcome = oracle.feed(offset, broker_us, body)
         if isinstance(outcome, naive.Accepted):
-            e = outcome.event
-            ids = (offset, e.event_id, e.org_id, e.model_id, e.client_id)
-            at = naive.EPOCH + naive.timedelta(microseconds=e.occurred_us)
-            figures = (e.input_tokens, e.output_tokens, e.cost_microcents)
-            found.append((*ids, at, e.latency_ms, e.status, e.error_code, *figures))
+            found.append(row(offset, outcome.event))
     return found
+
+
+def row(offset: int, e: naive.Event) -> Row:
+    """The row of an accepted event."""
+    ids = (offset, e.event_id, e.org_id, e.model_id, e.client_id)
+    at = naive.EPOCH + naive.timedelta(microseconds=e.occurred_us)
+    figures = (e.input_tokens, e.output_tokens, e.cost_microcents)
+    return (*ids, at, e.latency_ms, e.status, e.error_code, *figures)
 
 
 def rows(table: Any) -> list[Row]:

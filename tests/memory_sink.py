@@ -14,9 +14,11 @@ from uuid import UUID
 
 import numpy as np
 
+from pipeline.core import replay
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.dedupe import merge_segments
 from pipeline.core.ledger import Batch, Block, Position, StoredRows
+from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink.timescale import SEGMENTS_MANY, Claim, Fenced, SinkUnavailable
 
@@ -42,6 +44,10 @@ class State:
     ids: list[tuple[int, bytes]] = field(default_factory=list)
     dead_letters: list[Any] = field(default_factory=list)
     outbox: list[AcceptedEvents] = field(default_factory=list)
+    waiting: dict[tuple[int, int], Letter] = field(default_factory=dict)
+    """Replays that were asked for, by (offset, position)."""
+    settled: list[tuple[Letter, Settled]] = field(default_factory=list)
+    """What became of them, in the order of their commits."""
 
     def copy(self) -> State:
         return State(
@@ -51,6 +57,8 @@ class State:
             seen={name: dict(rows) for name, rows in self.seen.items()},
             ids=list(self.ids),
             dead_letters=list(self.dead_letters),
+            waiting=dict(self.waiting),
+            settled=list(self.settled),
             outbox=list(self.outbox),
         )
 
@@ -121,6 +129,17 @@ class MemorySink:
         await self._reach()
         return (self.state.epoch, self.state.position.next_offset) == (claim.epoch, offset)
 
+    async def waiting_letters(self, claim: Claim, *, most: int) -> list[Letter]:
+        await self._reach()
+        return list(self.state.waiting.values())[:most]
+
+    async def counted(self, claim: Claim, opened: Opened) -> CountedIds:
+        await self._reach()
+        wanted = opened.of_stored_hours()
+        parts = [replay.among(wanted[hour], hour, ids) for hour, ids in self.state.ids if hour in wanted]
+        parts.append(CountedIds.of_settled([one for _, one in self.state.settled]))
+        return CountedIds.join(parts)
+
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
         await self._reach()
         return [self._rows(grain, lambda key, b=bucket: key[1] >= b) for grain, bucket in wanted]
@@ -150,21 +169,26 @@ class MemorySink:
                 return len(mine)
         return 0
 
-    async def flush(self, claim: Claim, batch: Batch) -> None:
+    async def flush(self, claim: Claim, batch: Batch) -> bool:
         await self._reach()
         self.write(claim, batch)
+        waiting = bool(self.state.waiting)
         if self._switch is not None:
             await self._switch()  # the answer to COMMIT is on its way: whoever dies here never hears it
+        return waiting
 
     def write(self, claim: Claim, batch: Batch) -> None:
         """The transaction: all of it at once, as the database's clients see it."""
         state = self.state
         if claim.epoch != state.epoch:
             raise Fenced("another epoch")
-        if state.position.next_offset != batch.from_offset:
-            if state.position.next_offset == batch.position.next_offset:
+        standing = state.position.next_offset, state.position.replays
+        if standing != (batch.from_offset, batch.from_replays):
+            if standing == (batch.position.next_offset, batch.position.replays):
                 return
             raise Fenced("another offset")
+        if any((one.offset, one.position) not in state.waiting for one in batch.settled):
+            raise Fenced("a failover lost the request")
         if self.fail_before_commit:
             self.fail_before_commit -= 1
             if self.offset_apart:
@@ -189,6 +213,9 @@ class MemorySink:
                 state.seen[name][key] = (min(first, known[0]), max(last, known[1]))
         state.ids.extend(batch.id_segments.items())
         state.dead_letters.extend(batch.dead_letters)
+        for one in batch.settled:
+            letter = state.waiting.pop((one.offset, one.position))
+            state.settled.append((letter, one))
         if batch.accepted is not None:
             state.outbox.append(batch.accepted)
         if self.fail_after_commit:

@@ -15,9 +15,10 @@ import uuid
 from dataclasses import dataclass
 
 from pipeline.config import FlushConfig
+from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.partition import ArchiveGate, PartitionWorker
-from tests import archives, books
+from tests import archives, books, replays
 from tests import oracle as naive
 from tests.memory_sink import MemoryDatabase, MemorySink
 from tests.memory_transport import MemoryBroker, MemoryTransport
@@ -39,6 +40,7 @@ class Outcome:
 
     events: int
     faults: int
+    replayed: int
 
 
 class Worker:
@@ -129,6 +131,7 @@ class World:
         self.workers: list[Worker] = []
         self.events = 0
         self.faults = 0
+        self.replayed = 0
         self._bodies: list[list[bytes]] = [[] for _ in range(partitions)]
 
     async def switch(self) -> None:
@@ -142,6 +145,24 @@ class World:
     def reset(self) -> None: ...
 
     # --- what happens ------------------------------------------------------------------------------
+
+    def replay(self) -> None:
+        """An operator asks for some dead letters of a partition to be replayed, also of what is under way."""
+        luck = self.luck
+        state = self.database.state(luck.choice(self.broker.partitions).name)
+        done = {letter.offset for letter, one in state.settled if one.outcome in ("accepted", "duplicate")}
+        letters = [letter for letter in state.dead_letters if letter.offset not in done]
+        for letter in luck.sample(letters, min(len(letters), luck.choice((1, 2, 5)))):
+            state.waiting.setdefault(
+                (letter.offset, letter.position),
+                Letter(
+                    offset=letter.offset,
+                    position=letter.position,
+                    broker_us=letter.broker_us,
+                    evidence="none",
+                    body=letter.body,
+                ),
+            )
 
     def publish(self) -> None:
         luck, partition = self.luck, self.luck.randrange(len(self.broker.partitions))
@@ -216,10 +237,13 @@ class World:
     async def play(self, steps: int) -> None:
         self.workers.append(Worker(self))
         for _ in range(steps):
-            if self.luck.random() < 0.7:
-                self.publish()
-            else:
-                await self.misfortune()
+            match self.luck.random():
+                case chance if chance < 0.6:
+                    self.publish()
+                case chance if chance < 0.7:
+                    self.replay()
+                case _:
+                    await self.misfortune()
             for _ in range(self.luck.choice((1, 5, 20))):
                 await asyncio.sleep(0)
                 self._no_crash()
@@ -246,10 +270,12 @@ class World:
                 stored.name: (self.database.state(stored.name).position.next_offset, stored.end)
                 for stored in self.broker.partitions
             }
-            if not owed and all(committed == end for committed, end in standing.values()):
+            waiting = sum(len(self.database.state(name).waiting) for name in standing)
+            if not owed and not waiting and all(committed == end for committed, end in standing.values()):
                 return
         raise AssertionError(
-            f"stuck: (committed, published) offsets are {standing}, {owed} chunks not granted"
+            f"stuck: (committed, published) offsets are {standing}, {owed} chunks not granted,"
+            f" {waiting} letters not replayed"
         )
 
     def _no_crash(self) -> None:
@@ -260,10 +286,11 @@ class World:
     def compare(self) -> None:
         """Every partition's rows against a recount of its stream."""
         for stored in self.broker.partitions:
-            oracle = naive.Oracle(books.oracle_rules(RULES))
-            accepted = archives.accepted(oracle, naive.records(stored.chunks))
             state = self.database.state(stored.name)
-            differences = books.difference(books.stored_state(state), books.expected(oracle))
+            records = list(naive.records(stored.chunks))
+            oracle, accepted, differences = replays.follow(state, records, books.oracle_rules(RULES))
+            self.replayed += len(state.settled)
+            differences += books.difference(books.stored_state(state), books.expected(oracle))
             differences += archives.outbox_difference(state.outbox, oracle, accepted)
             assert not differences, f"{stored.name}: {differences[:3]}"
 
@@ -279,4 +306,4 @@ def run(seed: int, *, steps: int = 14) -> Outcome:
         raise AssertionError(f"seed {seed}: {error}") from error
     finally:
         logging.disable(logging.NOTSET)
-    return Outcome(world.events, world.faults)
+    return Outcome(world.events, world.faults, world.replayed)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.archive.store import Missing, Store
@@ -71,13 +72,15 @@ def files_of(cut: Cut) -> Iterator[File]:
         sink = io.BytesIO()
         pq.write_table(mine, sink, compression="zstd")
         data = sink.getvalue()
-        offsets = mine.column("offset")
+        offsets = pc.min_max(
+            mine.column("offset")
+        ).as_py()  # a replayed event has an older one than its neighbours
         name = f"p{cut.partition}-{cut.accepted_from}-{cut.accepted_to}.parquet"
         yield File(
             hour=hour,
             path=f"day={hour:%Y-%m-%d}/hour={hour:%H}/{name}",
-            from_offset=offsets[0].as_py(),
-            to_offset=offsets[-1].as_py() + 1,
+            from_offset=offsets["min"],
+            to_offset=offsets["max"] + 1,
             row_count=len(mine),
             byte_count=len(data),
             sha256=hashlib.sha256(data).digest(),

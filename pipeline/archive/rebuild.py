@@ -9,9 +9,6 @@ repaired rows. If the process dies, nothing has happened. Readers see all of it 
 from __future__ import annotations
 
 import dataclasses
-import getpass
-import os
-import socket
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,6 +18,7 @@ import psycopg
 from psycopg import sql as psql
 from psycopg.types.json import Jsonb
 
+from pipeline.actor import actor
 from pipeline.archive import reconcile
 from pipeline.archive.reconcile import Connection, Difference, Report, Scope, time_of
 from pipeline.archive.store import Store
@@ -153,15 +151,7 @@ def _record(connection: Connection, differences: Sequence[Difference], scope: Sc
         "rows": dict(Counter(difference.grain.name for difference in differences)),
         "partitions": sorted({difference.partition for difference in differences}),
     }
-    connection.execute(_ARCHIVE["audit"], {"actor": _actor(), "detail": Jsonb(detail)})
-
-
-def _actor() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    connection.execute(_ARCHIVE["audit"], {"actor": actor(), "detail": Jsonb(detail)})
 
 
 _ARCHIVE: Final = queries.load("archive")

@@ -103,7 +103,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """Buckets that begin after one time and end by another have all their events in the archive or outbox."""
 
     after_us: int
@@ -133,7 +133,7 @@ class _Partition:
     """One partition in the snapshot of a connection."""
 
     def __init__(
-        self, connection: Connection, store: Store, scope: Scope, number: int, spans: Sequence[_Span]
+        self, connection: Connection, store: Store, scope: Scope, number: int, spans: Sequence[Span]
     ) -> None:
         self._connection = connection
         self._store = store
@@ -148,7 +148,7 @@ class _Partition:
         pieces = connection.execute(_ARCHIVE["spans"]).fetchall()
         for number, accepted in partitions:
             mine = [piece[1:] for piece in pieces if piece[0] == number]
-            yield cls(connection, store, scope, number, _spans(mine, accepted))
+            yield cls(connection, store, scope, number, spans_of(mine, accepted))
 
     def compare(self, report: Report) -> None:
         scope = self._scope
@@ -270,7 +270,7 @@ class _Partition:
             return {row[:split]: row[split:] for row in cursor.execute(query, wanted)}
 
 
-def _spans(pieces: Sequence[tuple[Any, ...]], accepted: int) -> list[_Span]:
+def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int) -> list[Span]:
     """Pieces of the archive (accepted from, to, complete from, to), in order, as spans without holes."""
     joined: list[list[Any]] = []
     for accepted_from, accepted_to, complete_from, complete_to in pieces:
@@ -279,9 +279,9 @@ def _spans(pieces: Sequence[tuple[Any, ...]], accepted: int) -> list[_Span]:
         else:
             joined.append([accepted_to, complete_from, complete_to])
     if accepted == 0:
-        return [_Span(-1, _FOREVER_US)]
+        return [Span(-1, _FOREVER_US)]
     return [
-        _Span(
+        Span(
             -1 if complete_from is None else us_of(complete_from),
             _FOREVER_US if accepted_to == accepted else us_of(complete_to),
         )

@@ -8,6 +8,7 @@ one, whole. It never sees a connection, a clock or a task; the caller brings ``n
 The cycle (`pipeline.agents` drives it)::
 
     ingest(chunk) ...            as chunks come
+    open(letters) -> replay(..)  dead letters that an operator wants counted: `pipeline.core.replay`
     missing() -> adopt(rows)     before a drain: late events may touch rows that are not in memory
     drain(now) -> Batch          freeze what is dirty
     (commit the batch, retrying the very same one until its outcome is known)
@@ -24,7 +25,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core import dedupe, kernels, watermark
+from pipeline.core import dedupe, kernels, replay, watermark
 from pipeline.core.accepted import AcceptedEvents, AcceptedLog
 from pipeline.core.cells import (
     CLIENT,
@@ -41,8 +42,9 @@ from pipeline.core.cells import (
 )
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Columns, Names, Reader
+from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.rules import REASONS, Rules
-from pipeline.core.watermark import HOUR_US, NEVER
+from pipeline.core.watermark import DAY_US, HOUR_US, NEVER
 from pipeline.core.windows import ERRORS, GRAINS, Grain, NameCap, Spans, Table, TableRows
 from pipeline.core.wire import Fault
 
@@ -57,6 +59,12 @@ FOLD_EVENTS: Final = 8192
 ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
 LOADED_BLOCKS_MAX: Final = 20_000
 NAMES_MAX: Final = 200_000
+
+IDS_KEPT_US: Final = DAY_US
+"""How much longer than for the dedupe window the database keeps ids (`pipeline.maintenance`)."""
+
+REPLAY_SEGMENTS: Final = 2**62
+"""Where the numbers of id segments begin that came with no offset: no stream gets that far."""
 
 _CONFLICT: Final = Fault("eventId", "was counted before with another payload")
 
@@ -75,6 +83,8 @@ class Position:
     accepted: int = 0
     duplicate: int = 0
     rejected: int = 0
+    replays: int = 0
+    """Replays of dead letters that were settled, one way or another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +93,8 @@ class DeadLetter:
 
     offset: int
     position: int
+    broker_us: int
+    """The broker's time of its chunk."""
     reason: str
     faults: tuple[Fault, ...]
     body: bytes | None
@@ -137,9 +149,10 @@ class SeenRows:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """Everything that one transaction writes, and the offset it must find (``from_offset``)."""
+    """Everything that one transaction writes, and what it must find (``from_offset``, ``from_replays``)."""
 
     from_offset: int
+    from_replays: int
     position: Position
     caught_up: bool
     tables: list[StoredRows]
@@ -153,10 +166,20 @@ class Batch:
     """When the refused were refused: the broker's time of the batch's last chunk."""
     accepted: AcceptedEvents | None = None
     """For the archive; None without one, or without events."""
+    settled: Sequence[Settled] = ()
+    """What became of replayed dead letters."""
+    replayed_from_us: int | None = None
+    """Time of the oldest event that a replay has counted in this batch."""
 
     @property
     def row_count(self) -> int:
         return sum(map(len, self.tables))
+
+    @property
+    def segment(self) -> int:
+        """Tells the ids of this batch from those of all others of the partition."""
+        moved = self.position.next_offset > self.from_offset
+        return self.position.next_offset if moved else REPLAY_SEGMENTS + self.position.replays
 
 
 @dataclass(slots=True)
@@ -168,9 +191,10 @@ class Tally:
     late: int = 0
     capped_clients: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    replayed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(replay.OUTCOMES, 0))
 
     def copy(self) -> Tally:
-        return replace(self, rejected=dict(self.rejected))
+        return replace(self, rejected=dict(self.rejected), replayed=dict(self.replayed))
 
 
 class Ledger:
@@ -189,6 +213,7 @@ class Ledger:
             )
         self.tally = Tally()
         self._committed_from = self.position.next_offset
+        self._committed_replays = self.position.replays
         self._drained_offered = self.position.offered
         self._buffered: list[tuple[int, int, Sequence[bytes]]] = []
         self._buffered_events = 0
@@ -205,6 +230,8 @@ class Ledger:
         self._new_ids: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
         self._dead_letters: list[DeadLetter] = []
         self._bodies_kept = 0
+        self._settled: list[Settled] = []
+        self._replayed_from_us: int | None = None
         self._set_horizons()
 
     # --- recovery ------------------------------------------------------------------------------------
@@ -262,19 +289,27 @@ class Ledger:
 
         columns, refused = self._reader.read(bodies)
         for bad in refused:
-            self._refuse(int(offsets[bad.source]), bodies[bad.source], bad.reason, bad.faults)
+            at = bad.source
+            self._refuse(int(offsets[at]), int(broker_us[at]), bodies[at], bad.reason, bad.faults)
         columns = self._refuse_by_time(columns, offsets, broker_us, bodies)
         columns = self._drop_duplicates(columns, offsets, broker_us, bodies)
         self._accept(columns, offsets, broker_us)
 
-    def _refuse(self, offset: int, body: bytes, reason: str, faults: tuple[Fault, ...]) -> None:
+    def _refuse(
+        self, offset: int, broker_us: int, body: bytes, reason: str, faults: tuple[Fault, ...]
+    ) -> None:
         self.position.rejected += 1
         self.tally.rejected[reason] += 1
         kept = self._bodies_kept < self._rules.dead_letter_bodies_max
         self._bodies_kept += kept
         self._dead_letters.append(
             DeadLetter(
-                offset=offset, position=0, reason=reason, faults=faults, body=bytes(body) if kept else None
+                offset=offset,
+                position=0,
+                broker_us=broker_us,
+                reason=reason,
+                faults=faults,
+                body=bytes(body) if kept else None,
             )
         )
 
@@ -294,7 +329,8 @@ class Ledger:
             else:
                 window_h = self._rules.dedupe_window_us / HOUR_US
                 reason, message = "too_late", f"more than {window_h:g} h before the broker received it"
-            self._refuse(int(offsets[source]), bodies[source], reason, (Fault("occurredAt", message),))
+            faults = (Fault("occurredAt", message),)
+            self._refuse(int(offsets[source]), int(broker_us[source]), bodies[source], reason, faults)
         return columns.take(~refused)
 
     def _drop_duplicates(
@@ -312,7 +348,8 @@ class Ledger:
             self.position.duplicate += duplicate
             self.tally.duplicate += duplicate
             for source in columns.source[outcomes == kernels.CONFLICT].tolist():
-                self._refuse(int(offsets[source]), bodies[source], "conflict", (_CONFLICT,))
+                at, body = int(broker_us[source]), bodies[source]
+                self._refuse(int(offsets[source]), at, body, "conflict", (_CONFLICT,))
             columns = columns.take(fresh)
         if len(columns):
             self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))
@@ -329,6 +366,50 @@ class Ledger:
         self._gathering.add(columns, met_us)
         if self._accepted_log is not None:
             self._accepted_log.add(columns, offsets[columns.source], broker_us, met_us)
+
+    # --- dead letters back in -----------------------------------------------------------------------------
+
+    def open(self, letters: Sequence[Letter]) -> Opened:
+        """Read dead letters that are to be replayed: whose ids must be looked up, and for which hours.
+
+        Nothing is counted yet. No chunk may be ingested before they are given to `replay`.
+        """
+        self.fold()
+        kept_us = self._rules.dedupe_window_us + IDS_KEPT_US
+        stored_from = -((kept_us - self.position.broker_us) // HOUR_US)
+        return replay.open_letters(
+            letters, self._reader, live_from=self.live_hours_from(), stored_from=stored_from
+        )
+
+    def replay(self, opened: Opened, counted: CountedIds) -> None:
+        """Count the letters that are good and not counted yet; the next batch says what became of them.
+
+        ``counted``: which of the events were counted, by earlier replays or in `Opened.of_stored_hours`.
+        Neither the offset nor the watermark moves: for both the letters were read long ago.
+        """
+        outcomes = replay.judge(opened, counted, self._seen_ids, future_us=FUTURE_US)
+        settled = replay.settle(opened, outcomes, at_offset=self.position.next_offset)
+        for one in settled:
+            self.tally.replayed[one.outcome] += 1
+        self.position.replays += len(settled)
+        self._settled += settled
+        columns = opened.columns.take(np.array([outcome == "accepted" for outcome in outcomes], np.bool_))
+        duplicate = outcomes.count("duplicate")
+        self.position.accepted += len(columns)
+        self.position.duplicate += duplicate
+        self.position.rejected -= len(columns) + duplicate
+        if not len(columns):
+            return
+        self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))
+        oldest_us = int(columns.occurred_us.min())
+        self._replayed_from_us = min(oldest_us, self._replayed_from_us or oldest_us)
+        met_us = np.full(len(columns), self.position.newest_us - self._rules.allowed_lateness_us, np.int64)
+        self._gathering.add(columns, met_us)
+        if self._accepted_log is not None:
+            mine = [opened.letters[source] for source in columns.source.tolist()]
+            offsets = np.array([letter.offset for letter in mine], np.int64)
+            broker_us = np.array([letter.broker_us for letter in mine], np.int64)
+            self._accepted_log.add(columns, offsets, broker_us, met_us)
 
     def _gather(self) -> None:
         """Add what was folded to the tables, or hold it back until its blocks have been loaded."""
@@ -519,6 +600,7 @@ class Ledger:
         )
         batch = Batch(
             from_offset=self._committed_from,
+            from_replays=self._committed_replays,
             position=replace(position),
             caught_up=caught_up,
             tables=[self._stored(table.drain(self._key_order)) for table in (*self._tables, self._errors)],
@@ -529,10 +611,14 @@ class Ledger:
             dead_letters=self._dead_letters,
             rejected_us=position.broker_us,
             accepted=self._accepted(),
+            settled=self._settled,
+            replayed_from_us=self._replayed_from_us,
         )
         self._committed_from = position.next_offset
+        self._committed_replays = position.replays
         self._drained_offered = position.offered
         self._dead_letters, self._bodies_kept = [], 0
+        self._settled, self._replayed_from_us = [], None
         self._set_horizons()
         self._forget_names()
         return batch

@@ -2,10 +2,11 @@
 
 The flush, in order, and what holds if the process or the server dies right after each step:
 
-1. Compare-and-set the partition's offset. Not committed: nothing happened. It comes first, so a worker that
-   lost the partition fails here and never waits for, or blocks, the owner's rows.
+1. Compare-and-set the partition's offset and its count of replays. Not committed: nothing happened. It comes
+   first, so a worker that lost the partition fails here and never waits for, or blocks, the owner's rows.
 2. COPY the dirty rows into a temporary table and upsert their absolute values; alike what was seen, the new
-   dedupe ids, the dead letters and the events for the archive. Not committed: nothing happened.
+   dedupe ids, the dead letters, what became of replayed ones, and the events for the archive. Not committed:
+   nothing happened.
 3. COMMIT. Either everything above is in the database or nothing is; there is no second system to disagree.
 
 If the answer to COMMIT is lost, the same batch is flushed again: step 1 then finds the offset already
@@ -28,9 +29,10 @@ import numpy.typing as npt
 import psycopg
 from psycopg import sql as psql
 
-from pipeline.core import dedupe
+from pipeline.core import dedupe, replay
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Batch, Block, Position, SeenRows, StoredRows
+from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
 from pipeline.sink import copy_binary, event_columns
@@ -104,7 +106,7 @@ class TimescaleSink:
             cursor = await connection.execute(_FLUSH["claim"], {"stream": stream})
             row = await cursor.fetchone()
             assert row is not None
-        partition, epoch, offset, offered, accepted, duplicate, rejected, mark, newest, broker = row
+        partition, epoch, offset, offered, accepted, duplicate, rejected, replays, mark, newest, broker = row
         position = Position(
             next_offset=offset,
             newest_us=NEVER if newest is None else newest,
@@ -114,6 +116,7 @@ class TimescaleSink:
             accepted=accepted,
             duplicate=duplicate,
             rejected=rejected,
+            replays=replays,
         )
         return Claim(stream, partition, epoch), position
 
@@ -123,7 +126,8 @@ class TimescaleSink:
             cursor = await connection.execute(
                 _FLUSH["standing"], {"partition": claim.partition, "stream": claim.stream}
             )
-            return await cursor.fetchone() == (claim.epoch, offset)
+            standing = await cursor.fetchone()
+            return standing is not None and standing[:2] == (claim.epoch, offset)
 
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
         """All rows of each table from a bucket on. Raises as `claim`."""
@@ -212,10 +216,52 @@ class TimescaleSink:
             await connection.execute(_FLUSH["add_ids"], {**hour, "segment": segments[-1], "ids": merged})
             return len(segments)
 
+    # --- replays of dead letters ------------------------------------------------------------------------
+
+    async def waiting_letters(self, claim: Claim, *, most: int) -> list[Letter]:
+        """The first ``most`` dead letters that wait to be replayed. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_REPLAYS["waiting"], {"partition": claim.partition, "most": most})
+            names = ("offset", "position", "broker_us", "evidence", "body")
+            return [Letter(**dict(zip(names, row, strict=True))) for row in await cursor.fetchall()]
+
+    async def counted(self, claim: Claim, opened: Opened) -> CountedIds:
+        """Which of the letters' events were counted, by earlier replays and by stored hours.
+
+        Raises as `claim`.
+        """
+        keys = list(dict.fromkeys(opened.keys))
+        asked = {
+            "partition": claim.partition,
+            "orgs": [UUID(int=high << 64 | low) for high, low, _, _ in keys],
+            "events": [UUID(int=high << 64 | low) for _, _, high, low in keys],
+        }
+        by_hour = opened.of_stored_hours()
+        hours = [_EPOCH + timedelta(hours=hour) for hour in by_hour]
+        async with _Unit(self) as connection:
+            cursor = connection.cursor(binary=True)
+            await cursor.execute(_REPLAYS["counted"], asked)
+            rows = await cursor.fetchall()
+            found = [
+                CountedIds(
+                    org=_halves(row[0] for row in rows),
+                    event=_halves(row[1] for row in rows),
+                    hour=np.full(len(rows), replay.ANY_HOUR, np.int64),
+                    check=np.array([row[2] for row in rows], np.uint32),
+                )
+            ]
+            if hours:
+                # One segment at a time: a busy hour has tens of megabytes of them.
+                stored = {"partition": claim.partition, "hours": hours}
+                async for hour, segment in cursor.stream(_REPLAYS["ids_of_hours"], stored):
+                    found.append(await asyncio.to_thread(replay.among, by_hour[hour], hour, segment))
+        return CountedIds.join(found)
+
     # --- the flush -----------------------------------------------------------------------------------------
 
-    async def flush(self, claim: Claim, batch: Batch) -> None:
-        """Write a batch whole, or not at all.
+    async def flush(self, claim: Claim, batch: Batch) -> bool:
+        """Write a batch whole, or not at all. True if dead letters wait to be replayed.
 
         Raises:
             SinkUnavailable: the outcome may be unknown; flush the very same batch again.
@@ -226,8 +272,9 @@ class TimescaleSink:
         if batch.accepted is not None:
             events = await asyncio.to_thread(_outbox_row, claim, batch.accepted)
         async with _Unit(self) as connection:
-            if not await self._advance(connection, claim, batch):
-                return
+            waiting = await self._advance(connection, claim, batch)
+            if waiting is None:
+                return False
             for rows in batch.tables:
                 if len(rows):
                     await self._write_rows(connection, claim, rows)
@@ -240,7 +287,7 @@ class TimescaleSink:
                     {
                         "partition": claim.partition,
                         "hour": _EPOCH + timedelta(hours=hour),
-                        "segment": batch.position.next_offset,
+                        "segment": batch.segment,
                         "ids": ids,
                     },
                 )
@@ -248,9 +295,14 @@ class TimescaleSink:
                 await self._write_dead_letters(connection, claim, batch)
             if events is not None:
                 await connection.execute(_ARCHIVE["add_events"], events)
+            if batch.settled:
+                await self._settle(connection, claim, batch)
+        return waiting
 
-    async def _advance(self, connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> bool:
-        """Step 1. False: an earlier attempt at this very batch has been committed."""
+    async def _advance(
+        self, connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch
+    ) -> bool | None:
+        """Step 1: do letters wait for a replay? None: an earlier attempt at this very batch was committed."""
         position = batch.position
         cursor = await connection.execute(
             _FLUSH["advance"],
@@ -268,19 +320,22 @@ class TimescaleSink:
                 "duplicate": position.duplicate,
                 "rejected": position.rejected,
                 "caught_up": batch.caught_up,
+                "replays": position.replays,
+                "from_replays": batch.from_replays,
             },
         )
-        if cursor.rowcount == 1:
-            return True
+        moved = await cursor.fetchone()
+        if moved is not None:
+            return bool(moved[1])
         cursor = await connection.execute(
             _FLUSH["standing"], {"partition": claim.partition, "stream": claim.stream}
         )
         standing = await cursor.fetchone()
-        if standing == (claim.epoch, position.next_offset):
-            return False
+        if standing == (claim.epoch, position.next_offset, position.replays):
+            return None
         raise Fenced(
-            f"partition {claim.partition} of {claim.stream} stands at (epoch, offset) {standing},"
-            f" not at {(claim.epoch, batch.from_offset)}"
+            f"partition {claim.partition} of {claim.stream} stands at (epoch, offset, replays) {standing},"
+            f" not at {(claim.epoch, batch.from_offset, batch.from_replays)}"
         )
 
     async def _write_rows(
@@ -362,8 +417,39 @@ class TimescaleSink:
                         faults,
                         letter.body,
                         rejected_at,
+                        _time(letter.broker_us),
                     )
                 )
+
+    @staticmethod
+    async def _settle(connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> None:
+        """Say what became of replayed letters, in the transaction that counts them."""
+        partition = {"partition": claim.partition}
+        cursor = connection.cursor()
+        await cursor.executemany(
+            _REPLAYS["settle"],
+            [
+                {
+                    **partition,
+                    "offset": one.offset,
+                    "position": one.position,
+                    "outcome": one.outcome,
+                    "org": None if one.org is None else UUID(int=one.org[0] << 64 | one.org[1]),
+                    "event": None if one.event is None else UUID(int=one.event[0] << 64 | one.event[1]),
+                    "check": one.check,
+                    "at_offset": one.at_offset,
+                }
+                for one in batch.settled
+            ],
+        )
+        if cursor.rowcount != len(batch.settled):
+            # A failover lost the request, too: nobody asks for these letters any more.
+            raise Fenced(f"{cursor.rowcount} of {len(batch.settled)} letters still waited for their replay")
+        if batch.replayed_from_us is not None and batch.accepted is None:
+            # These events go to no archive, so it must not be taken for whole where they lie.
+            before = {**partition, "before": _time(batch.replayed_from_us)}
+            await connection.execute(_REPLAYS["shorten_spans"], before)
+            await connection.execute(_REPLAYS["shorten_outbox"], before)
 
     async def connection(self) -> psycopg.AsyncConnection[Any]:
         """The open connection, made when there is none."""
@@ -384,6 +470,7 @@ class TimescaleSink:
 
 _FLUSH: Final = queries.load("flush")
 _ARCHIVE: Final = queries.load("archive")
+_REPLAYS: Final = queries.load("replays")
 
 
 class _Unit:
@@ -474,10 +561,14 @@ def _columns(grain: Grain) -> str:
     return ", ".join((*MEASURES, "latency_sketch", *(("client_id",) if grain.by_client else ())))
 
 
+def _halves(ids: Iterable[UUID]) -> IntArray:
+    """uint64[n, 2], (high, low)."""
+    return np.array([(i.int >> 64, i.int & (2**64 - 1)) for i in ids], np.uint64).reshape(-1, 2)
+
+
 def _stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
     def halves(column: int) -> IntArray:
-        ids = [row[column].int for row in rows]
-        return np.array([(i >> 64, i & (2**64 - 1)) for i in ids], np.uint64).reshape(-1, 2)
+        return _halves(row[column] for row in rows)
 
     measure_count = 1 if grain is ERRORS else len(MEASURES)
     rest = 3 + measure_count

@@ -4,7 +4,7 @@
 INSERT INTO analytics.partitions AS p (partition, stream, epoch, updated_at)
 SELECT COALESCE(MAX(partition) + 1, 0), %(stream)s, 1, now() FROM analytics.partitions
 ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now()
-RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, rejected,
+RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, rejected, replays,
     (EXTRACT(EPOCH FROM watermark) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM max_event_time) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint
@@ -14,19 +14,22 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
 -- It comes first in the transaction, so that a worker that lost the partition locks no rollup row.
 -- The stream is compared as well: a failover that lost the last commits may have lost who a number was given to.
 -- Whoever listens on spendstream_flush hears the partition's number once the flush is committed, and only then.
+-- It also says whether dead letters wait to be replayed.
 WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
     broker_time = %(broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
-    rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now()
+    rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
-    AND committed_offset = %(from_offset)s
+    AND committed_offset = %(from_offset)s AND replays = %(from_replays)s
 RETURNING partition)
-SELECT pg_notify('spendstream_flush', partition::text) FROM moved
+SELECT pg_notify('spendstream_flush', partition::text),
+    EXISTS (SELECT FROM analytics.replays AS r WHERE r.partition = moved.partition AND settled_at IS NULL)
+FROM moved
 
 -- name: standing
 -- Who holds a partition and how far it is committed: asked when a compare-and-set found no row.
-SELECT epoch, committed_offset FROM analytics.partitions
+SELECT epoch, committed_offset, replays FROM analytics.partitions
 WHERE partition = %(partition)s AND stream = %(stream)s
 
 -- name: stage_rollup
@@ -89,7 +92,8 @@ ON CONFLICT (org_id, {name}partition) DO UPDATE SET
     last_rollup_at = EXCLUDED.last_rollup_at
 
 -- name: add_ids
--- Keep the ids that a flush accepted in one hour; the segment is the flush's offset, so no two are alike.
+-- Keep the ids that a flush accepted in one hour; the segment is the flush's offset, or, where a replay alone
+-- was flushed, a number above all offsets, so no two are alike.
 INSERT INTO analytics.dedupe_ids (partition, hour, segment, ids)
 VALUES (%(partition)s, %(hour)s, %(segment)s, %(ids)s)
 
@@ -117,7 +121,8 @@ DELETE FROM analytics.dedupe_ids WHERE partition = %(partition)s AND hour = %(ho
 
 -- name: copy_dead_letters
 -- Keep the refused records of a flush; the compare-and-set before it lets none in twice.
-COPY analytics.dead_letters (partition, "offset", position, stream, reason, faults, body, rejected_at) FROM STDIN
+COPY analytics.dead_letters (partition, "offset", position, stream, reason, faults, body, rejected_at, broker_time)
+FROM STDIN
 
 -- name: resident_rows
 -- The rows of all buckets from one on: what a worker holds in memory after recovery.

@@ -21,6 +21,11 @@ WHERE partition = %(partition)s AND segment >= 0
 UPDATE analytics.dead_letters SET "offset" = "offset" - %(epoch)s::bigint * 1099511627776
 WHERE partition = %(partition)s AND "offset" >= 0
 
+-- name: retire_replays
+-- Likewise: replays stay with their letters.
+UPDATE analytics.replays SET "offset" = "offset" - %(epoch)s::bigint * 1099511627776
+WHERE partition = %(partition)s AND "offset" >= 0
+
 -- name: audit
 -- Who accepted which gap, in the transaction that accepts it.
 INSERT INTO analytics.audit_log (at, actor, action, outcome, detail)

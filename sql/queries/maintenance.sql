@@ -19,6 +19,10 @@ DELETE FROM analytics.{table} WHERE last_event_at < %(before)s
 -- Drop refused records past their retention.
 DELETE FROM analytics.dead_letters WHERE rejected_at < %(before)s
 
+-- name: expire_replays
+-- Forget which events were counted by replays, once the rollup rows of that time are gone.
+DELETE FROM analytics.replays WHERE settled_at < %(before)s
+
 -- name: edition
 -- The licence of TimescaleDB; no row on plain PostgreSQL.
 SELECT current_setting('timescaledb.license', true) FROM pg_extension WHERE extname = 'timescaledb'

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import psycopg
 import pytest
 
-from pipeline.core.ledger import Ledger
+from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
 from sql import migrate
-from tests import books, mix
+from tests import books, mix, replays
 from tests import oracle as naive
 from tests.memory_sink import MemorySink
+from tests.replays import ReplayingOracle
 
+HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000
 RULES = Rules(clients_per_org_hour_max=3)
 
@@ -24,19 +27,30 @@ RULES = Rules(clients_per_org_hour_max=3)
 class Held:
     """A sink of some kind: how to open it (again) and how to read all that it has committed."""
 
-    def __init__(self, open_: Callable[[], books.Sink], stored: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        open_: Callable[[], books.Sink],
+        stored: Callable[[], dict[str, Any]],
+        request: Callable[[Sequence[Letter]], None],
+    ) -> None:
         self.open = open_
         self.stored = stored
+        self.request = request
+        """Ask for letters to be replayed."""
 
 
 @pytest.fixture(params=["memory", "postgresql", "timescaledb"])
 def held(request: pytest.FixtureRequest) -> Held:
     if request.param == "memory":
         sink = MemorySink()
-        return Held(lambda: sink, lambda: books.stored(sink))
+        return Held(lambda: sink, lambda: books.stored(sink), lambda letters: replays.request(sink, letters))
     url = request.getfixturevalue("embedded_postgres_url" if request.param == "postgresql" else "timescale")
     migrate.upgrade(url)
-    return Held(lambda: TimescaleSink(url), lambda: books.stored_in_database(url))
+    return Held(
+        lambda: TimescaleSink(url),
+        lambda: books.stored_in_database(url),
+        lambda letters: replays.request_in_database(url, letters),
+    )
 
 
 def ingest(ledger: Ledger, bodies: list[bytes], *, upto: int, broker_us: int = NOW_US) -> None:
@@ -111,6 +125,48 @@ async def test_a_worker_that_lost_the_partition_writes_nothing(held: Held) -> No
     await zombie.close()
     await owner.close()
     assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_a_letter_is_replayed_once_though_the_flush_is_repeated_or_lost(held: Held) -> None:
+    made = mix.make(300, seed=13, now_us=NOW_US - 30 * HOUR_US, span_us=HOUR_US, late=0, bad=0.05).bodies
+    now = mix.make(100, seed=14, now_us=NOW_US, span_us=HOUR_US, late=0, bad=0).bodies
+    oracle = ReplayingOracle(books.oracle_rules(RULES))
+    oracle.feed_all((i, NOW_US, body) for i, body in enumerate((*made, *now)))
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    ingest(ledger, made + now, upto=400)
+    ledger.fold()
+    assert not ledger.missing()
+    batch = ledger.drain(now_us=0, caught_up=False)
+    letters = [
+        Letter(offset=d.offset, position=0, broker_us=NOW_US, evidence="none", body=d.body)
+        for d in batch.dead_letters
+    ]
+    assert not await sink.flush(claim, batch)
+    held.request(letters)
+    assert await sink.flush(claim, ledger.drain(now_us=0, caught_up=False))
+
+    async def replay() -> Batch:
+        opened = ledger.open(await sink.waiting_letters(claim, most=100))
+        ledger.replay(opened, await sink.counted(claim, opened))
+        blocks = ledger.missing()
+        ledger.adopt(await sink.load(claim, blocks), blocks)
+        return ledger.drain(now_us=0, caught_up=False)
+
+    await replay()  # and the worker dies before its flush
+    while await sink.waiting_letters(claim, most=1):
+        claim, ledger = await books.recover(sink, RULES)
+        batch = await replay()
+        assert batch.from_offset == batch.position.next_offset
+        await sink.flush(claim, batch)
+        await sink.flush(claim, batch)  # the answer to the first COMMIT was lost
+        for one in batch.settled:
+            body = next(letter.body for letter in letters if letter.offset == one.offset)
+            assert one.outcome == oracle.replay(NOW_US, body), one
+    assert ledger.position.replays == len(letters) > 200
+    await sink.close()
+    assert oracle.accepted > 300
+    assert not books.difference(held.stored(), books.expected(oracle))
 
 
 async def test_position_and_watermark_come_back_after_a_restart(held: Held) -> None:

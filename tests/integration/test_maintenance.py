@@ -77,6 +77,13 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
                 "INSERT INTO analytics.dead_letters VALUES (0, %s, 0, 's', 'malformed', '[]', NULL, %s)",
                 (days, NOW - timedelta(days=days)),
             )
+        for offset, settled in ((1, 401), (2, 399), (3, None)):
+            connection.execute(
+                "INSERT INTO analytics.replays"
+                ' (partition, "offset", position, run, requested_at, broker_time, evidence, settled_at)'
+                " VALUES (0, %s, 0, gen_random_uuid(), %s, %s, 'none', %s)",
+                (offset, NOW, NOW, None if settled is None else NOW - timedelta(days=settled)),
+            )
         for _ in range(2):  # a second round finds nothing more
             gone = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
             for name in ROLLUPS:
@@ -85,6 +92,7 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
                 assert kept(connection, name, "last_event_at") == [NOW - timedelta(days=300)]
             assert kept(connection, "dedupe_ids", "hour") == [broker_time - timedelta(hours=47)]
             assert kept(connection, "dead_letters", '"offset"') == [89]
+            assert kept(connection, "replays", '"offset"') == [2, 3]
         assert gone == {}
 
 

@@ -1,0 +1,16 @@
+"""Who runs a command, as the audit log names them."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+
+
+def actor() -> str:
+    """``user@host``."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

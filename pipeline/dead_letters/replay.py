@@ -1,0 +1,286 @@
+"""Having dead letters counted: examine them, ask the workers in one transaction, wait for the outcome.
+
+What holds if this process dies: before the transaction is committed, nothing was asked; after it, the workers
+settle every letter all the same, and asking again finds it counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from pipeline.archive.lookup import Lookup
+from pipeline.archive.rebuild import connected as snapshot
+from pipeline.archive.reconcile import time_of
+from pipeline.archive.store import Store
+from pipeline.config import StreamConfig
+from pipeline.core import replay
+from pipeline.core.dedupe import SeenIds
+from pipeline.core.events import Reader
+from pipeline.core.ledger import FUTURE_US, IDS_KEPT_US
+from pipeline.core.replay import CountedIds, Letter
+from pipeline.core.watermark import HOUR_US
+from pipeline.dead_letters import stream, table
+from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
+from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
+from pipeline.sink.timescale import Claim, TimescaleSink
+from sql import queries
+
+BLOCK: Final = 2000
+"""Letters examined at once: bounds the memory."""
+SHOWN: Final = 100
+"""Letters that are named in a report."""
+_POLL_S: Final = 0.2
+_NEVER: Final = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Where everything is, and the rules."""
+
+    database_url: str
+    stream: StreamConfig | None
+    """None: the stream cannot be read."""
+    store: Store | None
+    """None: there is no archive."""
+    window_us: int
+    rollups_from_us: int
+    silent_s: float = 15.0
+    """A partition in which nothing has been committed for so long has no owner."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What became of the letters that were meant."""
+
+    run: UUID
+    dry: bool = False
+    requested: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+    """How many were not asked for, by verdict."""
+    waiting_before: int = 0
+    """Letters among the chosen that were asked for earlier and still wait."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """What became of the requested, by outcome; of a dry run what would."""
+    waiting: int = 0
+    """Requested and not settled when the waiting ended."""
+    silent: list[str] = field(default_factory=list)
+    """Why letters wait: partitions without an owner."""
+    named: list[tuple[str, int, int, str, str]] = field(default_factory=list)
+    """The first that were not counted: (stream, offset, position, verdict, why)."""
+
+    def name(self, letter: Examined, verdict: str, why: str) -> None:
+        if len(self.named) < SHOWN:
+            record = letter.record
+            self.named.append((record.stream, record.offset, record.position, verdict, why))
+
+    @property
+    def unknown(self) -> int:
+        """Letters that need an operator's word."""
+        return self.left["unknown"] + self.outcomes["unknown"]
+
+
+def request(
+    setup: Setup,
+    chosen: Chosen,
+    *,
+    org: UUID | None = None,
+    limit: int | None = None,
+    accept: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Ask for all letters that can be replayed, in one transaction; ``dry_run``: say what would come of them.
+
+    Raises:
+        psycopg.Error, StoreError, TransportError: nothing was asked for.
+    """
+    report = Report(run=uuid4(), dry=dry_run)
+    forecast = _Forecast(setup)
+    with ExitStack() as stack:
+        reading = stack.enter_context(snapshot(setup.database_url))
+        writing = stack.enter_context(table.connected(setup.database_url))
+        terms = terms_of(setup, reading, accept=accept)
+        report.waiting_before = table.count_waiting(reading, chosen)
+        letters = _examined(setup, reading, chosen, terms)
+        if org is not None:
+            letters = (
+                letter for letter in letters if letter.event is not None and letter.event.org_id == org
+            )
+        letters = islice(letters, limit)
+        while block := list(islice(letters, BLOCK)):
+            for letter in block:
+                if letter.verdict != REPLAY:
+                    report.left[letter.verdict] += 1
+                    report.name(letter, letter.verdict, letter.why)
+            good = [letter for letter in block if letter.verdict == REPLAY]
+            if dry_run:
+                report.requested += len(good)
+                for letter, outcome in zip(good, forecast.of(good, terms), strict=True):
+                    report.outcomes[outcome] += 1
+                    if outcome not in ("accepted", "duplicate"):
+                        report.name(letter, outcome, _WHY[outcome])
+            else:
+                report.requested += _ask(writing, report.run, good)
+        if report.requested and not dry_run:
+            detail = {**chosen.named(), "run": str(report.run), "letters": report.requested, "accept": accept}
+            table.audit(writing, "dead_letters.replay", detail, org=org)
+    return report
+
+
+def wait(setup: Setup, report: Report, *, timeout_s: float) -> None:
+    """Wait until the workers have settled the letters of a run, and enter what became of them.
+
+    Raises `psycopg.Error`: the workers go on all the same.
+    """
+    deadline = time.monotonic() + timeout_s
+    with table.connected(setup.database_url) as connection:
+        connection.autocommit = True
+        run = {"run": report.run}
+        while True:
+            counts = dict(connection.execute(_REPLAYS["of_run"], run).fetchall())
+            report.waiting = counts.pop(None, 0)
+            report.outcomes = Counter(counts)
+            if not report.waiting or time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_S)
+        if report.waiting:
+            for partition, name, silent_s in connection.execute(_REPLAYS["owners"], run).fetchall():
+                if silent_s > setup.silent_s:
+                    silence = f"nothing committed for {silent_s:.0f} s"
+                    report.silent.append(f"no worker owns partition {partition} ({name}): {silence}")
+        rows = connection.execute(_REPLAYS["left_of_run"], {**run, "limit": SHOWN}).fetchall()
+        for name, offset, position, outcome in rows:
+            if outcome is not None and len(report.named) < SHOWN:
+                report.named.append((name, offset, position, outcome, _WHY[outcome]))
+
+
+def terms_of(setup: Setup, reading: Connection, *, accept: bool = False) -> Terms:
+    """What letters are held to now. Raises `psycopg.Error`."""
+    standing = reading.execute(_REPLAYS["standing"]).fetchall()
+    return Terms(
+        window_us=setup.window_us,
+        rollups_from_us=setup.rollups_from_us,
+        broker_us={partition: broker_us or 0 for partition, _, broker_us in standing},
+        lookup=None if setup.store is None else Lookup(reading, setup.store),
+        accept=accept,
+    )
+
+
+def examined(setup: Setup, records: Sequence[RefusedRecord], terms: Terms) -> list[Examined]:
+    """The verdicts on some letters, read back from the stream where they were left out.
+
+    Raises:
+        psycopg.Error, StoreError, TransportError.
+    """
+    return examine(records, _read_back(setup, records), terms)
+
+
+def forecast(setup: Setup, letter: Examined, terms: Terms) -> str:
+    """What would become of one letter that may be replayed, as far as the committed ids tell."""
+    return _Forecast(setup).of([letter], terms)[0]
+
+
+def _examined(setup: Setup, reading: Connection, chosen: Chosen, terms: Terms) -> Iterator[Examined]:
+    records = table.uncounted(reading, chosen)
+    while block := list(islice(records, BLOCK)):
+        yield from examined(setup, block, terms)
+
+
+def _read_back(setup: Setup, records: Sequence[RefusedRecord]) -> stream.Found:
+    wanted: dict[str, set[int]] = {}
+    for record in records:
+        if record.body is None and record.offset >= 0:
+            wanted.setdefault(record.stream, set()).add(record.offset)
+    if not wanted or setup.stream is None:
+        return {}
+    return asyncio.run(stream.read_back(setup.stream, wanted))
+
+
+def _ask(writing: Connection, run: UUID, letters: Sequence[Examined]) -> int:
+    """How many were asked for: those that somebody else has asked for meanwhile are left to them."""
+    with writing.cursor() as cursor:
+        cursor.executemany(_REPLAYS["request"], [_row(run, letter) for letter in letters])
+        return max(cursor.rowcount, 0)
+
+
+def _row(run: UUID, letter: Examined) -> Mapping[str, Any]:
+    record = letter.record
+    return {
+        "partition": record.partition,
+        "offset": record.offset,
+        "position": record.position,
+        "run": run,
+        "broker_time": time_of(letter.broker_us),
+        "evidence": letter.evidence,
+        "body": letter.body if record.body is None else None,
+    }
+
+
+class _Forecast:
+    """What the workers would make of letters, by the committed ids; later letters see earlier ones."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._readers: dict[int, Reader] = {}
+        self._accepted: dict[int, list[CountedIds]] = {}
+
+    def of(self, letters: Sequence[Examined], terms: Terms) -> list[str]:
+        outcomes: dict[int, str] = {}
+        for partition in {letter.record.partition for letter in letters}:
+            places = [i for i, letter in enumerate(letters) if letter.record.partition == partition]
+            mine = [letters[i] for i in places]
+            outcomes.update(zip(places, self._of_partition(partition, mine, terms), strict=True))
+        return [outcomes[i] for i in range(len(letters))]
+
+    def _of_partition(self, partition: int, letters: Sequence[Examined], terms: Terms) -> list[str]:
+        kept_us = terms.window_us + IDS_KEPT_US
+        opened = replay.open_letters(
+            [
+                Letter(
+                    offset=letter.record.offset,
+                    position=letter.record.position,
+                    broker_us=letter.broker_us,
+                    evidence=letter.evidence,
+                    body=letter.body,
+                )
+                for letter in letters
+            ],
+            self._readers.setdefault(partition, Reader()),
+            live_from=_NEVER,  # nothing is in memory here: every id is looked up in the database
+            stored_from=-((kept_us - terms.broker_us.get(partition, 0)) // HOUR_US),
+        )
+        counted = asyncio.run(self._counted(letters[0].record.stream, partition, opened))
+        before = self._accepted.setdefault(partition, [])
+        known = CountedIds.join([counted, *before])
+        settled = replay.settle(
+            opened, replay.judge(opened, known, SeenIds(), future_us=FUTURE_US), at_offset=0
+        )
+        before.append(CountedIds.of_settled(settled))
+        return [one.outcome for one in settled]
+
+    async def _counted(self, name: str, partition: int, opened: replay.Opened) -> CountedIds:
+        sink = TimescaleSink(self._setup.database_url, application_name="spendstream-dead-letters")
+        try:
+            return await sink.counted(Claim(name, partition, 0), opened)
+        finally:
+            await sink.close()
+
+
+_WHY: Final = {
+    "conflict": "its id was counted before with another payload",
+    "unknown": "its ids were dropped meanwhile, and nothing tells whether it was counted: --accept counts it",
+    "future": "more than 5 minutes after the broker received it",
+    "malformed": "not an event",
+    "invalid": "breaks a rule of the wire contract",
+    "gone": "its bytes are gone",
+}
+"""What an outcome that is none means, for people."""
+
+_REPLAYS: Final = queries.load("replays")

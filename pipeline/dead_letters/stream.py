@@ -1,0 +1,70 @@
+"""Reading back from the stream what a flood left out of the table: the bytes at an offset."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Set
+from typing import Final
+
+from pipeline.config import StreamConfig
+from pipeline.transports import Extent, OffsetGone, Transport
+from pipeline.transports.factory import open_transport
+
+SKIPPED_MAX: Final = 50_000
+"""Offsets that are read over to the next one wanted; beyond, a new subscription is cheaper."""
+_PATIENCE_S: Final = 30.0
+
+Found = dict[tuple[str, int], tuple[bytes, int]]
+"""Body and broker time (microseconds) by stream and offset."""
+
+
+async def read_back(config: StreamConfig, wanted: Mapping[str, Set[int]]) -> Found:
+    """The records at some offsets of some partitions' streams; those that are gone are left out.
+
+    Raises:
+        TransportError: the stream cannot be read now.
+        ValueError: the URL is none.
+    """
+    transport = open_transport(config)
+    found: Found = {}
+    try:
+        for number, extent in enumerate(await transport.extents()):
+            held = range(extent.first_offset, extent.end_offset)
+            offsets = sorted(offset for offset in wanted.get(extent.stream, ()) if offset in held)
+            while offsets:
+                try:
+                    offsets = await _read_run(transport, number, extent, offsets, found)
+                except OffsetGone as gone:  # retention was faster
+                    offsets = [
+                        offset for offset in offsets if offset >= max(gone.first_offset, offsets[0] + 1)
+                    ]
+    finally:
+        await transport.close()
+    return found
+
+
+async def _read_run(
+    transport: Transport, number: int, extent: Extent, offsets: list[int], found: Found
+) -> list[int]:
+    """Read on from the first of some offsets for as long as the next is near; those that are left."""
+    subscription = await transport.subscribe(partition=number, offset=offsets[0])
+    wanted, last = set(offsets), offsets[-1]
+    at = offsets[0]
+    try:
+        while at <= last and min(wanted) - at <= SKIPPED_MAX:
+            async with asyncio.timeout(_PATIENCE_S):
+                chunk = await subscription.receive()
+            subscription.grant()
+            for i, body in enumerate(chunk.bodies):
+                offset = chunk.first_offset + i
+                if offset in wanted:
+                    found[extent.stream, offset] = bytes(body), chunk.timestamp_us
+            at = chunk.next_offset
+            wanted = {offset for offset in wanted if offset >= at}
+            if not wanted:
+                break
+    except TimeoutError:
+        return []  # offsets that hold nothing: the broker's own records
+    finally:
+        await subscription.close()
+    return sorted(wanted)

@@ -1,0 +1,72 @@
+-- name: waiting
+-- The letters of a partition that wait to be replayed, in the order in which they were asked for.
+SELECT r."offset", r.position, (EXTRACT(EPOCH FROM r.broker_time) * 1000000)::bigint, r.evidence,
+    COALESCE(r.body, d.body)
+FROM analytics.replays AS r
+LEFT JOIN analytics.dead_letters AS d USING (partition, "offset", position)
+WHERE r.partition = %(partition)s AND r.settled_at IS NULL
+ORDER BY r.requested_at, r."offset", r.position
+LIMIT %(most)s
+
+-- name: counted
+-- Which of some events were counted by earlier replays, with the check of their payload.
+SELECT org_id, event_id, payload_check
+FROM analytics.replays
+JOIN unnest(%(orgs)s::uuid[], %(events)s::uuid[]) AS asked (org_id, event_id) USING (org_id, event_id)
+WHERE partition = %(partition)s AND outcome = 'accepted'
+
+-- name: ids_of_hours
+-- The ids that were accepted in some hours.
+SELECT (EXTRACT(EPOCH FROM hour) / 3600)::bigint, ids FROM analytics.dedupe_ids
+WHERE partition = %(partition)s AND hour = ANY(%(hours)s)
+
+-- name: settle
+-- Say what came of a replay, in the transaction that counts it; it finds the row only once.
+UPDATE analytics.replays
+SET settled_at = now(), outcome = %(outcome)s, org_id = %(org)s, event_id = %(event)s,
+    payload_check = %(check)s, at_offset = %(at_offset)s, body = NULL
+WHERE partition = %(partition)s AND "offset" = %(offset)s AND position = %(position)s AND settled_at IS NULL
+
+-- name: shorten_spans
+-- Without an archive: what it holds of this partition is whole only up to the oldest of the replayed events.
+UPDATE analytics.archive_spans SET complete_to = LEAST(complete_to, %(before)s)
+WHERE partition = %(partition)s AND complete_to > %(before)s
+
+-- name: shorten_outbox
+-- Likewise what waits for the archive.
+UPDATE analytics.archive_outbox SET complete_to = LEAST(complete_to, %(before)s)
+WHERE partition = %(partition)s AND complete_to > %(before)s
+
+-- name: request
+-- Ask for a letter to be replayed, unless that was asked before and waits, or has counted it.
+INSERT INTO analytics.replays AS r
+    (partition, "offset", position, run, requested_at, broker_time, evidence, body)
+VALUES (%(partition)s, %(offset)s, %(position)s, %(run)s, now(), %(broker_time)s, %(evidence)s, %(body)s)
+ON CONFLICT (partition, "offset", position) DO UPDATE
+SET run = EXCLUDED.run, requested_at = EXCLUDED.requested_at, broker_time = EXCLUDED.broker_time,
+    evidence = EXCLUDED.evidence, body = EXCLUDED.body, settled_at = NULL, outcome = NULL
+WHERE r.settled_at IS NOT NULL AND r.outcome NOT IN ('accepted', 'duplicate')
+
+-- name: of_run
+-- What has come of the letters that one run asked for.
+SELECT outcome, count(*) FROM analytics.replays WHERE run = %(run)s GROUP BY outcome ORDER BY outcome
+
+-- name: left_of_run
+-- The letters of a run that were settled and did not count, or (outcome null) still wait.
+SELECT p.stream, r."offset", r.position, r.outcome
+FROM analytics.replays AS r JOIN analytics.partitions AS p USING (partition)
+WHERE r.run = %(run)s AND (r.outcome IS NULL OR r.outcome NOT IN ('accepted', 'duplicate'))
+ORDER BY r.partition, r."offset", r.position
+LIMIT %(limit)s
+
+-- name: owners
+-- Of the partitions where letters of a run still wait: when a worker last committed anything.
+SELECT partition, stream, EXTRACT(EPOCH FROM now() - updated_at)::float8
+FROM analytics.partitions
+WHERE partition IN (SELECT partition FROM analytics.replays WHERE run = %(run)s AND settled_at IS NULL)
+ORDER BY partition
+
+-- name: standing
+-- How far each partition is by the broker's clock: which hours its ids still tell.
+SELECT partition, stream, (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint
+FROM analytics.partitions ORDER BY partition

@@ -1,0 +1,241 @@
+"""Dead letters taken back into the books: once, where it can be shown, and without moving time."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from pipeline.core import replay
+from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.replay import CountedIds, Letter
+from pipeline.core.rules import Rules
+from tests import books, mix
+from tests import oracle as naive
+from tests.memory_sink import MemorySink, State
+from tests.replays import ReplayingOracle
+
+HOUR_US = 3_600_000_000
+NOW_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US + 10 * 60_000_000
+RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2)
+ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=100)
+
+
+def event(number: int, *, ago_us: int = 0, **fields: Any) -> bytes:
+    at = naive.EPOCH + naive.timedelta(microseconds=NOW_US - ago_us)
+    return json.dumps(
+        {
+            "eventId": str(uuid.UUID(int=number)),
+            "orgId": str(ORG),
+            "modelId": str(MODEL),
+            "clientId": "c",
+            "occurredAt": at.isoformat(),
+            "latencyMs": 10,
+            "status": "success",
+            "inputTokens": 1,
+            "outputTokens": 2,
+            "costEstimateCents": "0.5",
+            **fields,
+        }
+    ).encode()
+
+
+class Books:
+    """A ledger over a sink in memory, beside the oracle."""
+
+    def __init__(self, *, keep_accepted: bool = False) -> None:
+        self.sink = MemorySink()
+        self.oracle = ReplayingOracle(books.oracle_rules(RULES))
+        self._keep_accepted = keep_accepted
+
+    @property
+    def state(self) -> State:
+        return self.sink.state
+
+    async def recover(self) -> None:
+        self.claim, position = await self.sink.claim(books.STREAM)
+        self.ledger = Ledger(RULES, position, keep_accepted=self._keep_accepted)
+        self.ledger.adopt(await self.sink.resident_rows(self.claim, self.ledger.resident_from()))
+        from_hour = self.ledger.live_hours_from()
+        self.ledger.recover_ids(await self.sink.live_ids(self.claim, from_hour=from_hour))
+
+    async def read(self, *bodies: bytes, broker_us: int = NOW_US) -> None:
+        first = self.ledger.received_offset
+        self.ledger.ingest(
+            first_offset=first, next_offset=first + len(bodies), timestamp_us=broker_us, bodies=bodies
+        )
+        for i, body in enumerate(bodies):
+            self.oracle.feed(first + i, broker_us, body)
+        await self.flush()
+
+    async def replay(self, *letters: Letter) -> list[str]:
+        """The outcomes, having committed them; the oracle agrees with each."""
+        opened = self.ledger.open(letters)
+        self.ledger.replay(opened, await self.sink.counted(self.claim, opened))
+        self.state.waiting = {(letter.offset, letter.position): letter for letter in letters}
+        batch = await self.flush()
+        outcomes = [one.outcome for one in batch.settled]
+        assert outcomes == [
+            self.oracle.replay(letter.broker_us, letter.body, evidence=letter.evidence) for letter in letters
+        ]
+        return outcomes
+
+    async def flush(self) -> Batch:
+        blocks = self.ledger.missing()
+        if blocks:
+            self.ledger.adopt(await self.sink.load(self.claim, blocks), blocks)
+        batch = self.ledger.drain(now_us=NOW_US, caught_up=False)
+        await self.sink.flush(self.claim, batch)
+        return batch
+
+    def check(self) -> None:
+        assert not books.difference(books.stored_state(self.state), books.expected(self.oracle))
+
+
+def letter(offset: int, body: bytes | None, *, broker_us: int = NOW_US, evidence: str = "none") -> Letter:
+    return Letter(offset=offset, position=0, broker_us=broker_us, evidence=evidence, body=body)
+
+
+@pytest.fixture
+async def kept() -> Books:
+    kept = Books()
+    await kept.recover()
+    return kept
+
+
+async def test_a_late_batch_that_is_replayed_has_the_totals_of_one_in_time(kept: Books) -> None:
+    made = mix.make(800, seed=61, now_us=NOW_US - 5 * HOUR_US, span_us=2 * HOUR_US, late=0, bad=0).bodies
+    await kept.read(event(1), event(2, ago_us=HOUR_US), *made)
+    late = [d for d in kept.state.dead_letters if d.reason == "too_late"]
+    assert len(late) == len(made)
+    in_time = Books()
+    await in_time.recover()
+    await in_time.read(*made, broker_us=NOW_US - 5 * HOUR_US)
+    await in_time.read(event(1), event(2, ago_us=HOUR_US))
+
+    outcomes = await kept.replay(*(letter(d.offset, d.body) for d in late))
+    assert set(outcomes) == {"accepted", "duplicate", "conflict"}
+    kept.check()
+    replayed, timely = kept.state.tables, in_time.state.tables
+    for name in replayed:
+        # All but the revision (the last measure), which says that the figures came later.
+        assert {key: (row[0][:10], row[1]) for key, row in replayed[name].items()} == {
+            key: (row[0][:10], row[1]) for key, row in timely[name].items()
+        }, name
+    assert kept.state.seen == in_time.state.seen
+    p = kept.state.position
+    assert (p.accepted, p.duplicate, p.rejected) == (
+        in_time.state.position.accepted,
+        in_time.state.position.duplicate,
+        in_time.state.position.rejected,
+    )
+    assert p.offered == p.accepted + p.duplicate + p.rejected
+
+
+async def test_a_replay_moves_neither_watermark_nor_offset_and_raises_the_revision(kept: Books) -> None:
+    await kept.read(event(1, ago_us=5 * HOUR_US, occurredAt="2026-09-21T10:00:00Z"), event(2))
+    before = kept.state.position
+    batch_before = (before.next_offset, before.newest_us, before.watermark_us, before.broker_us)
+    assert await kept.replay(letter(0, event(1, ago_us=4 * HOUR_US))) == ["accepted"]
+    after = kept.state.position
+    assert (after.next_offset, after.newest_us, after.watermark_us, after.broker_us) == batch_before
+    assert (after.replays, after.rejected, after.accepted) == (1, 0, 2)
+    hour = (NOW_US - 4 * HOUR_US) // HOUR_US
+    assert [row[0][10] for key, row in kept.state.tables["usage_hour"].items() if key[1] == hour] == [1]
+    assert kept.state.seen["orgs_seen"][(ORG,)][0] == NOW_US - 4 * HOUR_US
+
+
+async def test_an_event_that_was_counted_is_recognised_wherever_its_id_is_kept(kept: Books) -> None:
+    timely = event(1, ago_us=HOUR_US)
+    await kept.read(timely, event(2), broker_us=NOW_US)
+    # In the window, by the ids in memory.
+    assert await kept.replay(letter(10, timely)) == ["duplicate"]
+    assert await kept.replay(letter(11, event(1, ago_us=HOUR_US, latencyMs=11))) == ["conflict"]
+    # Older than the window, by the stored ids of its hour.
+    await kept.read(event(3, ago_us=-10 * HOUR_US), broker_us=NOW_US + 10 * HOUR_US)
+    for _ in range(2):
+        assert await kept.replay(letter(12, timely)) == ["duplicate"]
+        assert await kept.replay(letter(13, event(1, ago_us=HOUR_US, latencyMs=11))) == ["conflict"]
+        await kept.recover()
+    assert await kept.replay(letter(14, event(4, ago_us=HOUR_US))) == ["accepted"]
+    kept.check()
+
+
+async def test_without_ids_or_archive_nothing_counts_until_it_is_accepted(kept: Books) -> None:
+    old = event(1, ago_us=40 * HOUR_US)
+    await kept.read(old, old, event(2))
+    assert await kept.replay(letter(0, old), letter(1, old)) == ["unknown", "unknown"]
+    assert kept.state.position.rejected == 2
+    assert await kept.replay(letter(0, old, evidence="counted")) == ["duplicate"]
+    assert await kept.replay(letter(1, old, evidence="accept"), letter(5, old, evidence="absent")) == [
+        "accepted",
+        "duplicate",
+    ]
+    kept.check()
+
+
+async def test_two_letters_of_one_event_count_once_in_one_run_or_in_two(kept: Books) -> None:
+    old, other = event(1, ago_us=4 * HOUR_US), event(1, ago_us=4 * HOUR_US, inputTokens=7)
+    await kept.read(old, old, other, old, event(2))
+    assert await kept.replay(letter(0, old), letter(1, old), letter(2, other)) == [
+        "accepted",
+        "duplicate",
+        "conflict",
+    ]
+    await kept.recover()
+    # Its hour is stored no more, and the letter itself may be purged: the replay's own key tells.
+    await kept.read(event(3, ago_us=-60 * HOUR_US), broker_us=NOW_US + 60 * HOUR_US)
+    kept.state.ids.clear()
+    assert await kept.replay(letter(3, old, evidence="accept")) == ["duplicate"]
+    assert kept.state.position.accepted == 3
+    kept.check()
+
+
+async def test_a_replayed_event_of_the_window_is_a_duplicate_when_the_stream_brings_it_again(
+    kept: Books,
+) -> None:
+    await kept.read(b"{", event(2))
+    recent = event(1, ago_us=HOUR_US)
+    assert await kept.replay(letter(0, recent)) == ["accepted"]
+    await kept.read(recent)
+    await kept.recover()
+    await kept.read(recent)
+    assert kept.state.position.duplicate == 2
+    kept.check()
+
+
+async def test_what_is_still_wrong_stays_a_dead_letter(kept: Books) -> None:
+    future = event(1, ago_us=-6 * 60_000_000)
+    await kept.read(b"{", event(2, latencyMs=-1), future, event(3))
+    assert await kept.replay(
+        letter(0, b"{"),
+        letter(1, event(2, latencyMs=-1)),
+        letter(2, future),
+        letter(3, None),
+        letter(4, future, broker_us=NOW_US + 60_000_000),
+    ) == ["malformed", "invalid", "future", "gone", "accepted"]
+    assert kept.ledger.tally.replayed["gone"] == 1
+    kept.check()
+    assert await kept.replay(letter(3, None)) == ["gone"]
+
+
+async def test_the_archive_gets_replayed_events_and_is_not_called_whole_without_them() -> None:
+    kept = Books(keep_accepted=True)
+    await kept.recover()
+    old = event(1, ago_us=4 * HOUR_US)
+    await kept.read(old, event(2))
+    assert await kept.replay(letter(0, old)) == ["accepted"]
+    [before, batch] = kept.state.outbox
+    assert (batch.offset.tolist(), batch.first_number) == ([0], len(before))
+    assert (batch.occurred_us.tolist(), batch.late.tolist()) == ([NOW_US - 4 * HOUR_US], [2])
+    opened = kept.ledger.open([letter(5, event(7, ago_us=5 * HOUR_US))])
+    kept.ledger.replay(opened, CountedIds.join([]))
+    kept.ledger.missing()
+    assert kept.ledger._replayed_from_us == NOW_US - 5 * HOUR_US
+
+
+def test_every_outcome_and_evidence_has_a_bound() -> None:
+    assert len(set(replay.OUTCOMES)) == len(replay.OUTCOMES) == 8
+    assert set(replay.EVIDENCE) == {"none", "absent", "counted", "accept"}
