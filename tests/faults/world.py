@@ -16,6 +16,7 @@ import asyncio
 import json
 import random
 import signal
+import subprocess
 import time
 import uuid
 from collections import Counter
@@ -47,6 +48,8 @@ Made = TypeVar("Made")
 
 READY_S = 180.0
 DRAIN_S = 240.0
+STOP_S = 45.0
+"""A worker tries its last flush for 25 s."""
 _BLOCK_EVENTS = 5_000
 _AGAIN_SHARE = 0.02
 """On top of the mix: bodies of any time before, published once more."""
@@ -254,6 +257,7 @@ class World:
             "RABBITMQ_STREAM": self.stream,
             "REDIS_URL": self.stack.redis.url,
             "FLUSH_INTERVAL": "200ms",
+            "PYTHONFAULTHANDLER": "1",
             **self._archive_env(),
             **its_clock.env(),
             **self._settings,
@@ -323,12 +327,20 @@ class World:
         if not slot.running():
             slot.process.start(wait=False)
 
-    async def stop(self, slot: Slot, *, timeout_s: float = 90) -> int:
-        """SIGTERM; the exit code."""
+    async def stop(self, slot: Slot, *, timeout_s: float = STOP_S) -> int:
+        """SIGTERM; the exit code. One that does not end says where it is, and is noted as crashed."""
         slot.wanted = False
         if not slot.running():
             return 0
-        return await asyncio.to_thread(slot.process.stop, timeout_s=timeout_s)
+        try:
+            return await asyncio.to_thread(slot.process.stop, timeout_s=timeout_s)
+        except subprocess.TimeoutExpired:
+            slot.signal(signal.SIGABRT)
+            await asyncio.to_thread(slot.process.process.wait)
+            slot.crashes.append(
+                f"worker {slot.number} did not end in {timeout_s:g} s: {slot.process.log(12_000)}"
+            )
+            return 0
 
     def wanted(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.wanted]
