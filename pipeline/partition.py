@@ -331,6 +331,8 @@ class PartitionWorker:
             if self._cache is not None:
                 await self._cache.committed(batch, now_us=self._clock_us())
             self._grant_withheld()
+            if batch.settled and self._letters_wait:
+                self.flush_wanted.set()  # more of them: no need to let the interval pass
             await self._merge_ids(claim, ledger)
 
     async def _merge_ids(self, claim: Claim, ledger: Ledger) -> None:

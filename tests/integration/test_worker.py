@@ -23,6 +23,7 @@ METRICS = (
     "analytics_ingestion_events_total",
     "analytics_ingestion_dedupe_conflicts_total",
     "analytics_ingestion_late_events_total",
+    "analytics_dead_letters_replayed_total",
     "analytics_capped_client_events_total",
     "analytics_rollup_last_success_timestamp_seconds",
     "analytics_stream_offset_lag",

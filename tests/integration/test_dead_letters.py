@@ -1,0 +1,385 @@
+"""Dead letters in operators' hands: shown, replayed once whatever crashes, purged; on real workers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pipeline.config import StreamConfig
+from pipeline.transports.factory import open_transport
+from sql import migrate
+from tests import books, mix, processes
+from tests import oracle as naive
+from tests.replays import ReplayingOracle
+
+pytestmark = pytest.mark.timeout(600)
+
+HOUR_US = 3_600_000_000
+EVERYTHING = ("--from", "2020-01-01", "--to", "2100-01-01")
+
+
+class World:
+    """A stream, a database, and a worker that can be had."""
+
+    def __init__(self, env: dict[str, str], folder: Path) -> None:
+        self.env = env
+        self.worker = processes.worker(env, folder)
+        migrate.upgrade(env["DATABASE_URL"])
+
+    async def publish(self, bodies: list[bytes]) -> None:
+        transport = open_transport(self._config())
+        try:
+            await transport.open()
+            await (await transport.publisher()).publish(bodies)
+        finally:
+            await transport.close()
+
+    async def records(self) -> list[tuple[int, int, bytes]]:
+        """The whole stream."""
+        transport = open_transport(self._config())
+        try:
+            [extent] = await transport.extents()
+            subscription = await transport.subscribe(partition=0, offset=0)
+            found: list[tuple[int, int, bytes]] = []
+            at = 0
+            while at < extent.end_offset and len(found) < self.offered():
+                chunk = await subscription.receive()
+                subscription.grant()
+                found += naive.records([chunk])
+                at = chunk.next_offset
+            return found
+        finally:
+            await transport.close()
+
+    def _config(self) -> StreamConfig:
+        return StreamConfig(
+            url=self.env["RABBITMQ_URL"], stream=self.env["RABBITMQ_STREAM"], consumer="tests"
+        )
+
+    def offered(self) -> int:
+        return int(self.ask("SELECT COALESCE(sum(offered), 0)::bigint FROM analytics.partitions")[0][0])
+
+    def wait_offered(self, count: int) -> None:
+        processes.wait_for(lambda: self.offered() >= count, 120, self.worker.log)
+
+    def ask(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.env["DATABASE_URL"]) as connection:
+            return connection.execute(statement).fetchall()  # type: ignore[call-overload, no-any-return]
+
+    def do(self, statement: str) -> None:
+        with psycopg.connect(self.env["DATABASE_URL"]) as connection:
+            connection.execute(statement)  # type: ignore[call-overload]
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """What a dead-letters command says."""
+        done = processes.command("dead-letters", *arguments, env=self.env)
+        assert done.returncode == code, done
+        return done.stdout if code == 0 else done.stdout + done.stderr
+
+    def replay(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        done = processes.command("dead-letters", "replay", "--json", *arguments, env=self.env)
+        assert done.returncode == code, done
+        return dict(json.loads(done.stdout))
+
+    async def check(self) -> ReplayingOracle:
+        """Every row against a recount of the stream and of the replays, in their order."""
+        oracle = ReplayingOracle(books.oracle_rules(books.Rules()))
+        rest = iter(records := await self.records())
+        bodies = {offset: (broker_us, body) for offset, broker_us, body in records}
+        settled = self.ask(
+            'SELECT at_offset, "offset", evidence, outcome FROM analytics.replays'
+            ' WHERE settled_at IS NOT NULL ORDER BY at_offset, requested_at, "offset"'
+        )
+        for at_offset, offset, evidence, outcome in settled:
+            while oracle.next_offset < at_offset:
+                oracle.feed(*next(rest))
+            assert oracle.replay(*bodies[offset], evidence=evidence) == outcome, offset
+        oracle.feed_all(rest)
+        stored = books.stored_in_database(self.env["DATABASE_URL"])
+        assert not books.difference(
+            stored, {**books.expected(oracle), "dead_letters": []} | {"dead_letters": stored["dead_letters"]}
+        )
+        return oracle
+
+    def reconcile(self) -> str:
+        done = processes.command("reconcile", *EVERYTHING, env=self.env)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+
+@pytest.fixture(params=["embedded", "timescale"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """The embedded log and PostgreSQL, or RabbitMQ and TimescaleDB; a folder as archive."""
+    if request.param == "embedded":
+        url = f"embedded://{tmp_path}/stream"
+        database_url = request.getfixturevalue("embedded_postgres_url")
+    else:
+        url = request.getfixturevalue("rabbitmq").url
+        database_url = request.getfixturevalue("timescale")
+    env = {
+        "DATABASE_URL": database_url,
+        "RABBITMQ_URL": url,
+        "RABBITMQ_STREAM": f"letters.{uuid.uuid4().hex}",
+        "FLUSH_INTERVAL": "100ms",
+        "ARCHIVE_URL": f"file://{tmp_path}/archive",
+        "ARCHIVE_INTERVAL": "300ms",
+    }
+    world = World(env, tmp_path)
+    yield world
+    world.worker.__exit__()
+
+
+def late_batch(count: int, *, seed: int, ago_us: int, now_us: int) -> list[bytes]:
+    return mix.make(count, seed=seed, now_us=now_us - ago_us, span_us=HOUR_US, late=0, bad=0).bodies
+
+
+async def test_a_late_batch_is_replayed_once_and_the_books_and_the_archive_agree(world: World) -> None:
+    now_us = time.time_ns() // 1000
+    timely = mix.make(600, seed=71, now_us=now_us, span_us=HOUR_US).bodies
+    late = late_batch(900, seed=72, ago_us=26 * HOUR_US, now_us=now_us)
+    ancient = late_batch(300, seed=73, ago_us=90 * HOUR_US, now_us=now_us)
+    with world.worker as worker:
+        await world.publish(timely + late + ancient)
+        world.wait_offered(1800)
+        assert (
+            world.ask("SELECT count(*) FROM analytics.dead_letters WHERE reason = 'too_late'")[0][0] == 1200
+        )
+        mark = world.ask("SELECT committed_offset, max_event_time FROM analytics.partitions")
+        before = books.stored_in_database(world.env["DATABASE_URL"])
+
+        dry = world.replay("--reason", "too_late", "--dry-run")
+        assert books.stored_in_database(world.env["DATABASE_URL"]) == before
+        done = world.replay("--reason", "too_late", "--limit", "1000")
+        assert done["requested"] == sum(done["outcomes"].values()) == 1000
+        rest = world.replay("--reason", "too_late")
+        outcomes = Counter(done["outcomes"]) + Counter(rest["outcomes"])
+        # Those of the first run were asked for again, but where the archive tells by now.
+        outcomes["conflict"] = rest["outcomes"]["conflict"] + rest["left"].get("conflict", 0)
+        assert outcomes == Counter(dry["outcomes"])
+        assert set(outcomes) == {"accepted", "duplicate", "conflict"}
+        again = world.replay("--reason", "too_late")
+        assert set(again["outcomes"]) <= {"conflict"}
+
+        oracle = await world.check()
+        assert oracle.accepted == outcomes["accepted"] + before["counters"][1]
+        assert world.ask("SELECT committed_offset, max_event_time FROM analytics.partitions") == mark
+        counters = world.ask("SELECT offered, accepted + duplicate + rejected FROM analytics.partitions")
+        assert counters[0][0] == counters[0][1] == 1800
+        assert f"compared with {oracle.accepted} archived events" in world.reconcile()
+        _, page = processes.get(worker.ready_url.replace("/readyz", "/metrics"))
+        replayed = f'analytics_dead_letters_replayed_total{{outcome="accepted"}} {outcomes["accepted"]}.0'
+        assert replayed in page
+
+        # The rollups of those days as if the batch had come in time.
+        in_time = naive.Oracle(books.oracle_rules(books.Rules()))
+        in_time.feed_all((i, now_us - 90 * HOUR_US, body) for i, body in enumerate(ancient))
+        in_time.feed_all((i, now_us - 26 * HOUR_US, body) for i, body in enumerate(late))
+        for key, row in in_time.usage_hour.items():
+            assert oracle.usage_hour[key].measures[:10] == row.measures[:10]
+
+        # Only the archive, or the replays' own keys, can tell of these now.
+        await world.publish(ancient)
+        world.wait_offered(2100)
+        assert "accepted" not in world.replay("--reason", "too_late")["outcomes"]
+        assert "deleted" in world.run("purge", "--all", "--yes")
+        assert world.ask("SELECT count(*) FROM analytics.dead_letters") == [(0,)]
+        await world.publish(ancient[:150])
+        world.wait_offered(2250)
+        assert "accepted" not in world.replay("--reason", "too_late")["outcomes"]
+        await world.check()
+        world.reconcile()
+        assert worker.stop() == 0
+
+
+async def test_a_worker_killed_at_any_moment_of_a_replay_counts_each_letter_once(world: World) -> None:
+    luck = random.Random(5)
+    now_us = time.time_ns() // 1000
+    timely = mix.make(200, seed=74, now_us=now_us, span_us=HOUR_US).bodies
+    late = late_batch(6000, seed=75, ago_us=25 * HOUR_US, now_us=now_us)
+    with world.worker as worker:
+        await world.publish(timely + late)
+        world.wait_offered(6200)
+        wanted = world.replay("--reason", "too_late", "--no-wait")["requested"]
+        assert wanted == 6000
+        killed = 0
+        while waiting := world.ask("SELECT count(*) FROM analytics.replays WHERE settled_at IS NULL")[0][0]:
+            assert killed < 60, f"{waiting} still wait"
+            await asyncio.sleep(luck.random() * 0.6)
+            worker.kill()
+            killed += 1
+            if killed % 3 == 0:  # let it come a bit further
+                worker.start()
+                await asyncio.sleep(0.3)
+            else:
+                worker.start(wait=False)
+                await asyncio.sleep(2.5)
+        worker.wait_ready()
+        oracle = await world.check()
+        assert killed >= 2
+        assert world.ask("SELECT replays FROM analytics.partitions") == [(6000,)]
+        more = world.replay("--reason", "too_late")
+        assert set(more["outcomes"]) <= {"conflict"}
+        assert f"compared with {oracle.accepted} archived events" in world.reconcile()
+        assert worker.stop() == 0
+
+
+async def test_without_ids_and_archive_a_letter_needs_the_operators_word(
+    embedded_postgres_url: str, tmp_path: Path
+) -> None:
+    env = {
+        "DATABASE_URL": embedded_postgres_url,
+        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
+        "RABBITMQ_STREAM": "letters",
+        "FLUSH_INTERVAL": "100ms",
+    }
+    world = World(env, tmp_path)
+    now_us = time.time_ns() // 1000
+    ancient = late_batch(50, seed=76, ago_us=90 * HOUR_US, now_us=now_us)
+    with world.worker as worker:
+        await world.publish([*ancient, *mix.make(20, seed=77, now_us=now_us, late=0, bad=0).bodies])
+        world.wait_offered(70)
+        refused = world.replay(code=1)
+        assert refused["left"]["unknown"] == 50
+        assert "there is no archive to ask" in refused["letters"][0]["why"]
+        assert "--accept" in world.run("replay", "--limit", "1", code=1)
+        shown = world.run("show", "0")
+        assert "a replay would leave it, as unknown" in shown
+        event = naive.decode(ancient[0])
+        assert isinstance(event, naive.Event)
+        org = str(event.org_id)
+        mine = [body for body in ancient if org.encode() in body.lower()]
+        accepted = world.replay("--accept", "--org", org)
+        assert accepted["requested"] == len(mine)
+        assert accepted["outcomes"]["accepted"] > 0
+        await world.check()
+        assert worker.stop() == 0
+    waiting = world.replay("--accept", "--timeout", "1s", code=1)
+    assert waiting["waiting"] == waiting["requested"] > 0
+    with world.worker as worker:  # they were asked for, and are counted by whoever comes
+        processes.wait_for(
+            lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 60, worker.log
+        )
+        await world.check()
+        assert worker.stop() == 0
+
+
+async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) -> None:
+    now_us = time.time_ns() // 1000
+    counted = mix.make(400, seed=78, now_us=now_us, span_us=HOUR_US, late=0, bad=0).bodies
+    with world.worker as worker:
+        await world.publish(counted)
+        world.wait_offered(400)
+        processes.wait_for(lambda: not world.ask("SELECT 1 FROM analytics.archive_outbox"), 60, worker.log)
+        accepted = world.ask("SELECT accepted FROM analytics.partitions")
+        assert worker.stop() == 0
+    # Four days pass for the partition: its ids are dropped, and the same events are too late now.
+    world.do("UPDATE analytics.partitions SET broker_time = broker_time + interval '4 days'")
+    world.do("DELETE FROM analytics.dedupe_ids")
+    changed = json.loads(
+        next(body for body in counted if b'"eventId"' in body and b"specversion" not in body)
+    )
+    changed["inputTokens"] = 12345
+    for offset, body in enumerate((*counted, json.dumps(changed).encode())):
+        with psycopg.connect(world.env["DATABASE_URL"]) as connection:
+            connection.execute(
+                "INSERT INTO analytics.dead_letters SELECT partition, %s, 0, stream, 'too_late', '[]', %s,"
+                " now(), now() FROM analytics.partitions",
+                (1000 + offset, body),
+            )
+    world.do("UPDATE analytics.partitions SET offered = offered + 401, rejected = rejected + 401")
+    dry = world.replay("--dry-run", "--reason", "too_late")
+    assert dry["left"].get("conflict", 0) >= 1
+    assert set(dry["outcomes"]) == {"duplicate"}
+    assert dry["outcomes"]["duplicate"] == dry["requested"] == 401 - dry["left"]["conflict"]
+    rows = world.ask("SELECT invocations FROM analytics.usage_day ORDER BY org_id, model_id")
+    world.replay("--reason", "too_late", "--no-wait")
+    with world.worker as worker:
+        processes.wait_for(
+            lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 60, worker.log
+        )
+        assert worker.stop() == 0
+    assert world.ask("SELECT accepted FROM analytics.partitions") == accepted
+    assert world.ask("SELECT invocations FROM analytics.usage_day ORDER BY org_id, model_id") == rows
+    assert {row[0] for row in world.ask("SELECT outcome FROM analytics.replays")} == {"duplicate"}
+    world.reconcile()
+
+
+async def test_bytes_that_a_flood_left_out_are_read_back_from_the_stream(world: World) -> None:
+    world.worker = processes.worker(
+        world.env | {"DEAD_LETTER_BODIES_MAX": "5", "FLUSH_INTERVAL": "1s"}, Path(world.worker._log).parent
+    )
+    now_us = time.time_ns() // 1000
+    late = late_batch(300, seed=79, ago_us=26 * HOUR_US, now_us=now_us)
+    timely = mix.make(300, seed=80, now_us=now_us, span_us=HOUR_US, late=0, bad=0).bodies
+    mixed = [body for pair in zip(late, timely, strict=True) for body in pair]
+    with world.worker as worker:
+        await world.publish(mixed)
+        world.wait_offered(600)
+        [(left_out,)] = world.ask("SELECT count(*) FROM analytics.dead_letters WHERE body IS NULL")
+        assert left_out > 100
+        [(offset,)] = world.ask('SELECT max("offset") FROM analytics.dead_letters WHERE body IS NULL')
+        shown = json.loads(world.run("show", str(offset), "--json"))
+        assert shown["body"] is not None
+        assert shown["wouldBe"] in ("accepted", "duplicate", "conflict")
+        done = world.replay("--reason", "too_late")
+        assert done["outcomes"]["accepted"] > 100
+        await world.check()
+        assert world.ask("SELECT count(*) FROM analytics.replays WHERE body IS NOT NULL") == [(0,)]
+        assert worker.stop() == 0
+    world.do(
+        'INSERT INTO analytics.dead_letters (partition, "offset", position, stream, reason, faults,'
+        " rejected_at) SELECT partition, 99999, 0, stream, 'too_late', '[]', now() FROM analytics.partitions"
+    )
+    gone = world.replay("--offset", "99999")
+    assert gone["left"] == {"gone": 1}
+    assert "cannot be read back" in world.run("replay", "--offset", "99999")
+    assert "the stream has them no more" in world.run("show", "99999")
+
+
+async def test_letters_are_shown_listed_and_purged(embedded_postgres_url: str, tmp_path: Path) -> None:
+    env = {
+        "DATABASE_URL": embedded_postgres_url,
+        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
+        "RABBITMQ_STREAM": "letters",
+        "FLUSH_INTERVAL": "100ms",
+    }
+    world = World(env, tmp_path)
+    now_us = time.time_ns() // 1000
+    late = late_batch(3, seed=81, ago_us=25 * HOUR_US, now_us=now_us)
+    with world.worker as worker:
+        await world.publish([b"{\x1b[2J", b'{"eventId":"x"}', *late])
+        world.wait_offered(5)
+        shown = world.run("show", "1")
+        assert "reason:      invalid" in shown
+        assert "expected a UUID" in shown
+        assert '"eventId": "x"' in shown
+        assert "a replay would leave it, as invalid" in shown
+        assert "\\x1b" in world.run("show", "0")
+        assert "a replay would make it accepted" in world.run("show", "2")
+        assert "no dead letter at offset 7" in world.run("show", "7", code=1)
+        mixed = world.replay()
+        assert mixed["left"] == {"malformed": 1, "invalid": 1}
+        assert sum(mixed["outcomes"].values()) == 3
+        assert "nothing is left to do" in world.run("show", "2")
+        assert "[replay: accepted]" in world.run("list", "--reason", "too_late")
+        assert "say which" in world.run("purge", code=2)
+        done = processes.command("dead-letters", "purge", "--all", env=env)  # nobody says yes
+        assert done.returncode == 1
+        assert world.ask("SELECT count(*) FROM analytics.dead_letters") == [(5,)]
+        assert world.run("purge", "--replayed", "--yes") == "deleted 3 dead letters\n"
+        assert world.run("purge", "--reason", "invalid", "--before", "2100-01-01", "--yes") == (
+            "deleted 1 dead letters\n"
+        )
+        assert world.run("replay", "--reason", "too_late") == "no letter to replay\n"
+        actions = world.ask("SELECT action FROM analytics.audit_log ORDER BY id")
+        assert actions == [("dead_letters.replay",), ("dead_letters.purge",), ("dead_letters.purge",)]
+        assert worker.stop() == 0
