@@ -230,6 +230,8 @@ def replay_letters(
     if report.waiting:
         why = "; ".join(report.silent) or f"not within {timeout:g} s"
         fail(f"{report.waiting} letters still wait, and are replayed once their worker can: {why}")
+    if report.lost:
+        fail(f"{report.lost} requests are no longer in the database (a failover lost them): ask again")
     if report.unknown:
         fail(f"{report.unknown} letters are left: nothing tells whether they were counted; see --accept")
 
@@ -246,7 +248,7 @@ def _tell_report(report: Report, *, waited: bool) -> None:
     if report.dry:
         click.echo(f"would be replayed: {report.requested} ({_counts(report.outcomes)})")
     elif waited:
-        click.echo(f"replayed: {report.requested - report.waiting} ({_counts(report.outcomes)})")
+        click.echo(f"replayed: {report.outcomes.total()} ({_counts(report.outcomes)})")
     elif report.requested:
         click.echo(f"asked for: {report.requested}, as run {report.run}")
 
@@ -259,6 +261,7 @@ def _report_row(report: Report, *, waited: bool) -> dict[str, Any]:
         "waited": waited,
         "outcomes": dict(report.outcomes),
         "waiting": report.waiting,
+        "lost": report.lost,
         "waitingBefore": report.waiting_before,
         "left": dict(report.left),
         "letters": [

@@ -71,6 +71,8 @@ class Report:
     """What became of the requested, by outcome; of a dry run what would."""
     waiting: int = 0
     """Requested and not settled when the waiting ended."""
+    lost: int = 0
+    """Requested, and not in the database any more: a failover to a standby lost the request."""
     silent: list[str] = field(default_factory=list)
     """Why letters wait: partitions without an owner."""
     named: list[tuple[str, int, int, str, str]] = field(default_factory=list)
@@ -147,6 +149,7 @@ def wait(setup: Setup, report: Report, *, timeout_s: float) -> None:
             counts = dict(connection.execute(_REPLAYS["of_run"], run).fetchall())
             report.waiting = counts.pop(None, 0)
             report.outcomes = Counter(counts)
+            report.lost = report.requested - report.waiting - report.outcomes.total()
             if not report.waiting or time.monotonic() >= deadline:
                 break
             time.sleep(_POLL_S)
