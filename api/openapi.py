@@ -41,6 +41,11 @@ SECURITY: Final = {
 _VALIDATOR: Final = {
     "ETag": {"description": "Weak: all but lagSeconds.", "schema": {"type": "string"}},
 }
+_EVENTS: Final = {
+    "usage": answers.LiveUsage,
+    "freshness": answers.LiveFreshness,
+    "dropped": answers.LiveDropped,
+}
 _REF: Final = "#/components/schemas/{name}"
 
 
@@ -52,7 +57,7 @@ def document_json(ranges: RangeConfig) -> bytes:
 def document(ranges: RangeConfig) -> dict[str, Any]:
     """The document, with the limits of this server in it."""
     types = [operation.answer for operation in OPERATIONS if isinstance(operation.answer, type)]
-    types += [answers.LiveUsage, answers.LiveFreshness, answers.LiveDropped, problems.ProblemDetails]
+    types += [*_EVENTS.values(), problems.ProblemDetails]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     for schema in schemas.values():
         if "description" in schema:
@@ -98,8 +103,9 @@ def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
             "headers": _VALIDATOR,
         }
     for status in sorted(statuses):
+        rules = f": {operation.rules}." if status == HTTPStatus.BAD_REQUEST and operation.rules else ""
         responses[str(status)] = {
-            "description": HTTPStatus(status).phrase,
+            "description": HTTPStatus(status).phrase + rules,
             "content": {"application/problem+json": {"schema": {"$ref": _REF.format(name="ProblemDetails")}}},
         }
         if status in (429, 503):
@@ -125,10 +131,26 @@ def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
 def _content(answer: type | str | None) -> dict[str, Any]:
     if answer is None:
         return {}
+    if answer == "text/event-stream":
+        return {"content": {answer: {"schema": {"oneOf": [_event(*named) for named in _EVENTS.items()]}}}}
     if isinstance(answer, str):
         schema = {"type": "object"} if answer == "application/json" else {"type": "string"}
         return {"content": {answer: {"schema": schema}}}
     return {"content": {"application/json": {"schema": {"$ref": _REF.format(name=answer.__name__)}}}}
+
+
+def _event(name: str, data: type) -> dict[str, Any]:
+    """One event of a stream, as its fields."""
+    schema = {"$ref": _REF.format(name=data.__name__)}
+    return {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"const": name},
+            "id": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": schema},
+        },
+    }
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:

@@ -24,6 +24,9 @@ class Operation:
     answer: type | str | None
     parameters: Sequence[Parameter] = ()
     problems: Sequence[int] = ()
+    rules: str = ""
+    """What a request must keep to that no schema can say. Where there is nothing, whatever the schema allows
+    is answered; a test relies on that."""
     public: bool = False
     success: int = 200
     also: int | None = None
@@ -124,6 +127,11 @@ def _link(operation: str, **parameters: str) -> dict[str, Any]:
     return {"operationId": operation, "parameters": parameters}
 
 
+_CURSOR: Final = "a cursor must be one that was given out for the same org and parameters"
+_FIGURES: Final = (
+    "end must be after start, and the range within its limits and what is kept; minutes are not counted by"
+    f" client; timeZone must be an IANA name; {_CURSOR}"
+)
 _ORG: Final = f"{BASE}/orgs/{{orgId}}"
 OPERATIONS: Final = (
     Operation(
@@ -134,6 +142,7 @@ OPERATIONS: Final = (
         answer=answers.Usage,
         parameters=params.FIGURES,
         problems=(400, 503),
+        rules=_FIGURES,
     ),
     Operation(
         method="GET",
@@ -143,6 +152,7 @@ OPERATIONS: Final = (
         answer=answers.Reliability,
         parameters=params.FIGURES,
         problems=(400, 503),
+        rules=_FIGURES,
     ),
     Operation(
         method="GET",
@@ -170,6 +180,7 @@ OPERATIONS: Final = (
         answer=answers.Models,
         parameters=params.LISTING,
         problems=(400, 503),
+        rules=_CURSOR,
     ),
     Operation(
         method="GET",
@@ -179,6 +190,7 @@ OPERATIONS: Final = (
         answer=answers.Clients,
         parameters=params.LISTING,
         problems=(400, 503),
+        rules=_CURSOR,
     ),
     Operation(
         method="POST",
@@ -196,6 +208,7 @@ OPERATIONS: Final = (
             for name in ("export", "downloadExport")
         },
         problems=(400, 409, 413, 429, 503),
+        rules="end must be after start, and the range within its limits and what is kept",
     ),
     Operation(
         method="GET",
@@ -205,6 +218,7 @@ OPERATIONS: Final = (
         answer=answers.ExportJobs,
         parameters=params.LISTING,
         problems=(400, 503),
+        rules=_CURSOR,
     ),
     Operation(
         method="GET",
@@ -272,6 +286,7 @@ OPERATIONS: Final = (
             for name in ("usage", "reliability", "freshness", "models", "clients", "exports")
         },
         problems=(400, 503),
+        rules=f"end must be after start, and the range within its limits and what is kept; {_CURSOR}",
     ),
     Operation(
         method="POST",
@@ -281,6 +296,7 @@ OPERATIONS: Final = (
         answer=None,
         success=204,
         problems=(400, 413),
+        rules="all of the wire contract: what this operation is for",
         body=EVENT_BODY,
     ),
     Operation(

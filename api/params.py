@@ -111,7 +111,7 @@ CURSOR = Parameter(
 EXPIRES = Parameter(
     name="expires",
     help="When the link ends, in seconds since 1970.",
-    schema={"type": "integer", "minimum": 0, "maximum": 10**11},
+    schema={"type": "integer", "minimum": 0, "maximum": 10**11 - 1},
     required=True,
 )
 SIGNATURE = Parameter(

@@ -332,7 +332,7 @@ SETTINGS: tuple[Setting, ...] = (
     _setting("LIVE_MAX", _positive_int, "1000", "live connections of one API process"),
     _setting(
         "LIVE_DURATION",
-        _span(1, 86400),
+        _span(0.1, 86400),
         "15m",
         "how long one live connection lasts before the client connects, and shows its credentials, again",
     ),

@@ -50,6 +50,7 @@ def prepared(folder: Path, size: Size) -> tuple[str, datetime]:
             sys.exit(f"{folder} holds {kept['size']}; take another folder or the same numbers")
         postgres = Stack(folder / "stack").postgres
         postgres.start()
+        migrate.upgrade(postgres.database_url("bench"))
         return postgres.database_url("bench"), datetime.fromisoformat(kept["end"])
     postgres = Stack(folder / "stack", durable=False).postgres  # an empty database has nothing to lose
     postgres.start()

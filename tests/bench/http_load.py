@@ -96,7 +96,8 @@ async def at_a_rate(port: int, requests: Sequence[bytes], *, rate: float) -> tup
     async def ask(request: bytes, due: float) -> None:
         nonlocal refused
         connection = idle.popleft() if idle else await _connect(port)
-        refused += await connection.ask(request) != 200
+        status = await connection.ask(request)
+        refused += status != 200
         found.append(time.perf_counter() - due)
         idle.append(connection)
 
