@@ -75,10 +75,21 @@ class Claim:
 class TimescaleSink:
     """One connection that writes one partition at a time. Not shared between tasks."""
 
-    def __init__(self, database_url: str, *, application_name: str = "spendstream", timeout_s: float = 60.0):
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        application_name: str = "spendstream",
+        timeout_s: float = 60.0,
+        silent_s: float = 15.0,
+    ):
+        """``timeout_s`` bounds each transaction. ``silent_s`` is how long the server waits for us in one: a
+        worker that freezes in a flush must not keep the next owner from its rows.
+        """
         self._url = database_url
         self._application_name = application_name
         self._timeout_s = timeout_s
+        self._silent_s = silent_s
         self._connection: psycopg.AsyncConnection[Any] | None = None
 
     async def close(self) -> None:
@@ -463,7 +474,8 @@ class TimescaleSink:
                 keepalives_idle=10,
                 keepalives_interval=5,
                 keepalives_count=3,
-                options=f"-c statement_timeout={round(self._timeout_s * 1000)}",
+                options=f"-c statement_timeout={round(self._timeout_s * 1000)}"
+                f" -c idle_in_transaction_session_timeout={round(self._silent_s * 1000)}",
             )
         return self._connection
 
@@ -521,8 +533,10 @@ class _Unit:
         ):
             raise SchemaMissing(f"run `spendstream migrate`: {str(error).strip()}") from error
         away = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
-        # A primary that a failover demoted says read-only until the address leads to the new one.
-        if isinstance(error, (*away, psycopg.errors.ReadOnlySqlTransaction)):
+        # A primary that a failover demoted says read-only until the address leads to the new one; the other
+        # is said to a worker that was frozen in a transaction.
+        waits = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.IdleInTransactionSessionTimeout)
+        if isinstance(error, (*away, *waits)):
             raise SinkUnavailable(str(error).strip() or type(error).__name__) from error
         raise error
 

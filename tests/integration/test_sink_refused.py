@@ -67,6 +67,26 @@ async def test_a_number_that_a_failover_gave_to_another_stream_is_not_written_to
     assert books.stored_in_database(url)["counters"] == (0, 0, 0, 0)
 
 
+async def test_a_worker_that_freezes_in_a_flush_does_not_keep_the_next_owner_waiting(url: str) -> None:
+    frozen, successor = TimescaleSink(url, silent_s=0.5), TimescaleSink(url)
+    claim, ledger = await books.recover(frozen, RULES)
+    for chunk in books.chunks_of(BODIES, size=50, broker_us=NOW_US):
+        ledger.ingest(**chunk)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    stopped = await frozen.connection()  # in its transaction, right after the compare-and-set
+    await stopped.execute("BEGIN")
+    assert await frozen._advance(stopped, claim, batch) is not None
+    async with asyncio.timeout(10):
+        next_claim, position = await successor.claim(books.STREAM)
+    assert (next_claim.epoch, position.next_offset) == (claim.epoch + 1, 0)
+    with pytest.raises(SinkUnavailable):
+        await frozen.flush(claim, batch)  # it wakes up on a connection that the server has ended
+    with pytest.raises(Fenced):
+        await frozen.flush(claim, batch)
+    await frozen.close()
+    await successor.close()
+
+
 async def test_a_serialization_failure_is_tried_again(url: str) -> None:
     """40001, where an operator made snapshots stricter than the sink asks for."""
     sink = TimescaleSink(url)
