@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.core.rules import Rules
 from sql import settings
@@ -65,6 +66,7 @@ class Config:
     rules: Rules
     flush: FlushConfig
     retention: RetentionConfig
+    dedupe_folder: Path | None = None
     archive: ArchiveConfig | None = None
 
 
@@ -83,6 +85,7 @@ def load(environment: Mapping[str, str]) -> Config:
             allowed_lateness_us=round(v["ALLOWED_LATENESS"] * 1e6),
             dedupe_window_us=round(v["DEDUPE_WINDOW"] * 1e6),
             clients_per_org_hour_max=v["CLIENTS_PER_ORG_HOUR_MAX"],
+            dedupe_ids_max=v["DEDUPE_IDS_MAX"],
             dead_letter_bodies_max=v["DEAD_LETTER_BODIES_MAX"],
         ),
         flush=FlushConfig(
@@ -96,6 +99,7 @@ def load(environment: Mapping[str, str]) -> Config:
             rollup_s=v["RETENTION_ROLLUP"],
             dead_letters_s=v["RETENTION_DEAD_LETTERS"],
         ),
+        dedupe_folder=v["DEDUPE_FOLDER"],
         archive=archive_config(v),
     )
 

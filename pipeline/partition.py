@@ -17,6 +17,7 @@ from typing import Protocol
 
 from pipeline import metrics
 from pipeline.config import FlushConfig
+from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Batch, Ledger, Position, Tally
 from pipeline.core.replay import LETTERS_MAX
 from pipeline.core.rules import Rules
@@ -97,6 +98,7 @@ class PartitionWorker:
         flush: FlushConfig,
         redis_url: str | None = None,
         archive: ArchiveGate | None = None,
+        new_log: NewLog | None = None,
         clock_us: Callable[[], int] = wall_clock_us,
         backoff: Callable[[], Backoff] = ExponentialBackoff,
     ) -> None:
@@ -109,6 +111,7 @@ class PartitionWorker:
         self._flush_config = flush
         self._redis_url = redis_url
         self._archive = archive
+        self._new_log = new_log
         self._clock_us = clock_us
         self._backoff = backoff
         self._flushing = asyncio.Lock()
@@ -162,9 +165,10 @@ class PartitionWorker:
         """Claim the partition and build its ledger from the database."""
         await self._release()
         claim, position = await self._sink.claim(self.stream)
-        ledger = Ledger(self._rules, position, keep_accepted=self._archive is not None)
+        ledger = Ledger(self._rules, position, keep_accepted=self._archive is not None, new_log=self._new_log)
         ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
-        ledger.recover_ids(await self._sink.live_ids(claim, from_hour=ledger.live_hours_from()))
+        async for hour, segment in self._sink.live_ids(claim, from_hour=ledger.live_hours_from()):
+            ledger.recover_ids(hour, segment)
         if self._redis_url:
             known = await self._sink.org_models(claim)
             self._cache = FreshnessCache(self._redis_url, partition=claim.partition, known=known)

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from pipeline import agents, maintenance, metrics
+from pipeline import agents, maintenance, metrics, spill
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
 from pipeline.config import Config
@@ -65,6 +65,7 @@ async def run_worker(config: Config) -> int:
                 flush=config.flush,
                 redis_url=config.redis_url,
                 archive=state.archiver.gate if state.archiver is not None else None,
+                new_log=spill.logs_in(config.dedupe_folder) if config.dedupe_folder is not None else None,
             )
             for index, stream in enumerate(streams)
         ]

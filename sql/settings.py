@@ -7,10 +7,12 @@ turns the values it needs into frozen dataclasses of its own (``pipeline/config.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -105,6 +107,12 @@ def _archive_url(text: str) -> str:
     if not (folder or bucket) or parts.query or parts.fragment:
         raise ValueError("expected s3://bucket/prefix or file:///folder")
     return text.rstrip("/")
+
+
+def _folder(text: str) -> Path:
+    if not os.path.isabs(text) or not os.access(text, os.W_OK | os.X_OK) or not os.path.isdir(text):
+        raise ValueError("expected the absolute path of a folder that exists and can be written")
+    return Path(text)
 
 
 def _choice(*words: str) -> Callable[[str], str]:
@@ -241,6 +249,19 @@ SETTINGS: tuple[Setting, ...] = (
         _span(3600, 3650 * 86400),
         "24h",
         "how long an event id is remembered; older events are too_late",
+    ),
+    _setting(
+        "DEDUPE_IDS_MAX",
+        _positive_int,
+        "200000000",
+        "ids that the window of one partition may hold; beyond, the worker stops rather than forget one",
+    ),
+    _setting(
+        "DEDUPE_FOLDER",
+        _folder,
+        None,
+        "folder on a disk for the ids of the window, 28 to 84 bytes an id; only their index, 11 to 16 bytes"
+        " an id, then stays in memory. Not set: all is in memory",
     ),
     _setting(
         "CLIENTS_PER_ORG_HOUR_MAX",

@@ -7,7 +7,7 @@ promises.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -153,9 +153,10 @@ class MemorySink:
                 found.append(self._rows(grain, lambda key, mine=mine: key[:2] in mine))
         return found
 
-    async def live_ids(self, claim: Claim, *, from_hour: int) -> list[tuple[int, bytes]]:
+    async def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
         await self._reach()
-        return sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour)
+        for pair in sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour):
+            yield pair
 
     async def merge_ids(self, claim: Claim, *, before_hour: int) -> int:
         await self._reach()

@@ -1,15 +1,20 @@
-"""Exact dedupe: every (org, event id) of the window in one compact table, and its bytes at rest.
+"""Exact dedupe: every (org, event id) of the window behind one compact index, and its bytes at rest.
 
 It owns what "seen" means. It knows nothing of partitions, offsets or the database: the ledger hands it
 numbered orgs and tells it from which hour on an id still counts.
 
 An id is remembered under the UTC hour of the event time of its first occurrence. Hour numbers are
-hours since 1970. 28 bytes a slot, at most three quarters full.
+hours since 1970.
+
+Ids are kept whole in logs, in the order of their arrival, and found by an index of eight bytes a slot. A log
+is written at its end, and read again only where an id repeats and where lapsed ids are dropped: so it may lie
+in a file that the system pages out (``new_log``). What must stay in memory is the index, 11 to 16 bytes an
+id; a log takes 28 bytes an id, and up to half as much again for ids that have lapsed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,13 +23,26 @@ import numpy.typing as npt
 from pipeline.core import kernels
 from pipeline.core.events import Uuids
 
-_TABLES: Final = 16
-_SLOTS_MIN: Final = 1 << 10
+TABLES: Final = 16
+_ENTRY_BYTES: Final = 28
+_ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
+_LOG_GROWTH: Final = 2
+"""The unused end of a log takes no memory: the system gives a page when it is written."""
 _LOAD_MAX: Final = 0.75
-"""As in `kernels.remember`."""
 
 IntArray = npt.NDArray[Any]
+
+NewLog = Callable[[int], IntArray]
+"""Makes room for a number of entries: uint32[entries, 7], whatever it holds."""
+
+
+class TooManyIds(Exception):
+    """The window holds more ids than it may."""
+
+
+def _log_in_memory(entries: int) -> IntArray:
+    return np.empty((entries, 7), np.uint32)
 
 
 class SeenIds:
@@ -34,16 +52,24 @@ class SeenIds:
     sixteenth of the memory and of the time. Their sizes differ from the start, so that they grow in turn.
     """
 
-    def __init__(self) -> None:
-        self._tables = tuple(_table(round(_SLOTS_MIN * _GROWTH ** (i / _TABLES))) for i in range(_TABLES))
-        self._used: IntArray = np.zeros(_TABLES, np.int64)
+    def __init__(self, *, new_log: NewLog | None = None, ids_max: int = 2**32) -> None:
+        """``new_log``: where the logs are, if not in memory. ``ids_max``: see `add`."""
+        self._new_log = new_log or _log_in_memory
+        self._logs_in_memory = new_log is None
+        self._ids_max = ids_max
+        sizes = [round(_ENTRIES_MIN * _GROWTH ** (i / TABLES)) for i in range(TABLES)]
+        self._logs = [self._new_log(_LOG_GROWTH * size) for size in sizes]
+        self._indexes = [_index(size) for size in sizes]
+        self._used: IntArray = np.zeros(TABLES, np.int64)
 
     def __len__(self) -> int:
         return int(self._used.sum())
 
     @property
     def memory_bytes(self) -> int:
-        return sum(table.nbytes for table in self._tables)
+        """Of the index, and of the logs if they are in memory."""
+        logs = len(self) * _ENTRY_BYTES if self._logs_in_memory else 0
+        return sum(index.nbytes for index in self._indexes) + logs
 
     def add(
         self,
@@ -59,30 +85,58 @@ class SeenIds:
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint32[n] (of the
         payload), ``live_from`` int32[n]: entries of earlier hours are forgotten for that event. Those before
         ``kept_from`` (the least of ``live_from``) may be given up for good.
+
+        Raises:
+            TooManyIds: more than ``ids_max`` ids are live, found when a table has to grow.
+            OSError: there is no room for a larger log.
         """
-        outcomes = np.empty(len(ids), np.uint8)
-        done = 0
-        while True:
-            done, full = kernels.remember(
-                self._tables, self._used, ids, orgs, hours, checks, live_from, outcomes, done
-            )
-            if done == len(ids):
-                return outcomes
-            self.renew(full, live_from=int(live_from.min()) if kept_from is None else kept_from)
+        n = len(ids)
+        outcomes = np.empty(n, np.uint8)
+        hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
+        begins = np.empty(TABLES + 1, np.int64)
+        kernels.spread(ids, orgs, hashes, order, begins)
+        for number in range(TABLES):
+            mine = order[begins[number] : begins[number + 1]]
+            while True:
+                done, self._used[number] = kernels.remember(
+                    self._indexes[number],
+                    self._logs[number],
+                    self._used[number],
+                    min(int(len(self._indexes[number]) * _LOAD_MAX), len(self._logs[number])),
+                    hashes,
+                    mine,
+                    ids,
+                    orgs,
+                    hours,
+                    checks,
+                    live_from,
+                    outcomes,
+                )
+                if done == len(mine):
+                    break
+                mine = mine[done:]
+                self.renew(number, live_from=int(live_from.min()) if kept_from is None else kept_from)
+        return outcomes
 
     def renew(self, number: int, *, live_from: int) -> None:
-        """Drop a table's ids of hours before ``live_from``, and make room where that does not suffice."""
-        live_from = max(live_from, 0)  # an empty slot must not look like an id of hour -1
-        table = self._tables[number]
-        live = int(np.count_nonzero(table[:, 5] > live_from))  # stored as hour + 1
-        fresh = _table(max(_SLOTS_MIN, round(live * _GROWTH / _LOAD_MAX)))
-        kernels.move_ids(table, fresh, live_from)
-        self._tables = (*self._tables[:number], fresh, *self._tables[number + 1 :])
-        self._used[number] = live
+        """Make room in a table: drop its ids of hours before ``live_from``, or grow where they are few."""
+        log, index, used = self._logs[number], self._indexes[number], int(self._used[number])
+        live = kernels.count_live(log[:used], live_from)
+        if len(self) - used + live > self._ids_max:
+            raise TooManyIds(
+                f"the dedupe window of a partition holds more than DEDUPE_IDS_MAX={self._ids_max} ids"
+            )
+        fresh = _index(max(_ENTRIES_MIN, round(live * _GROWTH)))
+        if live * _GROWTH > used and used < len(log):
+            kernels.grow_index(index, fresh)
+        else:
+            log = self._new_log(max(_ENTRIES_MIN, live) * _LOG_GROWTH)
+            self._used[number] = kernels.move_ids(self._logs[number][:used], log, fresh, live_from)
+        self._logs[number], self._indexes[number] = log, fresh
 
 
-def _table(slots: int) -> IntArray:
-    return np.zeros((slots, 7), np.uint32)
+def _index(entries: int) -> IntArray:
+    return np.zeros(round(entries / _LOAD_MAX) + 1, np.uint64)
 
 
 def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: IntArray) -> bytes:

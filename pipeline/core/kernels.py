@@ -152,6 +152,9 @@ def payload_checks(
 
 # --- exact dedupe ---------------------------------------------------------------------------------
 
+_LOW: Final = np.uint64(0xFFFFFFFF)
+_HIGH: Final = np.uint64(0xFFFFFFFF00000000)
+
 NEW: Final = 0
 DUPLICATE: Final = 1
 CONFLICT: Final = 2
@@ -163,84 +166,162 @@ def _id_hash(high: Any, low: Any, org: Any) -> Any:
 
 
 @compiled
-def _first_slot(h: Any, table: Any) -> Any:
-    """The slot where a hash belongs in a table of any length: its low 32 bits as a fraction of the table."""
-    return ((h & np.uint64(0xFFFFFFFF)) * np.uint64(len(table))) >> np.uint64(32)
+def _first_slot(h: Any, slots: int) -> Any:
+    """The slot where a hash belongs among any number of slots: its low 32 bits as a fraction of them."""
+    return np.int64(((h & _LOW) * np.uint64(slots)) >> np.uint64(32))
+
+
+@compiled
+def spread(ids: Any, orgs: Any, hashes: Any, order: Any, begins: Any) -> None:
+    """Share n pairs out to 16 tables by their ``hashes`` uint64[n] (made here), each table's in their order.
+
+    Those of table t are ``order[begins[t] : begins[t + 1]]``, int64[n] and int64[17].
+    """
+    begins[:] = 0
+    for i in range(len(ids)):
+        h = _id_hash(ids[i, 0], ids[i, 1], orgs[i])
+        hashes[i] = h
+        begins[np.int64(h >> np.uint64(60)) + 1] += 1
+    for table in range(16):
+        begins[table + 1] += begins[table]
+    place = begins.copy()
+    for i in range(len(ids)):
+        number = np.int64(hashes[i] >> np.uint64(60))
+        order[place[number]] = i
+        place[number] += 1
 
 
 @compiled
 def remember(
-    tables: Any,
-    used: Any,
+    index: Any,
+    entries: Any,
+    used: int,
+    used_max: int,
+    hashes: Any,
+    order: Any,
     ids: Any,
     orgs: Any,
     hours: Any,
     checks: Any,
     live_from: Any,
     outcomes: Any,
-    begin: int,
 ) -> Any:
-    """Look up and add (org, id) pairs in order from ``begin`` on; returns where it stopped, at which table.
+    """Look up and add those (org, id) pairs that ``order`` names; returns (pairs done, entries used).
 
-    It stops short of n only when that table is three quarters full. ``tables``: 16 of uint32[slots, 7], the
-    one is chosen by the hash; a slot is the id in four words, org, hour + 1 (0: empty) and check. ``used``
-    int64[16]. An entry counts as forgotten for event ``i`` when its hour is below ``live_from[i]``; then the
-    event takes the entry over. ``outcomes`` uint8[n].
+    It stops short only when ``used_max`` entries are used. ``entries``, the log, uint32[capacity, 7], filled
+    from the front: an id in four words, org, hour and check. ``index`` uint64[slots]: 0, or 32 bits of the
+    hash above the entry's place + 1. An entry counts as forgotten for pair ``i`` when its hour is below
+    ``live_from[i]``; then a new entry takes its slot. ``outcomes`` uint8[n], by the number of the pair.
     """
-    for i in range(begin, len(ids)):
-        high, low, org = ids[i, 0], ids[i, 1], np.uint32(orgs[i])
-        h = _id_hash(high, low, orgs[i])
-        number = np.int64(h >> np.uint64(60))
-        table = tables[number]
-        if 4 * used[number] >= 3 * len(table):
-            return i, number
+    slots = len(index)
+    for done in range(len(order)):
+        if used == used_max:
+            return done, used
+        i = order[done]
+        high, low, org, h = ids[i, 0], ids[i, 1], np.uint32(orgs[i]), hashes[i]
         word0, word1 = np.uint32(high >> np.uint64(32)), np.uint32(high)
         word2, word3 = np.uint32(low >> np.uint64(32)), np.uint32(low)
-        slot: Any = np.int64(_first_slot(h, table))
+        mark = h << np.uint64(32)
+        slot = _first_slot(h, slots)
+        outcome = 0
         while True:
-            hour = np.int64(table[slot, 5])
-            if hour == 0:
-                used[number] += 1
-                outcomes[i] = 0
-            elif (
-                table[slot, 3] == word3
-                and table[slot, 2] == word2
-                and table[slot, 1] == word1
-                and table[slot, 0] == word0
-                and table[slot, 4] == org
-            ):
-                if hour - 1 >= live_from[i]:
-                    outcomes[i] = 1 if table[slot, 6] == checks[i] else 2
+            found = index[slot]
+            if found == 0:
+                break
+            if found & _HIGH == mark:
+                at = np.int64(found & _LOW) - 1
+                if (
+                    entries[at, 3] == word3
+                    and entries[at, 2] == word2
+                    and entries[at, 1] == word1
+                    and entries[at, 0] == word0
+                    and entries[at, 4] == org
+                ):
+                    if np.int64(entries[at, 5]) >= live_from[i]:
+                        outcome = 1 if entries[at, 6] == checks[i] else 2
                     break
-                outcomes[i] = 0
-            else:
-                slot += 1
-                if slot == len(table):
-                    slot = 0
-                continue
-            table[slot, 0], table[slot, 1], table[slot, 2], table[slot, 3] = word0, word1, word2, word3
-            table[slot, 4] = org
-            table[slot, 5] = hours[i] + 1
-            table[slot, 6] = checks[i]
-            break
-    return len(ids), 0
+            slot += 1
+            if slot == slots:
+                slot = 0
+        outcomes[i] = outcome
+        if outcome == 0:
+            entries[used, 0], entries[used, 1], entries[used, 2], entries[used, 3] = (
+                word0,
+                word1,
+                word2,
+                word3,
+            )
+            entries[used, 4], entries[used, 5], entries[used, 6] = org, np.uint32(hours[i]), checks[i]
+            used += 1
+            index[slot] = mark | np.uint64(used)
+    return len(order), used
 
 
 @compiled
-def move_ids(table: Any, fresh: Any, live_from: int) -> None:
-    """Put the entries of ``table`` from hour ``live_from`` on into the empty table ``fresh``."""
-    for i in range(len(table)):
-        if np.int64(table[i, 5]) <= live_from:  # stored as hour + 1
+def grow_index(index: Any, fresh: Any) -> None:
+    """Put what is in an index of `remember` into the empty and larger ``fresh``; the entries are not read."""
+    for i in range(len(index)):
+        if index[i] != 0:
+            slot = _first_slot(index[i] >> np.uint64(32), len(fresh))
+            while fresh[slot] != 0:
+                slot += 1
+                if slot == len(fresh):
+                    slot = 0
+            fresh[slot] = index[i]
+
+
+@compiled
+def count_live(entries: Any, live_from: int) -> int:
+    """Entries (uint32[n, 7] as in `remember`) of hour ``live_from`` or later."""
+    live = 0
+    for i in range(len(entries)):
+        if np.int64(entries[i, 5]) >= live_from:
+            live += 1
+    return live
+
+
+@compiled
+def move_ids(entries: Any, fresh: Any, index: Any, live_from: int) -> int:
+    """Copy the entries from hour ``live_from`` on to the front of ``fresh``, in order; returns how many.
+
+    ``index`` (empty) becomes theirs. Of two entries of one id, one that had lapsed and was accepted anew, the
+    later counts and both are kept.
+    """
+    count = 0
+    for i in range(len(entries)):
+        if np.int64(entries[i, 5]) < live_from:
             continue
-        high = np.uint64(table[i, 0]) << np.uint64(32) | np.uint64(table[i, 1])
-        low = np.uint64(table[i, 2]) << np.uint64(32) | np.uint64(table[i, 3])
-        slot: Any = np.int64(_first_slot(_id_hash(high, low, np.int32(table[i, 4])), fresh))
-        while fresh[slot, 5] != 0:
+        word0, word1, word2, word3, org = (
+            entries[i, 0],
+            entries[i, 1],
+            entries[i, 2],
+            entries[i, 3],
+            entries[i, 4],
+        )
+        high = np.uint64(word0) << np.uint64(32) | np.uint64(word1)
+        low = np.uint64(word2) << np.uint64(32) | np.uint64(word3)
+        h = _id_hash(high, low, np.int32(org))
+        mark = h << np.uint64(32)
+        slot = _first_slot(h, len(index))
+        while index[slot] != 0:
+            at = np.int64(index[slot] & _LOW) - 1
+            if (
+                index[slot] & _HIGH == mark
+                and fresh[at, 3] == word3
+                and fresh[at, 2] == word2
+                and fresh[at, 1] == word1
+                and fresh[at, 0] == word0
+                and fresh[at, 4] == org
+            ):
+                break
             slot += 1
-            if slot == len(fresh):
+            if slot == len(index):
                 slot = 0
         for j in range(7):
-            fresh[slot, j] = table[i, j]
+            fresh[count, j] = entries[i, j]
+        count += 1
+        index[slot] = mark | np.uint64(count)
+    return count
 
 
 # --- rows -----------------------------------------------------------------------------------------

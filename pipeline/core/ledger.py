@@ -201,9 +201,17 @@ class Ledger:
     """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe."""
 
     def __init__(
-        self, rules: Rules, position: Position | None = None, *, keep_accepted: bool = False
+        self,
+        rules: Rules,
+        position: Position | None = None,
+        *,
+        keep_accepted: bool = False,
+        new_log: dedupe.NewLog | None = None,
     ) -> None:
-        """``keep_accepted``: batches bring the accepted events, for the archive."""
+        """``keep_accepted``: batches bring the accepted events, for the archive.
+
+        ``new_log``: where the ids of the window are kept, if not in memory; see `pipeline.core.dedupe`.
+        """
         self._rules = rules
         self.position = position or Position()
         self._accepted_log: AcceptedLog | None = None
@@ -219,7 +227,7 @@ class Ledger:
         self._buffered_events = 0
         self._received_offset = self.position.next_offset
         self._reader = Reader()
-        self._seen_ids = SeenIds()
+        self._seen_ids = SeenIds(new_log=new_log, ids_max=rules.dedupe_ids_max)
         self._tables = [Table(grain, key_width=4 if grain.by_client else 3) for grain in GRAINS]
         self._errors = Table(ERRORS, key_width=6, counts_only=True)
         self._client_cap = NameCap(rules.clients_per_org_hour_max)
@@ -240,15 +248,12 @@ class Ledger:
         """First resident bucket of every table: what recovery must `recover`."""
         return [(table.grain, table.horizon) for table in (*self._tables, self._errors)]
 
-    def recover_ids(self, segments: Sequence[tuple[int, bytes]]) -> None:
-        """Remember the ids of stored (hour, segment) pairs, in ascending order of the hour."""
-        for hour, segment in segments:  # one at a time: all of them decoded would be as large as the table
-            org, ids, checks = dedupe.decode_segment(segment)
-            hours = np.full(len(ids), hour, np.int32)
-            # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
-            self._seen_ids.add(
-                ids, self._reader.orgs.number(org), hours, checks, hours, self.live_hours_from()
-            )
+    def recover_ids(self, hour: int, segment: bytes) -> None:
+        """Remember the ids of a stored segment. The segments must come in ascending order of the hour."""
+        org, ids, checks = dedupe.decode_segment(segment)
+        hours = np.full(len(ids), hour, np.int32)
+        # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
+        self._seen_ids.add(ids, self._reader.orgs.number(org), hours, checks, hours, self.live_hours_from())
 
     def live_hours_from(self) -> int:
         """First hour whose ids still count at the broker time of the last chunk."""
@@ -726,7 +731,14 @@ def warm_up() -> None:
         bodies=[event % 1, event % 1, event % 2],
     )
     ledger.drain(now_us=0, caught_up=False)
-    SeenIds().renew(0, live_from=0)
+    _warm_up_ids()
+
+
+def _warm_up_ids() -> None:
+    seen, one = SeenIds(), np.ones(1, np.int32)
+    seen.add(np.ones((1, 2), np.uint64), one, one, one.astype(np.uint32), one)
+    for number in range(dedupe.TABLES):  # an empty one is renewed in another way than one with an id
+        seen.renew(number, live_from=0)
 
 
 def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap) -> Names:

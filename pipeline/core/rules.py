@@ -11,10 +11,12 @@ REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Set by ALLOWED_LATENESS, DEDUPE_WINDOW, CLIENTS_PER_ORG_HOUR_MAX and DEAD_LETTER_BODIES_MAX."""
+    """Set by ALLOWED_LATENESS, DEDUPE_WINDOW and the _MAX settings of the same names."""
 
     allowed_lateness_us: int = 10_000_000
     dedupe_window_us: int = 24 * 3_600_000_000
     clients_per_org_hour_max: int = 1000
+    dedupe_ids_max: int = 200_000_000
+    """Ids of the dedupe window in one partition; beyond, the worker stops rather than forget one."""
     dead_letter_bodies_max: int = 10_000
     """Original bodies kept in one batch; beyond, a dead letter has its offset alone."""

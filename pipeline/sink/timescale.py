@@ -16,7 +16,7 @@ there, which says that the first attempt went through.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -153,13 +153,21 @@ class TimescaleSink:
                 found.append(_stored_rows(grain, await cursor.fetchall()))
         return found
 
-    async def live_ids(self, claim: Claim, *, from_hour: int) -> list[tuple[int, bytes]]:
-        """(hour, segment) pairs of the ids that still count, oldest hour first. Raises as `claim`."""
+    async def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
+        """(hour, segment) pairs of the ids that still count, oldest hour first. Raises as `claim`.
+
+        One hour is in memory at a time, and read in a transaction of its own: nobody else writes them.
+        """
         async with _Unit(self) as connection:
-            cursor = connection.cursor(binary=True)
-            hour = _EPOCH + timedelta(hours=max(from_hour, 0))
-            await cursor.execute(_FLUSH["live_ids"], {"partition": claim.partition, "from_hour": hour})
-            return await cursor.fetchall()
+            first = {"partition": claim.partition, "from_hour": _hour_time(max(from_hour, 0))}
+            hours = await (await connection.execute(_FLUSH["live_hours"], first)).fetchall()
+        for (hour,) in hours:
+            async with _Unit(self) as connection:
+                cursor = connection.cursor(binary=True)
+                mine = {"partition": claim.partition, "hour": _hour_time(hour)}
+                segments = await (await cursor.execute(_FLUSH["live_ids"], mine)).fetchall()
+            for (segment,) in segments:
+                yield hour, segment
 
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
         """The rows of the blocks, by table. Raises as `claim`."""
@@ -205,7 +213,7 @@ class TimescaleSink:
             held = {**partition, "stream": claim.stream, "epoch": claim.epoch}
             if await (await connection.execute(_FLUSH["ours"], held)).fetchone() is None:
                 raise Fenced(f"partition {claim.partition} of {claim.stream} has another owner")
-            bounds = {"before": _EPOCH + timedelta(hours=max(before_hour, 0)), "many": SEGMENTS_MANY}
+            bounds = {"before": _hour_time(max(before_hour, 0)), "many": SEGMENTS_MANY}
             small = {**partition, "small": SEGMENT_BYTES_MAX // 2}
             found = await (await connection.execute(_FLUSH["crowded_hour"], {**small, **bounds})).fetchone()
             if found is None:
@@ -249,7 +257,7 @@ class TimescaleSink:
             "events": [UUID(int=high << 64 | low) for _, _, high, low in keys],
         }
         by_hour = opened.of_stored_hours()
-        hours = [_EPOCH + timedelta(hours=hour) for hour in by_hour]
+        hours = [_hour_time(hour) for hour in by_hour]
         async with _Unit(self) as connection:
             cursor = connection.cursor(binary=True)
             await cursor.execute(_REPLAYS["counted"], asked)
@@ -297,7 +305,7 @@ class TimescaleSink:
                     _FLUSH["add_ids"],
                     {
                         "partition": claim.partition,
-                        "hour": _EPOCH + timedelta(hours=hour),
+                        "hour": _hour_time(hour),
                         "segment": batch.segment,
                         "ids": ids,
                     },
@@ -559,6 +567,10 @@ def _outbox_row(claim: Claim, accepted: AcceptedEvents) -> dict[str, Any]:
         "complete_to": _time(accepted.complete_to_us),
         "events": events,
     }
+
+
+def _hour_time(hour: int) -> datetime:
+    return _EPOCH + timedelta(hours=hour)
 
 
 def _bucket_time(grain: Grain, bucket: int) -> datetime:

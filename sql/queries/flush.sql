@@ -138,12 +138,18 @@ JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucke
     USING (org_id, bucket_start)
 WHERE bucket_start BETWEEN %(first)s AND %(last)s AND partition = %(partition)s
 
--- name: live_ids
--- The ids that still count, oldest hour first.
-SELECT (EXTRACT(EPOCH FROM hour) / 3600)::bigint, ids
+-- name: live_hours
+-- The hours with ids that still count, the oldest first.
+SELECT DISTINCT (EXTRACT(EPOCH FROM hour) / 3600)::bigint AS number
 FROM analytics.dedupe_ids
 WHERE partition = %(partition)s AND hour >= %(from_hour)s
-ORDER BY hour, segment
+ORDER BY number
+
+-- name: live_ids
+-- The ids of one hour, in the order in which they were accepted.
+SELECT ids FROM analytics.dedupe_ids
+WHERE partition = %(partition)s AND hour = %(hour)s
+ORDER BY segment
 
 -- name: org_models
 -- Every model of every org of a partition with its last event and rollup, for the freshness cache.

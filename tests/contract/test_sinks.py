@@ -191,13 +191,13 @@ async def test_merged_ids_still_tell_every_duplicate(held: Held) -> None:
     for upto in range(60, 1200 + 60, 60):
         ingest(ledger, bodies, upto=upto)
         await books.flush(sink, claim, ledger)
-    before = await sink.live_ids(claim, from_hour=0)
+    before = [pair async for pair in sink.live_ids(claim, from_hour=0)]
     later_hour = NOW_US // 3_600_000_000 + 1
     assert await sink.merge_ids(claim, before_hour=0) == 0
     merged = 0
     while more := await sink.merge_ids(claim, before_hour=later_hour):
         merged += more
-    after = await sink.live_ids(claim, from_hour=0)
+    after = [pair async for pair in sink.live_ids(claim, from_hour=0)]
     assert merged >= 16
     assert len(after) < len(before) - 14
 

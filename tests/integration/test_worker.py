@@ -137,6 +137,54 @@ async def test_a_flood_of_bad_events_keeps_their_offsets_and_bounds_their_bytes(
     assert "in all: 500 malformed" in listed.stdout
 
 
+async def test_ids_in_files_keep_every_duplicate_out_across_a_restart(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "ids"
+    folder.mkdir()
+    env = env | {"DEDUPE_FOLDER": str(folder), "DEDUPE_IDS_MAX": "40000"}
+    made = mix.make(30_000, seed=6, now_us=time.time_ns() // 1000)
+    oracle = naive.Oracle()
+    counted, expected = [], []
+    for run in range(2):
+        now_us = time.time_ns() // 1000
+        oracle.feed_all((oracle.next_offset, now_us, body) for body in made.bodies)
+        expected.append((oracle.accepted, oracle.duplicate, oracle.rejected))
+        with processes.worker(env, tmp_path) as worker:
+            await publish(env, made.bodies)
+            streams.wait_committed(env["DATABASE_URL"], (run + 1) * len(made.bodies), worker)
+            in_files = mapped_files(worker, folder)
+            ids = metrics(worker)['analytics_dedupe_ids{partition="0"}']
+            memory = metrics(worker)['analytics_ledger_memory_bytes{partition="0"}']
+            assert worker.stop() == 0
+        assert in_files == 16
+        assert ids == oracle.accepted > 25_000
+        assert memory > 0
+        with psycopg.connect(env["DATABASE_URL"]) as connection:
+            counted.append(
+                connection.execute(
+                    "SELECT accepted, duplicate, rejected FROM analytics.partitions"
+                ).fetchone()
+            )
+    assert counted == expected
+    assert list(folder.iterdir()) == []
+
+    more = mix.make(30_000, seed=7, now_us=time.time_ns() // 1000, bad=0, duplicates=0)
+    with processes.worker(env, tmp_path) as worker:
+        await publish(env, more.bodies)
+        processes.wait_for(lambda: worker.process.poll() is not None, 60, worker.log)
+    assert worker.process.returncode == 1
+    assert "more than DEDUPE_IDS_MAX=40000 ids" in worker.log(None)
+    with psycopg.connect(env["DATABASE_URL"]) as connection:
+        row = connection.execute("SELECT offered, accepted + duplicate + rejected FROM analytics.partitions")
+        offered, accounted = row.fetchone() or (None, None)
+    assert offered == accounted < 90_000
+
+
+def mapped_files(worker: processes.Process, folder: Path) -> int:
+    return Path(f"/proc/{worker.process.pid}/maps").read_text().count(f" {folder}/")
+
+
 @pytest.fixture
 def redis_away_and_back(stack: Any, up: Any) -> Iterator[Any]:
     yield stack.redis

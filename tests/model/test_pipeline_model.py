@@ -233,7 +233,7 @@ def _rows_are_never_cold(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ids_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ledger, "recover_ids", lambda self, segments: None)
+    patch.setattr(Ledger, "recover_ids", lambda self, hour, segment: None)
 
 
 def _ids_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import spill
 from pipeline.core import dedupe, kernels
-from pipeline.core.dedupe import SeenIds
+from pipeline.core.dedupe import NewLog, SeenIds, TooManyIds
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 
@@ -22,8 +26,13 @@ def column(n: int, value: int = 0, dtype: type = np.int32) -> np.ndarray:
     return np.full(n, value, dtype)
 
 
-def test_ids_are_found_again_however_often_the_tables_grew() -> None:
-    seen, n = SeenIds(), 200_000
+@pytest.fixture(params=["memory", "file"])
+def new_log(request: pytest.FixtureRequest, tmp_path: Path) -> NewLog | None:
+    return spill.logs_in(tmp_path) if request.param == "file" else None
+
+
+def test_ids_are_found_again_however_often_the_tables_grew(new_log: NewLog | None) -> None:
+    seen, n = SeenIds(new_log=new_log), 200_000
     ids = random_ids(n, 1)
     for at in range(0, n, 7_000):
         part = ids[at : at + 7_000]
@@ -39,13 +48,72 @@ def test_ids_are_found_again_however_often_the_tables_grew() -> None:
     assert (other_org == kernels.NEW).all()
 
 
-def test_lapsed_ids_make_room_instead_of_memory() -> None:
-    seen, n = SeenIds(), 50_000
+def test_a_look_alike_in_the_index_is_no_duplicate() -> None:
+    """Ids that agree in the 32 bits that the index keeps of a hash, and in the table, are told apart."""
+    n = 400_000
+    ids, org = random_ids(n, 3), column(n)
+    hashes, order, begins = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(17, np.int64)
+    kernels.spread(ids, org, hashes, order, begins)
+    marks = hashes & np.uint64(0xF0000000FFFFFFFF)
+    by_mark = np.argsort(marks, kind="stable")
+    twins = by_mark[:-1][marks[by_mark][1:] == marks[by_mark][:-1]]
+    assert len(twins) > 0
+    seen = SeenIds()
+    out = seen.add(ids, org, column(n, HOUR), column(n, 1, np.uint32), column(n, HOUR))
+    assert (out == kernels.NEW).all()
+    again = seen.add(ids, org, column(n, HOUR), column(n, 1, np.uint32), column(n, HOUR))
+    assert (again == kernels.DUPLICATE).all()
+
+
+def test_memory_is_as_stated(tmp_path: Path) -> None:
+    n = 300_000
+    for new_log, least, most in ((None, 38, 44.1), (spill.logs_in(tmp_path), 10.6, 16.1)):
+        seen = SeenIds(new_log=new_log)
+        seen.add(random_ids(n, 1), column(n), column(n, HOUR), column(n, 0, np.uint32), column(n, HOUR))
+        assert least < seen.memory_bytes / n < most
+
+
+def test_files_have_no_name_and_end_with_the_ids(tmp_path: Path) -> None:
+    before = _mapped()
+    seen = SeenIds(new_log=spill.logs_in(tmp_path))
+    seen.add(
+        random_ids(50_000, 1), column(50_000), column(50_000), column(50_000, 0, np.uint32), column(50_000)
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert _mapped() == before + 16
+    del seen
+    assert _mapped() == before
+
+
+def _mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("(deleted)")
+
+
+def test_too_many_ids_are_refused_before_one_is_forgotten() -> None:
+    seen, n = SeenIds(ids_max=20_000), 60_000
+    with pytest.raises(TooManyIds, match="DEDUPE_IDS_MAX=20000"):
+        seen.add(random_ids(n, 1), column(n), column(n, HOUR), column(n, 0, np.uint32), column(n, HOUR))
+    assert 20_000 < len(seen) < 40_000
+    lapsing = SeenIds(ids_max=20_000)
+    for hour in range(HOUR, HOUR + 40):
+        k = 5_000
+        lapsing.add(
+            random_ids(k, hour), column(k), column(k, hour), column(k, 0, np.uint32), column(k, hour - 1)
+        )
+    assert 10_000 <= len(lapsing) <= 20_000
+
+
+def test_lapsed_ids_make_room_instead_of_memory(new_log: NewLog | None) -> None:
+    seen, n = SeenIds(new_log=new_log), 50_000
     sizes = []
     for hour in range(HOUR, HOUR + 40):
         live_from = column(n, hour - 3)
         seen.add(random_ids(n, hour), column(n), column(n, hour), column(n, 0, np.uint32), live_from)
         sizes.append(seen.memory_bytes)
+        again = seen.add(
+            random_ids(n, hour - 3), column(n), column(n, hour), column(n, 0, np.uint32), live_from
+        )
+        assert (again == (kernels.DUPLICATE if hour >= HOUR + 3 else kernels.NEW)).all()
     assert max(sizes[20:]) <= 1.3 * max(sizes[5:10])
 
 
@@ -78,5 +146,5 @@ def test_recovery_keeps_the_ids_of_every_hour_while_the_tables_grow() -> None:
         ids = random_ids(n, i)
         segments.append((HOUR + i, dedupe.encode_segment(orgs, column(n), ids, column(n, 0, np.uint32))))
     for segment in segments:
-        ledger.recover_ids([segment])
+        ledger.recover_ids(*segment)
     assert ledger.remembered_ids == n * hours

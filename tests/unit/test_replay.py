@@ -59,7 +59,8 @@ class Books:
         self.ledger = Ledger(RULES, position, keep_accepted=self._keep_accepted)
         self.ledger.adopt(await self.sink.resident_rows(self.claim, self.ledger.resident_from()))
         from_hour = self.ledger.live_hours_from()
-        self.ledger.recover_ids(await self.sink.live_ids(self.claim, from_hour=from_hour))
+        async for hour, segment in self.sink.live_ids(self.claim, from_hour=from_hour):
+            self.ledger.recover_ids(hour, segment)
 
     async def read(self, *bodies: bytes, broker_us: int = NOW_US) -> None:
         first = self.ledger.received_offset

@@ -89,6 +89,14 @@ def test_a_heartbeat_is_whole_seconds() -> None:
             settings.read({**url, "RABBITMQ_HEARTBEAT": wrong})
 
 
+def test_the_folder_for_ids_must_be_there(tmp_path: Path) -> None:
+    assert config.load({**NEEDED, "DEDUPE_FOLDER": str(tmp_path)}).dedupe_folder == tmp_path
+    (tmp_path / "file").touch()
+    for wrong in ("relative", str(tmp_path / "none"), str(tmp_path / "file")):
+        with pytest.raises(settings.ConfigError, match="DEDUPE_FOLDER"):
+            config.load({**NEEDED, "DEDUPE_FOLDER": wrong})
+
+
 def test_a_database_may_have_several_hosts() -> None:
     url = "postgresql://u:p@h1:5432,h2:6432/d?target_session_attrs=read-write"
     assert settings.read({"DATABASE_URL": url})["DATABASE_URL"] == url

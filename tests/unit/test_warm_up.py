@@ -35,7 +35,8 @@ for part in range(3):
     batch = ledger.drain(now_us=now_us, caught_up=False)
     recovered = Ledger(Rules(), batch.position)
     recovered.adopt(batch.tables)
-    recovered.recover_ids(sorted(batch.id_segments.items()))
+    for hour, segment in sorted(batch.id_segments.items()):
+        recovered.recover_ids(hour, segment)
     recovered.drain(now_us=now_us, caught_up=False)
 late = {name: count for name, count in compiled().items() if before.get(name) != count}
 assert not late, late
