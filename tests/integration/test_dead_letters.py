@@ -43,19 +43,16 @@ class World:
         finally:
             await transport.close()
 
-    async def records(self) -> list[tuple[int, int, bytes]]:
-        """The whole stream."""
+    async def records(self, partition: int, *, count: int) -> list[tuple[int, int, bytes]]:
+        """The whole stream of one of the transport's partitions."""
         transport = open_transport(self._config())
         try:
-            [extent] = await transport.extents()
-            subscription = await transport.subscribe(partition=0, offset=0)
+            subscription = await transport.subscribe(partition=partition, offset=0)
             found: list[tuple[int, int, bytes]] = []
-            at = 0
-            while at < extent.end_offset and len(found) < self.offered():
+            while len(found) < count:
                 chunk = await subscription.receive()
                 subscription.grant()
                 found += naive.records([chunk])
-                at = chunk.next_offset
             return found
         finally:
             await transport.close()
@@ -67,6 +64,10 @@ class World:
 
     def offered(self) -> int:
         return int(self.ask("SELECT COALESCE(sum(offered), 0)::bigint FROM analytics.partitions")[0][0])
+
+    def settled(self) -> int:
+        """Letters whose replay has an outcome."""
+        return int(self.ask("SELECT count(*) FROM analytics.replays WHERE settled_at IS NOT NULL")[0][0])
 
     def wait_offered(self, count: int) -> None:
         processes.wait_for(lambda: self.offered() >= count, 120, self.worker.log)
@@ -91,23 +92,33 @@ class World:
         return dict(json.loads(done.stdout))
 
     async def check(self) -> ReplayingOracle:
-        """Every row against a recount of the stream and of the replays, in their order."""
+        """Every row of every partition against a recount of its stream and of its replays, in their order."""
+        transport = open_transport(self._config())
+        streams = list(await transport.partitions())
+        await transport.close()
+        oracle = ReplayingOracle()
+        for number, name, offered in self.ask("SELECT partition, stream, offered FROM analytics.partitions"):
+            records = await self.records(streams.index(name), count=offered)
+            oracle = self._recounted(number, records)
+            stored = books.stored_in_database(self.env["DATABASE_URL"], number)
+            expected = {**books.expected(oracle), "dead_letters": stored["dead_letters"]}
+            assert not books.difference(stored, expected), name
+        return oracle
+
+    def _recounted(self, number: int, records: list[tuple[int, int, bytes]]) -> ReplayingOracle:
         oracle = ReplayingOracle(books.oracle_rules(books.Rules()))
-        rest = iter(records := await self.records())
+        rest = iter(records)
         bodies = {offset: (broker_us, body) for offset, broker_us, body in records}
         settled = self.ask(
             'SELECT at_offset, "offset", evidence, outcome FROM analytics.replays'
-            ' WHERE settled_at IS NOT NULL ORDER BY at_offset, requested_at, "offset"'
+            f" WHERE settled_at IS NOT NULL AND partition = {number}"
+            ' ORDER BY at_offset, requested_at, "offset"'
         )
         for at_offset, offset, evidence, outcome in settled:
             while oracle.next_offset < at_offset:
                 oracle.feed(*next(rest))
             assert oracle.replay(*bodies[offset], evidence=evidence) == outcome, offset
         oracle.feed_all(rest)
-        stored = books.stored_in_database(self.env["DATABASE_URL"])
-        assert not books.difference(
-            stored, {**books.expected(oracle), "dead_letters": []} | {"dead_letters": stored["dead_letters"]}
-        )
         return oracle
 
     def reconcile(self) -> str:
@@ -208,23 +219,20 @@ async def test_a_worker_killed_at_any_moment_of_a_replay_counts_each_letter_once
     with world.worker as worker:
         await world.publish(timely + late)
         world.wait_offered(6200)
+        worker.kill()
         wanted = world.replay("--reason", "too_late", "--no-wait")["requested"]
         assert wanted == 6000
-        killed = 0
-        while waiting := world.ask("SELECT count(*) FROM analytics.replays WHERE settled_at IS NULL")[0][0]:
-            assert killed < 60, f"{waiting} still wait"
-            await asyncio.sleep(luck.random() * 0.6)
+        in_the_middle = 0
+        for beyond in (-1, 0, 0, 2000, 4000):
+            worker.start(wait=False)
+            processes.wait_for(lambda n=beyond: world.settled() > n, 60, worker.log)
+            await asyncio.sleep(luck.random() * (1.5 if beyond < 0 else 0.1))
             worker.kill()
-            killed += 1
-            if killed % 3 == 0:  # let it come a bit further
-                worker.start()
-                await asyncio.sleep(0.3)
-            else:
-                worker.start(wait=False)
-                await asyncio.sleep(2.5)
-        worker.wait_ready()
+            in_the_middle += 0 < world.settled() < wanted
+        assert in_the_middle > 0
+        worker.start()
+        processes.wait_for(lambda: world.settled() == wanted, 60, worker.log)
         oracle = await world.check()
-        assert killed >= 2
         assert world.ask("SELECT replays FROM analytics.partitions") == [(6000,)]
         more = world.replay("--reason", "too_late")
         assert set(more["outcomes"]) <= {"conflict"}
@@ -383,3 +391,33 @@ async def test_letters_are_shown_listed_and_purged(embedded_postgres_url: str, t
         actions = world.ask("SELECT action FROM analytics.audit_log ORDER BY id")
         assert actions == [("dead_letters.replay",), ("dead_letters.purge",), ("dead_letters.purge",)]
         assert worker.stop() == 0
+
+
+async def test_letters_of_all_partitions_of_a_super_stream_are_replayed_by_their_workers(
+    rabbitmq: Any, timescale: str, tmp_path: Path
+) -> None:
+    env = {
+        "DATABASE_URL": timescale,
+        "RABBITMQ_URL": rabbitmq.url,
+        "RABBITMQ_STREAM": f"letters.{uuid.uuid4().hex}",
+        "FLUSH_INTERVAL": "500ms",
+        "DEAD_LETTER_BODIES_MAX": "10",
+    }
+    world = World(env, tmp_path)
+    made = processes.command("stream", "create", "--partitions", "3", env=env)
+    assert made.returncode == 0, made
+    now_us = time.time_ns() // 1000
+    late = late_batch(600, seed=82, ago_us=26 * HOUR_US, now_us=now_us)
+    with world.worker as first, processes.worker(env, tmp_path) as second:
+        await world.publish([*late, *mix.make(300, seed=83, now_us=now_us, span_us=HOUR_US, late=0).bodies])
+        world.wait_offered(900)
+        assert world.ask("SELECT count(*) > 100 FROM analytics.dead_letters WHERE body IS NULL") == [(True,)]
+        one = world.replay("--reason", "too_late", "--partition", "1")
+        assert world.ask("SELECT DISTINCT partition FROM analytics.replays") == [(1,)]
+        rest = world.replay("--reason", "too_late")
+        outcomes = Counter(one["outcomes"]) + Counter(rest["outcomes"])
+        assert outcomes["accepted"] > 500
+        assert world.ask("SELECT DISTINCT partition FROM analytics.replays ORDER BY 1") == [(0,), (1,), (2,)]
+        await world.check()
+        assert first.stop() == 0
+        assert second.stop() == 0
