@@ -239,7 +239,7 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
         url,
         schema.partitions,
         [
-            (number, f"stream-{number}", 1, 10, watermark, watermark, watermark, 0, 0, 0, 0, True, NOW)
+            (number, f"stream-{number}", 1, 10, watermark, watermark, watermark, 0, 0, 0, 0, True, NOW, 0)
             for number, watermark in watermarks.items()
         ],
     )
