@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,8 @@ FRESHNESS_S: Final = 4.0
 _ALIVE_S: Final = 0.5
 """How soon it is noticed that a client has gone."""
 _WRITE_BUFFER_BYTES: Final = 32 * 1024
+_KERNEL_BUFFER_BYTES: Final = 64 * 1024
+"""Of a connection. Left to itself the kernel keeps megabytes for a client that does not read."""
 _DROPPED: Final = {
     "slow": "The client does not read as fast as messages come.",
     "shutdown": "The server stops.",
@@ -63,6 +66,7 @@ class Live:
             await response.prepare(request)
             if request.transport is not None:
                 request.transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+                _bound_kernel(request.transport)
             await self._follow(request, response, listener, state)
         finally:
             self.hub.leave(listener)
@@ -138,6 +142,12 @@ class _Out:
             raise ConnectionResetError
         async with asyncio.timeout(self._slow_s):
             await self._response.write(block)
+
+
+def _bound_kernel(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER_BYTES)
 
 
 def _response() -> web.StreamResponse:

@@ -3,12 +3,17 @@
 import asyncio
 import http.client
 import json
+import os
+import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -17,7 +22,7 @@ from api.live import Listener, State
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests import books
+from tests import books, processes
 from tests.integration.test_api import (
     BASE,
     NEIGHBOUR,
@@ -259,6 +264,68 @@ def test_a_listener_that_does_not_keep_up_is_ended_and_holds_nothing() -> None:
     listener.offer(state)
     listener.offer(state)
     assert listener.ended == "slow"
+
+
+STUCK = 40
+
+
+def test_clients_that_never_read_are_dropped_and_cost_no_memory(database_url: str, tmp_path: Path) -> None:
+    env = {"DATABASE_URL": database_url, "LIVE_SLOW": "500ms", "LIVE_PER_ORG_MAX": "100"}
+    stop = threading.Event()
+
+    def move() -> None:
+        """As flushes of the org would, as fast as they come."""
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            while not stop.wait(0.002):
+                connection.execute(
+                    "UPDATE analytics.orgs_seen SET last_rollup_at = last_rollup_at + interval '1 ms'"
+                    " WHERE org_id = %s",
+                    (ORG,),
+                )
+                connection.execute("SELECT pg_notify('spendstream_flush', '0')")
+
+    with processes.Api(env, tmp_path) as api, ExitStack() as open_:
+        server = Client(urlsplit(api.ready_url).port or 0)
+        reader = open_.enter_context(closing(Events(server, ORG)))
+        reader.until("usage")
+        stuck = [open_.enter_context(closing(socket.socket())) for _ in range(STUCK)]
+        for connection in stuck:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(10)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(f"GET {BASE}/orgs/{ORG}/live HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await_that(lambda: f"analytics_live_clients {STUCK + 1}.0" in server.ok("/metrics"))
+        before_mib = resident_mib(api.process.pid)
+        moving = threading.Thread(target=move)
+        moving.start()
+        try:
+            deadline = time.monotonic() + 60
+            heard = 0
+            while f'analytics_live_dropped_total{{reason="slow"}} {STUCK}.0' not in server.ok("/metrics"):
+                assert time.monotonic() < deadline, server.ok("/metrics")
+                for _ in range(10):  # whoever reads misses nothing meanwhile
+                    reader.until("usage")
+                    heard += 1
+            grown_mib = resident_mib(api.process.pid) - before_mib
+            reader.until("usage")
+        finally:
+            stop.set()
+            moving.join()
+        assert "analytics_live_clients 1.0" in server.ok("/metrics")
+        assert heard >= 20
+        assert grown_mib < 32
+        for connection in stuck:  # what the kernel kept is little, and then there is an end
+            received = 0
+            with suppress(ConnectionResetError):
+                while block := connection.recv(1 << 20):
+                    received += len(block)
+            assert received < 1 << 20
+
+
+def resident_mib(pid: int) -> float:
+    """Memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 # --- with the worker's own sink -----------------------------------------------------------------------
