@@ -48,6 +48,7 @@ Made = TypeVar("Made")
 
 READY_S = 180.0
 DRAIN_S = 240.0
+ARCHIVED_S = 120.0
 STOP_S = 45.0
 """A worker tries its last flush for 25 s."""
 _BLOCK_EVENTS = 5_000
@@ -481,13 +482,18 @@ class World:
                 raise AssertionError(f"not drained in {timeout_s:g} s: (committed, end) {behind}\n{logs}")
             await asyncio.sleep(0.2)
 
-    async def _archived(self, *, timeout_s: float = DRAIN_S) -> None:
+    async def _archived(self, *, timeout_s: float = ARCHIVED_S) -> None:
         """Wait until nothing waits for the archive."""
         until = time.monotonic() + timeout_s
-        while (waiting := (await asyncio.to_thread(self.sql, _WAITING))[0][0]) > 0:
-            assert time.monotonic() < until, (
-                f"{waiting} rows wait for the archive: {self.slots[0].process.log()}"
-            )
+        while waiting := (await asyncio.to_thread(self.sql, _WAITING))[0][0]:
+            if time.monotonic() > until:
+                held = await asyncio.to_thread(self.sql, _SESSIONS)
+                for slot in self.slots:
+                    if slot.running():
+                        slot.signal(signal.SIGABRT)  # each says where its threads are
+                        await asyncio.to_thread(slot.process.process.wait)
+                logs = "\n".join(f"worker {slot.number}: {slot.process.log(9000)}" for slot in self.slots)
+                raise AssertionError(f"{waiting} rows wait for the archive: {held}\n{logs}")
             await asyncio.sleep(0.2)
 
     def _reconcile(self, accepted: int) -> list[str]:
@@ -578,5 +584,9 @@ def through(url: str, *proxies: TcpProxy) -> str:
     return parts._replace(netloc=f"{user}@{hosts}", query=query).geturl()
 
 
+_SESSIONS = (
+    "SELECT pid, application_name, client_port, state, state_change, wait_event, query FROM pg_stat_activity"
+    " WHERE datname = current_database()"
+)
 _WAITING = "SELECT count(*) FROM analytics.archive_outbox"
 _UNUSED = {"DATABASE_URL": "postgresql://127.0.0.1/", "RABBITMQ_URL": "rabbitmq-stream://127.0.0.1/"}
