@@ -57,13 +57,12 @@ async def read_usage_page(database: Database, question: FiguresQuestion) -> Usag
 async def _read_plain(database: Database, plain: PlainSeries, *, with_totals: bool) -> UsagePage:
     found = await database.snapshot(plain.statements(with_totals=with_totals))
     standings = [Standing(*row) for row in found[0]]
-    rows: Sequence[UsageRow] = found[1]
-    if len(standings) > 1:
-        rows = points.joined(rows)
-    limit = plain.question.limit
     totals = None
     if with_totals:
-        totals = {name: int(value or 0) for name, value in zip(rollups.USAGE, found[2][0], strict=True)}
+        sums = zip(rollups.USAGE, found.pop()[0], strict=True)
+        totals = {name: int(value or 0) for name, value in sums}
+    rows = plain.rows(found[1:], partitions=len(standings))
+    limit = plain.question.limit
     return UsagePage(rows=rows[:limit], more=len(rows) > limit, totals=totals, standings=standings)
 
 

@@ -208,6 +208,14 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
             ("usage_hour", DAY, HOUR),
         ),
     ),
+    "days with edges by model and client": (
+        asked(f"{ORG_PATH}/usage", HOUR - 30 * DAYS, HOUR, groupBy="model,client"),
+        (
+            ("client_day", DAY - 29 * DAYS, DAY),
+            ("client_hour", HOUR - 30 * DAYS, DAY - 29 * DAYS),
+            ("client_hour", DAY, HOUR),
+        ),
+    ),
     "days of Los Angeles": (
         asked(f"{ORG_PATH}/usage", DAY - 40 * DAYS, HOUR, timeZone="America/Los_Angeles"),
         (("usage_hour", DAY - 40 * DAYS, HOUR),),
