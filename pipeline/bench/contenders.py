@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -22,6 +22,8 @@ import msgspec
 
 from pipeline.bench import workload
 from pipeline.bench.answers import Answer, Key, Outcome, Sums
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 CHUNK_EVENTS: Final = 4096
 """About what a broker delivers at once when it is behind."""
@@ -109,8 +111,11 @@ class Event(msgspec.Struct, gc=False):
     def microcents(self) -> int:
         return int(Decimal(bytes(self.costEstimateCents).strip(b'"').decode()).scaleb(6))
 
+    def at(self) -> datetime:
+        return datetime.fromisoformat(self.occurredAt)
+
     def hour(self) -> int:
-        return int(datetime.fromisoformat(self.occurredAt).timestamp()) // 3600
+        return int(self.at().timestamp()) // 3600
 
 
 def decode(task: Task) -> Outcome:
@@ -240,6 +245,10 @@ def add_event(total: list[int], event: Event) -> list[int]:
     return total
 
 
+def add_totals(total: list[int], other: list[int]) -> list[int]:
+    return [mine + more for mine, more in zip(total, other, strict=True)]
+
+
 def python_loop(task: Task) -> Outcome:
     """A plain Python loop, an event at a time: msgspec, a set, a dictionary."""
     bodies = workload.load_bodies(task.file)
@@ -285,7 +294,64 @@ def faust_agent(task: Task) -> Outcome:
 
 
 def bytewax(task: Task) -> Outcome:
-    """bytewax: stateful dedupe by org, then a fold by org, model and hour."""
+    """bytewax with the tables that ours keeps, but for sketches: windows of minute, hour and day by model, of
+    hour and day by model and client."""
+    from bytewax import operators as op
+    from bytewax.testing import TestingSink
+
+    others: list[list[tuple[str, list[int]]]] = []
+
+    def windows(fresh: Any) -> Any:
+        for length, by_client in ((MINUTE, False), (DAY, False), (HOUR, True), (DAY, True)):
+            rows: list[tuple[str, list[int]]] = []
+            sums = _bytewax_window(fresh, length, by_client=by_client)
+            op.output(f"out {length} {by_client}", sums, TestingSink(rows))
+            others.append(rows)
+        return _bytewax_window(fresh, HOUR)
+
+    done = _bytewax(task, windows)
+    assert done.answer is not None
+    for rows in others:
+        assert sum(total[0] for _, total in rows) == done.answer.accepted, "a table does not add up"
+    return done
+
+
+def bytewax_hourly(task: Task) -> Outcome:
+    """bytewax with hourly windows by model alone."""
+    return _bytewax(task, lambda fresh: _bytewax_window(fresh, HOUR))
+
+
+def _bytewax_window(fresh: Any, length: timedelta, *, by_client: bool = False) -> Any:
+    """The stream of (``org model window``, totals), which a window sends when event time has passed it."""
+    from bytewax import operators as op
+    from bytewax.operators import windowing
+
+    def key(event: Event) -> str:
+        return f"{event.orgId} {event.modelId}" + (f" {event.clientId}" if by_client else "")
+
+    step = f"{length} {by_client}"
+    clock = windowing.EventClock(Event.at, wait_for_system_duration=DAY)
+    windower = windowing.TumblingWindower(length=length, align_to=datetime(1970, 1, 1, tzinfo=UTC))
+    keyed = op.key_on(f"key {step}", fresh, key)
+    sums = windowing.fold_window(
+        f"sums {step}", keyed, clock, windower, lambda: [0] * 6, add_event, add_totals, ordered=False
+    )
+    return op.map(f"named {step}", sums.down, lambda one: (f"{one[0]} {one[1][0]}", one[1][1]))
+
+
+def bytewax_batch(task: Task) -> Outcome:
+    """bytewax without windows: sums that appear when the input ends, so never on a live stream."""
+    from bytewax import operators as op
+
+    def fold(fresh: Any) -> Any:
+        by_row = op.key_on("by_row", fresh, lambda event: f"{event.orgId} {event.modelId} {event.hour()}")
+        return op.fold_final("sums", by_row, lambda: [0] * 6, add_event)
+
+    return _bytewax(task, fold)
+
+
+def _bytewax(task: Task, sum_up: Callable[[Any], Any]) -> Outcome:
+    """``sum_up`` turns the stream of fresh events into one of (``org model hour``, totals)."""
     from bytewax import operators as op
     from bytewax.dataflow import Dataflow
     from bytewax.testing import TestingSink, TestingSource, run_main
@@ -319,8 +385,7 @@ def bytewax(task: Task) -> Outcome:
     fresh = op.filter_value(
         "fresh", op.stateful_map("dedupe", by_org, first_seen), lambda event: event is not None
     )
-    by_row = op.key_on("by_row", op.key_rm("values", fresh), lambda e: f"{e.orgId} {e.modelId} {e.hour()}")
-    op.output("out", op.fold_final("sums", by_row, lambda: [0] * 6, add_event), TestingSink(found))
+    op.output("out", sum_up(op.key_rm("values", fresh)), TestingSink(found))
     with timed() as clock:
         run_main(flow)
     sums: dict[Key, Sums] = {}

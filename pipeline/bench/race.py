@@ -57,7 +57,27 @@ CONTENDERS: Final = (
     Contender(name="duckdb", about="DuckDB, one thread", run=contenders.duckdb, module="duckdb"),
     Contender(name="python", about="plain Python loop, msgspec", run=contenders.python_loop, slow=True),
     Contender(name="faust", about="plain Faust agent per event", run=contenders.faust_agent, slow=True),
-    Contender(name="bytewax", about="bytewax", run=contenders.bytewax, slow=True, module="bytewax"),
+    Contender(
+        name="bytewax",
+        about="bytewax, windows for the same five tables",
+        run=contenders.bytewax,
+        slow=True,
+        module="bytewax",
+    ),
+    Contender(
+        name="bytewax-hourly",
+        about="bytewax, hourly windows alone",
+        run=contenders.bytewax_hourly,
+        slow=True,
+        module="bytewax",
+    ),
+    Contender(
+        name="bytewax-batch",
+        about="bytewax, sums at the end of the input",
+        run=contenders.bytewax_batch,
+        slow=True,
+        module="bytewax",
+    ),
     Contender(
         name="insert",
         about="insert 500 rows, then roll up in SQL",

@@ -73,7 +73,9 @@ def test_a_workload_has_every_trap(made: workload.Workload) -> None:
     assert not any(b"\n" in body for body in made.bodies)
 
 
-@pytest.mark.parametrize("name", ["core", "python", "faust", "duckdb", "bytewax"])
+@pytest.mark.parametrize(
+    "name", ["core", "python", "faust", "duckdb", "bytewax", "bytewax-hourly", "bytewax-batch"]
+)
 def test_every_contender_without_servers_is_exact(name: str, made: workload.Workload, tmp_path: Path) -> None:
     contender = race.BY_NAME[name]
     if reason := race.why_not(contender, race.Options()):
