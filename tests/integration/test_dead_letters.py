@@ -121,6 +121,10 @@ class World:
         oracle.feed_all(rest)
         return oracle
 
+    def move_archive(self, old: str, new: str) -> None:
+        folder = Path(self.env["ARCHIVE_URL"].removeprefix("file://")).parent
+        (folder / old).rename(folder / new)
+
     def reconcile(self) -> str:
         done = processes.command("reconcile", *EVERYTHING, env=self.env)
         assert (done.returncode, done.stderr) == (0, ""), done
@@ -270,8 +274,11 @@ async def test_without_ids_and_archive_a_letter_needs_the_operators_word(
         assert accepted["outcomes"]["accepted"] > 0
         await world.check()
         assert worker.stop() == 0
-    waiting = world.replay("--accept", "--timeout", "1s", code=1)
-    assert waiting["waiting"] == waiting["requested"] > 0
+    world.do("UPDATE analytics.partitions SET updated_at = now() - interval '1 hour'")
+    waiting = world.run("replay", "--accept", "--timeout", "1s", code=1)
+    assert "letters still wait, and are replayed once their worker can" in waiting
+    assert "no worker owns partition 0 (letters): nothing committed for 36" in waiting
+    assert "asked for before, and still waiting" in world.run("replay", "--accept")
     with world.worker as worker:  # they were asked for, and are counted by whoever comes
         processes.wait_for(
             lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 60, worker.log
@@ -308,6 +315,11 @@ async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) 
     assert dry["left"].get("conflict", 0) >= 1
     assert set(dry["outcomes"]) == {"duplicate"}
     assert dry["outcomes"]["duplicate"] == dry["requested"] == 401 - dry["left"]["conflict"]
+    world.move_archive("archive", "elsewhere")
+    damaged = world.replay("--dry-run", "--reason", "too_late", code=1)
+    assert (damaged["requested"], damaged["left"]) == (0, {"unknown": 401})
+    assert "the archive cannot tell" in damaged["letters"][0]["why"]
+    world.move_archive("elsewhere", "archive")
     rows = world.ask("SELECT invocations FROM analytics.usage_day ORDER BY org_id, model_id")
     world.replay("--reason", "too_late", "--no-wait")
     with world.worker as worker:
