@@ -1,8 +1,8 @@
 """The ledger and its sink under every order of events and accidents, against a naive recount.
 
 Hypothesis publishes, duplicates, delays and spoils events, ingests, flushes, cuts flushes before and after
-their commit, crashes, restarts and steals the partition. Whenever something is committed, every row must
-equal what the oracle counts from the start of the stream up to the committed offset.
+their commit, crashes, restarts, steals the partition, and has dead letters replayed. Whenever something is
+committed, every row must equal what the oracle counts from the start of the stream to the committed offset.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from hypothesis.stateful import (
 
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.replay import CountedIds, Letter
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import Table
 from pipeline.sink.timescale import Fenced, SinkUnavailable
-from tests import books
+from tests import books, replays
 from tests import oracle as naive
 from tests.memory_sink import MemorySink
 
@@ -195,9 +196,10 @@ class PipelineMachine(RuleBasedStateMachine):
     # --- the truth ----------------------------------------------------------------------------------
 
     def compare(self) -> None:
-        oracle = naive.Oracle(books.oracle_rules(RULES))
         committed = self.sink.state.position.next_offset
-        oracle.feed_all((i, at_us, body) for i, (at_us, body) in enumerate(self.stream[:committed]))
+        records = [(i, at_us, body) for i, (at_us, body) in enumerate(self.stream[:committed])]
+        oracle, _, wrong = replays.follow(self.sink.state, records, books.oracle_rules(RULES))
+        assert not wrong
         assert not books.difference(books.stored(self.sink), books.expected(oracle))
         position = self.sink.state.position
         assert position.offered == position.accepted + position.duplicate + position.rejected
@@ -217,6 +219,39 @@ SETTINGS = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 TestPipeline = PipelineMachine.TestCase
 TestPipeline.settings = SETTINGS
+
+
+class ReplayMachine(PipelineMachine):
+    """Dead letters are replayed as well."""
+
+    @precondition(lambda self: self.unknown is None and self.sink.state.dead_letters)
+    @rule(
+        which=st.lists(st.integers(0, 10_000), min_size=1, max_size=4),
+        evidence=st.sampled_from(["none", "none", "accept", "absent"]),
+        before=st.integers(0, 1),
+        after=st.integers(0, 1),
+    )
+    def replay(self, which: list[int], evidence: str, before: int, after: int) -> None:
+        """An operator asks for dead letters; the worker takes in all that wait, and flushes."""
+        state = self.sink.state
+        done = {letter.offset for letter, one in state.settled if one.outcome in ("accepted", "duplicate")}
+        for refused in (state.dead_letters[i % len(state.dead_letters)] for i in which):
+            if refused.offset not in done:
+                letter = Letter(
+                    offset=refused.offset,
+                    position=0,
+                    broker_us=refused.broker_us,
+                    evidence=evidence,
+                    body=refused.body,
+                )
+                state.waiting.setdefault((letter.offset, 0), letter)
+        opened = self.ledger.open(asyncio.run(self.sink.waiting_letters(self.claim, most=100)))
+        self.ledger.replay(opened, asyncio.run(self.sink.counted(self.claim, opened)))
+        self.flush(before=before, after=after)
+
+
+TestReplays = ReplayMachine.TestCase
+TestReplays.settings = SETTINGS
 
 
 class OffsetApartMachine(PipelineMachine):
@@ -255,6 +290,15 @@ def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemorySink, "claim", forgetful)
 
 
+def _replays_forget_what_was_counted(patch: pytest.MonkeyPatch) -> None:
+    """Neither the stored hours nor the earlier replays are asked."""
+
+    async def nothing(self: MemorySink, claim: Any, opened: Any) -> CountedIds:
+        return CountedIds.join([])
+
+    patch.setattr(MemorySink, "counted", nothing)
+
+
 @pytest.mark.parametrize(
     ("machine", "plant"),
     [
@@ -264,6 +308,7 @@ def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _ids_are_never_forgotten),
         (PipelineMachine, _names_are_not_restored),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
+        (ReplayMachine, _replays_forget_what_was_counted),
     ],
 )
 def test_the_model_finds_a_planted_bug(
