@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -131,7 +134,7 @@ class Archiver:
             taken = await self._take(connection, partition, cut)
             if taken is None:
                 continue
-            uploaded = await asyncio.to_thread(self._upload, taken.cut)
+            uploaded = await _abandonable(lambda cut=taken.cut: self._upload(cut))  # type: ignore[misc]
             await self._enter(connection, taken, uploaded)
             done += 1
         await connection.execute(_ARCHIVE["unlock"], key)
@@ -214,6 +217,32 @@ class Archiver:
                 "files": len(uploaded),
             },
         )
+
+
+async def _abandonable(work: Callable[[], list[File]]) -> list[File]:
+    """What ``work`` returns or raises, in a thread that a worker does not wait for when it ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[list[File]] = loop.create_future()
+
+    def settle(result: list[File] | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result or [])
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as failure:
+            error = failure
+        with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="archive-upload", daemon=True).start()
+    return await done
 
 
 _ARCHIVE: Final = queries.load("archive")

@@ -15,6 +15,11 @@ from pipeline.config import ArchiveConfig
 
 _CONNECT_S: Final = 5
 _READ_S: Final = 20
+_CALL_S: Final = 30
+_BYTES_S_MIN: Final = 2**18
+"""A call may take so long, and a second more for so many bytes that it sends. The client's own time-outs do
+not begin while a server that took the connection has not said anything at all.
+"""
 
 
 class StoreError(Exception):
@@ -93,11 +98,12 @@ class Bucket:
 
     def write(self, name: str, data: bytes) -> None:
         path = f"{self._root}/{name}"
-        self._run(path, lambda files: files.pipe_file(path, data))
+        timeout_s = _CALL_S + len(data) / _BYTES_S_MIN
+        self._run(path, lambda files: files.pipe_file(path, data, timeout=timeout_s))
 
     def read(self, name: str) -> bytes:
         path = f"{self._root}/{name}"
-        return bytes(self._run(path, lambda files: files.cat_file(path)))
+        return bytes(self._run(path, lambda files: files.cat_file(path, timeout=4 * _CALL_S)))
 
     def _run(self, path: str, work: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]

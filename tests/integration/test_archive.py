@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,8 @@ import psycopg
 import pytest
 
 from deploy.local.servers import S3
+from pipeline.archive import archiver as archiver_module
+from pipeline.archive import store as store_module
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.config import ArchiveConfig
@@ -240,3 +246,32 @@ async def test_what_need_not_go_yet_waits_for_company(embedded_postgres_url: str
     assert len(partition.ask(partition_aged)) == 3
     assert await archiver.round() == 1
     assert archives.archived(partition.url, open_store(config)) == partition.accepted()
+
+
+@pytest.fixture
+def silent_store() -> Iterator[Store]:
+    """A bucket at an address that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        keys = {"s3_access_key": "a", "s3_secret_key": "b"}
+        yield open_store(ArchiveConfig(url="s3://bucket/p", s3_endpoint=endpoint, **keys))
+
+
+def test_a_store_that_never_answers_is_given_up(silent_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_CALL_S", 0.5)
+    for call in (lambda: silent_store.write("x", b"x"), lambda: silent_store.read("x")):
+        began = time.monotonic()
+        with pytest.raises(StoreError):
+            call()
+        assert time.monotonic() - began < 10
+
+
+def test_a_worker_ends_though_its_upload_does_not(silent_store: Store) -> None:
+    async def end_amid_an_upload() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await archiver_module._abandonable(lambda: silent_store.write("x", b"x"))  # type: ignore[arg-type, return-value]
+
+    began = time.monotonic()
+    asyncio.run(end_amid_an_upload())
+    assert time.monotonic() - began < 10
