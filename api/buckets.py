@@ -116,12 +116,17 @@ class Calendar:
     def edges(self, span: Span) -> list[int]:
         """Starts of all buckets that the span touches, and the end of the last one."""
         edges = [self.start_of(span.start)]
+        if size := self._fixed_minutes:
+            last = edges[0] - (edges[0] - span.end) // size * size
+            return list(range(edges[0], last + 1, size))
         while edges[-1] < span.end:
             edges.append(self.end_of(edges[-1]))
         return edges
 
     @property
     def _fixed_minutes(self) -> int:
+        if self.granularity is Granularity.DAY and self.zone.key == "UTC":
+            return DAY
         return {Granularity.MINUTE: 1, Granularity.HOUR: HOUR}.get(self.granularity, 0)
 
     def _first_day(self, minute: int) -> date:
@@ -180,7 +185,10 @@ def series_plan(span: Span, calendar: Calendar) -> list[Branch]:
         found = cover(span, Grain.HOUR)
     else:
         edges = calendar.edges(span)
-        found = [piece for a, b in pairwise(edges) for piece in cover(_clip(Span(a, b), span))]
+        if calendar.granularity is Granularity.DAY and calendar.zone.key == "UTC":
+            found = cover(span)
+        else:
+            found = [piece for a, b in pairwise(edges) for piece in cover(_clip(Span(a, b), span))]
     return [
         Branch(grain=grain, spans=spans, buckets=_buckets(grain, spans, calendar, edges))
         for grain, spans in _grouped(found)
