@@ -167,7 +167,9 @@ class PartitionWorker:
         claim, position = await self._sink.claim(self.stream)
         ledger = Ledger(self._rules, position, keep_accepted=self._archive is not None, new_log=self._new_log)
         ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
-        async for hour, segment in self._sink.live_ids(claim, from_hour=ledger.live_hours_from()):
+        from_hour = ledger.live_hours_from()
+        ledger.expect_ids(await self._sink.live_ids_count(claim, from_hour=from_hour))
+        async for hour, segment in self._sink.live_ids(claim, from_hour=from_hour):
             ledger.recover_ids(hour, segment)
         if self._redis_url:
             known = await self._sink.org_models(claim)

@@ -153,6 +153,9 @@ class MemorySink:
                 found.append(self._rows(grain, lambda key, mine=mine: key[:2] in mine))
         return found
 
+    async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
+        return sum(len(ids) for hour, ids in self.state.ids if hour >= from_hour) // 20
+
     async def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
         await self._reach()
         for pair in sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour):

@@ -25,6 +25,8 @@ from pipeline.core.events import Uuids
 
 TABLES: Final = 16
 _ENTRY_BYTES: Final = 28
+BYTES_AT_REST: Final = 20
+"""An id takes so much in a segment, which has 20 bytes more for each of its orgs."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
 _LOG_GROWTH: Final = 2
@@ -71,6 +73,15 @@ class SeenIds:
         logs = len(self) * _ENTRY_BYTES if self._logs_in_memory else 0
         return sum(index.nbytes for index in self._indexes) + logs
 
+    def reserve(self, count: int) -> None:
+        """Make room for about ``count`` ids in all, where that is known before they come. Raises OSError."""
+        count = min(count, self._ids_max)
+        for number in range(TABLES):
+            # Chance gives no table the same share, and they must not all grow at once afterwards.
+            room = round((count + 16 * count**0.5) / TABLES * _GROWTH ** (number / TABLES))
+            if self._room(number) < room:
+                self._renew(number, room, drop_before=None)
+
     def add(
         self,
         ids: IntArray,
@@ -102,7 +113,7 @@ class SeenIds:
                     self._indexes[number],
                     self._logs[number],
                     self._used[number],
-                    min(int(len(self._indexes[number]) * _LOAD_MAX), len(self._logs[number])),
+                    self._room(number),
                     hashes,
                     mine,
                     ids,
@@ -120,19 +131,30 @@ class SeenIds:
 
     def renew(self, number: int, *, live_from: int) -> None:
         """Make room in a table: drop its ids of hours before ``live_from``, or grow where they are few."""
-        log, index, used = self._logs[number], self._indexes[number], int(self._used[number])
-        live = kernels.count_live(log[:used], live_from)
+        used = int(self._used[number])
+        live = kernels.count_live(self._logs[number][:used], live_from)
         if len(self) - used + live > self._ids_max:
             raise TooManyIds(
                 f"the dedupe window of a partition holds more than DEDUPE_IDS_MAX={self._ids_max} ids"
             )
-        fresh = _index(max(_ENTRIES_MIN, round(live * _GROWTH)))
-        if live * _GROWTH > used and used < len(log):
-            kernels.grow_index(index, fresh)
+        room = max(_ENTRIES_MIN, round(live * _GROWTH))
+        grows = live * _GROWTH > used and room <= len(self._logs[number])
+        self._renew(number, room, drop_before=None if grows else live_from)
+
+    def _room(self, number: int) -> int:
+        """Entries that a table can have before it is renewed."""
+        return min(int(len(self._indexes[number]) * _LOAD_MAX), len(self._logs[number]))
+
+    def _renew(self, number: int, room: int, *, drop_before: int | None) -> None:
+        """Make an index for ``room`` entries, and a log where one must be dropped or it is too short."""
+        log, index, used = self._logs[number], _index(room), int(self._used[number])
+        if drop_before is None and room <= len(log):
+            kernels.grow_index(self._indexes[number], index)
         else:
-            log = self._new_log(max(_ENTRIES_MIN, live) * _LOG_GROWTH)
-            self._used[number] = kernels.move_ids(self._logs[number][:used], log, fresh, live_from)
-        self._logs[number], self._indexes[number] = log, fresh
+            log = self._new_log(room * _LOG_GROWTH)
+            entries = self._logs[number][:used]
+            self._used[number] = kernels.move_ids(entries, log, index, drop_before or 0)
+        self._logs[number], self._indexes[number] = log, index
 
 
 def _index(entries: int) -> IntArray:
@@ -165,21 +187,22 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
     )
 
 
-def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray]:
-    """Org ids uint64[n, 2], ids uint64[n, 2] and checks uint32[n] of `encode_segment`'s bytes."""
+def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """What `encode_segment` was given: org ids uint64[k, 2] and how many ids each has int64[k], by which ids
+    uint64[n, 2] and checks uint32[n] are ordered."""
     orgs = int.from_bytes(segment[:4], "little")
     head = np.frombuffer(segment, [("org", ">u8", 2), ("count", "<u4")], count=orgs, offset=4)
     n = int(head["count"].sum())
     at = 4 + head.nbytes
     ids = np.frombuffer(segment, ">u8", count=2 * n, offset=at).astype(np.uint64).reshape(n, 2)
     checks = np.frombuffer(segment, "<u4", count=n, offset=at + 16 * n).astype(np.uint32)
-    return np.repeat(head["org"].astype(np.uint64), head["count"], axis=0), ids, checks
+    return head["org"].astype(np.uint64), head["count"].astype(np.int64), ids, checks
 
 
 def merge_segments(segments: Sequence[bytes]) -> bytes:
     """One segment with the ids of all, in their order: an id that is in two stays twice."""
     parts = [decode_segment(segment) for segment in segments]
     uuids = Uuids()
-    orgs = uuids.number(np.concatenate([orgs for orgs, _, _ in parts]))
-    ids, checks = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+    orgs = np.concatenate([np.repeat(uuids.number(orgs), counts) for orgs, counts, _, _ in parts])
+    ids, checks = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
     return encode_segment(uuids.keys, orgs, ids, checks)

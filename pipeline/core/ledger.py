@@ -248,12 +248,17 @@ class Ledger:
         """First resident bucket of every table: what recovery must `recover`."""
         return [(table.grain, table.horizon) for table in (*self._tables, self._errors)]
 
+    def expect_ids(self, count: int) -> None:
+        """Make room for about ``count`` ids that will be recovered."""
+        self._seen_ids.reserve(count)
+
     def recover_ids(self, hour: int, segment: bytes) -> None:
         """Remember the ids of a stored segment. The segments must come in ascending order of the hour."""
-        org, ids, checks = dedupe.decode_segment(segment)
+        orgs, counts, ids, checks = dedupe.decode_segment(segment)
+        org = np.repeat(self._reader.orgs.number(orgs), counts)
         hours = np.full(len(ids), hour, np.int32)
         # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
-        self._seen_ids.add(ids, self._reader.orgs.number(org), hours, checks, hours, self.live_hours_from())
+        self._seen_ids.add(ids, org, hours, checks, hours, self.live_hours_from())
 
     def live_hours_from(self) -> int:
         """First hour whose ids still count at the broker time of the last chunk."""

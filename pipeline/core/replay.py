@@ -236,7 +236,8 @@ def settle(opened: Opened, outcomes: Sequence[str], *, at_offset: int) -> list[S
 
 def among(wanted: Collection[Key], hour: int, segment: bytes) -> CountedIds:
     """Which of the wanted are in a segment of an hour's ids: they are few, its ids may be millions."""
-    org, event, check = dedupe.decode_segment(segment)
+    orgs, counts, event, check = dedupe.decode_segment(segment)
+    org = np.repeat(orgs, counts, axis=0)
     lows = np.array(sorted({key[3] for key in wanted}), np.uint64)
     near = np.flatnonzero(np.isin(event[:, 1], lows))
     keys = _keys(org[near], event[near])

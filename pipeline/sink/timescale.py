@@ -153,6 +153,14 @@ class TimescaleSink:
                 found.append(_stored_rows(grain, await cursor.fetchall()))
         return found
 
+    async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
+        """About how many ids `live_ids` brings, and not less. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            first = {"partition": claim.partition, "from_hour": _hour_time(max(from_hour, 0))}
+            found = await (await connection.execute(_FLUSH["live_bytes"], first)).fetchone()
+            assert found is not None
+            return int(found[0]) // dedupe.BYTES_AT_REST
+
     async def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
         """(hour, segment) pairs of the ids that still count, oldest hour first. Raises as `claim`.
 

@@ -138,6 +138,11 @@ JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucke
     USING (org_id, bucket_start)
 WHERE bucket_start BETWEEN %(first)s AND %(last)s AND partition = %(partition)s
 
+-- name: live_bytes
+-- What the ids that still count take at rest.
+SELECT COALESCE(sum(octet_length(ids)), 0)::bigint FROM analytics.dedupe_ids
+WHERE partition = %(partition)s AND hour >= %(from_hour)s
+
 -- name: live_hours
 -- The hours with ids that still count, the oldest first.
 SELECT DISTINCT (EXTRACT(EPOCH FROM hour) / 3600)::bigint AS number

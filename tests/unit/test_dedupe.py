@@ -138,6 +138,24 @@ def test_outcomes_are_those_of_a_dictionary(events: list[tuple[int, int, int]]) 
         assert (out[0] == kernels.NEW) == is_new
 
 
+def test_reserved_room_spares_every_copy(new_log: NewLog | None) -> None:
+    made: list[int] = []
+
+    def counted(entries: int) -> np.ndarray:
+        made.append(entries)
+        return np.empty((entries, 7), np.uint32) if new_log is None else new_log(entries)
+
+    seen, n = SeenIds(new_log=counted), 200_000
+    early = random_ids(500, 2)
+    seen.add(early, column(500), column(500, HOUR), column(500, 1, np.uint32), column(500, HOUR))
+    seen.reserve(n)
+    assert len(made) == 32
+    ids = np.concatenate((early, random_ids(n - 500, 1)))
+    out = seen.add(ids, column(n), column(n, HOUR), column(n, 1, np.uint32), column(n, HOUR))
+    assert np.count_nonzero(out == kernels.DUPLICATE) == 500
+    assert len(made) == 32
+
+
 def test_recovery_keeps_the_ids_of_every_hour_while_the_tables_grow() -> None:
     ledger, n, hours = Ledger(Rules()), 20_000, 12
     orgs = random_ids(1, 99)
