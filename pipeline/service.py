@@ -27,7 +27,7 @@ from pipeline.core.ledger import warm_up
 from pipeline.partition import ExponentialBackoff, PartitionWorker
 from pipeline.sink import copy_binary
 from pipeline.sink.timescale import SchemaMissing, SinkUnavailable, TimescaleSink
-from pipeline.transports import Transport, TransportError
+from pipeline.transports import Transport, TransportError, frames
 from pipeline.transports.factory import open_transport
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ async def run_worker(config: Config) -> int:
     try:
         await asyncio.to_thread(warm_up)
         await asyncio.to_thread(copy_binary.warm_up)
+        await asyncio.to_thread(frames.warm_up)
         streams = await _unless_stopped(_dependencies(config, transport, state), stopping)
         if streams is None:
             return 0

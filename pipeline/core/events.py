@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels, scan, wire
+from pipeline.core.bodies import Bodies
 from pipeline.core.wire import Event, Fault, Invalid
 
 IntArray = npt.NDArray[Any]
@@ -176,6 +177,8 @@ class Reader:
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
         """Read bodies in stream order. Every body is in the columns or among the refused, never in both."""
+        if not isinstance(bodies, Bodies) or not bodies.padded:
+            bodies = Bodies.join([bodies])
         columns, doubtful = self._scan(bodies)
         if not len(doubtful):
             return columns, []
@@ -192,17 +195,16 @@ class Reader:
             columns = columns.take(np.argsort(columns.source, kind="stable"))
         return columns, refused
 
-    def _scan(self, bodies: Sequence[bytes]) -> tuple[Columns, IntArray]:
+    def _scan(self, bodies: Bodies) -> tuple[Columns, IntArray]:
         """The columns of what is plainly right, and the places of the rest."""
         n = len(bodies)
-        text: IntArray = np.frombuffer(b"".join((*bodies, scan.PADDING)), np.uint8)
-        ends: IntArray = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=n))
+        text: IntArray = np.frombuffer(bodies.text, np.uint8)
         ids: list[IntArray] = [np.empty((n, 2), np.uint64) for _ in range(3)]
         numbers: list[IntArray] = [np.empty(n, np.int64) for _ in range(6)]
         names: list[IntArray] = [np.empty((n, 2), np.int64) for _ in range(2)]
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
         out = (*ids, *numbers, *names, source, doubtful)
-        good = scan.scan(scan.handle(text), ends, self._guesses, *out)
+        good = scan.scan(scan.handle(text), bodies.begins, bodies.ends, self._guesses, *out)
         ids, numbers, names = ([column[:good] for column in columns] for columns in (ids, numbers, names))
         client, error_code = self.clients.number(text, names[0]), self.error_codes.number(text, names[1])
         found = (source[:good], *ids, client, error_code, *numbers)

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from pipeline.core import dedupe, kernels, replay, watermark
 from pipeline.core.accepted import AcceptedEvents, AcceptedLog
+from pipeline.core.bodies import Bodies
 from pipeline.core.cells import (
     CLIENT,
     CODE,
@@ -287,7 +288,7 @@ class Ledger:
         if not self._buffered:
             return
         chunks, self._buffered, self._buffered_events = self._buffered, [], 0
-        bodies = [body for _, _, chunk in chunks for body in chunk]
+        bodies = Bodies.join([chunk for _, _, chunk in chunks])
         lengths = [len(chunk) for _, _, chunk in chunks]
         offsets = np.repeat([first for first, _, _ in chunks], lengths) + (
             np.arange(len(bodies)) - np.repeat(np.cumsum(lengths) - lengths, lengths)

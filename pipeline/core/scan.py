@@ -5,9 +5,9 @@ kind, UTF-8 in every string. What is not plainly right it leaves to `wire.read`:
 `wire.read` would give the same values (``tests/unit/test_events.py`` holds the two together). Escapes in
 names or keys, a key that comes twice and both spellings in one event are left to `wire.read`, too.
 
-Positions are indices into ``text`` uint8[...], the bodies one after another; a function that scans returns
-where it stopped, or -1 if what it found is not plainly right. Nothing is allocated and no state is kept,
-but for the guess of which key follows which.
+Positions are indices into ``text`` uint8[...], which `bodies.PADDING` ends, because literals are compared
+eight bytes at a time. A function that scans returns where it stopped, or -1 if what it found is not plainly
+right. Nothing is allocated and no state is kept, but for the guess of which key follows which.
 """
 
 from __future__ import annotations
@@ -77,9 +77,6 @@ _WORDS: Final = np.array([list(np.frombuffer(text.encode().ljust(24, b"\0"), "<u
 _MASKS: Final = np.array(
     [list(np.frombuffer((b"\xff" * len(text)).ljust(24, b"\0"), "<u8")) for text in _LITERALS]
 )
-
-PADDING: Final = bytes(32)
-"""What must follow the bodies in ``text``, because literals are compared eight bytes at a time."""
 
 _BODY_BYTES_MAX: Final = wire.BODY_BYTES_MAX
 _NUMBER_CHARS_MAX: Final = wire.NUMBER_CHARS_MAX
@@ -195,6 +192,7 @@ def _skip_plain(text: Any, at: int, end: int) -> int:
 @compiled
 def scan(
     text: Any,
+    begins: Any,
     ends: Any,
     guesses: Any,
     event: Any,
@@ -211,7 +209,7 @@ def scan(
     source: Any,
     doubtful: Any,
 ) -> int:
-    """Read the bodies that end at ``ends`` int64[n]; returns how many are plainly right.
+    """Read the bodies ``text[begins[i]:ends[i]]``, int64[n] each; returns how many are plainly right.
 
     Of those, one after another: ``event``, ``org``, ``model`` uint64[n, 2] (high, low); ``occurred_us``,
     ``latency_ms``, ``status``, ``tokens_in``, ``tokens_out``, ``cost`` (microcents) int64[n]; ``client``,
@@ -219,14 +217,12 @@ def scan(
     the body. The places of the others go to ``doubtful`` int64[n].
     """
     good = bad = 0
-    begin = 0
     for i in range(len(ends)):
-        end = ends[i]
+        begin, end = begins[i], ends[i]
         at = _skip_space(text, begin, end)
         client[good, 0] = client[good, 1] = code[good, 0] = code[good, 1] = 0
         is_good = False
         is_object = at < end and _byte(text, at) == 123 and end - begin <= _BODY_BYTES_MAX
-        begin = end
         at += 1
         seen = spelling = envelope = 0
         inside = wrapped = False  # of the envelope's data; there is an envelope

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
+from collections.abc import Sequence
 
 from pipeline.transports import Chunk, OffsetGone, TransportError, frames
 from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
@@ -149,7 +150,7 @@ class RabbitMQSubscription:
             self._delivered.append(chunk)
             self._news.set()
 
-    def _decode(self, chunk: DeliveredChunk) -> list[bytes]:
+    def _decode(self, chunk: DeliveredChunk) -> Sequence[bytes]:
         """The payloads of the chunk; an unreadable chunk ends the subscription."""
         try:
             with memoryview(chunk.frame) as view:

@@ -1,8 +1,10 @@
 """Chunk entries to payloads: every framing that senders use, and whatever else arrives."""
 
 import gzip
+import re
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.transports.frames import (
     BrokenChunk,
+    _decode_any,
     amqp_message,
     amqp_payload,
     decode_entries,
@@ -41,9 +44,34 @@ def gzipped(*bodies: bytes) -> bytes:
     return batch(stored, codec=1, records=len(bodies), unpacked_bytes=unpacked_bytes)
 
 
-def decode(data: bytes, *, entries: int, records: int) -> list[bytes]:
+def decode(data: bytes, *, entries: int, records: int) -> Sequence[bytes]:
     framed = b"head" + data + b"trailer"
     return decode_entries(framed, 4, 4 + len(data), entries=entries, records=records)
+
+
+_entries = st.one_of(
+    st.binary(max_size=40),
+    st.binary(max_size=300).map(amqp_message),
+    st.binary(max_size=20).map(lambda body: b"\x00\x53\x75" + body),
+    st.binary(max_size=20).map(lambda body: HEADER + amqp_message(body)),
+    st.just(b""),
+)
+
+
+@given(st.lists(_entries, max_size=8), st.integers(-2, 2), st.integers(-9, 9))
+def test_the_compiled_way_through_a_chunk_agrees_with_the_plain_one(
+    bodies: list[bytes], miscounted: int, cut: int
+) -> None:
+    data = b"".join(map(entry, bodies))
+    framed = b"head" + data + b"trailer, of eight bytes or more"
+    end, entries = max(4, 4 + len(data) + cut), max(0, len(bodies) + miscounted)
+    try:
+        expected = _decode_any(framed, 4, end, entries, entries)
+    except BrokenChunk as error:
+        with pytest.raises(BrokenChunk, match=re.escape(str(error))):
+            decode_entries(framed, 4, end, entries=entries, records=entries)
+    else:
+        assert list(decode_entries(framed, 4, end, entries=entries, records=entries)) == expected
 
 
 # --- AMQP 1.0 -----------------------------------------------------------------------------------

@@ -1,0 +1,76 @@
+"""Many bodies in one buffer: what a chunk of a stream is, with no copy and no object for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, overload
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[Any]
+
+PADDING: Final = bytes(32)
+"""At the end of a joined buffer: compiled readers look some bytes ahead."""
+
+
+class Bodies(Sequence[bytes]):
+    """The bodies ``text[begins[i]:ends[i]]``; what lies between them is not looked at.
+
+    Shapes: ``begins`` and ``ends`` int64[n], not overlapping, in order. ``padded``: `PADDING` ends ``text``.
+    """
+
+    __slots__ = ("begins", "ends", "padded", "text")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, text: bytes, begins: IntArray, ends: IntArray, *, padded: bool = False) -> None:
+        self.text = text
+        self.padded = padded
+        self.begins = begins
+        self.ends = ends
+
+    @classmethod
+    def of(cls, bodies: Iterable[bytes]) -> Bodies:
+        """One after another, in a buffer of their own."""
+        bodies = list(bodies)
+        ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=len(bodies)))
+        begins = np.zeros(len(ends), np.int64)
+        begins[1:] = ends[:-1]
+        return cls(b"".join((*bodies, PADDING)), begins, ends, padded=True)
+
+    @classmethod
+    def join(cls, parts: Sequence[Sequence[bytes]]) -> Bodies:
+        """The bodies of all parts in order, in one buffer that `PADDING` ends."""
+        if not any(isinstance(part, Bodies) for part in parts):
+            return cls.of(body for part in parts for body in part)
+        whole = [part if isinstance(part, Bodies) else cls.of(part) for part in parts]
+        shifts = np.cumsum([0, *(len(part.text) for part in whole)])
+        return cls(
+            b"".join((*(part.text for part in whole), PADDING)),
+            np.concatenate([part.begins + shift for part, shift in zip(whole, shifts[:-1], strict=True)]),
+            np.concatenate([part.ends + shift for part, shift in zip(whole, shifts[:-1], strict=True)]),
+            padded=True,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> Bodies: ...
+    def __getitem__(self, at: int | slice) -> bytes | Bodies:
+        if isinstance(at, slice):
+            return Bodies(self.text, self.begins[at], self.ends[at], padded=self.padded)
+        return self.text[int(self.begins[at]) : int(self.ends[at])]
+
+    def __iter__(self) -> Iterator[bytes]:
+        text = self.text
+        for begin, end in zip(self.begins.tolist(), self.ends.tolist(), strict=True):
+            yield text[begin:end]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bodies>"
