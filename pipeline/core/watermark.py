@@ -40,12 +40,16 @@ def advance(
     now_us: int,
     caught_up: bool,
 ) -> int | None:
-    """The partition's watermark after a flush; it never goes back.
+    """The partition's watermark after a flush; it never goes back, but from a time that is yet to come.
 
     A consumer that has read all that the broker had committed at ``now_us`` knows that nothing older
-    waits, so the watermark follows the clock: a quiet stream is fresh. None: nothing is known yet.
+    waits, so the watermark follows the clock: a quiet stream is fresh. Where that clock was ahead, and has
+    been set right, its watermark is ahead of now and of every event; kept, it would hide the lag and call
+    buckets final that are not. None: nothing is known yet.
     """
-    candidates = [] if watermark_us is None else [watermark_us]
+    candidates = []
+    if watermark_us is not None and watermark_us <= max(now_us, newest_us):
+        candidates.append(watermark_us)
     if newest_us != NEVER:
         candidates.append(newest_us - lateness_us)
     if caught_up:

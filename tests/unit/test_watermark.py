@@ -1,0 +1,48 @@
+"""The watermark follows events and, in a quiet stream, the clock; and it survives a clock that was wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.core import watermark
+from pipeline.core.watermark import HOUR_US, NEVER
+
+NOW = 1_800_000_000_000_000
+LATE = 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("before", "newest", "caught_up", "after"),
+    [
+        (None, NEVER, False, None),
+        (None, NEVER, True, NOW - LATE),
+        (None, NOW - 60, False, NOW - 60 - LATE),
+        (NOW - HOUR_US, NOW - 60, False, NOW - 60 - LATE),
+        (NOW - HOUR_US, NOW - 60, True, NOW - LATE),
+        (NOW - LATE - 5, NOW - HOUR_US, False, NOW - LATE - 5),
+        (NOW - LATE + 5, NOW - HOUR_US, True, NOW - LATE + 5),  # the clock went back a little: kept
+    ],
+)
+def test_it_is_the_newest_that_is_known(
+    before: int | None, newest: int, caught_up: bool, after: int | None
+) -> None:
+    found = watermark.advance(before, newest_us=newest, lateness_us=LATE, now_us=NOW, caught_up=caught_up)
+    assert found == after
+
+
+@pytest.mark.parametrize("caught_up", [True, False])
+def test_one_from_a_clock_that_was_ahead_is_given_up(caught_up: bool) -> None:
+    ahead = watermark.advance(
+        NOW - LATE, newest_us=NOW - HOUR_US, lateness_us=LATE, now_us=NOW + HOUR_US, caught_up=True
+    )
+    assert ahead == NOW + HOUR_US - LATE
+    mended = watermark.advance(
+        ahead, newest_us=NOW - HOUR_US, lateness_us=LATE, now_us=NOW, caught_up=caught_up
+    )
+    assert mended == (NOW - LATE if caught_up else NOW - HOUR_US - LATE)
+
+
+def test_one_that_events_have_passed_is_kept_whatever_the_clock_says() -> None:
+    slow_clock = NOW - 5 * HOUR_US
+    kept = watermark.advance(NOW - LATE, newest_us=NOW, lateness_us=LATE, now_us=slow_clock, caught_up=True)
+    assert kept == NOW - LATE
