@@ -127,6 +127,7 @@ class PartitionWorker:
         self._committed: Position | None = None
         self._merge_ids_at_us = clock_us() + MERGE_IDS_INTERVAL_US
         self._letters_wait = False
+        self._recovery_failure: Exception | None = None
         self.flush_wanted = asyncio.Event()
         self.stream_error: str | None = "not connected yet"
         self.database_error: str | None = None
@@ -140,6 +141,13 @@ class PartitionWorker:
 
     async def activated(self) -> int:
         """The broker gave us the partition: recover it; the offset to read from. Waits for the database."""
+        try:
+            return await self._activate()
+        except Exception as error:
+            self._recovery_failure = error  # `receive` must not take it for a stream that is away
+            raise
+
+    async def _activate(self) -> int:
         backoff = self._backoff()
         async with self._flushing:
             while True:
@@ -248,6 +256,8 @@ class PartitionWorker:
                 chunk = await self._subscription.receive()
                 return Delivery(chunk, self._subscription, self._term)
             except TransportError as error:
+                if self._recovery_failure is not None:
+                    raise self._recovery_failure from error
                 self._stream_away(error)
                 await self._drop_subscription()
                 await backoff.wait()

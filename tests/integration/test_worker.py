@@ -175,6 +175,11 @@ async def test_ids_in_files_keep_every_duplicate_out_across_a_restart(
         processes.wait_for(lambda: worker.process.poll() is not None, 60, worker.log)
     assert worker.process.returncode == 1
     assert "more than DEDUPE_IDS_MAX=40000 ids" in worker.log(None)
+
+    worker = processes.worker(env | {"DEDUPE_IDS_MAX": "5000"}, tmp_path)
+    worker.start(wait=False)
+    assert worker.process.wait(60) == 1, worker.log()
+    assert "more than DEDUPE_IDS_MAX=5000 ids" in worker.log(None)
     with psycopg.connect(env["DATABASE_URL"]) as connection:
         row = connection.execute("SELECT offered, accepted + duplicate + rejected FROM analytics.partitions")
         offered, accounted = row.fetchone() or (None, None)
