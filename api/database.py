@@ -87,13 +87,13 @@ class Database:
         Raises:
             Unavailable: away, hanging, too slow, or without our schema.
         """
-        return await self._supervised(self._twice(lambda: self._attempt(self._reader, work)))
+        return await self._supervised(self._retried(lambda: self._attempt(self._reader, work)))
 
     async def snapshot(self, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
         """The rows of each statement, all of one read-only snapshot. Raises `Unavailable` like `read`."""
         text = ";".join((_BEGIN, *(statement.text for statement in statements), "COMMIT"))
         parameters = {name: value for one in statements for name, value in one.parameters.items()}
-        return await self._supervised(self._twice(lambda: self._fetch(text, parameters, len(statements))))
+        return await self._supervised(self._retried(lambda: self._fetch(text, parameters, len(statements))))
 
     async def write(self, work: Work[T]) -> T:
         """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
@@ -128,13 +128,14 @@ class Database:
 
     # --- one try ---
 
-    @staticmethod
-    async def _twice(attempt: Callable[[], Awaitable[T]]) -> T:
-        """A connection that died in the pool (a restart of the server) is no reason to fail a read."""
-        try:
-            return await attempt()
-        except _Stale:
-            return await attempt()
+    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """A connection that died in the pool is no reason to fail a read; a restart leaves a pool full."""
+        for _ in range(self._config.pool_size):
+            try:
+                return await attempt()
+            except _Stale:
+                continue
+        return await attempt()
 
     async def _attempt(self, engine: AsyncEngine, work: Work[T]) -> T:
         async with self._translating(), engine.begin() as connection:

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -157,8 +158,10 @@ def test_a_database_that_goes_away_is_503_and_comes_back(proxy: Proxy) -> None:
 
 
 def test_a_restart_between_two_requests_is_not_noticed(proxy: Proxy) -> None:
-    with served({"DATABASE_URL": proxy.url}, NOW) as server:
+    with served({"DATABASE_URL": proxy.url}, NOW) as server, ThreadPoolExecutor(8) as pool:
         before = server.ok(USAGE, RANGE)
+        for answer in pool.map(lambda _: server.ok(USAGE, RANGE), range(32)):  # every connection is in use
+            assert answer == before
         proxy.cut()
         assert server.ok(USAGE, RANGE) == before
 
