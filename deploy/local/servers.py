@@ -199,8 +199,11 @@ class Server:
             time.sleep(0.1)
 
     def _choose_ports(self) -> None:
-        """The ports it had, if they are still free, else new ones."""
+        """The ports it had, if they are free or soon are, else new ones."""
         ports = self._load().get("ports", {})
+        patience = time.monotonic() + 5  # somebody's passing connection, or the end of a killed server
+        while not all(map(is_free, ports.values())) and time.monotonic() < patience:
+            time.sleep(0.1)
         if set(ports) != set(self.port_names) or not all(map(is_free, ports.values())):
             ports = {}
             for name in self.port_names:
