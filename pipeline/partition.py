@@ -128,14 +128,23 @@ class PartitionWorker:
         self._merge_ids_at_us = clock_us() + MERGE_IDS_INTERVAL_US
         self._letters_wait = False
         self._recovery_failure: Exception | None = None
+        self._gap: OffsetGone | None = None
+        self._away: str | None = "not connected yet"
         self.flush_wanted = asyncio.Event()
-        self.stream_error: str | None = "not connected yet"
         self.database_error: str | None = None
 
     @property
     def active(self) -> bool:
         """Is the partition ours?"""
         return self._ledger is not None
+
+    @property
+    def stream_error(self) -> str | None:
+        """Why nothing can be read; a gap stays one, however often the group is joined, until it is passed."""
+        gap, ledger = self._gap, self._ledger
+        if gap is not None and ledger is not None and ledger.received_offset == gap.wanted_offset:
+            return str(gap)
+        return self._away
 
     # --- ownership
 
@@ -252,7 +261,7 @@ class PartitionWorker:
                     await self._transport.open()
                     self._subscription = await self._transport.compete(partition=self._index, owner=self)
                     log.info("stream_joined", extra={"stream": self.stream})
-                    self.stream_error = None
+                    self._away = None
                 chunk = await self._subscription.receive()
                 return Delivery(chunk, self._subscription, self._term)
             except TransportError as error:
@@ -263,18 +272,16 @@ class PartitionWorker:
                 await backoff.wait()
 
     def _stream_away(self, error: TransportError) -> None:
-        if self.stream_error != str(error):
-            if isinstance(error, OffsetGone):
-                remedy = (
-                    f"spendstream stream accept-gap --stream {self.stream}"
-                    f" --from {error.wanted_offset} --to {error.first_offset}"
-                )
-                log.critical(
-                    "offset_gone", extra={"stream": self.stream, "error": str(error), "remedy": remedy}
-                )
-            else:
-                log.warning("stream_away", extra={"stream": self.stream, "error": str(error)})
-        self.stream_error = str(error)
+        if isinstance(error, OffsetGone):
+            self._gap = error
+            remedy = (
+                f"spendstream stream accept-gap --stream {self.stream}"
+                f" --from {error.wanted_offset} --to {error.first_offset}"
+            )
+            log.critical("offset_gone", extra={"stream": self.stream, "error": str(error), "remedy": remedy})
+        elif self._away != str(error):
+            log.warning("stream_away", extra={"stream": self.stream, "error": str(error)})
+        self._away = str(error)
 
     async def _drop_subscription(self) -> None:
         subscription, self._subscription = self._subscription, None

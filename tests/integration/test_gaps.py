@@ -102,9 +102,12 @@ async def test_a_worker_that_waits_at_a_gap_goes_on_once_it_is_accepted(
         code, said = accept(env, 10, 12)
         assert (code, "there is no gap" in said) == (1, True), said
         assert worker.stop() == 0
-    begins = await truncate(env, beyond=10)
-    with worker:
+        begins = await truncate(env, beyond=10)
+        worker.start(wait=False)
         processes.wait_for(lambda: "offset_gone" in worker.log(), PATIENCE_S, worker.log)
+        joined = worker.log(None).count("stream_joined")
+        while worker.log(None).count("stream_joined") < joined + 3:
+            assert worker.status() == 503, "joining again is no recovery"
         assert f"accept-gap --stream {env['RABBITMQ_STREAM']} --from 10 --to {begins}" in worker.log()
         epoch, offset = standing(url)
         assert offset == 10
