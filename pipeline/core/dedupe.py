@@ -29,6 +29,8 @@ BYTES_AT_REST: Final = 20
 """An id takes so much in a segment, which has 20 bytes more for each of its orgs."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
+_GAIN_MIN: Final = 1.125
+"""A larger index that keeps the lapsed ids must bring so much room: else a table is renewed again at once."""
 _LOG_GROWTH: Final = 2
 """The unused end of a log takes no memory: the system gives a page when it is written."""
 _LOAD_MAX: Final = 0.75
@@ -138,7 +140,7 @@ class SeenIds:
                 f"the dedupe window of a partition holds more than DEDUPE_IDS_MAX={self._ids_max} ids"
             )
         room = max(_ENTRIES_MIN, round(live * _GROWTH))
-        grows = live * _GROWTH > used and room <= len(self._logs[number])
+        grows = used * _GAIN_MIN < room <= len(self._logs[number])
         self._renew(number, room, drop_before=None if grows else live_from)
 
     def _room(self, number: int) -> int:

@@ -117,6 +117,25 @@ def test_lapsed_ids_make_room_instead_of_memory(new_log: NewLog | None) -> None:
     assert max(sizes[20:]) <= 1.3 * max(sizes[5:10])
 
 
+@pytest.mark.timeout(60)
+def test_a_full_table_gets_room_however_many_of_its_ids_have_lapsed() -> None:
+    n, total = 40_000, 1500
+    ids = random_ids(n, 5)
+    hashes, order, begins = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(17, np.int64)
+    kernels.spread(ids, column(n), hashes, order, begins)
+    of_one_table = ids[order[begins[2] : begins[3]]][:total]
+
+    def add(seen: SeenIds, part: np.ndarray, hour: int) -> np.ndarray:
+        k = len(part)
+        return seen.add(part, column(k), column(k, hour), column(k, 0, np.uint32), column(k, hour))
+
+    for lapsed in range(total):
+        seen = SeenIds()
+        add(seen, of_one_table[:lapsed], HOUR)
+        assert (add(seen, of_one_table[lapsed:], HOUR + 1) == kernels.NEW).all()
+        assert (add(seen, of_one_table[lapsed:], HOUR + 1) == kernels.DUPLICATE).all()
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4)), max_size=60))
 def test_outcomes_are_those_of_a_dictionary(events: list[tuple[int, int, int]]) -> None:
     seen = SeenIds()
