@@ -248,7 +248,8 @@ SETTINGS: tuple[Setting, ...] = (
         "DEDUPE_WINDOW",
         _span(3600, 3650 * 86400),
         "24h",
-        "how long an event id is remembered; older events are too_late",
+        "how long an event id is remembered; older events are too_late. Raised later, it cannot bring ids"
+        " back: repeats of events that are older than the former window and a day count again",
     ),
     _setting(
         "DEDUPE_IDS_MAX",
