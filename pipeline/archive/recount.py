@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.core import sketches
 from pipeline.core.watermark import HOUR_US, MINUTE_US
-from pipeline.core.windows import Grain
+from pipeline.core.windows import MEASURES, Grain
 
 Key = tuple[Any, ...]
 """(org, bucket start in microseconds, model[, client[, status, error code]]), ids as 16 bytes."""
@@ -24,17 +24,7 @@ Row = tuple[Any, ...]
 """`windows.MEASURES` and the sketch; of failures the count alone."""
 Rows = dict[Key, Row]
 
-_SUMS: Final = (
-    "invocations",
-    "successes",
-    "errors",
-    "timeouts",
-    "throttles",
-    "input_tokens",
-    "output_tokens",
-    "cost_microcents",
-    "latency_sum_ms",
-)
+_SUMS: Final = MEASURES[:9]
 _LATE: Final = ("late_minute", "late_hour", "late_day")
 _CELL: Final = ["org", "minute", "model", "client"]
 

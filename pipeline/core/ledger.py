@@ -163,8 +163,6 @@ class Batch:
     id_segments: Mapping[int, bytes]
     """Hour number to the ids accepted in it since the last batch."""
     dead_letters: list[DeadLetter]
-    rejected_us: int
-    """When the refused were refused: the broker's time of the batch's last chunk."""
     accepted: AcceptedEvents | None = None
     """For the archive; None without one, or without events."""
     settled: Sequence[Settled] = ()
@@ -620,7 +618,6 @@ class Ledger:
             clients=self._seen(self._clients, by_client=True),
             id_segments=self._id_segments(),
             dead_letters=self._dead_letters,
-            rejected_us=position.broker_us,
             accepted=self._accepted(),
             settled=self._settled,
             replayed_from_us=self._replayed_from_us,

@@ -430,7 +430,7 @@ class TimescaleSink:
     async def _write_dead_letters(
         connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch
     ) -> None:
-        rejected_at = _time(batch.rejected_us)
+        rejected_at = _time(batch.position.broker_us)
         async with connection.cursor().copy(_FLUSH["copy_dead_letters"]) as copy:
             for letter in batch.dead_letters:
                 faults = msgspec.json.encode(letter.faults).decode()
