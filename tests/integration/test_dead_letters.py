@@ -131,6 +131,18 @@ class World:
         return done.stdout
 
 
+@pytest.fixture
+def plain_world(embedded_postgres_url: str, tmp_path: Path) -> World:
+    """The embedded log and PostgreSQL, without an archive."""
+    env = {
+        "DATABASE_URL": embedded_postgres_url,
+        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
+        "RABBITMQ_STREAM": "letters",
+        "FLUSH_INTERVAL": "100ms",
+    }
+    return World(env, tmp_path)
+
+
 @pytest.fixture(params=["embedded", "timescale"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """The embedded log and PostgreSQL, or RabbitMQ and TimescaleDB; a folder as archive."""
@@ -244,16 +256,8 @@ async def test_a_worker_killed_at_any_moment_of_a_replay_counts_each_letter_once
         assert worker.stop() == 0
 
 
-async def test_without_ids_and_archive_a_letter_needs_the_operators_word(
-    embedded_postgres_url: str, tmp_path: Path
-) -> None:
-    env = {
-        "DATABASE_URL": embedded_postgres_url,
-        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
-        "RABBITMQ_STREAM": "letters",
-        "FLUSH_INTERVAL": "100ms",
-    }
-    world = World(env, tmp_path)
+async def test_without_ids_and_archive_a_letter_needs_the_operators_word(plain_world: World) -> None:
+    world = plain_world
     now_us = time.time_ns() // 1000
     ancient = late_batch(50, seed=76, ago_us=90 * HOUR_US, now_us=now_us)
     with world.worker as worker:
@@ -365,14 +369,8 @@ async def test_bytes_that_a_flood_left_out_are_read_back_from_the_stream(world: 
     assert "the stream has them no more" in world.run("show", "99999")
 
 
-async def test_letters_are_shown_listed_and_purged(embedded_postgres_url: str, tmp_path: Path) -> None:
-    env = {
-        "DATABASE_URL": embedded_postgres_url,
-        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
-        "RABBITMQ_STREAM": "letters",
-        "FLUSH_INTERVAL": "100ms",
-    }
-    world = World(env, tmp_path)
+async def test_letters_are_shown_listed_and_purged(plain_world: World) -> None:
+    world = plain_world
     now_us = time.time_ns() // 1000
     late = late_batch(3, seed=81, ago_us=25 * HOUR_US, now_us=now_us)
     with world.worker as worker:
@@ -392,7 +390,7 @@ async def test_letters_are_shown_listed_and_purged(embedded_postgres_url: str, t
         assert "nothing is left to do" in world.run("show", "2")
         assert "[replay: accepted]" in world.run("list", "--reason", "too_late")
         assert "say which" in world.run("purge", code=2)
-        done = processes.command("dead-letters", "purge", "--all", env=env)  # nobody says yes
+        done = processes.command("dead-letters", "purge", "--all", env=world.env)  # nobody says yes
         assert done.returncode == 1
         assert world.ask("SELECT count(*) FROM analytics.dead_letters") == [(5,)]
         assert world.run("purge", "--replayed", "--yes") == "deleted 3 dead letters\n"
