@@ -167,6 +167,39 @@ def test_the_command_fails_on_a_wrong_answer_and_on_an_unknown_contender(
     assert "no contender 'nobody'; there are drain, decode, core" in done.output
 
 
+def test_what_reads_a_stream_races_on_every_layout_and_no_worker_only_stands_by() -> None:
+    options = race.Options(
+        partitions=(1, 2, 4), processes=(1, 2), only=("drain", "core", "committed"), rabbitmq_url="x"
+    )
+    rows = race.line_up(options)
+    assert [row.label for row in rows] == [
+        "drain, 1 partition",
+        "drain, 2 partitions",
+        "drain, 4 partitions",
+        "core",
+        "committed, 1 partition",
+        "committed, 2 partitions",
+        "committed, 2 partitions, 2 processes",
+        "committed, 4 partitions",
+        "committed, 4 partitions, 2 processes",
+    ]
+    assert [row.skipped for row in rows] == [None] * 4 + ["DATABASE_URL is not set"] * 5
+    for row in rows:
+        row.skipped = None
+        row.outcomes.append(outcome_of(None, seconds=row.partitions or 1))
+    lines = report.table(options, rows, report.machine()).splitlines()[4:]
+    layouts = [line.split("|")[2].strip() for line in lines]
+    assert layouts == ["1", "2", "4", "-", "1", "2", "2 by 2 processes", "4", "4 by 2 processes"]
+    ratios = [line.split("|")[7].strip() for line in lines]
+    assert ratios[4:6] == ["1.00", "2.00"], "ratios are to the first row of ours"
+    recorded = report.record(options, rows, report.machine())["contenders"]
+    assert [(one["partitions"], one["processes"]) for one in recorded[2:5]] == [
+        (4, None),
+        (None, None),
+        (1, 1),
+    ]
+
+
 def test_latency_is_counted_by_event_and_what_was_never_seen_is_infinitely_late() -> None:
     published_s, published = [0.0, 1.0, 2.0], [97, 99, 100]
     assert latency.percentiles(published_s, published, [0.5, 2.5], [98, 100]) == (0.5, 0.5, 1.5)
