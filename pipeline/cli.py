@@ -699,7 +699,8 @@ def doctor(as_json: bool) -> None:
     type=click.FloatRange(1),
     multiple=True,
     metavar="RATE",
-    help="Instead of the race, measure how soon events are visible at so many a second; can be repeated.",
+    help="Instead of the race, measure how soon events are in answers of the API at so many a second; can be"
+    " repeated.",
 )
 @click.option(
     "--seconds", type=DURATION, default=20.0, show_default=True, help="How long for each --latency."

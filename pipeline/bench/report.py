@@ -121,12 +121,12 @@ def latency_table(found: Sequence[Latency], found_on: dict[str, Any]) -> str:
         f"{found_on['date'][:10]}, {found_on['cores']} cores ({found_on['processor']}), Python"
         f" {found_on['python']}, load {found_on['load_1m']} at the start.",
         "",
-        "| events/s | published | lost | p50 s | p95 s | p99 s | worker CPU s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| events/s | published | published/s | lost | p50 s | p95 s | p99 s | worker CPU s | API CPU s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines.extend(
-        f"| {one.rate:,.0f} | {one.published:,} | {one.lost} | {one.p50_s:.2f} | {one.p95_s:.2f}"
-        f" | {one.p99_s:.2f} | {one.worker_cpu_s:.1f} |"
+        f"| {one.rate:,.0f} | {one.published:,} | {one.published_per_s:,.0f} | {one.lost} | {one.p50_s:.2f}"
+        f" | {one.p95_s:.2f} | {one.p99_s:.2f} | {one.worker_cpu_s:.1f} | {one.api_cpu_s:.1f} |"
         for one in found
     )
     return "\n".join(lines) + "\n"
