@@ -184,6 +184,7 @@ def core(task: Task) -> Outcome:
         ),
         drain_s=clock.laps["drain"],
         rows=float(sum(batch.row_count for batch in batches)),
+        ledger_mib=ledger.memory_bytes / 2**20,
     )
 
 

@@ -10,9 +10,12 @@ import psycopg
 import pytest
 
 from deploy.local.servers import RabbitMQ
-from pipeline.bench import race, servers, workload
+from pipeline import traffic
+from pipeline.bench import latency, race, servers, workload
 from pipeline.bench.contenders import Task
 from pipeline.transports.rabbitmq import RabbitMQTransport
+from sql import migrate
+from tests.bench import bench_flush
 
 pytestmark = pytest.mark.timeout(300)
 SHAPE = workload.Shape(events=5000, orgs=40, models=3)
@@ -102,3 +105,46 @@ def test_a_race_leaves_no_database_and_says_what_was_wrong(rabbitmq: RabbitMQ, t
         assert not results[label].faults, told
     assert "one flush took everything" in results["committed, 1 partition"].faults[0]
     assert databases(timescale) == before
+
+
+async def test_flushes_of_the_same_rows_write_them_all_each_time_and_tables_soon_stop_growing(
+    timescale: str,
+) -> None:
+    migrate.upgrade(timescale)
+    found = await bench_flush.flushes(timescale, 100, 12)
+    assert {flush.rows for flush in found[1:]} == {found[0].rows}
+    assert found[0].rows >= 100 * bench_flush.ROWS_A_PAIR
+    with psycopg.connect(timescale) as connection:
+        row = connection.execute("SELECT sum(invocations), count(*) FROM analytics.usage_hour").fetchone()
+    assert row == (12 * 100, 100)
+    assert all(flush.seconds > 0 and flush.wal_bytes > 0 for flush in found)
+    assert found[0].table_bytes > 100 * 5 * 100, "the chunks of hypertables are not in it"
+    assert bench_flush.steady_line(found).count("|") == 6
+    assert bench_flush.growth_line(found).count("|") == 8
+
+
+def test_latency_is_measured_by_the_api_and_nothing_is_lost(rabbitmq: RabbitMQ, timescale: str) -> None:
+    before = databases(timescale)
+    options = race.Options(shape=SHAPE, rabbitmq_url=rabbitmq.url, database_url=timescale)
+    found = latency.measure(options, rate=500, seconds=6)
+    assert databases(timescale) == before
+    assert (found.lost, found.published > 0) == (0, True)
+    assert 0 < found.p50_s <= found.p95_s <= found.p99_s < latency.VISIBLE_S_MAX
+    assert found.api_cpu_s > 0
+
+
+def test_the_latency_bench_counts_what_never_becomes_visible_as_lost(
+    rabbitmq: RabbitMQ, timescale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ForgetfulTraffic(traffic.Traffic):
+        """Its second event is the first once more, as if a worker counted one too few."""
+
+        def take(self, times_us: traffic.Ints) -> list[bytes]:
+            bodies = super().take(times_us)
+            return [bodies[0], bodies[0], *bodies[2:]] if len(bodies) > 1 else bodies
+
+    monkeypatch.setattr(latency, "Traffic", ForgetfulTraffic)
+    monkeypatch.setattr(latency, "VISIBLE_S_MAX", 3.0)
+    options = race.Options(shape=SHAPE, rabbitmq_url=rabbitmq.url, database_url=timescale)
+    found = latency.measure(options, rate=500, seconds=1)
+    assert found.lost > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline import cli
 from pipeline.bench import contenders, latency, race, report, servers, workload
 from pipeline.bench.answers import Answer, Outcome
 from tests import oracle as naive
+from tests.bench import bench_flush, bench_growth
 
 END_US = 1_790_000_000_000_000
 SHAPE = workload.Shape(events=3000, orgs=20, models=3, clients=4)
@@ -165,6 +167,29 @@ def test_the_command_fails_on_a_wrong_answer_and_on_an_unknown_contender(
     done = CliRunner().invoke(cli.main, ["bench", "--only", "nobody"])
     assert done.exit_code == 2
     assert "no contender 'nobody'; there are drain, decode, core" in done.output
+
+
+def test_late_events_are_in_the_truth_and_the_core_counts_them(tmp_path: Path) -> None:
+    shape = replace(SHAPE, late=0.3)
+    (found,) = bench_growth.measure(shape, tmp_path, repeat=1)
+    late = workload.make(shape, end_us=END_US)
+    assert late.truth == answer_of_oracle(list(late.bodies), broker_us=END_US + workload.MINUTE_US)
+    punctual = workload.make(SHAPE, end_us=END_US)
+    assert len(late.truth.sums) > len(punctual.truth.sums)
+    cells = bench_growth.line(shape, [found]).split("|")
+    assert [cell.strip() for cell in cells[1:5]] == ["20", "3", "4", "30%"]
+    assert found.figures["rows"] > len(late.truth.sums)
+    with pytest.raises(AssertionError):
+        late.copy(1)
+
+
+def test_the_events_of_a_flush_are_one_of_each_pair_and_new_every_time() -> None:
+    minute_us, bodies = bench_flush.one_of_each(340, end_us=END_US)
+    events = [json.loads(body) for number in (0, 1) for body in bench_flush.with_new_ids(bodies, number)]
+    pairs = {(event["orgId"], event["modelId"]) for event in events}
+    assert (len(bodies), len(pairs), len({event["eventId"] for event in events})) == (340, 340, 680)
+    times = {int(datetime.fromisoformat(event["occurredAt"]).timestamp()) // 60 for event in events}
+    assert times == {minute_us // workload.MINUTE_US}
 
 
 def test_what_reads_a_stream_races_on_every_layout_and_no_worker_only_stands_by() -> None:
