@@ -338,6 +338,7 @@ def committed(task: Task, **environment: str) -> Outcome:
             "flush_s": worker.metric("analytics_flush_duration_seconds_sum") / max(flushes, 1),
             "flush_rows": worker.metric("analytics_flush_rows_sum") / max(flushes, 1),
             "fold_s": worker.metric("analytics_fold_duration_seconds_sum"),
+            "decode_s": worker.metric("analytics_decode_duration_seconds_sum"),
             "wal_bytes": (_wal_bytes(connection) - wal_from) / task.events,
         }
         cpu_s, peak_mib = worker.stop()

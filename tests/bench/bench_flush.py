@@ -44,7 +44,7 @@ _SIZE = """
 
 def one_of_each(pairs: int, *, end_us: int) -> tuple[int, list[bytes]]:
     """A minute (UTC microseconds), and an event in it of each of so many (org, model) pairs."""
-    shape = workload.Shape(events=max(2000, 10 * pairs), orgs=max(20, pairs // 10), models=20)
+    shape = workload.Shape(events=max(2000, 10 * pairs), orgs=max(20, pairs // 4), models=20)
     made = workload.make(shape, end_us=end_us)
     found: dict[bytes, bytes] = {}
     for body in made.bodies:
