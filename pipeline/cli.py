@@ -743,6 +743,8 @@ def bench(
     for name in only:
         if name not in race.BY_NAME:
             raise click.UsageError(f"no contender {name!r}; there are {', '.join(race.BY_NAME)}")
+    if min(processes) > max(partitions):
+        raise click.UsageError("more --processes than --partitions would only stand by")
     values = settings.read(os.environ)
     options = race.Options(
         shape=Shape(events=events, orgs=orgs, models=models, clients=clients),

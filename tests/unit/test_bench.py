@@ -167,6 +167,9 @@ def test_the_command_fails_on_a_wrong_answer_and_on_an_unknown_contender(
     done = CliRunner().invoke(cli.main, ["bench", "--only", "nobody"])
     assert done.exit_code == 2
     assert "no contender 'nobody'; there are drain, decode, core" in done.output
+    done = CliRunner().invoke(cli.main, ["bench", "--partitions", "2", "--processes", "3"])
+    assert done.exit_code == 2
+    assert "more --processes than --partitions" in done.output
 
 
 def test_late_events_are_in_the_truth_and_the_core_counts_them(tmp_path: Path) -> None:
