@@ -677,14 +677,30 @@ def doctor(as_json: bool) -> None:
     show_default=True,
     help="How many times as many events go through the broker.",
 )
-@click.option("--partitions", type=click.IntRange(1), default=1, show_default=True, help="Of the stream.")
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, 256),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Partitions of the stream; repeat it to race on each of several streams in one run.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 64),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Processes of the worker, where there are as many partitions; can be repeated likewise.",
+)
 @click.option(
     "--latency",
     "rates",
     type=click.FloatRange(1),
     multiple=True,
     metavar="RATE",
-    help="Instead of the race, measure how soon events are visible at so many a second; can be repeated.",
+    help="Instead of the race, measure how soon events are in answers of the API at so many a second; can be"
+    " repeated.",
 )
 @click.option(
     "--seconds", type=DURATION, default=20.0, show_default=True, help="How long for each --latency."
@@ -707,7 +723,8 @@ def bench(
     models: int,
     clients: int,
     copies: int,
-    partitions: int,
+    partitions: tuple[int, ...],
+    processes: tuple[int, ...],
     rates: tuple[float, ...],
     seconds: float,
     json_file: Path | None,
@@ -716,7 +733,8 @@ def bench(
     """Measure Spendstream and its rivals on this machine; a wrong answer is a failure (exit code 1).
 
     With RABBITMQ_URL and DATABASE_URL also the whole path: in a stream and in databases of its own, which are
-    deleted at the end. DuckDB and bytewax take part where they are installed.
+    deleted at the end. Each stream holds --events x --copies, about 430 bytes an event.
+    DuckDB and bytewax take part where they are installed.
     """
     from pipeline.bench import latency, race, report
     from pipeline.bench.servers import BenchError
@@ -725,12 +743,15 @@ def bench(
     for name in only:
         if name not in race.BY_NAME:
             raise click.UsageError(f"no contender {name!r}; there are {', '.join(race.BY_NAME)}")
+    if min(processes) > max(partitions):
+        raise click.UsageError("more --processes than --partitions would only stand by")
     values = settings.read(os.environ)
     options = race.Options(
         shape=Shape(events=events, orgs=orgs, models=models, clients=clients),
         repeat=repeat,
         copies=copies,
         partitions=partitions,
+        processes=processes,
         only=only or tuple(race.BY_NAME),
         rabbitmq_url=values["RABBITMQ_URL"],
         database_url=values["DATABASE_URL"],
@@ -759,7 +780,7 @@ def bench(
         markdown_file.write_text(text)
     if json_file is not None:
         json_file.write_text(json.dumps(report.record(options, results, found_on), indent=1) + "\n")
-    if wrong := [result.contender.name for result in results if result.faults]:
+    if wrong := [result.label for result in results if result.faults]:
         fail(f"failed: {', '.join(wrong)}")
 
 

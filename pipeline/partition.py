@@ -182,7 +182,13 @@ class PartitionWorker:
         """Claim the partition and build its ledger from the database."""
         await self._release()
         claim, position = await self._sink.claim(self.stream)
-        ledger = Ledger(self._rules, position, keep_accepted=self._archive is not None, new_log=self._new_log)
+        ledger = Ledger(
+            self._rules,
+            position,
+            keep_accepted=self._archive is not None,
+            new_log=self._new_log,
+            decoding=metrics.DECODE_SECONDS.time(),
+        )
         ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
         from_hour = ledger.live_hours_from()
         ledger.expect_ids(await self._sink.live_ids_count(claim, from_hour=from_hour))

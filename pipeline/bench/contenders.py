@@ -41,6 +41,10 @@ class Task:
     rabbitmq_url: str | None = None
     stream: str = ""
     """A stream that holds the bodies of all copies."""
+    partitions: int = 1
+    """Of the stream."""
+    processes: int = 1
+    """Of the worker."""
     database_url: str | None = None
     """An empty database of the run's own."""
     folder: Path = Path()
@@ -76,16 +80,20 @@ def outcome(events: int, clock: Clock, answer: Answer | None, **figures: float) 
 
 
 def peak_mib(pid: int | None = None) -> float:
-    """The most memory that a process has had resident; 0 where /proc does not tell.
+    """The most memory that a process and its children have had resident; 0 where /proc does not tell.
 
     Not from getrusage: there a child begins with the peak of the process that it was forked from.
     """
+    folder = Path(f"/proc/{pid or 'self'}")
     try:
-        status = Path(f"/proc/{pid or 'self'}/status").read_text()
+        status = (folder / "status").read_text()
+        children = [
+            int(child) for listed in folder.glob("task/*/children") for child in listed.read_text().split()
+        ]
     except OSError:
         return 0.0
     found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) / 1024 if found else 0.0
+    return (int(found[1]) / 1024 if found else 0.0) + sum(map(peak_mib, children))
 
 
 # --- the floor -----------------------------------------------------------------------------------
@@ -176,6 +184,7 @@ def core(task: Task) -> Outcome:
         ),
         drain_s=clock.laps["drain"],
         rows=float(sum(batch.row_count for batch in batches)),
+        ledger_mib=ledger.memory_bytes / 2**20,
     )
 
 

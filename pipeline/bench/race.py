@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,67 +21,56 @@ from pipeline import children
 from pipeline.bench import contenders, servers, workload
 from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Task
-from pipeline.transports.factory import open_transport
 
 RUN_S_MAX: Final = 1800.0
 
 Run = Callable[[Task], Outcome]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Contender:
     """A name for ``--only``, what it is, and what it needs."""
 
     name: str
     about: str
     run: Run
+    _: KW_ONLY
     slow: bool = False
     """An event at a time: it gets only the head of the events."""
     module: str | None = None
     """Skipped where this cannot be imported."""
     stream: bool = False
     database: bool = False
+    worker: bool = False
+    """It runs ``spendstream worker``, of which there can be several processes."""
+
+
+def _bytewax(name: str, about: str, run: Run) -> Contender:
+    return Contender(name, about, run, slow=True, module="bytewax")
 
 
 CONTENDERS: Final = (
-    Contender(name="drain", about="floor: chunks from the broker, unread", run=servers.drain, stream=True),
-    Contender(name="decode", about="floor: msgspec typed decode", run=contenders.decode),
-    Contender(name="core", about="ours: core alone, bytes to rows", run=contenders.core),
+    Contender("drain", "floor: chunks from the broker, unread", servers.drain, stream=True),
+    Contender("decode", "floor: msgspec typed decode", contenders.decode),
+    Contender("core", "ours: core alone, bytes to rows", contenders.core),
     Contender(
-        name="committed",
-        about="ours: broker to committed rows",
-        run=servers.committed,
+        "committed",
+        "ours: broker to committed rows",
+        servers.committed,
         stream=True,
         database=True,
+        worker=True,
     ),
-    Contender(name="duckdb", about="DuckDB, one thread", run=contenders.duckdb, module="duckdb"),
-    Contender(name="python", about="plain Python loop, msgspec", run=contenders.python_loop, slow=True),
-    Contender(name="faust", about="plain Faust agent per event", run=contenders.faust_agent, slow=True),
+    Contender("duckdb", "DuckDB, one thread", contenders.duckdb, module="duckdb"),
+    Contender("python", "plain Python loop, msgspec", contenders.python_loop, slow=True),
+    Contender("faust", "plain Faust agent per event", contenders.faust_agent, slow=True),
+    _bytewax("bytewax", "bytewax, windows for the same five tables", contenders.bytewax),
+    _bytewax("bytewax-hourly", "bytewax, hourly windows alone", contenders.bytewax_hourly),
+    _bytewax("bytewax-batch", "bytewax, sums at the end of the input", contenders.bytewax_batch),
     Contender(
-        name="bytewax",
-        about="bytewax, windows for the same five tables",
-        run=contenders.bytewax,
-        slow=True,
-        module="bytewax",
-    ),
-    Contender(
-        name="bytewax-hourly",
-        about="bytewax, hourly windows alone",
-        run=contenders.bytewax_hourly,
-        slow=True,
-        module="bytewax",
-    ),
-    Contender(
-        name="bytewax-batch",
-        about="bytewax, sums at the end of the input",
-        run=contenders.bytewax_batch,
-        slow=True,
-        module="bytewax",
-    ),
-    Contender(
-        name="insert",
-        about="insert 500 rows, then roll up in SQL",
-        run=servers.insert_then_roll_up,
+        "insert",
+        "insert 500 rows, then roll up in SQL",
+        servers.insert_then_roll_up,
         slow=True,
         database=True,
     ),
@@ -98,7 +87,10 @@ class Options:
     copies: int = 5
     """How many minutes of `shape` the stream holds for contenders behind the broker."""
     slow_events: int = 30_000
-    partitions: int = 1
+    partitions: tuple[int, ...] = (1,)
+    """Of the stream; with several numbers, each contender behind the broker races once on each."""
+    processes: tuple[int, ...] = (1,)
+    """Of the worker, likewise; more than there are partitions would only stand by, and do not race."""
     only: tuple[str, ...] = tuple(BY_NAME)
     rabbitmq_url: str | None = None
     database_url: str | None = None
@@ -106,12 +98,26 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """All runs of one contender; ``fault`` says why there are none, or what was wrong with one."""
+    """All runs of one contender on one layout; ``faults`` say what was wrong with them.
+
+    ``partitions`` is None for what reads no stream, ``processes`` for what is no worker.
+    """
 
     contender: Contender
+    partitions: int | None = None
+    processes: int | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     skipped: str | None = None
     faults: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        parts = [self.contender.name]
+        if self.partitions is not None:
+            parts.append(f"{self.partitions} partition{'s' * (self.partitions > 1)}")
+        if self.processes is not None and self.processes > 1:
+            parts.append(f"{self.processes} processes")
+        return ", ".join(parts)
 
     def rate(self) -> float:
         """Median events a second."""
@@ -138,13 +144,25 @@ def why_not(contender: Contender, options: Options) -> str | None:
     return None
 
 
+def line_up(options: Options) -> list[Result]:
+    """An empty result for each row of the table."""
+    results = []
+    for name in options.only:
+        contender = BY_NAME[name]
+        for partitions in options.partitions if contender.stream else (None,):
+            for processes in options.processes if contender.worker else (None,):
+                if partitions is None or processes is None or processes <= partitions:
+                    row = Result(contender=contender, partitions=partitions, processes=processes)
+                    row.skipped = why_not(contender, options)
+                    results.append(row)
+    return results
+
+
 def race(options: Options, *, echo: Callable[[str], None]) -> list[Result]:
     """Run the contenders in turn, ``repeat`` times over. Never raises for a contender that fails."""
-    results = [Result(contender=BY_NAME[name]) for name in options.only]
-    for result in results:
-        result.skipped = why_not(result.contender, options)
+    results = line_up(options)
     running = [result for result in results if not result.skipped]
-    with tempfile.TemporaryDirectory(prefix="spendstream-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="spendstream-bench-") as name, ExitStack() as streams:
         folder = Path(name)
         echo(f"making {options.shape.events} events")
         span_us = options.copies * workload.MINUTE_US
@@ -153,26 +171,35 @@ def race(options: Options, *, echo: Callable[[str], None]) -> list[Result]:
             False: _Track(whole, folder / "events"),
             True: _Track(whole.head(options.slow_events), folder / "head"),
         }
-        behind_broker = any(result.contender.stream for result in running)
-        with _stream(whole, options, echo) if behind_broker else nullcontext("") as stream:
-            for number in range(options.repeat):
-                for result in running:
-                    contender = result.contender
-                    echo(f"run {number + 1} of {options.repeat}: {contender.name}")
-                    track = tracks[contender.slow]
-                    task, truth = track.task, track.workload.truth
-                    if contender.stream:
-                        truth = whole.truth_of(options.copies)
-                        events = len(whole.bodies) * options.copies
-                        task = replace(task, events=events, rabbitmq_url=options.rabbitmq_url, stream=stream)
-                    if contender.database:
-                        assert options.database_url is not None
-                        with servers.database(options.database_url) as url:
-                            _one(result, replace(task, database_url=url), truth)
-                    else:
-                        _one(result, task, truth)
-                    if result.faults:
-                        echo(f"  FAILED: {result.faults[-1]}")
+        layouts = sorted({result.partitions for result in running if result.partitions is not None})
+        stream_of = {
+            partitions: streams.enter_context(_stream(whole, options, partitions, echo))
+            for partitions in layouts
+        }
+        for number in range(options.repeat):
+            for result in running:
+                contender = result.contender
+                echo(f"run {number + 1} of {options.repeat}: {result.label}")
+                track = tracks[contender.slow]
+                task, truth = track.task, track.workload.truth
+                if result.partitions is not None:
+                    truth = whole.truth_of(options.copies)
+                    task = replace(
+                        task,
+                        events=len(whole.bodies) * options.copies,
+                        rabbitmq_url=options.rabbitmq_url,
+                        stream=stream_of[result.partitions],
+                        partitions=result.partitions,
+                        processes=result.processes or 1,
+                    )
+                if contender.database:
+                    assert options.database_url is not None
+                    with servers.database(options.database_url) as url:
+                        _one(result, replace(task, database_url=url), truth)
+                else:
+                    _one(result, task, truth)
+                if result.faults:
+                    echo(f"  FAILED: {result.faults[-1]}")
     return results
 
 
@@ -213,23 +240,15 @@ class _Track:
 
 
 @contextmanager
-def _stream(whole: workload.Workload, options: Options, echo: Callable[[str], None]) -> Iterator[str]:
+def _stream(
+    whole: workload.Workload, options: Options, partitions: int, echo: Callable[[str], None]
+) -> Iterator[str]:
     """A stream that holds all copies; deleted afterwards."""
-    if options.partitions != 1:
-        raise servers.BenchError("one partition is all that a worker reads today")
     assert options.rabbitmq_url is not None
     url, stream = options.rabbitmq_url, servers.new_name()
-
-    async def publish() -> None:
-        transport = open_transport(servers.stream_config(url, stream))
-        try:
-            await servers.fill(transport, map(whole.copy, range(options.copies)))
-        finally:
-            await transport.close()
-
-    echo(f"publishing {options.copies * len(whole.bodies)} events")
+    echo(f"publishing {options.copies * len(whole.bodies)} events to {partitions} partition(s)")
     try:
-        asyncio.run(publish())
+        asyncio.run(servers.fill(url, stream, map(whole.copy, range(options.copies)), partitions=partitions))
         yield stream
     finally:
         asyncio.run(servers.delete_stream(url, stream))

@@ -44,11 +44,12 @@ def record(options: Options, results: Sequence[Result], found_on: dict[str, Any]
         "clients": shape.clients,
         "copies": options.copies,
         "repeat": options.repeat,
-        "partitions": options.partitions,
         "contenders": [
             {
                 "name": result.contender.name,
                 "about": result.contender.about,
+                "partitions": result.partitions,
+                "processes": result.processes,
                 "exact": _exact(result),
                 "skipped": result.skipped,
                 "faults": result.faults,
@@ -71,17 +72,17 @@ def _exact(result: Result) -> bool | None:
 
 
 def table(options: Options, results: Sequence[Result], found_on: dict[str, Any]) -> str:
-    """A Markdown table; ratios are to the slowest exact contender that was not skipped."""
+    """A Markdown table; ratios are to the first row of `committed`, or else to `core`."""
     shape = options.shape
     lines = [
         f"{found_on['date'][:10]}, {found_on['cores']} cores ({found_on['processor']}), Python"
         f" {found_on['python']}, load {found_on['load_1m']} at the start. {shape.events} events of"
         f" {shape.orgs} orgs x {shape.models} models x {shape.clients} clients; medians of {options.repeat}.",
         "",
-        "| contender | events/s | spread | events per CPU s | peak MiB | x slower than ours | exact |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| contender | partitions | events/s | spread | events per CPU s | peak MiB | x slower | exact |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
-    ours = {result.contender.name: result.rate() for result in results if result.outcomes}
+    ours = {result.contender.name: result.rate() for result in reversed(results) if result.outcomes}
     best = ours.get("committed") or ours.get("core")
     lines.extend(_lines(results, best))
     return "\n".join(lines) + "\n"
@@ -92,15 +93,23 @@ def _lines(results: Sequence[Result], best: float | None) -> Iterator[str]:
         about = f"{result.contender.about} (`{result.contender.name}`)"
         if not result.outcomes:
             reason = result.skipped or (result.faults and result.faults[-1].splitlines()[-1]) or "did not run"
-            yield f"| {about} | {reason} | | | | | {'' if result.skipped else '**no**'} |"
+            yield f"| {about} | {_layout(result)} | {reason} | | | | | {'' if result.skipped else '**no**'} |"
             continue
         exact = {True: "yes", False: "**no**", None: "-"}[_exact(result)]
         ratio = f"{best / result.rate():.2f}" if best else ""
         peak = max(outcome.peak_mib for outcome in result.outcomes)
         yield (
-            f"| {about} | {result.rate():,.0f} | {result.spread():.0%} | {result.rate_by_cpu():,.0f}"
-            f" | {peak:,.0f} | {ratio} | {exact} |"
+            f"| {about} | {_layout(result)} | {result.rate():,.0f} | {result.spread():.0%}"
+            f" | {result.rate_by_cpu():,.0f} | {peak:,.0f} | {ratio} | {exact} |"
         )
+
+
+def _layout(result: Result) -> str:
+    """How many partitions were read, and by how many processes of the worker."""
+    if result.partitions is None:
+        return "-"
+    by = f" by {result.processes} processes" if result.processes not in (None, 1) else ""
+    return f"{result.partitions}{by}"
 
 
 def latency_record(found: Sequence[Latency], found_on: dict[str, Any]) -> dict[str, Any]:
@@ -112,12 +121,12 @@ def latency_table(found: Sequence[Latency], found_on: dict[str, Any]) -> str:
         f"{found_on['date'][:10]}, {found_on['cores']} cores ({found_on['processor']}), Python"
         f" {found_on['python']}, load {found_on['load_1m']} at the start.",
         "",
-        "| events/s | published | lost | p50 s | p95 s | p99 s | worker CPU s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| events/s | published | published/s | lost | p50 s | p95 s | p99 s | worker CPU s | API CPU s |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines.extend(
-        f"| {one.rate:,.0f} | {one.published:,} | {one.lost} | {one.p50_s:.2f} | {one.p95_s:.2f}"
-        f" | {one.p99_s:.2f} | {one.worker_cpu_s:.1f} |"
+        f"| {one.rate:,.0f} | {one.published:,} | {one.published_per_s:,.0f} | {one.lost} | {one.p50_s:.2f}"
+        f" | {one.p95_s:.2f} | {one.p99_s:.2f} | {one.worker_cpu_s:.1f} | {one.api_cpu_s:.1f} |"
         for one in found
     )
     return "\n".join(lines) + "\n"

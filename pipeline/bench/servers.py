@@ -16,8 +16,8 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Final
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Final, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
@@ -29,10 +29,11 @@ from pipeline.bench import contenders, workload
 from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Clock, Event, Task, timed
 from pipeline.config import StreamConfig
-from pipeline.transports import Publisher, Transport
+from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
 from sql import migrate, settings
 
+BASE: Final = "/analytics/v1"
 READY_S: Final = 60.0
 STALLED_S: Final = 60.0
 
@@ -52,35 +53,32 @@ def new_name() -> str:
     return f"spendstream_bench_{secrets.token_hex(6)}"
 
 
-async def fill(transport: Transport, copies: Iterator[Sequence[bytes]]) -> int:
-    """Publish all copies; how many events that was."""
-    await transport.open()
-    publisher: Publisher = await transport.publisher()
-    published = 0
+async def fill(url: str, stream: str, copies: Iterator[Sequence[bytes]], *, partitions: int) -> None:
+    """Make the stream and publish all copies, each event to the partition of its org as producers do."""
+    transport = open_transport(stream_config(url, stream))
     try:
+        if partitions > 1:
+            await transport.create_super_stream(partitions=partitions)
+        await transport.open()
+        publisher = await transport.publisher()
         for bodies in copies:
             for chunk in workload.chunks(bodies, 20_000):
                 await publisher.publish(chunk)
-                published += len(chunk)
     finally:
-        await publisher.close()
-    return published
+        await transport.close()
 
 
 async def delete_stream(url: str, stream: str) -> None:
     """Take a stream of ours away again; an embedded one stays in its folder."""
     if not url.startswith("rabbitmq-stream"):
         return
-    from rstream import Producer
+    from pipeline.transports.rabbitmq import RabbitMQTransport
 
-    parts = urlsplit(url)
-    async with Producer(
-        host=parts.hostname or "localhost",
-        port=parts.port or 5552,
-        username=parts.username or "guest",
-        password=parts.password or "guest",
-    ) as producer:
-        await producer.delete_stream(stream, missing_ok=True)
+    transport = RabbitMQTransport(stream_config(url, stream))
+    try:
+        await transport.delete()
+    finally:
+        await transport.close()
 
 
 def drain(task: Task) -> Outcome:
@@ -88,17 +86,23 @@ def drain(task: Task) -> Outcome:
     assert task.rabbitmq_url is not None
     url, clock = task.rabbitmq_url, Clock()
 
+    async def drain_partition(transport: Transport, partition: int, end_offset: int) -> None:
+        subscription = await transport.subscribe(partition=partition, offset=0)
+        next_offset = 0
+        while next_offset < end_offset:
+            chunk = await subscription.receive()
+            next_offset = chunk.next_offset
+            subscription.grant()
+
     async def race() -> None:
         nonlocal clock
         transport = open_transport(stream_config(url, task.stream))
         await transport.open()
+        extents = await transport.extents()
         with timed() as clock:
-            subscription = await transport.subscribe(partition=0, offset=0)
-            next_offset = 0
-            while next_offset < task.events:
-                chunk = await subscription.receive()
-                next_offset = chunk.next_offset
-                subscription.grant()
+            await asyncio.gather(
+                *(drain_partition(transport, n, extent.end_offset) for n, extent in enumerate(extents))
+            )
         await transport.close()
 
     asyncio.run(race())
@@ -166,28 +170,31 @@ def stored_answer(connection: psycopg.Connection[Any]) -> Answer:
 # --- ours, whole -----------------------------------------------------------------------------------
 
 
-class Worker:
-    """``spendstream worker`` as a user runs it."""
+def _free_ports(count: int) -> int:
+    """The first of ``count`` adjacent free ports."""
+    while True:
+        with ExitStack() as probes:
+            first = probes.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                for number in range(1, count):
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port + number))
+                return port
 
-    def __init__(self, task: Task, **environment: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._page = f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+class Service:
+    """A process of ours as a user runs it, with no setting but those given; killed at the end of `with`."""
+
+    def __init__(self, task: Task, *command: str, pages: Sequence[str], **environment: str) -> None:
+        """``pages`` answer 200 when it is ready."""
         names = {setting.name for setting in settings.SETTINGS}
         inherited = {name: value for name, value in os.environ.items() if name not in names}
-        assert task.database_url is not None
-        assert task.rabbitmq_url is not None
-        self._log = task.folder / "worker.log"
+        self._name, self._pages = command[0], pages
+        self._log = task.folder / f"{self._name}.log"
         self._process = children.start(
-            children.command_line("pipeline.cli", "worker"),
-            env=children.environment(inherited)
-            | {
-                "DATABASE_URL": task.database_url,
-                "RABBITMQ_URL": task.rabbitmq_url,
-                "RABBITMQ_STREAM": task.stream,
-                "METRICS_PORT": self._page.rsplit(":", 1)[1],
-            }
-            | environment,
+            children.command_line("pipeline.cli", *command),
+            env=children.environment(inherited) | environment,
             log=self._log,
         )
         self.pid = self._process.pid
@@ -195,39 +202,34 @@ class Worker:
     def check(self) -> None:
         """Raises BenchError when it has ended."""
         if self._process.poll() is not None:
-            raise BenchError(
-                f"the worker ended with code {self._process.returncode}: {children.tail(self._log)}"
-            )
+            raise self._failure(f"ended with code {self._process.returncode}")
 
-    def wait_ready(self) -> float:
-        """Seconds until it was ready."""
+    def wait_ready(self) -> None:
         started = time.monotonic()
-        while time.monotonic() - started < READY_S:
-            self.check()
-            with suppress(OSError), urllib.request.urlopen(f"{self._page}/readyz", timeout=1) as answer:
-                if answer.status == 200:
-                    return time.monotonic() - started
-            time.sleep(0.02)
-        raise BenchError(f"the worker was not ready within {READY_S:g} s: {children.tail(self._log)}")
-
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
-        with urllib.request.urlopen(f"{self._page}/metrics", timeout=5) as answer:
-            page = answer.read().decode()
-        found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
-        return sum(map(float, found))
+        for page in self._pages:
+            while True:
+                self.check()
+                with suppress(OSError), urllib.request.urlopen(page, timeout=1) as answer:
+                    if answer.status == 200:
+                        break
+                if time.monotonic() - started > READY_S:
+                    raise self._failure(f"was not ready within {READY_S:g} s")
+                time.sleep(0.02)
 
     def stop(self) -> tuple[float, float]:
-        """SIGTERM, and wait: CPU seconds and peak MiB of its whole life."""
+        """SIGTERM, and wait: CPU seconds of its whole life and peak MiB, with those of its children."""
         peak_mib = contenders.peak_mib(self.pid)
         self._process.send_signal(signal.SIGTERM)
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         if self._process.returncode != 0:
-            raise BenchError(f"the worker ended with {self._process.returncode}: {children.tail(self._log)}")
+            raise self._failure(f"ended with code {self._process.returncode}")
         return usage.ru_utime + usage.ru_stime, peak_mib
 
-    def __enter__(self) -> Worker:
+    def _failure(self, what: str) -> BenchError:
+        return BenchError(f"the {self._name} {what}: {children.tail(self._log)}")
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -237,12 +239,71 @@ class Worker:
                 self._process.wait()
 
 
+class Worker(Service):
+    """``spendstream worker``, with ``task.processes``."""
+
+    def __init__(self, task: Task, **environment: str) -> None:
+        assert task.database_url is not None
+        assert task.rabbitmq_url is not None
+        port = _free_ports(task.processes)
+        self._metrics = [f"http://127.0.0.1:{port + number}/metrics" for number in range(task.processes)]
+        settings_of_task = {
+            "DATABASE_URL": task.database_url,
+            "RABBITMQ_URL": task.rabbitmq_url,
+            "RABBITMQ_STREAM": task.stream,
+            "METRICS_PORT": str(port),
+        }
+        super().__init__(
+            task,
+            "worker",
+            *("--processes", str(task.processes)),
+            pages=[page.replace("/metrics", "/readyz") for page in self._metrics],
+            **(settings_of_task | environment),
+        )
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels and the processes."""
+        total = 0.0
+        for url in self._metrics:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                page = answer.read().decode()
+            found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
+            total += sum(map(float, found))
+        return total
+
+
+class Api(Service):
+    """``spendstream api``, open to this machine."""
+
+    def __init__(self, task: Task) -> None:
+        assert task.database_url is not None
+        self.port = _free_ports(1)
+        super().__init__(
+            task,
+            "api",
+            pages=[f"http://127.0.0.1:{self.port}{BASE}/status/readyz"],
+            DATABASE_URL=task.database_url,
+            AUTH_MODE="none",
+            API_ALLOW_PRIVILEGED="true",
+            API_RATE_LIMIT="0",
+            HTTP_HOST="127.0.0.1",
+            HTTP_PORT=str(self.port),
+        )
+
+
+_OFFERED: Final = """
+    SELECT partition, offered, extract(epoch FROM updated_at)::float8,
+        extract(epoch FROM clock_timestamp())::float8
+    FROM analytics.partitions WHERE offered > 0
+"""
+
+
 def committed(task: Task, **environment: str) -> Outcome:
     """From a full broker to committed rows, by the real worker, in the steady state.
 
-    The clock runs from the start of the first flush (so that the start of the process does not count) to
-    the moment at which the last event is visible to another session, by the database's clock; the events
-    of the first flush do not count either.
+    The clock of a partition runs from the start of its first flush (so that the start of the process does not
+    count, nor the events of that flush) to the moment at which the last event of all is visible to another
+    session, by the database's clock. The rate is the sum of the partitions'.
     """
     assert task.database_url is not None
     migrate.upgrade(task.database_url)
@@ -251,34 +312,32 @@ def committed(task: Task, **environment: str) -> Outcome:
         Worker(task, **environment) as worker,
     ):
         wal_from = _wal_bytes(connection)
-        first: tuple[int, float] | None = None
+        first: dict[int, tuple[int, float]] = {}
         last, last_news = 0, time.monotonic()
         while True:
-            row = connection.execute(
-                "SELECT coalesce(sum(offered), 0)::bigint, extract(epoch FROM min(updated_at))::float8,"
-                " extract(epoch FROM clock_timestamp())::float8 FROM analytics.partitions WHERE offered > 0"
-            ).fetchone()
-            assert row is not None
-            offered, flushed_at, now = row
-            if first is None and offered:
-                first = offered, flushed_at
-            if offered >= task.events:
+            rows = connection.execute(_OFFERED).fetchall()
+            for partition, offered, flushed_at, _ in rows:
+                first.setdefault(partition, (offered, flushed_at))
+            total = sum(row[1] for row in rows)
+            if total >= task.events:
                 break
-            if offered != last:
-                last, last_news = offered, time.monotonic()
+            if total != last:
+                last, last_news = total, time.monotonic()
             elif time.monotonic() - last_news > STALLED_S:
                 raise BenchError(
-                    f"nothing was committed for {STALLED_S:g} s: {offered} of {task.events} events"
+                    f"nothing was committed for {STALLED_S:g} s: {total} of {task.events} events"
                 )
             worker.check()
             time.sleep(0.02)
-        assert first is not None
+        ended = rows[0][3]
+        counted = [(offered - first[p][0], ended - first[p][1]) for p, offered, _, _ in rows]
         flushes = worker.metric("analytics_flush_duration_seconds_count")
         figures = {
             "flushes": flushes,
             "flush_s": worker.metric("analytics_flush_duration_seconds_sum") / max(flushes, 1),
             "flush_rows": worker.metric("analytics_flush_rows_sum") / max(flushes, 1),
             "fold_s": worker.metric("analytics_fold_duration_seconds_sum"),
+            "decode_s": worker.metric("analytics_decode_duration_seconds_sum"),
             "wal_bytes": (_wal_bytes(connection) - wal_from) / task.events,
         }
         cpu_s, peak_mib = worker.stop()
@@ -286,12 +345,13 @@ def committed(task: Task, **environment: str) -> Outcome:
         disk = connection.execute("SELECT pg_database_size(current_database())").fetchone()
         assert disk is not None
         figures["disk_bytes"] = disk[0] / task.events
-    if first[0] >= task.events:
+    events = sum(count for count, _ in counted)
+    if events == 0:
         raise BenchError("one flush took everything: give it more events (--copies)")
     return Outcome(
-        events=task.events - first[0],
-        seconds=now - first[1],
-        cpu_s=cpu_s * (task.events - first[0]) / task.events,
+        events=events,
+        seconds=events / sum(count / seconds for count, seconds in counted),
+        cpu_s=cpu_s * events / task.events,
         peak_mib=peak_mib,
         answer=answer,
         figures=figures,

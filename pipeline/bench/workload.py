@@ -42,6 +42,8 @@ class Shape:
     orgs: int = 500
     models: int = 20
     clients: int = 1
+    late: float = 0.0
+    """Share of the events that occurred 15 s to 2 h before the minute's. With any, there are no copies."""
     seed: int = 1
 
 
@@ -52,11 +54,13 @@ class Workload:
     minute_us: int
     bodies: Sequence[bytes]
     truth: Answer
+    has_late: bool = False
 
     def copy(self, number: int) -> Sequence[bytes]:
         """The same minute ``number`` minutes later, with ids of its own; copy 0 is `bodies`."""
         if number == 0:
             return self.bodies
+        assert not self.has_late, "a late event is not of the minute that a copy moves"
         old = _minute_text(self.minute_us)
         new = _minute_text(self.minute_us + number * MINUTE_US)
         prefix = b"%08x" % number
@@ -99,7 +103,7 @@ def make(shape: Shape, *, end_us: int) -> Workload:
     """The minute that holds ``end_us``, full of events. Which events, the seed decides."""
     minute_us = end_us // MINUTE_US * MINUTE_US
     world = World(orgs=shape.orgs, models=shape.models, clients_per_org=shape.clients)
-    traffic = Traffic(world, seed=shape.seed, shares=Shares(snake_case=0, cloudevents=0))
+    traffic = Traffic(world, seed=shape.seed, shares=Shares(late=shape.late, snake_case=0, cloudevents=0))
     rng = np.random.default_rng(shape.seed)
     times_us = minute_us + np.sort(rng.integers(0, MINUTE_US, shape.events))
     bodies = traffic.take(times_us)
@@ -118,7 +122,7 @@ def make(shape: Shape, *, end_us: int) -> Workload:
             bodies[i] = earlier.replace(b'"latencyMs":', b'"latencyMs":1', 1)
         else:
             bodies[i] = earlier
-    return Workload(minute_us, bodies, recount(bodies))
+    return Workload(minute_us, bodies, recount(bodies), has_late=shape.late > 0)
 
 
 def recount(bodies: Sequence[bytes]) -> Answer:

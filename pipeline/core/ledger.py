@@ -19,6 +19,7 @@ A ledger whose batch is lost, or fenced, is thrown away: recovery builds a new o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -206,10 +207,13 @@ class Ledger:
         *,
         keep_accepted: bool = False,
         new_log: dedupe.NewLog | None = None,
+        decoding: AbstractContextManager[object] | None = None,
     ) -> None:
         """``keep_accepted``: batches bring the accepted events, for the archive.
 
         ``new_log``: where the ids of the window are kept, if not in memory; see `pipeline.core.dedupe`.
+        ``decoding`` is entered again and again, each time that bodies are read: a timer's place, since there
+        is no clock here.
         """
         self._rules = rules
         self.position = position or Position()
@@ -226,6 +230,7 @@ class Ledger:
         self._buffered_events = 0
         self._received_offset = self.position.next_offset
         self._reader = Reader()
+        self._decoding = decoding or nullcontext()
         self._seen_ids = SeenIds(new_log=new_log, ids_max=rules.dedupe_ids_max)
         self._tables = [Table(grain, key_width=4 if grain.by_client else 3) for grain in GRAINS]
         self._errors = Table(ERRORS, key_width=6, counts_only=True)
@@ -296,7 +301,8 @@ class Ledger:
         self.position.next_offset = self._received_offset
         self.position.offered += len(bodies)
 
-        columns, refused = self._reader.read(bodies)
+        with self._decoding:
+            columns, refused = self._reader.read(bodies)
         for bad in refused:
             at = bad.source
             self._refuse(int(offsets[at]), int(broker_us[at]), bodies[at], bad.reason, bad.faults)

@@ -131,6 +131,20 @@ class RabbitMQTransport:
         async with self._control_lock:
             await self._ping(await self._live_control())
 
+    async def delete(self) -> None:
+        """Delete the stream, or the super stream and its partitions, if it is there. Raises TransportError.
+
+        Not a part of `Transport`: only a bench ever throws its events away.
+        """
+        async with self._control_lock:
+            control = await self._live_control()
+            existing = await self._partitions(control)
+            with control.translated(f"the deletion of stream {self.stream!r}"):
+                if list(existing) == [self.stream]:
+                    await control.delete_stream(self.stream)
+                elif existing:
+                    await control.delete_super_stream(self.stream)
+
     async def close(self) -> None:
         while self._opened:
             await self._opened.pop().close()

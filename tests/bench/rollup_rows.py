@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 
-from pipeline.core import sketches
+from pipeline.core import sketches, windows
 
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
@@ -29,17 +29,8 @@ _TRAILER: Final = b"\xff\xff"
 _BATCH_BUCKETS: Final = 24
 _SKETCHES: Final = 50
 
-MEASURES: Final = (
-    "invocations",
-    "successes",
-    "errors",
-    "timeouts",
-    "throttles",
-    "input_tokens",
-    "output_tokens",
-    "cost_microcents",
-    "latency_sum_ms",
-)
+MEASURES: Final = tuple(name for name in windows.MEASURES if name not in ("latency_max_ms", "revision"))
+"""Those that are bigint in the database; the two others are integer."""
 
 
 def org(number: int) -> uuid.UUID:

@@ -31,6 +31,7 @@ METRICS = (
     "analytics_flush_rows_count",
     "analytics_flush_failures_total",
     "analytics_fold_duration_seconds_count",
+    "analytics_decode_duration_seconds_count",
     "analytics_event_to_visible_seconds_count",
     "analytics_buffered_events",
     "analytics_dirty_rows",
@@ -91,6 +92,11 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
         assert found["analytics_ingestion_dedupe_conflicts_total"] == outcomes["conflict"] > 0
         assert (outcomes.pop("accepted"), outcomes.pop("duplicate"), sum(outcomes.values())) == row
         assert found["analytics_capped_client_events_total"] > 0
+        assert found["analytics_decode_duration_seconds_count"] > 0
+        decode_s, fold_s, flush_s = (
+            found[f"analytics_{part}_duration_seconds_sum"] for part in ("decode", "fold", "flush")
+        )
+        assert 0 < decode_s < fold_s + flush_s
         assert found['analytics_stream_offset_lag{partition="0"}'] == 0
         assert found['analytics_freshness_lag_seconds{partition="0"}'] < 60
         for key in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline import cli
 from pipeline.bench import contenders, latency, race, report, servers, workload
 from pipeline.bench.answers import Answer, Outcome
 from tests import oracle as naive
+from tests.bench import bench_flush, bench_growth
 
 END_US = 1_790_000_000_000_000
 SHAPE = workload.Shape(events=3000, orgs=20, models=3, clients=4)
@@ -165,6 +167,65 @@ def test_the_command_fails_on_a_wrong_answer_and_on_an_unknown_contender(
     done = CliRunner().invoke(cli.main, ["bench", "--only", "nobody"])
     assert done.exit_code == 2
     assert "no contender 'nobody'; there are drain, decode, core" in done.output
+    done = CliRunner().invoke(cli.main, ["bench", "--partitions", "2", "--processes", "3"])
+    assert done.exit_code == 2
+    assert "more --processes than --partitions" in done.output
+
+
+def test_late_events_are_in_the_truth_and_the_core_counts_them(tmp_path: Path) -> None:
+    shape = replace(SHAPE, late=0.3)
+    (found,) = bench_growth.measure(shape, tmp_path, repeat=1)
+    late = workload.make(shape, end_us=END_US)
+    assert late.truth == answer_of_oracle(list(late.bodies), broker_us=END_US + workload.MINUTE_US)
+    punctual = workload.make(SHAPE, end_us=END_US)
+    assert len(late.truth.sums) > len(punctual.truth.sums)
+    cells = bench_growth.line(shape, [found]).split("|")
+    assert [cell.strip() for cell in cells[1:5]] == ["20", "3", "4", "30%"]
+    assert found.figures["rows"] > len(late.truth.sums)
+    with pytest.raises(AssertionError):
+        late.copy(1)
+
+
+def test_the_events_of_a_flush_are_one_of_each_pair_and_new_every_time() -> None:
+    minute_us, bodies = bench_flush.one_of_each(340, end_us=END_US)
+    events = [json.loads(body) for number in (0, 1) for body in bench_flush.with_new_ids(bodies, number)]
+    pairs = {(event["orgId"], event["modelId"]) for event in events}
+    assert (len(bodies), len(pairs), len({event["eventId"] for event in events})) == (340, 340, 680)
+    times = {int(datetime.fromisoformat(event["occurredAt"]).timestamp()) // 60 for event in events}
+    assert times == {minute_us // workload.MINUTE_US}
+
+
+def test_what_reads_a_stream_races_on_every_layout_and_no_worker_only_stands_by() -> None:
+    options = race.Options(
+        partitions=(1, 2, 4), processes=(1, 2), only=("drain", "core", "committed"), rabbitmq_url="x"
+    )
+    rows = race.line_up(options)
+    assert [row.label for row in rows] == [
+        "drain, 1 partition",
+        "drain, 2 partitions",
+        "drain, 4 partitions",
+        "core",
+        "committed, 1 partition",
+        "committed, 2 partitions",
+        "committed, 2 partitions, 2 processes",
+        "committed, 4 partitions",
+        "committed, 4 partitions, 2 processes",
+    ]
+    assert [row.skipped for row in rows] == [None] * 4 + ["DATABASE_URL is not set"] * 5
+    for row in rows:
+        row.skipped = None
+        row.outcomes.append(outcome_of(None, seconds=row.partitions or 1))
+    lines = report.table(options, rows, report.machine()).splitlines()[4:]
+    layouts = [line.split("|")[2].strip() for line in lines]
+    assert layouts == ["1", "2", "4", "-", "1", "2", "2 by 2 processes", "4", "4 by 2 processes"]
+    ratios = [line.split("|")[7].strip() for line in lines]
+    assert ratios[4:6] == ["1.00", "2.00"], "ratios are to the first row of ours"
+    recorded = report.record(options, rows, report.machine())["contenders"]
+    assert [(one["partitions"], one["processes"]) for one in recorded[2:5]] == [
+        (4, None),
+        (None, None),
+        (1, 1),
+    ]
 
 
 def test_latency_is_counted_by_event_and_what_was_never_seen_is_infinitely_late() -> None:

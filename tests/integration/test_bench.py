@@ -1,0 +1,150 @@
+"""The bench behind real servers: exact on every layout, and nothing of it is left on an existing stack."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from deploy.local.servers import RabbitMQ
+from pipeline import traffic
+from pipeline.bench import latency, race, servers, workload
+from pipeline.bench.contenders import Task
+from pipeline.transports.rabbitmq import RabbitMQTransport
+from sql import migrate
+from tests.bench import bench_flush
+
+pytestmark = pytest.mark.timeout(300)
+SHAPE = workload.Shape(events=5000, orgs=40, models=3)
+COPIES = 8
+
+
+def databases(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+
+
+@pytest.mark.parametrize(("partitions", "processes"), [(1, 1), (2, 1), (4, 2)])
+def test_drain_and_the_worker_read_all_partitions_and_the_answer_is_exact(
+    partitions: int, processes: int, rabbitmq: RabbitMQ, timescale: str, tmp_path: Path
+) -> None:
+    whole = workload.make(SHAPE, end_us=time.time_ns() // 1000 - COPIES * workload.MINUTE_US)
+    stream = servers.new_name()
+    task = Task(
+        file=tmp_path / "none",
+        events=COPIES * SHAPE.events,
+        minute_us=whole.minute_us,
+        rabbitmq_url=rabbitmq.url,
+        stream=stream,
+        partitions=partitions,
+        processes=processes,
+        database_url=timescale,
+        folder=tmp_path,
+    )
+    try:
+        asyncio.run(servers.fill(rabbitmq.url, stream, map(whole.copy, range(COPIES)), partitions=partitions))
+        assert asyncio.run(records(rabbitmq.url, stream)) == task.events
+        assert servers.drain(task).events == task.events
+        done = servers.committed(task, FLUSH_EVENTS_MAX="1000", FLUSH_INTERVAL="100ms")
+    finally:
+        asyncio.run(servers.delete_stream(rabbitmq.url, stream))
+    assert done.answer is not None
+    assert done.answer.faults(whole.truth_of(COPIES)) == []
+    assert 0 < done.events < task.events
+    assert done.peak_mib > 60 * processes, "not all processes were counted"
+    assert asyncio.run(partitions_left(rabbitmq.url, stream)) == []
+
+
+async def records(url: str, stream: str) -> int:
+    """All records of a stream whose every partition has some."""
+    transport = RabbitMQTransport(servers.stream_config(url, stream))
+    try:
+        ends = [extent.end_offset for extent in await transport.extents()]
+    finally:
+        await transport.close()
+    assert all(ends), "a partition is empty"
+    return sum(ends)
+
+
+async def partitions_left(url: str, stream: str) -> list[str]:
+    transport = RabbitMQTransport(servers.stream_config(url, stream))
+    try:
+        control = await transport._live_control()
+        names = [stream, *(f"{stream}-{number}" for number in range(4))]
+        return [name for name in names if await control.exists(name)]
+    finally:
+        await transport.close()
+
+
+def test_a_race_leaves_no_database_and_says_what_was_wrong(rabbitmq: RabbitMQ, timescale: str) -> None:
+    before = databases(timescale)
+    options = race.Options(
+        shape=SHAPE,
+        copies=2,
+        repeat=1,
+        slow_events=2000,
+        partitions=(1, 2),
+        only=("drain", "committed", "insert"),
+        rabbitmq_url=rabbitmq.url,
+        database_url=timescale,
+    )
+    told: list[str] = []
+    results = {result.label: result for result in race.race(options, echo=told.append)}
+    assert list(results) == [
+        "drain, 1 partition",
+        "drain, 2 partitions",
+        "committed, 1 partition",
+        "committed, 2 partitions",
+        "insert",
+    ]
+    for label in ("drain, 1 partition", "drain, 2 partitions", "insert"):
+        assert results[label].outcomes, told
+        assert not results[label].faults, told
+    assert "one flush took everything" in results["committed, 1 partition"].faults[0]
+    assert databases(timescale) == before
+
+
+async def test_flushes_of_the_same_rows_write_them_all_each_time_and_tables_soon_stop_growing(
+    timescale: str,
+) -> None:
+    migrate.upgrade(timescale)
+    found = await bench_flush.flushes(timescale, 100, 12)
+    assert {flush.rows for flush in found[1:]} == {found[0].rows}
+    assert found[0].rows >= 100 * bench_flush.ROWS_A_PAIR
+    with psycopg.connect(timescale) as connection:
+        row = connection.execute("SELECT sum(invocations), count(*) FROM analytics.usage_hour").fetchone()
+    assert row == (12 * 100, 100)
+    assert all(flush.seconds > 0 and flush.wal_bytes > 0 for flush in found)
+    assert found[0].table_bytes > 100 * 5 * 100, "the chunks of hypertables are not in it"
+    assert bench_flush.steady_line(found).count("|") == 6
+    assert bench_flush.growth_line(found).count("|") == 8
+
+
+def test_latency_is_measured_by_the_api_and_nothing_is_lost(rabbitmq: RabbitMQ, timescale: str) -> None:
+    before = databases(timescale)
+    options = race.Options(shape=SHAPE, rabbitmq_url=rabbitmq.url, database_url=timescale)
+    found = latency.measure(options, rate=500, seconds=6)
+    assert databases(timescale) == before
+    assert (found.lost, found.published > 0) == (0, True)
+    assert 0 < found.p50_s <= found.p95_s <= found.p99_s < latency.VISIBLE_S_MAX
+    assert found.api_cpu_s > 0
+
+
+def test_the_latency_bench_counts_what_never_becomes_visible_as_lost(
+    rabbitmq: RabbitMQ, timescale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ForgetfulTraffic(traffic.Traffic):
+        """Its second event is the first once more, as if a worker counted one too few."""
+
+        def take(self, times_us: traffic.Ints) -> list[bytes]:
+            bodies = super().take(times_us)
+            return [bodies[0], bodies[0], *bodies[2:]] if len(bodies) > 1 else bodies
+
+    monkeypatch.setattr(latency, "Traffic", ForgetfulTraffic)
+    monkeypatch.setattr(latency, "VISIBLE_S_MAX", 3.0)
+    options = race.Options(shape=SHAPE, rabbitmq_url=rabbitmq.url, database_url=timescale)
+    found = latency.measure(options, rate=500, seconds=1)
+    assert found.lost > 0
