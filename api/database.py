@@ -159,7 +159,7 @@ class Database:
                     cursor.nextset()
                     found.append(await cursor.fetchall())
         except BaseException as error:
-            lost = raw.closed
+            lost = isinstance(error, psycopg.Error) and raw.closed
             await pooled.invalidate()  # a transaction may be open on it, or answers on their way
             if isinstance(error, psycopg.Error):
                 raise _translated(error, lost=lost) from error

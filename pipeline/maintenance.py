@@ -61,7 +61,9 @@ async def expire(
         gone["dead_letters"] = (await connection.execute(query["expire_dead_letters"], before)).rowcount
         # By the broker's time of the partition itself, so that replaying an old stream keeps its ids.
         window = timedelta(microseconds=dedupe_window_us) + _DAY
-        gone["dedupe_ids"] = (await connection.execute(query["expire_ids"], {"window": window})).rowcount
+        row = await (await connection.execute(query["expire_ids"], {"window": window})).fetchone()
+        assert row is not None
+        gone["dedupe_ids"] = row[0]
     return {table: count for table, count in gone.items() if count}
 
 

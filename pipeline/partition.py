@@ -356,7 +356,7 @@ class PartitionWorker:
                 await self._drop_subscription()
                 return
             self._committed = batch.position
-            self._report(claim, ledger, batch, chunk_times_us, time.perf_counter() - started)
+            self._report(ledger, batch, chunk_times_us, time.perf_counter() - started)
             if self._cache is not None:
                 await self._cache.committed(batch, now_us=self._clock_us())
             self._grant_withheld()
@@ -475,9 +475,7 @@ class PartitionWorker:
             log.warning(event, extra={"error": str(error)})
         self.database_error = str(error)
 
-    def _report(
-        self, claim: Claim, ledger: Ledger, batch: Batch, chunk_times_us: list[int], took_s: float
-    ) -> None:
+    def _report(self, ledger: Ledger, batch: Batch, chunk_times_us: list[int], took_s: float) -> None:
         now_us = self._clock_us()
         metrics.LAST_SUCCESS.set(now_us / 1e6)
         metrics.FLUSH_SECONDS.observe(took_s)

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from sql import editions, roles
 from sql.schema import SCHEMA
 
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 """The schema's revision that this code needs."""
 
 _LOCK: Final = 0x5350454E44  # "SPEND"

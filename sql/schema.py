@@ -109,6 +109,7 @@ partitions = Table(
     Column("caught_up", Boolean, nullable=False, server_default=text("false")),
     _timestamp("updated_at"),
     Column("replays", BigInteger, nullable=False, server_default=text("0")),
+    _timestamp("ids_from", nullable=True),
     postgresql_with={"fillfactor": "50"},
 )
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
@@ -117,7 +118,8 @@ partitions = Table(
 (a partition of a super stream is a stream of its own), so that no two streams ever share rows.
 Always offered = accepted + duplicate + rejected: a dead letter that is replayed moves from ``rejected`` to
 one of the others. ``replays`` counts settled replays: it tells a flush that moves no offset from its repeat.
-``watermark`` is null until the first event or the first time the partition has caught up.
+``watermark`` is null until the first event or the first time the partition has caught up. ``ids_from`` is the
+hour after the last one whose ids maintenance has dropped, null if none.
 """
 
 dedupe_ids = Table(

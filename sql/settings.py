@@ -248,8 +248,8 @@ SETTINGS: tuple[Setting, ...] = (
         "DEDUPE_WINDOW",
         _span(3600, 3650 * 86400),
         "24h",
-        "how long an event id is remembered; older events are too_late. Raised later, it cannot bring ids"
-        " back: repeats of events that are older than the former window and a day count again",
+        "how long an event id is remembered; older events are too_late. Raised later, it brings no ids back:"
+        " events from before the former window and a day stay too_late",
     ),
     _setting(
         "DEDUPE_IDS_MAX",

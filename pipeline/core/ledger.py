@@ -64,6 +64,8 @@ NAMES_MAX: Final = 200_000
 
 IDS_KEPT_US: Final = DAY_US
 """How much longer than for the dedupe window the database keeps ids (`pipeline.maintenance`)."""
+CLOCK_BACK_HOURS: Final = 1
+"""How much longer memory keeps them: the broker's clock may step back so far, as when its leader changes."""
 
 REPLAY_SEGMENTS: Final = 2**62
 """Where the numbers of id segments begin that came with no offset: no stream gets that far."""
@@ -80,6 +82,8 @@ class Position:
     """Newest accepted event time, no later than its chunk's broker time; `watermark.NEVER` at first."""
     broker_us: int = 0
     """Broker timestamp of the last chunk."""
+    ids_from_hour: int = 0
+    """Ids of earlier hours may have been dropped, under another window. Maintenance writes it, no flush."""
     watermark_us: int | None = None
     offered: int = 0
     accepted: int = 0
@@ -197,6 +201,11 @@ class Tally:
         return replace(self, rejected=dict(self.rejected), replayed=dict(self.replayed))
 
 
+def stored_hours_from(broker_us: int, window_us: int, ids_from_hour: int) -> int:
+    """The first hour of which the database has all ids; see `Position` for the arguments."""
+    return max(-((window_us + IDS_KEPT_US - broker_us) // HOUR_US), ids_from_hour)
+
+
 class Ledger:
     """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe."""
 
@@ -266,7 +275,8 @@ class Ledger:
 
     def live_hours_from(self) -> int:
         """First hour whose ids still count at the broker time of the last chunk."""
-        return (self.position.broker_us - self._rules.dedupe_window_us) // HOUR_US
+        window_from = (self.position.broker_us - self._rules.dedupe_window_us) // HOUR_US
+        return max(window_from - CLOCK_BACK_HOURS, self.position.ids_from_hour)
 
     # --- chunks in -------------------------------------------------------------------------------------
 
@@ -334,16 +344,19 @@ class Ledger:
         broker = broker_us[columns.source]
         future = columns.occurred_us > broker + FUTURE_US
         too_late = columns.occurred_us < broker - self._rules.dedupe_window_us
-        refused = future | too_late
+        unknown = columns.occurred_us < self.position.ids_from_hour * HOUR_US
+        refused = future | too_late | unknown
         if not refused.any():
             return columns
         for i in np.flatnonzero(refused).tolist():
             source = int(columns.source[i])
             if future[i]:
                 reason, message = "future", "more than 5 minutes after the broker received it"
-            else:
+            elif too_late[i]:
                 window_h = self._rules.dedupe_window_us / HOUR_US
                 reason, message = "too_late", f"more than {window_h:g} h before the broker received it"
+            else:
+                reason, message = "too_late", "its ids were dropped, under a shorter DEDUPE_WINDOW"
             faults = (Fault("occurredAt", message),)
             self._refuse(int(offsets[source]), int(broker_us[source]), bodies[source], reason, faults)
         return columns.take(~refused)
@@ -353,7 +366,8 @@ class Ledger:
     ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
         live_from = ((broker_us[columns.source] - self._rules.dedupe_window_us) // HOUR_US).astype(np.int32)
-        outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from)
+        kept_from = int(live_from.min(initial=2**31 - 1)) - CLOCK_BACK_HOURS
+        outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from, kept_from)
         fresh = outcomes == kernels.NEW
         accepted = int(np.count_nonzero(fresh))
         self.position.accepted += accepted
@@ -390,8 +404,9 @@ class Ledger:
         Nothing is counted yet. No chunk may be ingested before they are given to `replay`.
         """
         self.fold()
-        kept_us = self._rules.dedupe_window_us + IDS_KEPT_US
-        stored_from = -((kept_us - self.position.broker_us) // HOUR_US)
+        stored_from = stored_hours_from(
+            self.position.broker_us, self._rules.dedupe_window_us, self.position.ids_from_hour
+        )
         return replay.open_letters(
             letters, self._reader, live_from=self.live_hours_from(), stored_from=stored_from
         )

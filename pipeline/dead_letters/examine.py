@@ -14,7 +14,7 @@ from uuid import UUID
 from pipeline.archive.lookup import Key, Lookup
 from pipeline.archive.reconcile import us_of
 from pipeline.core import wire
-from pipeline.core.ledger import FUTURE_US, IDS_KEPT_US
+from pipeline.core.ledger import FUTURE_US
 from pipeline.core.watermark import HOUR_US
 from pipeline.core.wire import Event, Invalid
 from pipeline.dead_letters.stream import Found
@@ -45,11 +45,10 @@ class Examined:
 class Terms:
     """What letters are held to."""
 
-    window_us: int
     rollups_from_us: int
     """Buckets that end before are not kept."""
-    broker_us: Mapping[int, int]
-    """How far each partition is by the broker's clock."""
+    ids_from: Mapping[int, int]
+    """Of each partition, the first hour of which the database has all ids."""
     lookup: Lookup | None
     """None: there is no archive."""
     accept: bool = False
@@ -98,8 +97,7 @@ def _alone(record: RefusedRecord, read_back: Found, terms: Terms) -> Examined:
 def _ids_are_kept(letter: Examined, terms: Terms) -> bool:
     """Does the database still have all ids of the event's hour?"""
     assert letter.event is not None
-    hour_us = letter.event.occurred_us // HOUR_US * HOUR_US
-    return hour_us >= terms.broker_us.get(letter.record.partition, 0) - terms.window_us - IDS_KEPT_US
+    return letter.event.occurred_us // HOUR_US >= terms.ids_from.get(letter.record.partition, 0)
 
 
 def _by_archive(letters: Sequence[Examined], partition: int, terms: Terms) -> list[Examined]:

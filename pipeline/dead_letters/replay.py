@@ -24,9 +24,8 @@ from pipeline.config import StreamConfig
 from pipeline.core import replay
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Reader
-from pipeline.core.ledger import FUTURE_US, IDS_KEPT_US
+from pipeline.core.ledger import FUTURE_US, stored_hours_from
 from pipeline.core.replay import CountedIds, Letter
-from pipeline.core.watermark import HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
@@ -168,9 +167,11 @@ def terms_of(setup: Setup, reading: Connection, *, accept: bool = False) -> Term
     """What letters are held to now. Raises `psycopg.Error`."""
     standing = reading.execute(_REPLAYS["standing"]).fetchall()
     return Terms(
-        window_us=setup.window_us,
         rollups_from_us=setup.rollups_from_us,
-        broker_us={partition: broker_us or 0 for partition, _, broker_us in standing},
+        ids_from={
+            partition: stored_hours_from(broker_us, setup.window_us, ids_from_hour)
+            for partition, _, broker_us, ids_from_hour in standing
+        },
         lookup=None if setup.store is None else Lookup(reading, setup.store),
         accept=accept,
     )
@@ -243,7 +244,6 @@ class _Forecast:
         return [outcomes[i] for i in range(len(letters))]
 
     def _of_partition(self, partition: int, letters: Sequence[Examined], terms: Terms) -> list[str]:
-        kept_us = terms.window_us + IDS_KEPT_US
         opened = replay.open_letters(
             [
                 Letter(
@@ -257,7 +257,7 @@ class _Forecast:
             ],
             self._readers.setdefault(partition, Reader()),
             live_from=_NEVER,  # nothing is in memory here: every id is looked up in the database
-            stored_from=-((kept_us - terms.broker_us.get(partition, 0)) // HOUR_US),
+            stored_from=terms.ids_from.get(partition, 0),
         )
         counted = asyncio.run(self._counted(letters[0].record.stream, partition, opened))
         before = self._accepted.setdefault(partition, [])

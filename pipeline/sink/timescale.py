@@ -117,11 +117,13 @@ class TimescaleSink:
             cursor = await connection.execute(_FLUSH["claim"], {"stream": stream})
             row = await cursor.fetchone()
             assert row is not None
-        partition, epoch, offset, offered, accepted, duplicate, rejected, replays, mark, newest, broker = row
+        partition, epoch, offset, offered, accepted, duplicate, rejected, replays, *times = row
+        mark, newest, broker, ids_from_hour = times
         position = Position(
             next_offset=offset,
             newest_us=NEVER if newest is None else newest,
             broker_us=broker or 0,
+            ids_from_hour=ids_from_hour or 0,
             watermark_us=mark,
             offered=offered,
             accepted=accepted,

@@ -7,7 +7,8 @@ ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now()
 RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, rejected, replays,
     (EXTRACT(EPOCH FROM watermark) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM max_event_time) * 1000000)::bigint,
-    (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint
+    (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint,
+    (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint
 
 -- name: advance
 -- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.

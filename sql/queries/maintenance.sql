@@ -1,7 +1,18 @@
 -- name: expire_ids
--- Drop the ids that count no more by the broker's time of their partition's last chunk.
-DELETE FROM analytics.dedupe_ids AS d USING analytics.partitions AS p
-WHERE p.partition = d.partition AND d.hour < p.broker_time - %(window)s::interval
+-- Drop the ids that count no more by the broker's time of their partition's last chunk, and say from where on
+-- they are whole. The partitions are locked first, as a flush does.
+WITH held AS (
+    SELECT partition, broker_time - %(window)s::interval AS before FROM analytics.partitions FOR UPDATE
+), gone AS (
+    DELETE FROM analytics.dedupe_ids AS d USING held
+    WHERE d.partition = held.partition AND d.hour < held.before
+    RETURNING d.partition, d.hour
+), whole AS (
+    UPDATE analytics.partitions AS p SET ids_from = GREATEST(p.ids_from, dropped.last + interval '1 hour')
+    FROM (SELECT partition, max(hour) AS last FROM gone GROUP BY partition) AS dropped
+    WHERE p.partition = dropped.partition
+)
+SELECT count(*) FROM gone
 
 -- name: expire_rows
 -- Drop rollup rows past their retention, where no chunk can be dropped as a whole.

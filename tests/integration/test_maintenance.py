@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import maintenance
 from pipeline.config import RetentionConfig
+from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -91,9 +92,16 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
             for name in ("orgs_seen", "models_seen", "clients_seen"):
                 assert kept(connection, name, "last_event_at") == [NOW - timedelta(days=300)]
             assert kept(connection, "dedupe_ids", "hour") == [broker_time - timedelta(hours=47)]
+            assert kept(connection, "partitions", "ids_from") == [broker_time - timedelta(hours=48)]
             assert kept(connection, "dead_letters", '"offset"') == [89]
             assert kept(connection, "replays", '"offset"') == [2, 3]
         assert gone == {}
+    sink = TimescaleSink(url)
+    try:
+        _, position = await sink.claim("s")
+    finally:
+        await sink.close()
+    assert position.ids_from_hour * 3600 == (broker_time - timedelta(hours=48)).timestamp()
 
 
 async def test_a_host_whose_clock_is_ahead_expires_nothing(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import StreamConfig
+from pipeline.core.ledger import stored_hours_from
 from pipeline.dead_letters import stream
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import RefusedRecord
@@ -54,9 +55,8 @@ def examined(body: bytes | None, *, read_back: stream.Found | None = None, **cha
         outcome=None,
     )
     terms: dict[str, Any] = {
-        "window_us": 24 * HOUR_US,
         "rollups_from_us": NOW_US - 400 * 24 * HOUR_US,
-        "broker_us": {0: NOW_US},
+        "ids_from": {0: stored_hours_from(NOW_US, 24 * HOUR_US, 0)},
         "lookup": None,
         **changed,
     }

@@ -1,11 +1,15 @@
-"""What the ledger asks of whoever times it."""
+"""What the ledger asks of whoever times it, and what it makes of the broker's clock."""
 
 from __future__ import annotations
 
+import json
+import uuid
+from datetime import UTC, datetime
 from types import TracebackType
 
 from pipeline.core import ledger as books
 from pipeline.core.rules import Rules
+from pipeline.core.watermark import HOUR_US
 from tests import mix
 
 NOW_US = 1_790_000_000_000_000
@@ -51,3 +55,40 @@ def test_decoding_is_timed_once_a_fold_without_dedupe_and_adding_up() -> None:
     assert (stopwatch.entered, stopwatch.left) == (1, 1)
     assert stopwatch.accepted == [0, 0]
     assert ledger.position.accepted > 0
+
+
+def test_an_id_is_known_though_the_brokers_clock_steps_back_over_an_hour() -> None:
+    hour_us = NOW_US // HOUR_US * HOUR_US
+    lapses_us = hour_us + HOUR_US + Rules().dedupe_window_us
+    """When the ids of the hour begin to count no more."""
+    ledger = books.Ledger(Rules())
+
+    def ingest(first: int, count: int, *, at_us: int, broker_us: int) -> None:
+        at = datetime.fromtimestamp(at_us / 1e6, UTC).isoformat()
+        bodies = [
+            json.dumps(
+                {
+                    "eventId": str(uuid.UUID(int=number * 2**64 + number)),
+                    "orgId": str(uuid.UUID(int=1)),
+                    "modelId": str(uuid.UUID(int=2)),
+                    "occurredAt": at,
+                    "latencyMs": 1,
+                    "status": "success",
+                    "inputTokens": 1,
+                    "outputTokens": 1,
+                    "costEstimateCents": "1",
+                }
+            ).encode()
+            for number in range(first, first + count)
+        ]
+        offset = ledger.received_offset
+        ledger.ingest(first_offset=offset, next_offset=offset + count, timestamp_us=broker_us, bodies=bodies)
+        ledger.fold()
+
+    last_us = hour_us + HOUR_US - 1_000_000
+    ingest(0, 20_000, at_us=last_us, broker_us=last_us)
+    for thousands in range(20, 40):  # the tables of ids run full, and lapsed ids go first
+        ingest(1000 * thousands, 1000, at_us=lapses_us, broker_us=lapses_us + 1_000_000)
+    assert ledger.position.accepted == 40_000
+    ingest(0, 20_000, at_us=last_us, broker_us=lapses_us - 1_500_000)
+    assert (ledger.position.accepted, ledger.position.duplicate) == (40_000, 20_000)

@@ -45,9 +45,10 @@ def event(number: int, *, ago_us: int = 0, **fields: Any) -> bytes:
 class Books:
     """A ledger over a sink in memory, beside the oracle."""
 
-    def __init__(self, *, keep_accepted: bool = False) -> None:
+    def __init__(self, *, keep_accepted: bool = False, rules: Rules = RULES) -> None:
+        self.rules = rules
         self.sink = MemorySink()
-        self.oracle = ReplayingOracle(books.oracle_rules(RULES))
+        self.oracle = ReplayingOracle(books.oracle_rules(rules))
         self._keep_accepted = keep_accepted
 
     @property
@@ -56,7 +57,7 @@ class Books:
 
     async def recover(self) -> None:
         self.claim, position = await self.sink.claim(books.STREAM)
-        self.ledger = Ledger(RULES, position, keep_accepted=self._keep_accepted)
+        self.ledger = Ledger(self.rules, position, keep_accepted=self._keep_accepted)
         self.ledger.adopt(await self.sink.resident_rows(self.claim, self.ledger.resident_from()))
         from_hour = self.ledger.live_hours_from()
         async for hour, segment in self.sink.live_ids(self.claim, from_hour=from_hour):
@@ -64,11 +65,16 @@ class Books:
 
     async def read(self, *bodies: bytes, broker_us: int = NOW_US) -> None:
         first = self.ledger.received_offset
+        for i, body in enumerate(bodies):
+            self.oracle.feed(first + i, broker_us, body)
+        await self.flush_read(*bodies, broker_us=broker_us)
+
+    async def flush_read(self, *bodies: bytes, broker_us: int) -> None:
+        """Read and flush what the oracle does not hear of."""
+        first = self.ledger.received_offset
         self.ledger.ingest(
             first_offset=first, next_offset=first + len(bodies), timestamp_us=broker_us, bodies=bodies
         )
-        for i, body in enumerate(bodies):
-            self.oracle.feed(first + i, broker_us, body)
         await self.flush()
 
     async def replay(self, *letters: Letter) -> list[str]:
@@ -240,3 +246,33 @@ async def test_the_archive_gets_replayed_events_and_is_not_called_whole_without_
 def test_every_outcome_and_evidence_has_a_bound() -> None:
     assert len(set(replay.OUTCOMES)) == len(replay.OUTCOMES) == 8
     assert set(replay.EVIDENCE) == {"none", "absent", "counted", "accept"}
+
+
+async def test_a_longer_window_does_not_count_again_what_lost_its_id_under_the_shorter_one(
+    kept: Books,
+) -> None:
+    mine = event(1, ago_us=2 * HOUR_US)
+    await kept.read(mine)
+    later_us = NOW_US + 30 * HOUR_US
+    await kept.read(event(2, ago_us=-30 * HOUR_US), broker_us=later_us)
+    hour = (NOW_US - 2 * HOUR_US) // HOUR_US
+    # As maintenance does: more than the window and a day have passed.
+    kept.state.ids = [pair for pair in kept.state.ids if pair[0] != hour]
+    kept.state.position.ids_from_hour = hour + 1
+    kept.rules = Rules(dedupe_window_us=72 * HOUR_US, clients_per_org_hour_max=2)
+    await kept.recover()
+
+    late = event(3, ago_us=HOUR_US)
+    accepted = kept.state.position.accepted
+    await kept.flush_read(mine, late, broker_us=later_us)
+    assert kept.state.position.accepted == accepted + 1, "the hour that lost no id is open again"
+    refused = kept.state.dead_letters[-1]
+    assert (refused.reason, refused.body) == ("too_late", mine)
+    assert refused.faults[0].message == "its ids were dropped, under a shorter DEDUPE_WINDOW"
+    waits = letter(refused.offset, mine, broker_us=later_us)
+    kept.state.waiting = {(waits.offset, waits.position): waits}
+    opened = kept.ledger.open([waits])
+    assert opened.stored_from == hour + 1
+    kept.ledger.replay(opened, await kept.sink.counted(kept.claim, opened))
+    batch = await kept.flush()
+    assert [one.outcome for one in batch.settled] == ["unknown"]

@@ -1,0 +1,10 @@
+"""From which hour on a partition's ids are whole, so that a longer DEDUPE_WINDOW counts nothing twice."""
+
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE analytics.partitions ADD COLUMN ids_from timestamptz")
