@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Extent, OffsetGone, Transport
+from pipeline.transports import Extent, OffsetGone, Transport, TransportError
 from pipeline.transports.factory import open_transport
 
 SKIPPED_MAX: Final = 50_000
@@ -64,6 +64,8 @@ async def _read_run(
             if not wanted:
                 break
     except TimeoutError:
+        if await subscription.offset_lag(at):
+            raise TransportError(f"stream {extent.stream!r} sent nothing for {_PATIENCE_S:g} s") from None
         return []  # offsets that hold nothing: the broker's own records
     finally:
         await subscription.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -15,6 +17,7 @@ from pipeline.core.ledger import stored_hours_from
 from pipeline.dead_letters import stream
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import RefusedRecord
+from pipeline.transports import Extent, Subscription, Transport, TransportError
 from pipeline.transports.factory import open_transport
 
 HOUR_US = 3_600_000_000
@@ -115,3 +118,25 @@ async def test_records_are_read_back_wherever_they_are_in_the_stream(
         assert {offset: body for (_, offset), (body, _) in found.items()} == {
             offset: b"%d" % offset for offset in (0, 3, 9, 57, 58, 199)
         }
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+async def test_a_broker_that_sends_nothing_is_not_a_stream_without_the_records(
+    lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = AsyncMock(spec=Subscription)
+    silent.receive.side_effect = asyncio.Event().wait
+    silent.offset_lag.return_value = lag
+    transport = AsyncMock(spec=Transport)
+    transport.extents.return_value = [Extent(stream=STREAM, first_offset=0, end_offset=10, stored_bytes=None)]
+    transport.subscribe.return_value = silent
+    monkeypatch.setattr(stream, "open_transport", lambda _: transport)
+    monkeypatch.setattr(stream, "_PATIENCE_S", 0.05)
+    config = StreamConfig(url="", stream=STREAM, consumer="tests")
+    if lag:
+        with pytest.raises(TransportError, match=r"sent nothing for 0\.05 s"):
+            await stream.read_back(config, {STREAM: {7}})
+    else:
+        assert await stream.read_back(config, {STREAM: {7}}) == {}
+    silent.close.assert_awaited_once()
+    transport.close.assert_awaited_once()
