@@ -27,6 +27,8 @@ TABLES: Final = 16
 _ENTRY_BYTES: Final = 28
 BYTES_AT_REST: Final = 20
 """An id takes so much in a segment, which has 20 bytes more for each of its orgs."""
+CLOCK_BACK_HOURS: Final = 1
+"""How much longer ids are kept than they count: the broker's clock may step back, as at a change of leader."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
 _GAIN_MIN: Final = 1.125
@@ -97,7 +99,7 @@ class SeenIds:
 
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint32[n] (of the
         payload), ``live_from`` int32[n]: entries of earlier hours are forgotten for that event. Those before
-        ``kept_from`` (the least of ``live_from``) may be given up for good.
+        ``kept_from`` (the least of ``live_from``) may be given up for good, `CLOCK_BACK_HOURS` later.
 
         Raises:
             TooManyIds: more than ``ids_max`` ids are live, found when a table has to grow.
@@ -128,7 +130,8 @@ class SeenIds:
                 if done == len(mine):
                     break
                 mine = mine[done:]
-                self.renew(number, live_from=int(live_from.min()) if kept_from is None else kept_from)
+                least = int(live_from.min()) if kept_from is None else kept_from
+                self.renew(number, live_from=least - CLOCK_BACK_HOURS)
         return outcomes
 
     def renew(self, number: int, *, live_from: int) -> None:

@@ -64,8 +64,6 @@ NAMES_MAX: Final = 200_000
 
 IDS_KEPT_US: Final = DAY_US
 """How much longer than for the dedupe window the database keeps ids (`pipeline.maintenance`)."""
-CLOCK_BACK_HOURS: Final = 1
-"""How much longer memory keeps them: the broker's clock may step back so far, as when its leader changes."""
 
 REPLAY_SEGMENTS: Final = 2**62
 """Where the numbers of id segments begin that came with no offset: no stream gets that far."""
@@ -276,7 +274,11 @@ class Ledger:
     def live_hours_from(self) -> int:
         """First hour whose ids still count at the broker time of the last chunk."""
         window_from = (self.position.broker_us - self._rules.dedupe_window_us) // HOUR_US
-        return max(window_from - CLOCK_BACK_HOURS, self.position.ids_from_hour)
+        return max(window_from, self.position.ids_from_hour)
+
+    def remembered_hours_from(self) -> int:
+        """First hour whose ids are to be recovered: memory keeps them a little longer than they count."""
+        return self.live_hours_from() - dedupe.CLOCK_BACK_HOURS
 
     # --- chunks in -------------------------------------------------------------------------------------
 
@@ -366,8 +368,7 @@ class Ledger:
     ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
         live_from = ((broker_us[columns.source] - self._rules.dedupe_window_us) // HOUR_US).astype(np.int32)
-        kept_from = int(live_from.min(initial=2**31 - 1)) - CLOCK_BACK_HOURS
-        outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from, kept_from)
+        outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from)
         fresh = outcomes == kernels.NEW
         accepted = int(np.count_nonzero(fresh))
         self.position.accepted += accepted
@@ -761,8 +762,9 @@ def warm_up() -> None:
 def _warm_up_ids() -> None:
     seen, one = SeenIds(), np.ones(1, np.int32)
     seen.add(np.ones((1, 2), np.uint64), one, one, one.astype(np.uint32), one)
-    for number in range(dedupe.TABLES):  # an empty one is renewed in another way than one with an id
+    for number in range(dedupe.TABLES):
         seen.renew(number, live_from=0)
+    seen.reserve(2**16)  # more than the logs hold: the ids move to longer ones
 
 
 def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap) -> Names:

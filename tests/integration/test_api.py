@@ -197,11 +197,12 @@ def floor(at: datetime, grain: str) -> datetime:
 
 
 def insert(url: str, table: Any, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows in the order of the table's columns."""
+    """Rows in the order of the table's first columns; the others get their defaults."""
+    columns = list(table.columns)[: len(rows[0]) if rows else 0]
     statement = pgsql.SQL("INSERT INTO analytics.{} ({}) VALUES ({})").format(
         pgsql.Identifier(table.name),
-        pgsql.SQL(", ").join(pgsql.Identifier(column.name) for column in table.columns),
-        pgsql.SQL(", ").join([pgsql.Placeholder()] * len(table.columns)),
+        pgsql.SQL(", ").join(pgsql.Identifier(column.name) for column in columns),
+        pgsql.SQL(", ").join([pgsql.Placeholder()] * len(columns)),
     )
     with psycopg.connect(url) as connection, connection.cursor() as cursor:
         cursor.executemany(statement, rows)
