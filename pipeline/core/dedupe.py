@@ -28,7 +28,7 @@ _ENTRY_BYTES: Final = 28
 BYTES_AT_REST: Final = 20
 """An id takes so much in a segment, which has 20 bytes more for each of its orgs."""
 CLOCK_BACK_HOURS: Final = 1
-"""How much longer ids are kept than they count: the broker's clock may step back, as at a change of leader."""
+"""How much longer ids are kept than count: the broker's clock may step back, as at a change of leader."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
 _GAIN_MIN: Final = 1.125
