@@ -122,6 +122,8 @@ async def test_sigterm_commits_what_was_read_and_exits_0(env: dict[str, str], tm
     )
     for line in worker.events():
         assert {"event", "level", "time", "service", "logger"} <= set(line)
+    # numpy, numba, faust and SQLAlchemy alone are more than this
+    assert worker.events()[events.index("worker_started")]["objects_frozen"] > 50_000
 
 
 async def test_a_flood_of_bad_events_keeps_their_offsets_and_bounds_their_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from dataclasses import replace
@@ -93,6 +94,19 @@ def test_every_contender_without_servers_is_exact(name: str, made: workload.Work
     outcome = race.in_a_process_of_its_own(contender, task)
     assert outcome.answer is not None
     assert outcome.answer.faults(made.truth) == []
+
+
+def test_what_was_there_before_the_clock_started_is_not_collected_on_its_time() -> None:
+    imported = [object()]  # a container: the collector tracks it
+    try:
+        with contenders.timed():
+            tracked = gc.get_objects()
+            assert not any(one is imported for one in tracked)
+            mine = [object()]
+            assert any(one is mine for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
+    assert any(one is imported for one in gc.get_objects())
 
 
 def outcome_of(answer: Answer | None, *, seconds: float = 1.0) -> Outcome:
