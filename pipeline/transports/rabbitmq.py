@@ -26,6 +26,7 @@ from pipeline.transports.stream_connection import StreamConnection
 
 LEADER_ATTEMPTS = 5
 CREATION_LOOKS, CREATION_LOOK_S = 20, 0.1
+ABSENCE_LOOKS, ABSENCE_LOOK_S = 5, 0.1
 SEGMENT_BYTES_MAX = 500_000_000
 Reading = TypeVar("Reading", bound=RabbitMQSubscription)
 
@@ -53,11 +54,12 @@ class RabbitMQTransport:
         self._control: StreamConnection | None = None
         self._control_lock = asyncio.Lock()
         self._opened: set[RabbitMQSubscription | RabbitMQPublisher] = set()
+        self._known_partitions: list[str] = []
 
     async def open(self) -> None:
         async with self._control_lock:
             control = await self._live_control()
-            if not await self._partitions(control):
+            if await self._is_absent(control):
                 await self._declare(control)
             await self._ping(control)
 
@@ -105,7 +107,7 @@ class RabbitMQTransport:
                     return True
                 except TransportError as error:
                     existing = await self._created_by_another(streams, error)
-        if list(existing) == [self.stream]:
+        if existing == [self.stream]:
             raise TransportError(f"{self.stream!r} is a plain stream; only another name can have partitions")
         if len(existing) != partitions:
             raise TransportError(f"stream {self.stream!r} has {len(existing)} partitions, not {partitions}")
@@ -140,10 +142,11 @@ class RabbitMQTransport:
             control = await self._live_control()
             existing = await self._partitions(control)
             with control.translated(f"the deletion of stream {self.stream!r}"):
-                if list(existing) == [self.stream]:
+                if existing == [self.stream]:
                     await control.delete_stream(self.stream)
                 elif existing:
                     await control.delete_super_stream(self.stream)
+            self._known_partitions = []
 
     async def close(self) -> None:
         while self._opened:
@@ -160,7 +163,7 @@ class RabbitMQTransport:
         self._remember(subscription)
         return subscription
 
-    async def _created_by_another(self, streams: Sequence[str], error: TransportError) -> Sequence[str]:
+    async def _created_by_another(self, streams: Sequence[str], error: TransportError) -> list[str]:
         """The partitions, if somebody else has made them at the same time; else raises ``error``.
 
         The broker makes the streams first and the exchange that binds them last, and neither excludes other
@@ -203,14 +206,54 @@ class RabbitMQTransport:
         for stream in await self._existing_partitions(control):
             await control.leader(stream)
 
-    async def _existing_partitions(self, connection: StreamConnection) -> Sequence[str]:
+    async def _existing_partitions(self, connection: StreamConnection) -> list[str]:
         partitions = await self._partitions(connection)
         if not partitions:
             raise TransportError(f"stream {self.stream!r} does not exist")
         return partitions
 
-    async def _partitions(self, connection: StreamConnection) -> Sequence[str]:
-        """The stream of each partition; none if there is neither a stream nor a super stream."""
+    async def _partitions(self, connection: StreamConnection) -> list[str]:
+        """The stream of each partition; none if there is neither a stream nor a super stream.
+
+        While a broker starts it shows a super stream without its partitions, then with some of them, which
+        would number them wrongly. So partitions count once all have a leader and the broker then shows the
+        same ones; and those that were known stay, by their numbers, as long as we live.
+        """
+        found = await self._shown_partitions(connection)
+        if found and found != self._known_partitions:
+            for stream in found:
+                await connection.leader(stream)
+            if found != await self._shown_partitions(connection):
+                raise TransportError(f"the partitions of {self.stream!r} change: the broker is starting")
+            if found[: len(self._known_partitions)] != self._known_partitions:
+                raise TransportError(
+                    f"stream {self.stream!r} has the partitions {', '.join(found)}, and before had"
+                    f" {', '.join(self._known_partitions)}: the broker is starting, or it was created anew"
+                )
+            self._known_partitions = found
+        return found
+
+    async def _is_absent(self, control: StreamConnection) -> bool:
+        """Is there no stream and no super stream? Raises TransportError if there may be one.
+
+        A plain stream of a super stream's name would stop all work on it, and a broker that starts denies its
+        super streams for some tenths of a second. It knows their partitions' streams by then.
+        """
+        if await self._partitions(control):
+            return False
+        for _ in range(ABSENCE_LOOKS):
+            for partition in sorted({f"{self.stream}-0", *self._known_partitions} - {self.stream}):
+                if await control.exists(partition):
+                    raise TransportError(
+                        f"there is {partition!r}, but neither a stream nor a super stream {self.stream!r}:"
+                        " the broker is starting, or it is being created, or its creation failed"
+                    )
+            await asyncio.sleep(ABSENCE_LOOK_S)
+            if await self._partitions(control):
+                return False
+        return True
+
+    async def _shown_partitions(self, connection: StreamConnection) -> list[str]:
         is_stream = await connection.exists(self.stream)
         partitions = await connection.partitions_of(self.stream)
         if is_stream and partitions:

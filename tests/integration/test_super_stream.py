@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from pipeline.transports import Chunk, Subscription, TransportError
 from pipeline.transports.rabbitmq import RabbitMQTransport
 from pipeline.transports.rabbitmq_subscription import SUBSCRIPTION
 from pipeline.transports.routing import org_key, partition_of
+from pipeline.transports.stream_connection import StreamConnection
 from tests.tcp_proxy import TcpProxy
 
 PATIENCE_S = 30
@@ -575,6 +576,101 @@ async def test_a_frozen_worker_that_is_asked_to_step_down_keeps_nobody_for_long(
     async with asyncio.timeout(8):
         await peer.until(*ON)
     assert turn.calls == [*ON]
+
+
+# --- a broker that starts ---------------------------------------------------------------------------
+
+# For some tenths of a second it shows no super stream, then one with a part of its partitions.
+
+
+async def test_a_client_that_comes_while_the_broker_starts_finds_all_partitions_or_waits(
+    rabbitmq: RabbitMQ, make: Make
+) -> None:
+    transport = await make(partitions=3)
+    streams = await transport.partitions()
+    await transport.close()
+    restarting = asyncio.create_task(asyncio.to_thread(rabbitmq.restart))
+    answers: list[list[str]] = []
+    refusals = 0
+    while not restarting.done() or not answers:
+        fresh = RabbitMQTransport(
+            StreamConfig(url=rabbitmq.url, stream=transport.stream, consumer="test", heartbeat_s=10)
+        )
+        try:
+            await fresh.open()
+            answers.append(list(await fresh.partitions()))
+        except TransportError:
+            refusals += 1
+        finally:
+            await fresh.close()
+        await asyncio.sleep(0.005)
+    await restarting
+    assert refusals > 0
+    assert all(answer == streams for answer in answers)
+    again = await make(partitions=3)
+    assert not await (await again._live_control()).exists(again.stream)
+
+
+def show(monkeypatch: pytest.MonkeyPatch, *answers: Sequence[str]) -> None:
+    """Let the broker give these answers about a super stream before the true ones."""
+    left, truly = list(answers), StreamConnection.partitions_of
+
+    async def partitions_of(self: StreamConnection, super_stream: str) -> list[str]:
+        return list(left.pop(0)) if left else await truly(self, super_stream)
+
+    monkeypatch.setattr(StreamConnection, "partitions_of", partitions_of)
+
+
+def another(transport: RabbitMQTransport, rabbitmq: RabbitMQ) -> RabbitMQTransport:
+    return RabbitMQTransport(StreamConfig(url=rabbitmq.url, stream=transport.stream, consumer="test"))
+
+
+async def test_a_super_stream_that_is_not_shown_yet_is_not_made_a_plain_one(
+    rabbitmq: RabbitMQ, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = await make(partitions=2)
+    fresh = another(transport, rabbitmq)
+    show(monkeypatch, [])
+    with pytest.raises(TransportError, match="-0', but neither a stream nor a super stream"):
+        await fresh.open()
+    show(monkeypatch, [])
+    with pytest.raises(TransportError, match="-0', but neither a stream nor a super stream"):
+        await transport.open()
+    await fresh.open()
+    assert await fresh.partitions() == await transport.partitions()
+    await fresh.close()
+
+
+async def test_nor_is_one_with_partitions_of_other_names(
+    rabbitmq: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"test.{uuid.uuid4().hex}"
+    streams = [f"{name}-eu", f"{name}-us"]
+    config = StreamConfig(url=rabbitmq.url, stream=name, consumer="test")
+    creator, fresh = RabbitMQTransport(config), RabbitMQTransport(config)
+    await (await creator._live_control()).create_super_stream(name, streams, ["eu", "us"], {})
+    show(monkeypatch, [], [], [])
+    await fresh.open()
+    assert await fresh.partitions() == streams
+    await creator.close()
+    await fresh.close()
+
+
+async def test_a_part_of_the_partitions_is_not_taken_for_all(
+    rabbitmq: RabbitMQ, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = await make(partitions=3)
+    streams = await transport.partitions()
+    fresh = another(transport, rabbitmq)
+    show(monkeypatch, [streams[1]])
+    with pytest.raises(TransportError, match="the broker is starting"):
+        await fresh.partitions()
+    assert await fresh.partitions() == streams
+    for part in ([streams[1]], streams[:2]):
+        show(monkeypatch, part, part)
+        with pytest.raises(TransportError, match=f"has the partitions .*, and before had {streams[0]}"):
+            await fresh.subscribe(partition=0, offset=0)
+    await fresh.close()
 
 
 # --- what the broker keeps, and the commands ----------------------------------------------------------
