@@ -24,6 +24,9 @@ BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_LAST_S: Final = 30.0
 STEADY_S: Final = 60.0
 """A child that ran this long is started again as if it had never died."""
+APART_S: Final = 1.0
+"""Between the first starts. The broker shares the partitions out by who joined each first: of two workers
+that join at the same moment, one can get all of a few partitions."""
 STOP_S: Final = 40.0
 """Longer than a worker's last flush may take."""
 _POLL_S: Final = 0.1
@@ -51,7 +54,11 @@ def run(config: Config, environment: Mapping[str, str], *, processes: int) -> in
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: signals.append(number))
-    parts = [_Child(number, _environment(config, environment, number)) for number in range(processes)]
+    began = time.monotonic()
+    parts = [
+        _Child(number, _environment(config, environment, number), start_at=began + number * APART_S)
+        for number in range(processes)
+    ]
     log.info("workers_starting", extra={"processes": processes})
     code = 0
     try:
