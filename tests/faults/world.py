@@ -399,7 +399,8 @@ class World:
         self._loading.clear()
         load, self._load = self._load, None
         if load is not None:
-            await load
+            async with asyncio.timeout(READY_S):
+                await load
 
     async def _publish(self) -> None:
         """Steadily, in bursts, with the mix's duplicates and late events; retried until they are in."""
