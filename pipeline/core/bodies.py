@@ -23,7 +23,9 @@ class Bodies(Sequence[bytes]):
     __slots__ = ("begins", "ends", "padded", "text")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, text: bytes, begins: IntArray, ends: IntArray, *, padded: bool = False) -> None:
+    def __init__(
+        self, text: bytes | memoryview, begins: IntArray, ends: IntArray, *, padded: bool = False
+    ) -> None:
         self.text = text
         self.padded = padded
         self.begins = begins
@@ -62,12 +64,12 @@ class Bodies(Sequence[bytes]):
     def __getitem__(self, at: int | slice) -> bytes | Bodies:
         if isinstance(at, slice):
             return Bodies(self.text, self.begins[at], self.ends[at], padded=self.padded)
-        return self.text[int(self.begins[at]) : int(self.ends[at])]
+        return bytes(self.text[int(self.begins[at]) : int(self.ends[at])])
 
     def __iter__(self) -> Iterator[bytes]:
         text = self.text
         for begin, end in zip(self.begins.tolist(), self.ends.tolist(), strict=True):
-            yield text[begin:end]
+            yield bytes(text[begin:end])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

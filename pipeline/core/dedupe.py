@@ -177,17 +177,17 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
     """
     counts = np.bincount(orgs)
     numbers = np.flatnonzero(counts)
-    order = np.argsort(orgs.astype(np.uint16) if len(counts) <= 1 << 16 else orgs, kind="stable")
-    counts = counts[numbers]
     head = np.zeros(len(numbers), [("org", ">u8", 2), ("count", "<u4")])
     head["org"] = org_uuids[numbers]
-    head["count"] = counts
+    head["count"] = counts[numbers]
+    ordered_ids, ordered_checks = np.empty_like(ids), np.empty_like(checks)
+    kernels.order_by_org(orgs, ids, checks, np.cumsum(counts) - counts, ordered_ids, ordered_checks)
     return b"".join(
         (
             len(numbers).to_bytes(4, "little"),
             head.tobytes(),
-            ids[order].astype(">u8").tobytes(),
-            checks[order].astype("<u4").tobytes(),
+            ordered_ids.astype(">u8").tobytes(),
+            ordered_checks.astype("<u4").tobytes(),
         )
     )
 

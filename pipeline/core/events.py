@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core import kernels, scan, wire
-from pipeline.core.bodies import Bodies
+from pipeline.core import kernels, machine, scan, wire
+from pipeline.core.bodies import PADDING, Bodies
 from pipeline.core.wire import Event, Fault, Invalid
 
 IntArray = npt.NDArray[Any]
@@ -44,10 +44,13 @@ class Names:
         edges = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, encoded), np.int64, count=len(encoded)), out=edges[1:])
         ranges = np.stack((edges[:-1], edges[1:]), axis=1)
-        return self.number(np.frombuffer(b"".join(encoded), np.uint8), ranges)
+        return self.number(np.frombuffer(b"".join((*encoded, PADDING)), np.uint8), ranges)
 
     def number(self, text: IntArray, ranges: IntArray) -> IntArray:
-        """Numbers (int32[n]) of the strings ``text[first:end]``, for ranges int64[n, 2] in UTF-8."""
+        """Numbers (int32[n]) of the strings ``text[first:end]``, for ranges int64[n, 2] in UTF-8.
+
+        `PADDING` ends ``text``.
+        """
         known = len(self.texts)
         room = known + len(ranges) + 1
         if room > len(self._edges):
@@ -57,24 +60,35 @@ class Names:
             self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
             edges = self._edges[: known + 1].copy()
             ranges_known = np.stack((edges[:-1], edges[1:]), axis=1)
-            names = np.frombuffer(self._pool.tobytes(), np.uint8)
-            kernels.intern_texts(
-                self._slots, self._pool, self._edges, 1, names, ranges_known, np.empty(known, np.int32), 0
-            )
+            self._intern(self._pool.copy(), ranges_known, np.empty(known, np.int32), used=1, done=0)
         out = np.empty(len(ranges), np.int32)
-        used, done = known, 0
-        while True:
-            used, done = kernels.intern_texts(
-                self._slots, self._pool, self._edges, used, text, ranges, out, done
-            )
-            if done == len(ranges):
-                break
+        used, done = self._intern(text, ranges, out, used=known, done=0)
+        while done < len(ranges):
             self._pool = _grown(self._pool, 2 * len(self._pool))
+            used, done = self._intern(text, ranges, out, used=used, done=done)
         for name in range(known, used):
             encoded = self._pool[self._edges[name] : self._edges[name + 1]].tobytes()
             self.texts.append(encoded.decode())
             self.crcs[name] = zlib.crc32(encoded)
         return out
+
+    def _intern(
+        self, text: IntArray, ranges: IntArray, out: IntArray, *, used: int, done: int
+    ) -> tuple[int, int]:
+        """As `kernels.intern_texts`."""
+        pool, edges = self._pool, self._edges
+        stopped: tuple[int, int] = kernels.intern_texts(
+            self._slots,
+            pool,
+            machine.handle(pool),
+            edges,
+            used,
+            machine.handle(text),
+            ranges,
+            out,
+            done,
+        )
+        return stopped
 
 
 def _grown(array: IntArray, size: int) -> IntArray:
@@ -204,7 +218,7 @@ class Reader:
         names: list[IntArray] = [np.empty((n, 2), np.int64) for _ in range(2)]
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
         out = (*ids, *numbers, *names, source, doubtful)
-        good = scan.scan(scan.handle(text), bodies.begins, bodies.ends, self._guesses, *out)
+        good = scan.scan(machine.handle(text), bodies.begins, bodies.ends, self._guesses, *out)
         ids, numbers, names = ([column[:good] for column in columns] for columns in (ids, numbers, names))
         client, error_code = self.clients.number(text, names[0]), self.error_codes.number(text, names[1])
         found = (source[:good], *ids, client, error_code, *numbers)

@@ -11,20 +11,11 @@ or -1. Callers keep them at most half full.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import numba
 import numpy as np
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def compiled(function: _Function) -> _Function:
-    """Compile a loop for machine arrays; it runs without the interpreter's lock."""
-    made: _Function = numba.njit(cache=True, nogil=True)(function)
-    return made
-
+from pipeline.core.machine import byte, compiled, prefetch, word
 
 # --- hashing ------------------------------------------------------------------------------------
 
@@ -70,13 +61,21 @@ def intern_pairs(slots: Any, keys: Any, used: int, wanted: Any, out: Any) -> int
 
 
 @compiled
+def _masked_word(text: Any, at: int, length: int) -> Any:
+    """The eight bytes at a place, with zeros for those from ``length`` (at least 1) on."""
+    whole = word(text, at)
+    return whole if length >= 8 else whole & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
+
+
+@compiled
 def intern_texts(
-    slots: Any, pool: Any, edges: Any, used: int, text: Any, ranges: Any, out: Any, begin: int
+    slots: Any, pool: Any, pool_text: Any, edges: Any, used: int, text: Any, ranges: Any, out: Any, begin: int
 ) -> Any:
     """Number the names ``text[ranges[i, 0] : ranges[i, 1]]`` for i from ``begin``: ``out`` int32[n].
 
-    Name ``k`` is ``pool[edges[k] : edges[k + 1]]``; name 0 is the empty one. Returns how many names there are
-    then and where it stopped: short of n only when ``pool`` is full.
+    ``text`` is a `machine.handle`, and ``pool_text`` that of ``pool`` uint8[...]; of both, seven bytes behind
+    a name are read. Name ``k`` is ``pool[edges[k] : edges[k + 1]]``; name 0 is the empty one. Returns how
+    many names there are then and where it stopped: short of n only when ``pool`` is full.
     """
     mask = np.uint64(len(slots) - 1)
     for i in range(begin, len(ranges)):
@@ -86,17 +85,17 @@ def intern_texts(
             out[i] = 0
             continue
         h = np.uint64(length)
-        for j in range(first, first + length):
-            h = (h ^ np.uint64(text[j])) * np.uint64(0x100000001B3)
-        slot = _mix(h) & mask
+        for j in range(0, length, 8):
+            h = _mix(h ^ _masked_word(text, first + j, length - j))
+        slot = h & mask
         while True:
             name = slots[slot]
             if name < 0:
                 at = edges[used]
-                if at + length > len(pool):
+                if at + length + 7 > len(pool):
                     return used, i
                 for j in range(length):
-                    pool[at + j] = text[first + j]
+                    pool[at + j] = byte(text, first + j)
                 slots[slot] = used
                 out[i] = used
                 used += 1
@@ -105,8 +104,9 @@ def intern_texts(
             at = edges[name]
             same = edges[name + 1] - at == length
             if same:
-                for j in range(length):
-                    if pool[at + j] != text[first + j]:
+                for j in range(0, length, 8):
+                    left = length - j
+                    if _masked_word(pool_text, at + j, left) != _masked_word(text, first + j, left):
                         same = False
                         break
             if same:
@@ -154,6 +154,9 @@ def payload_checks(
 
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _HIGH: Final = np.uint64(0xFFFFFFFF00000000)
+
+_AHEAD: Final = 8
+"""Look-ups between the prefetch of a slot and its use: an index is larger than any cache."""
 
 NEW: Final = 0
 DUPLICATE: Final = 1
@@ -213,10 +216,12 @@ def remember(
     hash above the entry's place + 1. An entry counts as forgotten for pair ``i`` when its hour is below
     ``live_from[i]``; then a new entry takes its slot. ``outcomes`` uint8[n], by the number of the pair.
     """
-    slots = len(index)
+    slots, address = len(index), index.ctypes.data
     for done in range(len(order)):
         if used == used_max:
             return done, used
+        if done + _AHEAD < len(order):
+            prefetch(address + 8 * _first_slot(hashes[order[done + _AHEAD]], slots))
         i = order[done]
         high, low, org, h = ids[i, 0], ids[i, 1], np.uint32(orgs[i]), hashes[i]
         word0, word1 = np.uint32(high >> np.uint64(32)), np.uint32(high)
@@ -322,6 +327,19 @@ def move_ids(entries: Any, fresh: Any, index: Any, live_from: int) -> int:
         count += 1
         index[slot] = mark | np.uint64(count)
     return count
+
+
+@compiled
+def order_by_org(orgs: Any, ids: Any, checks: Any, places: Any, ids_out: Any, checks_out: Any) -> None:
+    """Put n ids (uint64[n, 2]) and checks in the order of their orgs, and of their arrival in each.
+
+    ``places`` int64[orgs]: where those of an org begin; it ends as where they end.
+    """
+    for i in range(len(orgs)):
+        place = places[orgs[i]]
+        places[orgs[i]] += 1
+        ids_out[place, 0], ids_out[place, 1] = ids[i, 0], ids[i, 1]
+        checks_out[place] = checks[i]
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -571,39 +589,40 @@ def sketch_add(
     It stops short of n only when the pool is full: grow it and call again. ``place`` int64[rows, 3]: start,
     length, size class (capacity 2**class, 0 when there is no block). ``state`` int64[16]: [0] the
     first unused pair, [c] the head of the list of free blocks of class c, or -1.
+
+    Ascending bins of one row are merged with its own, which are in order too, in one go.
     """
-    before, hint = -1, 0
-    for i in range(begin, len(rows)):
-        row, wanted = rows[i], bins[i]
+    while begin < len(rows):
+        row = rows[begin]
+        end = begin + 1
+        while end < len(rows) and rows[end] == row and bins[end] > bins[end - 1]:
+            end += 1
         start, length, size = place[row, 0], place[row, 1], place[row, 2]
-        low, high = start, start + length
-        if row == before and wanted > bins[i - 1]:  # as most do: it is close behind the last one
-            low = start + hint
-            for _ in range(6):
-                if low < high and pool_bins[low] < wanted:
-                    low += 1
-            if low == high or pool_bins[low] >= wanted:
-                high = low
-        before = row
-        while low < high:
-            middle = (low + high) >> 1
-            if pool_bins[middle] < wanted:
-                low = middle + 1
+        first, high = start, start + length  # first: of the row's own bins, not below the first to add
+        while first < high:
+            middle = (first + high) >> 1
+            if pool_bins[middle] < bins[begin]:
+                first = middle + 1
             else:
                 high = middle
-        hint = low - start
-        if low < start + length and pool_bins[low] == wanted:
-            pool_counts[low] += counts[i]
-            continue
-        if size == 0 or length == 1 << size:
-            larger = max(size + 1, 2)
+        own_end = start + length
+        own, more = first, 0
+        for i in range(begin, end):
+            while own < own_end and pool_bins[own] < bins[i]:
+                own += 1
+            if own == own_end or pool_bins[own] > bins[i]:
+                more += 1
+        if size == 0 or length + more > 1 << size:
+            larger = max(size, 2)
+            while length + more > 1 << larger:
+                larger += 1
             fresh = state[larger]
             if fresh >= 0:
                 state[larger] = pool_counts[fresh]
             else:
                 fresh = state[0]
                 if fresh + (1 << larger) > len(pool_bins):
-                    return i
+                    return begin
                 state[0] = fresh + (1 << larger)
             for j in range(length):
                 pool_bins[fresh + j] = pool_bins[start + j]
@@ -611,17 +630,29 @@ def sketch_add(
             if size > 0:
                 pool_counts[start] = state[size]
                 state[size] = start
-            low += fresh - start
-            start = fresh
-            place[row, 0] = start
+            own_end += fresh - start
+            first += fresh - start
+            place[row, 0] = fresh
             place[row, 2] = larger
-        for j in range(start + length, low, -1):
-            pool_bins[j] = pool_bins[j - 1]
-            pool_counts[j] = pool_counts[j - 1]
-        pool_bins[low] = wanted
-        pool_counts[low] = counts[i]
-        place[row, 1] = length + 1
-    return len(rows)
+        place[row, 1] = length + more
+        own, i = own_end - 1, end - 1
+        while i >= begin:  # from the last one on, so that none is written over before it was moved
+            if own >= first and pool_bins[own] > bins[i]:
+                pool_bins[own + more] = pool_bins[own]
+                pool_counts[own + more] = pool_counts[own]
+                own -= 1
+            elif own >= first and pool_bins[own] == bins[i]:
+                pool_bins[own + more] = pool_bins[own]
+                pool_counts[own + more] = pool_counts[own] + counts[i]
+                own -= 1
+                i -= 1
+            else:
+                pool_bins[own + more] = bins[i]
+                pool_counts[own + more] = counts[i]
+                more -= 1
+                i -= 1
+        begin = end
+    return begin
 
 
 @compiled
@@ -647,12 +678,14 @@ def sketch_encode(pool_bins: Any, pool_counts: Any, place: Any, rows: Any, out: 
             at += 3
             for j in range(start + 1, start + length):
                 gap = np.int64(pool_bins[j]) - np.int64(pool_bins[j - 1])
-                for k in range(gap_width):
-                    out[at] = (gap >> (8 * k)) & 0xFF
-                    at += 1
+                out[at] = gap & 0xFF
+                if gap_width == 2:
+                    out[at + 1] = gap >> 8
+                at += gap_width
             for j in range(start, start + length):
                 value = pool_counts[j]
-                for k in range(count_width):
-                    out[at] = (value >> (8 * k)) & 0xFF
-                    at += 1
+                out[at] = value & 0xFF
+                for k in range(1, count_width):
+                    out[at + k] = (value >> (8 * k)) & 0xFF
+                at += count_width
         ends[i] = at

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba
-import numba.extending
 import numpy as np
-from llvmlite import ir
 
 from pipeline.core import wire
-from pipeline.core.kernels import compiled
+from pipeline.core.machine import byte, compiled, trailing_zeros, word
 
 _FIELDS: Final = tuple(wire.CAMEL_NAMES)
 (
@@ -85,14 +82,14 @@ _CODE_CHARS_MAX: Final = wire.ERROR_CODE_CHARS_MAX
 _LATENCY_MAX: Final = wire.LATENCY_MS_MAX
 _TOKENS_MAX: Final = wire.TOKENS_MAX
 _COST_MAX: Final = wire.COST_MICROCENTS_MAX
-_POWERS_OF_TEN: Final = np.array([10**power for power in range(19)], np.int64)
+_DIGITS_MAX: Final = 18
+_POWERS_OF_TEN: Final = np.array([10**power for power in range(_DIGITS_MAX + 1)], np.int64)
 _DEPTH_MAX: Final = 60
 
-_PLAIN_CHAR: Final = np.array([32 <= c < 128 and c not in (34, 92) for c in range(256)])
-_HEX: Final = np.array(
-    [int(chr(c), 16) if chr(c) in "0123456789abcdefABCDEF" else 0x100 for c in range(256)], np.uint64
-)
+_IS_HEX: Final = np.array([chr(c) in "0123456789abcdefABCDEF" for c in range(256)])
 _EACH: Final = np.uint64(0x0101010101010101)
+"""A word with 1 in each of its eight bytes; times c, eight characters c."""
+_TOPS: Final = np.uint64(0x8080808080808080)
 _MINUTE_AT: Final = _START + 1
 _SPACE: Final = np.array([c in (9, 10, 13, 32) for c in range(256)])
 _days_from_civil = compiled(wire.days_from_civil)
@@ -106,87 +103,87 @@ def new_guesses() -> Any:
     return guesses
 
 
-# --- how text is read -----------------------------------------------------------------------------------
-
-
-def _loader(bits: int) -> Any:
-    """A function that loads an unsigned integer from an address plus ``at``."""
-
-    def load(typing_context: Any, address: Any, at: Any) -> Any:
-        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            place = builder.add(arguments[0], arguments[1])
-            loaded = builder.load(builder.inttoptr(place, ir.IntType(bits).as_pointer()))
-            loaded.align = 1
-            return loaded
-
-        integer = numba.types.Integer.from_bitwidth(bits, signed=False)
-        return integer(numba.types.int64, numba.types.int64), build
-
-    return numba.extending.intrinsic(load)
-
-
-@compiled
-def _checked_word(text: Any, at: int) -> Any:
-    word = np.uint64(0)
-    for j in range(8):
-        word |= np.uint64(text[at + j]) << np.uint64(8 * j)
-    return word
-
-
-@compiled
-def _checked_byte(text: Any, at: int) -> Any:
-    return text[at]
-
-
-_CHECKED: Final = bool(numba.config.BOUNDSCHECK)
-_byte: Final = _checked_byte if _CHECKED else _loader(8)
-_word: Final = _checked_word if _CHECKED else _loader(64)
-"""The byte, and the eight bytes (the first lowest), at a place in the text.
-
-By address, because numba counts references to an array wherever it is passed on, which would take most of the
-time. Under NUMBA_BOUNDSCHECK, as in the tests, the same code reads the array, and every access is checked.
-"""
-
-
-def handle(text: Any) -> Any:
-    """What `scan` takes for ``text`` uint8[...]. Keep the array alive while it runs."""
-    return text if _CHECKED else text.ctypes.data
-
-
 @compiled
 def _literal(text: Any, at: int, end: int, number: int) -> int:
     """After literal ``number``, if that is what stands at ``at``."""
     if at + _LENGTHS[number] > end:
         return _BAD
     differs = (
-        (_word(text, at) ^ _WORDS[number, 0]) & _MASKS[number, 0]
-        | (_word(text, at + 8) ^ _WORDS[number, 1]) & _MASKS[number, 1]
-        | (_word(text, at + 16) ^ _WORDS[number, 2]) & _MASKS[number, 2]
+        (word(text, at) ^ _WORDS[number, 0]) & _MASKS[number, 0]
+        | (word(text, at + 8) ^ _WORDS[number, 1]) & _MASKS[number, 1]
+        | (word(text, at + 16) ^ _WORDS[number, 2]) & _MASKS[number, 2]
     )
     return at + _LENGTHS[number] if differs == 0 else _BAD
 
 
+# --- eight characters at a time --------------------------------------------------------------------------
+
+# The first one is in the lowest byte of a word. The tests for a zero and for a small byte in a word
+# (Anderson, Bit Twiddling Hacks) may also mark bytes above the first one that they are right about.
+
+
 @compiled
 def _skip_plain(text: Any, at: int, end: int) -> int:
-    """The first character from ``at`` on that is not plain: a quote, a backslash, a control, or not ASCII.
-
-    Eight at a time by the tests for a zero and for a small byte in a word (Anderson, Bit Twiddling Hacks).
-    """
-    while at + 8 <= end:
-        word = _word(text, at)
-        quote, slash = word ^ _EACH * np.uint64(34), word ^ _EACH * np.uint64(92)
+    """The first character from ``at`` on that is not plain: a quote, a backslash, a control, or not ASCII."""
+    while at < end:
+        chars = word(text, at)
+        quote, slash = chars ^ _EACH * np.uint64(34), chars ^ _EACH * np.uint64(92)
         odd = (
             (quote - _EACH) & ~quote
             | (slash - _EACH) & ~slash
-            | (word - _EACH * np.uint64(32)) & ~word
-            | word
-        )
-        if odd & (_EACH * np.uint64(128)):
+            | (chars - _EACH * np.uint64(32)) & ~chars
+            | chars
+        ) & _TOPS
+        at += trailing_zeros(odd) >> 3
+        if odd:
             break
-        at += 8
-    while at < end and _PLAIN_CHAR[_byte(text, at)]:
-        at += 1
-    return at
+    return min(at, end)
+
+
+@compiled
+def _hex(digits: Any) -> Any:
+    """The number in eight hex digits, and 0 if that is what they all are."""
+    letter = digits >> np.uint64(6) & _EACH
+    lower = digits | letter << np.uint64(5)
+    not_digit = ~(lower + _EACH * np.uint64(128 - 48)) | lower + _EACH * np.uint64(128 - 58)
+    not_letter = ~(lower + _EACH * np.uint64(128 - 97)) | lower + _EACH * np.uint64(128 - 103)
+    nibbles = (digits & _EACH * np.uint64(15)) + letter * np.uint64(9)
+    octets = (nibbles << np.uint64(4) | nibbles >> np.uint64(8)) & np.uint64(0x00FF00FF00FF00FF)
+    pairs = (octets << np.uint64(8) | octets >> np.uint64(16)) & np.uint64(0x0000FFFF0000FFFF)
+    number = (pairs << np.uint64(16) | pairs >> np.uint64(32)) & np.uint64(0xFFFFFFFF)
+    return number, (not_digit & not_letter | digits) & _TOPS
+
+
+@compiled
+def _number_of_digits(digits: Any, count: int) -> Any:
+    """The number in the first ``count`` characters, 1 to 8, of a word of digits less 48 each.
+
+    Neighbours are joined three times over: digits to pairs, to fours, to eight (Lemire, "Quickly parsing
+    eight digits", 2018).
+    """
+    digits <<= np.uint64(64 - 8 * count)  # zeros in front
+    pairs = (digits * np.uint64(10) + (digits >> np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
+    fours = (pairs * np.uint64(100) + (pairs >> np.uint64(16))) & np.uint64(0x0000FFFF0000FFFF)
+    return np.int64((fours * np.uint64(10_000) + (fours >> np.uint64(32))) & np.uint64(0xFFFFFFFF))
+
+
+@compiled
+def _digits(text: Any, at: int, end: int) -> tuple[int, int]:
+    """The number in the digits from ``at`` on, 0 if there is none, and where they end.
+
+    The number means nothing if there are more than `_DIGITS_MAX` of them.
+    """
+    number = 0
+    while True:
+        digits = word(text, at) ^ _EACH * np.uint64(48)
+        others = ((digits & ~_TOPS) + _EACH * np.uint64(128 - 10) | digits) & _TOPS
+        count = min(trailing_zeros(others) >> 3, end - at)
+        if count <= 0:
+            return number, at
+        number = number * _POWERS_OF_TEN[count] + _number_of_digits(digits, count)
+        at += count
+        if count < 8:
+            return number, at
 
 
 @compiled
@@ -222,7 +219,7 @@ def scan(
         at = _skip_space(text, begin, end)
         client[good, 0] = client[good, 1] = code[good, 0] = code[good, 1] = 0
         is_good = False
-        is_object = at < end and _byte(text, at) == 123 and end - begin <= _BODY_BYTES_MAX
+        is_object = at < end and byte(text, at) == 123 and end - begin <= _BODY_BYTES_MAX
         at += 1
         seen = spelling = envelope = 0
         inside = wrapped = False  # of the envelope's data; there is an envelope
@@ -244,7 +241,7 @@ def scan(
                     break
                 seen |= bit
                 spelling |= _KEY_SPELLING[key]
-                if _byte(text, at) == 110 and bit & _OPTIONAL:
+                if byte(text, at) == 110 and bit & _OPTIONAL:
                     at = _literal(text, at, end, _NULL)
                 elif meaning == _EVENT:
                     event[good, 0], event[good, 1], at = _uuid(text, at, end)
@@ -271,13 +268,13 @@ def scan(
                 elif meaning == _TOKENS_OUT:
                     tokens_out[good], at = _integer(text, at, end, _TOKENS_MAX)
                 elif meaning == _COST:
-                    close = _string(text, at, end) if _byte(text, at) == 34 else _number_end(text, at, end)
-                    quote = _byte(text, at) == 34
+                    close = _string(text, at, end) if byte(text, at) == 34 else _number_end(text, at, end)
+                    quote = byte(text, at) == 34
                     cost[good] = _cost(text, at + quote, close - quote)
                     at = close if cost[good] >= 0 else _BAD
                 else:
                     at = _metadata(text, at, end)
-            elif meaning == _DATA and not wrapped and not seen and _byte(text, at) == 123:
+            elif meaning == _DATA and not wrapped and not seen and byte(text, at) == 123:
                 inside = wrapped = True
                 at += 1
                 continue
@@ -298,12 +295,12 @@ def scan(
             if at < 0:
                 break
             at = _skip_space(text, at, end)
-            if inside and at < end and _byte(text, at) == 125:
+            if inside and at < end and byte(text, at) == 125:
                 inside = False
                 at = _skip_space(text, at + 1, end)
             if at >= end:
                 break
-            c = _byte(text, at)
+            c = byte(text, at)
             at += 1
             if c == 44:
                 continue
@@ -329,7 +326,7 @@ def scan(
 
 @compiled
 def _skip_space(text: Any, at: int, end: int) -> int:
-    while at < end and _SPACE[_byte(text, at)]:
+    while at < end and _SPACE[byte(text, at)]:
         at += 1
     return at
 
@@ -341,18 +338,18 @@ def _key(text: Any, at: int, end: int, guess: int) -> Any:
         after = _literal(text, at, end, guess)
         if after >= 0:
             return guess, after
-    if at >= end or _byte(text, at) != 34:
+    if at >= end or byte(text, at) != 34:
         return _UNKNOWN, _BAD
     close = _skip_plain(text, at + 1, end)
     colon = _skip_space(text, close + 1, end)
-    if colon >= end or _byte(text, close) != 34 or _byte(text, colon) != 58:
+    if colon >= end or byte(text, close) != 34 or byte(text, colon) != 58:
         return _UNKNOWN, _BAD
     length = close + 1 - at
     for key in range(_UNKNOWN):
         if _LENGTHS[key] == length + 1:
             same = True
             for j in range(length):  # without the colon, which space may part from the name
-                same = same and _byte(text, at + j) == np.uint8(_WORDS[key, j >> 3] >> np.uint64(8 * (j & 7)))
+                same = same and byte(text, at + j) == np.uint8(_WORDS[key, j >> 3] >> np.uint64(8 * (j & 7)))
             if same:
                 return key, colon + 1
     return _UNKNOWN, colon + 1
@@ -361,25 +358,25 @@ def _key(text: Any, at: int, end: int, guess: int) -> Any:
 @compiled
 def _string(text: Any, at: int, end: int) -> int:
     """After any valid string that begins at ``at``."""
-    if at >= end or _byte(text, at) != 34:
+    if at >= end or byte(text, at) != 34:
         return _BAD
     at += 1
     while True:
         at = _skip_plain(text, at, end)
         if at >= end:
             return _BAD
-        c = _byte(text, at)
+        c = byte(text, at)
         if c == 34:
             return at + 1
         if c == 92:
             if at + 1 >= end:
                 return _BAD
-            escaped = _byte(text, at + 1)
+            escaped = byte(text, at + 1)
             if escaped == 117:
                 if at + 6 > end:
                     return _BAD
                 for j in range(at + 2, at + 6):
-                    if _HEX[_byte(text, j)] > 15:
+                    if not _IS_HEX[byte(text, j)]:
                         return _BAD
                 at += 6
             elif (
@@ -404,7 +401,7 @@ def _string(text: Any, at: int, end: int) -> int:
 @compiled
 def _utf8(text: Any, at: int, end: int) -> int:
     """After one valid character of two to four bytes (Unicode standard, table 3-7)."""
-    c = _byte(text, at)
+    c = byte(text, at)
     if 0xC2 <= c <= 0xDF:
         more = 1
     elif 0xE0 <= c <= 0xEF:
@@ -415,7 +412,7 @@ def _utf8(text: Any, at: int, end: int) -> int:
         return _BAD
     if at + more >= end:
         return _BAD
-    second = _byte(text, at + 1)
+    second = byte(text, at + 1)
     if (
         (c == 0xE0 and second < 0xA0)
         or (c == 0xED and second > 0x9F)
@@ -424,7 +421,7 @@ def _utf8(text: Any, at: int, end: int) -> int:
     ):
         return _BAD
     for j in range(at + 1, at + 1 + more):
-        if _byte(text, j) & 0xC0 != 0x80:
+        if byte(text, j) & 0xC0 != 0x80:
             return _BAD
     return at + 1 + more
 
@@ -434,7 +431,7 @@ def _number_end(text: Any, at: int, end: int) -> int:
     """After the characters that a JSON number can have; whether it is one, the reader of it says."""
     first = at
     while at < end:
-        c = _byte(text, at)
+        c = byte(text, at)
         if not (48 <= c <= 57 or c == 45 or c == 43 or c == 46 or c == 101 or c == 69):
             break
         at += 1
@@ -444,26 +441,26 @@ def _number_end(text: Any, at: int, end: int) -> int:
 @compiled
 def _number(text: Any, at: int, end: int) -> int:
     """After any valid JSON number."""
-    if at < end and _byte(text, at) == 45:
+    if at < end and byte(text, at) == 45:
         at += 1
     first = at
-    while at < end and 48 <= _byte(text, at) <= 57:
+    while at < end and 48 <= byte(text, at) <= 57:
         at += 1
-    if at == first or (at - first > 1 and _byte(text, first) == 48):
+    if at == first or (at - first > 1 and byte(text, first) == 48):
         return _BAD
-    if at < end and _byte(text, at) == 46:
+    if at < end and byte(text, at) == 46:
         at += 1
         first = at
-        while at < end and 48 <= _byte(text, at) <= 57:
+        while at < end and 48 <= byte(text, at) <= 57:
             at += 1
         if at == first:
             return _BAD
-    if at < end and (_byte(text, at) == 101 or _byte(text, at) == 69):
+    if at < end and (byte(text, at) == 101 or byte(text, at) == 69):
         at += 1
-        if at < end and (_byte(text, at) == 43 or _byte(text, at) == 45):
+        if at < end and (byte(text, at) == 43 or byte(text, at) == 45):
             at += 1
         first = at
-        while at < end and 48 <= _byte(text, at) <= 57:
+        while at < end and 48 <= byte(text, at) <= 57:
             at += 1
         if at == first:
             return _BAD
@@ -479,7 +476,7 @@ def _value(text: Any, at: int, end: int) -> int:
         at = _skip_space(text, at, end)
         if at >= end:
             return _BAD
-        c = _byte(text, at)
+        c = byte(text, at)
         if c == 123 or c == 91:
             if depth == _DEPTH_MAX:
                 return _BAD
@@ -487,7 +484,7 @@ def _value(text: Any, at: int, end: int) -> int:
             after = _skip_space(text, at + 1, end)
             if after >= end:
                 return _BAD
-            if _byte(text, after) == (125 if is_object else 93):
+            if byte(text, after) == (125 if is_object else 93):
                 at = after + 1
             else:
                 objects = objects | 1 << depth if is_object else objects & ~(1 << depth)
@@ -516,7 +513,7 @@ def _value(text: Any, at: int, end: int) -> int:
             if at >= end:
                 return _BAD
             in_object = objects >> (depth - 1) & 1
-            c = _byte(text, at)
+            c = byte(text, at)
             at += 1
             if c == 44:
                 if in_object:
@@ -537,7 +534,7 @@ def _name_and_colon(text: Any, at: int, end: int) -> int:
     if at < 0:
         return _BAD
     at = _skip_space(text, at, end)
-    return at + 1 if at < end and _byte(text, at) == 58 else _BAD
+    return at + 1 if at < end and byte(text, at) == 58 else _BAD
 
 
 # --- values ------------------------------------------------------------------------------------------
@@ -546,45 +543,28 @@ def _name_and_colon(text: Any, at: int, end: int) -> int:
 @compiled
 def _uuid(text: Any, at: int, end: int) -> Any:
     """A UUID in quotes, as high and low half, and where it ends."""
-    if at + 38 > end or _byte(text, at) != 34 or _byte(text, at + 37) != 34:
+    if at + 38 > end or byte(text, at) != 34 or byte(text, at + 37) != 34:
         return np.uint64(0), np.uint64(0), _BAD
     at += 1
-    if (
-        _byte(text, at + 8) != 45
-        or _byte(text, at + 13) != 45
-        or _byte(text, at + 18) != 45
-        or _byte(text, at + 23) != 45
-    ):
-        return np.uint64(0), np.uint64(0), _BAD
-    high = low = odd = np.uint64(0)
-    four = np.uint64(4)
-    for j in range(8):
-        digit = _HEX[_byte(text, at + j)]
-        odd |= digit
-        high = high << four | digit
-    for j in range(9, 13):
-        digit = _HEX[_byte(text, at + j)]
-        odd |= digit
-        high = high << four | digit
-    for j in range(14, 18):
-        digit = _HEX[_byte(text, at + j)]
-        odd |= digit
-        high = high << four | digit
-    for j in range(19, 23):
-        digit = _HEX[_byte(text, at + j)]
-        odd |= digit
-        low = low << four | digit
-    for j in range(24, 36):
-        digit = _HEX[_byte(text, at + j)]
-        odd |= digit
-        low = low << four | digit
-    return high, low, at + 37 if odd < np.uint64(16) else _BAD
+    low_half = np.uint64(0xFFFFFFFF)
+    first, odd_1 = _hex(word(text, at))
+    second, odd_2 = _hex(word(text, at + 9) & low_half | word(text, at + 14) << np.uint64(32))
+    third, odd_3 = _hex(word(text, at + 19) & low_half | word(text, at + 24) << np.uint64(32))
+    fourth, odd_4 = _hex(word(text, at + 28))
+    is_good = (
+        byte(text, at + 8) == 45
+        and byte(text, at + 13) == 45
+        and byte(text, at + 18) == 45
+        and byte(text, at + 23) == 45
+        and odd_1 | odd_2 | odd_3 | odd_4 == 0
+    )
+    return first << np.uint64(32) | second, third << np.uint64(32) | fourth, at + 37 if is_good else _BAD
 
 
 @compiled
 def _name(text: Any, at: int, end: int, chars_max: int) -> Any:
     """A string of at most ``chars_max`` characters, without escapes: its range, and where its quotes end."""
-    if at >= end or _byte(text, at) != 34:
+    if at >= end or byte(text, at) != 34:
         return 0, 0, _BAD
     at += 1
     first = at
@@ -593,9 +573,9 @@ def _name(text: Any, at: int, end: int, chars_max: int) -> Any:
         at = _skip_plain(text, at, end)
         if at >= end:
             return 0, 0, _BAD
-        if _byte(text, at) == 34:
+        if byte(text, at) == 34:
             return first, at, at + 1 if at - first - beyond <= chars_max else _BAD
-        if _byte(text, at) < 128:
+        if byte(text, at) < 128:
             return 0, 0, _BAD
         after = _utf8(text, at, end)
         if after < 0:
@@ -616,23 +596,20 @@ def _status(text: Any, at: int, end: int) -> Any:
 @compiled
 def _integer(text: Any, at: int, end: int, largest: int) -> Any:
     """A whole number from 0 to ``largest``, and where it ends; what comes after it the caller checks."""
-    first = at
-    value = 0
-    while at < end and 48 <= _byte(text, at) <= 57 and at - first < 18:
-        value = value * 10 + (_byte(text, at) - 48)
-        at += 1
-    if at == first or value > largest or (at - first > 1 and _byte(text, first) == 48):
+    value, after = _digits(text, at, end)
+    count = after - at
+    if not 1 <= count <= _DIGITS_MAX or value > largest or (count > 1 and byte(text, at) == 48):
         return 0, _BAD
-    return value, at
+    return value, after
 
 
 @compiled
 def _metadata(text: Any, at: int, end: int) -> int:
     """After an object whose values are strings."""
-    if _byte(text, at) != 123:
+    if byte(text, at) != 123:
         return _BAD
     at = _skip_space(text, at + 1, end)
-    if at < end and _byte(text, at) == 125:
+    if at < end and byte(text, at) == 125:
         return at + 1
     while True:
         at = _name_and_colon(text, at, end)
@@ -644,19 +621,19 @@ def _metadata(text: Any, at: int, end: int) -> int:
         at = _skip_space(text, at, end)
         if at >= end:
             return _BAD
-        if _byte(text, at) == 125:
+        if byte(text, at) == 125:
             return at + 1
-        if _byte(text, at) != 44:
+        if byte(text, at) != 44:
             return _BAD
         at = _skip_space(text, at + 1, end)
 
 
 @compiled
-def _digits(text: Any, at: int, count: int) -> int:
+def _few_digits(text: Any, at: int, count: int) -> int:
     """The number in ``count`` digits at ``at``, or -1."""
     value = 0
     for j in range(at, at + count):
-        c = _byte(text, j)
+        c = byte(text, j)
         if c < 48 or c > 57:
             return -1
         value = value * 10 + (c - 48)
@@ -669,36 +646,36 @@ def _time(text: Any, at: int, end: int, guesses: Any) -> int:
     if end - at < 20 or end - at > _NUMBER_CHARS_MAX:
         return -1
     # Most events are of the minute of the one before: compare its sixteen characters instead of reading them.
-    date, clock = np.int64(_word(text, at)), np.int64(_word(text, at + 8))
+    date, clock = np.int64(word(text, at)), np.int64(word(text, at + 8))
     if date != guesses[_MINUTE_AT] or clock != guesses[_MINUTE_AT + 1]:
         minute_s = _minute(text, at)
         if minute_s < 0:
             return -1
         guesses[_MINUTE_AT], guesses[_MINUTE_AT + 1], guesses[_MINUTE_AT + 2] = date, clock, minute_s
-    second = _digits(text, at + 17, 2)
-    if _byte(text, at + 16) != 58 or not 0 <= second <= 59:
+    second = _few_digits(text, at + 17, 2)
+    if byte(text, at + 16) != 58 or not 0 <= second <= 59:
         return -1
     at += 19
     micros = 0
-    if _byte(text, at) == 46:
-        at += 1
-        first = at
-        scale = 100_000
-        while at < end and 48 <= _byte(text, at) <= 57:
-            micros += (_byte(text, at) - 48) * scale
-            scale //= 10
-            at += 1
-        if at == first:
+    if byte(text, at) == 46:
+        micros, after = _digits(text, at + 1, end)
+        count = after - (at + 1)
+        if not 1 <= count <= _DIGITS_MAX:
             return -1
+        if count <= 6:
+            micros *= _POWERS_OF_TEN[6 - count]
+        else:
+            micros //= _POWERS_OF_TEN[count - 6]
+        at = after
     offset_s = 0
-    if at + 1 == end and (_byte(text, at) == 90 or _byte(text, at) == 122):
+    if at + 1 == end and (byte(text, at) == 90 or byte(text, at) == 122):
         pass
-    elif at + 6 == end and (_byte(text, at) == 43 or _byte(text, at) == 45) and _byte(text, at + 3) == 58:
-        hours, minutes = _digits(text, at + 1, 2), _digits(text, at + 4, 2)
+    elif at + 6 == end and (byte(text, at) == 43 or byte(text, at) == 45) and byte(text, at + 3) == 58:
+        hours, minutes = _few_digits(text, at + 1, 2), _few_digits(text, at + 4, 2)
         if not (0 <= hours <= 23 and 0 <= minutes <= 59):
             return -1
         offset_s = hours * 3600 + minutes * 60
-        if _byte(text, at) == 45:
+        if byte(text, at) == 45:
             offset_s = -offset_s
     else:
         return -1
@@ -711,13 +688,13 @@ def _time(text: Any, at: int, end: int, guesses: Any) -> int:
 @compiled
 def _minute(text: Any, at: int) -> int:
     """Seconds since 1970 of ``YYYY-MM-DDThh:mm``, or -1."""
-    year, month, day = _digits(text, at, 4), _digits(text, at + 5, 2), _digits(text, at + 8, 2)
-    hour, minute = _digits(text, at + 11, 2), _digits(text, at + 14, 2)
+    year, month, day = _few_digits(text, at, 4), _few_digits(text, at + 5, 2), _few_digits(text, at + 8, 2)
+    hour, minute = _few_digits(text, at + 11, 2), _few_digits(text, at + 14, 2)
     if not (
-        _byte(text, at + 4) == 45
-        and _byte(text, at + 7) == 45
-        and (_byte(text, at + 10) == 84 or _byte(text, at + 10) == 116 or _byte(text, at + 10) == 32)
-        and _byte(text, at + 13) == 58
+        byte(text, at + 4) == 45
+        and byte(text, at + 7) == 45
+        and (byte(text, at + 10) == 84 or byte(text, at + 10) == 116 or byte(text, at + 10) == 32)
+        and byte(text, at + 13) == 58
         and year >= 1970
         and 1 <= month <= 12
         and 1 <= day <= 31
@@ -737,36 +714,28 @@ def _cost(text: Any, at: int, end: int) -> int:
     """
     if not 0 < end - at <= _NUMBER_CHARS_MAX:
         return -1
-    mantissa = 0
-    digits = 0
-    first = at
-    while at < end and 48 <= _byte(text, at) <= 57 and digits < 19:
-        mantissa = mantissa * 10 + (_byte(text, at) - 48)
-        digits += 1
-        at += 1
-    if digits == 0 or (digits > 1 and _byte(text, first) == 48):
+    mantissa, after = _digits(text, at, end)
+    count = after - at
+    if not 1 <= count <= _DIGITS_MAX or (count > 1 and byte(text, at) == 48):
         return -1
+    at = after
     power = 6
-    if at < end and _byte(text, at) == 46:
-        at += 1
-        fraction = at
-        while at < end and 48 <= _byte(text, at) <= 57 and digits < 19:
-            mantissa = mantissa * 10 + (_byte(text, at) - 48)
-            digits += 1
-            at += 1
-        power -= at - fraction
-        if at == fraction:
+    if at < end and byte(text, at) == 46:
+        fraction, after = _digits(text, at + 1, end)
+        decimals = after - (at + 1)
+        if decimals < 1 or count + decimals > _DIGITS_MAX:
             return -1
-    if digits > 18:
-        return -1
-    if at < end and (_byte(text, at) == 101 or _byte(text, at) == 69):
+        mantissa = mantissa * _POWERS_OF_TEN[decimals] + fraction
+        power -= decimals
+        at = after
+    if at < end and (byte(text, at) == 101 or byte(text, at) == 69):
         at += 1
         sign = 1
-        if at < end and (_byte(text, at) == 43 or _byte(text, at) == 45):
-            sign = -1 if _byte(text, at) == 45 else 1
+        if at < end and (byte(text, at) == 43 or byte(text, at) == 45):
+            sign = -1 if byte(text, at) == 45 else 1
             at += 1
         count = end - at
-        exponent = _digits(text, at, count) if 1 <= count <= 3 else -1
+        exponent = _few_digits(text, at, count) if 1 <= count <= 3 else -1
         if exponent < 0:
             return -1
         power += sign * exponent

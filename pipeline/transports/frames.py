@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.bodies import Bodies
-from pipeline.core.kernels import compiled
+from pipeline.core.machine import compiled
 
 UNCOMPRESSED_BYTES_MAX = 256 * 2**20
 """Bound of what the batches of one chunk may unpack to; batches beyond it count as broken."""
@@ -38,7 +38,9 @@ class BrokenChunk(ValueError):
     """The chunk cannot be split into its records, so delivering it would lose some."""
 
 
-def decode_entries(data: bytes, start: int, end: int, *, entries: int, records: int) -> Sequence[bytes]:
+def decode_entries(
+    data: bytes | memoryview, start: int, end: int, *, entries: int, records: int
+) -> Sequence[bytes]:
     """Return the payloads of the ``records`` records stored in ``entries`` entries at data[start:end].
 
     The record at index i has the chunk's first offset + i. A batch that cannot be unpacked yields its
@@ -51,7 +53,7 @@ def decode_entries(data: bytes, start: int, end: int, *, entries: int, records: 
         begins, ends = np.empty(entries, np.int64), np.empty(entries, np.int64)
         if _find_plain(np.frombuffer(data, np.uint8), start, end, begins, ends):
             return Bodies(data, begins, ends)
-    return _decode_any(data, start, end, entries, records)
+    return _decode_any(bytes(data), start, end, entries, records)
 
 
 @compiled

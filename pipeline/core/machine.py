@@ -1,0 +1,101 @@
+"""What the compiled loops are made of: how they are compiled, and what of the machine numba does not offer.
+
+Text in a compiled loop is whatever `handle` makes of an array of bytes; `byte` and `word` read it at a place.
+That is an address, because numba counts references to an array wherever it is passed on, which would take
+most of the time. Under NUMBA_BOUNDSCHECK, as in the tests, it is the array, and every access is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import numba
+import numba.extending
+import numpy as np
+from llvmlite import ir
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def compiled(function: _Function) -> _Function:
+    """Compile a loop for machine arrays; it runs without the interpreter's lock."""
+    made: _Function = numba.njit(cache=True, nogil=True)(function)
+    return made
+
+
+# --- text ------------------------------------------------------------------------------------------
+
+
+def _loader(bits: int) -> Any:
+    """A function that loads an unsigned integer from an address plus ``at``."""
+
+    def load(typing_context: Any, address: Any, at: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            place = builder.add(arguments[0], arguments[1])
+            loaded = builder.load(builder.inttoptr(place, ir.IntType(bits).as_pointer()))
+            loaded.align = 1
+            return loaded
+
+        integer = numba.types.Integer.from_bitwidth(bits, signed=False)
+        return integer(numba.types.int64, numba.types.int64), build
+
+    return numba.extending.intrinsic(load)
+
+
+@compiled
+def _checked_word(text: Any, at: int) -> Any:
+    word = np.uint64(0)
+    for j in range(8):
+        word |= np.uint64(text[at + j]) << np.uint64(8 * j)
+    return word
+
+
+@compiled
+def _checked_byte(text: Any, at: int) -> Any:
+    return text[at]
+
+
+_CHECKED: Final = bool(numba.config.BOUNDSCHECK)
+byte: Final = _checked_byte if _CHECKED else _loader(8)
+word: Final = _checked_word if _CHECKED else _loader(64)
+"""The byte, and the eight bytes (the first lowest), at a place in the text."""
+
+
+def handle(text: Any) -> Any:
+    """What compiled loops take for ``text`` uint8[...]. Keep the array alive while they run."""
+    if not _CHECKED:
+        return text.ctypes.data
+    read_only = text.view()  # of one type for numba, whoever owns the bytes
+    read_only.flags.writeable = False
+    return read_only
+
+
+# --- instructions ------------------------------------------------------------------------------------
+
+
+def _trailing_zeros(typing_context: Any, bits: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return numba.types.int64(numba.types.uint64), build
+
+
+trailing_zeros: Final = numba.extending.intrinsic(_trailing_zeros)
+"""How many bits of an uint64 are 0 below the lowest one that is 1, as int64; 64 if none is."""
+
+
+def _prefetch(typing_context: Any, address: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        to_write, keep_close, of_data = (ir.Constant(number, value) for value in (1, 3, 1))
+        builder.call(function, [builder.inttoptr(arguments[0], pointer), to_write, keep_close, of_data])
+        return context.get_dummy_value()
+
+    return numba.types.void(numba.types.int64), build
+
+
+prefetch: Final = numba.extending.intrinsic(_prefetch)
+"""Begin to load the cache line at an address (int64), which a later access then need not wait for."""
