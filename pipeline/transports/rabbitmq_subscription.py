@@ -7,9 +7,10 @@ bytes of a chunk are `frames`'. A subscription that fails stays failed.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections import deque
 from collections.abc import Sequence
+
+from isal import isal_zlib
 
 from pipeline.transports import Chunk, OffsetGone, TransportError, frames
 from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
@@ -154,7 +155,7 @@ class RabbitMQSubscription:
         """The payloads of the chunk; an unreadable chunk ends the subscription."""
         try:
             with memoryview(chunk.frame) as view:
-                if zlib.crc32(view[chunk.start : chunk.end]) != chunk.crc:
+                if isal_zlib.crc32(view[chunk.start : chunk.end]) != chunk.crc:
                     raise frames.BrokenChunk("its checksum does not hold")
             return frames.decode_entries(
                 chunk.frame, chunk.start, chunk.end, entries=chunk.entries, records=chunk.records

@@ -15,10 +15,11 @@ import fcntl
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from isal import isal_zlib
 
 RECORDS_PER_CHUNK_MAX = 4096
 PAYLOAD_BYTES_MAX = 2**20
@@ -84,7 +85,7 @@ def read_chunk(fd: int, position: int, size: int) -> StoredChunk | None:
     if magic != _MAGIC or body_at + payload_bytes > size:
         return None
     payload = os.pread(fd, payload_bytes, body_at)
-    crc = zlib.crc32(payload, zlib.crc32(header[: _PREFIX.size]))
+    crc = isal_zlib.crc32(payload, isal_zlib.crc32(header[: _PREFIX.size]))
     if len(payload) < payload_bytes or crc != _CRC.unpack_from(header, _PREFIX.size)[0]:
         return None
     return StoredChunk(
@@ -99,7 +100,7 @@ def read_chunk(fd: int, position: int, size: int) -> StoredChunk | None:
 def encode_chunk(*, first_offset: int, timestamp_us: int, bodies: Sequence[bytes]) -> bytes:
     payload = b"".join(part for body in bodies for part in (_LENGTH.pack(len(body)), body))
     prefix = _PREFIX.pack(_MAGIC, first_offset, len(bodies), timestamp_us, len(payload))
-    return b"".join((prefix, _CRC.pack(zlib.crc32(payload, zlib.crc32(prefix))), payload))
+    return b"".join((prefix, _CRC.pack(isal_zlib.crc32(payload, isal_zlib.crc32(prefix))), payload))
 
 
 def split(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
