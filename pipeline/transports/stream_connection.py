@@ -51,7 +51,7 @@ class DeliveredChunk:
     records: int
     timestamp_ms: int
     crc: int
-    frame: bytes
+    frame: bytes | memoryview
     start: int
     end: int
 
@@ -281,11 +281,13 @@ class StreamConnection(Client):  # type: ignore[misc]
                 silence_s = 2 * self._heartbeat
                 self.fail(TransportError(f"{self.address} was silent for {silence_s} s: taken for cut off"))
 
-    def _dispatch(self, raw: bytes) -> None:
-        key, version = _HEAD.unpack_from(raw)
+    def _dispatch(self, frame: bytes | memoryview) -> None:
+        key, version = _HEAD.unpack_from(frame)
         if key == _DELIVER and version == 1:
-            self.on_chunk(_delivered(raw))
-        elif key == _PUBLISH_CONFIRM:
+            self.on_chunk(_delivered(frame))
+            return
+        raw = bytes(frame)
+        if key == _PUBLISH_CONFIRM:
             (count,) = struct.unpack_from(">I", raw, 5)
             self.on_confirm(struct.unpack_from(f">{count}Q", raw, 9))
         elif key == _STATS_ANSWER:
@@ -334,7 +336,7 @@ class StreamConnection(Client):  # type: ignore[misc]
         waiter.set_result(values)
 
 
-def _delivered(raw: bytes) -> DeliveredChunk:
+def _delivered(raw: bytes | memoryview) -> DeliveredChunk:
     (
         subscription_id,
         magic,

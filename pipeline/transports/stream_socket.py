@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from typing import Any
 
+import numpy as np
 from rstream.connection import Connection, ConnectionClosed
 
-READ_BYTES = 256 * 2**10
+BUFFER_BYTES = 64 * 2**10
 CHUNK_BYTES_MAX = 512 * 2**20
 CONNECT_TIMEOUT_S = 10.0
 
+_LENGTH_BYTES = 4
+
 
 class StreamSocket(Connection):  # type: ignore[misc]
-    """rstream's connection with large reads (its own are of 256 bytes) and a count of them."""
-
-    reads = 0
+    """rstream's connection, reading large frames straight into their own memory, and counting its reads."""
 
     async def open(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            self._reader, self._writer = await asyncio.open_connection(
-                self.host, self.port, ssl=self._ssl_context, limit=2 * READ_BYTES
-            )
+            _, self._writer = await asyncio.open_connection(self.host, self.port, ssl=self._ssl_context)
+        transport = self._writer.transport
+        self._frames = _Frames(transport.get_protocol())
+        transport.set_protocol(self._frames)  # the broker does not speak first, so nothing was read yet
 
-    async def read_frame_bytes(self) -> bytes:
-        length = int.from_bytes(await self._read(4), "big")
-        if length > CHUNK_BYTES_MAX:
-            raise ValueError(f"a frame of {length} bytes")
-        return await self._read(length)
+    @property
+    def reads(self) -> int:
+        return self._frames.reads
 
-    async def _read(self, n: int) -> bytes:
-        buffer = self._buffer
-        while len(buffer) < n:
-            read = await self._reader.read(READ_BYTES)
-            if not read:
-                raise ConnectionClosed("end of stream")
-            self.reads += 1
-            buffer += read
-        with memoryview(buffer) as view:
-            wanted = bytes(view[:n])
-        del buffer[:n]
-        return wanted
+    async def read_frame_bytes(self) -> bytes | memoryview:
+        """The next frame without its length. Raises ConnectionClosed, OSError or ValueError at the end."""
+        return await self._frames.next()
 
     def write_soon(self, frames: bytes) -> None:
         """Send without waiting; for small frames."""
@@ -53,3 +46,96 @@ class StreamSocket(Connection):  # type: ignore[misc]
         """Drop the socket at once, whatever is still in its buffers."""
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+class _Frames(asyncio.BufferedProtocol):
+    """Cuts what comes into frames: a 4-byte length and so many bytes.
+
+    A frame that fits into the common buffer is copied out of it; a larger one, which a chunk of a reader that
+    is behind is, gets memory of its own that the rest of it is read into. How much can wait for `next` is
+    bounded by the credit for chunks, and by one buffer of small frames for each of its wakes.
+    """
+
+    def __init__(self, writing: Any) -> None:
+        """``writing``: the protocol before this one, which goes on to know when writing must wait."""
+        self.reads = 0
+        self._writing = writing
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._begin = self._end = 0
+        self._large: memoryview | None = None
+        self._filled = 0
+        self._complete: deque[bytes | memoryview] = deque()
+        self._ended: Exception | None = None
+        self._news = asyncio.Event()
+
+    async def next(self) -> bytes | memoryview:
+        while not self._complete:
+            if self._ended is not None:
+                raise self._ended
+            self._news.clear()
+            await self._news.wait()
+        return self._complete.popleft()
+
+    # --- what the event loop calls -----------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._large is not None:
+            return self._large[self._filled :]
+        return self._buffer[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.reads += 1
+        if self._large is not None:
+            self._filled += nbytes
+            if self._filled == len(self._large):
+                self._complete.append(self._large.toreadonly())
+                self._large = None
+                self._news.set()
+            return
+        self._end += nbytes
+        try:
+            self._cut()
+        except ValueError as error:
+            self._end_with(error)
+            self._begin = self._end = 0
+
+    def eof_received(self) -> bool:
+        self._end_with(ConnectionClosed("end of stream"))
+        return bool(self._writing.eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_with(exc or ConnectionClosed("end of stream"))
+        self._writing.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._writing.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._writing.resume_writing()
+
+    def _end_with(self, error: Exception) -> None:
+        self._ended = self._ended or error
+        self._news.set()
+
+    def _cut(self) -> None:
+        """Take the whole frames out of the buffer, and make room for the rest of one that has begun."""
+        while self._end - self._begin >= _LENGTH_BYTES:
+            body = self._begin + _LENGTH_BYTES
+            length = int.from_bytes(self._buffer[self._begin : body], "big")
+            if length > CHUNK_BYTES_MAX:
+                raise ValueError(f"a frame of {length} bytes")
+            if body + length <= self._end:
+                self._complete.append(bytes(self._buffer[body : body + length]))
+                self._begin = body + length
+                self._news.set()
+            elif length > BUFFER_BYTES - _LENGTH_BYTES:
+                self._large = np.empty(length, np.uint8).data  # a bytearray would be filled with zeros first
+                self._filled = self._end - body
+                self._large[: self._filled] = self._buffer[body : self._end]
+                self._begin = self._end
+            else:
+                break
+        left = self._end - self._begin
+        if self._begin:
+            self._buffer[:left] = bytes(self._buffer[self._begin : self._end])
+            self._begin, self._end = 0, left
