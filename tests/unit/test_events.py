@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.core import wire
-from pipeline.core.events import Columns, Reader
+from pipeline.core.events import Columns, Names, Reader
 from tests import mix
 from tests import oracle as naive
 
@@ -268,3 +268,14 @@ def test_numbers_of_ids_survive_growth() -> None:
     assert both.org[:1000].tolist() == first.org.tolist()
     assert len(reader.orgs) == 5000
     assert [str(event.org_id) for event in columns_as_events(reader, both).values()] == orgs
+
+
+@given(st.lists(st.lists(st.text("ab\0é", max_size=26), max_size=40), max_size=4), st.integers(0, 900))
+def test_names_are_numbered_in_order_of_first_sight(batches: list[list[str]], before: int) -> None:
+    names = Names()
+    known = ["", "other"]
+    for batch in ([f"before-{number}" for number in range(before)], *batches):
+        numbers = names.numbers(batch).tolist()
+        known.extend(text for text in dict.fromkeys(batch) if text not in known)
+        assert [known[number] for number in numbers] == batch
+    assert names.texts == known

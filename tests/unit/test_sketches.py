@@ -104,19 +104,25 @@ def as_they_are(keys: np.ndarray) -> np.ndarray:
             st.sampled_from((1, 200, 70_000, 5_000_000_000)),
         ),
         max_size=300,
-    )
+    ),
+    st.sampled_from((1, 2, 7, 300)),
+    st.booleans(),
 )
-def test_the_compiled_twin_writes_the_same_bytes(adds: list[tuple[int, int, int]]) -> None:
+def test_the_compiled_twin_writes_the_same_bytes(
+    adds: list[tuple[int, int, int]], batch: int, in_order: bool
+) -> None:
     table = Table(GRAINS[0], key_width=3)
     rows: dict[int, np.ndarray] = {}
     for row, bin_, count in adds:
         dense = rows.setdefault(row, np.zeros(sketches.BINS, np.int64))
         dense[bin_] += count
-    # Rows come in as the database has them, bin by bin, so that blocks in the pool grow and move.
+    # Bins come alone or as runs to merge, and in between, so that blocks in the pool grow and move.
     places = table._touch(np.array([(row, 0, 0) for row in rows], np.int32).reshape(-1, 3))
     where = dict(zip(rows, places.tolist(), strict=True))
-    for row, bin_, count in adds:
-        table._add_bins(np.array([where[row]]), np.array([bin_]), np.array([count]))
+    for first in range(0, len(adds), batch):
+        some = adds[first : first + batch]
+        added = np.array(sorted(some) if in_order else some, np.int64)
+        table._add_bins(np.array([where[row] for row in added[:, 0].tolist()]), added[:, 1], added[:, 2])
     drained = table.drain(as_they_are)
     assert [drained.sketches[where[row]] for row in rows] == [
         sketches.from_dense(dense) for dense in rows.values()
