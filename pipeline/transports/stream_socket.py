@@ -85,6 +85,8 @@ class _Frames(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.reads += 1
+        if self._ended is not None:
+            return  # behind a length that cannot be, nothing is a frame
         if self._large is not None:
             self._filled += nbytes
             if self._filled == len(self._large):
