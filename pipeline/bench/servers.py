@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -265,8 +266,13 @@ class Worker(Service):
         """The sum of a metric over its labels and the processes."""
         total = 0.0
         for url in self._metrics:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                page = answer.read().decode()
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    page = answer.read().decode()
+            except urllib.error.URLError as error:
+                if isinstance(error.reason, ConnectionRefusedError):
+                    continue  # it has not started yet, and counted nothing; `check` sees one that ended
+                raise
             found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
             total += sum(map(float, found))
         return total
