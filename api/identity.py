@@ -6,7 +6,7 @@ taken beside each mode but none. One request carries one credential: two could n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final, Protocol
@@ -109,7 +109,13 @@ class _Bearer:
 
 
 class _Gateway:
-    """Believes a trusted proxy's X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs (comma separated)."""
+    """Believes a trusted proxy's X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs (comma separated).
+
+    The gateway sends each of the three exactly once, an empty one for nothing. A caller can send lines of its
+    own with them, and a proxy that appends passes them on: two lines of one name are therefore no credential,
+    and no line is ever added to another. Names are compared as the loosest server between us and the caller
+    would, ``_`` as ``-``, so that X_Actor_Roles counts as a second X-Actor-Roles.
+    """
 
     challenge: Final = problems.GATEWAY_CHALLENGE
 
@@ -117,21 +123,25 @@ class _Gateway:
         self._trusted = config.trusted_proxies
 
     def attempted(self, request: web.Request) -> bool:
-        return any(name in request.headers for name in ("X-Actor-Subject", "X-Actor-Roles", "X-Actor-Orgs"))
+        return any(True for _ in _actor_lines(request))
 
     async def __call__(self, request: web.Request) -> Caller:
         if not self._is_trusted(request):
             raise problems.unauthenticated("This server takes requests from its gateway only.")
-        subject = request.headers.getall("X-Actor-Subject", [])
-        if len(subject) != 1 or not subject[0].strip():
-            raise problems.unauthenticated("The gateway must send X-Actor-Subject, once.")
+        lines = list(_actor_lines(request))
+        if sorted(name.lower() for name, _ in lines) != _ACTOR_HEADERS:
+            raise problems.unauthenticated(
+                "The gateway must send X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs, each exactly once."
+            )
+        actor = {name.lower(): value.strip() for name, value in lines}
+        subject = actor["x-actor-subject"]
+        if not 1 <= len(subject) <= SUBJECT_CHARS_MAX:
+            raise problems.unauthenticated(f"X-Actor-Subject must have 1 to {SUBJECT_CHARS_MAX} characters.")
         try:
-            orgs = frozenset(params.uuid(org) for org in _listed(request, "X-Actor-Orgs"))
+            orgs = frozenset(params.uuid(org) for org in _listed(actor["x-actor-orgs"]))
         except ValueError:
             raise problems.unauthenticated("X-Actor-Orgs must be UUIDs, separated by commas.") from None
-        return Caller(
-            subject=subject[0].strip(), roles=frozenset(_listed(request, "X-Actor-Roles")), orgs=orgs
-        )
+        return Caller(subject=subject, roles=frozenset(_listed(actor["x-actor-roles"])), orgs=orgs)
 
     def _is_trusted(self, request: web.Request) -> bool:
         # The peer of the connection itself: request.remote may be rewritten, and the headers are in doubt.
@@ -144,6 +154,15 @@ class _Gateway:
         return any(address in network for network in self._trusted)
 
 
-def _listed(request: web.Request, header: str) -> Iterable[str]:
-    words = (word.strip() for line in request.headers.getall(header, []) for word in line.split(","))
-    return filter(None, words)
+_ACTOR_HEADERS: Final = ["x-actor-orgs", "x-actor-roles", "x-actor-subject"]
+
+
+def _actor_lines(request: web.Request) -> Iterator[tuple[str, str]]:
+    """Each line whose name is, to some server, that of an X-Actor-* header."""
+    return (
+        line for line in request.headers.items() if line[0].lower().replace("_", "-").startswith("x-actor-")
+    )
+
+
+def _listed(line: str) -> Iterable[str]:
+    return filter(None, (word.strip() for word in line.split(",")))

@@ -34,7 +34,8 @@ SECURITY: Final = {
         "type": "apiKey",
         "in": "header",
         "name": "X-Actor-Subject",
-        "description": "AUTH_MODE=gateway: with X-Actor-Roles and X-Actor-Orgs, set by a trusted proxy."
+        "description": "AUTH_MODE=gateway: with X-Actor-Roles and X-Actor-Orgs, set by a trusted proxy, each"
+        " exactly once and empty for nothing."
         " AUTH_MODE=none asks for nothing and listens on loopback only.",
     },
 }

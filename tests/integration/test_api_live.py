@@ -244,7 +244,7 @@ def test_a_foreign_org_is_not_followed_and_an_admin_is_audited_first(database_ur
             with closing(Events(server, ORG, **mine)) as events:
                 events.until("usage")
             assert server.get(f"{BASE}/orgs/{NEIGHBOUR}/live", headers=mine)[0] == 403
-            admin = {"X-Actor-Subject": "root", "X-Actor-Roles": "admin"}
+            admin = {"X-Actor-Subject": "root", "X-Actor-Roles": "admin", "X-Actor-Orgs": ""}
             with closing(Events(server, NEIGHBOUR, **admin)) as events:
                 assert events.answer.status == 200
                 with psycopg.connect(database_url) as connection:

@@ -12,13 +12,19 @@ from uuid import UUID
 
 import pytest
 from aiohttp import ClientResponse, web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 import api.app
 import api.config
 import api.handlers
 from api import openapi
 from api.app import BASE, create_app
+from api.config import AuthConfig
+from api.identity import authenticator
+from api.problems import Problem
 from api.serving import Runner
 
 ORG = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -164,10 +170,83 @@ async def test_each_route_asks_for_its_own_role(gateway: Client) -> None:
         {"X-Actor-Subject": " "},
         {"X-Actor-Orgs": "all"},
         {"X-Actor-Orgs": f"{ORG};{OTHER}"},
+        {"X-Actor-Subject": "a" * 201},
     ],
 )
 async def test_malformed_credentials_are_no_credentials(gateway: Client, headers: dict[str, str]) -> None:
     await problem(await gateway.get(f"{BASE}/orgs/{ORG}/usage", headers=READER | headers, params=RANGE), 401)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [("X-Actor-Orgs", OTHER)],
+        [("X-Actor-Roles", "admin")],
+        [("x-actor-roles", "admin")],
+        [("X_Actor_Roles", "admin")],
+        [("X-Actor_Roles", "admin")],
+        [("X-Actor-Subject", "root")],
+        [("X-Actor-Roles", "")],
+        [("X-Actor-Orgs", ",")],
+        [("X-Actor-Tenant", "x")],
+        [("X-Actor-", "admin")],
+    ],
+    ids=lambda more: "=".join(more[0]),
+)
+@pytest.mark.parametrize("first", [False, True], ids=("appended", "prepended"))
+async def test_a_second_line_of_an_actor_header_is_no_credential(
+    gateway: Client, more: list[tuple[str, str]], first: bool
+) -> None:
+    own = list(READER.items())
+    lines = more + own if first else own + more
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines)
+    path = f"{BASE}/orgs/{ORG}/freshness"
+    answer = await said(
+        gateway, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n".encode()
+    )
+    assert answer.split(b" ")[1] == b"401"
+
+
+async def said(client: Client, request: bytes) -> bytes:
+    """The server's answer to bytes that no client library would send."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(request)
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("missing", READER)
+async def test_the_gateway_says_all_three_even_where_one_is_empty(gateway: Client, missing: str) -> None:
+    """A header that the gateway leaves out where it is empty is one that a caller could send."""
+    headers = {name: value for name, value in READER.items() if name != missing}
+    await problem(await gateway.get(f"{BASE}/orgs/{ORG}/usage", headers=headers, params=RANGE), 401)
+
+
+_LINE = st.tuples(
+    st.sampled_from(("X-Actor-Subject", "X-Actor-Roles", "X-Actor-Orgs", "X_ACTOR_ROLES", "x-actor-orgs")),
+    st.sampled_from(
+        ("", " ", ",", "ana", "admin", "analytics:usage:read", ORG, OTHER, f"{ORG},{OTHER}", ",,,")
+    ),
+)
+
+
+@settings(max_examples=300)
+@given(lines=st.lists(_LINE, max_size=6))
+async def test_whoever_gets_in_is_named_by_exactly_three_lines(lines: list[tuple[str, str]]) -> None:
+    transport = asyncio.Transport(extra={"peername": ("127.0.0.1", 1)})
+    request = make_mocked_request("GET", "/", headers=CIMultiDict(lines), transport=transport)
+    config = AuthConfig(mode="gateway", trusted_proxies=(ip_network("127.0.0.1/32"),))
+    try:
+        caller = await authenticator(config, keys=None, tokens=None)(request)
+    except Problem:  # a 401: there is no other here
+        return
+    given = {name.lower(): value for name, value in lines}
+    assert len(lines) == 3
+    assert given.keys() == {"x-actor-subject", "x-actor-roles", "x-actor-orgs"}
+    assert caller.subject == given["x-actor-subject"]
+    assert all(str(org) in given["x-actor-orgs"] for org in caller.orgs or ())
+    assert all(role in given["x-actor-roles"].split(",") for role in caller.roles)
 
 
 def test_mode_none_is_refused_off_loopback() -> None:
@@ -297,7 +376,9 @@ async def test_a_body_over_64_kib_is_413(client: Client) -> None:
 
 async def test_a_gatewayed_caller_of_any_role_may_validate(gateway: Client) -> None:
     response = await gateway.post(
-        f"{BASE}/events/validate", data=json.dumps(EVENT), headers={"X-Actor-Subject": "ana"}
+        f"{BASE}/events/validate",
+        data=json.dumps(EVENT),
+        headers={"X-Actor-Subject": "ana", "X-Actor-Roles": "", "X-Actor-Orgs": ""},
     )
     assert response.status == 204
 
