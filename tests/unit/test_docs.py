@@ -1,0 +1,98 @@
+"""What the pages and the README name must exist: links, commands, options, settings, metrics and tables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import pytest
+from prometheus_client import generate_latest
+
+from api import metrics as api_metrics
+from pipeline import metrics
+from pipeline.cli import main
+from sql import schema, settings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])
+_SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+_NO_SETTINGS = re.compile(
+    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|DAY_ZONES)\b"
+)
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def code_blocks(page: Path, *languages: str) -> Iterator[str]:
+    for language, text in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        if language in languages:
+            yield text
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The arguments of each ``spendstream`` command in the page's shell blocks."""
+    for block in code_blocks(page, "sh", "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                del words[0]
+            if words and words[0] == "spendstream":
+                yield [word for word in words[1:] if word != "&"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{target} leads nowhere"
+        assert not anchor or anchor in anchors(there), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
+    for words in commands(page):
+        command: click.Command = main
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            found = command.get_command(click.Context(command), words[0])
+            assert found is not None, f"there is no command {words[0]!r}"
+            command, words = found, words[1:]
+        known = {option for parameter in command.params for option in parameter.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word.partition("=")[0] in known, f"{command.name} has no option {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+    known = {setting.name for setting in settings.SETTINGS}
+    for quoted in re.findall(r"`([^`\n]+)`", page.read_text()) + list(code_blocks(page, "sh", "bash")):
+        wanted = {name for name in _SETTING.findall(quoted) if not _NO_SETTINGS.fullmatch(name)}
+        assert wanted <= known, f"unknown settings: {wanted - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_metric_and_table_that_a_page_names_exists(page: Path) -> None:
+    exposition = api_metrics.Metrics().exposition({}, datetime.now(UTC)) + generate_latest(metrics.REGISTRY)
+    exposed = set(re.findall(r"^# HELP (\S+)", exposition.decode(), re.MULTILINE))
+    exposed |= {name.removesuffix("_total") for name in exposed}
+    tables = {table.name for table in schema.metadata.tables.values()}
+    for quoted in re.findall(r"`([^`\n]+)`", page.read_text()):
+        for name in re.findall(r"\banalytics_[a-z_]+\b", quoted):
+            assert name in exposed, f"there is no metric {name}"
+        for name in re.findall(r"\banalytics\.([a-z_]+)\b", quoted):
+            assert name in tables or name == "usage", f"there is no table {name}"
