@@ -6,6 +6,7 @@ taken beside each mode but none. One request carries one credential: two could n
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ADMIN: Final = "admin"
 SUBJECT_CHARS_MAX: Final = 200
+SUBJECT_FORM: Final = f"text of 1 to {SUBJECT_CHARS_MAX} characters without control characters"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,14 @@ class Caller:
 
     def owns(self, org_id: UUID) -> bool:
         return self.orgs is None or org_id in self.orgs
+
+
+def is_subject(text: str) -> bool:
+    """Can this name a caller, in the log and in the database too? A lone surrogate is a byte that was no
+    UTF-8, or an escape of JSON that stands for no character."""
+    return 1 <= len(text) <= SUBJECT_CHARS_MAX and not any(
+        unicodedata.category(c) in ("Cc", "Cs") for c in text
+    )
 
 
 class Authenticator(Protocol):
@@ -135,8 +145,8 @@ class _Gateway:
             )
         actor = {name.lower(): value.strip() for name, value in lines}
         subject = actor["x-actor-subject"]
-        if not 1 <= len(subject) <= SUBJECT_CHARS_MAX:
-            raise problems.unauthenticated(f"X-Actor-Subject must have 1 to {SUBJECT_CHARS_MAX} characters.")
+        if not is_subject(subject):
+            raise problems.unauthenticated(f"X-Actor-Subject must be {SUBJECT_FORM}, in UTF-8.")
         try:
             orgs = frozenset(params.uuid(org) for org in _listed(actor["x-actor-orgs"]))
         except ValueError:

@@ -1,6 +1,7 @@
 """Bearer tokens: what is believed, what is refused, and when the issuer's keys are read again."""
 
 import base64
+import hmac
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -16,10 +17,12 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from api.config import TokenConfig
 from api.database import Unavailable
-from api.identity import Caller
+from api.identity import Caller, is_subject
 from api.problems import Problem
 from api.tokens import REFETCH_S, Tokens, usable_keys
 
@@ -189,6 +192,101 @@ async def test_absent_orgs_and_roles_are_none_of_them() -> None:
 )
 async def test_what_is_no_token_is_refused(text: str) -> None:
     await refused(tokens_of(HS), text)
+
+
+def signed(claims: str, header: str = '{"alg":"HS256","typ":"JWT"}') -> str:
+    """A token whose signature is right, of JSON that no library would write."""
+    parts = [
+        base64.urlsafe_b64encode(p.encode("utf-8", "surrogatepass")).rstrip(b"=") for p in (header, claims)
+    ]
+    body = b".".join(parts)
+    mac = base64.urlsafe_b64encode(hmac.digest(SECRET.encode(), body, "sha256")).rstrip(b"=")
+    return (body + b"." + mac).decode()
+
+
+def claims_with(name: str, value: str) -> str:
+    """The claims as JSON text, one of them ``value`` as it stands."""
+    return json.dumps({**CLAIMS, name: "@"}).replace('"@"', value)
+
+
+DIGITS = "9" * 400
+NO_TIMES = (
+    DIGITS,
+    f"-{DIGITS}",
+    "9" * 5000,
+    f"{DIGITS}.0",
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "[1]",
+    "{}",
+)
+
+
+@pytest.mark.parametrize("name", ["exp", "nbf", "iat"])
+@pytest.mark.parametrize("value", NO_TIMES, ids=lambda value: value[:12])
+async def test_a_number_that_is_no_time_is_refused_and_no_fault_of_ours(name: str, value: str) -> None:
+    await refused(tokens_of(HS), signed(claims_with(name, value)))
+
+
+@pytest.mark.parametrize("name", ["exp", "sub", "orgs", "roles", "aud", "iss", "else"])
+@pytest.mark.parametrize("depth", [100, 2000, 50_000])
+async def test_claims_nested_without_end_are_refused(name: str, depth: int) -> None:
+    text = signed(claims_with(name, "[" * depth + "]" * depth))
+    if name == "else" and depth == 100:
+        assert await tokens_of(HS).caller(text) == ANA
+    else:
+        await refused(tokens_of(HS), text)
+
+
+@pytest.mark.parametrize(
+    "kid",
+    ['"' + "k" * 100_000 + '"', DIGITS, "[]", "{}", "true", '"\\ud800"', '"\\u0000"'],
+    ids=lambda kid: kid[:9],
+)
+async def test_a_key_id_that_names_no_key_is_refused(from_file: TokenConfig, kid: str) -> None:
+    header = '{"alg":"RS256","kid":' + kid + "}"
+    await refused(tokens_of(from_file), signed(json.dumps(CLAIMS), header))
+
+
+@pytest.mark.parametrize("subject", ["a\0b", "a\nb", "\ud800", "\x1b[31m"])
+async def test_a_subject_that_no_table_and_no_log_can_hold_is_refused(subject: str) -> None:
+    await refused(tokens_of(HS), signed(json.dumps({**CLAIMS, "sub": subject})))
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(10**308, 10**410)
+    | st.floats()
+    | st.text(alphabet=st.characters(), max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = st.sampled_from((*CLAIMS, "nbf", "iat", "jti", "b64", "crit", "alg", "kid", "typ", "x"))
+
+
+@settings(max_examples=400)
+@given(
+    claims=JSON_VALUES | st.dictionaries(NAMES, JSON_VALUES, max_size=6),
+    header=st.dictionaries(NAMES, JSON_VALUES, max_size=4),
+    kept=st.booleans(),
+)
+async def test_whatever_a_signed_token_says_it_names_a_caller_or_is_refused(
+    claims: Any, header: dict[str, Any], kept: bool
+) -> None:
+    if kept and isinstance(claims, dict):
+        claims = {**CLAIMS, **claims}
+    text = signed(json.dumps(claims), json.dumps({"typ": "JWT", **header, "alg": "HS256"}))
+    try:
+        caller = await tokens_of(HS).caller(text)
+    except Problem:  # a 401: there is no other here
+        return
+    assert is_subject(caller.subject)
+    assert caller.orgs is not None
 
 
 async def test_a_header_that_must_be_understood_is_refused() -> None:
