@@ -15,10 +15,10 @@ from typing import Final
 
 from aiohttp import web
 
-from api import logs
 from api.app import create_app, export_runner, export_store
 from api.config import Config, load
 from api.serving import Runner
+from pipeline.common import logs
 from sql.settings import ConfigError
 
 log = logging.getLogger("api")
@@ -33,7 +33,7 @@ def main() -> int:
         for fault in error.faults:
             print(f"configuration: {fault}", file=sys.stderr)
         return 2
-    logs.configure(config.log_level)
+    logs.configure(config.log_level, config.database.service_name, secrets=config.secrets)
     if sys.argv[1:] == ["exporter"]:
         return export(config)
     return asyncio.run(serve(config))
@@ -67,9 +67,7 @@ async def serve(config: Config) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = Runner(
-        create_app(config, give_up=give_up), access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_S
-    )
+    runner = Runner(create_app(config, give_up=give_up), shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         await web.TCPSite(runner, config.host, config.port).start()

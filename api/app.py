@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from api import docs, problems
@@ -47,6 +48,7 @@ from api.problems import Problem
 from api.questions import Parser
 from api.streams import Live
 from api.tokens import Tokens
+from pipeline.common.http import failure
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +266,16 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return problems.response(problems.unavailable(str(error)), request_id)
     except web.HTTPException as error:
         return problems.response(problems.of_http_error(error), request_id)
-    except Exception:
-        log.exception("request_failed", extra={"request_id": request_id, "route": template(request)})
+    except (HttpProcessingError, web.RequestPayloadError) as error:  # a body is not as its head says
+        fault = type(error).__name__
+        log.info("bad_request", extra={"request_id": request_id, "fault": fault, "peer": request.remote})
+        detail = "The body is not what the request's head says: its length, chunks or encoding are wrong."
+        return problems.response(Problem(status=400, detail=detail), request_id)
+    except ConnectionError:  # there is nobody left to answer
+        raise
+    except Exception as error:
+        facts = {"request_id": request_id, "route": template(request), "traceback": failure(error, request)}
+        log.error("request_failed", extra=facts)
         return problems.response(
             Problem(status=500, detail="Something went wrong here; the log has it under this instance."),
             request_id,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from sql import settings
@@ -102,7 +102,7 @@ class ExportConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything ``python -m api`` is built from."""
+    """Everything ``python -m api`` is built from. ``secrets`` are what no log may show."""
 
     log_level: str
     host: str
@@ -117,6 +117,7 @@ class Config:
     exports: ExportConfig
     rate_limit: int
     request_bytes_max: int
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(environment: Mapping[str, str]) -> Config:
@@ -166,6 +167,7 @@ def load(environment: Mapping[str, str]) -> Config:
         ),
         rate_limit=v["API_RATE_LIMIT"],
         request_bytes_max=v["API_REQUEST_BYTES_MAX"],
+        secrets=v.secrets(),
         live=LiveConfig(
             per_org_max=v["LIVE_PER_ORG_MAX"],
             listeners_max=v["LIVE_MAX"],

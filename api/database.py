@@ -70,6 +70,7 @@ class Database:
             async_creator=self._connect,
             pool_size=config.pool_size,
             max_overflow=0,
+            hide_parameters=True,  # an error's text would have them, and goes into the log
             pool_timeout=config.timeout_s,
         )
         self._reader = self._engine.execution_options(

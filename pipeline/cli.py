@@ -376,10 +376,10 @@ def worker(processes: int) -> None:
     import asyncio
 
     from pipeline import config as configuration
-    from pipeline import logs
+    from pipeline.common import logs
 
     loaded = configuration.load(os.environ)
-    logs.configure(loaded.log_level, loaded.service_name)
+    logs.configure(loaded.log_level, loaded.service_name, secrets=loaded.secrets)
     if processes > 1:
         from pipeline import workers
 

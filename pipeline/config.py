@@ -54,7 +54,7 @@ class ArchiveConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything ``spendstream worker`` is built from."""
+    """Everything ``spendstream worker`` is built from. ``secrets`` are what no log may show."""
 
     service_name: str
     log_level: str
@@ -68,6 +68,7 @@ class Config:
     retention: RetentionConfig
     dedupe_folder: Path | None = None
     archive: ArchiveConfig | None = None
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(environment: Mapping[str, str]) -> Config:
@@ -101,6 +102,7 @@ def load(environment: Mapping[str, str]) -> Config:
         ),
         dedupe_folder=v["DEDUPE_FOLDER"],
         archive=archive_config(v),
+        secrets=v.secrets(),
     )
 
 

@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pipeline import agents, maintenance, metrics, spill
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
+from pipeline.common import http
 from pipeline.config import Config
 from pipeline.core.ledger import warm_up
 from pipeline.partition import ExponentialBackoff, PartitionWorker
@@ -232,10 +233,15 @@ async def _serve_page(config: Config, state: _State) -> web.AppRunner:
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    site = web.TCPSite(runner, config.metrics_host, config.metrics_port)
-    await site.start()
+    runner = await serve_page(config.metrics_host, config.metrics_port, app)
     host, port = runner.addresses[0][:2]
     log.info("page_listening", extra={"url": f"http://{host}:{port}/metrics"})
+    return runner
+
+
+async def serve_page(host: str, port: int, app: web.Application) -> web.AppRunner:
+    """The worker's door, open at ``host`` and ``port`` (0: a free one). Raises OSError."""
+    runner = http.Runner(app, handle_signals=False)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
     return runner

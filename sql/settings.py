@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 class ConfigError(Exception):
@@ -416,6 +416,30 @@ class Values:
 
     def __getitem__(self, name: str) -> Any:
         return self.by_name[name]
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every text that must not be shown: the secret settings, and the passwords in their URLs."""
+        found: list[str] = []
+        for setting in SETTINGS:
+            value = self.by_name[setting.name]
+            if setting.secret and value is not None:
+                found += [str(value), *_passwords(str(value))]
+        return tuple(found)
+
+
+_MASKED_CHARS_MIN = 6
+"""A shorter password is a word that other texts have too."""
+
+
+def _passwords(url: str) -> list[str]:
+    """The password of a URL as it stands there and unquoted."""
+    credentials, at, _ = url.partition("://")[2].rpartition("@")
+    user, _, password = credentials.partition(":")
+    return [
+        text
+        for text in {password, unquote(password)}
+        if at and len(text) >= _MASKED_CHARS_MIN and text != unquote(user)
+    ]
 
 
 def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Values:

@@ -362,7 +362,7 @@ class World:
         while True:
             for slot in self.slots:
                 if slot.wanted and not slot.busy and not slot.running():
-                    ended = [line for line in slot.events() if line["level"] == "CRITICAL"]
+                    ended = [line for line in slot.events() if line["level"] == "critical"]
                     code = slot.process.process.poll()
                     slot.crashes.append(
                         f"worker {slot.number} exit code {code}: {str(ended[-1:])[-1500:]}\n"

@@ -121,7 +121,7 @@ async def test_sigterm_commits_what_was_read_and_exits_0(env: dict[str, str], tm
         < events.index("worker_stopped")
     )
     for line in worker.events():
-        assert {"event", "level", "time", "service", "logger"} <= set(line)
+        assert list(line)[:5] == ["time", "level", "event", "logger", "service"]
     # numpy, numba, faust and SQLAlchemy alone are more than this
     assert worker.events()[events.index("worker_started")]["objects_frozen"] > 50_000
 

@@ -1,0 +1,93 @@
+"""An HTTP door: aiohttp's server, but for what it says of a request that it could not read.
+
+aiohttp answers such a request before any middleware, and logs it with a traceback and the bytes of the line
+that is wrong, be it a credential. Here it is one line of the log, without anything that the peer sent. There
+is no public place for that in aiohttp; this replaces `handle_error` and the log of its protocol, and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any, Final
+
+from aiohttp import web, web_protocol
+from aiohttp.web_request import BaseRequest
+
+from pipeline.common.logs import is_unread
+
+log = logging.getLogger(__name__)
+
+_MASKED_CHARS_MIN: Final = 6
+"""Shorter ones are words that a traceback has of its own."""
+
+
+def failure(error: BaseException, request: BaseRequest) -> str:
+    """The traceback of a fault of ours, without a word that stands in a header of the request."""
+    text = "".join(traceback.format_exception(error))
+    for value in request.headers.values():
+        for word in (value, *value.split()):
+            if len(word) >= _MASKED_CHARS_MIN:
+                text = text.replace(word, "…")
+    return text
+
+
+class Runner(web.AppRunner):
+    """An `aiohttp.web.AppRunner` without an access log, whose log has no header and no body."""
+
+    def __init__(self, app: web.Application, **kwargs: Any) -> None:
+        super().__init__(app, **{"access_log": None, **kwargs})
+
+    def refusal(self, status: int) -> web.Response:
+        """The answer to what is no request (400), or to a fault of ours (500)."""
+        return web.Response(status=status, text="The request is not HTTP as this server reads it.\n")
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        server.__class__ = _Server
+        server.runner = self  # type: ignore[attr-defined]
+        return server
+
+
+class _Server(web.Server):
+    runner: Runner
+
+    def __call__(self) -> web_protocol.RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class _Protocol(web_protocol.RequestHandler):
+    __slots__ = ("_runner",)
+
+    def __init__(self, manager: _Server, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self._runner: Final = manager.runner
+
+    def handle_error(
+        self,
+        request: BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError):  # the peer has gone: nobody is left to answer
+            raise exc
+        if exc is not None and is_unread(exc):
+            log.info(
+                "bad_request", extra={"status": status, "fault": type(exc).__name__, "peer": request.remote}
+            )
+        else:
+            fault = failure(exc, request) if exc is not None else None
+            log.error("request_failed", extra={"status": status, "traceback": fault})
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun: there cannot be another")
+        response = self._runner.refusal(status)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        log.error("connection_failed", exc_info=kwargs.get("exc_info"))
+
+    def log_debug(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: that clients come and go is no news."""
