@@ -24,10 +24,12 @@ import psycopg
 import psycopg.sql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from api.config import DatabaseConfig
 from sql import roles
+from sql.connect import AsyncConnection as AsyncSession
+from sql.connect import Refused, Session, async_pool, connect_async
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,6 +38,7 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _PATIENCE_S: Final = 0.25
 _CONNECT_TIMEOUT_S: Final = 5
+_IDLE_IN_TRANSACTION_S: Final = 60.0
 _SCHEMA_STATES: Final = ("42P01", "42703", "42883", "3F000", "42P10")
 _AWAY_CLASSES: Final = ("08", "53", "57", "58", "XX", "28", "3D")
 
@@ -65,14 +68,15 @@ class Database:
 
     def __init__(self, config: DatabaseConfig) -> None:
         self._config = config
-        self._engine: AsyncEngine = create_async_engine(
-            "postgresql+psycopg://",
-            async_creator=self._connect,
-            pool_size=config.pool_size,
-            max_overflow=0,
-            hide_parameters=True,  # an error's text would have them, and goes into the log
-            pool_timeout=config.timeout_s,
+        self._session = Session(
+            application_name=config.service_name,
+            statement_timeout_s=config.statement_timeout_s,
+            lock_timeout_s=config.timeout_s,  # a lock we wait for (a migration) is a database that hangs
+            idle_in_transaction_s=_IDLE_IN_TRANSACTION_S,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
+            impatient=True,
         )
+        self._engine = async_pool(self._connect, size=config.pool_size, timeout_s=config.timeout_s)
         self._reader = self._engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -92,9 +96,9 @@ class Database:
 
     async def snapshot(self, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
         """The rows of each statement, all of one read-only snapshot. Raises `Unavailable` like `read`."""
-        text = ";".join((_BEGIN, *(statement.text for statement in statements), "COMMIT"))
+        texts = [statement.text for statement in statements]
         parameters = {name: value for one in statements for name, value in one.parameters.items()}
-        return await self._supervised(self._retried(lambda: self._fetch(text, parameters, len(statements))))
+        return await self._supervised(self._retried(lambda: self._fetch(texts, parameters)))
 
     async def write(self, work: Work[T]) -> T:
         """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
@@ -143,20 +147,23 @@ class Database:
             return await work(connection)
 
     async def _fetch(
-        self, text: str, parameters: Mapping[str, Any], results: int
+        self, texts: Sequence[str], parameters: Mapping[str, Any]
     ) -> list[list[tuple[Any, ...]]]:
-        """What a text of ``results`` statements between BEGIN and COMMIT answers.
+        """What the statements between BEGIN and COMMIT answer.
 
         The values are written into it by psycopg, as it must be where several statements go out at once.
         """
         async with self._translating():
             pooled = await self._plain.connect()
         try:
-            raw = cast("psycopg.AsyncConnection[Any]", (await pooled.get_raw_connection()).driver_connection)
+            raw = cast("AsyncSession", (await pooled.get_raw_connection()).driver_connection)
+            begin = (_BEGIN, *((raw.local,) if raw.pooled else ()))
             found = []
             async with psycopg.AsyncClientCursor(raw) as cursor:
-                await cursor.execute(text.encode(), parameters)
-                for _ in range(results):
+                await cursor.execute(";".join((*begin, *texts, "COMMIT")).encode(), parameters)
+                for _ in begin[1:]:
+                    cursor.nextset()
+                for _ in texts:
                     cursor.nextset()
                     found.append(await cursor.fetchall())
         except BaseException as error:
@@ -179,34 +186,15 @@ class Database:
             raise Unavailable("No database connection came free in time.") from None
         except _Privileged:
             raise Unavailable(PRIVILEGED_REMEDY) from None
+        except Refused as error:
+            raise _refused(error) from error
         except (psycopg.Error, OSError) as error:  # raised by our own _connect, outside SQLAlchemy's wrapping
             log.warning("database_connect_failed", extra={"error": _first_line(error)})
             raise Unavailable("The database cannot be reached.") from error
 
-    async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        connection = await psycopg.AsyncConnection.connect(
-            self._config.url,
-            prepare_threshold=None,
-            connect_timeout=_CONNECT_TIMEOUT_S,
-            application_name=self._config.service_name,
-            # A peer that vanished without a word is noticed in about 10 s, and its slot of the pool freed.
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
-            tcp_user_timeout=10_000,
-        )
+    async def _connect(self) -> AsyncSession:
+        connection = await connect_async(self._config.url, self._session)
         try:
-            # By SET, not by start-up options, which poolers refuse. A lock we wait for (a migration)
-            # is a database that hangs. JIT only costs at this size of query.
-            await connection.execute(
-                "SELECT set_config('timezone', 'UTC', false), set_config('jit', 'off', false),"
-                " set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),"
-                " set_config('idle_in_transaction_session_timeout', '60000', false)",
-                (
-                    str(round(self._config.statement_timeout_s * 1000)),
-                    str(round(self._config.timeout_s * 1000)),
-                ),
-            )
             if not self._config.allow_privileged:
                 await self._refuse_privileges(connection)
             await connection.commit()
@@ -215,7 +203,7 @@ class Database:
             raise
         return connection
 
-    async def _refuse_privileges(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    async def _refuse_privileges(self, connection: AsyncSession) -> None:
         row = await (await connection.execute(roles.WRITES_ROLLUPS)).fetchone()
         assert row is not None
         if row[0]:
@@ -268,10 +256,10 @@ class Database:
         try:
             async with await self._connect() as connection:
                 await connection.execute("SELECT 1")
+        except (_Privileged, Refused):
+            return True
         except (psycopg.Error, OSError):
             return False
-        except _Privileged:
-            return True
         return True
 
 
@@ -287,6 +275,8 @@ def _translated(error: Exception, *, lost: bool) -> Exception:
     """What a driver's error means to whoever must act, the connection being ``lost`` or not. A programmer's
     error stays what it is."""
     original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, Refused):
+        return _refused(original)
     state = getattr(original, "sqlstate", None)
     cause = _first_line(original)
     if state in _SCHEMA_STATES:
@@ -308,6 +298,12 @@ def _translated(error: Exception, *, lost: bool) -> Exception:
         log.warning("database_unavailable", extra={"error": cause})
         return Unavailable("The database cannot be reached.")
     return error
+
+
+def _refused(refusal: Refused) -> Unavailable:
+    text = str(refusal)
+    log.error("database_refused", extra={"error": text})
+    return Unavailable(f"{text[0].upper()}{text[1:]}.")
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -404,7 +404,10 @@ def migrate() -> None:
             values["DATABASE_URL"],
             retention_minute_s=values["RETENTION_MINUTE"],
             retention_rollup_s=values["RETENTION_ROLLUP"],
+            say=lambda text: click.echo(text, err=True),
         )
+    except migrations.MigrationRefused as error:
+        fail(f"the database cannot be migrated: {error}")
     except DBAPIError as error:
         fail(f"the database cannot be migrated: {str(error.orig).strip()}")
     click.echo(f"schema analytics is at revision {migrations.HEAD} on {applied.edition}")

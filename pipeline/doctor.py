@@ -93,21 +93,23 @@ def _first_line(error: object) -> str:
 
 
 def _database(values: settings.Values) -> Iterator[Finding]:
-    from sqlalchemy import create_engine
     from sqlalchemy.exc import DBAPIError
-    from sqlalchemy.pool import NullPool
 
-    from sql.migrate import sqlalchemy_url
+    from sql.connect import Refused, Session, engine
 
-    engine = create_engine(
-        sqlalchemy_url(values["DATABASE_URL"]),
-        poolclass=NullPool,
-        connect_args={"connect_timeout": round(_TIMEOUT_S), "options": "-c statement_timeout=5000"},
+    session = Session(
+        application_name="spendstream-doctor",
+        statement_timeout_s=_TIMEOUT_S,
+        connect_timeout_s=round(_TIMEOUT_S),
     )
     try:
-        with engine.connect() as connection:
+        with engine(values["DATABASE_URL"], session).connect() as connection:
             yield from _connected(connection)
     except DBAPIError as error:
+        if isinstance(error.orig, Refused):
+            detail, _, remedy = str(error.orig).partition(": ")
+            yield Finding(Level.FAIL, "database", detail, remedy)
+            return
         yield Finding(
             Level.FAIL,
             "database",

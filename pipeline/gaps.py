@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from pipeline.actor import actor
@@ -17,6 +16,7 @@ from pipeline.config import StreamConfig
 from pipeline.transports import Extent
 from pipeline.transports.factory import open_transport
 from sql import queries
+from sql.connect import Session, connect
 
 
 class GapRefused(Exception):
@@ -75,7 +75,7 @@ def _check(extents: Sequence[Extent], stream: str, from_offset: int, to_offset: 
 def _record(database_url: str, stream: str, from_offset: int, to_offset: int) -> AcceptedGap:
     who = actor()
     gap = {"stream": stream, "from_offset": from_offset, "to_offset": to_offset}
-    with psycopg.connect(database_url, connect_timeout=5) as connection:
+    with connect(database_url, Session(application_name="spendstream-stream")) as connection:
         moved = connection.execute(_GAPS["accept_gap"], gap).fetchone()
         if moved is None:
             standing = connection.execute(_GAPS["where_it_stands"], gap).fetchone()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import psycopg
-
 from sql import keys, queries
+from sql.connect import Session, connect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ def create(
 ) -> str:
     """A new key, which nobody can show a second time. Raises `psycopg.Error`."""
     prefix, key = keys.new_key()
-    with psycopg.connect(database_url, connect_timeout=5) as connection:
+    with connect(database_url, _SESSION) as connection:
         connection.execute(
             _KEYS["create"],
             {
@@ -54,16 +53,17 @@ def create(
 
 def listed(database_url: str, *, org_id: UUID | None = None) -> list[KeyRecord]:
     """Keys of one org or of all, revoked and expired ones too. Raises `psycopg.Error`."""
-    with psycopg.connect(database_url, connect_timeout=5) as connection:
+    with connect(database_url, _SESSION) as connection:
         rows = connection.execute(_KEYS["list"], {"org_id": org_id}).fetchall()
     return [KeyRecord(**dict(zip(KeyRecord.__slots__, row, strict=True))) for row in rows]
 
 
 def revoke(database_url: str, prefix: str) -> datetime | None:
     """When the key ended; None: there is no such key. Raises `psycopg.Error`."""
-    with psycopg.connect(database_url, connect_timeout=5) as connection:
+    with connect(database_url, _SESSION) as connection:
         row = connection.execute(_KEYS["revoke"], {"prefix": prefix}).fetchone()
     return row[0] if row else None
 
 
 _KEYS = queries.load("keys")
+_SESSION = Session(application_name="spendstream-keys")

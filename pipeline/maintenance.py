@@ -1,15 +1,15 @@
-"""What keeps the database from growing without bound, where the database does not do it itself.
+"""What keeps the database from growing without bound, on every edition.
 
-TimescaleDB Community drops old chunks by its own jobs; on the other editions this timer does. Ids that
-count no more and expired dead letters go everywhere. Every step is safe to run twice and from several
-workers.
+The worker drops old chunks (rows on plain PostgreSQL) itself: a retention job of TimescaleDB would obey the
+database's clock alone, and nobody would notice that it fails. Every step is a transaction of its own, safe to
+run twice and from several workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -17,12 +17,14 @@ import psycopg
 
 from pipeline.config import RetentionConfig
 from sql import queries
+from sql.connect import Session, connect_async
 from sql.editions import HYPERTABLES
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 3600.0
 _DAY: Final = timedelta(days=1)
+_SESSION: Final = Session(application_name="spendstream-maintenance")
 _SEEN: Final = ("orgs_seen", "models_seen", "clients_seen")
 
 
@@ -36,32 +38,30 @@ async def expire(
     """
     query = queries.load("maintenance")
     gone: dict[str, int] = {}
-    connection = await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
-    async with connection:
-        row = await (await connection.execute(query["edition"])).fetchone()
+    async with await connect_async(database_url, _SESSION, autocommit=True) as connection:
+
+        async def drop(name: str, text: str, values: Mapping[str, object]) -> None:
+            async with connection.transaction():  # each step of its own: what was done stays done
+                gone[name] = (await connection.execute(text.encode(), values)).rowcount
+
+        row = await (await connection.execute(query["extension"])).fetchone()
         for table in HYPERTABLES:
             kept_s = retention.minute_s if table == "usage_minute" else retention.rollup_s
             before = {"before": now - timedelta(seconds=kept_s)}
             if row is None:
-                gone[table] = (
-                    await connection.execute(query["expire_rows"].format(table=table), before)
-                ).rowcount
-            elif row[0] != "timescale":
-                gone[table] = (
-                    await connection.execute(query["expire_chunks"].format(table=table), before)
-                ).rowcount
-        for table in _SEEN:
-            before = {"before": now - timedelta(seconds=retention.rollup_s)}
-            gone[table] = (
-                await connection.execute(query["expire_seen"].format(table=table), before)
-            ).rowcount
+                await drop(table, query["expire_rows"].format(table=table), before)
+            else:
+                await drop(table, query["expire_chunks"].format(table=table, functions=row[0]), before)
         before = {"before": now - timedelta(seconds=retention.rollup_s)}
-        gone["replays"] = (await connection.execute(query["expire_replays"], before)).rowcount
+        for table in _SEEN:
+            await drop(table, query["expire_seen"].format(table=table), before)
+        await drop("replays", query["expire_replays"], before)
         before = {"before": now - timedelta(seconds=retention.dead_letters_s)}
-        gone["dead_letters"] = (await connection.execute(query["expire_dead_letters"], before)).rowcount
+        await drop("dead_letters", query["expire_dead_letters"], before)
         # By the broker's time of the partition itself, so that replaying an old stream keeps its ids.
         window = timedelta(microseconds=dedupe_window_us) + _DAY
-        row = await (await connection.execute(query["expire_ids"], {"window": window})).fetchone()
+        async with connection.transaction():
+            row = await (await connection.execute(query["expire_ids"], {"window": window})).fetchone()
         assert row is not None
         gone["dedupe_ids"] = row[0]
     return {table: count for table, count in gone.items() if count}
@@ -74,8 +74,7 @@ async def earlier_time(database_url: str, host_now: datetime) -> datetime:
         psycopg.Error: the database is away.
     """
     query = queries.load("maintenance")
-    connection = await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
-    async with connection:
+    async with await connect_async(database_url, _SESSION, autocommit=True) as connection:
         row = await (await connection.execute(query["time"])).fetchone()
         assert row is not None
         database_now: datetime = row[0]

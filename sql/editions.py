@@ -51,6 +51,14 @@ def detect(connection: Connection) -> Edition:
     return Edition.COMMUNITY if licence == "timescale" else Edition.APACHE
 
 
+def extension_schema(connection: Connection) -> str:
+    """The schema of the extension's functions, quoted; an operator may choose another than ``public``."""
+    found = connection.scalar(
+        text("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'timescaledb'")
+    )
+    return str(found)
+
+
 def apply(connection: Connection, *, retention_minute_s: float, retention_rollup_s: float) -> Applied:
     """Use what the edition offers; the notes name what it lacks, and what does the work instead."""
     notes: list[str] = []
@@ -58,17 +66,18 @@ def apply(connection: Connection, *, retention_minute_s: float, retention_rollup
     if available and detect(connection) is Edition.POSTGRESQL:
         try:
             with connection.begin_nested():
-                connection.execute(text("CREATE EXTENSION timescaledb"))
+                connection.execute(text("CREATE EXTENSION timescaledb SCHEMA public"))
         except DBAPIError as error:
             notes.append(f"TimescaleDB is installed but could not be created: {str(error.orig).strip()}")
     edition = detect(connection)
     if edition is Edition.POSTGRESQL:
         notes.append("no hypertables: the worker's maintenance deletes rows past their retention")
         return Applied(edition, tuple(notes))
+    functions = extension_schema(connection)
     for table, interval in HYPERTABLES.items():
         connection.execute(
             text(
-                "SELECT create_hypertable(CAST(:table AS regclass), 'bucket_start',"
+                f"SELECT {functions}.create_hypertable(CAST(:table AS regclass), 'bucket_start',"
                 " chunk_time_interval => CAST(:interval AS interval), create_default_indexes => false,"
                 " if_not_exists => true, migrate_data => true)"
             ),

@@ -1,28 +1,37 @@
 """Bring a database to the schema that this code needs, and refuse one that is older.
 
-`upgrade` is safe to run at any time and from several processes at once: it takes an advisory lock.
+`upgrade` is safe to run at any time and from several processes at once: one migrates, the others wait for the
+advisory lock, a bounded time, and say for whom. All of it is one transaction, so a migration happens whole or
+not at all, and its lock ends with it, whatever pooler stands between.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, make_url, text
-from sqlalchemy.pool import NullPool
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from sql import editions, roles
+from sql import connect, editions, roles
 from sql.schema import SCHEMA
 
 HEAD: Final = "0005"
 """The schema's revision that this code needs."""
 
+LOCK_WAIT_S: Final = 60.0
+"""How long a migration waits for another one, and then for whoever uses a table that it must change."""
+
 _LOCK: Final = 0x5350454E44  # "SPEND"
+_LOOK_S: Final = 0.2
+_SAY_AFTER_S: Final = 2.0
 _DAY_S: Final = 86_400.0
 
 
@@ -30,34 +39,92 @@ class SchemaTooOld(Exception):
     """The database's schema is missing or not the one that this code needs: run ``spendstream migrate``."""
 
 
+class MigrationRefused(Exception):
+    """Nothing was changed. The text says why, and the remedy."""
+
+
 def upgrade(
     database_url: str,
     *,
     retention_minute_s: float = 14 * _DAY_S,
     retention_rollup_s: float = 400 * _DAY_S,
+    lock_wait_s: float = LOCK_WAIT_S,
+    say: Callable[[str], None] = lambda _: None,
 ) -> editions.Applied:
     """Create or upgrade the schema, then apply what the edition offers and the rights of `sql.roles`.
 
-    One transaction each.
+    ``say`` is told when the migration has to wait, and for whom.
 
     Raises:
-        sqlalchemy.exc.OperationalError: the database cannot be reached.
+        MigrationRefused: others held a lock for longer than ``lock_wait_s``.
+        sqlalchemy.exc.DBAPIError: the database is away or refused (`sql.connect.Refused`).
     """
-    engine = create_engine(sqlalchemy_url(database_url), poolclass=NullPool)
+    session = connect.Session(application_name="spendstream-migrate", lock_timeout_s=lock_wait_s)
+    engine = connect.engine(database_url, session)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
-        connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        connection.commit()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        connection.commit()
-        with connection.begin():
+    with engine.begin() as connection:
+        _lock(connection, lock_wait_s, say)
+        try:
+            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
             applied = editions.apply(
                 connection, retention_minute_s=retention_minute_s, retention_rollup_s=retention_rollup_s
             )
             return replace(applied, notes=(*applied.notes, roles.apply(connection)))
+        except DBAPIError as error:
+            if isinstance(error.orig, LockNotAvailable):
+                users = _sessions(engine, _TABLE_USERS, {"schema": SCHEMA})
+                raise MigrationRefused(
+                    f"a table was in use for more than {lock_wait_s:g} s by {users}: end that work, or"
+                    " migrate when it is done; nothing was changed"
+                ) from error
+            raise
+
+
+def _lock(connection: Connection, lock_wait_s: float, say: Callable[[str], None]) -> None:
+    """Wait for the lock of migrations by looking now and then: the wait is told of, and ends."""
+    started = time.monotonic()
+    said = False
+    while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
+        waited_s = time.monotonic() - started
+        if waited_s >= lock_wait_s:
+            holder = _sessions(connection.engine, _LOCK_HOLDER, {"high": _LOCK >> 32, "low": _LOCK % 2**32})
+            raise MigrationRefused(
+                f"another migration has held the database for more than {lock_wait_s:g} s: {holder}. If none"
+                " is running (a pooler may have kept its session), end that session with"
+                " SELECT pg_terminate_backend(its process id) and migrate again; nothing was changed"
+            )
+        if not said and waited_s >= _SAY_AFTER_S:
+            holder = _sessions(connection.engine, _LOCK_HOLDER, {"high": _LOCK >> 32, "low": _LOCK % 2**32})
+            say(f"waiting up to {lock_wait_s:g} s for another migration: {holder}")
+            said = True
+        time.sleep(_LOOK_S)
+
+
+_SESSION: Final = """
+    SELECT 'process ' || a.pid || ' (' || coalesce(nullif(a.application_name, ''), 'no name') || ', '
+        || coalesce(host(a.client_addr), 'local') || ', ' || coalesce(a.state, 'of another user') || ')'
+    FROM pg_catalog.pg_stat_activity AS a
+    WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND a.pid IN (
+"""
+_LOCK_HOLDER: Final = (
+    _SESSION
+    + """ SELECT l.pid FROM pg_catalog.pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted
+        AND l.classid::bigint = :high AND l.objid::bigint = :low AND l.objsubid = 1)"""
+)
+_TABLE_USERS: Final = (
+    _SESSION
+    + """ SELECT l.pid FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_class AS c ON c.oid = l.relation
+        WHERE l.granted AND c.relnamespace = to_regnamespace(:schema)) LIMIT 5"""
+)
+
+
+def _sessions(engine: Any, query: str, values: dict[str, Any]) -> str:
+    """The sessions that a query names, on a connection of its own: ours may be in a failed transaction."""
+    with engine.connect() as other:
+        return ", ".join(other.scalars(text(query), values)) or "a session that has just ended"
 
 
 def revision(connection: Connection) -> str | None:
@@ -67,14 +134,3 @@ def revision(connection: Connection) -> str | None:
     return MigrationContext.configure(
         connection, opts={"version_table_schema": SCHEMA}
     ).get_current_revision()
-
-
-def sqlalchemy_url(database_url: str) -> str:
-    """The URL with psycopg 3 named as the driver, password and all, and with several hosts in its words."""
-    parts = urlsplit(database_url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    if "," in hosts:
-        query = "&".join([*(f"host={host}" for host in hosts.split(",")), *filter(None, [parts.query])])
-        database_url = parts._replace(netloc=f"{user}{at}", query=query).geturl()
-    url = make_url(database_url)
-    return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)

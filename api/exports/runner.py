@@ -31,6 +31,7 @@ from api.exports import files
 from api.exports.jobs import SQL, Job
 from api.exports.stores import Store
 from sql import roles
+from sql.connect import Session, connect
 
 log = logging.getLogger(__name__)
 
@@ -233,22 +234,11 @@ class Runner:
 
     @contextmanager
     def _connection(self) -> Iterator[psycopg.Connection[Any]]:
-        connection = psycopg.connect(
-            self._database.url,
-            autocommit=True,
-            prepare_threshold=None,
-            connect_timeout=5,
+        session = Session(
             application_name=f"{self._database.service_name}-exporter",
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
+            statement_timeout_s=self._config.statement_timeout_s,
         )
-        with connection:
-            connection.execute(
-                "SELECT set_config('timezone', 'UTC', false), set_config('jit', 'off', false),"
-                " set_config('statement_timeout', %s, false)",
-                (str(round(self._config.statement_timeout_s * 1000)),),
-            )
+        with connect(self._database.url, session, autocommit=True) as connection:
             if not self._database.allow_privileged:
                 row = connection.execute(roles.WRITES_ROLLUPS).fetchone()
                 if row is None or row[0]:

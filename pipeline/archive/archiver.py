@@ -30,6 +30,7 @@ from pipeline.archive.store import Store, StoreError
 from pipeline.config import ArchiveConfig
 from pipeline.partition import ArchiveGate
 from sql import queries
+from sql.connect import Session, connect_async
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +98,8 @@ class Archiver:
             psycopg.Error, StoreError: the rest stays in the outbox.
         """
         done = 0
-        connection = await psycopg.AsyncConnection.connect(
-            self._url,
-            autocommit=True,
-            connect_timeout=5,
-            application_name="spendstream-archiver",
-            options=f"-c statement_timeout={_TIMEOUT_S * 1000}",
-        )
+        session = Session(application_name="spendstream-archiver", statement_timeout_s=_TIMEOUT_S)
+        connection = await connect_async(self._url, session, autocommit=True)
         async with connection:  # closing it gives the locks back, whatever happened
             ages_s = await self._measure(connection)
             for partition, age_s in ages_s.items():

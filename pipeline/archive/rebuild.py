@@ -25,6 +25,7 @@ from pipeline.archive.store import Store
 from pipeline.core.watermark import DAY_US
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from sql import queries
+from sql.connect import Session, connect
 
 
 class Damage(Exception):
@@ -62,7 +63,7 @@ def connected(database_url: str, *, hold_flushes: bool = False) -> Any:
     ``hold_flushes``: no flush runs, or begins, until then. The lock comes before the snapshot, so the
     snapshot has every flush that was committed.
     """
-    connection = psycopg.connect(database_url, connect_timeout=5, application_name="spendstream-archive")
+    connection = connect(database_url, Session(application_name="spendstream-archive"))
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     if hold_flushes:
         connection.execute("LOCK TABLE analytics.partitions IN SHARE ROW EXCLUSIVE MODE")

@@ -33,10 +33,12 @@ from pipeline.config import StreamConfig
 from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
 from sql import migrate, settings
+from sql.connect import Session, connect
 
 BASE: Final = "/analytics/v1"
 READY_S: Final = 60.0
 STALLED_S: Final = 60.0
+_SESSION: Final = Session(application_name="spendstream-bench")
 
 
 class BenchError(Exception):
@@ -118,10 +120,10 @@ def database(url: str) -> Iterator[str]:
     """The URL of an empty database on the same server, with TimescaleDB if it has that; gone afterwards."""
     name = new_name()
     mine = urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
-    with psycopg.connect(url, autocommit=True) as connection:
+    with connect(url, _SESSION, autocommit=True) as connection:
         connection.execute(psql.SQL("CREATE DATABASE {} TEMPLATE template0").format(psql.Identifier(name)))
         try:
-            with psycopg.connect(mine, autocommit=True) as inside, suppress(psycopg.Error):
+            with connect(mine, _SESSION, autocommit=True) as inside, suppress(psycopg.Error):
                 inside.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
             yield mine
         finally:
@@ -314,7 +316,7 @@ def committed(task: Task, **environment: str) -> Outcome:
     assert task.database_url is not None
     migrate.upgrade(task.database_url)
     with (
-        psycopg.connect(task.database_url, autocommit=True) as connection,
+        connect(task.database_url, _SESSION, autocommit=True) as connection,
         Worker(task, **environment) as worker,
     ):
         wal_from = _wal_bytes(connection)
@@ -398,8 +400,7 @@ def insert_then_roll_up(task: Task) -> Outcome:
     bodies = workload.load_bodies(task.file)
     decoder = msgspec.json.Decoder(Event)
     rejected = inserted = 0
-    with psycopg.connect(task.database_url, autocommit=True) as connection:
-        connection.execute("SET timezone = 'UTC'")
+    with connect(task.database_url, _SESSION, autocommit=True) as connection:
         connection.execute(_RAW)
         with suppress(psycopg.errors.UndefinedFunction):
             connection.execute("SELECT create_hypertable('raw', 'occurred_at')")

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 
 from pipeline.actor import actor
 from sql import queries
+from sql.connect import Session, connect
 
 Connection = psycopg.Connection[Any]
 
@@ -122,7 +123,7 @@ def audit(connection: Connection, action: str, detail: Mapping[str, Any], *, org
 
 def connected(database_url: str) -> Connection:
     """A connection; what it does is one transaction. Raises `psycopg.Error`."""
-    return psycopg.connect(database_url, connect_timeout=5, application_name="spendstream-dead-letters")
+    return connect(database_url, Session(application_name="spendstream-dead-letters"))
 
 
 def _records(connection: Connection, name: str, values: Mapping[str, Any]) -> Iterator[RefusedRecord]:

@@ -37,6 +37,7 @@ from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
 from pipeline.sink import copy_binary, event_columns
 from sql import queries
+from sql.connect import AsyncConnection, Session, connect_async
 
 IntArray = npt.NDArray[Any]
 
@@ -90,7 +91,7 @@ class TimescaleSink:
         self._application_name = application_name
         self._timeout_s = timeout_s
         self._silent_s = silent_s
-        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._connection: AsyncConnection | None = None
 
     async def close(self) -> None:
         """Close the connection; a transaction in flight is rolled back. Never raises."""
@@ -480,21 +481,15 @@ class TimescaleSink:
             await connection.execute(_REPLAYS["shorten_spans"], before)
             await connection.execute(_REPLAYS["shorten_outbox"], before)
 
-    async def connection(self) -> psycopg.AsyncConnection[Any]:
+    async def connection(self) -> AsyncConnection:
         """The open connection, made when there is none."""
         if self._connection is None or self._connection.closed:
-            self._connection = await psycopg.AsyncConnection.connect(
-                self._url,
-                autocommit=True,
-                prepare_threshold=None,
-                connect_timeout=5,
+            session = Session(
                 application_name=self._application_name,
-                keepalives_idle=10,
-                keepalives_interval=5,
-                keepalives_count=3,
-                options=f"-c statement_timeout={round(self._timeout_s * 1000)}"
-                f" -c idle_in_transaction_session_timeout={round(self._silent_s * 1000)}",
+                statement_timeout_s=self._timeout_s,
+                idle_in_transaction_s=self._silent_s,
             )
+            self._connection = await connect_async(self._url, session, autocommit=True)
         return self._connection
 
 
@@ -517,7 +512,7 @@ class _Unit:
         await self._deadline.__aenter__()
         try:
             connection = await self._sink.connection()
-            await connection.execute("BEGIN")
+            await connection.execute(connection.begin.encode())
         except BaseException as error:
             await self._leave(error)
             raise AssertionError("unreachable") from error

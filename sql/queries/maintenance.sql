@@ -19,8 +19,8 @@ SELECT count(*) FROM gone
 DELETE FROM analytics.{table} WHERE bucket_start < %(before)s
 
 -- name: expire_chunks
--- Drop whole chunks past their retention, where no job of the database does.
-SELECT drop_chunks('analytics.{table}'::regclass, older_than => %(before)s)
+-- Drop whole chunks past their retention.
+SELECT {functions}.drop_chunks('analytics.{table}'::regclass, older_than => %(before)s)
 
 -- name: expire_seen
 -- Forget what has not been seen for as long as rollups are kept.
@@ -34,9 +34,9 @@ DELETE FROM analytics.dead_letters WHERE rejected_at < %(before)s
 -- Forget which events were counted by replays, once the rollup rows of that time are gone.
 DELETE FROM analytics.replays WHERE settled_at < %(before)s
 
--- name: edition
--- The licence of TimescaleDB; no row on plain PostgreSQL.
-SELECT current_setting('timescaledb.license', true) FROM pg_extension WHERE extname = 'timescaledb'
+-- name: extension
+-- The schema of TimescaleDB's functions, quoted; no row on plain PostgreSQL.
+SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'timescaledb'
 
 -- name: time
 -- The database's clock.

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sql import migrate
+from sql import connect, migrate
 from tests.integration.test_api import (
     BASE,
     EVENTS,
@@ -64,20 +64,20 @@ class Plans:
 def plans(monkeypatch: pytest.MonkeyPatch) -> Plans:
     """Heard from now on, on every connection that this process opens."""
     plans = Plans()
-    connect, connect_async = psycopg.Connection.connect, psycopg.AsyncConnection.connect
+    open_, open_async = connect.Connection.connect, connect.AsyncConnection.connect
 
     def listening(*arguments: Any, **options: Any) -> Any:
-        connection = connect(*arguments, **options)
+        connection = open_(*arguments, **options)
         connection.add_notice_handler(plans.note)
         return connection
 
     async def listening_async(*arguments: Any, **options: Any) -> Any:
-        connection = await connect_async(*arguments, **options)
+        connection = await open_async(*arguments, **options)
         connection.add_notice_handler(plans.note)
         return connection
 
-    monkeypatch.setattr(psycopg.AsyncConnection, "connect", listening_async)
-    monkeypatch.setattr(psycopg, "connect", listening)
+    monkeypatch.setattr(connect.AsyncConnection, "connect", listening_async)
+    monkeypatch.setattr(connect.Connection, "connect", listening)
     return plans
 
 

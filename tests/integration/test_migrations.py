@@ -7,17 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import inspect, text
 
 from sql import migrate
+from sql.connect import Session, engine
 from sql.editions import HYPERTABLES, Edition
 from sql.schema import SCHEMA, metadata
+
+SESSION = Session(application_name="test")
 
 
 def differences(url: str) -> list[object]:
     """What Alembic would change to get from the database to `sql.schema`."""
-    engine = create_engine(migrate.sqlalchemy_url(url))
-    with engine.connect() as connection:
+    with engine(url, SESSION).connect() as connection:
         context = MigrationContext.configure(
             connection,
             opts={
@@ -46,13 +48,13 @@ def test_migrations_make_the_schema_that_the_code_describes(
     assert applied.edition == edition
     assert differences(url) == []
     assert migrate.upgrade(url) == applied
-    with create_engine(migrate.sqlalchemy_url(url)).connect() as connection:
+    with engine(url, SESSION).connect() as connection:
         assert migrate.revision(connection) == migrate.HEAD
 
 
 def test_rollups_are_hypertables_on_timescaledb(timescale: str) -> None:
     migrate.upgrade(timescale)
-    with create_engine(migrate.sqlalchemy_url(timescale)).connect() as connection:
+    with engine(timescale, SESSION).connect() as connection:
         found = set(
             connection.scalars(text("SELECT hypertable_name FROM timescaledb_information.hypertables"))
         )
@@ -66,5 +68,5 @@ def test_processes_that_migrate_at_once_do_not_collide(embedded_postgres_url: st
 
 
 def test_an_empty_database_has_no_revision(embedded_postgres_url: str) -> None:
-    with create_engine(migrate.sqlalchemy_url(embedded_postgres_url)).connect() as connection:
+    with engine(embedded_postgres_url, SESSION).connect() as connection:
         assert migrate.revision(connection) is None

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url
 
 from pipeline import config
 from sql import settings
-from sql.migrate import sqlalchemy_url
 
 README = Path(__file__).parents[2] / "README.md"
 NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}
@@ -103,9 +101,6 @@ def test_a_database_may_have_several_hosts() -> None:
     for wrong in ("postgresql://u:p@h1:5432,h2:x/d", "mysql://h1,h2/d"):
         with pytest.raises(settings.ConfigError):
             settings.read({"DATABASE_URL": wrong})
-    asked = make_url(sqlalchemy_url(url))
-    assert (asked.host, asked.database, asked.username, asked.password) == (None, "d", "u", "p")
-    assert asked.query == {"host": ("h1:5432", "h2:6432"), "target_session_attrs": "read-write"}
 
 
 def test_the_worker_gets_what_the_environment_says() -> None:
