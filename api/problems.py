@@ -40,7 +40,21 @@ class Problem(Exception):
         return f"{self.status} {self.detail}"
 
 
+FAULTS_MAX: Final = 50
+FIELD_CHARS_MAX: Final = 100
+"""Names are the caller's, and so is their number: an answer is not made long by a question."""
+
+
+def bounded(errors: Sequence[Fault]) -> list[Fault]:
+    """The first faults, with their names cut, and a word on how many more there are."""
+    shown = [Fault(fault.field[:FIELD_CHARS_MAX], fault.message) for fault in errors[:FAULTS_MAX]]
+    if len(errors) > FAULTS_MAX:
+        shown.append(Fault("", f"and {len(errors) - FAULTS_MAX} more faults"))
+    return shown
+
+
 def invalid_parameters(errors: Sequence[Fault]) -> Problem:
+    errors = bounded(errors)
     return Problem(
         status=400,
         kind="invalid-parameters",
@@ -56,7 +70,7 @@ def invalid_event(errors: Sequence[Fault]) -> Problem:
         kind="invalid-event",
         title="Invalid event",
         detail="The event breaks the wire contract; errors names every fault.",
-        errors=errors,
+        errors=bounded(errors),
     )
 
 

@@ -285,6 +285,19 @@ async def test_every_faulty_parameter_is_listed(client: Client) -> None:
     assert {fault["field"] for fault in body["errors"]} == {"start", "end", "granularity", "colour"}
 
 
+async def test_an_answer_is_not_made_long_by_a_question(client: Client) -> None:
+    many = "&".join(f"p{number}" for number in range(1500))
+    for query in (many, "n" * 8000):
+        response = await client.get(f"{BASE}/orgs/{ORG}/models?{query}")
+        body = await problem(response, 400)
+        assert len(await response.read()) < 20_000
+        assert len(body["errors"]) <= 51
+    order = json.dumps({f"p{number}": 1 for number in range(4000)})
+    response = await client.post(f"{BASE}/orgs/{ORG}/exports", data=order)
+    assert (await problem(response, 400))["errors"][-1]["message"] == "and 3951 more faults"
+    assert len(await response.read()) < 20_000
+
+
 @pytest.mark.parametrize("path", READS)
 async def test_unknown_parameters_are_refused_on_every_route(client: Client, path: str) -> None:
     body = await problem(await client.get(filled(path), params={**RANGE, "x": "1"}), 400)
