@@ -41,7 +41,7 @@ from api.handlers import Handlers
 from api.health import readiness
 from api.identity import authenticator
 from api.keys import Keys
-from api.limits import ALLOWANCE, RateLimiter
+from api.limits import ALLOWANCE, RateLimiter, Unknown
 from api.live import Hub
 from api.metrics import Metrics
 from api.problems import Problem
@@ -184,6 +184,8 @@ def create_app(
     guard = Guard(
         authenticate=authenticator(auth, keys=keys, tokens=tokens),
         limiter=limiter,
+        unknown=Unknown(config.unknown_rate_limit, clock),
+        trusted_proxies=auth.trusted_proxies,
         accesses={(route.method, route.path): route.access for route in table},
         database=database,
         clock=clock,

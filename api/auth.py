@@ -21,8 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import params, problems
 from api.database import Database, Unavailable
-from api.identity import ADMIN, Authenticator, Caller
-from api.limits import ALLOWANCE, RateLimiter
+from api.identity import ADMIN, Authenticator, Caller, Networks, address_of
+from api.limits import ALLOWANCE, RateLimiter, Unknown
 from api.problems import Fault
 from sql.schema import audit_log
 
@@ -72,12 +72,16 @@ class Guard:
         *,
         authenticate: Authenticator,
         limiter: RateLimiter,
+        unknown: Unknown,
+        trusted_proxies: Networks,
         accesses: AccessTable,
         database: Database,
         clock: Callable[[], datetime],
     ) -> None:
         self._authenticate = authenticate
         self._limiter = limiter
+        self._unknown = unknown
+        self._trusted_proxies = trusted_proxies
         self._accesses = accesses
         self._database = database
         self._clock = clock
@@ -92,7 +96,11 @@ class Guard:
             raise AssertionError(f"route without access: {request.method} {path}")
         if access.public:
             return await handler(request)
-        caller = request[CALLER] = await self._authenticate(request)
+        try:
+            caller = request[CALLER] = await self._authenticate(request)
+        except problems.Problem:
+            self._unknown.take(address_of(request, self._trusted_proxies))
+            raise
         allowance = await self._limiter.take(caller.subject)
         if allowance is not None:
             request[ALLOWANCE] = allowance

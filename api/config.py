@@ -116,6 +116,7 @@ class Config:
     live: LiveConfig
     exports: ExportConfig
     rate_limit: int
+    unknown_rate_limit: int
     request_bytes_max: int
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -166,6 +167,7 @@ def load(environment: Mapping[str, str]) -> Config:
             points_max=v["API_POINTS_MAX"],
         ),
         rate_limit=v["API_RATE_LIMIT"],
+        unknown_rate_limit=v["API_UNKNOWN_RATE_LIMIT"],
         request_bytes_max=v["API_REQUEST_BYTES_MAX"],
         secrets=v.secrets(),
         live=LiveConfig(

@@ -7,9 +7,9 @@ taken beside each mode but none. One request carries one credential: two could n
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import UUID
 
@@ -154,14 +154,44 @@ class _Gateway:
         return Caller(subject=subject, roles=frozenset(_listed(actor["x-actor-roles"])), orgs=orgs)
 
     def _is_trusted(self, request: web.Request) -> bool:
-        # The peer of the connection itself: request.remote may be rewritten, and the headers are in doubt.
-        peer = request.transport.get_extra_info("peername") if request.transport else None
-        if not isinstance(peer, tuple):
-            return False
-        address = ip_address(peer[0].partition("%")[0])
-        if isinstance(address, IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return any(address in network for network in self._trusted)
+        return _within(_peer(request), self._trusted)
+
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+
+def address_of(request: web.Request, trusted: Networks) -> str:
+    """Where the request came from, to count by: behind ``trusted`` proxies, what the last of them saw. An
+    address of IPv6 stands for its /64, which is one host's to choose from."""
+    address = _peer(request)
+    seen = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
+    while seen and _within(address, trusted):
+        found = _address(seen.pop().strip())
+        if found is None:
+            break
+        address = found
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+def _peer(request: web.Request) -> IPv4Address | IPv6Address | None:
+    # The peer of the connection itself: request.remote may be rewritten, and the headers are in doubt.
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return _address(peer[0].partition("%")[0]) if isinstance(peer, tuple) else None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _within(address: IPv4Address | IPv6Address | None, networks: Networks) -> bool:
+    return address is not None and any(address in network for network in networks)
 
 
 _ACTOR_HEADERS: Final = ["x-actor-orgs", "x-actor-roles", "x-actor-subject"]

@@ -1,5 +1,7 @@
 """Rate limits: so many requests a minute for each caller, over all API processes where Redis counts them.
 
+Who is nobody, because the credentials prove nothing, is counted by address and by process (`Unknown`).
+
 A window is a minute of the clock. Where Redis is not there or away, each process counts by itself: the limit
 is then that of each process, but nobody is turned away for Redis' sake.
 """
@@ -46,6 +48,43 @@ class Allowance:
 
 
 ALLOWANCE: Final = web.RequestKey("allowance", Allowance)
+
+
+class Unknown:
+    """Counts requests whose credentials prove nothing, in this process: by address, and all together.
+
+    Only such a request is ever turned away: callers that prove who they are are not hurt by an address that
+    they share with others, a proxy's for example. ``quota`` of one address; 0: no limit.
+    """
+
+    PROCESS: Final = 10
+    """The process takes as many times what one address may send. So many addresses are counted at most."""
+
+    def __init__(self, quota: int, clock: Callable[[], datetime]) -> None:
+        self._quota = quota
+        self._clock = clock
+        self._window = 0
+        self._counts: Counter[str] = Counter()
+        self._all = 0
+
+    def take(self, address: str) -> None:
+        """Count one. Raises `Problem` 429 past either limit."""
+        if not self._quota:
+            return
+        now = self._clock().timestamp()
+        window = int(now // WINDOW_S)
+        if window != self._window:
+            self._window, self._all = window, 0
+            self._counts.clear()
+        if self._all < self._quota * self.PROCESS and self._counts[address] < self._quota:
+            self._all += 1
+            self._counts[address] += 1
+            return
+        raise problems.too_many(
+            f"At most {self._quota} requests a minute without valid credentials from one address"
+            " (API_UNKNOWN_RATE_LIMIT).",
+            retry_after_s=int((window + 1) * WINDOW_S - now) + 1,
+        )
 
 
 class RateLimiter:

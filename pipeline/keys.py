@@ -35,7 +35,7 @@ def create(
     valid_s: float | None,
 ) -> str:
     """A new key, which nobody can show a second time. Raises `psycopg.Error`."""
-    prefix, key = keys.new_key()
+    prefix, key = keys.new_key(secret)
     with connect(database_url, _SESSION) as connection:
         connection.execute(
             _KEYS["create"],

@@ -298,7 +298,7 @@ SETTINGS: tuple[Setting, ...] = (
         "TRUSTED_PROXIES",
         _networks,
         "127.0.0.1/32,::1/128",
-        "networks whose X-Actor-* headers are believed (gateway)",
+        "networks whose X-Actor-* headers are believed (gateway), and their X-Forwarded-For",
     ),
     _setting("JWT_ISSUER", _non_empty, None, "the `iss` of tokens that are taken (jwt)"),
     _setting("JWT_AUDIENCE", _non_empty, None, "the `aud` that a token must name (jwt)"),
@@ -344,6 +344,13 @@ SETTINGS: tuple[Setting, ...] = (
         _whole,
         "6000",
         "requests a minute for each caller, over all processes that share REDIS_URL; 0: no limit",
+    ),
+    _setting(
+        "API_UNKNOWN_RATE_LIMIT",
+        _whole,
+        "600",
+        "requests a minute without valid credentials from one address, and ten times as many to one API"
+        " process; beyond, the answer is a 429; 0: no limit",
     ),
     _setting(
         "API_REQUEST_BYTES_MAX", size_bytes, "64KiB", "largest body of a request; beyond, the answer is a 413"

@@ -1,8 +1,12 @@
 """API keys and database roles: who gets in, how a key ends, and what the API's own login cannot do."""
 
+import http.client
 import json
+import secrets
 import uuid
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +123,11 @@ def test_what_is_no_key_of_ours_is_refused_alike(database_url: str) -> None:
         "x",
         key + "x",
         key[:-1] + ("A" if key[-1] != "A" else "B"),
-        forms.new_key()[1],
+        forms.new_key(b"another secret")[1],
+        forms.new_key(SECRET.encode())[1],
         f"ssk_{prefix}_{'A' * 43}",
+        f"ssk_{prefix}_{'A' * 65}",
+        f"ssk_{'0' * 12}_{'A' * 43}",
         key.upper(),
         "ssk_%00_",
     ]
@@ -157,6 +164,83 @@ def test_a_key_ends_when_it_is_revoked_and_when_it_expires(database_url: str) ->
         assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 401
         server.now += timedelta(hours=1)
         assert server.get(USAGE, RANGE, headers=with_key(brief))[0] == 401
+
+
+def old_key(url: str) -> str:
+    """A key as 0.1.0 made it."""
+    prefix = secrets.token_hex(6)
+    key = f"ssk_{prefix}_{secrets.token_urlsafe(32)}"
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO analytics.api_keys VALUES (%s, %s, %s, %s, '', now(), NULL, NULL, NULL)",
+            (prefix, forms.digest(key, SECRET.encode()), ORG, ["analytics:usage:read"]),
+        )
+    return key
+
+
+def test_a_key_of_the_version_before_stays_good_until_it_is_revoked(database_url: str) -> None:
+    key = old_key(database_url)
+    prefix = forms.prefix_of(key)
+    assert prefix is not None
+    for cache in ("5s", "0s"):
+        with served(
+            {**ENV, "DATABASE_URL": database_url, "API_KEY_CACHE": cache}, datetime.now(UTC)
+        ) as server:
+            assert server.now is not None
+            assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+            later = old_key(database_url)
+            server.now += timedelta(seconds=5)
+            assert server.get(USAGE, RANGE, headers=with_key(later))[0] == 200
+            making.revoke(database_url, forms.prefix_of(later) or "")
+            server.now += timedelta(seconds=5)
+            assert server.get(USAGE, RANGE, headers=with_key(later))[0] == 401
+            assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+
+
+def made_up(number: int) -> str:
+    """A key that looks like one of ours: now of the form of today, now of that of 0.1.0."""
+    if number % 2:
+        return forms.new_key(b"not the server's secret")[1]
+    return f"ssk_{number:012x}_{secrets.token_urlsafe(32)}"
+
+
+def transactions(url: str) -> int:
+    """In the database so far, but for those of backends that have not ended."""
+    query = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("limit", ["0", "600"])
+def test_made_up_keys_make_no_queries_and_turn_nobody_else_away(database_url: str, limit: str) -> None:
+    good, old = new_key(database_url), old_key(database_url)
+    env = {**ENV, "DATABASE_URL": database_url, "API_UNKNOWN_RATE_LIMIT": limit, "API_KEY_CACHE": "1h"}
+    with served(env, NOW) as server:
+        assert server.get(USAGE, RANGE, headers=with_key(good))[0] == 200
+    before = transactions(database_url)
+    with served(env, NOW) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as asked:
+        statuses = Counter()
+        for number in range(2800):
+            asked.request("GET", USAGE, headers=with_key(made_up(number)))
+            answer = asked.getresponse()
+            answer.read()
+            statuses[answer.status] += 1
+            if answer.status == 429:
+                assert 1 <= int(answer.headers["Retry-After"]) <= 61
+        assert statuses == ({401: 2800} if limit == "0" else {401: 600, 429: 2200})
+        for key in (good, old):
+            assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
+    # Every transaction of the server, once its connections have ended: readiness and the three good requests.
+    assert transactions(database_url) - before < 40
+
+
+def test_made_up_keys_do_not_ask_a_database_that_is_away() -> None:
+    env = {**ENV, "DATABASE_URL": "postgresql://nobody@/nothing?host=/nonexistent"}
+    with served(env, NOW) as server:
+        statuses = Counter(server.get(USAGE, RANGE, headers=with_key(made_up(n)))[0] for n in range(20))
+    assert statuses == {401: 10, 503: 10}
 
 
 def test_the_database_holds_no_key_and_the_last_use_is_coarse(database_url: str) -> None:

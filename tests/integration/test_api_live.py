@@ -252,7 +252,7 @@ def test_a_foreign_org_is_not_followed_and_an_admin_is_audited_first(database_ur
                         "SELECT actor, outcome FROM analytics.audit_log"
                         " WHERE action LIKE '%/live' ORDER BY id"
                     ).fetchall()
-    assert rows[-2:] == [(f"key:{mine['X-API-Key'][4:16]}", "denied"), ("root", "granted")]
+    assert rows[-2:] == [(f"key:{mine['X-API-Key'][4:20]}", "denied"), ("root", "granted")]
 
 
 def test_a_listener_that_does_not_keep_up_is_ended_and_holds_nothing() -> None:

@@ -132,8 +132,8 @@ def credentials(world: World) -> dict[str, dict[str, str]]:
         "HS/RS confusion": bearer(confused(theirs)),
         "wrong org's api key": {"X-API-Key": world.mine.key},
         "revoked api key": {"X-API-Key": world.revoked},
-        "made-up api key": {"X-API-Key": forms.new_key()[1]},
-        "key of theirs with another's secret": {"X-API-Key": world.theirs.key[:17] + world.mine.key[17:]},
+        "made-up api key": {"X-API-Key": forms.new_key(b"another secret")[1]},
+        "key of theirs with another's secret": {"X-API-Key": world.theirs.key[:21] + world.mine.key[21:]},
         "two credentials": {"X-API-Key": world.theirs.key, **bearer(token(orgs=[str(mine)]))},
         "gateway headers": {
             "X-Actor-Subject": "root",
@@ -174,6 +174,7 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
             "JWT_JWKS_FILE": str(jwks_file),
             "API_KEY_SECRET": SECRET,
             "API_RATE_LIMIT": "0",
+            "API_UNKNOWN_RATE_LIMIT": "0",
             "EXPORT_DIR": str(Path(folder) / "exports"),
             "CURSOR_SECRET": "a secret of at least 16 characters",
         }

@@ -1,20 +1,24 @@
 """Limits of a caller, validators and compression, as seen from outside and without a database."""
 
+import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+from multidict import CIMultiDict
 
 import api.config
 from api.app import BASE, create_app
 from api.conditional import GZIP_BYTES_MIN, finished
-from api.limits import RateLimiter
+from api.identity import address_of
+from api.limits import RateLimiter, Unknown
 from api.problems import Problem
 from tests.unit.test_api_app import EVENT, NOWHERE, ORG, RANGE, READER, problem
 
@@ -79,6 +83,62 @@ async def test_a_limit_is_shared_through_redis_and_held_here_without_it(redis_ur
         await alone.take("ana")
     await alone.close()
     assert await RateLimiter(0, None, Clock()).take("ana") is None
+
+
+def test_whoever_proves_nothing_is_counted_by_address_and_all_together() -> None:
+    clock = Clock()
+    unknown = Unknown(3, clock)
+    for _ in range(3):
+        unknown.take("a")
+    with pytest.raises(Problem) as caught:
+        unknown.take("a")
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "31")
+    counted = 3
+    for number in range(1000):
+        try:
+            unknown.take(f"address {number}")
+        except Problem:
+            continue
+        counted += 1
+    assert counted == 3 * Unknown.PROCESS
+    clock.now = NOW + timedelta(seconds=31)
+    unknown.take("a")
+    for _ in range(100):
+        Unknown(0, clock).take("a")
+
+
+async def test_a_flood_without_credentials_turns_away_nobody_who_has_some() -> None:
+    async with serving(AUTH_MODE="gateway", API_UNKNOWN_RATE_LIMIT="5") as (client, _):
+        url = f"{BASE}/events/validate"
+        strangers = {"X-Forwarded-For": "198.51.100.7"}
+        for status in [401] * 5 + [429] * 5:
+            await problem(await client.post(url, headers=strangers), status)
+        for headers in (
+            {"X-Forwarded-For": "203.0.113.9, 198.51.100.7"},
+            {"X-Forwarded-For": "::ffff:198.51.100.7"},
+        ):
+            await problem(await client.post(url, headers=headers), 429)
+        await problem(await client.post(url, headers={"X-Forwarded-For": "198.51.100.8"}), 401)
+        assert (await client.post(url, data=json.dumps(EVENT), headers=READER | strangers)).status == 204
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "address"),
+    [
+        ("198.51.100.7", ["203.0.113.1"], "198.51.100.7"),
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", ["203.0.113.1, 198.51.100.7"], "198.51.100.7"),
+        ("127.0.0.1", ["203.0.113.1", "198.51.100.7, 127.0.0.1"], "198.51.100.7"),
+        ("127.0.0.1", ["203.0.113.1, nonsense"], "127.0.0.1"),
+        ("::1", ["2001:db8:1:2:3:4:5:6"], "2001:db8:1:2::/64"),
+        ("::ffff:127.0.0.1", ["::ffff:198.51.100.7"], "198.51.100.7"),
+    ],
+)
+def test_an_address_is_what_the_last_trusted_proxy_saw(peer: str, forwarded: list[str], address: str) -> None:
+    transport = asyncio.Transport(extra={"peername": (peer, 1)})
+    headers = CIMultiDict([("X-Forwarded-For", line) for line in forwarded])
+    request = make_mocked_request("GET", "/", headers=headers, transport=transport)
+    assert address_of(request, (ip_network("127.0.0.1/32"), ip_network("::1/128"))) == address
 
 
 async def test_each_bound_is_a_setting_with_its_answer() -> None:
