@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from api.config import DatabaseConfig
 from sql import roles
 from sql.connect import AsyncConnection as AsyncSession
-from sql.connect import Refused, Session, async_pool, connect_async
+from sql.connect import Refused, Session, async_pool, connect_async, session_is_dead
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -144,7 +144,12 @@ class Database:
 
     async def _attempt(self, engine: AsyncEngine, work: Work[T]) -> T:
         async with self._translating(), engine.begin() as connection:
-            return await work(connection)
+            try:
+                return await work(connection)
+            except DBAPIError as error:
+                if session_is_dead(error.orig):
+                    await connection.invalidate()
+                raise
 
     async def _fetch(
         self, texts: Sequence[str], parameters: Mapping[str, Any]
@@ -279,7 +284,8 @@ def _translated(error: Exception, *, lost: bool) -> Exception:
         return _refused(original)
     state = getattr(original, "sqlstate", None)
     cause = _first_line(original)
-    if state in _SCHEMA_STATES:
+    lost = lost or session_is_dead(original)
+    if state in _SCHEMA_STATES and not lost:
         log.error("schema_too_old", extra={"error": cause})
         return Unavailable(SCHEMA_REMEDY)
     if state == "42501":

@@ -66,7 +66,10 @@ FLUSH_ROWS: Final = Histogram(
     registry=REGISTRY,
 )
 FLUSH_FAILURES: Final = Counter(
-    "analytics_flush_failures", "Flush attempts that failed and were repeated.", registry=REGISTRY
+    "analytics_flush_failures",
+    "Flush attempts that failed and were repeated, by kind of trouble.",
+    ["kind"],
+    registry=REGISTRY,
 )
 FOLD_SECONDS: Final = Histogram(
     "analytics_fold_duration_seconds",

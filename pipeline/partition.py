@@ -23,10 +23,13 @@ from pipeline.core.replay import LETTERS_MAX
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from pipeline.freshness_cache import FreshnessCache
-from pipeline.sink.timescale import Claim, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
+from pipeline.sink.timescale import Claim, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink, Trouble
 from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError
 
 log = logging.getLogger(__name__)
+
+for _kind in Trouble:  # shown from the start, at 0
+    metrics.FLUSH_FAILURES.labels(_kind)
 
 BACKOFF_FIRST_S = 0.1
 BACKOFF_LAST_S = 5.0
@@ -433,13 +436,14 @@ class PartitionWorker:
     async def _commit(self, claim: Claim, ledger: Ledger, batch: Batch) -> bool:
         """Flush the very same batch until its outcome is known; False if the partition was let go."""
         backoff = self._backoff()
+        attempts = 0
         async with self._lag_shown(claim, ledger):
             while self._claim is claim:
                 try:
                     self._letters_wait = await self._sink.flush(claim, batch)
                 except SinkUnavailable as error:
-                    metrics.FLUSH_FAILURES.inc()
-                    self._database_away("flush_failed", error)
+                    attempts += 1
+                    self._flush_failed(error, attempts)
                     await backoff.wait()
                 else:
                     if self.database_error is not None:
@@ -469,6 +473,14 @@ class PartitionWorker:
         finally:
             known.set()
             await showing
+
+    def _flush_failed(self, error: SinkUnavailable, attempts: int) -> None:
+        """Say it each time: the same batch that fails in the same way for ever must not do so in silence."""
+        metrics.FLUSH_FAILURES.labels(error.trouble).inc()
+        facts = {"error": str(error), "kind": error.trouble, "attempts": attempts, "stream": self.stream}
+        log.warning("flush_failed", extra=facts)
+        times = f" (the same flush has failed {attempts} times)" if attempts > 1 else ""
+        self.database_error = f"{error}{times}"
 
     def _database_away(self, event: str, error: Exception) -> None:
         if self.database_error != str(error):

@@ -58,6 +58,19 @@ class Refused(psycopg.OperationalError):
     """The database answers, and must not be used as it is. The text says why, and the remedy."""
 
 
+def session_is_dead(error: BaseException | None) -> bool:
+    """Would a new session do what this one cannot? So it is after an update of an extension under us.
+
+    TimescaleDB then ends the session with 42710 ("already loaded with a different version"). Its like: a plan
+    or a prepared statement of before (0A000, 26000), a library that is not the one that the catalog means
+    (42883, 58P01), and what the server itself calls internal (XX, as "cache lookup failed").
+    """
+    state = getattr(error, "sqlstate", None) or ""
+    if state == "42883":
+        return "in file" in str(error)  # else a function is missing, in every session
+    return state in ("42710", "0A000", "26000", "58P01") or state.startswith("XX")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What one kind of connection is told. A limit of 0 is none.

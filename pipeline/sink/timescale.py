@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
@@ -37,7 +38,7 @@ from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
 from pipeline.sink import copy_binary, event_columns
 from sql import queries
-from sql.connect import AsyncConnection, Session, connect_async
+from sql.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
 
 IntArray = npt.NDArray[Any]
 
@@ -52,8 +53,23 @@ SEGMENT_BYTES_MAX: Final = 64 * 2**20
 """About the size of a merged segment of ids: 3 million of them."""
 
 
+class Trouble(StrEnum):
+    """Why the database could not be used, for metrics."""
+
+    CONNECTION = "connection"
+    TIMEOUT = "timeout"
+    LIMIT = "limit"  # class 53: memory, disk, connections, or a configured limit
+    CONFLICT = "conflict"  # class 40 and locks: other work was in the way
+    REFUSED = "refused"  # read-only, no privilege, or not to be used as it is
+    OTHER = "other"
+
+
 class SinkUnavailable(Exception):
     """The database cannot be used now. Back off and do the same again: every call here is safe to repeat."""
+
+    def __init__(self, text: str, trouble: Trouble = Trouble.CONNECTION) -> None:
+        super().__init__(text)
+        self.trouble = trouble
 
 
 class Fenced(Exception):
@@ -539,19 +555,38 @@ class _Unit:
         try:
             await self._deadline.__aexit__(type(error), error, error.__traceback__)
         except TimeoutError as late:
-            raise SinkUnavailable(f"the database did not answer within {self._sink._timeout_s:g} s") from late
+            raise SinkUnavailable(
+                f"the database did not answer within {self._sink._timeout_s:g} s", Trouble.TIMEOUT
+            ) from late
         if isinstance(
             error,
             (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn),
         ):
             raise SchemaMissing(f"run `spendstream migrate`: {str(error).strip()}") from error
         away = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
-        # A primary that a failover demoted says read-only until the address leads to the new one; the other
-        # is said to a worker that was frozen in a transaction.
-        waits = (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.IdleInTransactionSessionTimeout)
-        if isinstance(error, (*away, *waits)):
-            raise SinkUnavailable(str(error).strip() or type(error).__name__) from error
+        # A primary that a failover demoted says read-only until the address leads to the new one; the second
+        # is said to a worker that was frozen in a transaction; a privilege is for an operator to grant.
+        waits = (
+            psycopg.errors.ReadOnlySqlTransaction,
+            psycopg.errors.IdleInTransactionSessionTimeout,
+            psycopg.errors.InsufficientPrivilege,
+        )
+        if isinstance(error, (*away, *waits)) or session_is_dead(error):
+            raise SinkUnavailable(str(error).strip() or type(error).__name__, _trouble(error)) from error
         raise error
+
+
+def _trouble(error: BaseException) -> Trouble:
+    state = getattr(error, "sqlstate", None) or ""
+    if isinstance(error, Refused) or state in ("25006", "42501"):
+        return Trouble.REFUSED
+    if state == "57014":
+        return Trouble.TIMEOUT
+    if state == "55P03":
+        return Trouble.CONFLICT
+    by_class = {"53": Trouble.LIMIT, "40": Trouble.CONFLICT, "": Trouble.CONNECTION}
+    connection = ("08", "25", "28", "57")
+    return Trouble.CONNECTION if state[:2] in connection else by_class.get(state[:2], Trouble.OTHER)
 
 
 # --- between arrays and rows -----------------------------------------------------------------------------

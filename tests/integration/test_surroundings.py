@@ -171,6 +171,24 @@ def test_each_setting_of_the_matrix_is_told_by_us(bent: str) -> None:
             assert row == (wanted[name],), name
 
 
+async def test_a_role_without_privileges_lifts_the_limit_of_decompressed_rows(timescale: str) -> None:
+    role = f"writer_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(timescale, autocommit=True) as connection:
+        connection.execute(psql.SQL("CREATE ROLE {} LOGIN PASSWORD 'x'").format(psql.Identifier(role)))
+    sink = TimescaleSink(timescale.replace("postgres:postgres@", f"{role}:x@"))
+    try:
+        for _ in range(2):  # also after the connection was lost
+            connection = await sink.connection()
+            shown = await connection.execute(
+                "SELECT current_setting('timescaledb.max_tuples_decompressed_per_dml_transaction'), user"
+            )
+            assert await shown.fetchone() == ("0", role)
+            await connection.close()
+    finally:
+        with psycopg.connect(timescale, autocommit=True) as connection:
+            connection.execute(psql.SQL("DROP ROLE {}").format(psql.Identifier(role)))
+
+
 # --- databases that must not be used as they are ----------------------------------------------------
 
 
