@@ -118,7 +118,7 @@ def expected(events: Sequence[bytes]) -> dict[str, Any]:
 
 def settings_of_server(url: str) -> dict[str, str]:
     """Those of the matrix that this server knows; a name with a dot it takes unseen."""
-    with psycopg.connect(url) as connection:
+    with connect.connect(url, SESSION) as connection:
         known = {row[0].lower() for row in connection.execute("SELECT name FROM pg_catalog.pg_settings")}
     return {name: value for name, value in SURROUNDINGS.items() if name in known or "." in name}
 
