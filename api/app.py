@@ -48,6 +48,7 @@ from api.problems import Problem
 from api.questions import Parser
 from api.streams import Live
 from api.tokens import Tokens
+from api.turns import Turns
 from pipeline.common.http import failure
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ def create_app(
         authenticate=authenticator(auth, keys=keys, tokens=tokens),
         limiter=limiter,
         unknown=Unknown(config.unknown_rate_limit, clock),
+        turns=Turns(each=config.questions_max, pool_size=config.database.pool_size),
         trusted_proxies=auth.trusted_proxies,
         accesses={(route.method, route.path): route.access for route in table},
         database=database,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -24,6 +25,7 @@ from api.database import Database, Unavailable
 from api.identity import ADMIN, Authenticator, Caller, Networks, address_of
 from api.limits import ALLOWANCE, RateLimiter, Unknown
 from api.problems import Fault
+from api.turns import Turns
 from sql.schema import audit_log
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ class Guard:
         authenticate: Authenticator,
         limiter: RateLimiter,
         unknown: Unknown,
+        turns: Turns,
         trusted_proxies: Networks,
         accesses: AccessTable,
         database: Database,
@@ -81,6 +84,7 @@ class Guard:
         self._authenticate = authenticate
         self._limiter = limiter
         self._unknown = unknown
+        self._turns = turns
         self._trusted_proxies = trusted_proxies
         self._accesses = accesses
         self._database = database
@@ -115,8 +119,11 @@ class Guard:
             if across_orgs:
                 await self._audit(request, caller, org_id, "granted", 200)
             return await handler(request)
+        asks = org_id is not None or access.all_orgs
+        keys = [f"org {org_id}"] * (org_id is not None) + [f"caller {caller.subject}"]
         try:
-            response = await handler(request)
+            async with self._turns.turn(keys) if asks else nullcontext():
+                response = await handler(request)
         except problems.Problem as problem:
             if across_orgs and problem.status != 400:  # a question that was not understood has read nothing
                 await self._audit(request, caller, org_id, "granted", problem.status)

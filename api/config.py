@@ -117,6 +117,7 @@ class Config:
     exports: ExportConfig
     rate_limit: int
     unknown_rate_limit: int
+    questions_max: int
     request_bytes_max: int
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -168,6 +169,7 @@ def load(environment: Mapping[str, str]) -> Config:
         ),
         rate_limit=v["API_RATE_LIMIT"],
         unknown_rate_limit=v["API_UNKNOWN_RATE_LIMIT"],
+        questions_max=v["API_QUESTIONS_MAX"],
         request_bytes_max=v["API_REQUEST_BYTES_MAX"],
         secrets=v.secrets(),
         live=LiveConfig(

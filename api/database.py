@@ -63,6 +63,10 @@ class Unavailable(Exception):
     """The database cannot answer now. The text is fit for a caller; the log has the cause."""
 
 
+class TooSlow(Unavailable):
+    """The database is well; this one question takes too long."""
+
+
 class Database:
     """A bounded pool of connections. Every wait in here ends."""
 
@@ -293,7 +297,7 @@ def _translated(error: Exception, *, lost: bool) -> Exception:
         return Unavailable("The API's database role may not read what it needs.")
     if state == "57014":
         log.warning("query_too_slow", extra={"error": cause})
-        return Unavailable("The query took too long; ask for a shorter range or a coarser granularity.")
+        return TooSlow("The query took too long; ask for a shorter range or a coarser granularity.")
     if state == "55P03":
         log.warning("database_locked", extra={"error": cause})
         return Unavailable("The database is locked by other work, a migration perhaps.")

@@ -353,6 +353,13 @@ SETTINGS: tuple[Setting, ...] = (
         " process; beyond, the answer is a 429; 0: no limit",
     ),
     _setting(
+        "API_QUESTIONS_MAX",
+        _positive_int,
+        "4",
+        "questions of one org, and of one caller, that an API process asks the database at once, always fewer"
+        " than API_POOL_SIZE less 2; others wait up to 5 s, then the answer is a 429",
+    ),
+    _setting(
         "API_REQUEST_BYTES_MAX", size_bytes, "64KiB", "largest body of a request; beyond, the answer is a 413"
     ),
     _setting("API_MONTHS_MAX", _positive_int, "13", "longest range of a question or an export, in months"),

@@ -20,6 +20,7 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 import redis
+from psycopg import sql as pgsql
 
 from tests.integration.test_api import (
     BASE,
@@ -461,3 +462,31 @@ def test_answers_are_json_that_other_tools_read(database_url: str) -> None:
         assert headers["ETag"].startswith('W/"')
         assert b"." in body
         assert json.loads(body)["orgId"] == str(ORG)
+
+
+# --- one tenant's heavy questions --------------------------------------------------------------------
+
+
+def test_the_heavy_questions_of_one_org_hurt_no_other(embedded_postgres: "PostgresServer") -> None:
+    with fresh_database(embedded_postgres) as url:
+        load(url, random_events(400, seed=9), WATERMARKS)
+        with psycopg.connect(url) as connection:  # each row of this org costs time, as a million would
+            connection.execute("ALTER TABLE analytics.usage_day RENAME TO usage_day_rows")
+            connection.execute(
+                pgsql.SQL(
+                    "CREATE VIEW analytics.usage_day AS SELECT * FROM analytics.usage_day_rows"
+                    " WHERE org_id <> {} OR pg_sleep(0.02) IS NOT NULL"
+                ).format(str(ORG))
+            )
+        with served({"DATABASE_URL": url}, NOW) as server, ThreadPoolExecutor(20) as pool:
+            other = f"{BASE}/orgs/{NEIGHBOUR}/usage"
+            heavy = [
+                pool.submit(server.request, "GET", USAGE, {**RANGE, "groupBy": "none"}) for _ in range(12)
+            ]
+            light = []
+            while not all(question.done() for question in heavy):
+                light.append(server.get(other, RANGE)[0])
+            assert set(light) == {200}
+            assert len(light) > 3
+            assert {question.result()[0] for question in heavy} <= {200, 429}
+            assert sum(question.result()[0] == 200 for question in heavy) >= 4
