@@ -144,6 +144,8 @@ def _connected(connection: Connection) -> Iterator[Finding]:
         yield Finding(Level.OK, "schema", f"revision {revision}")
         yield from _privileges(connection)
         yield from _partitions(connection)
+        if edition is not editions.Edition.POSTGRESQL:
+            yield from _jobs(connection)
     elif revision is None:
         yield Finding(Level.FAIL, "schema", "the database has none", "run `spendstream migrate`")
     else:
@@ -213,6 +215,32 @@ def _partitions(connection: Connection) -> Iterator[Finding]:
             "partition",
             f"{row.stream}: {row.accepted} accepted, {row.duplicate} duplicate, {row.rejected} rejected,"
             f" next offset {row.committed_offset}, last commit {since_s:.0f} s ago",
+        )
+
+
+def _jobs(connection: Connection) -> Iterator[Finding]:
+    """Jobs of TimescaleDB on our tables (compression, an operator's retention) fail in silence otherwise."""
+    from sqlalchemy import text
+
+    failed = connection.execute(
+        text(
+            "SELECT j.job_id, j.proc_name, j.hypertable_name, s.total_failures, s.total_runs, e.err_message"
+            " FROM timescaledb_information.jobs AS j"
+            " JOIN timescaledb_information.job_stats AS s USING (job_id)"
+            " LEFT JOIN LATERAL (SELECT err_message FROM timescaledb_information.job_errors"
+            " WHERE job_id = j.job_id ORDER BY start_time DESC LIMIT 1) AS e ON true"
+            " WHERE j.hypertable_schema = :schema AND s.last_run_status = 'Failed' ORDER BY j.job_id"
+        ),
+        {"schema": _SCHEMA},
+    )
+    for job_id, procedure, table, failures, runs, message in failed:
+        yield Finding(
+            Level.WARN,
+            "jobs",
+            f"job {job_id} ({procedure} on {table}) failed when it last ran, {failures} of {runs} times:"
+            f" {_first_line(message or 'see timescaledb_information.job_errors')}",
+            f'after its cause is mended, CALL run_job({job_id}); of "cannot drop portal" see whether its work'
+            " is done all the same",
         )
 
 

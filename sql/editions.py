@@ -1,7 +1,7 @@
 """What the database at hand can do beyond plain PostgreSQL, and making use of it.
 
 Three editions are told apart: plain PostgreSQL, TimescaleDB under the Apache licence (hypertables,
-drop_chunks) and TimescaleDB Community (also retention jobs). `apply` is idempotent and runs at the end
+drop_chunks) and TimescaleDB Community (also compression and jobs). `apply` is idempotent and runs at the end
 of every migration, so a database that gains an edition gains its features at the next ``spendstream
 migrate``. The queries are the same on all three.
 """
@@ -33,6 +33,10 @@ HYPERTABLES: Final = {
     "client_day": "90 days",
 }
 """Rollup tables and the span of one chunk of each."""
+
+DEFAULT_MINUTE_S: Final = 14 * 86_400.0
+DEFAULT_ROLLUP_S: Final = 400 * 86_400.0
+"""The defaults of RETENTION_MINUTE and RETENTION_ROLLUP, by which an earlier version made policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +87,48 @@ def apply(connection: Connection, *, retention_minute_s: float, retention_rollup
             ),
             {"table": f"{SCHEMA}.{table}", "interval": interval},
         )
-    notes.append(f"{len(HYPERTABLES)} hypertables")
-    if edition is Edition.APACHE:
-        notes.append("no retention jobs in this edition: the worker's maintenance drops old chunks")
-        return Applied(edition, tuple(notes))
+    notes.append(f"{len(HYPERTABLES)} hypertables: the worker's maintenance drops old chunks")
     for table in HYPERTABLES:
-        seconds = retention_minute_s if table == "usage_minute" else retention_rollup_s
-        relation = {"table": f"{SCHEMA}.{table}"}
-        connection.execute(text("SELECT remove_retention_policy(CAST(:table AS regclass), true)"), relation)
-        connection.execute(
-            text("SELECT add_retention_policy(CAST(:table AS regclass), make_interval(secs => :seconds))"),
-            {**relation, "seconds": seconds},
+        ours_s = (
+            (retention_minute_s, DEFAULT_MINUTE_S)
+            if table == "usage_minute"
+            else (retention_rollup_s, DEFAULT_ROLLUP_S)
         )
-    notes.append("retention jobs drop old chunks")
+        notes += _drop_our_policy(connection, functions, table, ours_s)
     return Applied(edition, tuple(notes))
+
+
+def _drop_our_policy(
+    connection: Connection, functions: str, table: str, ours_s: tuple[float, float]
+) -> list[str]:
+    """Remove the retention policy that version 0.1.0 made of ``ours_s`` seconds; the notes say what is left.
+
+    Such a policy obeys the database's clock alone, and drops what the worker would still keep. Ours is known
+    by its interval as it is written: we said seconds, which read ``336:00:00``; people say ``14 days``.
+    """
+    relation = {"schema": SCHEMA, "table": table, "first": ours_s[0], "second": ours_s[1]}
+    notes = []
+    for drop_after, ours in connection.execute(text(_POLICIES), relation).tuples():
+        if ours:
+            connection.execute(
+                text(f"SELECT {functions}.remove_retention_policy(CAST(:table AS regclass), true)"),
+                {"table": f"{SCHEMA}.{table}"},
+            )
+            notes.append(
+                f"the retention policy of {table} that we once made is gone: the worker drops chunks"
+            )
+        else:
+            notes.append(
+                f"{table} has a retention policy of {drop_after} that is not ours: it was left, and obeys the"
+                " database's clock"
+            )
+    return notes
+
+
+_POLICIES: Final = """
+    SELECT coalesce(config ->> 'drop_after', config ->> 'drop_created_before'),
+        coalesce(CAST(CAST(config ->> 'drop_after' AS interval) AS text) IN (
+            CAST(make_interval(secs => :first) AS text), CAST(make_interval(secs => :second) AS text)), false)
+    FROM timescaledb_information.jobs
+    WHERE proc_name = 'policy_retention' AND hypertable_schema = :schema AND hypertable_name = :table
+"""

@@ -32,7 +32,6 @@ LOCK_WAIT_S: Final = 60.0
 _LOCK: Final = 0x5350454E44  # "SPEND"
 _LOOK_S: Final = 0.2
 _SAY_AFTER_S: Final = 2.0
-_DAY_S: Final = 86_400.0
 
 
 class SchemaTooOld(Exception):
@@ -46,8 +45,8 @@ class MigrationRefused(Exception):
 def upgrade(
     database_url: str,
     *,
-    retention_minute_s: float = 14 * _DAY_S,
-    retention_rollup_s: float = 400 * _DAY_S,
+    retention_minute_s: float = editions.DEFAULT_MINUTE_S,
+    retention_rollup_s: float = editions.DEFAULT_ROLLUP_S,
     lock_wait_s: float = LOCK_WAIT_S,
     say: Callable[[str], None] = lambda _: None,
 ) -> editions.Applied:

@@ -22,6 +22,7 @@ from pipeline import children, doctor
 from pipeline.cli import main
 from pipeline.doctor import Finding, Level
 from sql import migrate, settings
+from tests import community
 
 DEAD = "127.0.0.1:1"
 
@@ -101,6 +102,19 @@ def test_a_database_without_schema_or_with_another(migrated: str, stream_url: st
         connection.execute("DROP SCHEMA analytics CASCADE")
     schema = one(examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url), "schema")
     assert (schema.level, schema.remedy) == (Level.FAIL, "run `spendstream migrate`")
+
+
+def test_a_job_on_our_tables_that_failed_is_named(embedded_postgres_url: str, stream_url: str) -> None:
+    community.shape(embedded_postgres_url)
+    migrate.upgrade(embedded_postgres_url)
+    environment = {"DATABASE_URL": embedded_postgres_url, "RABBITMQ_URL": stream_url}
+    assert "jobs" not in examine(**environment)
+    job = community.fail_a_job(embedded_postgres_url, "usage_hour", "out of shared memory\nHINT: more")
+    found = one(examine(**environment), "jobs")
+    assert found.level is Level.WARN
+    assert f"job {job} (policy_compression on usage_hour) failed when it last ran, 2 of 5" in found.detail
+    assert found.detail.endswith("out of shared memory")
+    assert f"run_job({job})" in found.remedy
 
 
 def test_missing_privileges_are_named(migrated: str, stream_url: str) -> None:

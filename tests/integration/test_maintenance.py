@@ -12,6 +12,8 @@ from pipeline import maintenance
 from pipeline.config import RetentionConfig
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
+from sql.editions import Edition
+from tests import community
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0
@@ -102,6 +104,23 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
     finally:
         await sink.close()
     assert position.ids_from_hour * 3600 == (broker_time - timedelta(hours=48)).timestamp()
+
+
+async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs(
+    embedded_postgres_url: str,
+) -> None:
+    """Where nobody made a policy, or its job fails, on TimescaleDB Community."""
+    url = embedded_postgres_url
+    community.shape(url)
+    assert migrate.upgrade(url).edition == Edition.COMMUNITY
+    old, young = NOW - timedelta(days=500), NOW - timedelta(days=13)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name in ROLLUPS:
+            insert(connection, name, old)
+            insert(connection, name, young)
+        gone = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
+        assert gone == dict.fromkeys(ROLLUPS, 1)
+        assert {name: kept(connection, name) for name in ROLLUPS} == {name: [young] for name in ROLLUPS}
 
 
 async def test_a_host_whose_clock_is_ahead_expires_nothing(

@@ -13,6 +13,7 @@ from sql import migrate
 from sql.connect import Session, engine
 from sql.editions import HYPERTABLES, Edition
 from sql.schema import SCHEMA, metadata
+from tests import community
 
 SESSION = Session(application_name="test")
 
@@ -70,3 +71,20 @@ def test_processes_that_migrate_at_once_do_not_collide(embedded_postgres_url: st
 def test_an_empty_database_has_no_revision(embedded_postgres_url: str) -> None:
     with engine(embedded_postgres_url, SESSION).connect() as connection:
         assert migrate.revision(connection) is None
+
+
+def test_policies_that_an_earlier_version_made_go_and_no_others(embedded_postgres_url: str) -> None:
+    url = embedded_postgres_url
+    community.shape(url)
+    assert migrate.upgrade(url).edition == Edition.COMMUNITY
+    assert community.retentions(url) == {}
+    ours = {"usage_minute": "336:00:00", "usage_hour": "9600:00:00", "client_hour": "720:00:00"}
+    theirs = {"usage_day": "400 days", "client_day": "5 years", "usage_errors_hour": "336:00:00"}
+    for table, interval in (ours | theirs).items():
+        community.add_retention(url, table, interval)
+    notes = migrate.upgrade(url, retention_rollup_s=720 * 3600.0).notes
+    assert community.retentions(url) == theirs
+    for table in ours:
+        assert any(f"policy of {table} that we once made is gone" in note for note in notes), table
+    for table, interval in theirs.items():
+        assert any(f"{table} has a retention policy of {interval}" in note for note in notes), table
