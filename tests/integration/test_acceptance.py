@@ -24,13 +24,11 @@ import pytest
 from deploy.local.servers import RabbitMQ
 from pipeline.core.rules import Rules
 from sql import migrate
-from tests import books, mix, processes, streams
+from tests import books, mix, processes, streams, traces
 from tests import oracle as naive
-from tests.conftest import missing
 
 pytestmark = pytest.mark.timeout(600)
 
-TRACES = Path(__file__).parents[3] / "shared" / "data"
 DOLLARS_PER_MICROCENT = Decimal("1e-8")
 
 
@@ -202,11 +200,9 @@ async def test_a_hundred_thousand_nasty_events_come_out_exactly_though_the_worke
         assert_rest_equals_oracle(api, oracle)
 
 
-@pytest.mark.parametrize("name", ["azure_llm_trace_2023_code.csv", "azure_llm_trace_2023_conv.csv"])
+@pytest.mark.parametrize("name", traces.NAMES)
 async def test_a_public_trace_comes_out_as_it_is_counted_from_its_csv(setup: Setup, name: str) -> None:
-    file = TRACES / name
-    if not file.exists():
-        missing(f"the trace {name} is not beside the repository, in ../shared/data")
+    file = traces.path(name)
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     publish = ("replay-trace", str(file), "--seed", "7")

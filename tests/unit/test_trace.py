@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +13,9 @@ import pytest
 
 from pipeline import trace
 from pipeline.traffic import BLOCK, Shares, World
+from tests import traces
 from tests.oracle import Accepted, Event, Oracle, Rejected, Rules, decode
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NOW_US = 1_795_435_200_000_000
 HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
 
@@ -220,15 +219,14 @@ async def test_stop_ends_a_replay(tmp_path: Path) -> None:
     assert n == BLOCK
 
 
-@pytest.mark.parametrize("name", ["azure_llm_trace_2023_conv.csv", "azure_llm_trace_2023_code.csv"])
+@pytest.mark.parametrize("name", traces.NAMES)
 def test_the_public_traces_keep_every_token(name: str) -> None:
-    path = DATA / name
-    if not path.exists() and not os.environ.get("CI"):
-        pytest.skip(f"no {name} beside the repository")
+    path = traces.path(name)
     with path.open(newline="") as opened:
         rows = list(csv.DictReader(opened))
     read = trace.read(path)
     events = decoded(bodies(read, shares=Shares(snake_case=0.3, cloudevents=0.3)))
+    assert len(rows) >= 3000
     assert len(events) == len(rows) == len({event.event_id for event in events})
     for event, row in zip(events, rows, strict=True):
         assert event.input_tokens == int(row["ContextTokens"])
