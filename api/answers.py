@@ -48,7 +48,8 @@ class UsageFigures(Answer):
 
 class UsagePoint(Answer):
     """``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
-    series by client holds the events without one. ``final``: it can no longer change but by backfill."""
+    series by client holds the events without one. The one name of more than 128 characters holds what was
+    counted beyond CLIENTS_PER_ORG_HOUR_MAX. ``final``: it can no longer change but by backfill."""
 
     bucket_start: Time
     model_id: UUID | None
@@ -165,7 +166,7 @@ class Models(Answer):
 
 
 class Client(Answer):
-    """``clientId`` is null for events without one."""
+    """``clientId`` is null for events without one; `UsagePoint` says what the longest name is."""
 
     client_id: str | None
     first_event_at: Time

@@ -21,9 +21,9 @@ from api.buckets import (
     zone_names,
 )
 from api.problems import Fault, invalid_parameters
+from pipeline.core import wire
 
 LIMIT_DEFAULT: Final = 1000
-CLIENT_ID_CHARS_MAX: Final = 128
 MODEL: Final = "model"
 CLIENT: Final = "client"
 
@@ -75,8 +75,14 @@ GRANULARITY = Parameter(
 MODEL_ID = Parameter(name="modelId", help="Only these models.", schema=_UUID_SCHEMA, repeatable=True)
 CLIENT_ID = Parameter(
     name="clientId",
-    help="Only these clients, from the hour grain up; an empty value means events without a client.",
-    schema={"type": "string", "maxLength": CLIENT_ID_CHARS_MAX},
+    help="Only these clients, from the hour grain up. An empty value means events without a client. The one"
+    " name of more than 128 characters means what was counted beyond CLIENTS_PER_ORG_HOUR_MAX.",
+    schema={
+        "anyOf": [
+            {"type": "string", "maxLength": wire.CLIENT_ID_CHARS_MAX},
+            {"const": wire.OVERFLOW_CLIENT},
+        ]
+    },
     repeatable=True,
 )
 GROUP_BY = Parameter(
@@ -215,8 +221,8 @@ def zone(text: str) -> ZoneInfo:
 
 
 def client_id(text: str) -> str:
-    if len(text) > CLIENT_ID_CHARS_MAX:
-        raise ValueError(f"must be at most {CLIENT_ID_CHARS_MAX} characters")
+    if len(text) > wire.CLIENT_ID_CHARS_MAX and text != wire.OVERFLOW_CLIENT:
+        raise ValueError(f"must be at most {wire.CLIENT_ID_CHARS_MAX} characters")
     if not _is_text(text):
         raise ValueError("must be Unicode text without the character NUL")
     return text

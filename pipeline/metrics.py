@@ -41,7 +41,7 @@ LATE: Final = Counter(
 )
 CAPPED_CLIENTS: Final = Counter(
     "analytics_capped_client_events",
-    "Events counted under client `other` because their org's hour had too many clients.",
+    "Events counted under no client's own name because their org's hour had too many clients.",
     registry=REGISTRY,
 )
 LAST_SUCCESS: Final = Gauge(

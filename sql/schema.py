@@ -73,7 +73,8 @@ usage_minute = _rollup("usage_minute", by_client=False)
 usage_hour = _rollup("usage_hour", by_client=False)
 usage_day = _rollup("usage_day", by_client=False)
 client_hour = _rollup("client_hour", by_client=True)
-"""``client_id`` is '' for events without one, and ``other`` beyond CLIENTS_PER_ORG_HOUR_MAX."""
+"""``client_id`` is '' for events without one, and `wire.OVERFLOW_CLIENT` beyond CLIENTS_PER_ORG_HOUR_MAX.
+In rows that version 0.1.0 wrote, ``other`` may be a client of that name or what was beyond the cap."""
 client_day = _rollup("client_day", by_client=True)
 
 usage_errors_hour = Table(

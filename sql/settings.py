@@ -268,7 +268,7 @@ SETTINGS: tuple[Setting, ...] = (
         "CLIENTS_PER_ORG_HOUR_MAX",
         _positive_int,
         "1000",
-        "clients counted by name per org and hour; the rest is `other`",
+        "clients counted by name per org and hour; the rest shares a row of its own",
     ),
     _setting(
         "DEAD_LETTER_BODIES_MAX",

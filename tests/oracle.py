@@ -31,7 +31,11 @@ BODY_BYTES_MAX = 64 * 1024
 FUTURE_US = 5 * MINUTE_US
 STATUSES = ("success", "error", "timeout", "throttled")
 """The position is the number that `usage_errors_hour.status` holds."""
-OTHER = "other"
+OVERFLOW_CLIENT = (
+    "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
+    " which are counted under their own names"
+)
+OVERFLOW_ERROR_CODE = "other error codes: all of this hour beyond the first 100, which are counted by name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +186,7 @@ class Oracle:
 
     Keys of the rollups: ``(org, bucket_start, model)`` and ``(org, bucket_start, model, client)``; of
     ``usage_errors_hour``: ``(org, hour, model, client, status, error_code)``. Clients and codes stand
-    there under the name they are counted by, so with ``other`` and ''. Only the codes of failed events
+    there under the name they are counted by, so with the overflow's and ''. Only the codes of failed events
     take one of the slots of an hour.
     """
 
@@ -247,7 +251,8 @@ class Oracle:
     def _count(self, event: Event, broker_us: int) -> None:
         org, model = event.org_id, event.model_id
         hour_us = _floor(event.occurred_us, HOUR_US)
-        client = _name(self._clients_of_hour[org, hour_us], event.client_id, self.rules.clients_max)
+        named = self._clients_of_hour[org, hour_us]
+        client = _name(named, event.client_id, self.rules.clients_max, OVERFLOW_CLIENT)
         watermark_us = self.watermark_us
         minute, hour, day = (_bucket(event.occurred_us, size) for size in (MINUTE_US, HOUR_US, DAY_US))
         rows = (
@@ -260,7 +265,8 @@ class Oracle:
         for row, start, size_us in rows:
             row.add(event, late=watermark_us is not None and watermark_us >= _us(start) + size_us)
         if event.status:
-            code = _name(self._codes_of_hour[org, hour_us], event.error_code, self.rules.error_codes_max)
+            codes = self._codes_of_hour[org, hour_us]
+            code = _name(codes, event.error_code, self.rules.error_codes_max, OVERFLOW_ERROR_CODE)
             self.usage_errors_hour[org, hour, model, client, event.status, code] += 1
         at = EPOCH + timedelta(microseconds=event.occurred_us)
         _see(self.orgs_seen, org, at)
@@ -282,12 +288,12 @@ def _us(at: datetime) -> int:
     return (at - EPOCH) // timedelta(microseconds=1)
 
 
-def _name(named: set[str], wanted: str, most: int) -> str:
-    """``wanted`` if it is one of the first ``most`` names, else ``other``. '' and ``other`` take no slot."""
-    if wanted in ("", OTHER) or wanted in named:
+def _name(named: set[str], wanted: str, most: int, overflow: str) -> str:
+    """``wanted`` if it is one of the first ``most`` names, else ``overflow``. '' takes no slot."""
+    if not wanted or wanted in named:
         return wanted
     if len(named) >= most:
-        return OTHER
+        return overflow
     named.add(wanted)
     return wanted
 

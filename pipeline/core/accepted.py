@@ -138,11 +138,11 @@ _EVENT_BYTES = 16 + 4 + 4 * 4 + 10 * 8
 
 
 def _counted(cap: NameCap, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
-    """The name (int32[n]) that each was counted under: its own if the cap let it in, else ``other``."""
+    """The name (int32[n]) that each was counted under: its own if the cap let it in, else the overflow's."""
     counted = name.astype(np.int32)
-    named = np.flatnonzero(counted > Names.OTHER)
+    named = np.flatnonzero(counted > Names.OVERFLOW)
     known = cap.admit(org[named], hour[named], counted[named], cap=0)
-    counted[named[~known]] = Names.OTHER
+    counted[named[~known]] = Names.OVERFLOW
     return counted
 
 

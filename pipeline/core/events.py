@@ -23,17 +23,19 @@ IntArray = npt.NDArray[Any]
 
 
 class Names:
-    """Strings numbered in order of first sight; '' is 0, `OTHER` is 1. By number: ``texts``, ``crcs``."""
+    """Strings numbered in order of first sight; '' is 0, `OVERFLOW` is 1. By number: ``texts``, ``crcs``."""
 
-    OTHER: Final = 1
+    OVERFLOW: Final = 1
+    """What is beyond the cap of an org and hour. No event has this name."""
 
-    def __init__(self) -> None:
+    def __init__(self, overflow: str) -> None:
+        """``overflow``: a text that no event can hold."""
         self.texts: list[str] = [""]
         self.crcs: IntArray = np.zeros(256, np.uint32)
         self._pool: IntArray = np.empty(4096, np.uint8)
         self._edges: IntArray = np.zeros(256, np.int64)
         self._slots: IntArray = np.full(1024, -1, np.int32)
-        self.numbers(["other"])
+        self.numbers([overflow])
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -185,8 +187,8 @@ class Reader:
     def __init__(self) -> None:
         self.orgs = Uuids()
         self.models = Uuids()
-        self.clients = Names()
-        self.error_codes = Names()
+        self.clients = Names(wire.OVERFLOW_CLIENT)
+        self.error_codes = Names(wire.OVERFLOW_ERROR_CODE)
         self._guesses = scan.new_guesses()
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:

@@ -491,11 +491,11 @@ class Ledger:
 
     @staticmethod
     def _refuse_names(cap: NameCap, keys: IntArray, column: int) -> IntArray:
-        """Name those beyond the cap ``other``; which those were."""
-        named = np.flatnonzero(keys[:, column] > Names.OTHER)
+        """Give those beyond the cap the overflow's name; which those were."""
+        named = np.flatnonzero(keys[:, column] > Names.OVERFLOW)
         hour = keys[named, MINUTE] // 60
         refused = named[~cap.admit(keys[named, ORG], hour, keys[named, column])]
-        keys[refused, column] = Names.OTHER
+        keys[refused, column] = Names.OVERFLOW
         return refused
 
     def _add(self, cells: Cells) -> None:
@@ -569,7 +569,7 @@ class Ledger:
     @staticmethod
     def _restore_names(cap: NameCap, keys: IntArray) -> None:
         """Names that have rows have been admitted before, whatever the cap is now."""
-        keys = keys[keys[:, 2] > Names.OTHER]
+        keys = keys[keys[:, 2] > Names.OVERFLOW]
         cap.admit(keys[:, 0], keys[:, 1], keys[:, 2], cap=2**62)
 
     def _numbered(self, rows: StoredRows) -> TableRows:
@@ -771,7 +771,7 @@ def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap)
     used = np.unique(np.concatenate([cap.names(), *(table.column(column) for table, column in tables)]))
     if 2 * len(used) > len(names.texts):
         return names
-    kept = Names()
+    kept = Names(names.texts[Names.OVERFLOW])
     numbers = np.zeros(len(names.texts), np.int32)
     numbers[used] = kept.numbers([names.texts[old] for old in used.tolist()])
     for table, column in tables:

@@ -18,6 +18,16 @@ from uuid import UUID
 BODY_BYTES_MAX: Final = 64 * 1024
 CLIENT_ID_CHARS_MAX: Final = 128
 ERROR_CODE_CHARS_MAX: Final = 64
+OVERFLOW_CLIENT: Final = (
+    "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
+    " which are counted under their own names"
+)
+"""Stands in place of a clientId where an org's hour has too many clients. No client can have this name: the
+name is longer than `CLIENT_ID_CHARS_MAX`. Version 0.1.0 wrote ``other``, as for a client of that name."""
+OVERFLOW_ERROR_CODE: Final = (
+    "other error codes: all of this hour beyond the first 100, which are counted by name"
+)
+"""The same for error codes; longer than `ERROR_CODE_CHARS_MAX`."""
 LATENCY_MS_MAX: Final = 2**31 - 1
 TOKENS_MAX: Final = 10**12
 COST_MICROCENTS_MAX: Final = 10**8 * 10**6

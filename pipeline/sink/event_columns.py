@@ -37,8 +37,8 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """One row an event. ``status`` is 0 success, 1 error, 2 timeout, 3 throttled; names are '' where there are
-none; the ``counted_`` names are ``other`` beyond the caps of an hour; ``late`` is 1, 2 or 3 if the event came
-after the watermark had passed its minute, its hour too, its day too."""
+none; the ``counted_`` names are the overflow's (`wire.OVERFLOW_CLIENT`) beyond the caps of an hour; ``late``
+is 1, 2 or 3 if the event came after the watermark had passed its minute, its hour too, its day too."""
 
 
 def table_of(events: AcceptedEvents) -> pa.Table:

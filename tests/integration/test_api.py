@@ -28,7 +28,7 @@ from psycopg import sql as pgsql
 import api.config
 from api.app import create_app
 from api.serving import Runner
-from pipeline.core import sketches
+from pipeline.core import sketches, wire
 from sql import migrate, schema
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
 NEIGHBOUR = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000002")
 STRANGER = uuid.UUID("aaaaaaaa-0000-4000-8000-00000000ffff")
 MODELS = tuple(uuid.UUID(f"{digit * 8}-0000-4000-8000-000000000000") for digit in "1af")
-CLIENTS = ("", "Zeta", "alpha", "other", "über")
+CLIENTS = ("", "Zeta", "alpha", "other", wire.OVERFLOW_CLIENT, "über")
 FAILURES = {1: "error", 2: "timeout", 3: "throttled"}
 
 

@@ -223,10 +223,15 @@ def test_all_variants_mean_the_same_event(variant: str) -> None:
     assert wire.read(mix.encode(fields, variant)) == wire.read(mix.encode(fields, "camel"))
 
 
-def test_a_client_named_other_shares_the_row_of_the_rest() -> None:
+def test_no_event_can_have_the_name_of_what_is_beyond_a_cap() -> None:
+    for field, name in (("clientId", wire.OVERFLOW_CLIENT), ("errorCode", wire.OVERFLOW_ERROR_CODE)):
+        verdict = wire.read(json.dumps({**GOOD, field: name}).encode())
+        assert isinstance(verdict, wire.Invalid)
+        assert [fault.field for fault in verdict.faults] == [field]
     reader = Reader()
-    columns, _ = reader.read([json.dumps({**GOOD, "clientId": "other"}).encode()])
-    assert columns.client.tolist() == [reader.clients.OTHER]
+    columns, _ = reader.read([json.dumps({**GOOD, "clientId": "other", "errorCode": "other"}).encode()])
+    assert columns.client.tolist() != [reader.clients.OVERFLOW]
+    assert columns.error_code.tolist() != [reader.error_codes.OVERFLOW]
 
 
 def test_the_check_of_a_payload_ignores_spelling_and_sees_every_counted_field() -> None:
@@ -272,8 +277,8 @@ def test_numbers_of_ids_survive_growth() -> None:
 
 @given(st.lists(st.lists(st.text("ab\0é", max_size=26), max_size=40), max_size=4), st.integers(0, 900))
 def test_names_are_numbered_in_order_of_first_sight(batches: list[list[str]], before: int) -> None:
-    names = Names()
-    known = ["", "other"]
+    names = Names("(overflow)")
+    known = ["", "(overflow)"]
     for batch in ([f"before-{number}" for number in range(before)], *batches):
         numbers = names.numbers(batch).tolist()
         known.extend(text for text in dict.fromkeys(batch) if text not in known)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from pipeline.core import ledger as books
+from pipeline.core import wire
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from tests import mix
@@ -92,3 +93,35 @@ def test_an_id_is_known_though_the_brokers_clock_steps_back_over_an_hour() -> No
     assert ledger.position.accepted == 40_000
     ingest(0, 20_000, at_us=last_us, broker_us=lapses_us - 1_500_000)
     assert (ledger.position.accepted, ledger.position.duplicate) == (40_000, 20_000)
+
+
+def test_a_client_named_other_has_a_row_of_its_own_beside_what_is_beyond_the_cap() -> None:
+    ledger = books.Ledger(Rules(clients_per_org_hour_max=2))
+    names = ["other", "a", "b", "c", "other"]
+    bodies = [
+        json.dumps(
+            {
+                "eventId": str(uuid.UUID(int=number)),
+                "orgId": str(uuid.UUID(int=1)),
+                "modelId": str(uuid.UUID(int=2)),
+                "clientId": name,
+                "occurredAt": datetime.fromtimestamp(NOW_US / 1e6, UTC).isoformat(),
+                "latencyMs": 1,
+                "status": "error",
+                "errorCode": "other",
+                "inputTokens": 1,
+                "outputTokens": 1,
+                "costEstimateCents": 1,
+            }
+        ).encode()
+        for number, name in enumerate(names)
+    ]
+    ledger.ingest(first_offset=0, next_offset=5, timestamp_us=NOW_US, bodies=bodies)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    assert batch.dead_letters == []
+    tables = {rows.grain.name: rows for rows in batch.tables}
+    for table in ("client_hour", "client_day"):
+        counted = dict(zip(tables[table].client, tables[table].measures[:, 0].tolist(), strict=True))
+        assert counted == {"other": 2, "a": 1, wire.OVERFLOW_CLIENT: 2}
+    errors = tables["usage_errors_hour"]
+    assert dict(zip(errors.client, errors.error_code, strict=True)) == dict.fromkeys(counted, "other")

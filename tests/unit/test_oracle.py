@@ -15,6 +15,8 @@ from tests.oracle import (
     DAY_US,
     HOUR_US,
     MINUTE_US,
+    OVERFLOW_CLIENT,
+    OVERFLOW_ERROR_CODE,
     SECOND_US,
     Accepted,
     Duplicate,
@@ -524,27 +526,27 @@ def test_an_event_does_not_move_its_own_watermark() -> None:
     assert oracle.watermark_us == NOON_US - 10 * SECOND_US
 
 
-def test_clients_beyond_the_bound_are_other_per_hour() -> None:
-    oracle = Oracle(Rules(clients_max=2))
+def test_clients_beyond_the_bound_share_a_row_per_hour() -> None:
+    oracle = Oracle(Rules(clients_max=3))
     names = ["a", "", "other", "b", "c", "a", "other"]
     feed(oracle, *(body(i, clientId=name) for i, name in enumerate(names)))
     feed(oracle, body(100, NOON_US - HOUR_US, clientId="c"))
     day = NOON.replace(hour=0)
     count = {key[3]: row.invocations for key, row in oracle.client_hour.items() if key[1] == NOON}
-    assert count == {"a": 2, "": 1, "other": 3, "b": 1}
+    assert count == {"a": 2, "": 1, "other": 2, "b": 1, OVERFLOW_CLIENT: 1}
     of_day = {key[3]: row.invocations for key, row in oracle.client_day.items() if key[1] == day}
-    assert of_day == {"a": 2, "": 1, "other": 3, "b": 1, "c": 1}
+    assert of_day == {"a": 2, "": 1, "other": 2, "b": 1, OVERFLOW_CLIENT: 1, "c": 1}
     assert set(oracle.clients_seen) == {(ORG, name) for name in of_day}
 
 
-def test_error_codes_beyond_the_bound_are_other() -> None:
+def test_error_codes_beyond_the_bound_share_a_row() -> None:
     oracle = Oracle(Rules(error_codes_max=1))
     feed(oracle, body(0, errorCode="x"))  # a success: no error, and it takes no slot
     for i, code in enumerate(["a", "b", None, "a", "other"], start=1):
         feed(oracle, body(i, status="error", errorCode=code))
     assert {key[4:]: count for key, count in oracle.usage_errors_hour.items()} == {
         (1, "a"): 2,
-        (1, "other"): 2,
+        (1, OVERFLOW_ERROR_CODE): 2,
         (1, ""): 1,
     }
 
