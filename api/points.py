@@ -19,7 +19,7 @@ from api.rollups import UsageRow
 
 STANDINGS: Final = """
 SELECT o.partition, p.watermark, o.last_event_at, o.last_rollup_at
-FROM analytics.orgs_seen AS o LEFT JOIN analytics.partitions AS p ON p.partition = o.partition
+FROM analytics.orgs_seen AS o LEFT JOIN analytics.partition_watermarks AS p ON p.partition = o.partition
 WHERE o.org_id = %(org_id)s
 """
 

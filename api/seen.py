@@ -12,7 +12,7 @@ from sqlalchemy import Column, Row, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.freshness import ModelStanding, Standing
-from sql.schema import clients_seen, models_seen, orgs_seen, partitions
+from sql.schema import clients_seen, models_seen, orgs_seen, partition_watermarks
 
 
 async def org_standings(connection: AsyncConnection, org_id: UUID) -> list[Standing]:
@@ -39,8 +39,9 @@ async def model_standings(connection: AsyncConnection, org_id: UUID) -> list[Mod
 
 
 async def watermarks(connection: AsyncConnection) -> dict[int, datetime | None]:
-    """The watermark of every partition."""
-    rows = await connection.execute(select(partitions.c.partition, partitions.c.watermark))
+    """The watermark of every partition that is not retired."""
+    p = partition_watermarks.c
+    rows = await connection.execute(select(p.partition, p.watermark).where(p.retired_at.is_(None)))
     return {row.partition: row.watermark for row in rows}
 
 
@@ -87,9 +88,10 @@ async def _page(
 
 
 def _with_watermark(seen: Table, key: Column[Any]) -> Any:
+    p = partition_watermarks
     return select(
-        key, seen.c.partition, partitions.c.watermark, seen.c.last_event_at, seen.c.last_rollup_at
-    ).select_from(seen.outerjoin(partitions, partitions.c.partition == seen.c.partition))
+        key, seen.c.partition, p.c.watermark, seen.c.last_event_at, seen.c.last_rollup_at
+    ).select_from(seen.outerjoin(p, p.c.partition == seen.c.partition))
 
 
 def _standing(row: Row[Any]) -> Standing:

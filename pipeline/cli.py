@@ -514,6 +514,56 @@ def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
     )
 
 
+@stream_commands.command("retire")
+@click.argument("stream")
+@click.option(
+    "--gone",
+    "is_gone",
+    is_flag=True,
+    help="The broker has the stream no more; what was not counted of it is lost.",
+)
+def retire_stream(*, stream: str, is_gone: bool) -> None:
+    """Say that nothing more comes from STREAM, so that no org waits for it any longer.
+
+    STREAM may be a partition of a super stream. Freshness, finality and the schedules of exports leave it out
+    from then on; its figures stay. Refused while records of it are not counted, or a worker still reads it.
+    Written into analytics.audit_log. A worker that reads the stream again takes the retirement back.
+    """
+    import asyncio
+
+    import psycopg
+
+    from pipeline import retire
+
+    values = settings.read(os.environ, required=("DATABASE_URL",))
+    try:
+        done = asyncio.run(
+            retire.retire(
+                _stream(),
+                values["DATABASE_URL"],
+                stream=stream,
+                is_gone=is_gone,
+                redis_url=values["REDIS_URL"],
+            )
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except retire.RetireRefused as error:
+        fail(str(error))
+    except psycopg.Error as error:
+        fail(f"the database cannot be written: {str(error).strip()}")
+    click.echo(
+        f"retired: {done.stream} (partition {done.partition}), counted up to offset {done.committed_offset};"
+        f" recorded in analytics.audit_log as {done.actor}"
+    )
+    if done.cache_error:
+        click.echo(
+            f"Redis could not be told ({done.cache_error}): delete the field {done.partition} of"
+            " spendstream:watermarks, or the API shows the old lag",
+            err=True,
+        )
+
+
 @main.group()
 def keys() -> None:
     """Make, list and revoke the API's keys (X-API-Key). Needs DATABASE_URL of a role that owns the tables."""

@@ -214,7 +214,8 @@ def _partitions(connection: Connection) -> Iterator[Finding]:
             Level.OK,
             "partition",
             f"{row.stream}: {row.accepted} accepted, {row.duplicate} duplicate, {row.rejected} rejected,"
-            f" next offset {row.committed_offset}, last commit {since_s:.0f} s ago",
+            f" next offset {row.committed_offset}, last commit {since_s:.0f} s ago"
+            + (f", retired since {row.retired_at:%Y-%m-%d}" if row.retired_at is not None else ""),
         )
 
 

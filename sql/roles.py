@@ -24,6 +24,7 @@ READABLE: Final = (
     "client_day",
     "usage_errors_hour",
     "partitions",
+    "partition_watermarks",
     "orgs_seen",
     "models_seen",
     "clients_seen",

@@ -111,6 +111,7 @@ partitions = Table(
     _timestamp("updated_at"),
     Column("replays", BigInteger, nullable=False, server_default=text("0")),
     _timestamp("ids_from", nullable=True),
+    _timestamp("retired_at", nullable=True),
     postgresql_with={"fillfactor": "50"},
 )
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
@@ -120,8 +121,18 @@ partitions = Table(
 Always offered = accepted + duplicate + rejected: a dead letter that is replayed moves from ``rejected`` to
 one of the others. ``replays`` counts settled replays: it tells a flush that moves no offset from its repeat.
 ``watermark`` is null until the first event or the first time the partition has caught up. ``ids_from`` is the
-hour after the last one whose ids maintenance has dropped, null if none.
+hour after the last one whose ids maintenance has dropped, null if none. ``retired_at``: since then nothing
+more is expected of the stream.
 """
+
+partition_watermarks = Table(
+    "partition_watermarks",
+    MetaData(schema=SCHEMA),
+    Column("partition", SmallInteger),
+    _timestamp("watermark", nullable=True),
+    _timestamp("retired_at", nullable=True),
+)
+"""A view: up to when each partition is complete. A retired one is as complete as the slowest other one."""
 
 dedupe_ids = Table(
     "dedupe_ids",

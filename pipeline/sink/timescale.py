@@ -16,6 +16,7 @@ there, which says that the first attempt went through.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
 from pipeline.sink import copy_binary, event_columns
 from sql import queries
 from sql.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
+
+log = logging.getLogger(__name__)
 
 IntArray = npt.NDArray[Any]
 
@@ -134,8 +137,10 @@ class TimescaleSink:
             cursor = await connection.execute(_FLUSH["claim"], {"stream": stream})
             row = await cursor.fetchone()
             assert row is not None
-        partition, epoch, offset, offered, accepted, duplicate, rejected, replays, *times = row
+        partition, epoch, offset, offered, accepted, duplicate, rejected, replays, *times, was_retired = row
         mark, newest, broker, ids_from_hour = times
+        if was_retired:
+            log.warning("retired_stream_is_read_again", extra={"stream": stream, "partition": partition})
         position = Position(
             next_offset=offset,
             newest_us=NEVER if newest is None else newest,

@@ -79,7 +79,7 @@ UPDATE analytics.export_jobs SET status = 'expired' WHERE job_id = %(job_id)s AN
 -- name: watermark
 -- How far an org's slowest partition has come; null while one of them has no watermark.
 SELECT CASE WHEN bool_and(p.watermark IS NOT NULL) THEN min(p.watermark) END
-FROM analytics.orgs_seen AS s LEFT JOIN analytics.partitions AS p USING (partition)
+FROM analytics.orgs_seen AS s LEFT JOIN analytics.partition_watermarks AS p USING (partition)
 WHERE s.org_id = %(org_id)s
 
 -- name: due
@@ -91,7 +91,7 @@ SELECT gen_random_uuid(), s.org_id, 'pending', s.format, s.granularity, %(start)
 FROM analytics.export_schedules AS s
 WHERE (
     SELECT CASE WHEN bool_and(p.watermark IS NOT NULL) THEN min(p.watermark) END
-    FROM analytics.orgs_seen AS o LEFT JOIN analytics.partitions AS p USING (partition)
+    FROM analytics.orgs_seen AS o LEFT JOIN analytics.partition_watermarks AS p USING (partition)
     WHERE o.org_id = s.org_id
 ) >= %(final_at)s
 ON CONFLICT (org_id, idempotency_key) DO NOTHING

@@ -1,14 +1,17 @@
 -- name: claim
 -- Make this worker the only writer of a stream's partition: give the stream its number the first time, and
 -- raise the epoch every time. It waits for a flush in flight, and that worker's next flush fails.
+-- A stream that somebody reads is not retired: the last column says that it was.
+WITH before AS (SELECT retired_at FROM analytics.partitions WHERE stream = %(stream)s)
 INSERT INTO analytics.partitions AS p (partition, stream, epoch, updated_at)
 SELECT COALESCE(MAX(partition) + 1, 0), %(stream)s, 1, now() FROM analytics.partitions
-ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now()
+ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now(), retired_at = NULL
 RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, rejected, replays,
     (EXTRACT(EPOCH FROM watermark) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM max_event_time) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint,
-    (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint
+    (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint,
+    EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL)
 
 -- name: advance
 -- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.
