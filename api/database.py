@@ -45,6 +45,8 @@ _AWAY_CLASSES: Final = ("08", "53", "57", "58", "XX", "28", "3D")
 SCHEMA_REMEDY: Final = "The database schema is missing or too old: run `spendstream migrate`."
 
 
+NO_NOTIFICATIONS: Final = "A connection pooler passes no notifications on."
+
 PRIVILEGED_REMEDY: Final = (
     "The API's database role may write rollups, and it must not: log in as a role that is"
     f" IN ROLE {roles.READER}, or set API_ALLOW_PRIVILEGED=true."
@@ -116,6 +118,8 @@ class Database:
         """
         try:
             async with await self._connect() as connection:
+                if connection.pooled:  # it would hear nothing, and leave others listening
+                    raise Unavailable(NO_NOTIFICATIONS)
                 await connection.set_autocommit(True)
                 await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
                 heard()
@@ -166,7 +170,7 @@ class Database:
             pooled = await self._plain.connect()
         try:
             raw = cast("AsyncSession", (await pooled.get_raw_connection()).driver_connection)
-            begin = (_BEGIN, *((raw.local,) if raw.pooled else ()))
+            begin = (_BEGIN, *raw.local)
             found = []
             async with psycopg.AsyncClientCursor(raw) as cursor:
                 await cursor.execute(";".join((*begin, *texts, "COMMIT")).encode(), parameters)

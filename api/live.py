@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from api import answers, problems, seen
 from api.buckets import UTC_ZONE, Calendar, Granularity, to_datetime, to_minute
 from api.config import LiveConfig
-from api.database import Database, Unavailable
+from api.database import NO_NOTIFICATIONS, Database, Unavailable
 from api.figures import money
 from api.freshness import Standing, slowest_watermark
 from sql import queries
@@ -174,6 +174,8 @@ class Hub:
                 await self._database.listen(CHANNEL, self._moved.set)
             except Unavailable as error:
                 log.warning("live_not_notified", extra={"error": str(error)})
+                if str(error) == NO_NOTIFICATIONS:
+                    return  # `_publish` looks every few seconds all the same
             await asyncio.sleep(_LISTEN_AGAIN_S)
 
     async def _publish(self) -> None:

@@ -137,6 +137,14 @@ def _connected(connection: Connection) -> Iterator[Finding]:
         yield Finding(Level.OK, "database", f"PostgreSQL {version}, edition: {edition}")
     if connection.scalar(text("SELECT pg_is_in_recovery()")):
         yield Finding(Level.FAIL, "database", "is a read-only standby", "point DATABASE_URL to the primary")
+    if getattr(connection.connection.driver_connection, "pooled", False):
+        yield Finding(
+            Level.WARN,
+            "pooler",
+            "DATABASE_URL leads through a connection pooler, which may give each transaction another session:"
+            " live figures are looked for every 3 s, as no notification comes through",
+            "all works so; where it can, let the worker reach PostgreSQL itself",
+        )
     yield _clocks(connection)
 
     revision = migrate.revision(connection)

@@ -11,7 +11,7 @@ encoding.
 A connection pooler (PgBouncer with ``pool_mode = transaction``) may give each transaction another session of
 the server, so settings of a session would be lost, and would reach other people's transactions. The pooler is
 known by its process id, which is not the server's. Behind one, each transaction begins with our settings
-instead (`Connection.begin`), and they end with it.
+instead, and they end with it. A statement outside a transaction then has the database's own limits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import psycopg
-from psycopg import pq
+from psycopg import errors, generators, pq
 from psycopg import sql as psql
 from psycopg.abc import PQGen, QueryNoTemplate
 from sqlalchemy import Engine, create_engine
@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 _URL: Final = "postgresql+psycopg://"
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 _REPORTED: Final = {
     "application_name": "",
@@ -122,24 +123,41 @@ class _Pooled:
 
     pooled: bool = False
     """Does a pooler stand between? Then nothing of a session may be relied on beyond a transaction."""
-    begin: str = "BEGIN"
-    """How to begin a transaction by a statement of one's own; psycopg's own beginnings do the same."""
-    local: str = ""
-    """The statement that does it within a transaction; '' without a pooler."""
+    local: tuple[str, ...] = ()
+    """Our settings behind a pooler, to be said in each transaction. They take no snapshot, so that whoever
+    must lock first still can."""
+
+    @property
+    def begin(self) -> str:
+        """How to begin a transaction by a statement of one's own; psycopg's own beginnings do the same.
+
+        Behind a pooler the session may hold a stranger's temporary tables: they go.
+        """
+        return "; ".join((_BEGIN, "DISCARD TEMP", *self.local)) if self.pooled else "BEGIN"
+
+    def stand_behind_pooler(self, settings: dict[str, str], known: Sequence[str]) -> None:
+        """Say those of the settings that the server knows in each transaction from now on."""
+        self.pooled = True
+        self.local = tuple(
+            psql.SQL("SET LOCAL {} = {}").format(psql.Identifier(*name.split(".")), value).as_string(None)
+            for name, value in settings.items()
+            if name in known and name not in _REPORTED
+        )
 
     def _exec_command(
         self, command: QueryNoTemplate, result_format: pq.Format = pq.Format.TEXT
     ) -> PQGen[Any]:
-        result = yield from super()._exec_command(command, result_format)  # type: ignore[misc]
-        if self.pooled and isinstance(command, bytes) and command.startswith(b"BEGIN"):
-            yield from super()._exec_command(self.local)  # type: ignore[misc]
+        """What psycopg sends beside the statements of cursors, its BEGIN among it."""
+        if not (self.pooled and isinstance(command, bytes) and command.startswith(b"BEGIN")):
+            return (yield from super()._exec_command(command, result_format))  # type: ignore[misc]
+        begin = command if b"ISOLATION" in command else _BEGIN.encode() + command.removeprefix(b"BEGIN")
+        result = yield from super()._exec_command(begin)  # type: ignore[misc]
+        pgconn: pq.abc.PGconn = self.pgconn  # type: ignore[attr-defined]
+        pgconn.send_query("; ".join(self.local).encode())
+        for told in (yield from generators.execute(pgconn)):
+            if told.status == pq.ExecStatus.FATAL_ERROR:
+                raise errors.error_from_result(told)
         return result
-
-    def stand_behind_pooler(self, settings: dict[str, str]) -> None:
-        """Begin each transaction with the settings from now on, and with no temporary table of a stranger."""
-        self.pooled = True
-        self.local = _set_config(settings, local=psql.SQL("true")).as_string(None)
-        self.begin = f"BEGIN; DISCARD TEMP; {self.local}"
 
 
 class Connection(_Pooled, psycopg.Connection[Any]):
@@ -161,8 +179,8 @@ def connect(url: str, session: Session, *, autocommit: bool = False) -> Connecti
     try:
         found = connection.execute(_first_words(connection, session)).fetchone()
         if _is_pooled(found, connection):
-            connection.execute(_set_config(_reported(session), local=psql.SQL("false")))
-            connection.stand_behind_pooler(session.settings())
+            known = connection.execute(_known(session)).fetchall()
+            connection.stand_behind_pooler(session.settings(), [name for name, _ in known])
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -176,8 +194,8 @@ async def connect_async(url: str, session: Session, *, autocommit: bool = False)
     try:
         found = await (await connection.execute(_first_words(connection, session))).fetchone()
         if _is_pooled(found, connection):
-            await connection.execute(_set_config(_reported(session), local=psql.SQL("false")))
-            connection.stand_behind_pooler(session.settings())
+            known = await (await connection.execute(_known(session))).fetchall()
+            connection.stand_behind_pooler(session.settings(), [name for name, _ in known])
         await connection.set_autocommit(autocommit)
     except BaseException:
         await connection.close()
@@ -220,16 +238,19 @@ def _first_words(connection: Connection | AsyncConnection, session: Session) -> 
     ).format(_set_config(session.settings(), local=ours))
 
 
-def _set_config(settings: dict[str, str], *, local: psql.SQL | psql.Composed) -> psql.Composed:
+def _known(session: Session) -> psql.Composed:
+    """Behind a pooler: set what it keeps for us, and ask which settings the server knows."""
+    kept = psql.SQL("name <> ALL({})").format(list(_REPORTED))
+    return _set_config(session.settings(), local=kept)
+
+
+def _set_config(settings: dict[str, str], *, local: psql.Composed) -> psql.Composed:
+    """(name, value) rows; ``local``: an expression that says which hold for this transaction alone."""
     pairs = psql.SQL(", ").join(psql.SQL("({}, {})").format(*pair) for pair in settings.items())
     return psql.SQL(
-        "SELECT pg_catalog.set_config(name, value, {}) FROM (VALUES {}) AS ours (name, value)"
+        "SELECT name, pg_catalog.set_config(name, value, {}) FROM (VALUES {}) AS ours (name, value)"
         " WHERE pg_catalog.current_setting(name, true) IS NOT NULL"
     ).format(local, pairs)
-
-
-def _reported(session: Session) -> dict[str, str]:
-    return {name: session.settings()[name] for name in _REPORTED}
 
 
 def _is_pooled(found: Sequence[Any] | None, connection: Connection | AsyncConnection) -> bool:

@@ -108,7 +108,7 @@ def _drop_our_policy(
     """
     relation = {"schema": SCHEMA, "table": table, "first": ours_s[0], "second": ours_s[1]}
     notes = []
-    for drop_after, ours in connection.execute(text(_POLICIES), relation).tuples():
+    for drop_after, ours in connection.execute(text(_POLICIES), relation):
         if ours:
             connection.execute(
                 text(f"SELECT {functions}.remove_retention_policy(CAST(:table AS regclass), true)"),

@@ -62,9 +62,9 @@ def upgrade(
     engine = connect.engine(database_url, session)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        _lock(connection, lock_wait_s, say)
-        try:
+    try:
+        with engine.begin() as connection:
+            _lock(connection, lock_wait_s, say)
             connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -72,14 +72,15 @@ def upgrade(
                 connection, retention_minute_s=retention_minute_s, retention_rollup_s=retention_rollup_s
             )
             return replace(applied, notes=(*applied.notes, roles.apply(connection)))
-        except DBAPIError as error:
-            if isinstance(error.orig, LockNotAvailable):
-                users = _sessions(engine, _TABLE_USERS, {"schema": SCHEMA})
-                raise MigrationRefused(
-                    f"a table was in use for more than {lock_wait_s:g} s by {users}: end that work, or"
-                    " migrate when it is done; nothing was changed"
-                ) from error
+    except DBAPIError as error:
+        if not isinstance(error.orig, LockNotAvailable):
             raise
+        with engine.connect() as other:
+            users = _sessions(other, _TABLE_USERS, {"schema": SCHEMA})
+        raise MigrationRefused(
+            f"a table was in use for more than {lock_wait_s:g} s by {users}: end that work, or migrate when"
+            " it is done; nothing was changed"
+        ) from error
 
 
 def _lock(connection: Connection, lock_wait_s: float, say: Callable[[str], None]) -> None:
@@ -88,15 +89,16 @@ def _lock(connection: Connection, lock_wait_s: float, say: Callable[[str], None]
     said = False
     while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
         waited_s = time.monotonic() - started
+        halves = {"high": _LOCK >> 32, "low": _LOCK % 2**32}
         if waited_s >= lock_wait_s:
-            holder = _sessions(connection.engine, _LOCK_HOLDER, {"high": _LOCK >> 32, "low": _LOCK % 2**32})
             raise MigrationRefused(
-                f"another migration has held the database for more than {lock_wait_s:g} s: {holder}. If none"
-                " is running (a pooler may have kept its session), end that session with"
-                " SELECT pg_terminate_backend(its process id) and migrate again; nothing was changed"
+                f"another migration has held the database for more than {lock_wait_s:g} s:"
+                f" {_sessions(connection, _LOCK_HOLDER, halves)}. If none is running (a pooler may have kept"
+                " its session), end that session with SELECT pg_terminate_backend(its process id) and migrate"
+                " again; nothing was changed"
             )
         if not said and waited_s >= _SAY_AFTER_S:
-            holder = _sessions(connection.engine, _LOCK_HOLDER, {"high": _LOCK >> 32, "low": _LOCK % 2**32})
+            holder = _sessions(connection, _LOCK_HOLDER, halves)
             say(f"waiting up to {lock_wait_s:g} s for another migration: {holder}")
             said = True
         time.sleep(_LOOK_S)
@@ -120,10 +122,8 @@ _TABLE_USERS: Final = (
 )
 
 
-def _sessions(engine: Any, query: str, values: dict[str, Any]) -> str:
-    """The sessions that a query names, on a connection of its own: ours may be in a failed transaction."""
-    with engine.connect() as other:
-        return ", ".join(other.scalars(text(query), values)) or "a session that has just ended"
+def _sessions(connection: Connection, query: str, values: dict[str, Any]) -> str:
+    return ", ".join(connection.scalars(text(query), values)) or "a session that has just ended"
 
 
 def revision(connection: Connection) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -21,7 +20,8 @@ from typing import Any, Final
 
 import aiohttp
 
-from deploy.local import rootfs
+from tests import packages
+from tests.packages import Unavailable
 
 _PACKAGE: Final = "chromium-headless-shell"
 _NAMES: Final = (_PACKAGE, "chromium", "chromium-browser", "google-chrome", "chrome")
@@ -38,35 +38,9 @@ _FLAGS: Final = (
 _TIMEOUT_S: Final = 60
 
 
-class Unavailable(Exception):
-    """No browser, and none can be installed; the text says why."""
-
-
 def executable() -> str:
     """Where the browser is, installed now if it is not there. Raises `Unavailable`."""
-    if found := _found():
-        return found
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise Unavailable(f"none of {', '.join(_NAMES)} is on PATH, and only root on Debian can install one")
-    with rootfs.exclusive(rootfs.cache_folder() / "build.lock"):
-        for command in (("update", "-qq"), ("install", "-qq", "-y", "--no-install-recommends", _PACKAGE)):
-            done = subprocess.run(
-                ("apt-get", *command),
-                env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise Unavailable(f"{_PACKAGE} cannot be installed: {done.stderr[-500:]}")
-    found = _found()
-    if not found:
-        raise Unavailable(f"{_PACKAGE} was installed and is not on PATH")
-    return found
-
-
-def _found() -> str | None:
-    return next(filter(None, map(shutil.which, _NAMES)), None)
+    return packages.executable(_PACKAGE, _NAMES)
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ from pipeline.archive.store import Store, StoreError
 from pipeline.config import ArchiveConfig
 from pipeline.partition import ArchiveGate
 from sql import queries
-from sql.connect import Session, connect_async
+from sql.connect import AsyncConnection, Session, connect_async
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ CUT_BYTES: Final = 16 * 2**20
 """Outbox bytes of a cut (about 450,000 events), unless a single flush brought more: bounds the memory."""
 _TIMEOUT_S: Final = 120
 
-Connection = psycopg.AsyncConnection[Any]
+Connection = AsyncConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,9 @@ class Archiver:
 
     async def _archive(self, connection: Connection, partition: int, *, due: bool) -> int:
         key = {"partition": partition}
-        cursor = await connection.execute(_ARCHIVE["lock"], key)
-        if await cursor.fetchone() != (True,):
+        # A pooler would keep the lock when we have long gone. It only saves two archivers the same work.
+        cursor = await connection.execute(_ARCHIVE["lock"], key) if not connection.pooled else None
+        if cursor is not None and await cursor.fetchone() != (True,):
             return 0
         done = 0
         while (cut := await self._settle(connection, partition, due=due)) is not None:
@@ -133,7 +134,8 @@ class Archiver:
             uploaded = await _abandonable(lambda cut=taken.cut: self._upload(cut))  # type: ignore[misc]
             await self._enter(connection, taken, uploaded)
             done += 1
-        await connection.execute(_ARCHIVE["unlock"], key)
+        if cursor is not None:
+            await connection.execute(_ARCHIVE["unlock"], key)
         return done
 
     async def _settle(self, connection: Connection, partition: int, *, due: bool) -> int | None:

@@ -111,8 +111,8 @@ def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
     return job
 
 
-def downloaded(server: Client, job: Any) -> bytes:
-    status, headers, _ = server.request("GET", f"{EXPORTS}/{job['jobId']}/download")
+def downloaded(server: Client, job: Any, path: str = EXPORTS) -> bytes:
+    status, headers, _ = server.request("GET", f"{path}/{job['jobId']}/download")
     assert status == 302
     if headers["Location"].startswith("http"):
         import urllib.request
