@@ -19,6 +19,7 @@ from api.app import create_app, export_runner, export_store
 from api.config import Config, load
 from api.serving import Runner
 from pipeline.common import logs
+from sql import lookalikes
 from sql.settings import ConfigError
 
 log = logging.getLogger("api")
@@ -34,6 +35,7 @@ def main() -> int:
             print(f"configuration: {fault}", file=sys.stderr)
         return 2
     logs.configure(config.log_level, config.database.service_name, secrets=config.secrets)
+    lookalikes.warn(os.environ)
     if sys.argv[1:] == ["exporter"]:
         return export(config)
     return asyncio.run(serve(config))

@@ -21,7 +21,7 @@ import click
 from pipeline import cli_archive, cli_dead_letters
 from pipeline.cli_types import DURATION, VISIBLE, fail
 from pipeline.transports import TransportError
-from sql import settings
+from sql import lookalikes, settings
 
 if TYPE_CHECKING:
     from pipeline.config import StreamConfig
@@ -79,6 +79,8 @@ def config(as_json: bool) -> None:
     Secrets and the passwords in URLs are masked. Exits with 2 and lists every fault if a value is wrong.
     """
     values = settings.read(os.environ)
+    for lookalike in lookalikes.find(os.environ):
+        _warn(str(lookalike))
     rows = [
         {
             "name": setting.name,
@@ -380,6 +382,7 @@ def worker(processes: int) -> None:
 
     loaded = configuration.load(os.environ)
     logs.configure(loaded.log_level, loaded.service_name, secrets=loaded.secrets)
+    lookalikes.warn(os.environ)
     if processes > 1:
         from pipeline import workers
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pipeline.config import stream_config
-from sql import settings
+from sql import lookalikes, settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -64,6 +64,13 @@ def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
         return
     given = sum(origin == "environment" for origin in values.origins.values())
     yield Finding(Level.OK, "configuration", f"{given} settings from the environment, the rest defaults")
+    for lookalike in lookalikes.find(environment):
+        yield Finding(
+            Level.WARN,
+            "configuration",
+            f"{lookalike.variable} is not a setting and changes nothing",
+            f"did you mean {lookalike.setting}? rename or remove the variable",
+        )
     checks: tuple[tuple[str, Callable[[settings.Values], Iterator[Finding]]], ...] = (
         ("database", _database),
         ("stream", _stream),

@@ -38,6 +38,15 @@ def duration_s(text: str) -> float:
     return float(match[1]) * _DURATION_UNITS_S[match[2] or "s"]
 
 
+def written(seconds: float) -> str:
+    """A duration as a person would set it: 3600 is ``1h``, 0.05 is ``50ms``."""
+    for unit, length in reversed(_DURATION_UNITS_S.items()):
+        count = round(seconds / length)
+        if count and abs(count * length - seconds) < 1e-9 * seconds:
+            return f"{count}{unit}"
+    return f"{seconds:g}s"
+
+
 _SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -145,11 +154,22 @@ def _networks(text: str) -> str:
     return text
 
 
+class _OutOfBounds(ValueError):
+    """Its text goes on where the setting and its value have been named."""
+
+
+def _beside(value: float, minimum: float) -> str:
+    return "too short" if value < minimum else "too long"
+
+
 def _span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = duration_s(text)
         if not minimum_s <= value <= maximum_s:
-            raise ValueError(f"must lie between {minimum_s:g} s and {maximum_s:g} s")
+            # A number alone is taken for seconds, which is rarely what was meant where it does not fit.
+            size = f"{text.strip()} s" if text.strip()[-1].isdigit() else _beside(value, minimum_s)
+            bounds = f"at least {written(minimum_s)}, at most {written(maximum_s)}"
+            raise _OutOfBounds(f"is {size}; {bounds}")
         return value
 
     return parse
@@ -477,6 +497,8 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
             continue
         try:
             by_name[setting.name] = setting.parse(text)
+        except _OutOfBounds as error:
+            faults.append(f"{setting.name}={text} {error}")
         except ValueError as error:
             shown = "…" if setting.secret else repr(text)
             faults.append(f"{setting.name}={shown}: {error}")
@@ -490,7 +512,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     faults = []
     fresh, stale = values["FRESH_LAG"], values["STALE_LAG"]
     if fresh is not None and stale is not None and fresh >= stale:
-        faults.append(f"FRESH_LAG ({fresh:g} s) must be below STALE_LAG ({stale:g} s)")
+        faults.append(f"FRESH_LAG ({written(fresh)}) must be below STALE_LAG ({written(stale)})")
     if values["AUTH_MODE"] == "none" and values["HTTP_HOST"] and not is_loopback(values["HTTP_HOST"]):
         faults.append(
             f"AUTH_MODE=none lets everybody read everything, so HTTP_HOST must be a loopback address,"

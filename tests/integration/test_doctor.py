@@ -59,6 +59,17 @@ def test_wrong_configuration_is_told_fault_by_fault_and_nothing_is_tried() -> No
     assert "RABBITMQ_URL is not set" in " ".join(f.detail for f in findings["configuration"])
 
 
+def test_a_variable_that_resembles_a_setting_is_warned_of() -> None:
+    findings = examine(
+        DATABASE_URL=f"postgresql://x@{DEAD}/x",
+        RABBITMQ_URL=f"rabbitmq-stream://{DEAD}/",
+        FLUSH_INTERVALL="1s",
+    )
+    (warning,) = [f for f in findings["configuration"] if f.level is Level.WARN]
+    assert "FLUSH_INTERVALL" in warning.detail
+    assert "did you mean FLUSH_INTERVAL?" in warning.remedy
+
+
 def test_a_healthy_embedded_setup(migrated: str, stream_url: str) -> None:
     findings = examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url, HTTP_PORT="0", METRICS_PORT="0")
     assert {f.level for each in findings.values() for f in each} == {Level.OK}, findings

@@ -111,6 +111,42 @@ def test_config_shows_every_setting_with_origin_and_help() -> None:
         assert setting.help in output
 
 
+def test_config_warns_of_a_variable_that_resembles_a_setting() -> None:
+    exit_code, output, errors = invoke("config", FLUSH_INTERVALL="100ms", OTHERS_FLUSH_INTERVAL="x")
+    assert exit_code == 0
+    assert "FLUSH_INTERVAL=1s  [default]" in output
+    assert [line for line in errors.splitlines() if "FLUSH" in line] == [
+        "warning: FLUSH_INTERVALL is not a setting and changes nothing: did you mean FLUSH_INTERVAL?"
+    ]
+
+
+@pytest.mark.parametrize("command", ["worker", "api", "exporter"])
+def test_a_process_warns_at_start_of_a_variable_that_resembles_a_setting(command: str) -> None:
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    started = process(
+        command,
+        DATABASE_URL=url,
+        RABBITMQ_URL="embedded:///nonexistent/folder",
+        HTTP_PORT="0",
+        METRICS_PORT="0",
+        EXPORT_DIR="/nonexistent/folder",
+        FLUSH_INTERVALL="100ms",
+    )
+    assert started.stderr is not None
+    try:
+        lines = (json.loads(line) for line in started.stderr if line.startswith("{"))
+        warning = next((line for line in lines if line["event"] == "setting_unknown"), None)
+        assert warning is not None
+        assert (warning["level"], warning["variable"], warning["meant"]) == (
+            "warning",
+            "FLUSH_INTERVALL",
+            "FLUSH_INTERVAL",
+        )
+    finally:
+        started.kill()
+        started.communicate()
+
+
 def test_config_as_json() -> None:
     exit_code, output, _ = invoke("config", "--json", DATABASE_URL="postgresql://u:geheim@h/d")
     assert exit_code == 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline import config
-from sql import settings
+from sql import lookalikes, settings
 
 README = Path(__file__).parents[2] / "README.md"
 NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}
@@ -76,6 +77,56 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
     with pytest.raises(settings.ConfigError) as caught:
         settings.read({"DATABASE_URL": url})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("FLUSH_INTERVALL", "FLUSH_INTERVAL"),
+        ("FLUSHINTERVAL", "FLUSH_INTERVAL"),
+        ("DEDUPE_WINDWO", "DEDUPE_WINDOW"),
+        ("dedupe_window", "DEDUPE_WINDOW"),
+        ("REDIS_URI", "REDIS_URL"),
+        ("SPENDSTREAM_DATABASE_URL", "DATABASE_URL"),
+    ],
+)
+def test_a_variable_that_resembles_a_setting_is_found(variable: str, meant: str) -> None:
+    assert lookalikes.find({variable: "x"}) == [lookalikes.Lookalike(variable, meant)]
+    assert lookalikes.find({variable: ""}) == [], "an empty variable is unset"
+
+
+def test_variables_of_others_and_settings_resemble_nothing() -> None:
+    others = re.findall(
+        r"\w+",
+        "PATH HOME LANG LC_ALL TZ PWD SHELL TERM USER HOSTNAME HTTP_PROXY HTTPS_PROXY NO_PROXY PGHOST PGPORT"
+        " PGPASSWORD DATABASE_HOST DATABASE_PORT RABBITMQ_NODE_PORT RABBITMQ_SERVICE_HOST REDIS_PORT S3_HOST"
+        " AWS_REGION AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY KUBERNETES_SERVICE_HOST JWT_KEY API_URL"
+        " PYTHONPATH SPENDSTREAM_TRACES SPENDSTREAM_OUTAGE_S OTEL_SERVICE_NAME LIVE EXPORT STREAM",
+    )
+    environment = dict.fromkeys([*others, "X" * 100_000, *(s.name for s in settings.SETTINGS)], "x")
+    assert lookalikes.find(environment) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "fault"),
+    [
+        ({"DEDUPE_WINDOW": "24"}, "DEDUPE_WINDOW=24 is 24 s; at least 1h, at most 3650d"),
+        ({"DEDUPE_WINDOW": "30m"}, "DEDUPE_WINDOW=30m is too short; at least 1h, at most 3650d"),
+        ({"FLUSH_INTERVAL": "2m"}, "FLUSH_INTERVAL=2m is too long; at least 50ms, at most 1m"),
+        ({"RABBITMQ_HEARTBEAT": "0"}, "RABBITMQ_HEARTBEAT=0 is 0 s; at least 1s, at most 5m"),
+        ({"FRESH_LAG": "10m"}, "FRESH_LAG (10m) must be below STALE_LAG (5m)"),
+    ],
+)
+def test_bounds_are_said_as_people_write_them(environment: dict[str, str], fault: str) -> None:
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read(environment)
+    assert caught.value.faults == [fault]
+
+
+def test_a_duration_is_written_as_it_is_read() -> None:
+    for text in ("50ms", "1s", "90s", "5m", "1h", "36h", "1d", "400d", "3650d"):
+        assert settings.written(settings.duration_s(text)) == text
+    assert settings.written(0) == "0s"
 
 
 def test_a_heartbeat_is_whole_seconds() -> None:
