@@ -160,6 +160,7 @@ def _connected(connection: Connection) -> Iterator[Finding]:
         yield from _privileges(connection)
         yield from _partitions(connection)
         if edition is not editions.Edition.POSTGRESQL:
+            yield from _hypertables(connection)
             yield from _jobs(connection)
     elif revision is None:
         yield Finding(Level.FAIL, "schema", "the database has none", "run `spendstream migrate`")
@@ -232,6 +233,32 @@ def _partitions(connection: Connection) -> Iterator[Finding]:
             f" next offset {row.committed_offset}, last commit {since_s:.0f} s ago"
             + (f", retired since {row.retired_at:%Y-%m-%d}" if row.retired_at is not None else ""),
         )
+
+
+def _hypertables(connection: Connection) -> Iterator[Finding]:
+    """An extension that came after the last migration, or in the middle of a failed one, is not in use."""
+    from sqlalchemy import text
+
+    from sql.editions import HYPERTABLES, extension_schema
+
+    found = connection.scalars(
+        text(
+            "SELECT hypertable_name FROM timescaledb_information.hypertables"
+            " WHERE hypertable_schema = :schema"
+        ),
+        {"schema": _SCHEMA},
+    )
+    plain = sorted(set(HYPERTABLES) - set(found))
+    if plain:
+        yield Finding(
+            Level.FAIL,
+            "hypertables",
+            f"TimescaleDB is there, but these tables are plain: {', '.join(plain)}",
+            "run `spendstream migrate`, which makes them hypertables with all their rows",
+        )
+    else:
+        detail = f"all {len(HYPERTABLES)}, by the extension in schema {extension_schema(connection)}"
+        yield Finding(Level.OK, "hypertables", detail)
 
 
 def _jobs(connection: Connection) -> Iterator[Finding]:

@@ -20,12 +20,15 @@ INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, 
 CREATE SCHEMA timescaledb_information;
 CREATE TABLE timescaledb_information.jobs (job_id int GENERATED ALWAYS AS IDENTITY (START 1000),
     proc_name name, config jsonb, hypertable_schema name, hypertable_name name);
+CREATE TABLE timescaledb_information.hypertables (hypertable_schema name, hypertable_name name);
 CREATE TABLE timescaledb_information.job_stats (job_id int, last_run_status text, total_runs bigint,
     total_failures bigint);
 CREATE TABLE timescaledb_information.job_errors (job_id int, start_time timestamptz, err_message text);
 CREATE FUNCTION ext.create_hypertable(relation regclass, time_column_name name, chunk_time_interval interval,
     create_default_indexes boolean, if_not_exists boolean, migrate_data boolean) RETURNS void
-    LANGUAGE sql AS '';
+    LANGUAGE sql AS $$
+    INSERT INTO timescaledb_information.hypertables SELECT relnamespace::regnamespace::name, relname
+    FROM pg_class WHERE oid = relation $$;
 CREATE FUNCTION ext.drop_chunks(relation regclass, older_than timestamptz) RETURNS SETOF text
     LANGUAGE plpgsql AS $$
 BEGIN

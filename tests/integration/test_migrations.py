@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from sql import migrate
+from deploy.local import Stack
+from deploy.local.servers import Server
+from pipeline import doctor, maintenance
+from pipeline.config import RetentionConfig
+from sql import migrate, roles
 from sql.connect import Session, engine
 from sql.editions import HYPERTABLES, Edition
 from sql.schema import SCHEMA, metadata
-from tests import community
+from tests import books, community
+from tests.integration.test_api import BASE, served
+from tests.integration.test_surroundings import NOW, ORG, bodies, expected, flushed
 
 SESSION = Session(application_name="test")
 
@@ -88,3 +100,77 @@ def test_policies_that_an_earlier_version_made_go_and_no_others(embedded_postgre
         assert any(f"policy of {table} that we once made is gone" in note for note in notes), table
     for table, interval in theirs.items():
         assert any(f"{table} has a retention policy of {interval}" in note for note in notes), table
+
+
+@pytest.fixture
+def elsewhere(stack: Stack, up: Callable[[Server], None]) -> Iterator[str]:
+    """A database whose operator put the extension into a schema of its own."""
+    up(stack.postgres)
+    name = f"test_{uuid.uuid4().hex}"
+    url = stack.postgres.create_database(name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP EXTENSION timescaledb")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA "Its own"')
+        connection.execute('CREATE EXTENSION timescaledb SCHEMA "Its own"')
+    yield url
+    stack.postgres.drop_database(name)
+
+
+async def test_the_extension_may_be_in_any_schema(elsewhere: str, tmp_path: Path) -> None:
+    assert migrate.upgrade(elsewhere).edition == Edition.APACHE
+    assert migrate.upgrade(elsewhere).edition == Edition.APACHE
+    environment = {"DATABASE_URL": elsewhere, "RABBITMQ_URL": f"embedded://{tmp_path}"}
+    findings = await asyncio.to_thread(lambda: list(doctor.examine(environment)))
+    (found,) = [finding for finding in findings if finding.name == "hypertables"]
+    assert (found.level, found.detail.endswith('in schema "Its own"')) == (doctor.Level.OK, True)
+    events = bodies(100)
+    await flushed(elsewhere, events)
+    login = f"api_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'x' IN ROLE {roles.READER}")
+    try:
+        reader = elsewhere.replace("postgres:postgres@", f"{login}:x@")
+        with served({"DATABASE_URL": reader, "API_ALLOW_PRIVILEGED": "false"}, NOW) as server:
+            span = {"start": "2026-11-10T00:00:00Z", "end": "2026-11-11T00:00:00Z", "groupBy": "none"}
+            totals = server.ok(f"{BASE}/orgs/{ORG}/usage", span)["totals"]
+    finally:
+        with psycopg.connect(elsewhere, autocommit=True) as connection:
+            connection.execute(f"DROP ROLE {login}")
+    assert totals["invocations"] == 100
+    assert not books.difference(books.stored_in_database(elsewhere), expected(events))
+    retention = RetentionConfig(minute_s=86400.0, rollup_s=86400.0, dead_letters_s=86400.0)
+    later = NOW + timedelta(days=400)
+    gone = await maintenance.expire(elsewhere, retention, dedupe_window_us=1, now=later)
+    assert set(HYPERTABLES) <= set(gone)
+
+
+def test_an_extension_that_came_after_the_migration_is_told_of_until_it_is_used(
+    elsewhere: str, tmp_path: Path
+) -> None:
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute("DROP EXTENSION timescaledb")
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.no() RETURNS event_trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'not now'; END $$"
+        )
+        connection.execute(
+            "CREATE EVENT TRIGGER no ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION')"
+            " EXECUTE FUNCTION public.no()"
+        )
+    applied = migrate.upgrade(elsewhere)
+    assert applied.edition == Edition.POSTGRESQL
+    assert any("could not be created: not now" in note for note in applied.notes)
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute("DROP EVENT TRIGGER no")
+    with psycopg.connect(elsewhere, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION timescaledb")
+
+    def levels() -> list[doctor.Level]:
+        environment = {"DATABASE_URL": elsewhere, "RABBITMQ_URL": f"embedded://{tmp_path}"}
+        return [finding.level for finding in doctor.examine(environment) if finding.name == "hypertables"]
+
+    assert levels() == [doctor.Level.FAIL]
+    assert migrate.upgrade(elsewhere).edition == Edition.APACHE
+    assert levels() == [doctor.Level.OK]
