@@ -291,7 +291,7 @@ def _jobs(connection: Connection) -> Iterator[Finding]:
 
 
 def _stream(values: settings.Values) -> Iterator[Finding]:
-    from pipeline.transports import TransportError
+    from pipeline.transports import StreamAbsent, TransportError
     from pipeline.transports.factory import open_transport
 
     config = stream_config(values)
@@ -307,14 +307,52 @@ def _stream(values: settings.Values) -> Iterator[Finding]:
     remedy = "is the broker running, and do host, port, user, password and vhost in RABBITMQ_URL fit?"
     if urlsplit(config.url).scheme == "embedded":
         remedy = "check the folder's permissions"
-    remedy += " A stream that is missing is declared by `spendstream worker` when it starts."
     try:
         asyncio.run(ping())
+    except StreamAbsent:
+        yield _absent(config.stream, _events_counted(values, config.stream))
     except (TransportError, TimeoutError, ValueError) as error:
         detail = f"no answer in {_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else _first_line(error)
         yield Finding(Level.FAIL, "stream", f"{config.stream} cannot be used: {detail}", remedy)
     else:
         yield Finding(Level.OK, "stream", f"{config.stream} can be read")
+
+
+def _absent(stream: str, counted: int) -> Finding:
+    """A stream that nobody has declared is how every deployment begins; one that is gone lost events."""
+    if not counted:
+        remedy = (
+            "`spendstream worker` declares it when it starts; several partitions: `spendstream stream create`"
+        )
+        return Finding(Level.WARN, "stream", f"{stream} does not exist yet", remedy)
+    return Finding(
+        Level.FAIL,
+        "stream",
+        f"{stream} does not exist, but {counted} records of it are in the database: it was deleted",
+        "does RABBITMQ_URL name the right broker and vhost? After `spendstream stream create` a worker stops"
+        " at the gap, and `spendstream stream accept-gap` goes on past what is lost",
+    )
+
+
+def _events_counted(values: settings.Values, stream: str) -> int:
+    """Records of the stream and its partitions that the database accounts for; 0 where it cannot be asked."""
+    from sqlalchemy import func, or_, select
+    from sqlalchemy.exc import DBAPIError
+
+    from sql.connect import Session, engine
+    from sql.schema import partitions as p
+
+    session = Session(
+        application_name="spendstream-doctor",
+        statement_timeout_s=_TIMEOUT_S,
+        connect_timeout_s=round(_TIMEOUT_S),
+    )
+    ours = or_(p.c.stream == stream, p.c.stream.startswith(f"{stream}-", autoescape=True))
+    try:
+        with engine(values["DATABASE_URL"], session).connect() as connection:
+            return int(connection.scalar(select(func.coalesce(func.sum(p.c.offered), 0)).where(ours)) or 0)
+    except DBAPIError:  # `_database` has said why
+        return 0
 
 
 def _redis(values: settings.Values) -> Iterator[Finding]:

@@ -2,9 +2,9 @@
 
 The root folder of the local stack (`deploy/local/rootfs.py`) has Python 3.13, with every server beside it.
 The tests run inside that folder, which is read-only for them; the clone is at /srv, and FOLDER in the clone
-takes the virtual environment, /tmp, /etc and all else that they write. Servers start as they do on a host
-that has them installed. Where no root folder can be had, the reason is printed and nothing is run; with
-`CI=true` that fails.
+takes the virtual environment, /tmp, /etc and all else that they write. They are an ordinary user there, and
+servers start as they do on a host that has them installed. Where no root folder can be had, the reason is
+printed and nothing is run; with `CI=true` that fails.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from deploy.local.ways import PATH
 
 CLONE = Path(__file__).resolve().parents[1]
 SEEN = Path("/srv")
+USER = 2000  # of nobody outside
 # $1 root folder, $2 clone, $3 folder of what is written; then the command, run at /srv.
 ENTER = """
 root=$1 clone=$2 own=$3; shift 3
@@ -32,7 +33,7 @@ mount --bind "$clone" "$root/srv"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/dev/shm"
 mount -t proc proc "$root/proc"
-exec chroot "$root" /bin/sh -ec 'cd /srv && exec "$@"' sh "$@"
+exec chroot --userspec=2000:2000 "$root" /bin/sh -ec 'cd /srv && exec "$@"' sh "$@"
 """
 
 
@@ -58,7 +59,7 @@ def main(folder: Path, arguments: list[str]) -> int:
             root, own, *install, "--no-deps", "--no-index", "--no-build-isolation", "--editable", str(SEEN)
         )
         shutil.copy(lock, installed)
-    return _enter(root, own, str(python), "-m", "pytest", *arguments, check=False)
+    return _enter(root, own, str(python), "-m", "pytest", "-p", "no:cacheprovider", *arguments, check=False)
 
 
 def _furnish(root: Path, own: Path) -> None:
@@ -68,9 +69,13 @@ def _furnish(root: Path, own: Path) -> None:
     shutil.copytree(root / "etc", own / "etc", symlinks=True)
     (own / "etc/resolv.conf").unlink(missing_ok=True)
     shutil.copy("/etc/resolv.conf", own / "etc/resolv.conf")
+    for name in ("passwd", "group"):
+        with (own / "etc" / name).open("a") as file:
+            file.write("tester:x:2000:2000::/root:/bin/sh\n" if name == "passwd" else "tester:x:2000:\n")
     for name in ("root", "tmp", "mnt", "var/tmp", "run"):
         (own / name).mkdir(parents=True, exist_ok=True)
-    (own / "tmp").chmod(0o1777)
+        shutil.chown(own / name, USER, USER)
+    shutil.chown(own, USER, USER)
     if authorities := os.environ.get("PIP_CERT"):
         shutil.copy(authorities, own / "etc/pip-authorities.pem")
 
@@ -88,6 +93,7 @@ def _enter(root: Path, own: Path, *command: str, check: bool = True) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
         "NUMBA_BOUNDSCHECK": "1",
         "NUMBA_CACHE_DIR": "/root/numba",
+        "HYPOTHESIS_STORAGE_DIRECTORY": "/root/hypothesis",
     }
     inside = [*rootfs.NAMESPACE, "/bin/sh", "-ec", ENTER, "sh", str(root), str(CLONE), str(own), *command]
     return subprocess.run(inside, env=environment, check=check).returncode

@@ -150,7 +150,23 @@ _BAD_UUIDS = (
     f'"{{{_UUID}}}"', f'"{_UUID.replace("-", "")}"', f'"urn:uuid:{_UUID}"', f'"{_UUID.replace("a", "g")}"',
     '"0a1b2c3d4-e5f-4a6b-8c7d-9e0f1a2b3c4d"', f'"{_UUID[:35]}\\u0000"', f'"{_UUID[:35]}\u0661"',
 )  # fmt: skip
-_BAD_COUNTS = (None, "null", "-1", "1.0", "0.5", "1e3", "1E0", '"12"', "true", "[]", "{}", "9" * 30)
+_BAD_COUNTS = (
+    None,
+    "null",
+    "-1",
+    "-1.0",
+    "0.5",
+    "812.4",
+    "1e-1",
+    "1e30",
+    "1e999999999999",
+    '"12"',
+    '"12.0"',
+    "true",
+    "[]",
+    "{}",
+    "9" * 30,
+)
 _BAD_TIMES = (
     None, "null", '""', "1795435200", "true", "[]", '"now"', '"2026-11-23"',
     '"2026-11-23T12:00:00"', '"2026-11-23T12:00Z"', '"2026-11-23T12:00:00.Z"',
@@ -265,10 +281,20 @@ def _cost(luck: random.Random) -> str:
     return f'"{text}"' if luck.random() < 0.4 else text
 
 
+_INTEGERS: dict[int, Callable[[int], str]] = {
+    0: lambda n: f"{n}.0",
+    1: lambda n: f"{n}E0",
+    2: lambda n: f"{n}000e-3",
+    3: lambda n: f"{n / 100:.2f}e2",
+}
+"""Other spellings of the same integer, by what is left of it when it is divided by 97."""
+
+
 def _count(luck: random.Random, middle: float, most: int) -> str:
     if luck.random() < 0.01:
         return str(luck.choice((0, 1, most)))
-    return str(min(most, int(luck.lognormvariate(middle, 1.2))))
+    count = min(most, int(luck.lognormvariate(middle, 1.2)))
+    return _INTEGERS[count % 97](count) if count % 97 in _INTEGERS else str(count)
 
 
 _CLIENTS = (

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -343,10 +343,12 @@ def decode(body: bytes) -> Event | Rejected:
     """Rules of one body alone: no clock, no memory."""
     if len(body) > BODY_BYTES_MAX:
         return Rejected("malformed")
+    if _depth(body) > 200:
+        return Rejected("malformed")
     try:
         # Unlike json.loads(body), this guesses no UTF-16 and refuses a byte order mark.
         value = _DECODER.decode(body.decode("utf-8"))
-    except (ValueError, RecursionError):
+    except ValueError:
         return Rejected("malformed")
     if not isinstance(value, dict):
         return Rejected("malformed")
@@ -387,6 +389,24 @@ def decode(body: bytes) -> Event | Rejected:
         output_tokens=parsed["outputTokens"],
         cost_microcents=parsed["costEstimateCents"],
     )
+
+
+def _depth(body: bytes) -> int:
+    """How deep a body nests, read one byte after the other."""
+    depth = deepest = 0
+    is_string = is_escaped = False
+    for byte in body if body.count(b"[") + body.count(b"{") > 200 else b"":
+        if is_string:
+            is_string = byte != ord('"') or is_escaped
+            is_escaped = byte == ord("\\") and not is_escaped
+        elif byte == ord('"'):
+            is_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
 
 
 class _Invalid(Exception):
@@ -437,12 +457,19 @@ class _Count:
         self._most = most
 
     def __call__(self, value: Any) -> int:
-        if not isinstance(value, _Number) or not re.fullmatch("-?[0-9]+", value) or len(value) > 20:
+        if not isinstance(value, _Number):
             raise _Invalid
-        number = int(value)
-        if not 0 <= number <= self._most:
+        if not re.search("[1-9]", re.split("[eE]", value)[0]):
+            return 0
+        try:
+            number = Decimal(value)
+        except InvalidOperation:  # an exponent beyond 10**18
+            raise _Invalid from None
+        if number < 0 or not 0 <= number.adjusted() < 19 or number != number.to_integral_value():
             raise _Invalid
-        return number
+        if number > self._most:
+            raise _Invalid
+        return int(number)
 
 
 def _status(value: Any) -> int:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .servers import ServerFailed
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def up(options: argparse.Namespace) -> int:
     stack = _stack(options)
     began = time.monotonic()
-    stack.start(options.services)
+    stack.start(wanted(options.services, stack))
     _say(f"up in {time.monotonic() - began:.1f} s by {stack.way.name}, in {stack.folder}")
     for name, value in stack.env.items():
         print(f"export {name}={shlex.quote(value)}")
@@ -81,13 +81,26 @@ def run(options: argparse.Namespace) -> int:
             Path(folder) / "stack", way=options.way, durable=not options.not_durable, temporary=True
         ) as stack,
     ):
-        stack.start(options.services)
+        stack.start(wanted(options.services, stack))
         child = subprocess.Popen(command, env=os.environ | stack.env)
         try:
             return _wait(child)
         finally:
             child.terminate()
             child.wait()
+
+
+def wanted(services: Sequence[str] | None, stack: Stack) -> Sequence[str]:
+    """The services that were asked for; by default all that can be had here. If S3 cannot, it says so.
+
+    The environment of the README's first command lacks its server, and the other three serve without it.
+    """
+    if services is not None:
+        return services
+    if (reason := stack.s3.lacking(stack.way)) is None:
+        return SERVICES
+    _say(f"s3 is left out: {reason}")
+    return [name for name in SERVICES if name != stack.s3.name]
 
 
 def _wait(child: "subprocess.Popen[bytes]") -> int:
@@ -125,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     starting = argparse.ArgumentParser(add_help=False)
     starting.add_argument(
-        "--services", type=_services, default=SERVICES, help="some of " + ",".join(SERVICES)
+        "--services", type=_services, help=f"some of {','.join(SERVICES)} (default: all that can be had)"
     )
     commands = parser.add_subparsers(required=True, metavar="up | down | status | run")
 

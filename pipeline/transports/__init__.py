@@ -20,6 +20,10 @@ class TransportError(Exception):
     """
 
 
+class StreamAbsent(TransportError):
+    """There is no such stream. `Transport.open` declares it, so before the first worker that is no fault."""
+
+
 class OffsetGone(TransportError):
     """The stream no longer holds the offset asked for: retention or a new stream took it.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Extent, Owner, TransportError
+from pipeline.transports import Extent, Owner, StreamAbsent, TransportError
 from pipeline.transports.embedded_competing import CompetingEmbeddedSubscription
 from pipeline.transports.embedded_subscription import EmbeddedSubscription, log_end, translated
 from pipeline.transports.routing import RoutingPublisher
@@ -128,8 +128,10 @@ class EmbeddedTransport:
         return publishers[0] if len(publishers) == 1 else RoutingPublisher(publishers)
 
     async def ping(self) -> None:
+        if not self._folder.exists():
+            raise StreamAbsent(f"stream {self.stream!r} does not exist: there is no folder {self._folder}")
         if not os.access(self._folder, os.R_OK | os.W_OK | os.X_OK):
-            raise TransportError(f"the folder of stream {self.stream!r} is missing or closed: {self._folder}")
+            raise TransportError(f"the folder of stream {self.stream!r} is closed to us: {self._folder}")
 
     async def close(self) -> None:
         while self._opened:

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from rstream.exceptions import StreamAlreadyExists
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Extent, Owner, TransportError
+from pipeline.transports import Extent, Owner, StreamAbsent, TransportError
 from pipeline.transports.rabbitmq_competing import CompetingSubscription
 from pipeline.transports.rabbitmq_publisher import Framing, RabbitMQPublisher
 from pipeline.transports.rabbitmq_subscription import RabbitMQSubscription
@@ -209,7 +209,7 @@ class RabbitMQTransport:
     async def _existing_partitions(self, connection: StreamConnection) -> list[str]:
         partitions = await self._partitions(connection)
         if not partitions:
-            raise TransportError(f"stream {self.stream!r} does not exist")
+            raise StreamAbsent(f"stream {self.stream!r} does not exist")
         return partitions
 
     async def _partitions(self, connection: StreamConnection) -> list[str]:

@@ -365,6 +365,10 @@ async def test_a_valid_event_is_204_and_a_bad_one_names_every_fault(client: Clie
     url = f"{BASE}/events/validate"
     response = await client.post(url, data=json.dumps(EVENT))
     assert (response.status, await response.text()) == (204, "")
+    assert (await client.post(url, data=json.dumps({**EVENT, "latencyMs": 812.0}))).status == 204
+    for no_integer in (812.4, "812"):
+        body = await problem(await client.post(url, data=json.dumps({**EVENT, "latencyMs": no_integer})), 400)
+        assert body["errors"] == [{"field": "latencyMs", "message": "expected an integer"}]
     bad = {**EVENT, "latencyMs": -1, "status": "fine", "orgId": None}
     body = await problem(await client.post(url, data=json.dumps(bad)), 400)
     assert {fault["field"] for fault in body["errors"]} == {"latencyMs", "status", "orgId"}

