@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from pipeline.common.object_store import ObjectStore
 from sql import settings
 
 
@@ -79,10 +80,8 @@ class LiveConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Config:
-    endpoint: str
+    store: ObjectStore
     bucket: str
-    access_key: str
-    secret_key: str
     encrypt: bool = True
 
 
@@ -180,10 +179,8 @@ def load(environment: Mapping[str, str]) -> Config:
         ),
         exports=ExportConfig(
             s3=S3Config(
-                endpoint=v["S3_ENDPOINT"],
+                store=ObjectStore.of(v),
                 bucket=v["S3_BUCKET"],
-                access_key=v["S3_ACCESS_KEY"],
-                secret_key=v["S3_SECRET_KEY"],
                 encrypt=v["S3_ENCRYPTION"] == "aes256",
             )
             if v["S3_BUCKET"]

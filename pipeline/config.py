@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.common.object_store import ObjectStore
 from pipeline.core.rules import Rules
 from sql import settings
 
@@ -42,14 +43,12 @@ class RetentionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveConfig:
-    """Where the archive is; the keys are None for a folder."""
+    """Where the archive is; ``store`` is None for a folder."""
 
     url: str
     interval_s: float = 300.0
     outbox_bytes_max: int = 10 * 2**30
-    s3_endpoint: str | None = None
-    s3_access_key: str | None = None
-    s3_secret_key: str | None = field(default=None, repr=False)
+    store: ObjectStore | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +113,7 @@ def archive_config(v: settings.Values) -> ArchiveConfig | None:
         url=v["ARCHIVE_URL"],
         interval_s=v["ARCHIVE_INTERVAL"],
         outbox_bytes_max=v["ARCHIVE_OUTBOX_MAX"],
-        s3_endpoint=v["S3_ENDPOINT"],
-        s3_access_key=v["S3_ACCESS_KEY"],
-        s3_secret_key=v["S3_SECRET_KEY"],
+        store=ObjectStore.of(v) if v["ARCHIVE_URL"].startswith("s3://") else None,
     )
 
 

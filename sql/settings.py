@@ -418,6 +418,13 @@ SETTINGS: tuple[Setting, ...] = (
     _setting("S3_BUCKET", _non_empty, None, "bucket of exports and the archive"),
     _setting("S3_ACCESS_KEY", _non_empty, None, "access key of the object store", True),
     _setting("S3_SECRET_KEY", _non_empty, None, "secret key of the object store", True),
+    _setting("S3_REGION", _non_empty, "us-east-1", "region that requests and links are signed for"),
+    _setting(
+        "S3_ADDRESSING",
+        _choice("path", "virtual"),
+        "path",
+        "where the bucket's name stands: path (https://host/bucket/…) or virtual (https://bucket.host/…)",
+    ),
     _setting(
         "S3_ENCRYPTION",
         _choice("aes256", "none"),

@@ -7,6 +7,7 @@ in the runner's thread.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +27,19 @@ _ROWS_PER_GROUP: Final = 20_000
 _DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 _ISO: Final = """'YYYY-MM-DD"T"HH24:MI:SS"Z"'"""
 
-# What a spreadsheet would run when it opens the cell, behind blanks too and in full width.
+# A spreadsheet runs a cell that begins with one of `_RUNS`, behind blanks too. A spreadsheet that splits the
+# file at another separator than the comma begins a cell of its own in the middle of ours. An apostrophe in
+# front makes the cell a text. There are two steps, because the bar both separates and runs.
+_BLANKS: Final = (
+    r"[:space:][:cntrl:]\u0085\u00a0\u00ad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
+)
+_RUNS: Final = "-=+@|%%＝＋－＠"
+_QUOTES: Final = "\"''"  # as they stand in a text of SQL
+_BEGINS: Final = rf"(?=[{_BLANKS}{_QUOTES}]*[{_RUNS}])"
+_SPLITS: Final = rf"([,;|\t\r\n\v\f\u0085\u2028\u2029{_QUOTES}])"
 _CELL: Final = (
-    r"CASE WHEN client_id ~ '^[[:space:][:cntrl:]]*[-=+@|%%＝＋－＠]' THEN '''' || client_id"
-    r" ELSE NULLIF(client_id, '') END"
+    rf"NULLIF(regexp_replace(regexp_replace(client_id, '{_SPLITS}{_BEGINS}', '\1''', 'g'),"
+    rf" '^{_BEGINS}', ''''), '')"
 )
 _DOLLARS: Final = "(cost_microcents * 0.00000001)::numeric(40, 8)"
 
@@ -128,7 +138,7 @@ def _write_csv(connection: psycopg.Connection[Any], job: Job, out: _Counting, pr
     }
     cursor = psycopg.ClientCursor(connection)
     bound = cursor.mogrify(query, values)
-    block = bytearray()
+    block = bytearray(codecs.BOM_UTF8 if job.format == "csv-excel" else b"")
     with cursor.copy(f"COPY ({bound}) TO STDOUT (FORMAT csv, HEADER)") as copy:
         for line in copy:
             block += line

@@ -26,7 +26,7 @@ from api.problems import Fault, invalid_parameters
 from api.questions import FiguresQuestion
 from sql import queries
 
-FORMATS: Final = {"csv": "csv", "parquet": "parquet", "focus-1.2": "csv"}
+FORMATS: Final = {"csv": "csv", "csv-excel": "csv", "parquet": "parquet", "focus-1.2": "csv"}
 """Each format and the ending of its files."""
 GRANULARITIES: Final = {"hourly": Granularity.HOUR, "daily": Granularity.DAY, "monthly": Granularity.MONTH}
 HOURLY_DAYS_MAX: Final = 31
@@ -57,9 +57,13 @@ class Job:
     error: str | None
 
     @property
-    def key(self) -> str:
-        """Where its file belongs in the store."""
-        return f"exports/{self.org_id}/{self.job_id}.{FORMATS[self.format]}"
+    def stem(self) -> str:
+        """How the keys of all its files in the store begin."""
+        return f"exports/{self.org_id}/{self.job_id}-"
+
+    def key(self, claim: UUID) -> str:
+        """Where the file of one claim belongs: no other claim ever writes there."""
+        return f"{self.stem}{claim.hex[:12]}.{FORMATS[self.format]}"
 
     def same_order(self, order: Order) -> bool:
         return (self.format, self.granularity, self.range_start, self.range_end, set(self.models)) == (

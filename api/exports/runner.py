@@ -5,8 +5,10 @@ A job is held by a claim with a lease that a heartbeat renews. What holds if the
 1. Claimed. The lease runs out and another runner takes the job, from the start.
 2. Uploading. The same: nobody sees an upload that was not committed.
 3. Sealed: all is uploaded. The lease is renewed once more; whoever has lost the job stops here.
-4. Committed: the object is there. If the row is not updated, another runner makes the file anew in its place.
-5. The row says succeeded, with the checksum of the object that is there.
+4. Committed: the object is there, under a key of this claim alone. If the row is not updated, another runner
+   makes another object, and ours is one that no row names.
+5. The row says succeeded, with the key and the checksum of the winner's object. The winner deletes what
+   earlier claims left, and a runner that was frozen until now deletes its own. When the job expires, all go.
 
 Runs in a thread of the API or as ``spendstream exporter``; any number of them, on any number of hosts.
 """
@@ -134,8 +136,9 @@ class Runner:
 
     def expire(self, connection: psycopg.Connection[Any]) -> None:
         """Delete objects that have had their time. Safe to do twice."""
-        for job_id, location in connection.execute(SQL["expired"], {"now": self._clock()}).fetchall():
+        for job_id, org_id, location in connection.execute(SQL["expired"], {"now": self._clock()}).fetchall():
             self._store.delete(location)
+            self._store.clear(f"exports/{org_id}/{job_id}-")
             connection.execute(SQL["expire"], {"job_id": job_id})
             log.info("export_expired", extra={"job_id": str(job_id)})
 
@@ -167,7 +170,8 @@ class Runner:
                 if self._stop.is_set():
                     raise _Stopped
 
-            upload = self._store.upload(job.key, org_id=job.org_id, job_id=job.job_id)
+            key = job.key(held["claim"])
+            upload = self._store.upload(key, org_id=job.org_id, job_id=job.job_id)
             try:
                 written = files.write(connection, job, upload, provider=self._config.provider, check=check)
                 upload.seal()
@@ -184,7 +188,7 @@ class Runner:
                 **held,
                 "now": now,
                 "expires_at": now + timedelta(seconds=self._config.retention_s),
-                "location": job.key,
+                "location": key,
                 "checksum": written.checksum,
                 "rows": written.rows,
                 "bytes": written.bytes,
@@ -192,7 +196,10 @@ class Runner:
             },
         )
         if cursor.rowcount == 0:
+            self._store.delete(key)
             raise _Lost
+        if job.attempts > 1:
+            self._store.clear(job.stem, keep=key)
         return written
 
     def _fail(self, control: psycopg.Connection[Any], held: dict[str, Any], facts: dict[str, Any]) -> None:

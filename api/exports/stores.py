@@ -47,6 +47,9 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Idempotent."""
 
+    def clear(self, stem: str, *, keep: str | None = None) -> None:
+        """Delete every file whose key begins with ``stem``, but ``keep``, and what is left of uploads."""
+
     def uri(self, key: str) -> str:
         """The name of an object, for people and bookkeeping; not a link."""
 
@@ -68,13 +71,16 @@ class FolderStore:
     def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload:
         target = self.path(key)
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f"{target.name}.*.part"):  # of a runner that died
-            with suppress(OSError):
-                left.unlink()
         return _FolderUpload(target)
 
     def delete(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
+
+    def clear(self, stem: str, *, keep: str | None = None) -> None:
+        begins = self.path(stem)
+        for path in begins.parent.glob(f"{begins.name}*"):
+            if keep is None or path != self.path(keep):
+                path.unlink(missing_ok=True)
 
     def uri(self, key: str) -> str:
         return f"file:{key}"
@@ -131,15 +137,8 @@ class S3Store:
 
         self._bucket = config.bucket
         self._encryption = {"ServerSideEncryption": "AES256"} if config.encrypt else {}
-        # Every wait ends well before a lease does, so that a runner that lost its job cannot finish it later.
-        self._files = s3fs.S3FileSystem(
-            key=config.access_key,
-            secret=config.secret_key,
-            endpoint_url=config.endpoint,
-            use_listings_cache=False,
-            skip_instance_cache=True,
-            config_kwargs={"connect_timeout": 5, "read_timeout": 15, "retries": {"max_attempts": 2}},
-        )
+        # Every wait ends well before a lease does: a runner that lost its job hardly finishes it later.
+        self._files = s3fs.S3FileSystem(**config.store.options(connect_s=5, read_s=15, attempts=3))
 
     def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload:
         file = self._files.open(
@@ -156,6 +155,12 @@ class S3Store:
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):
             self._files.rm_file(f"{self._bucket}/{key}")
+
+    def clear(self, stem: str, *, keep: str | None = None) -> None:
+        folder, _, name = stem.rpartition("/")
+        for path in self._files.find(f"{self._bucket}/{folder}", prefix=name):
+            if keep is None or path != f"{self._bucket}/{keep}":
+                self._files.rm_file(path)
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{quote(key)}"

@@ -122,19 +122,8 @@ class Bucket:
     def _connect(self) -> Any:
         import s3fs
 
-        config = self._config
-        files = s3fs.S3FileSystem(
-            key=config.s3_access_key,
-            secret=config.s3_secret_key,
-            client_kwargs={"endpoint_url": config.s3_endpoint},
-            config_kwargs={
-                "connect_timeout": _CONNECT_S,
-                "read_timeout": _READ_S,
-                "retries": {"total_max_attempts": 2},
-                "s3": {"addressing_style": "path"},
-            },
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
+        assert self._config.store is not None
+        options = self._config.store.options(connect_s=_CONNECT_S, read_s=_READ_S, attempts=2)
+        files = s3fs.S3FileSystem(**options)
         files.retries = 1
         return files

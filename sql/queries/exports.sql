@@ -68,7 +68,7 @@ WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
 
 -- name: expired
 -- Jobs whose object has had its time.
-SELECT job_id, location FROM analytics.export_jobs
+SELECT job_id, org_id, location FROM analytics.export_jobs
 WHERE status = 'succeeded' AND expires_at < %(now)s
 ORDER BY expires_at LIMIT 100
 

@@ -1,5 +1,6 @@
 """Exports: the file says what REST says, whatever is killed meanwhile; links, schedules and their bounds."""
 
+import codecs
 import csv
 import hashlib
 import io
@@ -9,6 +10,8 @@ import re
 import signal
 import subprocess
 import time
+import unicodedata
+import urllib.request
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +19,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deploy.local.servers import S3
 from pipeline import children
@@ -47,7 +53,19 @@ if TYPE_CHECKING:
 
 STRANGER_ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-0000000000ee")
 EXPORTS = f"{BASE}/orgs/{ORG}/exports"
-EVIL = ('=HYPERLINK("http://evil")', "+1", "-2+3", "@SUM(A1)", "\t=1", " \n=1", "＝1", 'quo"te, comma\nline')
+EVIL = {
+    '=HYPERLINK("http://evil")': """'=HYPERLINK("http://evil")""",
+    "+1": "'+1",
+    "-2+3": "'-2+3",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": "'\t'=1",
+    " \n=1": "' \n'=1",
+    "＝1": "'＝1",
+    'quo"te, comma\nline': 'quo"te, comma\nline',
+    "a;=cmd|'/C calc'!A0;b": "a;'=cmd|'/C calc'!A0;b",
+    "a| |-1": "a|' |'-1",
+}
+"""Client ids, and as a spreadsheet may see them: what would run there is text now."""
 OCTOBER = {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"}
 RECENT = {"start": "2026-10-20T05:00:00Z", "end": "2026-11-10T12:00:00Z"}
 
@@ -55,7 +73,9 @@ RECENT = {"start": "2026-10-20T05:00:00Z", "end": "2026-11-10T12:00:00Z"}
 def with_evil_clients(events: Sequence[Event]) -> list[Event]:
     from dataclasses import replace
 
-    return [replace(e, client=EVIL[i % 8]) if i % 5 == 0 else e for i, e in enumerate(events)]
+    return [
+        replace(e, client=list(EVIL)[i // 5 % len(EVIL)]) if i % 5 == 0 else e for i, e in enumerate(events)
+    ]
 
 
 EVENTS = with_evil_clients(random_events(2500, seed=12))
@@ -145,12 +165,12 @@ def expected_rows(body: Mapping[str, Any]) -> dict[Any, tuple[int, int, int, Dec
 
 
 def shown_client(client: str) -> str:
-    """As a spreadsheet may see it: what would run there is text now."""
-    return f"'{client}" if client.strip()[:1] in tuple("=+-@＝") else client
+    return EVIL.get(client, client)
 
 
 ORDERS = [
     {"timeRange": RECENT, "granularity": "hourly", "format": "csv"},
+    {"timeRange": RECENT, "granularity": "daily", "format": "csv-excel"},
     {"timeRange": OCTOBER, "granularity": "daily", "format": "csv", "models": [str(MODELS[0])]},
     {"timeRange": RECENT, "granularity": "monthly", "format": "csv"},
     {"timeRange": RECENT, "granularity": "daily", "format": "focus-1.2"},
@@ -174,8 +194,10 @@ def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, tuple[int, int, i
             for r in table.to_pylist()
         }
     found = {}
-    for r in csv.DictReader(io.StringIO(data.decode(), newline="")):
-        if body["format"] == "csv":
+    encoding = "utf-8-sig" if body["format"] == "csv-excel" else "utf-8"
+    assert data.startswith(codecs.BOM_UTF8) == (body["format"] == "csv-excel")
+    for r in csv.DictReader(io.StringIO(data.decode(encoding), newline="")):
+        if body["format"] in ("csv", "csv-excel"):
             assert r["costCurrency"] == "USD"
             key = (r["bucketStart"], r["modelId"], r["clientId"])
             found[key] = (
@@ -438,16 +460,23 @@ def test_a_month_is_exported_once_when_it_is_final(
 def test_objects_are_encrypted_tagged_and_reached_by_signed_links(env: dict[str, str], s3: S3) -> None:
     import s3fs
 
-    place = {**s3.env, "EXPORT_DIR": ""}
+    place = {**s3.env, "EXPORT_DIR": "", "S3_REGION": "eu-test-7"}
     with served({**env, **place}, NOW) as server:
-        for body in (ORDERS[0], ORDERS[5]):
+        for body in (ORDERS[0], ORDERS[6]):
             job = made(server, body)
             assert job["status"] == "succeeded"
             data = downloaded(server, job)
             assert hashlib.sha256(data).hexdigest() == job["checksum"]
             ending = "parquet" if body["format"] == "parquet" else "csv"
-            key = f"{s3.bucket}/exports/{ORG}/{job['jobId']}.{ending}"
-            assert job["outputUri"] == f"s3://{key}"
+            key = job["outputUri"].removeprefix("s3://")
+            assert key.startswith(f"{s3.bucket}/exports/{ORG}/{job['jobId']}-")
+            assert key.endswith(f".{ending}")
+            _, headers, _ = server.request("GET", f"{EXPORTS}/{job['jobId']}/download")
+            signed = parse_qs(urlsplit(headers["Location"]).query)
+            assert signed["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+            assert signed["X-Amz-Credential"][0].split("/")[2:] == ["eu-test-7", "s3", "aws4_request"]
+            assert signed["X-Amz-Expires"] == ["86400"]
+            assert urlsplit(headers["Location"]).path == f"/{key}"
             files = s3fs.S3FileSystem(
                 key=s3.access_key,
                 secret=s3.secret_key,
@@ -512,7 +541,7 @@ def test_a_killed_exporters_job_is_made_once_by_another(big: str, tmp_path: Path
             logs = [process.communicate()[1].decode() for process in running[1:]]
             assert sum("export_done" in log for log in logs) == 1
             files = list(folder.iterdir())
-            assert [file.name for file in files] == [f"{job['jobId']}.csv"]
+            assert [f"file:exports/{ORG}/{file.name}" for file in files] == [job["outputUri"]]
             data = files[0].read_bytes()
             assert hashlib.sha256(data).hexdigest() == job["checksum"]
             assert data.count(b"\n") == ROWS + 1
@@ -532,6 +561,9 @@ def test_a_job_that_cannot_be_made_is_given_up_and_says_so(env: dict[str, str], 
     class Broken:
         def upload(self, *_: Any, **__: Any) -> Any:
             raise OSError("no space")
+
+        def clear(self, *_: Any, **__: Any) -> None:
+            """There is nothing."""
 
     runner._store = Broken()
     job_id = uuid.uuid4()
@@ -583,3 +615,94 @@ def test_a_runner_that_lost_its_job_commits_nothing(
         assert runner.run_one(connection)
         connection.execute("DELETE FROM analytics.export_jobs WHERE org_id = %s", (STRANGER_ORG,))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_a_runner_that_was_frozen_before_its_commit_leaves_the_winners_file_alone(
+    env: dict[str, str], database_url: str, tmp_path: Path, request: pytest.FixtureRequest, place: str
+) -> None:
+    where = {"EXPORT_DIR": str(tmp_path)}
+    if place == "bucket":
+        where = {**request.getfixturevalue("s3").env, "EXPORT_DIR": ""}
+    frozen, winner = (server_runner({**env, **where}, NOW) for _ in range(2))
+    commit_as_it_is = frozen._store.upload
+    won: list[tuple[str, str]] = []
+
+    def taken_over_in_the_last_moment(*arguments: Any, **options: Any) -> Any:
+        upload = commit_as_it_is(*arguments, **options)
+        commit = upload.commit
+
+        def thaw() -> None:
+            with psycopg.connect(database_url, autocommit=True) as other:
+                other.execute(
+                    "UPDATE analytics.export_jobs SET lease_until = '2000-01-01' WHERE status = 'running'"
+                )
+                other.execute("UPDATE analytics.client_day SET invocations = invocations + 1")
+                assert winner.run_one(other)
+                won.extend(other.execute(facts, (job_id,)).fetchall())
+            commit()
+
+        upload.commit = thaw
+        return upload
+
+    frozen._store.upload = taken_over_in_the_last_moment  # type: ignore[method-assign]
+    facts = "SELECT location, checksum FROM analytics.export_jobs WHERE job_id = %s AND status = 'succeeded'"
+    job_id = uuid.uuid4()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start,"
+            " range_end, models, created_by, created_at, attempts) VALUES (%s, %s, 'pending',"
+            " 'csv', 'daily', '2026-11-01', '2026-11-02', '{}', 'x', '2026-01-01', 0)",
+            (job_id, ORG),
+        )
+        try:
+            assert frozen.run_one(connection)
+            assert connection.execute(facts, (job_id,)).fetchall() == won
+        finally:
+            connection.execute("UPDATE analytics.client_day SET invocations = invocations - 1")
+            connection.execute("DELETE FROM analytics.export_jobs WHERE job_id = %s", (job_id,))
+    ((location, checksum),) = won
+    link = winner._store.link(location, job_id)
+    if place == "folder":
+        data = (tmp_path / location).read_bytes()
+        assert [path.name for path in (tmp_path / location).parent.iterdir()] == [Path(location).name]
+    else:
+        with urllib.request.urlopen(link) as answer:
+            data = answer.read()
+        store: Any = winner._store
+        there = store._files.glob(f"{store._bucket}/exports/{ORG}/{job_id}*")
+        assert there == [f"{store._bucket}/{location}"]
+    assert hashlib.sha256(data).hexdigest() == checksum
+
+
+def runs(cell: str) -> bool:
+    """Would a spreadsheet run it? Blanks that nobody sees and quotation marks are passed over, too."""
+    for character in cell:
+        if not (character.isspace() or character == '"' or unicodedata.category(character) in ("Cc", "Cf")):
+            return unicodedata.normalize("NFKC", character) in tuple("=+-@|%")
+    return False
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.text(st.sampled_from("a=+-@|%＝ \t\n\r,;\"'\u00a0\u200b\ufeff1"), max_size=9), max_size=30)
+)
+def test_no_part_of_a_cell_runs_whatever_the_spreadsheet_splits_at(
+    embedded_postgres_url: str, names: list[str]
+) -> None:
+    from api.exports import files
+
+    with psycopg.connect(embedded_postgres_url) as connection:
+        shown = [
+            text or ""
+            for (text,) in connection.execute(
+                f"SELECT {files._CELL} FROM unnest(%s::text[]) WITH ORDINALITY AS n (client_id, place)"
+                " ORDER BY place",
+                (names,),
+            )
+        ]
+    for name, text in zip(names, shown, strict=True):
+        assert text.replace("'", "") == name.replace("'", ""), "only apostrophes are added"
+        for separators in (",", ";", "|", "\t", "\n", "\r", '"', ',;|\t\n\r"'):
+            parts = re.split(f"[{re.escape(separators)}]", text)
+            assert not any(runs(part) for part in parts), (name, text)

@@ -17,6 +17,7 @@ from pipeline.archive import archiver as archiver_module
 from pipeline.archive import store as store_module
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import Missing, Store, StoreError, open_store
+from pipeline.common.object_store import ObjectStore
 from pipeline.config import ArchiveConfig
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
@@ -39,9 +40,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> ArchiveConfig:
     return ArchiveConfig(
         url=f"s3://{s3.bucket}/{tmp_path.name}-{tmp_path.parent.name}",
         interval_s=3600,
-        s3_endpoint=s3.url,
-        s3_access_key=s3.access_key,
-        s3_secret_key=s3.secret_key,
+        store=ObjectStore(endpoint=s3.url, access_key=s3.access_key, secret_key=s3.secret_key),
     )
 
 
@@ -253,8 +252,8 @@ def silent_store() -> Iterator[Store]:
     """A bucket at an address that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
-        keys = {"s3_access_key": "a", "s3_secret_key": "b"}
-        yield open_store(ArchiveConfig(url="s3://bucket/p", s3_endpoint=endpoint, **keys))
+        store = ObjectStore(endpoint=endpoint, access_key="a", secret_key="b")
+        yield open_store(ArchiveConfig(url="s3://bucket/p", store=store))
 
 
 def test_a_store_that_never_answers_is_given_up(silent_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
