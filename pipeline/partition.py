@@ -193,7 +193,7 @@ class PartitionWorker:
             decoding=metrics.DECODE_SECONDS.time(),
         )
         ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
-        from_hour = ledger.remembered_hours_from()
+        from_hour = ledger.live_hours_from()
         ledger.expect_ids(await self._sink.live_ids_count(claim, from_hour=from_hour))
         async for hour, segment in self._sink.live_ids(claim, from_hour=from_hour):
             ledger.recover_ids(hour, segment)

@@ -112,6 +112,7 @@ partitions = Table(
     Column("replays", BigInteger, nullable=False, server_default=text("0")),
     _timestamp("ids_from", nullable=True),
     _timestamp("retired_at", nullable=True),
+    _timestamp("newest_broker_time", nullable=True),
     postgresql_with={"fillfactor": "50"},
 )
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
@@ -123,6 +124,9 @@ one of the others. ``replays`` counts settled replays: it tells a flush that mov
 ``watermark`` is null until the first event or the first time the partition has caught up. ``ids_from`` is the
 hour after the last one whose ids maintenance has dropped, null if none. ``retired_at``: since then nothing
 more is expected of the stream.
+``broker_time`` is the broker's time
+of the last chunk, and ``newest_broker_time`` that of the newest one: it never goes back, and less the dedupe
+window it is the floor of `pipeline.core.ledger.Ledger`. Null in a row that version 0.1.0 wrote last.
 """
 
 partition_watermarks = Table(

@@ -108,6 +108,6 @@ async def recover(
     claim, position = await sink.claim(stream)
     ledger = Ledger(rules, position, keep_accepted=True)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    async for hour, segment in sink.live_ids(claim, from_hour=ledger.remembered_hours_from()):
+    async for hour, segment in sink.live_ids(claim, from_hour=ledger.live_hours_from()):
         ledger.recover_ids(hour, segment)
     return claim, ledger

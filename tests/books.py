@@ -125,7 +125,7 @@ async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
     claim, position = await sink.claim(STREAM)
     ledger = Ledger(rules, position)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    from_hour = ledger.remembered_hours_from()
+    from_hour = ledger.live_hours_from()
     ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
     async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
         ledger.recover_ids(hour, segment)

@@ -195,6 +195,7 @@ class Oracle:
         self.offered = self.accepted = self.duplicate = self.rejected = 0
         self.next_offset = 0
         self.max_event_us: int | None = None
+        self.newest_broker_us = 0
         self.usage_minute: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
         self.usage_hour: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
         self.usage_day: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
@@ -212,6 +213,7 @@ class Oracle:
 
     def feed(self, offset: int, broker_us: int, body: bytes) -> Outcome:
         """Decide the event at ``offset``, stored by the broker at ``broker_us``, and count it."""
+        self.newest_broker_us = max(self.newest_broker_us, broker_us)
         outcome = self._decide(broker_us, body)
         self.offered += 1
         self.next_offset = offset + 1
@@ -232,17 +234,22 @@ class Oracle:
     def watermark_us(self) -> int | None:
         return None if self.max_event_us is None else self.max_event_us - self.rules.lateness_us
 
+    @property
+    def floor_us(self) -> int:
+        """Where the dedupe window begins; it never goes back, whatever the broker's clock does."""
+        return self.newest_broker_us - self.rules.dedupe_window_us
+
     def _decide(self, broker_us: int, body: bytes) -> Outcome:
         event = decode(body)
         if isinstance(event, Rejected):
             return event
         if event.occurred_us > broker_us + FUTURE_US:
             return Rejected("future")
-        if event.occurred_us < broker_us - self.rules.dedupe_window_us:
+        if event.occurred_us < self.floor_us:
             return Rejected("too_late")
         key = (event.org_id, event.event_id)
         hour_us = self._hour_of_id.get(key)
-        if hour_us is not None and hour_us + HOUR_US + self.rules.dedupe_window_us > broker_us:
+        if hour_us is not None and hour_us + HOUR_US > self.floor_us:
             return Duplicate(event) if event == self._event_of_id[key] else Rejected("conflict", ("eventId",))
         self._hour_of_id[key] = _floor(event.occurred_us, HOUR_US)
         self._event_of_id[key] = event

@@ -23,13 +23,8 @@ class ReplayingOracle(naive.Oracle):
 
     def __init__(self, rules: naive.Rules | None = None) -> None:
         super().__init__(rules)
-        self._broker_us = 0
         self._counted: dict[Any, naive.Event] = {}
         """By org, event and hour; by org and event alone what replays have counted."""
-
-    def feed(self, offset: int, broker_us: int, body: bytes) -> naive.Outcome:
-        self._broker_us = broker_us
-        return super().feed(offset, broker_us, body)
 
     def _count(self, event: naive.Event, broker_us: int) -> None:
         super()._count(event, broker_us)
@@ -65,7 +60,7 @@ class ReplayingOracle(naive.Oracle):
             return "future"
         key = event.org_id, event.event_id
         hour = event.occurred_us // naive.HOUR_US
-        live_us = self._broker_us - self.rules.dedupe_window_us
+        live_us = self.floor_us
         live = (hour + 1) * naive.HOUR_US > live_us
         stored = live or hour * naive.HOUR_US >= live_us - STORED_US
         first = self._counted.get(key)

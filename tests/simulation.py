@@ -178,7 +178,7 @@ class World:
         mine.extend(bodies)
         self.events += len(bodies)
         self.broker.publish(partition, bodies, timestamp_us=self.now_us)
-        self.now_us += luck.choice((1_000, 1_000_000, 40_000_000, 400_000_000))
+        self.now_us += luck.choice((1_000, 1_000_000, 40_000_000, 400_000_000, -60_000_000))
 
     def _event(self) -> bytes:
         luck = self.luck

@@ -61,10 +61,10 @@ class AcceptedEvents:
 class AcceptedLog:
     """Collects accepted events from one drain to the next."""
 
-    def __init__(self, *, accepted: int, broker_us: int) -> None:
-        """Where the partition stands: how many it has accepted, and the broker's time of its last chunk."""
+    def __init__(self, *, accepted: int, newest_broker_us: int) -> None:
+        """Where the partition stands: how many it has accepted, and the broker's newest time."""
         self._accepted = accepted
-        self._broker_us = broker_us
+        self._newest_broker_us = newest_broker_us
         self._parts: list[tuple[Columns, IntArray, IntArray, IntArray]] = []
 
     @property
@@ -81,17 +81,17 @@ class AcceptedLog:
         client_cap: NameCap,
         code_cap: NameCap,
         *,
-        broker_us: int,
+        newest_broker_us: int,
         window_us: int,
         future_us: int,
     ) -> AcceptedEvents | None:
         """What was added since the last time; None if nothing. Names must have been settled by now.
 
-        ``broker_us`` is the broker's time of the last chunk; ``window_us`` and ``future_us`` are how far
-        before and after its broker time an accepted event can lie.
+        ``newest_broker_us`` is the newest broker time of any chunk so far; ``window_us`` and ``future_us``
+        are how far before and after it an accepted event can lie.
         """
         parts, self._parts = self._parts, []
-        before_us, self._broker_us = self._broker_us, broker_us
+        before_us, self._newest_broker_us = self._newest_broker_us, newest_broker_us
         if not parts:
             return None
         columns = Columns.join([part[0] for part in parts])
@@ -112,7 +112,7 @@ class AcceptedLog:
         return AcceptedEvents(
             first_number=first,
             complete_from_us=before_us + future_us if first else None,
-            complete_to_us=broker_us - window_us,
+            complete_to_us=newest_broker_us - window_us,
             offset=offset,
             broker_us=broker,
             event=columns.event,

@@ -27,8 +27,6 @@ TABLES: Final = 16
 _ENTRY_BYTES: Final = 28
 BYTES_AT_REST: Final = 20
 """An id takes so much in a segment, which has 20 bytes more for each of its orgs."""
-CLOCK_BACK_HOURS: Final = 1
-"""How much longer ids are kept than count: the broker's clock may step back, as at a change of leader."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
 _GAIN_MIN: Final = 1.125
@@ -98,8 +96,8 @@ class SeenIds:
         """Look up and remember n pairs in order; returns `kernels.NEW`, `DUPLICATE` or `CONFLICT` (uint8[n]).
 
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint32[n] (of the
-        payload), ``live_from`` int32[n]: entries of earlier hours are forgotten for that event. Those before
-        ``kept_from`` (the least of ``live_from``) may be given up for good, `CLOCK_BACK_HOURS` later.
+        payload), ``live_from`` int32[n], which never goes back: entries of earlier hours are forgotten for
+        that event. Those before ``kept_from`` (the least of ``live_from``) may be given up for good.
 
         Raises:
             TooManyIds: more than ``ids_max`` ids are live, found when a table has to grow.
@@ -131,7 +129,7 @@ class SeenIds:
                     break
                 mine = mine[done:]
                 least = int(live_from.min()) if kept_from is None else kept_from
-                self.renew(number, live_from=least - CLOCK_BACK_HOURS)
+                self.renew(number, live_from=least)
         return outcomes
 
     def renew(self, number: int, *, live_from: int) -> None:

@@ -80,6 +80,8 @@ class Position:
     """Newest accepted event time, no later than its chunk's broker time; `watermark.NEVER` at first."""
     broker_us: int = 0
     """Broker timestamp of the last chunk."""
+    newest_broker_us: int = 0
+    """Newest broker timestamp of any chunk so far: the broker's clock may have gone back since."""
     ids_from_hour: int = 0
     """Ids of earlier hours may have been dropped, under another window. Maintenance writes it, no flush."""
     watermark_us: int | None = None
@@ -199,13 +201,23 @@ class Tally:
         return replace(self, rejected=dict(self.rejected), replayed=dict(self.replayed))
 
 
-def stored_hours_from(broker_us: int, window_us: int, ids_from_hour: int) -> int:
+def stored_hours_from(newest_broker_us: int, window_us: int, ids_from_hour: int) -> int:
     """The first hour of which the database has all ids; see `Position` for the arguments."""
-    return max(-((window_us + IDS_KEPT_US - broker_us) // HOUR_US), ids_from_hour)
+    return max(-((window_us + IDS_KEPT_US - newest_broker_us) // HOUR_US), ids_from_hour)
 
 
 class Ledger:
-    """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe."""
+    """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe.
+
+    The dedupe window has one *floor*: the newest broker time of any chunk so far, less the window. Ids of
+    hours before the floor are forgotten, in memory and in the database, and an event before the floor is
+    ``too_late``. The floor depends on the stream alone and never goes back, whatever the broker's clock does.
+    For example, the window is 24 h and one chunk at 12:00 says 16:00: from then on, an event from before
+    16:00 of the day before is ``too_late``, until the clock has passed 16:00 and the window moves again. A
+    clock that jumps days ahead for one chunk makes all events ``too_late`` for so many days: to let the
+    floor go back would count events twice, and a dead letter can still be counted. ``future`` is judged by
+    the time of an event's own chunk, because a clock that was ahead once says nothing about later chunks.
+    """
 
     def __init__(
         self,
@@ -227,7 +239,7 @@ class Ledger:
         self._accepted_log: AcceptedLog | None = None
         if keep_accepted:
             self._accepted_log = AcceptedLog(
-                accepted=self.position.accepted, broker_us=self.position.broker_us
+                accepted=self.position.accepted, newest_broker_us=self.position.newest_broker_us
             )
         self.tally = Tally()
         self._committed_from = self.position.next_offset
@@ -272,13 +284,9 @@ class Ledger:
         self._seen_ids.add(ids, org, hours, checks, hours, self.live_hours_from())
 
     def live_hours_from(self) -> int:
-        """First hour whose ids still count at the broker time of the last chunk."""
-        window_from = (self.position.broker_us - self._rules.dedupe_window_us) // HOUR_US
-        return max(window_from, self.position.ids_from_hour)
-
-    def remembered_hours_from(self) -> int:
-        """First hour whose ids are to be recovered: memory keeps them a little longer than they count."""
-        return self.live_hours_from() - dedupe.CLOCK_BACK_HOURS
+        """First hour whose ids still count, which is the hour of the floor: what recovery must bring."""
+        floor_us = self.position.newest_broker_us - self._rules.dedupe_window_us
+        return max(floor_us // HOUR_US, self.position.ids_from_hour)
 
     # --- chunks in -------------------------------------------------------------------------------------
 
@@ -308,8 +316,12 @@ class Ledger:
         offsets = np.repeat([first for first, _, _ in chunks], lengths) + (
             np.arange(len(bodies)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         )
-        broker_us = np.repeat(np.array([timestamp for _, timestamp, _ in chunks], np.int64), lengths)
+        times = np.array([timestamp for _, timestamp, _ in chunks], np.int64)
+        newest = np.maximum(np.maximum.accumulate(times), self.position.newest_broker_us)
+        broker_us = np.repeat(times, lengths)
+        floor_us = np.repeat(newest - self._rules.dedupe_window_us, lengths)
         self.position.broker_us = chunks[-1][1]
+        self.position.newest_broker_us = int(newest[-1])
         self.position.next_offset = self._received_offset
         self.position.offered += len(bodies)
 
@@ -318,8 +330,8 @@ class Ledger:
         for bad in refused:
             at = bad.source
             self._refuse(int(offsets[at]), int(broker_us[at]), bodies[at], bad.reason, bad.faults)
-        columns = self._refuse_by_time(columns, offsets, broker_us, bodies)
-        columns = self._drop_duplicates(columns, offsets, broker_us, bodies)
+        columns = self._refuse_by_time(columns, offsets, broker_us, floor_us, bodies)
+        columns = self._drop_duplicates(columns, offsets, broker_us, floor_us, bodies)
         self._accept(columns, offsets, broker_us)
 
     def _refuse(
@@ -341,11 +353,16 @@ class Ledger:
         )
 
     def _refuse_by_time(
-        self, columns: Columns, offsets: IntArray, broker_us: IntArray, bodies: Sequence[bytes]
+        self,
+        columns: Columns,
+        offsets: IntArray,
+        broker_us: IntArray,
+        floor_us: IntArray,
+        bodies: Sequence[bytes],
     ) -> Columns:
         broker = broker_us[columns.source]
         future = columns.occurred_us > broker + FUTURE_US
-        too_late = columns.occurred_us < broker - self._rules.dedupe_window_us
+        too_late = columns.occurred_us < floor_us[columns.source]
         unknown = columns.occurred_us < self.position.ids_from_hour * HOUR_US
         refused = future | too_late | unknown
         if not refused.any():
@@ -356,7 +373,12 @@ class Ledger:
                 reason, message = "future", "more than 5 minutes after the broker received it"
             elif too_late[i]:
                 window_h = self._rules.dedupe_window_us / HOUR_US
-                reason, message = "too_late", f"more than {window_h:g} h before the broker received it"
+                message = f"more than {window_h:g} h before the broker received it"
+                if columns.occurred_us[i] >= broker[i] - self._rules.dedupe_window_us:
+                    message = (
+                        f"more than {window_h:g} h before a time that the broker's clock has shown before"
+                    )
+                reason = "too_late"
             else:
                 reason, message = "too_late", "its ids were dropped, under a shorter DEDUPE_WINDOW"
             faults = (Fault("occurredAt", message),)
@@ -364,10 +386,15 @@ class Ledger:
         return columns.take(~refused)
 
     def _drop_duplicates(
-        self, columns: Columns, offsets: IntArray, broker_us: IntArray, bodies: Sequence[bytes]
+        self,
+        columns: Columns,
+        offsets: IntArray,
+        broker_us: IntArray,
+        floor_us: IntArray,
+        bodies: Sequence[bytes],
     ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
-        live_from = ((broker_us[columns.source] - self._rules.dedupe_window_us) // HOUR_US).astype(np.int32)
+        live_from = (floor_us[columns.source] // HOUR_US).astype(np.int32)
         outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from)
         fresh = outcomes == kernels.NEW
         accepted = int(np.count_nonzero(fresh))
@@ -406,7 +433,7 @@ class Ledger:
         """
         self.fold()
         stored_from = stored_hours_from(
-            self.position.broker_us, self._rules.dedupe_window_us, self.position.ids_from_hour
+            self.position.newest_broker_us, self._rules.dedupe_window_us, self.position.ids_from_hour
         )
         return replay.open_letters(
             letters, self._reader, live_from=self.live_hours_from(), stored_from=stored_from
@@ -660,7 +687,7 @@ class Ledger:
             self._reader,
             self._client_cap,
             self._code_cap,
-            broker_us=self.position.broker_us,
+            newest_broker_us=self.position.newest_broker_us,
             window_us=self._rules.dedupe_window_us,
             future_us=FUTURE_US,
         )

@@ -138,13 +138,14 @@ class TimescaleSink:
             row = await cursor.fetchone()
             assert row is not None
         partition, epoch, offset, offered, accepted, duplicate, rejected, replays, *times, was_retired = row
-        mark, newest, broker, ids_from_hour = times
+        mark, newest, broker, newest_broker, ids_from_hour = times
         if was_retired:
             log.warning("retired_stream_is_read_again", extra={"stream": stream, "partition": partition})
         position = Position(
             next_offset=offset,
             newest_us=NEVER if newest is None else newest,
             broker_us=broker or 0,
+            newest_broker_us=newest_broker or 0,
             ids_from_hour=ids_from_hour or 0,
             watermark_us=mark,
             offered=offered,
@@ -366,6 +367,7 @@ class TimescaleSink:
                 "watermark": _time(position.watermark_us),
                 "max_event_time": None if position.newest_us == NEVER else _time(position.newest_us),
                 "broker_time": _time(position.broker_us) if position.broker_us else None,
+                "newest_broker_time": _time(position.newest_broker_us) if position.newest_broker_us else None,
                 "offered": position.offered,
                 "accepted": position.accepted,
                 "duplicate": position.duplicate,

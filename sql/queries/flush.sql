@@ -10,6 +10,7 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
     (EXTRACT(EPOCH FROM watermark) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM max_event_time) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint,
+    (EXTRACT(EPOCH FROM GREATEST(newest_broker_time, broker_time)) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint,
     EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL)
 
@@ -22,7 +23,7 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
 WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
-    broker_time = %(broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
+    broker_time = %(broker_time)s, newest_broker_time = %(newest_broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
     rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
     AND committed_offset = %(from_offset)s AND replays = %(from_replays)s

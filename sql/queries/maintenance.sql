@@ -1,8 +1,9 @@
 -- name: expire_ids
--- Drop the ids that count no more by the broker's time of their partition's last chunk, and say from where on
--- they are whole. The partitions are locked first, as a flush does.
+-- Drop the ids that count no more by the broker's newest time in their partition, and say from where on they
+-- are whole. The partitions are locked first, as a flush does.
 WITH held AS (
-    SELECT partition, broker_time - %(window)s::interval AS before FROM analytics.partitions FOR UPDATE
+    SELECT partition, GREATEST(newest_broker_time, broker_time) - %(window)s::interval AS before
+    FROM analytics.partitions FOR UPDATE
 ), gone AS (
     DELETE FROM analytics.dedupe_ids AS d USING held
     WHERE d.partition = held.partition AND d.hour < held.before

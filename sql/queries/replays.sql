@@ -67,7 +67,7 @@ WHERE partition IN (SELECT partition FROM analytics.replays WHERE run = %(run)s 
 ORDER BY partition
 
 -- name: standing
--- How far each partition is by the broker's clock, and the hour from which ids were not dropped: which hours they tell.
-SELECT partition, stream, COALESCE((EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint, 0),
+-- How far each partition came by the broker's clock, and the hour from which ids were not dropped: which hours they tell.
+SELECT partition, stream, COALESCE((EXTRACT(EPOCH FROM GREATEST(newest_broker_time, broker_time)) * 1000000)::bigint, 0),
     COALESCE((EXTRACT(EPOCH FROM ids_from) / 3600)::bigint, 0)
 FROM analytics.partitions ORDER BY partition

@@ -87,7 +87,7 @@ async def recover(url: str, folder: str) -> dict[str, Any]:
     claim, position = await sink.claim(books.STREAM)
     ledger = Ledger(Rules(), position, new_log=spill.logs_in(Path(folder)) if folder else None)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    from_hour = ledger.remembered_hours_from()
+    from_hour = ledger.live_hours_from()
     ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
     async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
         ledger.recover_ids(hour, segment)

@@ -65,14 +65,18 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
                     (org, at, at, at),
                 )
         broker_time = NOW - timedelta(days=700)  # an old stream is being replayed: its own time counts
-        connection.execute(
-            "INSERT INTO analytics.partitions (partition, stream, broker_time, updated_at)"
-            " VALUES (0, 's', %s, %s)",
-            (broker_time, NOW),
-        )
+        # The broker's clock went back by 4 h: its newest time counts, or the last one where that is all.
+        times = broker_time - timedelta(hours=4), broker_time
+        for number, (last, newest) in enumerate((times, (broker_time, None))):
+            connection.execute(
+                "INSERT INTO analytics.partitions"
+                " (partition, stream, broker_time, newest_broker_time, updated_at)"
+                " VALUES (%s, %s, %s, %s, %s)",
+                (number, f"s{number}", last, newest, NOW),
+            )
         for hours in (47, 49):
             connection.execute(
-                "INSERT INTO analytics.dedupe_ids VALUES (0, %s, 1, '')",
+                "INSERT INTO analytics.dedupe_ids SELECT partition, %s, 1, '' FROM analytics.partitions",
                 (broker_time - timedelta(hours=hours),),
             )
         for days in (91, 89):
@@ -93,17 +97,19 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
                 assert kept(connection, name) == [young[name]], name
             for name in ("orgs_seen", "models_seen", "clients_seen"):
                 assert kept(connection, name, "last_event_at") == [NOW - timedelta(days=300)]
-            assert kept(connection, "dedupe_ids", "hour") == [broker_time - timedelta(hours=47)]
-            assert kept(connection, "partitions", "ids_from") == [broker_time - timedelta(hours=48)]
+            assert kept(connection, "dedupe_ids", "hour") == [broker_time - timedelta(hours=47)] * 2
+            assert kept(connection, "partitions", "ids_from") == [broker_time - timedelta(hours=48)] * 2
             assert kept(connection, "dead_letters", '"offset"') == [89]
             assert kept(connection, "replays", '"offset"') == [2, 3]
         assert gone == {}
     sink = TimescaleSink(url)
     try:
-        _, position = await sink.claim("s")
+        positions = [(await sink.claim(f"s{number}"))[1] for number in range(2)]
     finally:
         await sink.close()
-    assert position.ids_from_hour * 3600 == (broker_time - timedelta(hours=48)).timestamp()
+    for position in positions:
+        assert position.ids_from_hour * 3600 == (broker_time - timedelta(hours=48)).timestamp()
+        assert position.newest_broker_us == broker_time.timestamp() * 1e6
 
 
 async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs(

@@ -111,6 +111,10 @@ class PipelineMachine(RuleBasedStateMachine):
     def time_passes(self, by_us: int) -> None:
         self.now_us += by_us
 
+    @rule(by_us=st.sampled_from([1_000_000, 7 * MINUTE_US, HOUR_US, 4 * HOUR_US]))
+    def the_brokers_clock_goes_back(self, by_us: int) -> None:
+        self.now_us -= by_us
+
     # --- the worker ---------------------------------------------------------------------------------
 
     @precondition(lambda self: self.ledger.received_offset < len(self.stream))

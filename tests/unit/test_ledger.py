@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime
+from datetime import timedelta
 from types import TracebackType
 
-from pipeline.core import ledger as books
 from pipeline.core import wire
+from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
-from tests import mix
+from tests import books, mix
+from tests import oracle as naive
+from tests.memory_sink import MemorySink
 
 NOW_US = 1_790_000_000_000_000
 
@@ -20,7 +22,7 @@ class Stopwatch:
     """Counts how often it was entered and left, and what the ledger had counted by then."""
 
     def __init__(self) -> None:
-        self.ledger: books.Ledger | None = None
+        self.ledger: Ledger | None = None
         self.entered = self.left = 0
         self.accepted: list[int] = []
 
@@ -41,7 +43,7 @@ class Stopwatch:
 
 def test_decoding_is_timed_once_a_fold_without_dedupe_and_adding_up() -> None:
     stopwatch = Stopwatch()
-    ledger = stopwatch.ledger = books.Ledger(Rules(), decoding=stopwatch)
+    ledger = stopwatch.ledger = Ledger(Rules(), decoding=stopwatch)
     bodies = mix.make(300, seed=1, now_us=NOW_US).bodies
     for first in (0, 100, 200):
         ledger.ingest(
@@ -58,30 +60,93 @@ def test_decoding_is_timed_once_a_fold_without_dedupe_and_adding_up() -> None:
     assert ledger.position.accepted > 0
 
 
-def test_an_id_is_known_though_the_brokers_clock_steps_back_over_an_hour() -> None:
+class Restarted:
+    """A partition of which every part is read by another worker, beside the oracle."""
+
+    def __init__(self) -> None:
+        self.sink = MemorySink()
+        self.oracle = naive.Oracle()
+
+    async def read(self, *events: tuple[int, int], broker_us: int) -> list[str]:
+        """Read one chunk of events (number, event time), and restart; the reasons of the dead letters."""
+        claim, ledger = await books.recover(self.sink, Rules())
+        first = ledger.received_offset
+        bodies = [_event(number, at_us) for number, at_us in events]
+        for i, body in enumerate(bodies):
+            self.oracle.feed(first + i, broker_us, body)
+        ledger.ingest(
+            first_offset=first, next_offset=first + len(bodies), timestamp_us=broker_us, bodies=bodies
+        )
+        before = len(self.sink.state.dead_letters)
+        await books.flush(self.sink, claim, ledger)
+        assert not books.difference(books.stored(self.sink), books.expected(self.oracle))
+        return [letter.reason for letter in self.sink.state.dead_letters[before:]]
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        position = self.sink.state.position
+        return position.accepted, position.duplicate, position.rejected
+
+
+def _event(number: int, at_us: int) -> bytes:
+    return json.dumps(
+        {
+            "eventId": str(uuid.UUID(int=number * 2**64 + number)),
+            "orgId": str(uuid.UUID(int=1)),
+            "modelId": str(uuid.UUID(int=2)),
+            "occurredAt": (naive.EPOCH + timedelta(microseconds=at_us)).isoformat(),
+            "latencyMs": 1,
+            "status": "success",
+            "inputTokens": 1,
+            "outputTokens": 1,
+            "costEstimateCents": "1",
+        }
+    ).encode()
+
+
+async def test_a_broker_whose_clock_was_ahead_for_one_chunk_and_a_restart_count_nothing_twice() -> None:
+    partition = Restarted()
+    counted = 1, NOW_US - 22 * HOUR_US - HOUR_US // 2
+    await partition.read(counted, broker_us=NOW_US)
+    await partition.read((2, NOW_US), broker_us=NOW_US + 4 * HOUR_US)
+    assert await partition.read(counted, broker_us=NOW_US + 1) == ["too_late"]
+    assert partition.counts == (2, 0, 1)
+    [letter] = partition.sink.state.dead_letters
+    assert letter.faults[0].message == "more than 24 h before a time that the broker's clock has shown before"
+
+
+async def test_the_floor_stands_still_until_the_brokers_clock_has_caught_up() -> None:
+    partition = Restarted()
+    ahead_us = NOW_US + 4 * HOUR_US
+    floor_us = ahead_us - Rules().dedupe_window_us
+    await partition.read((1, floor_us), (2, NOW_US), broker_us=ahead_us)
+    assert await partition.read((3, floor_us - 1), (4, floor_us), (1, floor_us), broker_us=NOW_US) == [
+        "too_late"
+    ]
+    assert partition.counts == (3, 1, 1)
+    assert partition.sink.state.position.broker_us == NOW_US
+    assert await partition.read((5, floor_us + 1), (6, floor_us), broker_us=ahead_us + 1) == ["too_late"]
+
+
+async def test_a_jump_of_days_makes_events_dead_letters_and_counts_none_twice() -> None:
+    partition = Restarted()
+    await partition.read((1, NOW_US), broker_us=NOW_US)
+    ahead_us = NOW_US + 3 * 24 * HOUR_US
+    await partition.read((4, ahead_us), broker_us=ahead_us)
+    assert await partition.read((1, NOW_US), (2, NOW_US), broker_us=NOW_US + 1) == ["too_late", "too_late"]
+    # What is in the future is judged by its own chunk: a clock that was ahead once says nothing of this one.
+    assert await partition.read((3, NOW_US + 2 * 24 * HOUR_US), broker_us=NOW_US + 2) == ["future"]
+    assert partition.counts == (2, 0, 3)
+
+
+def test_ids_stay_known_as_the_brokers_clock_steps_back_while_lapsed_ones_make_room() -> None:
     hour_us = NOW_US // HOUR_US * HOUR_US
     lapses_us = hour_us + HOUR_US + Rules().dedupe_window_us
     """When the ids of the hour begin to count no more."""
-    ledger = books.Ledger(Rules())
+    ledger = Ledger(Rules())
 
     def ingest(first: int, count: int, *, at_us: int, broker_us: int) -> None:
-        at = datetime.fromtimestamp(at_us / 1e6, UTC).isoformat()
-        bodies = [
-            json.dumps(
-                {
-                    "eventId": str(uuid.UUID(int=number * 2**64 + number)),
-                    "orgId": str(uuid.UUID(int=1)),
-                    "modelId": str(uuid.UUID(int=2)),
-                    "occurredAt": at,
-                    "latencyMs": 1,
-                    "status": "success",
-                    "inputTokens": 1,
-                    "outputTokens": 1,
-                    "costEstimateCents": "1",
-                }
-            ).encode()
-            for number in range(first, first + count)
-        ]
+        bodies = [_event(number, at_us) for number in range(first, first + count)]
         offset = ledger.received_offset
         ledger.ingest(first_offset=offset, next_offset=offset + count, timestamp_us=broker_us, bodies=bodies)
         ledger.fold()
@@ -91,12 +156,15 @@ def test_an_id_is_known_though_the_brokers_clock_steps_back_over_an_hour() -> No
     for thousands in range(20, 40):  # the tables of ids run full, and lapsed ids go first
         ingest(1000 * thousands, 1000, at_us=lapses_us, broker_us=lapses_us + 1_000_000)
     assert ledger.position.accepted == 40_000
+    assert ledger.remembered_ids < 40_000
     ingest(0, 20_000, at_us=last_us, broker_us=lapses_us - 1_500_000)
-    assert (ledger.position.accepted, ledger.position.duplicate) == (40_000, 20_000)
+    ingest(20_000, 20_000, at_us=lapses_us, broker_us=lapses_us - 1_500_000)
+    position = ledger.position
+    assert (position.accepted, position.duplicate, position.rejected) == (40_000, 20_000, 20_000)
 
 
 def test_a_client_named_other_has_a_row_of_its_own_beside_what_is_beyond_the_cap() -> None:
-    ledger = books.Ledger(Rules(clients_per_org_hour_max=2))
+    ledger = Ledger(Rules(clients_per_org_hour_max=2))
     names = ["other", "a", "b", "c", "other"]
     bodies = [
         json.dumps(
@@ -105,7 +173,7 @@ def test_a_client_named_other_has_a_row_of_its_own_beside_what_is_beyond_the_cap
                 "orgId": str(uuid.UUID(int=1)),
                 "modelId": str(uuid.UUID(int=2)),
                 "clientId": name,
-                "occurredAt": datetime.fromtimestamp(NOW_US / 1e6, UTC).isoformat(),
+                "occurredAt": (naive.EPOCH + timedelta(microseconds=NOW_US)).isoformat(),
                 "latencyMs": 1,
                 "status": "error",
                 "errorCode": "other",

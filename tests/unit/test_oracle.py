@@ -513,6 +513,15 @@ def test_an_id_is_forgotten_by_the_hour_of_its_first_occurrence() -> None:
     assert isinstance(oracle.feed(3, end_us + 1, body(1, end_us)), Duplicate)
 
 
+def test_the_floor_of_the_window_never_goes_back() -> None:
+    oracle = Oracle(Rules(dedupe_window_us=2 * HOUR_US))
+    assert isinstance(oracle.feed(0, NOON_US, body(1, NOON_US)), Accepted)
+    assert isinstance(oracle.feed(1, NOON_US + HOUR_US, body(2, NOON_US)), Accepted)
+    assert oracle.feed(2, NOON_US, body(3, NOON_US - HOUR_US - 1)) == Rejected("too_late")
+    assert isinstance(oracle.feed(3, NOON_US, body(3, NOON_US - HOUR_US)), Accepted)
+    assert oracle.feed(4, NOON_US, body(4, NOON_US + 5 * MINUTE_US + 1)) == Rejected("future")
+
+
 def test_revision_counts_events_behind_the_watermark() -> None:
     oracle = Oracle()
     later_us = NOON_US + MINUTE_US + 10 * SECOND_US

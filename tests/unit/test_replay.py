@@ -59,7 +59,7 @@ class Books:
         self.claim, position = await self.sink.claim(books.STREAM)
         self.ledger = Ledger(self.rules, position, keep_accepted=self._keep_accepted)
         self.ledger.adopt(await self.sink.resident_rows(self.claim, self.ledger.resident_from()))
-        from_hour = self.ledger.remembered_hours_from()
+        from_hour = self.ledger.live_hours_from()
         async for hour, segment in self.sink.live_ids(self.claim, from_hour=from_hour):
             self.ledger.recover_ids(hour, segment)
 
