@@ -123,10 +123,9 @@ Always offered = accepted + duplicate + rejected: a dead letter that is replayed
 one of the others. ``replays`` counts settled replays: it tells a flush that moves no offset from its repeat.
 ``watermark`` is null until the first event or the first time the partition has caught up. ``ids_from`` is the
 hour after the last one whose ids maintenance has dropped, null if none. ``retired_at``: since then nothing
-more is expected of the stream.
-``broker_time`` is the broker's time
-of the last chunk, and ``newest_broker_time`` that of the newest one: it never goes back, and less the dedupe
-window it is the floor of `pipeline.core.ledger.Ledger`. Null in a row that version 0.1.0 wrote last.
+more is expected of the stream. ``broker_time`` is the broker's time of the last chunk, ``newest_broker_time``
+that of the newest one: it never goes back, and less the dedupe window it is the floor of
+`pipeline.core.ledger.Ledger`. Null in a row that version 0.1.0 wrote last.
 """
 
 partition_watermarks = Table(
@@ -183,6 +182,7 @@ replays = Table(
     Column("org_id", Uuid, nullable=True),
     Column("event_id", Uuid, nullable=True),
     Column("payload_check", BigInteger, nullable=True),
+    _timestamp("absent_to", nullable=True),
     Index(
         "replays_waiting",
         "partition",
@@ -205,6 +205,7 @@ replays = Table(
 
 Asked for by the command, settled by the worker that owns the partition, in its flush. ``body`` has the bytes
 only where the letter lacks them, until it is settled; ``at_offset`` is how far the stream had been read then.
+``absent_to``: the archive was asked about every hour before this one that could hold the id, and lacks it.
 Rows that were accepted keep the event's ids for as long as rollups are kept, also when the letter is gone: a
 second letter of the same event counts no more.
 """

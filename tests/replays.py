@@ -30,9 +30,10 @@ class ReplayingOracle(naive.Oracle):
         super()._count(event, broker_us)
         self._counted[event.org_id, event.event_id, event.occurred_us // naive.HOUR_US] = event
 
-    def replay(self, broker_us: int, body: bytes | None, *, evidence: str = "none") -> str:
-        """The outcome of a letter that the broker stored at ``broker_us``; counts it if it is accepted."""
-        outcome = self._judge(broker_us, body, evidence)
+    def replay(self, letter: Letter) -> str:
+        """The outcome of a letter; counts it if it is accepted."""
+        broker_us, body = letter.broker_us, letter.body
+        outcome = self._judge(broker_us, body, letter.evidence, letter.reason)
         if outcome in ("accepted", "duplicate"):
             self.rejected -= 1
         if outcome == "duplicate":
@@ -50,7 +51,7 @@ class ReplayingOracle(naive.Oracle):
             self._hour_of_id[key] = event.occurred_us // naive.HOUR_US * naive.HOUR_US
         return outcome
 
-    def _judge(self, broker_us: int, body: bytes | None, evidence: str) -> str:
+    def _judge(self, broker_us: int, body: bytes | None, evidence: str, reason: str) -> str:
         if body is None:
             return "gone"
         event = naive.decode(body)
@@ -59,23 +60,29 @@ class ReplayingOracle(naive.Oracle):
         if event.occurred_us > broker_us + naive.FUTURE_US:
             return "future"
         key = event.org_id, event.event_id
-        hour = event.occurred_us // naive.HOUR_US
-        live_us = self.floor_us
-        live = (hour + 1) * naive.HOUR_US > live_us
-        stored = live or hour * naive.HOUR_US >= live_us - STORED_US
-        first = self._counted.get(key)
-        if first is None and stored and not live:
-            first = self._counted.get((*key, hour))
-        if first is None and evidence == "counted":
+        own_us = event.occurred_us // naive.HOUR_US * naive.HOUR_US
+        from_us = (broker_us - self.rules.dedupe_window_us) // naive.HOUR_US * naive.HOUR_US - naive.HOUR_US
+        hours_us = {own_us, *range(from_us, broker_us + naive.FUTURE_US + 1, naive.HOUR_US)}
+        live_us = self.floor_us // naive.HOUR_US * naive.HOUR_US
+        stored_us = self.floor_us - STORED_US
+        stored = {at_us for at_us in hours_us if at_us >= stored_us}
+        firsts = [self._counted.get(key)] + [
+            self._counted.get((*key, at_us // naive.HOUR_US)) for at_us in stored if at_us < live_us
+        ]
+        if event in firsts:
             return "duplicate"
-        if first is None and not stored and evidence == "none":
+        if any(firsts):
+            return "conflict"
+        if evidence == "counted":
+            return "duplicate"
+        if evidence == "none" and stored != hours_us:
             return "unknown"
+        if evidence != "accept" and reason == "conflict":
+            return "conflict"
         counted_us = self._hour_of_id.get(key)
-        if first is None and counted_us is not None and counted_us + naive.HOUR_US > live_us:
-            first = self._event_of_id[key]
-        if first is None:
-            return "accepted"
-        return "duplicate" if first == event else "conflict"
+        if counted_us is not None and counted_us >= live_us:
+            return "duplicate" if self._event_of_id[key] == event else "conflict"
+        return "accepted"
 
 
 def request(sink: MemorySink, letters: Sequence[Letter]) -> None:
@@ -94,6 +101,7 @@ def request_in_database(database_url: str, letters: Sequence[Letter], *, partiti
                 "run": uuid4(),
                 "broker_time": naive.EPOCH + naive.timedelta(microseconds=letter.broker_us),
                 "evidence": letter.evidence,
+                "absent_to": None,
                 "body": None,
             }
             assert connection.execute(queries.load("replays")["request"], row).rowcount == 1
@@ -115,7 +123,7 @@ def follow(
         part = [next(rest) for _ in range(settled.at_offset - at)]
         at = settled.at_offset
         accepted += archives.accepted(oracle, part)
-        outcome = oracle.replay(letter.broker_us, letter.body, evidence=letter.evidence)
+        outcome = oracle.replay(letter)
         if outcome != settled.outcome:
             wrong.append(f"letter {letter.offset}: {settled.outcome}, oracle {outcome}")
         if outcome == "accepted":

@@ -160,6 +160,7 @@ class World:
                     position=letter.position,
                     broker_us=letter.broker_us,
                     evidence="none",
+                    reason=letter.reason,
                     body=letter.body,
                 ),
             )

@@ -22,7 +22,7 @@ from sql import queries
 Key = tuple[UUID, UUID]
 """Org and event id."""
 Wanted = Mapping[int, Set[UUID]]
-"""Event ids by the hour of their event time (hours since 1970)."""
+"""Event ids by the hours of event time (hours since 1970) in which they are looked for."""
 
 
 class Lookup:
@@ -45,13 +45,13 @@ class Lookup:
         spans = self._spans.get(partition, [])
         return any(start_us > span.after_us and end_us <= span.until_us for span in spans)
 
-    def find(self, partition: int, wanted: Wanted) -> tuple[dict[Key, Event], dict[int, str]]:
+    def find(self, partition: int, wanted: Wanted) -> tuple[dict[Key, list[Event]], dict[int, str]]:
         """The archived events with these ids, and the hours of which a file is damaged, with the damage.
 
         Raises:
             StoreError, psycopg.Error: the archive or the database is away.
         """
-        found: dict[Key, Event] = {}
+        found: dict[Key, list[Event]] = {}
         damaged: dict[int, str] = {}
         for hour, ids in wanted.items():
             hour_of = {"start": time_of(hour * HOUR_US), "end": time_of((hour + 1) * HOUR_US)}
@@ -62,13 +62,14 @@ class Lookup:
                 except Damaged as error:
                     damaged[hour] = str(error)
                     break
-                found.update(_among(table, ids))
+                for key, event in _among(table, ids):
+                    found.setdefault(key, []).append(event)
         every = set().union(*wanted.values())
         with self._connection.cursor(binary=True) as cursor:
             for (events,) in cursor.stream(_ARCHIVE["outbox_events"], {"partition": partition}):
                 for key, event in _among(event_columns.decode(events), every):
                     if event.event_id in wanted.get(event.occurred_us // HOUR_US, ()):
-                        found[key] = event
+                        found.setdefault(key, []).append(event)
         return found, damaged
 
 

@@ -436,7 +436,12 @@ class Ledger:
             self.position.newest_broker_us, self._rules.dedupe_window_us, self.position.ids_from_hour
         )
         return replay.open_letters(
-            letters, self._reader, live_from=self.live_hours_from(), stored_from=stored_from
+            letters,
+            self._reader,
+            live_from=self.live_hours_from(),
+            stored_from=stored_from,
+            window_us=self._rules.dedupe_window_us,
+            future_us=FUTURE_US,
         )
 
     def replay(self, opened: Opened, counted: CountedIds) -> None:

@@ -2,14 +2,17 @@
 
 A letter is judged like an event of the stream, by its own place in it, but it may be older than the dedupe
 window. That rule protects exactness, so something else must: an event counts only where it can be shown that
-it has not been counted before. What shows it, the first that can tell:
+its id has not been counted before. An id may have been counted under the hour of another event time than the
+letter's own, so every hour of `Hours` is looked at. These can tell of an hour:
 
-1. an earlier replay of the same event (kept for as long as rollups are),
+1. an earlier replay of the same event (kept for as long as rollups are, and found whatever the hour),
 2. the archive, as far as the command that asked for the replay has looked it up,
 3. the ids of the window, in memory,
 4. the ids of older hours that the database still stores.
 
-Where none can tell, the letter stays what it is, unless the operator takes the risk (``accept``).
+Where one of the hours is told by none of them, the letter stays what it is, and so does every ``conflict``:
+that letter is itself the proof that its id was counted. Only an operator who takes the risk (``accept``) has
+such letters counted.
 """
 
 from __future__ import annotations
@@ -51,6 +54,35 @@ LETTERS_MAX: Final = 1000
 """Letters replayed in one flush: bounds the rows that must be loaded for them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """The hours that could hold the id of a letter's event, if that id has been counted.
+
+    These are the event's own hour, and all of the dedupe window as it lay at the letter's broker time: from
+    an hour before the window to 5 minutes after the broker time. For example, X was counted at 11:30, and a
+    copy with the same id and the event time 10:30 became a letter at 12:00: the id is in the hour from 11:00.
+    """
+
+    window: range
+    own: int
+
+    @classmethod
+    def of(cls, occurred_us: int, broker_us: int, *, window_us: int, future_us: int) -> Hours:
+        """Of an event at ``occurred_us`` in a chunk of ``broker_us``; ``future_us``: see `judge`."""
+        first = (broker_us - window_us) // HOUR_US - 1
+        return cls(range(first, (broker_us + future_us) // HOUR_US + 1), occurred_us // HOUR_US)
+
+    def __contains__(self, hour: int) -> bool:
+        return hour == self.own or hour in self.window
+
+    def between(self, first: int, end: int) -> list[int]:
+        """Those from ``first`` on and before ``end``."""
+        hours = list(range(max(first, self.window.start), min(end, self.window.stop)))
+        if first <= self.own < end and self.own not in self.window:
+            hours.append(self.own)
+        return hours
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
     """One dead letter to replay."""
@@ -61,7 +93,11 @@ class Letter:
     """The broker's time of its chunk."""
     evidence: str
     """One of `EVIDENCE`."""
+    reason: str
+    """Why it was refused; empty where its row has been purged."""
     body: bytes | None
+    absent_to_hour: int = 0
+    """With the evidence ``absent``: the archive told of all hours before this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +160,14 @@ class Opened:
     refused: Sequence[Refused]
     orgs: IntArray
     """uint64[n, 2]: the columns' orgs by their ids."""
+    hours: Sequence[Hours]
+    """Of each of the columns' events."""
     live_from: int
     """First hour whose ids are all in memory."""
     stored_from: int
     """First hour whose ids are all in the database."""
+    looked_up_to: int
+    """First hour whose ids are not looked up in the database: ``live_from``, or later without a memory."""
 
     @property
     def keys(self) -> list[Key]:
@@ -135,27 +175,45 @@ class Opened:
         return _keys(self.orgs, self.columns.event)
 
     def of_stored_hours(self) -> dict[int, set[Key]]:
-        """The events to look up in the database, by their hour."""
+        """The events to look up in the database, by hour."""
         wanted: dict[int, set[Key]] = {}
-        for key, hour in zip(self.keys, (self.columns.occurred_us // HOUR_US).tolist(), strict=True):
-            if self.stored_from <= hour < self.live_from:
+        keys = self.keys
+        for key, hours in zip(keys, self.hours, strict=True):
+            for hour in hours.between(self.stored_from, self.live_from):
                 wanted.setdefault(hour, set()).add(key)
+        every = set(keys)
+        wanted.update((hour, every) for hour in range(self.live_from, self.looked_up_to))
         return wanted
 
 
-def open_letters(letters: Sequence[Letter], reader: Reader, *, live_from: int, stored_from: int) -> Opened:
-    """Read the letters' bodies."""
+def open_letters(
+    letters: Sequence[Letter],
+    reader: Reader,
+    *,
+    live_from: int,
+    stored_from: int,
+    window_us: int,
+    future_us: int,
+    looked_up_to: int | None = None,
+) -> Opened:
+    """Read the letters' bodies. For the hours see `Opened`; ``looked_up_to`` None: as ``live_from``."""
     held = [place for place, letter in enumerate(letters) if letter.body is not None]
     columns, refused = reader.read([letters[place].body or b"" for place in held])
     places = np.array(held, np.int64)
     columns.source = places[columns.source]
+    hours = [
+        Hours.of(occurred_us, letters[place].broker_us, window_us=window_us, future_us=future_us)
+        for occurred_us, place in zip(columns.occurred_us.tolist(), columns.source.tolist(), strict=True)
+    ]
     return Opened(
         letters=letters,
         columns=columns,
         refused=[Refused(held[bad.source], bad.reason, bad.faults) for bad in refused],
         orgs=reader.orgs.keys[columns.org],
+        hours=hours,
         live_from=live_from,
         stored_from=stored_from,
+        looked_up_to=live_from if looked_up_to is None else looked_up_to,
     )
 
 
@@ -170,8 +228,12 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
     live = hours >= opened.live_from
     keys = opened.keys
     checks: list[int] = columns.check.tolist()
-    found_in = zip(_keys(counted.org, counted.event), counted.hour.tolist(), strict=True)
-    known = dict(zip(found_in, counted.check.tolist(), strict=True))
+    known: dict[Key, list[tuple[int, int]]] = {}
+    found_in = zip(
+        _keys(counted.org, counted.event), counted.hour.tolist(), counted.check.tolist(), strict=True
+    )
+    for key, hour, check in found_in:
+        known.setdefault(key, []).append((hour, check))
     outcomes = ["unknown"] * len(columns)
     asked: list[int] = []
     # Those of the window first: an older one with the same id finds them in memory then, not the reverse.
@@ -179,31 +241,36 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
         letter = opened.letters[int(columns.source[i])]
         if columns.occurred_us[i] > letter.broker_us + future_us:
             outcomes[i] = "future"
-        elif (first := _known(known, keys[i], int(hours[i]))) is not None:
-            outcomes[i] = _repeat(first, checks[i])
+        elif firsts := _counted(known.get(keys[i], ()), opened, i):
+            outcomes[i] = _repeat(firsts, checks[i])
         elif letter.evidence == "counted":
             outcomes[i] = "duplicate"
-        elif hours[i] >= opened.stored_from or letter.evidence in ("absent", "accept"):
+        elif letter.evidence == "accept":
             asked.append(i)
+        elif not _has_gap(letter, opened.hours[i], opened.stored_from):
+            if letter.reason == "conflict":
+                outcomes[i] = "conflict"
+            elif letter.reason:
+                asked.append(i)
     if not asked:
         return outcomes
     which = np.array(asked, np.int64)
-    found = seen.add(
+    in_memory = seen.add(
         columns.event[which],
         columns.org[which],
         hours[which].astype(np.int32),
         columns.check[which],
         np.full(len(which), opened.live_from, np.int32),
     )
-    for i, how in zip(asked, found.tolist(), strict=True):
+    for i, how in zip(asked, in_memory.tolist(), strict=True):
         if how == kernels.DUPLICATE:
             outcomes[i] = "duplicate"
         elif how == kernels.CONFLICT:
             outcomes[i] = "conflict"
-        elif (first := known.get((keys[i], ANY_HOUR))) is not None:  # memory forgets those before the window
-            outcomes[i] = _repeat(first, checks[i])
+        elif firsts := _counted(known.get(keys[i], ()), opened, i):  # another letter of these
+            outcomes[i] = _repeat(firsts, checks[i])
         else:
-            known[keys[i], ANY_HOUR] = checks[i]
+            known.setdefault(keys[i], []).append((ANY_HOUR, checks[i]))
             outcomes[i] = "accepted"
     return outcomes
 
@@ -251,10 +318,17 @@ def _keys(org: IntArray, event: IntArray) -> list[Key]:
     return list(map(tuple, np.concatenate((org, event), axis=1).tolist()))
 
 
-def _known(known: dict[tuple[Key, int], int], key: Key, hour: int) -> int | None:
-    """The payload's check of the event that was counted before; None if none is known."""
-    return known.get((key, ANY_HOUR), known.get((key, hour)))
+def _counted(found: Sequence[tuple[int, int]], opened: Opened, i: int) -> list[int]:
+    """The checks of those that were counted before event ``i``, among (hour, check) with its id."""
+    hours, live_from = opened.hours[i], opened.live_from
+    return [check for hour, check in found if hour == ANY_HOUR or hour >= live_from or hour in hours]
 
 
-def _repeat(counted_check: int, check: int) -> str:
-    return "duplicate" if counted_check == check else "conflict"
+def _has_gap(letter: Letter, hours: Hours, stored_from: int) -> bool:
+    """Is there an hour that could hold the id, and of which neither the database nor the archive tells?"""
+    told_to = letter.absent_to_hour if letter.evidence == "absent" else 0
+    return bool(hours.between(told_to, stored_from))
+
+
+def _repeat(counted_checks: Sequence[int], check: int) -> str:
+    return "duplicate" if check in counted_checks else "conflict"

@@ -15,6 +15,7 @@ from pipeline.archive.lookup import Key, Lookup
 from pipeline.archive.reconcile import us_of
 from pipeline.core import wire
 from pipeline.core.ledger import FUTURE_US
+from pipeline.core.replay import Hours
 from pipeline.core.watermark import HOUR_US
 from pipeline.core.wire import Event, Invalid
 from pipeline.dead_letters.stream import Found
@@ -39,6 +40,8 @@ class Examined:
     """What the verdict rests on, for people."""
     evidence: str = "none"
     """With `REPLAY`: one of `pipeline.core.replay.EVIDENCE`."""
+    absent_to_hour: int = 0
+    """With the evidence ``absent``: the archive told of all hours before this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,10 @@ class Terms:
     """Buckets that end before are not kept."""
     ids_from: Mapping[int, int]
     """Of each partition, the first hour of which the database has all ids."""
+    window_us: int
+    """The dedupe window."""
+    live: Mapping[int, range]
+    """Of each partition, the hours whose ids its worker has in memory."""
     lookup: Lookup | None
     """None: there is no archive."""
     accept: bool = False
@@ -95,49 +102,70 @@ def _alone(record: RefusedRecord, read_back: Found, terms: Terms) -> Examined:
 
 
 def _ids_are_kept(letter: Examined, terms: Terms) -> bool:
-    """Does the database still have all ids of the event's hour?"""
+    """Does the database still have all ids of the hours that could hold the event's id?"""
+    return not _lost_hours(letter, terms)
+
+
+def _lost_hours(letter: Examined, terms: Terms) -> list[int]:
+    """The hours that could hold the event's id, and of which the database has lost ids."""
     assert letter.event is not None
-    return letter.event.occurred_us // HOUR_US >= terms.ids_from.get(letter.record.partition, 0)
+    hours = Hours.of(
+        letter.event.occurred_us, letter.broker_us, window_us=terms.window_us, future_us=FUTURE_US
+    )
+    return hours.between(0, terms.ids_from.get(letter.record.partition, 0))
 
 
 def _by_archive(letters: Sequence[Examined], partition: int, terms: Terms) -> list[Examined]:
-    """The verdicts on letters of one partition whose hours have lost their ids."""
-    missing = {_hour(letter): _why_not(partition, _hour(letter), terms.lookup) for letter in letters}
+    """The verdicts on letters of one partition, of which some hours have lost their ids."""
+    lost = [_lost_hours(letter, terms) for letter in letters]
+    missing = {hour: _why_not(partition, hour, terms.lookup) for hour in set().union(*lost)}
     wanted: dict[int, set[UUID]] = {}
-    for letter in letters:
-        if missing[_hour(letter)] is None and letter.event is not None:
-            wanted.setdefault(_hour(letter), set()).add(letter.event.event_id)
-    archived: dict[Key, Event] = {}
+    for letter, hours in zip(letters, lost, strict=True):
+        assert letter.event is not None
+        for hour in hours:
+            if missing[hour] is None:
+                wanted.setdefault(hour, set()).add(letter.event.event_id)
+    archived: dict[Key, list[Event]] = {}
     if wanted and terms.lookup is not None:
         archived, damaged = terms.lookup.find(partition, wanted)
         missing.update((hour, f"the archive cannot tell: {damage}") for hour, damage in damaged.items())
-    return [_told(letter, missing[_hour(letter)], archived, accept=terms.accept) for letter in letters]
+    verdicts = []
+    for letter, hours in zip(letters, lost, strict=True):
+        assert letter.event is not None
+        same_id = archived.get((letter.event.org_id, letter.event.event_id), [])
+        counted = [event for event in same_id if event.occurred_us // HOUR_US in hours]
+        gap = next((why for hour in hours if (why := missing[hour]) is not None), None)
+        verdicts.append(_told(letter, gap, counted, terms))
+    return verdicts
 
 
 def _why_not(partition: int, hour: int, lookup: Lookup | None) -> str | None:
     """Why the archive cannot tell about an hour; None: it can."""
     if lookup is None:
-        return "the ids of its hour are gone, and there is no archive to ask (ARCHIVE_URL)"
+        return f"{_GONE}, and there is no archive to ask (ARCHIVE_URL)"
     if not lookup.has_all(partition, hour):
-        return "the ids of its hour are gone, and the archive does not have all events of that hour"
+        return f"{_GONE}, and the archive does not have all events of that hour"
     return None
 
 
-def _told(letter: Examined, missing: str | None, archived: Mapping[Key, Event], *, accept: bool) -> Examined:
-    event = letter.event
-    assert event is not None
+def _told(letter: Examined, missing: str | None, counted: Sequence[Event], terms: Terms) -> Examined:
+    """The verdict, by the archived events with its id and by why the archive cannot tell of some hour."""
+    if letter.event in counted:
+        return replace(letter, evidence="counted", why="the archive has it: it was counted")
+    if counted:
+        return replace(letter, verdict="conflict", why="the archive has this id with another payload")
     if missing is not None:
-        if accept:
+        if terms.accept:
             return replace(letter, why=missing)
         return replace(letter, verdict="unknown", why=f"{missing}: --accept counts it all the same")
-    counted = archived.get((event.org_id, event.event_id))
-    if counted is None:
-        return replace(letter, evidence="absent", why="the archive has all of its hour, and not this event")
-    if counted == event:
-        return replace(letter, evidence="counted", why="the archive has it: it was counted")
-    return replace(letter, verdict="conflict", why="the archive has this id with another payload")
+    if terms.accept:
+        return letter
+    return replace(
+        letter,
+        evidence="absent",
+        absent_to_hour=terms.ids_from.get(letter.record.partition, 0),
+        why="the archive has all events of the hours that could hold its id, and not this event",
+    )
 
 
-def _hour(letter: Examined) -> int:
-    assert letter.event is not None
-    return letter.event.occurred_us // HOUR_US
+_GONE: Final = "the ids of an hour that could hold its id are gone"

@@ -26,6 +26,7 @@ from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Reader
 from pipeline.core.ledger import FUTURE_US, stored_hours_from
 from pipeline.core.replay import CountedIds, Letter
+from pipeline.core.watermark import HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
@@ -37,7 +38,6 @@ BLOCK: Final = 2000
 SHOWN: Final = 100
 """Letters that are named in a report."""
 _POLL_S: Final = 0.2
-_NEVER: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +172,14 @@ def terms_of(setup: Setup, reading: Connection, *, accept: bool = False) -> Term
             partition: stored_hours_from(broker_us, setup.window_us, ids_from_hour)
             for partition, _, broker_us, ids_from_hour in standing
         },
+        window_us=setup.window_us,
+        live={
+            partition: range(
+                max((broker_us - setup.window_us) // HOUR_US, ids_from_hour),
+                (broker_us + FUTURE_US) // HOUR_US + 1,
+            )
+            for partition, _, broker_us, ids_from_hour in standing
+        },
         lookup=None if setup.store is None else Lookup(reading, setup.store),
         accept=accept,
     )
@@ -223,6 +231,7 @@ def _row(run: UUID, letter: Examined) -> Mapping[str, Any]:
         "run": run,
         "broker_time": time_of(letter.broker_us),
         "evidence": letter.evidence,
+        "absent_to": time_of(letter.absent_to_hour * HOUR_US) if letter.absent_to_hour else None,
         "body": letter.body if record.body is None else None,
     }
 
@@ -244,6 +253,7 @@ class _Forecast:
         return [outcomes[i] for i in range(len(letters))]
 
     def _of_partition(self, partition: int, letters: Sequence[Examined], terms: Terms) -> list[str]:
+        live = terms.live.get(partition, range(0))
         opened = replay.open_letters(
             [
                 Letter(
@@ -251,13 +261,18 @@ class _Forecast:
                     position=letter.record.position,
                     broker_us=letter.broker_us,
                     evidence=letter.evidence,
+                    absent_to_hour=letter.absent_to_hour,
+                    reason=letter.record.reason,
                     body=letter.body,
                 )
                 for letter in letters
             ],
             self._readers.setdefault(partition, Reader()),
-            live_from=_NEVER,  # nothing is in memory here: every id is looked up in the database
+            live_from=live.start,
             stored_from=terms.ids_from.get(partition, 0),
+            window_us=terms.window_us,
+            future_us=FUTURE_US,
+            looked_up_to=live.stop,  # what a worker has in memory is looked up in the database, too
         )
         counted = asyncio.run(self._counted(letters[0].record.stream, partition, opened))
         before = self._accepted.setdefault(partition, [])

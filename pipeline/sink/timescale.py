@@ -275,7 +275,7 @@ class TimescaleSink:
         async with _Unit(self) as connection:
             cursor = connection.cursor(binary=True)
             await cursor.execute(_REPLAYS["waiting"], {"partition": claim.partition, "most": most})
-            names = ("offset", "position", "broker_us", "evidence", "body")
+            names = ("offset", "position", "broker_us", "evidence", "absent_to_hour", "reason", "body")
             return [Letter(**dict(zip(names, row, strict=True))) for row in await cursor.fetchall()]
 
     async def counted(self, claim: Claim, opened: Opened) -> CountedIds:

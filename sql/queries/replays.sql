@@ -1,6 +1,7 @@
 -- name: waiting
 -- The letters of a partition that wait to be replayed, in the order in which they were asked for.
 SELECT r."offset", r.position, (EXTRACT(EPOCH FROM r.broker_time) * 1000000)::bigint, r.evidence,
+    COALESCE((EXTRACT(EPOCH FROM r.absent_to) / 3600)::bigint, 0), COALESCE(d.reason, ''),
     COALESCE(r.body, d.body)
 FROM analytics.replays AS r
 LEFT JOIN analytics.dead_letters AS d USING (partition, "offset", position)
@@ -40,11 +41,11 @@ WHERE partition = %(partition)s AND complete_to > %(before)s
 -- name: request
 -- Ask for a letter to be replayed, unless that was asked before and waits, or has counted it.
 INSERT INTO analytics.replays AS r
-    (partition, "offset", position, run, requested_at, broker_time, evidence, body)
-VALUES (%(partition)s, %(offset)s, %(position)s, %(run)s, now(), %(broker_time)s, %(evidence)s, %(body)s)
+    (partition, "offset", position, run, requested_at, broker_time, evidence, absent_to, body)
+VALUES (%(partition)s, %(offset)s, %(position)s, %(run)s, now(), %(broker_time)s, %(evidence)s, %(absent_to)s, %(body)s)
 ON CONFLICT (partition, "offset", position) DO UPDATE
 SET run = EXCLUDED.run, requested_at = EXCLUDED.requested_at, broker_time = EXCLUDED.broker_time,
-    evidence = EXCLUDED.evidence, body = EXCLUDED.body, settled_at = NULL, outcome = NULL
+    evidence = EXCLUDED.evidence, absent_to = EXCLUDED.absent_to, body = EXCLUDED.body, settled_at = NULL, outcome = NULL
 WHERE r.settled_at IS NOT NULL AND r.outcome NOT IN ('accepted', 'duplicate')
 
 -- name: of_run

@@ -139,7 +139,7 @@ async def test_a_letter_is_replayed_once_though_the_flush_is_repeated_or_lost(he
     assert not ledger.missing()
     batch = ledger.drain(now_us=0, caught_up=False)
     letters = [
-        Letter(offset=d.offset, position=0, broker_us=NOW_US, evidence="none", body=d.body)
+        Letter(offset=d.offset, position=0, broker_us=NOW_US, evidence="none", reason=d.reason, body=d.body)
         for d in batch.dead_letters
     ]
     assert not await sink.flush(claim, batch)
@@ -161,8 +161,8 @@ async def test_a_letter_is_replayed_once_though_the_flush_is_repeated_or_lost(he
         await sink.flush(claim, batch)
         await sink.flush(claim, batch)  # the answer to the first COMMIT was lost
         for one in batch.settled:
-            body = next(letter.body for letter in letters if letter.offset == one.offset)
-            assert one.outcome == oracle.replay(NOW_US, body), one
+            letter = next(letter for letter in letters if letter.offset == one.offset)
+            assert one.outcome == oracle.replay(letter), one
     assert ledger.position.replays == len(letters) > 200
     await sink.close()
     assert oracle.accepted > 300

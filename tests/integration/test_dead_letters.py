@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from pipeline.config import StreamConfig
+from pipeline.core.replay import Letter
 from pipeline.transports.factory import open_transport
 from sql import migrate
 from tests import books, mix, processes
@@ -114,10 +115,21 @@ class World:
             f" WHERE settled_at IS NOT NULL AND partition = {number}"
             ' ORDER BY at_offset, requested_at, "offset"'
         )
+        reasons = {}
         for at_offset, offset, evidence, outcome in settled:
             while oracle.next_offset < at_offset:
                 oracle.feed(*next(rest))
-            assert oracle.replay(*bodies[offset], evidence=evidence) == outcome, offset
+            reasons.update((refused.offset, refused.reason) for refused in oracle.dead_letters)
+            broker_us, body = bodies[offset]
+            letter = Letter(
+                offset=offset,
+                position=0,
+                broker_us=broker_us,
+                evidence=evidence,
+                reason=reasons[offset],
+                body=body,
+            )
+            assert oracle.replay(letter) == outcome, offset
         oracle.feed_all(rest)
         return oracle
 
@@ -306,22 +318,24 @@ async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) 
     changed = json.loads(
         next(body for body in counted if b'"eventId"' in body and b"specversion" not in body)
     )
+    another_hour = naive.datetime.fromisoformat(changed["occurredAt"]) - naive.timedelta(hours=2)
+    moved = {**changed, "occurredAt": another_hour.isoformat()}
     changed["inputTokens"] = 12345
-    for offset, body in enumerate((*counted, json.dumps(changed).encode())):
+    for offset, body in enumerate((*counted, *(json.dumps(one).encode() for one in (changed, moved)))):
         with psycopg.connect(world.env["DATABASE_URL"]) as connection:
             connection.execute(
                 "INSERT INTO analytics.dead_letters SELECT partition, %s, 0, stream, 'too_late', '[]', %s,"
                 " now(), now() FROM analytics.partitions",
                 (1000 + offset, body),
             )
-    world.do("UPDATE analytics.partitions SET offered = offered + 401, rejected = rejected + 401")
+    world.do("UPDATE analytics.partitions SET offered = offered + 402, rejected = rejected + 402")
     dry = world.replay("--dry-run", "--reason", "too_late")
-    assert dry["left"].get("conflict", 0) >= 1
+    assert dry["left"].get("conflict", 0) >= 2
     assert set(dry["outcomes"]) == {"duplicate"}
-    assert dry["outcomes"]["duplicate"] == dry["requested"] == 401 - dry["left"]["conflict"]
+    assert dry["outcomes"]["duplicate"] == dry["requested"] == 402 - dry["left"]["conflict"]
     world.move_archive("archive", "elsewhere")
     damaged = world.replay("--dry-run", "--reason", "too_late", code=1)
-    assert (damaged["requested"], damaged["left"]) == (0, {"unknown": 401})
+    assert (damaged["requested"], damaged["left"]) == (0, {"unknown": 402})
     assert "the archive cannot tell" in damaged["letters"][0]["why"]
     world.move_archive("elsewhere", "archive")
     rows = world.ask("SELECT invocations FROM analytics.usage_day ORDER BY org_id, model_id")

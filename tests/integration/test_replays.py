@@ -78,7 +78,7 @@ class Standing:
                 ' (SELECT FROM analytics.replays AS r WHERE r."offset" = d."offset") ORDER BY 1'
             ).fetchall()
         return [
-            Letter(offset=offset, position=0, broker_us=NOW_US, evidence="none", body=body)
+            Letter(offset=offset, position=0, broker_us=NOW_US, evidence="none", reason="too_late", body=body)
             for offset, body in rows
         ]
 
@@ -90,7 +90,7 @@ class Standing:
     def count(self, letters: list[Letter]) -> None:
         """Tell the oracle what was replayed."""
         for letter in letters:
-            self.oracle.replay(NOW_US, letter.body)
+            self.oracle.replay(letter)
 
     def check(self) -> None:
         assert not books.difference(books.stored_in_database(self.url), books.expected(self.oracle))

@@ -246,6 +246,8 @@ class ReplayMachine(PipelineMachine):
                     position=0,
                     broker_us=refused.broker_us,
                     evidence=evidence,
+                    absent_to_hour=2**31 if evidence == "absent" else 0,
+                    reason=refused.reason,
                     body=refused.body,
                 )
                 state.waiting.setdefault((letter.offset, 0), letter)

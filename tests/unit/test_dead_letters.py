@@ -60,6 +60,8 @@ def examined(body: bytes | None, *, read_back: stream.Found | None = None, **cha
     terms: dict[str, Any] = {
         "rollups_from_us": NOW_US - 400 * 24 * HOUR_US,
         "ids_from": {0: stored_hours_from(NOW_US, 24 * HOUR_US, 0)},
+        "window_us": 24 * HOUR_US,
+        "live": {},
         "lookup": None,
         **changed,
     }

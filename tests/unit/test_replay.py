@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,9 +85,7 @@ class Books:
         self.state.waiting = {(letter.offset, letter.position): letter for letter in letters}
         batch = await self.flush()
         outcomes = [one.outcome for one in batch.settled]
-        assert outcomes == [
-            self.oracle.replay(letter.broker_us, letter.body, evidence=letter.evidence) for letter in letters
-        ]
+        assert outcomes == [self.oracle.replay(letter) for letter in letters]
         return outcomes
 
     async def flush(self) -> Batch:
@@ -101,8 +100,23 @@ class Books:
         assert not books.difference(books.stored_state(self.state), books.expected(self.oracle))
 
 
-def letter(offset: int, body: bytes | None, *, broker_us: int = NOW_US, evidence: str = "none") -> Letter:
-    return Letter(offset=offset, position=0, broker_us=broker_us, evidence=evidence, body=body)
+def letter(
+    offset: int,
+    body: bytes | None,
+    *,
+    broker_us: int = NOW_US,
+    evidence: str = "none",
+    reason: str = "too_late",
+) -> Letter:
+    return Letter(
+        offset=offset,
+        position=0,
+        broker_us=broker_us,
+        evidence=evidence,
+        absent_to_hour=2**31 if evidence == "absent" else 0,
+        reason=reason,
+        body=body,
+    )
 
 
 @pytest.fixture
@@ -168,6 +182,61 @@ async def test_an_event_that_was_counted_is_recognised_wherever_its_id_is_kept(k
         await kept.recover()
     assert await kept.replay(letter(14, event(4, ago_us=HOUR_US))) == ["accepted"]
     kept.check()
+
+
+async def test_a_copy_with_another_hour_is_found_in_the_hour_that_holds_the_id(kept: Books) -> None:
+    counted, copy = event(1), event(1, ago_us=HOUR_US)
+    await kept.read(counted, copy, event(1, ago_us=4 * HOUR_US))
+    assert [letter.reason for letter in kept.state.dead_letters] == ["too_late", "conflict"]
+    letters = [letter(d.offset, d.body, reason=d.reason) for d in kept.state.dead_letters]
+    assert await kept.replay(*letters) == ["conflict", "conflict"]
+    # 5 h later the window has passed them, and the database still has the ids of their hours.
+    await kept.read(event(2, ago_us=-5 * HOUR_US), broker_us=NOW_US + 5 * HOUR_US)
+    await kept.recover()
+    assert await kept.replay(*letters) == ["conflict", "conflict"]
+    # An hour that could hold the id is stored no more, and nothing else tells of that hour.
+    await kept.read(event(3, ago_us=-30 * HOUR_US), broker_us=NOW_US + 30 * HOUR_US)
+    assert await kept.replay(*letters) == ["unknown", "unknown"]
+    assert kept.state.position.accepted == 3
+    kept.check()
+
+
+async def test_a_conflict_is_accepted_on_the_operators_word_alone(kept: Books) -> None:
+    await kept.read(event(1), event(1, latencyMs=11))
+    [refused] = kept.state.dead_letters
+    kept.state.ids.clear()  # as if nothing told any more that the id was counted
+    await kept.read(event(2, ago_us=-10 * HOUR_US), broker_us=NOW_US + 10 * HOUR_US)
+    await kept.recover()
+
+    async def outcome(evidence: str, reason: str = refused.reason) -> str:
+        waits = letter(refused.offset, refused.body, evidence=evidence, reason=reason)
+        kept.state.waiting = {(waits.offset, waits.position): waits}
+        opened = kept.ledger.open([waits])
+        kept.ledger.replay(opened, await kept.sink.counted(kept.claim, opened))
+        batch = await kept.flush()
+        return batch.settled[0].outcome
+
+    assert await outcome("none") == "conflict"
+    assert await outcome("absent") == "conflict"
+    assert await outcome("none", reason="") == "unknown", "its row was purged: the reason is not known"
+    assert await outcome("accept") == "accepted"
+
+
+async def test_an_archive_that_told_of_some_hours_vouches_for_no_other(kept: Books) -> None:
+    old = event(1, ago_us=10 * HOUR_US)
+    await kept.read(old)
+    await kept.read(event(2, ago_us=-40 * HOUR_US), broker_us=NOW_US + 40 * HOUR_US)
+    stored_from = kept.ledger.open([]).stored_from
+    hours = replay.Hours.of(
+        NOW_US - 10 * HOUR_US, NOW_US, window_us=RULES.dedupe_window_us, future_us=5 * 60_000_000
+    )
+    assert hours.between(0, stored_from) == [*hours.window, hours.own]
+    for told_to, outcome in ((hours.window.stop - 1, "unknown"), (hours.window.stop, "accepted")):
+        waits = replace(letter(0, old, evidence="absent"), absent_to_hour=told_to)
+        kept.state.waiting = {(0, 0): waits}
+        opened = kept.ledger.open([waits])
+        kept.ledger.replay(opened, await kept.sink.counted(kept.claim, opened))
+        assert [one.outcome for one in (await kept.flush()).settled] == [outcome]
 
 
 async def test_without_ids_or_archive_nothing_counts_until_it_is_accepted(kept: Books) -> None:
