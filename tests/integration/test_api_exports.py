@@ -398,7 +398,7 @@ def test_without_a_place_for_files_an_order_is_refused(env: dict[str, str]) -> N
 
 def test_a_file_has_its_time(env: dict[str, str], database_url: str, server: Api) -> None:
     job = made(server, {"timeRange": OCTOBER, "granularity": "monthly"})
-    file = Path(env["EXPORT_DIR"]) / "exports" / str(ORG) / f"{job['jobId']}.csv"
+    file = Path(env["EXPORT_DIR"]) / job["outputUri"].removeprefix("file:")
     assert file.exists()
     assert job["expiresAt"] == rfc3339(NOW + timedelta(days=7))
     runner = server_runner(env, NOW + timedelta(days=7, seconds=1))
