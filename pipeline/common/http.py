@@ -87,7 +87,10 @@ class _Protocol(web_protocol.RequestHandler):
         return response
 
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
-        log.error("connection_failed", exc_info=kwargs.get("exc_info"))
+        error = kwargs.get("exc_info")
+        if isinstance(error, Exception) and is_unread(error):
+            return  # what is left of a body that cannot be read, after the answer: the answer was its line
+        log.error("connection_failed", exc_info=error)
 
     def log_debug(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: that clients come and go is no news."""
