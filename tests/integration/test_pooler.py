@@ -60,6 +60,19 @@ def test_a_pooler_is_known_by_its_process_id(timescale: str, pooled: str) -> Non
         assert (through.pooled, direct.pooled) == (True, False)
 
 
+def test_a_pooler_that_keeps_sessions_works_alike(timescale: str) -> None:
+    try:
+        with pgbouncer.running(timescale, mode="session") as url:
+            migrate.upgrade(url)
+            alter(timescale, FOREIGN)
+            with connect.connect(url, SESSION) as connection:
+                shown = connection.execute("SELECT current_setting('lock_timeout'), now()::text").fetchone()
+            assert shown is not None
+            assert (shown[0], shown[1][4]) == ("0", "-")
+    except packages.Unavailable as reason:
+        missing(reason)
+
+
 def test_migrate_works_twice_through_a_pooler_and_leaves_no_lock(timescale: str, pooled: str) -> None:
     first = migrate.upgrade(pooled)
     assert migrate.upgrade(pooled) == first
