@@ -146,11 +146,14 @@ class FreshnessEntry(Answer):
 
 
 class OrgFreshness(Answer):
+    """``entries`` are a page of the models; all else is of the whole org, whatever the page."""
+
     org_id: UUID
     status: Status
     lag_seconds: float | None
     watermark: Time | None
     entries: list[FreshnessEntry]
+    next_cursor: str | None
 
 
 class Model(Answer):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api import points, rollups, seen
@@ -20,12 +22,17 @@ from api.questions import FiguresQuestion
 from api.rollups import Point, UsageRow
 from pipeline.core import sketches
 
+SKETCH: Final = "latency_sketch"
 _QUANTILES: Final = (0.5, 0.95, 0.99)
+_POINTS_AT_ONCE: Final = 512
+"""Each takes 8 KB while its sketches are merged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What one snapshot says: a page of the series, totals of the whole range, how far the org has come."""
+    """What one snapshot says: a page of the series, totals of the whole range, how far the org has come.
+
+    Where the page is the whole series, the totals have no sketch: all the points' together are theirs."""
 
     points: Sequence[Point]
     more: bool
@@ -88,16 +95,13 @@ async def read_page(connection: AsyncConnection, question: FiguresQuestion, meas
 
 
 def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:
-    """The measures of all parts together."""
+    """The measures of all parts together, but for the sketch."""
     totals: dict[str, Any] = {}
     for name in measures:
+        if name == SKETCH:
+            continue
         values = [part[name] for part in parts]
-        if name == "latency_sketch":
-            totals[name] = [sketch for sketches_of_part in values for sketch in sketches_of_part]
-        elif name == "latency_max_ms":
-            totals[name] = max(values, default=0)
-        else:
-            totals[name] = sum(values)
+        totals[name] = max(values, default=0) if name == "latency_max_ms" else sum(values)
     return totals
 
 
@@ -113,10 +117,30 @@ def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def reliability_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `answers.ReliabilityFigures`. Percentiles are those of merged sketches, never averages."""
+def sketch_count(page: Page) -> int:
+    """How many sketches `reliability` has to merge."""
+    totals = page.totals.get(SKETCH, ())
+    return sum(len(point.measures[SKETCH]) for point in page.points) + len(totals)
+
+
+def reliability(page: Page) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Fields of `answers.ReliabilityFigures`: of each point of the page, and of its totals."""
+    of_points = []
+    all_counts = np.zeros(sketches.BINS, np.int64)
+    for begin in range(0, len(page.points), _POINTS_AT_ONCE):
+        some = [point.measures for point in page.points[begin : begin + _POINTS_AT_ONCE]]
+        counts = sketches.merge_each([measures[SKETCH] for measures in some])
+        of_points += [_reliability(*one) for one in zip(some, counts, strict=True)]
+        all_counts += counts.sum(axis=0)
+    if SKETCH in page.totals:
+        (all_counts,) = sketches.merge_each([page.totals[SKETCH]])
+    return of_points, _reliability(page.totals, all_counts)
+
+
+def _reliability(measures: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """Percentiles are those of merged sketches, whose ``counts`` (int64[BINS]) these are, never averages."""
     invocations = measures["invocations"]
-    p50, p95, p99 = sketches.quantiles(sketches.merge(measures["latency_sketch"]), _QUANTILES)
+    p50, p95, p99 = sketches.quantiles(counts, _QUANTILES)
     return {
         "invocations": invocations,
         "error_rate": error_rate(measures),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
@@ -50,6 +50,31 @@ class Standing:
 class ModelStanding:
     model_id: UUID
     standing: Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingsPage:
+    """A page of an org's models by id, each with its partitions, and the partitions of the whole org."""
+
+    of_org: Sequence[Standing]
+    by_model: Mapping[UUID, Sequence[Standing]]
+    more: bool
+
+
+def standings_page(models: Iterable[ModelStanding], after: UUID | None, limit: int) -> StandingsPage:
+    """The page that comes ``after`` a model, of all the org's ``models``."""
+    by_model: dict[UUID, list[Standing]] = {}
+    of_org = []
+    for model in models:
+        of_org.append(model.standing)
+        if after is None or model.model_id > after:
+            by_model.setdefault(model.model_id, []).append(model.standing)
+    shown = sorted(by_model)[:limit]
+    return StandingsPage(
+        of_org=of_org,
+        by_model={model_id: by_model[model_id] for model_id in shown},
+        more=len(by_model) > len(shown),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +126,9 @@ def slowest_watermark(watermarks: Iterable[datetime | None]) -> datetime | None:
 
 
 class _OrgEntry(msgspec.Struct, frozen=True):
-    models: list[tuple[UUID, int, int]]
+    """``models`` None: there are more than the worker keeps here."""
+
+    models: list[tuple[UUID, int, int]] | None
 
 
 class FreshnessCache:
@@ -154,6 +181,11 @@ def standings_from_redis(
 ) -> list[ModelStanding] | None:
     if not entries or not entries.keys() <= watermarks.keys():
         return None
+    by_partition = {
+        partition: msgspec.json.decode(entry, type=_OrgEntry).models for partition, entry in entries.items()
+    }
+    if None in by_partition.values():
+        return None
     return [
         ModelStanding(
             model_id=model_id,
@@ -164,8 +196,8 @@ def standings_from_redis(
                 last_rollup_at=_from_us(last_rollup_us),
             ),
         )
-        for partition, entry in entries.items()
-        for model_id, last_event_us, last_rollup_us in msgspec.json.decode(entry, type=_OrgEntry).models
+        for partition, models in by_partition.items()
+        for model_id, last_event_us, last_rollup_us in models or ()
     ]
 
 

@@ -30,10 +30,11 @@ from api.figures import (
     money,
     read_page,
     read_usage_page,
-    reliability_fields,
+    reliability,
+    sketch_count,
     usage_fields,
 )
-from api.freshness import FreshnessCache, Standing, freshness
+from api.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
 from api.health import readiness
 from api.metrics import CONTENT_TYPE, Metrics
 from api.problems import Fault
@@ -95,20 +96,21 @@ class Handlers:
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
 
         def shape() -> tuple[list[answers.ReliabilityPoint], answers.ReliabilityFigures]:
+            of_points, of_all = reliability(page)
             series = [
                 answers.ReliabilityPoint(
                     bucket_start=to_datetime(point.position.bucket),
                     model_id=point.position.model_id,
                     client_id=point.position.client_id or None,
                     final=final(point.position.bucket),
-                    **reliability_fields(point.measures),
+                    **fields,
                 )
-                for point in page.points
+                for point, fields in zip(page.points, of_points, strict=True)
             ]
-            return series, answers.ReliabilityFigures(**reliability_fields(page.totals))
+            return series, answers.ReliabilityFigures(**of_all)
 
         # Merging many sketches takes long enough to keep other requests waiting.
-        few = len(page.points) + len(page.totals["latency_sketch"]) <= _SKETCHES_INLINE_MAX
+        few = sketch_count(page) <= _SKETCHES_INLINE_MAX
         series, totals = shape() if few else await asyncio.to_thread(shape)
         hours = rollups.error_codes_span(question.span)
         return answers.response(
@@ -133,19 +135,22 @@ class Handlers:
         )
 
     async def org_freshness(self, request: web.Request) -> web.Response:
-        self.parser.nothing(request.query)
         org_id: UUID = request[ORG_ID]
-        models = await self.cache.org(org_id) if self.cache else None
-        if not models:
-            models = await self.database.read(lambda c: seen.model_standings(c, org_id))
-        if not models:
+        question = self.parser.listing("freshness", org_id, request.query, UUID)
+        all_models = await self.cache.org(org_id) if self.cache else None
+        if all_models:
+            page = standings_page(all_models, question.after, question.limit)
+        else:
+
+            async def read(connection: AsyncConnection) -> StandingsPage:
+                return await seen.standings_page(connection, org_id, question.after, question.limit)
+
+            page = await self.database.read(read)
+        if not page.of_org:
             raise problems.not_found("No event of this org has been seen.")
-        of_org = self._freshness([model.standing for model in models])
-        by_model: dict[UUID, list[Standing]] = {}
-        for model in models:
-            by_model.setdefault(model.model_id, []).append(model.standing)
+        of_org = self._freshness(page.of_org)
         entries = []
-        for model_id, standings in sorted(by_model.items()):
+        for model_id, standings in page.by_model.items():
             of_model = self._freshness(standings)
             assert of_model.last_event_at is not None
             assert of_model.last_rollup_at is not None
@@ -165,6 +170,7 @@ class Handlers:
                 lag_seconds=of_org.lag_seconds,
                 watermark=of_org.watermark,
                 entries=entries,
+                next_cursor=self.cursors.seal(entries[-1].model_id, question.bound_to) if page.more else None,
             )
         )
 

@@ -160,7 +160,9 @@ OPERATIONS: Final = (
         name="freshness",
         summary="How old the org's figures are, and those of each of its models.",
         answer=answers.OrgFreshness,
+        parameters=params.LISTING,
         problems=(400, 404, 503),
+        rules=_CURSOR,
     ),
     Operation(
         method="GET",

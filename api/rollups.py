@@ -7,11 +7,13 @@ of different partitions are summed, so the figures are right whichever partition
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+import numpy as np
+import psycopg
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     LargeBinary,
     Row,
     Select,
+    SmallInteger,
     Table,
     Text,
     and_,
@@ -33,6 +36,7 @@ from sqlalchemy import (
     tuple_,
     union_all,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import Grouping
 
@@ -47,6 +51,7 @@ from api.buckets import (
     totals_plan,
 )
 from api.questions import FiguresQuestion, Position
+from pipeline.core.sketches import Packed
 from sql import schema
 
 _TABLES: Final = {
@@ -83,7 +88,7 @@ ORG_NOTHING: Final[Mapping[str, int]] = dict.fromkeys(_ORG, 0)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The measures of one bucket and group, by name; the sketches of a group come as a list."""
+    """The measures of one bucket and group, by name; the sketches of a group come as `sketches.Packed`."""
 
     position: Position
     measures: Mapping[str, Any]
@@ -139,7 +144,7 @@ async def series(
             ),
             _measures(row[len(columns) :], measures),
         )
-        for row in (await connection.execute(query)).all()
+        for row in await _binary_rows(connection, query)
     ]
 
 
@@ -178,7 +183,7 @@ async def totals(
 ) -> Mapping[str, Any]:
     """The measures over the whole range, whatever the page; read from as few rows as cover it."""
     source = _source(question, totals_plan(question.span), (), measures, bucketed=False)
-    row = (await connection.execute(select(*_aggregates(source, measures)))).one()
+    (row,) = await _binary_rows(connection, select(*_aggregates(source, measures)))
     return _measures(row, measures)
 
 
@@ -288,21 +293,47 @@ def _filters(table: Table, question: FiguresQuestion) -> list[ColumnElement[bool
     return filters
 
 
-_AGGREGATES: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "latency_max_ms": func.max,
-    "latency_sketch": lambda column: func.array_agg(column, type_=ARRAY(LargeBinary)),
-}
+async def _binary_rows(connection: AsyncConnection, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
+    """The query's rows in PostgreSQL's binary format: sketches are read in half the time of their text."""
+    compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    try:
+        async with raw.cursor(binary=True) as cursor:
+            await cursor.execute(str(compiled), compiled.params)
+            found: Sequence[tuple[Any, ...]] = await cursor.fetchall()
+    except psycopg.Error as error:  # as SQLAlchemy would raise it
+        raise DBAPIError(None, None, error, connection_invalidated=raw.closed) from error
+    return found
+
+
+_SKETCH: Final = "latency_sketch"
+_NO_BYTES: Final = literal(b"", LargeBinary)
 
 
 def _aggregates(
     source: Mapping[str, ColumnElement[Any]], measures: Sequence[str]
 ) -> list[ColumnElement[Any]]:
-    return [_AGGREGATES.get(name, func.sum)(source[name]).label(name) for name in measures]
+    """One column a measure, but the sketch's two: all sketches end to end, and the length of each. Both are
+    made from the same rows in the same order."""
+    columns: list[ColumnElement[Any]] = []
+    for name in measures:
+        column = source[name]
+        if name == _SKETCH:
+            length = func.int2send(cast(func.length(column), SmallInteger))
+            columns += [func.string_agg(column, _NO_BYTES), func.string_agg(length, _NO_BYTES)]
+        else:
+            columns.append((func.max if name == "latency_max_ms" else func.sum)(column).label(name))
+    return columns
 
 
 def _measures(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
     """Sums of bigint are numeric in PostgreSQL: back to exact integers. Sums of no rows are null."""
+    left = iter(values)
     return {
-        name: value or [] if name == "latency_sketch" else int(value or 0)
-        for name, value in zip(names, values, strict=True)
+        name: _packed(next(left), next(left)) if name == _SKETCH else int(next(left) or 0) for name in names
     }
+
+
+def _packed(data: bytes | None, lengths: bytes | None) -> Packed:
+    return Packed(data or b"", np.frombuffer(lengths or b"", ">i2"))

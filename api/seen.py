@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Column, Row, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.freshness import ModelStanding, Standing
+from api.freshness import Standing, StandingsPage
 from sql.schema import clients_seen, models_seen, orgs_seen, partition_watermarks
 
 
@@ -29,13 +29,28 @@ async def orgs_standings(connection: AsyncConnection, org_ids: Iterable[UUID]) -
     return by_org
 
 
-async def model_standings(connection: AsyncConnection, org_id: UUID) -> list[ModelStanding]:
-    """How far each partition has come with each of the org's models."""
-    query = _with_watermark(models_seen, models_seen.c.model_id).where(models_seen.c.org_id == org_id)
-    return [
-        ModelStanding(model_id=row.model_id, standing=_standing(row))
-        for row in await connection.execute(query)
-    ]
+async def standings_page(
+    connection: AsyncConnection, org_id: UUID, after: UUID | None, limit: int
+) -> StandingsPage:
+    """How far each partition has come with the org, and with each of a page of its models."""
+    of_org = await org_standings(connection, org_id)
+    model_id, partition = models_seen.c.model_id, models_seen.c.partition
+    query = (
+        _with_watermark(models_seen, model_id)
+        .where(models_seen.c.org_id == org_id)
+        .order_by(model_id, partition)
+        # A model has a row in each partition of the org at most: one model more than the page is in these.
+        .limit((limit + 1) * len(of_org))
+    )
+    if after is not None:
+        query = query.where(model_id > after)
+    by_model: dict[UUID, list[Standing]] = {}
+    for row in await connection.execute(query):
+        by_model.setdefault(row.model_id, []).append(_standing(row))
+    shown = list(by_model)[:limit]
+    return StandingsPage(
+        of_org=of_org, by_model={key: by_model[key] for key in shown}, more=len(by_model) > len(shown)
+    )
 
 
 async def watermarks(connection: AsyncConnection) -> dict[int, datetime | None]:

