@@ -280,6 +280,13 @@ class LiveDropped(Answer):
     detail: str
 
 
+class EventOutlook(Answer):
+    """Of a valid event: what would become of it if it came now, where that is not ``accepted``."""
+
+    outcome: Literal["too_late", "future"]
+    detail: str
+
+
 class Component(Answer):
     status: Literal["ok", "degraded", "down", "off"]
     detail: str

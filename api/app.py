@@ -17,7 +17,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
-from api import docs, problems
+from api import docs, problems, seen
+from api.audit import Audit
 from api.auth import (
     ANALYTICS_ADMIN,
     EXPORTS_CREATE,
@@ -46,6 +47,7 @@ from api.live import Hub
 from api.metrics import Metrics
 from api.problems import Problem
 from api.questions import Parser
+from api.recent import Recent
 from api.streams import Live
 from api.tokens import Tokens
 from api.turns import Turns
@@ -73,6 +75,7 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
     public = Access(public=True)
     org = f"{BASE}/orgs/{{orgId}}"
     exports = handlers.exports
+    order = Access(role=EXPORTS_CREATE, writes=True)
     return (
         Route("GET", f"{BASE}/orgs/{{orgId}}/usage", handlers.usage, usage_read),
         Route(
@@ -85,13 +88,20 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
         Route("GET", f"{BASE}/orgs/{{orgId}}/live", handlers.live, Access(role=USAGE_READ, streams=True)),
         Route("GET", f"{BASE}/orgs/{{orgId}}/models", handlers.models, usage_read),
         Route("GET", f"{BASE}/orgs/{{orgId}}/clients", handlers.clients, usage_read),
-        Route("POST", f"{org}/exports", exports.create, Access(role=EXPORTS_CREATE)),
+        Route("POST", f"{org}/exports", exports.create, order),
         Route("GET", f"{org}/exports", exports.page, Access(role=EXPORTS_READ)),
         Route("GET", f"{org}/exports/{{jobId}}", exports.one, Access(role=EXPORTS_READ)),
         Route("GET", f"{org}/exports/{{jobId}}/download", exports.download, Access(role=EXPORTS_DOWNLOAD)),
         Route("GET", f"{org}/export-schedule", exports.schedule, Access(role=EXPORTS_READ)),
-        Route("PUT", f"{org}/export-schedule", exports.set_schedule, Access(role=EXPORTS_CREATE)),
-        Route("DELETE", f"{org}/export-schedule", exports.drop_schedule, Access(role=EXPORTS_CREATE)),
+        Route(
+            "PUT", f"{org}/export-schedule", exports.set_schedule, Access(role=EXPORTS_CREATE, writes=True)
+        ),
+        Route(
+            "DELETE",
+            f"{org}/export-schedule",
+            exports.drop_schedule,
+            Access(role=EXPORTS_CREATE, writes=True),
+        ),
         Route("GET", f"{BASE}/exports/{{jobId}}/file", exports.file, public),
         Route("GET", f"{BASE}/orgs", handlers.orgs, Access(role=ANALYTICS_ADMIN, all_orgs=True)),
         Route("POST", f"{BASE}/events/validate", handlers.validate, Access()),
@@ -99,6 +109,7 @@ def routes(handlers: Handlers) -> tuple[Route, ...]:
         Route("GET", f"{BASE}/status/readyz", handlers.readyz, public),
         Route("GET", f"{BASE}/openapi.json", handlers.document, public),
         Route("GET", f"{BASE}/docs", docs.page, public),
+        Route("GET", "/", docs.root, public),
         Route("GET", "/metrics", handlers.prometheus, public),
     )
 
@@ -145,6 +156,9 @@ def create_app(
     hub = Hub(database, config.live)
     store = export_store(config)
     runner = export_runner(config, store, clock) if store and config.exports.in_process else None
+    # Anybody may ask these two, as often as they like.
+    ready = Recent(lambda: readiness(database, cache), lambda answer: answer.status == "ready")
+    watermarks = Recent(lambda: database.read(seen.watermarks), lambda _: True)
     handlers = Handlers(
         database=database,
         cache=cache,
@@ -153,6 +167,8 @@ def create_app(
         freshness=config.freshness,
         dedupe_window_s=config.ranges.dedupe_window_s,
         metrics=metrics,
+        ready=ready,
+        watermarks=watermarks,
         clock=clock,
         streams=Live(
             hub=hub,
@@ -182,6 +198,7 @@ def create_app(
         if auth.key_secret
         else None
     )
+    audit = Audit(database, clock)
     guard = Guard(
         authenticate=authenticator(auth, keys=keys, tokens=tokens),
         limiter=limiter,
@@ -189,8 +206,7 @@ def create_app(
         turns=Turns(each=config.questions_max, pool_size=config.database.pool_size),
         trusted_proxies=auth.trusted_proxies,
         accesses={(route.method, route.path): route.access for route in table},
-        database=database,
-        clock=clock,
+        audit=audit,
     )
     app = web.Application(
         middlewares=[_observed(metrics), guard.middleware], client_max_size=config.request_bytes_max
@@ -202,14 +218,18 @@ def create_app(
 
     async def connections(_: web.Application) -> AsyncIterator[None]:
         waiting = asyncio.create_task(_until_ready(database, cache, give_up))
+        auditing = asyncio.create_task(audit.run())
         exporting = asyncio.create_task(asyncio.to_thread(runner.run)) if runner else None
         yield
         if runner and exporting:
             runner.stop()
             await exporting
-        waiting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await waiting
+        for task in (waiting, auditing):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await ready.close()
+        await watermarks.close()
         if cache:
             await cache.close()
         if tokens:

@@ -2,33 +2,27 @@
 
 Each route states its `Access`; a route without one is refused, so a new route cannot forget it. The org in
 a path is checked here and nowhere else, before any handler runs: an org that is not the caller's is 403
-whether it exists or not. Reads across orgs, granted and denied, go to the audit log before the answer goes
-out; an answer that cannot be audited is not given.
+whether it exists or not. What is denied, what reads across orgs and what may change something goes to the
+audit log (`api.audit`) before the answer goes out; an answer that cannot be audited is not given.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from aiohttp import web
-from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from multidict import MultiMapping
 
 from api import params, problems
-from api.database import Database, Unavailable
+from api.audit import Audit, Decision
 from api.identity import ADMIN, Authenticator, Caller, Networks, address_of
 from api.limits import ALLOWANCE, RateLimiter, Unknown
 from api.problems import Fault
 from api.turns import Turns
-from sql.schema import audit_log
-
-log = logging.getLogger(__name__)
 
 USAGE_READ: Final = "analytics:usage:read"
 RELIABILITY_READ: Final = "analytics:reliability:read"
@@ -43,13 +37,15 @@ class Access:
     """What a route asks of its caller. ``role`` None: any caller; ``public``: nobody need be known.
 
     ``all_orgs``: it shows every org at once. A path with ``{orgId}`` is scoped to that org by itself.
-    ``streams``: the answer goes out while the handler runs, so it is audited before that.
+    ``streams``: the answer goes out while the handler runs, so it is audited before that. ``writes``: it may
+    change something, so it is audited before that, also for the caller's own org.
     """
 
     role: str | None = None
     public: bool = False
     all_orgs: bool = False
     streams: bool = False
+    writes: bool = False
 
 
 # --- the middleware ----------------------------------------------------------------------------
@@ -78,8 +74,7 @@ class Guard:
         turns: Turns,
         trusted_proxies: Networks,
         accesses: AccessTable,
-        database: Database,
-        clock: Callable[[], datetime],
+        audit: Audit,
     ) -> None:
         self._authenticate = authenticate
         self._limiter = limiter
@@ -87,8 +82,7 @@ class Guard:
         self._turns = turns
         self._trusted_proxies = trusted_proxies
         self._accesses = accesses
-        self._database = database
-        self._clock = clock
+        self._audit = audit
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -112,24 +106,24 @@ class Guard:
         across_orgs = access.all_orgs or (org_id is not None and not caller.owns(org_id))
         refusal = self._refusal(caller, access, org_id)
         if refusal is not None:
-            if across_orgs:
-                await self._audit_denied(request, caller, org_id, refusal)
+            await self._audit.denied(self._decision(request, caller, org_id, refusal.status))
             raise refusal
-        if access.streams:
-            if across_orgs:
-                await self._audit(request, caller, org_id, "granted", 200)
-            return await handler(request)
-        asks = org_id is not None or access.all_orgs
+        if access.streams or access.writes:  # there is no taking back: it is written down before
+            if across_orgs or access.writes:
+                status = 200 if access.streams else None
+                await self._audit.granted(self._decision(request, caller, org_id, status))
+            across_orgs = False
+        asks = (org_id is not None or access.all_orgs) and not access.streams
         keys = [f"org {org_id}"] * (org_id is not None) + [f"caller {caller.subject}"]
         try:
             async with self._turns.turn(keys) if asks else nullcontext():
                 response = await handler(request)
         except problems.Problem as problem:
             if across_orgs and problem.status != 400:  # a question that was not understood has read nothing
-                await self._audit(request, caller, org_id, "granted", problem.status)
+                await self._audit.granted(self._decision(request, caller, org_id, problem.status))
             raise
         if across_orgs:
-            await self._audit(request, caller, org_id, "granted", response.status)
+            await self._audit.granted(self._decision(request, caller, org_id, response.status))
         return response
 
     @staticmethod
@@ -152,38 +146,15 @@ class Guard:
             return problems.forbidden(f"This needs the role {access.role}.")
         return None
 
-    async def _audit_denied(
-        self, request: web.Request, caller: Caller, org_id: UUID | None, refusal: problems.Problem
-    ) -> None:
-        try:
-            await self._audit(request, caller, org_id, "denied", refusal.status)
-        except Unavailable:
-            log.error(
-                "audit_lost", extra={"actor": caller.subject, "org_id": str(org_id)}
-            )  # denied all the same
-
-    async def _audit(
-        self, request: web.Request, caller: Caller, org_id: UUID | None, outcome: str, status: int
-    ) -> None:
-        action = f"{request.method} {template(request)}"
-        row = {
-            "at": self._clock(),
-            "actor": caller.subject[:200],
-            "action": action,
-            "org_id": org_id,
-            "outcome": outcome,
-            "detail": {"status": status, "query": _clean(request.query_string)},
-        }
-
-        async def add(connection: AsyncConnection) -> None:
-            # inline: no RETURNING, which would take the right to read the log.
-            await connection.execute(insert(audit_log).values(row).inline())
-
-        log.info(
-            "cross_org_read",
-            extra={"actor": caller.subject, "action": action, "org_id": str(org_id), "outcome": outcome},
+    @staticmethod
+    def _decision(request: web.Request, caller: Caller, org_id: UUID | None, status: int | None) -> Decision:
+        return Decision(
+            actor=caller.subject,
+            action=f"{request.method} {template(request)}",
+            org_id=org_id,
+            status=status,
+            asked=_asked(request.query),
         )
-        await self._database.write(add)
 
 
 def template(request: web.Request) -> str:
@@ -192,6 +163,9 @@ def template(request: web.Request) -> str:
     return resource.canonical if resource is not None else "unmatched"
 
 
-def _clean(text: str) -> str:
-    """What jsonb takes, in a bounded length."""
+def _asked(query: MultiMapping[str]) -> str:
+    """The query as jsonb takes it, in a bounded length. Of a word that no route knows, the name alone: it may
+    be a token that somebody put there."""
+    known = params.NAMES_SHOWN
+    text = "&".join(f"{name[:100]}={value if name in known else '…'}" for name, value in query.items())
     return text[:2000].encode("utf-8", "replace").decode().replace("\0", "")

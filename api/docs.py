@@ -14,6 +14,11 @@ from importlib.resources import files
 from aiohttp import web
 
 
+async def root(request: web.Request) -> web.Response:
+    """Whoever opens the server's address finds the page. Relative, so that a proxy's prefix stays."""
+    return web.Response(status=302, headers={"Location": "analytics/v1/docs"})
+
+
 async def page(request: web.Request) -> web.Response:
     text, policy = _page()
     headers = {

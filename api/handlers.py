@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -35,12 +35,12 @@ from api.figures import (
     usage_fields,
 )
 from api.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
-from api.health import readiness
 from api.metrics import CONTENT_TYPE, Metrics
 from api.problems import Fault
 from api.questions import FiguresQuestion, Parser, Position
+from api.recent import Recent
 from api.streams import Live
-from pipeline.core import wire
+from pipeline.core import rules, wire
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Handlers:
     freshness: FreshnessConfig
     dedupe_window_s: float
     metrics: Metrics
+    ready: Recent[answers.Readiness]
+    watermarks: Recent[dict[int, datetime | None]]
     clock: Callable[[], datetime]
     streams: Live
     exports: Exports
@@ -241,10 +243,11 @@ class Handlers:
 
     async def validate(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
-        faults = wire.check(await request.read())
-        if faults:
-            raise problems.invalid_event([Fault(fault.field, fault.message) for fault in faults])
-        return web.Response(status=204)
+        event = wire.read(await request.read())
+        if isinstance(event, wire.Invalid):
+            raise problems.invalid_event([Fault(fault.field, fault.message) for fault in event.faults])
+        outlook = self._outlook(event.occurred_us)
+        return web.Response(status=204) if outlook is None else answers.response(outlook)
 
     # --- about this process ---
 
@@ -252,12 +255,12 @@ class Handlers:
         return web.Response(text="OK", headers={"Cache-Control": "no-store"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        answer = await readiness(self.database, self.cache)
+        answer = await self.ready.answer()
         return answers.response(answer, status=200 if answer.status == "ready" else 503)
 
     async def prometheus(self, request: web.Request) -> web.Response:
         try:
-            watermarks = await self.database.read(seen.watermarks)
+            watermarks = await self.watermarks.answer()
         except Unavailable:
             watermarks = {}  # what this process knows of itself is worth a scrape all the same
         body = self.metrics.exposition(watermarks, self.clock())
@@ -267,6 +270,18 @@ class Handlers:
         return web.Response(body=openapi.document_json(self.parser.ranges), content_type="application/json")
 
     # --- shared by the answers ---
+
+    def _outlook(self, occurred_us: int) -> answers.EventOutlook | None:
+        """What the worker would say of an event of this time that the broker received now; None: accepted."""
+        now_us = (self.clock() - to_datetime(0)) // timedelta(microseconds=1)
+        if occurred_us > now_us + rules.FUTURE_US:
+            minutes = rules.FUTURE_US // 60_000_000
+            detail = f"occurredAt is more than {minutes} minutes ahead of this server's clock"
+            return answers.EventOutlook(outcome="future", detail=detail)
+        if occurred_us < now_us - round(self.dedupe_window_s * 1e6):
+            detail = f"occurredAt is more than {self.dedupe_window_s / 3600:g} h ago (DEDUPE_WINDOW)"
+            return answers.EventOutlook(outcome="too_late", detail=detail)
+        return None
 
     def _freshness(self, standings: Sequence[Standing]) -> answers.FreshnessOut:
         found = freshness(standings, self.clock(), self.freshness)

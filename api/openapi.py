@@ -95,7 +95,7 @@ def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
     if operation.also is not None:
         responses[str(operation.also)] = {
             "description": HTTPStatus(operation.also).phrase,
-            **_content(operation.answer),
+            **_content(None if operation.also == HTTPStatus.NO_CONTENT else operation.answer),
         }
     if operation.method == "GET" and isinstance(operation.answer, type):
         responses[str(operation.success)]["headers"] = _VALIDATOR

@@ -129,6 +129,8 @@ ORGS: Final = (START, END, LIMIT, CURSOR)
 LISTING: Final = (LIMIT, CURSOR)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
+NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*FIGURES, *ORGS, *LISTING))
+"""Words of a query that may be written down."""
 
 
 class Reader:

@@ -257,7 +257,8 @@ audit_log = Table(
     Column("detail", JSONB, nullable=False),
     Index("audit_log_at", "at"),
 )
-"""Who read across orgs: every cross-org read, granted or denied."""
+"""What was decided about whom: every denial (of one caller, one row a minute), every read across orgs and
+every write that was granted, and what operators did by command."""
 
 api_keys = Table(
     "api_keys",

@@ -45,15 +45,12 @@ from pipeline.core.cells import (
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Columns, Names, Reader
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
-from pipeline.core.rules import REASONS, Rules
+from pipeline.core.rules import FUTURE_US, REASONS, Rules
 from pipeline.core.watermark import DAY_US, HOUR_US, NEVER
 from pipeline.core.windows import ERRORS, GRAINS, Grain, NameCap, Spans, Table, TableRows
 from pipeline.core.wire import Fault
 
 IntArray = npt.NDArray[Any]
-
-FUTURE_US: Final = 300_000_000
-"""An event this much after the broker's timestamp of its chunk is refused as ``future``."""
 
 FOLD_EVENTS: Final = 8192
 """Buffered events that are folded at once: large enough for columns to pay, small enough for the loop."""

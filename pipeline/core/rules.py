@@ -9,6 +9,10 @@ REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict")
 """Why an event is refused, in the order of judgement."""
 
 
+FUTURE_US: Final = 5 * 60 * 1_000_000
+"""An event this much after the broker's timestamp of its chunk is refused as ``future``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """Set by ALLOWED_LATENESS, DEDUPE_WINDOW and the _MAX settings of the same names."""

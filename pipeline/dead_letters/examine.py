@@ -14,8 +14,8 @@ from uuid import UUID
 from pipeline.archive.lookup import Key, Lookup
 from pipeline.archive.reconcile import us_of
 from pipeline.core import wire
-from pipeline.core.ledger import FUTURE_US
 from pipeline.core.replay import Hours
+from pipeline.core.rules import FUTURE_US
 from pipeline.core.watermark import HOUR_US
 from pipeline.core.wire import Event, Invalid
 from pipeline.dead_letters.stream import Found

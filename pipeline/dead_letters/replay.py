@@ -24,8 +24,9 @@ from pipeline.config import StreamConfig
 from pipeline.core import replay
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Reader
-from pipeline.core.ledger import FUTURE_US, stored_hours_from
+from pipeline.core.ledger import stored_hours_from
 from pipeline.core.replay import CountedIds, Letter
+from pipeline.core.rules import FUTURE_US
 from pipeline.core.watermark import HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine

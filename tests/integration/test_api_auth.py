@@ -3,9 +3,11 @@
 import http.client
 import json
 import secrets
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -240,6 +242,20 @@ def test_made_up_keys_make_no_queries_and_turn_nobody_else_away(database_url: st
             assert server.get(USAGE, RANGE, headers=with_key(key))[0] == 200
     # Every transaction of the server, once its connections have ended: readiness and the three good requests.
     assert transactions(database_url) - before < 40
+
+
+def test_what_anybody_may_ask_costs_no_query_each(database_url: str) -> None:
+    before = transactions(database_url)
+    with served({**ENV, "DATABASE_URL": database_url}, NOW) as server:
+        began = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            paths = [f"{BASE}/status/readyz", "/metrics"] * 200
+            assert {status for status, *_ in pool.map(lambda path: server.request("GET", path), paths)} == {
+                200
+            }
+        took_s = time.monotonic() - began
+    # A few to start with, and each of the two asks twice a second at most (in two transactions).
+    assert transactions(database_url) - before < 40 + 4 * 2 * took_s
 
 
 def test_made_up_keys_do_not_ask_a_database_that_is_away() -> None:

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
@@ -23,6 +24,7 @@ import api.handlers
 from api import openapi
 from api.app import BASE, create_app
 from api.config import AuthConfig
+from api.exports import jobs
 from api.identity import authenticator
 from api.problems import Problem
 from api.serving import Runner
@@ -40,7 +42,7 @@ EVENT = {
     "eventId": "6f2a9a3e-0f55-4d0e-9a53-7f7a0b9c1d2e",
     "orgId": ORG,
     "modelId": ORG,
-    "occurredAt": "2026-11-01T12:00:00Z",
+    "occurredAt": datetime.now(UTC).isoformat(),
     "latencyMs": 412,
     "status": "success",
     "inputTokens": 812,
@@ -116,7 +118,15 @@ def test_only_status_metrics_and_the_document_are_public() -> None:
         f"{BASE}/docs",
         f"{BASE}/exports/{{jobId}}/file",  # its signature is the credential
         "/metrics",
+        "/",
     }
+
+
+async def test_the_address_of_the_server_leads_to_the_page(client: Client) -> None:
+    for method in ("GET", "HEAD"):
+        assert (await client.request(method, "/", allow_redirects=False)).status == 302
+    response = await client.get("/")
+    assert (response.status, response.content_type, response.url.path) == (200, "text/html", f"{BASE}/docs")
 
 
 def filled(path: str, org: str = ORG) -> str:
@@ -266,7 +276,7 @@ def test_proxies_are_networks() -> None:
 
 
 async def test_unknown_paths_and_methods_are_problems(client: Client) -> None:
-    await problem(await client.get("/"), 404)
+    await problem(await client.get("/nothing"), 404)
     await problem(await client.get(f"{BASE}/orgs/{ORG}/lives"), 404)
     response = await client.delete(f"{BASE}/orgs")
     await problem(response, 405)
@@ -292,10 +302,11 @@ async def test_an_answer_is_not_made_long_by_a_question(client: Client) -> None:
         body = await problem(response, 400)
         assert len(await response.read()) < 20_000
         assert len(body["errors"]) <= 51
-    order = json.dumps({f"p{number}": 1 for number in range(4000)})
-    response = await client.post(f"{BASE}/orgs/{ORG}/exports", data=order)
-    assert (await problem(response, 400))["errors"][-1]["message"] == "and 3951 more faults"
-    assert len(await response.read()) < 20_000
+    body = json.dumps({f"p{number}": 1 for number in range(4000)}).encode()
+    with pytest.raises(Problem) as caught:
+        jobs.order(body, oldest=0, months_max=13)
+    assert (len(caught.value.errors), caught.value.errors[-1].message) == (51, "and 3951 more faults")
+    assert len(caught.value.detail) < 10_000
 
 
 @pytest.mark.parametrize("path", READS)
@@ -375,6 +386,30 @@ async def test_a_valid_event_is_204_and_a_bad_one_names_every_fault(client: Clie
     for junk in (b"", b"[]", b"\xff", b"{"):
         body = await problem(await client.post(url, data=junk), 400)
         assert body["errors"]
+
+
+@pytest.mark.parametrize(
+    ("ago", "outcome"),
+    [
+        (timedelta(hours=23, minutes=59), None),
+        (timedelta(hours=24, minutes=1), "too_late"),
+        (timedelta(days=4000), "too_late"),
+        (timedelta(minutes=-4), None),
+        (timedelta(minutes=-6), "future"),
+    ],
+)
+async def test_a_valid_event_that_would_be_rejected_now_is_said_to_be_so(
+    client: Client, ago: timedelta, outcome: str | None
+) -> None:
+    event = {**EVENT, "occurredAt": (datetime.now(UTC) - ago).isoformat()}
+    response = await client.post(f"{BASE}/events/validate", data=json.dumps(event))
+    if outcome is None:
+        assert (response.status, await response.read()) == (204, b"")
+    else:
+        assert response.status == 200
+        body = await response.json()
+        assert body["outcome"] == outcome
+        assert "occurredAt" in body["detail"]
 
 
 async def test_a_body_over_64_kib_is_413(client: Client) -> None:

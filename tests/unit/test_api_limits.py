@@ -20,9 +20,11 @@ from api.conditional import GZIP_BYTES_MIN, finished
 from api.identity import address_of
 from api.limits import RateLimiter, Unknown
 from api.problems import Problem
-from tests.unit.test_api_app import EVENT, NOWHERE, ORG, RANGE, READER, problem
+from tests.unit.test_api_app import EVENT as ANY_EVENT
+from tests.unit.test_api_app import NOWHERE, ORG, RANGE, READER, problem
 
 NOW = datetime(2026, 11, 10, 12, 0, 30, tzinfo=UTC)
+EVENT = {**ANY_EVENT, "occurredAt": NOW.isoformat()}
 
 
 class Clock:
