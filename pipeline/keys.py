@@ -1,4 +1,7 @@
-"""Making, listing and revoking the API's keys: ``spendstream keys``. The API itself can do none of it."""
+"""Making, listing and revoking the API's keys: ``spendstream keys``. The API itself can do none of it.
+
+Who made or revoked a key is in the audit log, in the same transaction.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from pipeline.actor import actor
 from sql import keys, queries
 from sql.connect import Session, connect
 
@@ -48,6 +52,7 @@ def create(
                 "valid": None if valid_s is None else timedelta(seconds=valid_s),
             },
         )
+        connection.execute(_KEYS["audit"], {"actor": actor(), "action": "keys.create", "prefix": prefix})
     return key
 
 
@@ -62,6 +67,7 @@ def revoke(database_url: str, prefix: str) -> datetime | None:
     """When the key ended; None: there is no such key. Raises `psycopg.Error`."""
     with connect(database_url, _SESSION) as connection:
         row = connection.execute(_KEYS["revoke"], {"prefix": prefix}).fetchone()
+        connection.execute(_KEYS["audit"], {"actor": actor(), "action": "keys.revoke", "prefix": prefix})
     return row[0] if row else None
 
 

@@ -14,3 +14,9 @@ ORDER BY created_at, prefix
 -- End a key; idempotent: the first time stands.
 UPDATE analytics.api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE prefix = %(prefix)s
 RETURNING revoked_at
+
+-- name: audit
+-- Who made or ended which key, in the transaction that does.
+INSERT INTO analytics.audit_log (at, actor, action, org_id, outcome, detail)
+SELECT now(), %(actor)s, %(action)s, org_id, 'done', jsonb_build_object('prefix', prefix, 'roles', roles)
+FROM analytics.api_keys WHERE prefix = %(prefix)s

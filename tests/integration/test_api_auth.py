@@ -302,6 +302,14 @@ def test_keys_are_made_listed_and_revoked_by_command(database_url: str) -> None:
     assert processes.command("keys", "revoke", prefix, env=env).returncode == 0
     assert f"{prefix} {ORG} revoked" in processes.command("keys", "list", env=env).stdout
     assert processes.command("keys", "revoke", "nothing", env=env).returncode == 1
+    with psycopg.connect(database_url) as connection:
+        audited = connection.execute(
+            "SELECT action, org_id, detail->'roles' FROM analytics.audit_log"
+            " WHERE detail->>'prefix' = %s ORDER BY id",
+            (prefix,),
+        ).fetchall()
+    role = ["analytics:usage:read"]
+    assert audited == [("keys.create", ORG, role), ("keys.revoke", ORG, role)]
     no_secret = processes.command(
         "keys",
         "create",
