@@ -338,9 +338,12 @@ def test_the_readers_login_cannot_write_what_the_worker_writes(reader_url: str, 
         pgsql.SQL("TRUNCATE {}").format(name),
         pgsql.SQL("DROP TABLE {}").format(name),
     ]
+    refusals: tuple[type[psycopg.Error], ...] = (psycopg.errors.InsufficientPrivilege,)
+    if table == "partition_watermarks":  # a view, of which PostgreSQL says so before it asks for a right
+        refusals += (psycopg.errors.FeatureNotSupported, psycopg.errors.WrongObjectType)
     with psycopg.connect(reader_url, autocommit=True) as connection:
         for statement in statements:
-            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            with pytest.raises(refusals):
                 connection.execute(statement)
 
 
