@@ -25,11 +25,11 @@ def logs_in(folder: Path) -> NewLog:
     """
 
     def new_log(entries: int) -> npt.NDArray[Any]:
-        size = entries * 28
+        size = entries * 32
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size)
             mapped = mmap.mmap(file.fileno(), size)
-        return np.frombuffer(mapped, np.uint32).reshape(entries, 7)
+        return np.frombuffer(mapped, np.uint32).reshape(entries, 8)
 
     new_log(1)
     return new_log

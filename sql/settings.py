@@ -281,7 +281,7 @@ SETTINGS: tuple[Setting, ...] = (
         "DEDUPE_FOLDER",
         _folder,
         None,
-        "folder on a disk for the ids of the window, 28 to 84 bytes an id; only their index, 11 to 16 bytes"
+        "folder on a disk for the ids of the window, 32 to 96 bytes an id; only their index, 11 to 16 bytes"
         " an id, then stays in memory. Not set: all is in memory",
     ),
     _setting(

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.core import replay
 from pipeline.core.accepted import AcceptedEvents
-from pipeline.core.dedupe import merge_segments
+from pipeline.core.dedupe import BYTES_AT_REST, merge_segments
 from pipeline.core.ledger import Batch, Block, Position, StoredRows
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.windows import ERRORS, GRAINS, Grain
@@ -154,7 +154,7 @@ class MemorySink:
         return found
 
     async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
-        return sum(len(ids) for hour, ids in self.state.ids if hour >= from_hour) // 20
+        return sum(len(ids) for hour, ids in self.state.ids if hour >= from_hour) // BYTES_AT_REST
 
     async def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
         await self._reach()

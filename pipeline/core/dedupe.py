@@ -9,7 +9,7 @@ hours since 1970.
 Ids are kept whole in logs, in the order of their arrival, and found by an index of eight bytes a slot. A log
 is written at its end, and read again only where an id repeats and where lapsed ids are dropped: so it may lie
 in a file that the system pages out (``new_log``). What must stay in memory is the index, 11 to 16 bytes an
-id; a log takes 28 bytes an id, and up to half as much again for ids that have lapsed.
+id; a log takes 32 bytes an id, and up to half as much again for ids that have lapsed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from pipeline.core import kernels
 from pipeline.core.events import Uuids
+from pipeline.core.secret import SECRET
 
 TABLES: Final = 16
-_ENTRY_BYTES: Final = 28
-BYTES_AT_REST: Final = 20
-"""An id takes so much in a segment, which has 20 bytes more for each of its orgs."""
+_ENTRY_BYTES: Final = 32
+BYTES_AT_REST: Final = 24
+"""An id takes so much in a segment, which has 20 bytes more for each of its orgs (version 0.1.0 took 20)."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
 _GAIN_MIN: Final = 1.125
@@ -38,7 +39,11 @@ _LOAD_MAX: Final = 0.75
 IntArray = npt.NDArray[Any]
 
 NewLog = Callable[[int], IntArray]
-"""Makes room for a number of entries: uint32[entries, 7], whatever it holds."""
+"""Makes room for a number of entries: uint32[entries, 8], whatever it holds."""
+
+
+NarrowChecks = Callable[[IntArray], IntArray]
+"""Gives the checks of version 0.1.0 (`kernels.narrow_checks`) of the pairs at some places (int64[m])."""
 
 
 class TooManyIds(Exception):
@@ -46,7 +51,7 @@ class TooManyIds(Exception):
 
 
 def _log_in_memory(entries: int) -> IntArray:
-    return np.empty((entries, 7), np.uint32)
+    return np.empty((entries, 8), np.uint32)
 
 
 class SeenIds:
@@ -92,22 +97,24 @@ class SeenIds:
         checks: IntArray,
         live_from: IntArray,
         kept_from: int | None = None,
+        narrow_checks: NarrowChecks | None = None,
     ) -> IntArray:
         """Look up and remember n pairs in order; returns `kernels.NEW`, `DUPLICATE` or `CONFLICT` (uint8[n]).
 
-        Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint32[n] (of the
+        Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint64[n] (of the
         payload), ``live_from`` int32[n], which never goes back: entries of earlier hours are forgotten for
         that event. Those before ``kept_from`` (the least of ``live_from``) may be given up for good.
+        ``narrow_checks`` is asked about those whose id version 0.1.0 stored; without it they are `NARROW`.
 
         Raises:
             TooManyIds: more than ``ids_max`` ids are live, found when a table has to grow.
             OSError: there is no room for a larger log.
         """
         n = len(ids)
-        outcomes = np.empty(n, np.uint8)
+        outcomes, narrow = np.empty(n, np.uint8), np.empty(n, np.uint64)
         hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
         begins = np.empty(TABLES + 1, np.int64)
-        kernels.spread(ids, orgs, hashes, order, begins)
+        kernels.spread(SECRET, ids, orgs, hashes, order, begins)
         for number in range(TABLES):
             mine = order[begins[number] : begins[number + 1]]
             while True:
@@ -124,12 +131,17 @@ class SeenIds:
                     checks,
                     live_from,
                     outcomes,
+                    narrow,
                 )
                 if done == len(mine):
                     break
                 mine = mine[done:]
                 least = int(live_from.min()) if kept_from is None else kept_from
                 self.renew(number, live_from=least)
+        met_narrow = np.flatnonzero(outcomes == kernels.NARROW)
+        if len(met_narrow) and narrow_checks is not None:
+            same = narrow_checks(met_narrow) == narrow[met_narrow]
+            outcomes[met_narrow] = np.where(same, kernels.DUPLICATE, kernels.CONFLICT)
         return outcomes
 
     def renew(self, number: int, *, live_from: int) -> None:
@@ -156,7 +168,7 @@ class SeenIds:
         else:
             log = self._new_log(room * _LOG_GROWTH)
             entries = self._logs[number][:used]
-            self._used[number] = kernels.move_ids(entries, log, index, drop_before or 0)
+            self._used[number] = kernels.move_ids(SECRET, entries, log, index, drop_before or 0)
         self._logs[number], self._indexes[number] = log, index
 
 
@@ -165,13 +177,16 @@ def _index(entries: int) -> IntArray:
 
 
 def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: IntArray) -> bytes:
-    """The ids of one hour as bytes: 20 bytes an id and 20 an org.
+    """The ids of one hour as bytes: `BYTES_AT_REST` an id and 20 an org.
 
     ``org_uuids`` uint64[orgs, 2] by org number. Layout (little endian, but ids as 16 bytes in their order)::
 
+        u32 2^32 - 1, u32 version of the layout: 1
         u32 orgs, then for each: 16 bytes org id, u32 ids of it
         all ids, 16 bytes each
-        all checks, u32 each
+        all checks, u64 each
+
+    Version 0.1.0 began with the number of orgs, and its checks were u32 each.
     """
     counts = np.bincount(orgs)
     numbers = np.flatnonzero(counts)
@@ -182,23 +197,33 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
     kernels.order_by_org(orgs, ids, checks, np.cumsum(counts) - counts, ordered_ids, ordered_checks)
     return b"".join(
         (
+            _VERSIONED,
             len(numbers).to_bytes(4, "little"),
             head.tobytes(),
             ordered_ids.astype(">u8").tobytes(),
-            ordered_checks.astype("<u4").tobytes(),
+            ordered_checks.astype("<u8").tobytes(),
         )
     )
 
 
 def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray, IntArray]:
     """What `encode_segment` was given: org ids uint64[k, 2] and how many ids each has int64[k], by which ids
-    uint64[n, 2] and checks uint32[n] are ordered."""
-    orgs = int.from_bytes(segment[:4], "little")
-    head = np.frombuffer(segment, [("org", ">u8", 2), ("count", "<u4")], count=orgs, offset=4)
+    uint64[n, 2] and checks uint64[n] are ordered; those of version 0.1.0 too, whose checks are below 2^32.
+
+    Raises:
+        ValueError: the segment has a layout of a later version.
+    """
+    versioned = segment[:4] == _VERSIONED[:4]
+    if versioned and segment[4:8] != _VERSIONED[4:]:
+        raise ValueError(f"a segment of ids has the layout {int.from_bytes(segment[4:8], 'little')}")
+    at = len(_VERSIONED) if versioned else 0
+    orgs = int.from_bytes(segment[at : at + 4], "little")
+    head = np.frombuffer(segment, [("org", ">u8", 2), ("count", "<u4")], count=orgs, offset=at + 4)
     n = int(head["count"].sum())
-    at = 4 + head.nbytes
+    at += 4 + head.nbytes
     ids = np.frombuffer(segment, ">u8", count=2 * n, offset=at).astype(np.uint64).reshape(n, 2)
-    checks = np.frombuffer(segment, "<u4", count=n, offset=at + 16 * n).astype(np.uint32)
+    width = "<u8" if versioned else "<u4"
+    checks = np.frombuffer(segment, width, count=n, offset=at + 16 * n).astype(np.uint64)
     return head["org"].astype(np.uint64), head["count"].astype(np.int64), ids, checks
 
 
@@ -209,3 +234,6 @@ def merge_segments(segments: Sequence[bytes]) -> bytes:
     orgs = np.concatenate([np.repeat(uuids.number(orgs), counts) for orgs, counts, _, _ in parts])
     ids, checks = (np.concatenate([part[i] for part in parts]) for i in (2, 3))
     return encode_segment(uuids.keys, orgs, ids, checks)
+
+
+_VERSIONED: Final = (2**32 - 1).to_bytes(4, "little") + (1).to_bytes(4, "little")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from hashlib import blake2b
 from typing import Any, Final
 
 import numpy as np
@@ -17,13 +18,15 @@ import numpy.typing as npt
 
 from pipeline.core import kernels, machine, scan, wire
 from pipeline.core.bodies import PADDING, Bodies
+from pipeline.core.secret import SECRET
 from pipeline.core.wire import Event, Fault, Invalid
 
 IntArray = npt.NDArray[Any]
 
 
 class Names:
-    """Strings numbered in order of first sight; '' is 0, `OVERFLOW` is 1. By number: ``texts``, ``crcs``."""
+    """Strings numbered in order of first sight; '' is 0, `OVERFLOW` is 1. By number: ``texts``,
+    ``digests``."""
 
     OVERFLOW: Final = 1
     """What is beyond the cap of an org and hour. No event has this name."""
@@ -31,7 +34,7 @@ class Names:
     def __init__(self, overflow: str) -> None:
         """``overflow``: a text that no event can hold."""
         self.texts: list[str] = [""]
-        self.crcs: IntArray = np.zeros(256, np.uint32)
+        self.digests: IntArray = np.zeros(256, np.uint64)
         self._pool: IntArray = np.empty(4096, np.uint8)
         self._edges: IntArray = np.zeros(256, np.int64)
         self._slots: IntArray = np.full(1024, -1, np.int32)
@@ -57,7 +60,7 @@ class Names:
         room = known + len(ranges) + 1
         if room > len(self._edges):
             self._edges = _grown(self._edges, 2 * room)
-            self.crcs = _grown(self.crcs, 2 * room)
+            self.digests = _grown(self.digests, 2 * room)
         if 2 * room > len(self._slots):
             self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
             edges = self._edges[: known + 1].copy()
@@ -71,7 +74,7 @@ class Names:
         for name in range(known, used):
             encoded = self._pool[self._edges[name] : self._edges[name + 1]].tobytes()
             self.texts.append(encoded.decode())
-            self.crcs[name] = zlib.crc32(encoded)
+            self.digests[name] = int.from_bytes(blake2b(encoded, digest_size=8).digest(), "little")
         return out
 
     def _intern(
@@ -80,6 +83,7 @@ class Names:
         """As `kernels.intern_texts`."""
         pool, edges = self._pool, self._edges
         stopped: tuple[int, int] = kernels.intern_texts(
+            SECRET,
             self._slots,
             pool,
             machine.handle(pool),
@@ -127,9 +131,9 @@ class Uuids:
         if 2 * room > len(self._slots):
             self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
             known = self.keys[: self._used].copy()
-            kernels.intern_pairs(self._slots, self.keys, 0, known, np.empty(len(known), np.int32))
+            kernels.intern_pairs(SECRET, self._slots, self.keys, 0, known, np.empty(len(known), np.int32))
         out = np.empty(len(wanted), np.int32)
-        self._used = kernels.intern_pairs(self._slots, self.keys, self._used, wanted, out)
+        self._used = kernels.intern_pairs(SECRET, self._slots, self.keys, self._used, wanted, out)
         return out
 
 
@@ -154,7 +158,7 @@ class Columns:
     cost_microcents: IntArray
     """int64 each"""
     check: IntArray
-    """uint32: see `kernels.payload_checks`."""
+    """uint64: see `kernels.payload_checks`."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -211,6 +215,27 @@ class Reader:
             columns = columns.take(np.argsort(columns.source, kind="stable"))
         return columns, refused
 
+    def narrow_checks(self, columns: Columns) -> IntArray:
+        """The payload checks (uint64[n]) that version 0.1.0 stored: see `kernels.narrow_checks`."""
+
+        def crcs(names: Names, numbers: IntArray) -> IntArray:
+            return np.array([zlib.crc32(names.texts[n].encode()) for n in numbers.tolist()], np.uint32)
+
+        out = np.empty(len(columns), np.uint64)
+        kernels.narrow_checks(
+            self.models.keys[columns.model],
+            crcs(self.clients, columns.client),
+            crcs(self.error_codes, columns.error_code),
+            columns.occurred_us,
+            columns.latency_ms,
+            columns.status,
+            columns.input_tokens,
+            columns.output_tokens,
+            columns.cost_microcents,
+            out,
+        )
+        return out
+
     def _scan(self, bodies: Bodies) -> tuple[Columns, IntArray]:
         """The columns of what is plainly right, and the places of the rest."""
         n = len(bodies)
@@ -265,13 +290,13 @@ class Reader:
         cost_microcents: IntArray,
     ) -> Columns:
         """Columns with numbers for orgs and models (given as uint64[n, 2]), and the payload checks."""
-        check = np.empty(len(source), np.uint32)
+        check = np.empty(len(source), np.uint64)
         kernels.payload_checks(
             model,
             client,
-            self.clients.crcs,
+            self.clients.digests,
             error_code,
-            self.error_codes.crcs,
+            self.error_codes.digests,
             occurred_us,
             latency_ms,
             status,

@@ -7,6 +7,12 @@ array is sliced and none is passed on, because numba counts references to every 
 
 Hash tables are open addressing with linear probing over a power of two; ``slots`` holds a row number
 or -1. Callers keep them at most half full.
+
+Senders choose what goes into these tables. So every hash of a table takes the process's ``secret``
+(`pipeline.core.secret`), uint64[130], without which nobody can choose values that meet in one slot: the
+values' halves of 32 bits, each times a number of the secret, are added up (Lemire and Kaser, "Strongly
+universal string hashing is fast", 2014) and mixed. The secret is an argument, so that what is compiled
+serves every process. `payload_checks` has none, because the database keeps them.
 """
 
 from __future__ import annotations
@@ -35,15 +41,23 @@ def _hash_pair(high: Any, low: Any) -> Any:
 
 
 @compiled
-def intern_pairs(slots: Any, keys: Any, used: int, wanted: Any, out: Any) -> int:
+def _pair_sum(high: Any, low: Any, k1: Any, k2: Any, k3: Any, k4: Any) -> Any:
+    """What the secret makes of 128 bits, before it is mixed."""
+    upper = k1 * (high >> np.uint64(32)) + k2 * (high & np.uint64(0xFFFFFFFF))
+    return upper + k3 * (low >> np.uint64(32)) + k4 * (low & np.uint64(0xFFFFFFFF))
+
+
+@compiled
+def intern_pairs(secret: Any, slots: Any, keys: Any, used: int, wanted: Any, out: Any) -> int:
     """Number 128-bit values: ``wanted`` uint64[n, 2] to ``out`` int32[n], the place in ``keys``.
 
     New values are appended to ``keys``; returns how many there are then.
     """
     mask = np.uint64(len(slots) - 1)
+    k0, k1, k2, k3, k4 = secret[0], secret[1], secret[2], secret[3], secret[4]
     for i in range(len(wanted)):
         high, low = wanted[i, 0], wanted[i, 1]
-        slot = _hash_pair(high, low) & mask
+        slot = _mix(k0 + _pair_sum(high, low, k1, k2, k3, k4)) & mask
         while True:
             row = slots[slot]
             if row < 0:
@@ -69,7 +83,16 @@ def _masked_word(text: Any, at: int, length: int) -> Any:
 
 @compiled
 def intern_texts(
-    slots: Any, pool: Any, pool_text: Any, edges: Any, used: int, text: Any, ranges: Any, out: Any, begin: int
+    secret: Any,
+    slots: Any,
+    pool: Any,
+    pool_text: Any,
+    edges: Any,
+    used: int,
+    text: Any,
+    ranges: Any,
+    out: Any,
+    begin: int,
 ) -> Any:
     """Number the names ``text[ranges[i, 0] : ranges[i, 1]]`` for i from ``begin``: ``out`` int32[n].
 
@@ -84,10 +107,12 @@ def intern_texts(
         if length == 0:
             out[i] = 0
             continue
-        h = np.uint64(length)
+        h = secret[0] + secret[1] * np.uint64(length)
         for j in range(0, length, 8):
-            h = _mix(h ^ _masked_word(text, first + j, length - j))
-        slot = h & mask
+            part = _masked_word(text, first + j, length - j)
+            k = 2 + ((j >> 2) & 127)  # a name has at most 512 bytes, as 128 characters
+            h += secret[k] * (part >> np.uint64(32)) + secret[k + 1] * (part & np.uint64(0xFFFFFFFF))
+        slot = _mix(h) & mask
         while True:
             name = slots[slot]
             if name < 0:
@@ -116,12 +141,47 @@ def intern_texts(
     return used, len(ranges)
 
 
+WIDE: Final = np.uint64(1 << 63)
+"""Set in every payload check, but in those of 32 bits that version 0.1.0 made and stored."""
+
+
 @compiled
 def payload_checks(
     model: Any,
     client: Any,
-    client_crcs: Any,
+    client_digests: Any,
     error_code: Any,
+    error_digests: Any,
+    occurred: Any,
+    latency: Any,
+    status: Any,
+    tokens_in: Any,
+    tokens_out: Any,
+    cost: Any,
+    out: Any,
+) -> None:
+    """64 bits of each payload (everything that counts but the two ids) to tell a repeat from a conflict.
+
+    ``model`` uint64[n, 2]; ``client`` and ``error_code`` are places in their digests; ``out`` uint64[n], with
+    `WIDE` set. The bits are stored: a change of them makes every stored id a conflict.
+    """
+    for i in range(len(out)):
+        h = _hash_pair(model[i, 0], model[i, 1])
+        h = _mix(h ^ client_digests[client[i]])
+        h = _mix(h ^ error_digests[error_code[i]])
+        h = _mix(h ^ np.uint64(occurred[i]))
+        h = _mix(h ^ np.uint64(latency[i]))
+        h = _mix(h ^ np.uint64(status[i]))
+        h = _mix(h ^ np.uint64(tokens_in[i]))
+        h = _mix(h ^ np.uint64(tokens_out[i]))
+        h = _mix(h ^ np.uint64(cost[i]))
+        out[i] = h | WIDE
+
+
+@compiled
+def narrow_checks(
+    model: Any,
+    client_crcs: Any,
     error_crcs: Any,
     occurred: Any,
     latency: Any,
@@ -131,23 +191,20 @@ def payload_checks(
     cost: Any,
     out: Any,
 ) -> None:
-    """32 bits of each payload (everything that counts but the two ids) to tell a repeat from a conflict.
+    """The checks of version 0.1.0, for events that meet an id which it stored: ``out`` uint64[n], below 2^32.
 
-    ``model`` uint64[n, 2]; ``client`` and ``error_code`` are places in their CRCs. The bits are stored: a
-    change of them makes every stored id a conflict.
+    ``client_crcs`` and ``error_crcs`` uint32[n] are of the events' texts.
     """
     for i in range(len(out)):
         h = _hash_pair(model[i, 0], model[i, 1])
-        h = _mix(
-            h ^ (np.uint64(client_crcs[client[i]]) << np.uint64(32)) ^ np.uint64(error_crcs[error_code[i]])
-        )
+        h = _mix(h ^ (np.uint64(client_crcs[i]) << np.uint64(32)) ^ np.uint64(error_crcs[i]))
         h = _mix(h ^ np.uint64(occurred[i]))
         h = _mix(h ^ np.uint64(latency[i]))
         h = _mix(h ^ np.uint64(status[i]))
         h = _mix(h ^ np.uint64(tokens_in[i]))
         h = _mix(h ^ np.uint64(tokens_out[i]))
         h = _mix(h ^ np.uint64(cost[i]))
-        out[i] = np.uint32(h >> np.uint64(32))
+        out[i] = h >> np.uint64(32)
 
 
 # --- exact dedupe ---------------------------------------------------------------------------------
@@ -161,11 +218,8 @@ _AHEAD: Final = 8
 NEW: Final = 0
 DUPLICATE: Final = 1
 CONFLICT: Final = 2
-
-
-@compiled
-def _id_hash(high: Any, low: Any, org: Any) -> Any:
-    return _hash_pair(high ^ _mix(np.uint64(org)), low)
+NARROW: Final = 3
+"""The id is known by a check of version 0.1.0, which the caller must compare."""
 
 
 @compiled
@@ -175,14 +229,15 @@ def _first_slot(h: Any, slots: int) -> Any:
 
 
 @compiled
-def spread(ids: Any, orgs: Any, hashes: Any, order: Any, begins: Any) -> None:
+def spread(secret: Any, ids: Any, orgs: Any, hashes: Any, order: Any, begins: Any) -> None:
     """Share n pairs out to 16 tables by their ``hashes`` uint64[n] (made here), each table's in their order.
 
     Those of table t are ``order[begins[t] : begins[t + 1]]``, int64[n] and int64[17].
     """
     begins[:] = 0
+    k0, k1, k2, k3, k4, k5 = secret[0], secret[1], secret[2], secret[3], secret[4], secret[5]
     for i in range(len(ids)):
-        h = _id_hash(ids[i, 0], ids[i, 1], orgs[i])
+        h = _mix(k0 + _pair_sum(ids[i, 0], ids[i, 1], k1, k2, k3, k4) + k5 * np.uint64(np.uint32(orgs[i])))
         hashes[i] = h
         begins[np.int64(h >> np.uint64(60)) + 1] += 1
     for table in range(16):
@@ -208,13 +263,15 @@ def remember(
     checks: Any,
     live_from: Any,
     outcomes: Any,
+    narrow: Any,
 ) -> Any:
     """Look up and add those (org, id) pairs that ``order`` names; returns (pairs done, entries used).
 
-    It stops short only when ``used_max`` entries are used. ``entries``, the log, uint32[capacity, 7], filled
-    from the front: an id in four words, org, hour and check. ``index`` uint64[slots]: 0, or 32 bits of the
-    hash above the entry's place + 1. An entry counts as forgotten for pair ``i`` when its hour is below
-    ``live_from[i]``; then a new entry takes its slot. ``outcomes`` uint8[n], by the number of the pair.
+    It stops short only when ``used_max`` entries are used. ``entries``, the log, uint32[capacity, 8], filled
+    from the front: an id in four words, org, hour and the check, its low word first. ``index`` uint64[slots]:
+    0, or 32 bits of the hash above the entry's place + 1. An entry counts as forgotten for pair ``i`` when
+    its hour is below ``live_from[i]``; then a new entry takes its slot. ``outcomes`` uint8[n], by the number
+    of the pair; ``narrow`` uint64[n]: the entry's check where the outcome is `NARROW`.
     """
     slots, address = len(index), index.ctypes.data
     for done in range(len(order)):
@@ -243,7 +300,14 @@ def remember(
                     and entries[at, 4] == org
                 ):
                     if np.int64(entries[at, 5]) >= live_from[i]:
-                        outcome = 1 if entries[at, 6] == checks[i] else 2
+                        stored = np.uint64(entries[at, 6]) | np.uint64(entries[at, 7]) << np.uint64(32)
+                        if stored == checks[i]:
+                            outcome = 1
+                        elif stored & WIDE:
+                            outcome = 2
+                        else:
+                            outcome = 3
+                            narrow[i] = stored
                     break
             slot += 1
             if slot == slots:
@@ -256,7 +320,9 @@ def remember(
                 word2,
                 word3,
             )
-            entries[used, 4], entries[used, 5], entries[used, 6] = org, np.uint32(hours[i]), checks[i]
+            entries[used, 4], entries[used, 5] = org, np.uint32(hours[i])
+            entries[used, 6] = np.uint32(checks[i])
+            entries[used, 7] = np.uint32(checks[i] >> np.uint64(32))
             used += 1
             index[slot] = mark | np.uint64(used)
     return len(order), used
@@ -277,7 +343,7 @@ def grow_index(index: Any, fresh: Any) -> None:
 
 @compiled
 def count_live(entries: Any, live_from: int) -> int:
-    """Entries (uint32[n, 7] as in `remember`) of hour ``live_from`` or later."""
+    """Entries (uint32[n, 8] as in `remember`) of hour ``live_from`` or later."""
     live = 0
     for i in range(len(entries)):
         if np.int64(entries[i, 5]) >= live_from:
@@ -286,13 +352,14 @@ def count_live(entries: Any, live_from: int) -> int:
 
 
 @compiled
-def move_ids(entries: Any, fresh: Any, index: Any, live_from: int) -> int:
+def move_ids(secret: Any, entries: Any, fresh: Any, index: Any, live_from: int) -> int:
     """Copy the entries from hour ``live_from`` on to the front of ``fresh``, in order; returns how many.
 
     ``index`` (empty) becomes theirs. Of two entries of one id, one that had lapsed and was accepted anew, the
     later counts and both are kept.
     """
     count = 0
+    k0, k1, k2, k3, k4, k5 = secret[0], secret[1], secret[2], secret[3], secret[4], secret[5]
     for i in range(len(entries)):
         if np.int64(entries[i, 5]) < live_from:
             continue
@@ -305,7 +372,7 @@ def move_ids(entries: Any, fresh: Any, index: Any, live_from: int) -> int:
         )
         high = np.uint64(word0) << np.uint64(32) | np.uint64(word1)
         low = np.uint64(word2) << np.uint64(32) | np.uint64(word3)
-        h = _id_hash(high, low, np.int32(org))
+        h = _mix(k0 + _pair_sum(high, low, k1, k2, k3, k4) + k5 * np.uint64(org))
         mark = h << np.uint64(32)
         slot = _first_slot(h, len(index))
         while index[slot] != 0:
@@ -322,7 +389,7 @@ def move_ids(entries: Any, fresh: Any, index: Any, live_from: int) -> int:
             slot += 1
             if slot == len(index):
                 slot = 0
-        for j in range(7):
+        for j in range(8):
             fresh[count, j] = entries[i, j]
         count += 1
         index[slot] = mark | np.uint64(count)
@@ -346,15 +413,15 @@ def order_by_org(orgs: Any, ids: Any, checks: Any, places: Any, ids_out: Any, ch
 
 
 @compiled
-def locate(slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
+def locate(secret: Any, slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
     """Find or append the row of each key: ``wanted`` int32[n, k] to ``rows`` int64[n]; returns rows used."""
     mask = np.uint64(len(slots) - 1)
     width = wanted.shape[1]
     for i in range(len(wanted)):
-        h = np.uint64(0x9E3779B97F4A7C15)
+        h = secret[0]
         for j in range(width):
-            h = _mix(h ^ np.uint64(np.uint32(wanted[i, j])))
-        slot = h & mask
+            h += secret[j + 1] * np.uint64(np.uint32(wanted[i, j]))
+        slot = _mix(h) & mask
         while True:
             row = slots[slot]
             if row < 0:
@@ -377,7 +444,17 @@ def locate(slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
 
 
 @compiled
-def admit(slots: Any, keys: Any, used: int, counts: Any, groups: Any, wanted: Any, cap: int, out: Any) -> int:
+def admit(
+    secret: Any,
+    slots: Any,
+    keys: Any,
+    used: int,
+    counts: Any,
+    groups: Any,
+    wanted: Any,
+    cap: int,
+    out: Any,
+) -> int:
     """Give names a place of their own, in order, until a group has ``cap``; the rest gets ``out`` False.
 
     ``wanted`` int32[n, k] are (group, name) keys, ``groups`` int64[n] the place of the group in ``counts``.
@@ -385,10 +462,10 @@ def admit(slots: Any, keys: Any, used: int, counts: Any, groups: Any, wanted: An
     mask = np.uint64(len(slots) - 1)
     width = wanted.shape[1]
     for i in range(len(wanted)):
-        h = np.uint64(0x9E3779B97F4A7C15)
+        h = secret[0]
         for j in range(width):
-            h = _mix(h ^ np.uint64(np.uint32(wanted[i, j])))
-        slot = h & mask
+            h += secret[j + 1] * np.uint64(np.uint32(wanted[i, j]))
+        slot = _mix(h) & mask
         while True:
             row = slots[slot]
             if row < 0:

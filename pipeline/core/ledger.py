@@ -392,7 +392,14 @@ class Ledger:
     ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
         live_from = (floor_us[columns.source] // HOUR_US).astype(np.int32)
-        outcomes = self._seen_ids.add(columns.event, columns.org, hours, columns.check, live_from)
+        outcomes = self._seen_ids.add(
+            columns.event,
+            columns.org,
+            hours,
+            columns.check,
+            live_from,
+            narrow_checks=lambda places: self._reader.narrow_checks(columns.take(places)),
+        )
         fresh = outcomes == kernels.NEW
         accepted = int(np.count_nonzero(fresh))
         self.position.accepted += accepted
@@ -785,12 +792,14 @@ def warm_up() -> None:
         bodies=[event % 1, event % 1, event % 2],
     )
     ledger.drain(now_us=0, caught_up=False)
+    columns, _ = ledger._reader.read([event % 1])
+    ledger._reader.narrow_checks(columns)
     _warm_up_ids()
 
 
 def _warm_up_ids() -> None:
     seen, one = SeenIds(), np.ones(1, np.int32)
-    seen.add(np.ones((1, 2), np.uint64), one, one, one.astype(np.uint32), one)
+    seen.add(np.ones((1, 2), np.uint64), one, one, one.astype(np.uint64), one)
     for number in range(dedupe.TABLES):
         seen.renew(number, live_from=0)
     seen.reserve(2**16)  # more than the logs hold: the ids move to longer ones

@@ -128,7 +128,7 @@ class CountedIds:
     hour: IntArray
     """int64[n]: the hour in which it was found, `ANY_HOUR` for those of earlier replays."""
     check: IntArray
-    """uint32[n]: see `kernels.payload_checks`."""
+    """uint64[n]: of `kernels.payload_checks`, or of `kernels.narrow_checks` if version 0.1.0 counted it."""
 
     @staticmethod
     def of_settled(settled: Sequence[Settled]) -> CountedIds:
@@ -138,7 +138,7 @@ class CountedIds:
             org=np.array([one.org for one in mine], np.uint64).reshape(-1, 2),
             event=np.array([one.event for one in mine], np.uint64).reshape(-1, 2),
             hour=np.full(len(mine), ANY_HOUR, np.int64),
-            check=np.array([one.check for one in mine], np.uint32),
+            check=np.array([one.check for one in mine], np.uint64),
         )
 
     @staticmethod
@@ -147,7 +147,7 @@ class CountedIds:
             org=np.concatenate([np.empty((0, 2), np.uint64), *(part.org for part in parts)]),
             event=np.concatenate([np.empty((0, 2), np.uint64), *(part.event for part in parts)]),
             hour=np.concatenate([np.empty(0, np.int64), *(part.hour for part in parts)]),
-            check=np.concatenate([np.empty(0, np.uint32), *(part.check for part in parts)]),
+            check=np.concatenate([np.empty(0, np.uint64), *(part.check for part in parts)]),
         )
 
 
@@ -160,6 +160,8 @@ class Opened:
     refused: Sequence[Refused]
     orgs: IntArray
     """uint64[n, 2]: the columns' orgs by their ids."""
+    narrow_checks: IntArray
+    """uint64[n]: see `kernels.narrow_checks`."""
     hours: Sequence[Hours]
     """Of each of the columns' events."""
     live_from: int
@@ -210,6 +212,7 @@ def open_letters(
         columns=columns,
         refused=[Refused(held[bad.source], bad.reason, bad.faults) for bad in refused],
         orgs=reader.orgs.keys[columns.org],
+        narrow_checks=reader.narrow_checks(columns),
         hours=hours,
         live_from=live_from,
         stored_from=stored_from,
@@ -227,7 +230,7 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
     hours = columns.occurred_us // HOUR_US
     live = hours >= opened.live_from
     keys = opened.keys
-    checks: list[int] = columns.check.tolist()
+    checks = list(zip(columns.check.tolist(), opened.narrow_checks.tolist(), strict=True))
     known: dict[Key, list[tuple[int, int]]] = {}
     found_in = zip(
         _keys(counted.org, counted.event), counted.hour.tolist(), counted.check.tolist(), strict=True
@@ -261,6 +264,7 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
         hours[which].astype(np.int32),
         columns.check[which],
         np.full(len(which), opened.live_from, np.int32),
+        narrow_checks=lambda places: opened.narrow_checks[which[places]],
     )
     for i, how in zip(asked, in_memory.tolist(), strict=True):
         if how == kernels.DUPLICATE:
@@ -270,7 +274,7 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
         elif firsts := _counted(known.get(keys[i], ()), opened, i):  # another letter of these
             outcomes[i] = _repeat(firsts, checks[i])
         else:
-            known.setdefault(keys[i], []).append((ANY_HOUR, checks[i]))
+            known.setdefault(keys[i], []).append((ANY_HOUR, checks[i][0]))
             outcomes[i] = "accepted"
     return outcomes
 
@@ -330,5 +334,6 @@ def _has_gap(letter: Letter, hours: Hours, stored_from: int) -> bool:
     return bool(hours.between(told_to, stored_from))
 
 
-def _repeat(counted_checks: Sequence[int], check: int) -> str:
-    return "duplicate" if check in counted_checks else "conflict"
+def _repeat(counted_checks: Collection[int], checks: tuple[int, int]) -> str:
+    """Of an event whose id was counted with some checks; its own are the wide one and the narrow one."""
+    return "conflict" if set(checks).isdisjoint(counted_checks) else "duplicate"

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels, sketches
+from pipeline.core.secret import SECRET
 from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US
 
 IntArray = npt.NDArray[Any]
@@ -84,7 +85,7 @@ class Rows:
         """Rows (int64[n]) of the keys ``wanted`` int32[n, k]; unknown keys get new rows of zeros."""
         self.reserve(len(wanted))
         rows = np.empty(len(wanted), np.int64)
-        self.used = kernels.locate(self._slots, self.keys, self.used, wanted, rows)
+        self.used = kernels.locate(SECRET, self._slots, self.keys, self.used, wanted, rows)
         return rows
 
     def reserve(self, more: int) -> None:
@@ -100,7 +101,7 @@ class Rows:
     def _index(self, room: int) -> None:
         self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
         known = self.keys[: self.used].copy()
-        kernels.locate(self._slots, self.keys, 0, known, np.empty(len(known), np.int64))
+        kernels.locate(SECRET, self._slots, self.keys, 0, known, np.empty(len(known), np.int64))
 
     def keep(self, kept: IntArray) -> None:
         """Forget all rows but ``kept`` (ascending row numbers), which are renumbered in that order."""
@@ -353,6 +354,7 @@ class NameCap:
         names.reserve(len(org))
         out = np.empty(len(org), np.bool_)
         names.used = kernels.admit(
+            SECRET,
             names._slots,
             names.keys,
             names.used,

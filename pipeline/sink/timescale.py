@@ -179,7 +179,7 @@ class TimescaleSink:
         return found
 
     async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
-        """About how many ids `live_ids` brings, and not less. Raises as `claim`."""
+        """About how many ids `live_ids` brings; fewer where version 0.1.0 stored them. Raises as `claim`."""
         async with _Unit(self) as connection:
             first = {"partition": claim.partition, "from_hour": _hour_time(max(from_hour, 0))}
             found = await (await connection.execute(_FLUSH["live_bytes"], first)).fetchone()
@@ -300,7 +300,7 @@ class TimescaleSink:
                     org=_halves(row[0] for row in rows),
                     event=_halves(row[1] for row in rows),
                     hour=np.full(len(rows), replay.ANY_HOUR, np.int64),
-                    check=np.array([row[2] for row in rows], np.uint32),
+                    check=np.array([row[2] & _UNSIGNED for row in rows], np.uint64),
                 )
             ]
             if hours:
@@ -489,7 +489,7 @@ class TimescaleSink:
                     "outcome": one.outcome,
                     "org": None if one.org is None else UUID(int=one.org[0] << 64 | one.org[1]),
                     "event": None if one.event is None else UUID(int=one.event[0] << 64 | one.event[1]),
-                    "check": one.check,
+                    "check": None if one.check is None else _signed(one.check),
                     "at_offset": one.at_offset,
                 }
                 for one in batch.settled
@@ -601,6 +601,14 @@ def _trouble(error: BaseException) -> Trouble:
 
 def _time(us: int | None) -> datetime | None:
     return None if us is None else _EPOCH + timedelta(microseconds=us)
+
+
+_UNSIGNED: Final = 2**64 - 1
+
+
+def _signed(check: int) -> int:
+    """64 bits as a bigint has them."""
+    return check - 2**64 if check >= 2**63 else check
 
 
 def _outbox_row(claim: Claim, accepted: AcceptedEvents) -> dict[str, Any]:

@@ -61,7 +61,7 @@ async def store(url: str, ids: int) -> None:
             for segment, begin in enumerate(range(0, an_hour, SEGMENT_IDS)):
                 n = min(SEGMENT_IDS, an_hour - begin)
                 seed = 1 + back * 1000 + segment
-                checks = np.zeros(n, np.uint32)
+                checks = np.zeros(n, np.uint64)
                 data = dedupe.encode_segment(uuids, random_orgs(n, seed), random_ids(n, seed), checks)
                 connection.execute(
                     "INSERT INTO analytics.dedupe_ids (partition, hour, segment, ids)"
@@ -98,7 +98,7 @@ async def recover(url: str, folder: str) -> dict[str, Any]:
 
     def look_up(ids: np.ndarray, orgs: np.ndarray) -> float:
         hours = np.full(BATCH, now_hour, np.int32)
-        checks, spent = np.zeros(BATCH, np.uint32), 0.0
+        checks, spent = np.zeros(BATCH, np.uint64), 0.0
         for at in range(0, len(ids) - BATCH, BATCH):
             cpu = time.process_time()
             seen.add(ids[at : at + BATCH], orgs[at : at + BATCH], hours, checks, hours - HOURS)

@@ -279,7 +279,7 @@ def _ids_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
 
 def _ids_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:
     add = SeenIds.add
-    patch.setattr(SeenIds, "add", lambda self, *a: add(self, *a[:4], np.zeros(len(a[0]), np.int32)))
+    patch.setattr(SeenIds, "add", lambda self, *a, **_: add(self, *a[:4], np.zeros(len(a[0]), np.int32)))
 
 
 def _names_are_not_restored(patch: pytest.MonkeyPatch) -> None:

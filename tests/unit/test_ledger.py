@@ -7,7 +7,9 @@ import uuid
 from datetime import timedelta
 from types import TracebackType
 
-from pipeline.core import wire
+import pytest
+
+from pipeline.core import dedupe, wire
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
@@ -193,3 +195,58 @@ def test_a_client_named_other_has_a_row_of_its_own_beside_what_is_beyond_the_cap
         assert counted == {"other": 2, "a": 1, wire.OVERFLOW_CLIENT: 2}
     errors = tables["usage_errors_hour"]
     assert dict(zip(errors.client, errors.error_code, strict=True)) == dict.fromkeys(counted, "other")
+
+
+STORED_BY_0_1_0 = (
+    497_222,
+    bytes.fromhex(
+        "0100000000000000000000000000000000000001020000000000000000000000000000000000000700000000000000000000"
+        "000000000008372db7dc61c43e4f"
+    ),
+)
+"""The hour and the segment that version 0.1.0 stored of the two events `_stored_event`."""
+
+
+def _stored_event(number: int, client: str | None, **changed: object) -> bytes:
+    event = json.loads(_event(0, NOW_US))
+    event |= {"eventId": str(uuid.UUID(int=number)), "clientId": client}
+    return json.dumps(event | {"status": "error", "errorCode": "rate_limit"} | changed).encode()
+
+
+def _outcomes(ledger: Ledger, *bodies: bytes) -> tuple[int, int, int]:
+    first = ledger.received_offset
+    ledger.ingest(
+        first_offset=first, next_offset=first + len(bodies), timestamp_us=NOW_US, bodies=list(bodies)
+    )
+    ledger.fold()
+    return ledger.position.accepted, ledger.position.duplicate, ledger.position.rejected
+
+
+def test_two_clients_of_one_crc_32_are_a_conflict() -> None:
+    plumless, buckeroo = (_stored_event(7, client) for client in ("plumless", "buckeroo"))
+    ledger = Ledger(Rules())
+    assert _outcomes(ledger, plumless, buckeroo, plumless) == (1, 1, 1)
+    codes = [_stored_event(8, None, errorCode=code) for code in ("plumless", "buckeroo")]
+    assert _outcomes(ledger, *codes) == (2, 1, 2)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_what_version_0_1_0_counted_is_a_duplicate_after_the_upgrade(merged: bool) -> None:
+    ledger = Ledger(Rules())
+    new = Ledger(Rules())
+    assert _outcomes(new, _stored_event(9, "c")) == (1, 0, 0)
+    assert not new.missing()
+    hour, segment = STORED_BY_0_1_0
+    segments = [segment, new.drain(now_us=0, caught_up=False).id_segments[hour]]
+    for stored in [dedupe.merge_segments(segments)] if merged else segments:
+        ledger.recover_ids(hour, stored)
+    assert ledger.remembered_ids == 3
+    stored_events = _stored_event(7, "plumless"), _stored_event(8, None), _stored_event(9, "c")
+    assert _outcomes(ledger, *stored_events) == (0, 3, 0)
+    changed = _stored_event(7, "other"), _stored_event(8, None, latencyMs=2), _stored_event(9, "buckeroo")
+    assert _outcomes(ledger, *changed) == (0, 3, 3)
+
+
+def test_a_segment_of_a_later_layout_is_refused() -> None:
+    with pytest.raises(ValueError, match="has the layout 2"):
+        dedupe.decode_segment(b"\xff\xff\xff\xff\2\0\0\0")

@@ -222,6 +222,19 @@ async def test_a_conflict_is_accepted_on_the_operators_word_alone(kept: Books) -
     assert await outcome("accept") == "accepted"
 
 
+async def test_a_letter_that_version_0_1_0_counted_is_a_duplicate(kept: Books) -> None:
+    old = event(1, ago_us=4 * HOUR_US)
+    await kept.read(old, event(2))
+    assert await kept.replay(letter(0, old)) == ["accepted"]
+    [(counted, settled)] = kept.state.settled
+    columns, _ = kept.ledger._reader.read([old])
+    [narrow] = kept.ledger._reader.narrow_checks(columns).tolist()
+    assert narrow < 2**32 <= settled.check
+    kept.state.settled[0] = counted, replace(settled, check=narrow)
+    assert await kept.replay(letter(5, old)) == ["duplicate"]
+    assert await kept.replay(letter(6, event(1, ago_us=4 * HOUR_US, latencyMs=11))) == ["conflict"]
+
+
 async def test_an_archive_that_told_of_some_hours_vouches_for_no_other(kept: Books) -> None:
     old = event(1, ago_us=10 * HOUR_US)
     await kept.read(old)
