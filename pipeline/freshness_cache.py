@@ -12,9 +12,11 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 from uuid import UUID
 
 import msgspec
+import numpy.typing as npt
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -34,10 +36,11 @@ class FreshnessCache:
     def __init__(self, url: str, *, partition: int, known: Iterable[tuple[UUID, UUID, int, int]]) -> None:
         self._redis = Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
         self._partition = str(partition)
-        self._orgs: dict[UUID, dict[UUID, tuple[int, int]]] = defaultdict(dict)
+        # By text: Python hashes texts with a secret, and UUIDs with none: a sender could make those collide.
+        self._orgs: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
         for org, model, last_event_us, last_rollup_us in known:
-            self._orgs[org][model] = (last_event_us, last_rollup_us)
-        self._unwritten: set[UUID] = set(self._orgs)
+            self._orgs[str(org)][str(model)] = (last_event_us, last_rollup_us)
+        self._unwritten: set[str] = set(self._orgs)
         self._away = False
 
     async def committed(self, batch: Batch, *, now_us: int) -> None:
@@ -45,7 +48,7 @@ class FreshnessCache:
         seen = batch.models
         assert seen.model is not None
         for i in range(len(seen)):
-            org, model = (UUID(int=int(ids[i, 0]) << 64 | int(ids[i, 1])) for ids in (seen.org, seen.model))
+            org, model = (_text(ids[i]) for ids in (seen.org, seen.model))
             last_us = max(int(seen.span_us[i, 1]), self._orgs[org].get(model, (0, 0))[0])
             self._orgs[org][model] = (last_us, now_us)
             self._unwritten.add(org)
@@ -69,7 +72,7 @@ class FreshnessCache:
                 for org in some:
                     models = None
                     if len(self._orgs[org]) <= MODELS_MAX:
-                        models = [[str(model), *times] for model, times in self._orgs[org].items()]
+                        models = [[model, *times] for model, times in self._orgs[org].items()]
                     pipe.hset(
                         f"spendstream:org:{org}",
                         self._partition,
@@ -81,3 +84,8 @@ class FreshnessCache:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+def _text(halves: npt.NDArray[Any]) -> str:
+    """An id of (high, low) as text."""
+    return str(UUID(int=int(halves[0]) << 64 | int(halves[1])))

@@ -6,6 +6,7 @@ takes at most as many steps as its longest run of occupied slots; so runs are me
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.core.events import Names, Uuids
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.windows import NameCap, Rows
+from pipeline.freshness_cache import FreshnessCache
 from tests import mix as traffic
 
 U64 = np.uint64
@@ -138,6 +140,16 @@ def test_rows_that_are_made_to_collide_do_not() -> None:
     cap = NameCap(10**6)
     assert cap.admit(*keys.T.copy()).all()
     assert longest_run(cap._names._slots >= 0) < RUN_MAX
+
+
+def test_models_in_the_freshness_cache_do_not_collide_either() -> None:
+    org = uuid.UUID(int=1)
+    models = [uuid.UUID(int=7 + number * (2**61 - 1)) for number in range(COUNT)]
+    assert len({hash(model) for model in models}) == 1
+    known = [(org, model, 1, 2) for model in models]
+    cache = FreshnessCache("redis://127.0.0.1:1", partition=0, known=known)
+    [of_org] = cache._orgs.values()
+    assert len({hash(model) for model in of_org}) == len(of_org) == COUNT
 
 
 def test_two_processes_have_different_secrets() -> None:
