@@ -21,9 +21,17 @@ from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Batch, Ledger, Position, Tally
 from pipeline.core.replay import LETTERS_MAX
 from pipeline.core.rules import Rules
-from pipeline.core.watermark import HOUR_US
+from pipeline.core.watermark import HOUR_US, BrokerClock
 from pipeline.freshness_cache import FreshnessCache
-from pipeline.sink.timescale import Claim, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink, Trouble
+from pipeline.sink.timescale import (
+    Claim,
+    Contested,
+    Fenced,
+    SchemaMissing,
+    SinkUnavailable,
+    TimescaleSink,
+    Trouble,
+)
 from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError
 
 log = logging.getLogger(__name__)
@@ -37,6 +45,10 @@ BACKOFF_LAST_S = 5.0
 
 def wall_clock_us() -> int:
     return time.time_ns() // 1000
+
+
+def monotonic_us() -> int:
+    return time.monotonic_ns() // 1000
 
 
 MERGE_IDS_INTERVAL_US = 60_000_000
@@ -103,6 +115,7 @@ class PartitionWorker:
         archive: ArchiveGate | None = None,
         new_log: NewLog | None = None,
         clock_us: Callable[[], int] = wall_clock_us,
+        steady_us: Callable[[], int] = monotonic_us,
         backoff: Callable[[], Backoff] = ExponentialBackoff,
     ) -> None:
         """``index`` is the partition's place among the transport's, ``stream`` the stream it is."""
@@ -116,6 +129,9 @@ class PartitionWorker:
         self._archive = archive
         self._new_log = new_log
         self._clock_us = clock_us
+        self._steady_us = steady_us
+        self._broker_clock = BrokerClock()
+        self._waits_for_news = False
         self._backoff = backoff
         self._flushing = asyncio.Lock()
         self._books = asyncio.Lock()
@@ -133,6 +149,7 @@ class PartitionWorker:
         self._recovery_failure: Exception | None = None
         self._gap: OffsetGone | None = None
         self._away: str | None = "not connected yet"
+        self._contested: str | None = None
         self.flush_wanted = asyncio.Event()
         self.database_error: str | None = None
 
@@ -145,6 +162,8 @@ class PartitionWorker:
     def stream_error(self) -> str | None:
         """Why nothing can be read; a gap stays one, however often the group is joined, until it is passed."""
         gap, ledger = self._gap, self._ledger
+        if self._contested is not None:
+            return self._contested
         if gap is not None and ledger is not None and ledger.received_offset == gap.wanted_offset:
             return str(gap)
         return self._away
@@ -167,10 +186,14 @@ class PartitionWorker:
                     if self._ledger is None or not await self._still_ours():
                         await self._recover()
                     break
+                except Contested as error:
+                    self._contested = str(error)
+                    log.critical("two_consumer_groups", extra={"stream": self.stream, "error": str(error)})
+                    await backoff.wait()
                 except (SinkUnavailable, SchemaMissing) as error:
                     self._database_away("database_not_ready", error)
                     await backoff.wait()
-            self.database_error = None
+            self.database_error = self._contested = None
             self._term += 1
             assert self._ledger is not None
             return self._ledger.received_offset
@@ -272,6 +295,9 @@ class PartitionWorker:
                     log.info("stream_joined", extra={"stream": self.stream})
                     self._away = None
                 chunk = await self._subscription.receive()
+                if self._waits_for_news:  # all before it had been read, so the broker has just stored it
+                    self._broker_clock.heard(chunk.timestamp_us, monotonic_us=self._steady_us())
+                    self._waits_for_news = False
                 return Delivery(chunk, self._subscription, self._term)
             except TransportError as error:
                 if self._recovery_failure is not None:
@@ -386,7 +412,8 @@ class PartitionWorker:
         """Freeze a batch, with dead letters that wait; what it needs and is not in memory is loaded first."""
         backoff = self._backoff()
         while True:
-            now_us = self._clock_us()  # before the broker is asked, so that it vouches for no later moment
+            # Before the broker is asked, so that it vouches for no later moment.
+            now_us = self._broker_clock.now_us(host_us=self._clock_us(), monotonic_us=self._steady_us())
             caught_up = await self._caught_up(claim, ledger)
             try:
                 async with self._books:
@@ -431,6 +458,7 @@ class PartitionWorker:
         except TransportError:
             return False
         metrics.OFFSET_LAG.labels(str(claim.partition)).set(lag)
+        self._waits_for_news = lag == 0
         return lag == 0
 
     async def _commit(self, claim: Claim, ledger: Ledger, batch: Batch) -> bool:

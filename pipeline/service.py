@@ -63,7 +63,11 @@ async def run_worker(config: Config) -> int:
                 index=index,
                 stream=stream,
                 transport=transport,
-                sink=TimescaleSink(config.database_url, application_name=config.service_name),
+                sink=TimescaleSink(
+                    config.database_url,
+                    application_name=config.service_name,
+                    consumer=config.stream.consumer,
+                ),
                 rules=config.rules,
                 flush=config.flush,
                 redis_url=config.redis_url,

@@ -113,6 +113,10 @@ partitions = Table(
     _timestamp("ids_from", nullable=True),
     _timestamp("retired_at", nullable=True),
     _timestamp("newest_broker_time", nullable=True),
+    Column("consumer", Text),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("trying_from", BigInteger),
+    Column("trying_to", BigInteger),
     postgresql_with={"fillfactor": "50"},
 )
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
@@ -125,8 +129,21 @@ one of the others. ``replays`` counts settled replays: it tells a flush that mov
 hour after the last one whose ids maintenance has dropped, null if none. ``retired_at``: since then nothing
 more is expected of the stream. ``broker_time`` is the broker's time of the last chunk, ``newest_broker_time``
 that of the newest one: it never goes back, and less the dedupe window it is the floor of
-`pipeline.core.ledger.Ledger`. Null in a row that version 0.1.0 wrote last.
+`pipeline.core.ledger.Ledger`. Null in a row that version 0.1.0 wrote last. ``consumer`` is the consumer group
+that reads the stream. ``crashes``: workers in a row that claimed the partition and neither let go of it nor
+came far; while one looks for the record at fault, ``trying_from`` and ``trying_to`` are what it takes in.
 """
+
+skips = Table(
+    "skips",
+    metadata,
+    Column("stream", Text, primary_key=True),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    _timestamp("skipped_at"),
+)
+"""Records that an operator has skipped: the worker makes each a dead letter without reading it."""
 
 partition_watermarks = Table(
     "partition_watermarks",

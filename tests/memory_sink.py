@@ -173,7 +173,17 @@ class MemorySink:
                 return len(mine)
         return 0
 
-    async def flush(self, claim: Claim, batch: Batch) -> bool:
+    async def released(self, claim: Claim) -> None:
+        await self._reach()
+
+    async def trying(self, claim: Claim, from_offset: int, to_offset: int) -> None:
+        await self._reach()
+
+    async def skips(self, claim: Claim, *, from_offset: int) -> dict[int, str]:
+        await self._reach()
+        return {}
+
+    async def flush(self, claim: Claim, batch: Batch, *, well: bool = False) -> bool:
         await self._reach()
         self.write(claim, batch)
         waiting = bool(self.state.waiting)

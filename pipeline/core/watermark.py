@@ -5,6 +5,7 @@ Plain functions over integers; the caller brings the clock. All times are UTC mi
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,27 @@ def advance(
     if caught_up:
         candidates.append(now_us - lateness_us)
     return max(candidates, default=None)
+
+
+@dataclass(slots=True)
+class BrokerClock:
+    """The broker's time, by what its chunks tell, for a watermark that must not run ahead of it.
+
+    What is final can only be told by the broker's time: an event is too late by that time, whatever our own
+    clock says. A chunk that was waited for bears the broker's time of just now, and from then on a monotonic
+    clock goes on from it. Until there is such a chunk, the host's clock must do.
+
+    Example: the host says 12:00:00 and is an hour ahead. A chunk of 11:00:00 that was waited for comes; ten
+    seconds later, by the monotonic clock, it is 11:00:10 at the broker.
+    """
+
+    _ahead_us: int | None = None
+    """The broker's time less the monotonic clock's."""
+
+    def heard(self, broker_us: int, *, monotonic_us: int) -> None:
+        """A chunk came that the broker had just stored."""
+        self._ahead_us = broker_us - monotonic_us
+
+    def now_us(self, *, host_us: int, monotonic_us: int) -> int:
+        """The earlier of the host's time and the broker's: neither clock alone makes anything final."""
+        return host_us if self._ahead_us is None else min(host_us, self._ahead_us + monotonic_us)

@@ -67,6 +67,10 @@ class Trouble(StrEnum):
     OTHER = "other"
 
 
+GROUP_QUIET_S: Final = 30
+"""A group that has committed nothing for so long gives way to another. An idle worker commits, too."""
+
+
 class SinkUnavailable(Exception):
     """The database cannot be used now. Back off and do the same again: every call here is safe to repeat."""
 
@@ -83,6 +87,10 @@ class SchemaMissing(Exception):
     """The database lacks tables that the code needs. The remedy is ``spendstream migrate``."""
 
 
+class Contested(SinkUnavailable):
+    """Another consumer group commits to the partition. Claim it again once that group is quiet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The right to write one partition, until somebody raises its epoch."""
@@ -90,6 +98,10 @@ class Claim:
     stream: str
     partition: int
     epoch: int
+    crashes: int = 0
+    """How often in a row a worker ended here without letting go of the partition."""
+    tried: tuple[int, int] | None = None
+    """The offsets [from, to) that the last of them was taking in, where it was looking for the record."""
 
 
 class TimescaleSink:
@@ -100,14 +112,17 @@ class TimescaleSink:
         database_url: str,
         *,
         application_name: str = "spendstream",
+        consumer: str = "spendstream",
         timeout_s: float = 60.0,
         silent_s: float = 15.0,
     ):
-        """``timeout_s`` bounds each transaction. ``silent_s`` is how long the server waits for us in one: a
-        worker that freezes in a flush must not keep the next owner from its rows.
+        """``consumer`` is the consumer group that we read for. ``timeout_s`` bounds each transaction.
+        ``silent_s`` is how long the server waits for us in one: a worker that freezes in a flush must not
+        keep the next owner from its rows.
         """
         self._url = database_url
         self._application_name = application_name
+        self._consumer = consumer
         self._timeout_s = timeout_s
         self._silent_s = silent_s
         self._connection: AsyncConnection | None = None
@@ -131,14 +146,22 @@ class TimescaleSink:
 
         Raises:
             SinkUnavailable, SchemaMissing.
+            Contested: another consumer group has committed there within `GROUP_QUIET_S`.
         """
+        named = {"stream": stream, "consumer": self._consumer, "quiet": f"{GROUP_QUIET_S} s"}
         async with _Unit(self) as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.partitions'))")
-            cursor = await connection.execute(_FLUSH["claim"], {"stream": stream})
-            row = await cursor.fetchone()
-            assert row is not None
-        partition, epoch, offset, offered, accepted, duplicate, rejected, replays, *times, was_retired = row
-        mark, newest, broker, newest_broker, ids_from_hour = times
+            row = await (await connection.execute(_FLUSH["claim"], named)).fetchone()
+            if row is None:
+                (other,) = await (await connection.execute(_FLUSH["consumer"], named)).fetchone() or ("?",)
+        if row is None:
+            raise Contested(
+                f"the consumer groups {other!r} and {self._consumer!r} (RABBITMQ_CONSUMER) both read"
+                f" {stream!r} into this database, where one of them is enough: give all workers of a database"
+                f" the same group, or stop those of one group for {GROUP_QUIET_S} s"
+            )
+        (partition, epoch, offset, offered, accepted, duplicate, rejected, replays), rest = row[:8], row[8:]
+        mark, newest, broker, newest_broker, ids_from_hour, was_retired, crashes, *tried = rest
         if was_retired:
             log.warning("retired_stream_is_read_again", extra={"stream": stream, "partition": partition})
         position = Position(
@@ -154,7 +177,28 @@ class TimescaleSink:
             rejected=rejected,
             replays=replays,
         )
-        return Claim(stream, partition, epoch), position
+        place = (tried[0], tried[1]) if tried[0] is not None else None
+        return Claim(stream, partition, epoch, crashes, place), position
+
+    async def released(self, claim: Claim) -> None:
+        """The partition was let go of on purpose. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            await connection.execute(_FLUSH["released"], _named(claim))
+
+    async def trying(self, claim: Claim, from_offset: int, to_offset: int) -> None:
+        """Note which records are taken in next. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            await connection.execute(
+                _FLUSH["trying"], {**_named(claim), "from_offset": from_offset, "to_offset": to_offset}
+            )
+
+    async def skips(self, claim: Claim, *, from_offset: int) -> dict[int, str]:
+        """By offset, why and by whom a record is skipped. Raises as `claim`."""
+        async with _Unit(self) as connection:
+            rows = await connection.execute(
+                _FLUSH["skips"], {"stream": claim.stream, "from_offset": from_offset}
+            )
+            return {offset: f"skipped by {actor}: {note}" for offset, note, actor in await rows.fetchall()}
 
     async def holds(self, claim: Claim, *, offset: int) -> bool:
         """Is the claim the last one, and the partition committed up to ``offset``? Raises as `claim`."""
@@ -312,8 +356,10 @@ class TimescaleSink:
 
     # --- the flush -----------------------------------------------------------------------------------------
 
-    async def flush(self, claim: Claim, batch: Batch) -> bool:
+    async def flush(self, claim: Claim, batch: Batch, *, well: bool = False) -> bool:
         """Write a batch whole, or not at all. True if dead letters wait to be replayed.
+
+        ``well``: the worker has come past whatever made an earlier one crash.
 
         Raises:
             SinkUnavailable: the outcome may be unknown; flush the very same batch again.
@@ -324,7 +370,7 @@ class TimescaleSink:
         if batch.accepted is not None:
             events = await asyncio.to_thread(_outbox_row, claim, batch.accepted)
         async with _Unit(self) as connection:
-            waiting = await self._advance(connection, claim, batch)
+            waiting = await self._advance(connection, claim, batch, well)
             if waiting is None:
                 return False
             for rows in batch.tables:
@@ -352,7 +398,7 @@ class TimescaleSink:
         return waiting
 
     async def _advance(
-        self, connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch
+        self, connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch, well: bool = False
     ) -> bool | None:
         """Step 1: do letters wait for a replay? None: an earlier attempt at this very batch was committed."""
         position = batch.position
@@ -375,6 +421,7 @@ class TimescaleSink:
                 "caught_up": batch.caught_up,
                 "replays": position.replays,
                 "from_replays": batch.from_replays,
+                "well": well,
             },
         )
         moved = await cursor.fetchone()
@@ -594,6 +641,10 @@ def _trouble(error: BaseException) -> Trouble:
     by_class = {"53": Trouble.LIMIT, "40": Trouble.CONFLICT, "": Trouble.CONNECTION}
     connection = ("08", "25", "28", "57")
     return Trouble.CONNECTION if state[:2] in connection else by_class.get(state[:2], Trouble.OTHER)
+
+
+def _named(claim: Claim) -> dict[str, Any]:
+    return {"stream": claim.stream, "partition": claim.partition, "epoch": claim.epoch}
 
 
 # --- between arrays and rows -----------------------------------------------------------------------------

@@ -1,18 +1,40 @@
 -- name: claim
 -- Make this worker the only writer of a stream's partition: give the stream its number the first time, and
 -- raise the epoch every time. It waits for a flush in flight, and that worker's next flush fails.
--- A stream that somebody reads is not retired: the last column says that it was.
+-- A stream that somebody reads is not retired: the column after the times says that it was. No row comes back where
+-- another consumer group commits there: two groups would take the partition from each other for ever.
+-- Each claim counts as a crash until the worker has let go of the partition, or come past the place (see `advance`).
 WITH before AS (SELECT retired_at FROM analytics.partitions WHERE stream = %(stream)s)
-INSERT INTO analytics.partitions AS p (partition, stream, epoch, updated_at)
-SELECT COALESCE(MAX(partition) + 1, 0), %(stream)s, 1, now() FROM analytics.partitions
-ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now(), retired_at = NULL
+INSERT INTO analytics.partitions AS p (partition, stream, epoch, updated_at, consumer, crashes)
+SELECT COALESCE(MAX(partition) + 1, 0), %(stream)s, 1, now(), %(consumer)s, 1 FROM analytics.partitions
+ON CONFLICT (stream) DO UPDATE SET epoch = p.epoch + 1, updated_at = now(), retired_at = NULL,
+    consumer = %(consumer)s, crashes = p.crashes + 1
+WHERE p.consumer IS NULL OR p.consumer = %(consumer)s OR p.updated_at < now() - %(quiet)s::interval
 RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, rejected, replays,
     (EXTRACT(EPOCH FROM watermark) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM max_event_time) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM GREATEST(newest_broker_time, broker_time)) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint,
-    EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL)
+    EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL), crashes - 1, trying_from, trying_to
+
+-- name: consumer
+-- Which consumer group reads a stream: asked when a claim was refused.
+SELECT consumer FROM analytics.partitions WHERE stream = %(stream)s
+
+-- name: released
+-- The worker lets go of the partition by itself, so what comes next is no restart after a crash.
+UPDATE analytics.partitions SET crashes = 0
+WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
+
+-- name: trying
+-- The records that the worker takes in next, while it looks for the one at which it crashes.
+UPDATE analytics.partitions SET trying_from = %(from_offset)s, trying_to = %(to_offset)s
+WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
+
+-- name: skips
+-- The records of a stream, from an offset on, that an operator has skipped.
+SELECT "offset", note, actor FROM analytics.skips WHERE stream = %(stream)s AND "offset" >= %(from_offset)s
 
 -- name: advance
 -- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.
@@ -24,7 +46,9 @@ WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
     broker_time = %(broker_time)s, newest_broker_time = %(newest_broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
-    rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s
+    rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s,
+    crashes = CASE WHEN %(well)s THEN 0 ELSE crashes END,
+    trying_from = CASE WHEN %(well)s THEN NULL ELSE trying_from END
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
     AND committed_offset = %(from_offset)s AND replays = %(from_replays)s
 RETURNING partition)

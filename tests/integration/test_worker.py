@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.transports.embedded import EmbeddedTransport
 from sql import migrate
 from tests import books, mix, processes, streams
 from tests import oracle as naive
+from tests.faults import clock
 
 BUFFERED = 'analytics_buffered_events{partition="0"}'
 METRICS = (
@@ -245,3 +247,65 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
 
 def books_time(at: Any) -> str:
     return str(at.isoformat(timespec="microseconds").replace("+00:00", "Z"))
+
+
+async def test_a_worker_whose_clock_is_ahead_does_not_let_the_watermark_pass_the_brokers_time(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """What the watermark has passed by the dedupe window is final, so no event may come after that."""
+    ahead = clock.Clock(tmp_path / "clock")
+    ahead.set(3600)
+    url = env["DATABASE_URL"]
+    bodies = mix.make(20, seed=5, now_us=time.time_ns() // 1000, bad=0.0).bodies
+    with processes.worker({**env, **ahead.env()}, tmp_path) as worker:
+        for count in (10, 20):  # the second ones come while the worker waits for them
+            await publish(env, bodies[count - 10 : count])
+            processes.wait_for(lambda n=count: streams.offered(url) == n and caught_up(url), 60, worker.log)
+        processes.wait_for(lambda: -30 < watermark_s(url) - time.time() < 0, 30, worker.log)
+        for _ in range(20):  # some flushes, each of which could take it ahead again
+            assert watermark_s(url) < time.time()
+            await asyncio.sleep(0.05)
+        assert worker.stop() == 0
+
+
+def caught_up(url: str) -> bool:
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT bool_and(caught_up) FROM analytics.partitions").fetchone()
+    return bool(row and row[0])
+
+
+def watermark_s(url: str) -> float:
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT EXTRACT(EPOCH FROM max(watermark))::float8 FROM analytics.partitions"
+        ).fetchone()
+    assert row is not None
+    return float(row[0])
+
+
+async def test_of_two_consumer_groups_on_one_database_the_second_waits_and_says_so(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    url = env["DATABASE_URL"]
+    await publish(env, mix.make(10, seed=6, now_us=time.time_ns() // 1000).bodies)
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    second = processes.worker({**env, "RABBITMQ_CONSUMER": "second"}, folders[1])
+    with processes.worker({**env, "RABBITMQ_CONSUMER": "first"}, folders[0]) as first:
+        processes.wait_for(lambda: streams.offered(url) == 10, 60, first.log)
+        second.start(wait=False)
+        with psycopg.connect(url) as connection:
+            before = connection.execute("SELECT epoch, consumer FROM analytics.partitions").fetchone()
+        processes.wait_for(lambda: "two_consumer_groups" in second.log(None), 30, second.log)
+        status, answer = processes.get(second.ready_url)
+        assert status == 503
+        detail = answer["components"]["stream"]["detail"]
+        assert "'first'" in detail
+        assert "'second'" in detail
+        assert "RABBITMQ_CONSUMER" in detail
+        assert first.status() == 200
+        with psycopg.connect(url) as connection:
+            after = connection.execute("SELECT epoch, consumer FROM analytics.partitions").fetchone()
+        second.kill()
+        assert after == before, "nobody took the partition from anybody"

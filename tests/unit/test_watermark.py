@@ -46,3 +46,13 @@ def test_one_that_events_have_passed_is_kept_whatever_the_clock_says() -> None:
     slow_clock = NOW - 5 * HOUR_US
     kept = watermark.advance(NOW - LATE, newest_us=NOW, lateness_us=LATE, now_us=slow_clock, caught_up=True)
     assert kept == NOW - LATE
+
+
+def test_a_hosts_clock_that_is_ahead_makes_nothing_final_before_its_time_at_the_broker() -> None:
+    clock = watermark.BrokerClock()
+    assert clock.now_us(host_us=NOW + HOUR_US, monotonic_us=5) == NOW + HOUR_US, "nothing else is known"
+    clock.heard(NOW, monotonic_us=1_000)
+    assert clock.now_us(host_us=NOW + HOUR_US, monotonic_us=1_000 + 10_000_000) == NOW + 10_000_000
+    assert clock.now_us(host_us=NOW - HOUR_US, monotonic_us=1_000) == NOW - HOUR_US
+    clock.heard(NOW - HOUR_US, monotonic_us=2_000)
+    assert clock.now_us(host_us=NOW, monotonic_us=2_000) == NOW - HOUR_US, "the newest word counts"
