@@ -67,13 +67,12 @@ def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
                 click.echo(json.dumps(_row(record), ensure_ascii=False))
                 continue
             state = "" if record.requested_at is None else f" [replay: {record.outcome or 'waits'}]"
-            click.echo(
-                f"{record.stream} offset {record.offset} {record.reason}: {_faults(record.faults)}{state}"
-            )
+            click.echo(f"{record.stream} {record.offsets} {record.reason}: {_faults(record.faults)}{state}")
             body = "(bytes not kept: read them from the stream)"
             if record.body is not None:
                 body = record.body[:BODY_SHOWN].decode("utf-8", "backslashreplace").translate(VISIBLE)
-                body += f"… ({len(record.body)} bytes)" if len(record.body) > BODY_SHOWN else ""
+                whole = record.body_bytes or len(record.body)
+                body += f"… ({whole} bytes)" if whole > BODY_SHOWN else ""
             click.echo(f"    {body}")
         if not as_json:
             counts = table.count_by_reason(database_url, chosen)
@@ -132,6 +131,7 @@ def _tell_letter(letter: Examined, verdict: str) -> None:
     lines = {
         "stream": f"{record.stream} (partition {record.partition})",
         "offset": f"{record.offset}, position {record.position}",
+        "records": f"{record.records}: a batch that cannot be undone" if record.records > 1 else "",
         "broker time": _time(record.broker_time),
         "refused at": _time(record.rejected_at),
         "reason": record.reason,
@@ -149,11 +149,16 @@ def _tell_letter(letter: Examined, verdict: str) -> None:
     else:
         lines["now"] = f"a replay would leave it, as {verdict}{f': {letter.why}' if letter.why else ''}"
     for name, text in lines.items():
-        click.echo(f"{name + ':':<13}{text.translate(VISIBLE)}")
+        if text or name == "faults":
+            click.echo(f"{name + ':':<13}{text.translate(VISIBLE)}")
     if letter.body is None:
         click.echo("body:        (its bytes were left out in a flood, and the stream has them no more)")
         return
-    click.echo(f"body:        {len(letter.body)} bytes")
+    if record.body_bytes is None or record.body_sha256 is None:
+        click.echo(f"body:        {len(letter.body)} bytes")
+    else:
+        kept = f"the first {len(letter.body)} are kept, sha256 of all: {record.body_sha256.hex()}"
+        click.echo(f"body:        {record.body_bytes} bytes; {kept}")
     for line in _pretty(letter.body).splitlines():
         click.echo(f"    {line.translate(VISIBLE)}")
 
@@ -342,9 +347,12 @@ def _row(record: RefusedRecord) -> dict[str, Any]:
         "partition": record.partition,
         "offset": record.offset,
         "position": record.position,
+        "records": record.records,
         "reason": record.reason,
         "faults": record.faults,
         "body": None if record.body is None else base64.b64encode(record.body).decode(),
+        "bodyBytes": record.body_bytes,
+        "bodySha256": None if record.body_sha256 is None else record.body_sha256.hex(),
         "rejectedAt": record.rejected_at.isoformat(),
         "brokerTime": record.broker_time.isoformat(),
         "replay": None

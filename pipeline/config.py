@@ -31,6 +31,7 @@ class FlushConfig:
     interval_s: float = 1.0
     events_max: int = 200_000
     buffer_events_max: int = 2_000_000
+    buffer_bytes_max: int = 256 * 2**20
     dirty_rows_max: int = 1_000_000
 
 
@@ -87,11 +88,13 @@ def load(environment: Mapping[str, str]) -> Config:
             clients_per_org_hour_max=v["CLIENTS_PER_ORG_HOUR_MAX"],
             dedupe_ids_max=v["DEDUPE_IDS_MAX"],
             dead_letter_bodies_max=v["DEAD_LETTER_BODIES_MAX"],
+            dead_letter_bytes_max=v["DEAD_LETTER_BYTES_MAX"],
         ),
         flush=FlushConfig(
             interval_s=v["FLUSH_INTERVAL"],
             events_max=v["FLUSH_EVENTS_MAX"],
             buffer_events_max=v["BUFFER_EVENTS_MAX"],
+            buffer_bytes_max=v["BUFFER_BYTES_MAX"],
             dirty_rows_max=v["DIRTY_ROWS_MAX"],
         ),
         retention=RetentionConfig(

@@ -340,6 +340,7 @@ class PartitionWorker:
                 next_offset=chunk.next_offset,
                 timestamp_us=chunk.timestamp_us,
                 bodies=chunk.bodies,
+                unreadable=chunk.unreadable,
             )
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
         self._chunk_times_us.append(chunk.timestamp_us)
@@ -347,12 +348,14 @@ class PartitionWorker:
             delivery.subscription.grant()
         else:
             self._withheld.append(delivery.subscription)
-        if ledger.unflushed_events >= self._flush_config.events_max:
+        full = ledger.unflushed_bytes >= self._flush_config.buffer_bytes_max
+        if full or ledger.unflushed_events >= self._flush_config.events_max:
             self.flush_wanted.set()
 
     def _has_room(self, ledger: Ledger) -> bool:
         return (
             ledger.unflushed_events < self._flush_config.buffer_events_max
+            and ledger.unflushed_bytes < self._flush_config.buffer_bytes_max
             and ledger.dirty_rows < self._flush_config.dirty_rows_max
         )
 

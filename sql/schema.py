@@ -176,8 +176,14 @@ dead_letters = Table(
     Column("body", LargeBinary, nullable=True),
     _timestamp("rejected_at"),
     _timestamp("broker_time", nullable=True),
+    Column("records", Integer, nullable=False, server_default=text("1")),
+    Column("body_bytes", BigInteger, nullable=True),
+    Column("body_sha256", LargeBinary, nullable=True),
 )
 """Rejected events with their original bytes (null in a flood: the stream still has them).
+
+A batch that cannot be undone is one row for all its ``records``, from ``offset`` on, with its own bytes.
+Of a body that was cut, ``body_bytes`` and ``body_sha256`` are the length and digest of the whole.
 
 ``rejected_at`` is the broker's time of the last chunk of the flush, ``broker_time`` that of the event's own.
 """

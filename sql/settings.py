@@ -175,6 +175,16 @@ def _span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
     return parse
 
 
+def _sized(minimum_bytes: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = size_bytes(text)
+        if value < minimum_bytes:
+            raise ValueError(f"must be at least {minimum_bytes // 2**20} MiB")
+        return value
+
+    return parse
+
+
 def _whole_seconds(minimum_s: int, maximum_s: int) -> Callable[[str], int]:
     span = _span(minimum_s, maximum_s)
 
@@ -259,6 +269,12 @@ SETTINGS: tuple[Setting, ...] = (
         "buffered events at which reading stops (back-pressure)",
     ),
     _setting(
+        "BUFFER_BYTES_MAX",
+        _sized(16 * 2**20),
+        "256MiB",
+        "bytes of buffered bodies and of dead letters at which reading stops (back-pressure)",
+    ),
+    _setting(
         "DIRTY_ROWS_MAX", _positive_int, "1000000", "unflushed rows at which reading stops (back-pressure)"
     ),
     _setting(
@@ -295,6 +311,13 @@ SETTINGS: tuple[Setting, ...] = (
         _positive_int,
         "10000",
         "original bodies kept per flush; beyond, only the offset",
+    ),
+    _setting(
+        "DEAD_LETTER_BYTES_MAX",
+        size_bytes,
+        "64MiB",
+        "bytes of original bodies kept per flush; beyond, only the offset. Of one body at most 64 KiB are"
+        " kept",
     ),
     _setting("RETENTION_MINUTE", _span(86400, 3650 * 86400), "14d", "how long minute rows are kept"),
     _setting("RETENTION_ROLLUP", _span(86400, 3650 * 86400), "400d", "how long hour and day rows are kept"),

@@ -565,5 +565,5 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 def records(chunks: Iterable[Any]) -> Iterator[tuple[int, int, bytes]]:
     """What `Oracle.feed` takes, from objects like `pipeline.transports.Chunk`."""
     for chunk in chunks:
-        for i, body in enumerate(chunk.bodies):
-            yield chunk.first_offset + i, chunk.timestamp_us, bytes(body)
+        for offset, body in zip(chunk.offsets().tolist(), chunk.bodies, strict=True):
+            yield offset, chunk.timestamp_us, bytes(body)

@@ -61,8 +61,8 @@ async def read_all(url: str, stream: str, *, upto: int) -> list[Record]:
             chunk: Chunk = await asyncio.wait_for(subscription.receive(), 30)
             subscription.grant()
             records.extend(
-                Record(chunk.first_offset + i, chunk.timestamp_us, bytes(body))
-                for i, body in enumerate(chunk.bodies)
+                Record(offset, chunk.timestamp_us, bytes(body))
+                for offset, body in zip(chunk.offsets().tolist(), chunk.bodies, strict=True)
             )
             next_offset = chunk.next_offset
     finally:

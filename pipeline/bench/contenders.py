@@ -177,7 +177,7 @@ def core(task: Task) -> Outcome:
     dead_letters = 0
     for batch in batches:
         sums.update(_hourly(batch.tables[1]))
-        dead_letters += len(batch.dead_letters)
+        dead_letters += sum(letter.records for letter in batch.dead_letters)
     position, conflicts = ledger.position, ledger.tally.rejected["conflict"]
     assert dead_letters == position.rejected, "a dead letter is missing"
     assert sum(one[0] for one in sums.values()) == position.accepted, "rows and counters disagree"

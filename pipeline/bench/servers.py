@@ -154,7 +154,7 @@ def stored_answer(connection: psycopg.Connection[Any]) -> Answer:
             raise BenchError(f"{table} does not add up to usage_hour")
     counters = connection.execute(
         "SELECT sum(accepted)::bigint, sum(duplicate)::bigint, sum(rejected)::bigint,"
-        " (SELECT count(*) FROM analytics.dead_letters),"
+        " (SELECT coalesce(sum(records), 0)::bigint FROM analytics.dead_letters),"
         " (SELECT count(*) FROM analytics.dead_letters WHERE reason = 'conflict') FROM analytics.partitions"
     ).fetchone()
     assert counters is not None

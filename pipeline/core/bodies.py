@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, overload
 
 import numpy as np
@@ -12,6 +14,60 @@ IntArray = npt.NDArray[Any]
 
 PADDING: Final = bytes(32)
 """At the end of a joined buffer: compiled readers look some bytes ahead."""
+
+KEPT_BYTES_MAX: Final = 64 * 1024 + 1
+"""Of a body that is refused no more is kept: one byte more than an event may have, so that it shows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What is kept of some bytes: the first `KEPT_BYTES_MAX`; of more, how many they were, and a digest."""
+
+    body: bytes
+    whole_bytes: int | None = None
+    sha256: bytes | None = None
+    """Length and digest of the whole; None where ``body`` is the whole."""
+
+    @classmethod
+    def of(cls, body: bytes | memoryview) -> Kept:
+        if len(body) <= KEPT_BYTES_MAX:
+            return cls(body=bytes(body))
+        digest = hashlib.sha256(body).digest()
+        return cls(body=bytes(body[:KEPT_BYTES_MAX]), whole_bytes=len(body), sha256=digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """Consecutive records that cannot be told apart: the batch that claims to hold them cannot be undone.
+
+    They have offsets, ``records`` of them from ``first_offset`` on, and no bodies; ``stored`` is the batch.
+    """
+
+    first_offset: int
+    records: int
+    fault: str
+    stored: Kept
+
+    def since(self, offset: int) -> Unreadable:
+        """Without the records below an offset."""
+        below = max(0, offset - self.first_offset)
+        return replace(self, first_offset=self.first_offset + below, records=self.records - below)
+
+
+def offsets_of(first_offset: int, count: int, unreadable: Sequence[Unreadable]) -> IntArray:
+    """The offsets (int64[count]) of a chunk's bodies: from ``first_offset`` on, without unreadable records.
+
+    ``unreadable`` is in the order of offsets and lies among or around the bodies.
+    """
+    offsets: IntArray = np.arange(first_offset, first_offset + count)
+    if unreadable:
+        records = np.array([run.records for run in unreadable], np.int64)
+        before = np.cumsum(records) - records  # unreadable ones before each run
+        places = np.array([run.first_offset for run in unreadable], np.int64) - first_offset - before
+        skipped = np.zeros(count + 1, np.int64)
+        np.add.at(skipped, places, records)
+        offsets += np.cumsum(skipped[:-1])
+    return offsets
 
 
 class Bodies(Sequence[bytes]):
@@ -65,6 +121,10 @@ class Bodies(Sequence[bytes]):
         if isinstance(at, slice):
             return Bodies(self.text, self.begins[at], self.ends[at], padded=self.padded)
         return bytes(self.text[int(self.begins[at]) : int(self.ends[at])])
+
+    def view(self, at: int) -> memoryview:
+        """One body without a copy."""
+        return memoryview(self.text)[int(self.begins[at]) : int(self.ends[at])]
 
     def __iter__(self) -> Iterator[bytes]:
         text = self.text

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels, machine, scan, wire
-from pipeline.core.bodies import PADDING, Bodies
+from pipeline.core.bodies import KEPT_BYTES_MAX, PADDING, Bodies
 from pipeline.core.secret import SECRET
 from pipeline.core.wire import Event, Fault, Invalid
 
@@ -205,7 +205,7 @@ class Reader:
         refused: list[Refused] = []
         rescued: list[tuple[int, Event]] = []
         for source in doubtful.tolist():
-            verdict = wire.read(bodies[source])
+            verdict = wire.read(bytes(bodies.view(source)[:KEPT_BYTES_MAX]))
             if isinstance(verdict, Invalid):
                 refused.append(Refused(source, verdict.reason, verdict.faults))
             else:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pipeline.core import dedupe, kernels, replay, watermark
 from pipeline.core.accepted import AcceptedEvents, AcceptedLog
-from pipeline.core.bodies import Bodies
+from pipeline.core.bodies import KEPT_BYTES_MAX, Bodies, Kept, Unreadable, offsets_of
 from pipeline.core.cells import (
     CLIENT,
     CODE,
@@ -56,6 +56,12 @@ FOLD_EVENTS: Final = 8192
 """Buffered events that are folded at once: large enough for columns to pay, small enough for the loop."""
 
 ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
+FOLD_BYTES: Final = 16 * 2**20
+"""Buffered bytes that are folded at once, however few events they are: once folded, a body is gone."""
+
+LETTER_BYTES: Final = 512
+"""About what a dead letter takes in memory beside its body."""
+
 LOADED_BLOCKS_MAX: Final = 20_000
 NAMES_MAX: Final = 200_000
 
@@ -92,7 +98,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One refused record, with all that is needed to look at it and to replay it."""
+    """One refused record, with all that is needed to look at it and to replay it; or a whole batch."""
 
     offset: int
     position: int
@@ -101,7 +107,12 @@ class DeadLetter:
     reason: str
     faults: tuple[Fault, ...]
     body: bytes | None
-    """The original bytes; None in a flood, when only the offset is kept."""
+    """The original bytes, or the first `KEPT_BYTES_MAX`; None in a flood, when only the offset is kept."""
+    body_bytes: int | None = None
+    body_sha256: bytes | None = None
+    """Of a body that was cut: length and digest of the whole."""
+    records: int = 1
+    """How many from ``offset`` on: more than one where a batch cannot be undone; ``body`` is the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,8 +253,8 @@ class Ledger:
         self._committed_from = self.position.next_offset
         self._committed_replays = self.position.replays
         self._drained_offered = self.position.offered
-        self._buffered: list[tuple[int, int, Sequence[bytes]]] = []
-        self._buffered_events = 0
+        self._buffered: list[tuple[int, int, Sequence[bytes], Sequence[Unreadable]]] = []
+        self._buffered_events = self._buffered_bytes = 0
         self._received_offset = self.position.next_offset
         self._reader = Reader()
         self._decoding = decoding or nullcontext()
@@ -257,7 +268,7 @@ class Ledger:
         self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
         self._new_ids: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
         self._dead_letters: list[DeadLetter] = []
-        self._bodies_kept = 0
+        self._bodies_kept = self._body_bytes_kept = 0
         self._settled: list[Settled] = []
         self._replayed_from_us: int | None = None
         self._set_horizons()
@@ -288,9 +299,15 @@ class Ledger:
     # --- chunks in -------------------------------------------------------------------------------------
 
     def ingest(
-        self, *, first_offset: int, next_offset: int, timestamp_us: int, bodies: Sequence[bytes]
+        self,
+        *,
+        first_offset: int,
+        next_offset: int,
+        timestamp_us: int,
+        bodies: Sequence[bytes],
+        unreadable: Sequence[Unreadable] = (),
     ) -> None:
-        """Take in one chunk, in stream order. Record i has the offset ``first_offset + i``.
+        """Take in one chunk, in stream order; `offsets_of` tells the offset of each body.
 
         Raises:
             ValueError: the chunk does not follow the last one.
@@ -298,22 +315,25 @@ class Ledger:
         if first_offset < self._received_offset:
             raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
         self._received_offset = next_offset
-        self._buffered.append((first_offset, timestamp_us, bodies))
+        self._buffered.append((first_offset, timestamp_us, bodies, unreadable))
         self._buffered_events += len(bodies)
-        if self._buffered_events >= FOLD_EVENTS:
+        self._buffered_bytes += len(bodies.text) if isinstance(bodies, Bodies) else sum(map(len, bodies))
+        for run in unreadable:
+            self._buffered_events += run.records
+            self._buffered_bytes += len(run.stored.body)
+        if self._buffered_events >= FOLD_EVENTS or self._buffered_bytes >= FOLD_BYTES:
             self.fold()
 
     def fold(self) -> None:
         """Work the buffered chunks into the books: read, judge, deduplicate, add."""
         if not self._buffered:
             return
-        chunks, self._buffered, self._buffered_events = self._buffered, [], 0
-        bodies = Bodies.join([chunk for _, _, chunk in chunks])
-        lengths = [len(chunk) for _, _, chunk in chunks]
-        offsets = np.repeat([first for first, _, _ in chunks], lengths) + (
-            np.arange(len(bodies)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        )
-        times = np.array([timestamp for _, timestamp, _ in chunks], np.int64)
+        chunks, self._buffered = self._buffered, []
+        self._buffered_events = self._buffered_bytes = 0
+        bodies = Bodies.join([chunk for _, _, chunk, _ in chunks])
+        lengths = [len(chunk) for _, _, chunk, _ in chunks]
+        offsets = np.concatenate([offsets_of(first, len(chunk), runs) for first, _, chunk, runs in chunks])
+        times = np.array([timestamp for _, timestamp, _, _ in chunks], np.int64)
         newest = np.maximum(np.maximum.accumulate(times), self.position.newest_broker_us)
         broker_us = np.repeat(times, lengths)
         floor_us = np.repeat(newest - self._rules.dedupe_window_us, lengths)
@@ -322,22 +342,56 @@ class Ledger:
         self.position.next_offset = self._received_offset
         self.position.offered += len(bodies)
 
+        for _, timestamp_us, _, unreadable in chunks:
+            for run in unreadable:
+                self._refuse_run(run, timestamp_us)
         with self._decoding:
             columns, refused = self._reader.read(bodies)
         for bad in refused:
             at = bad.source
-            self._refuse(int(offsets[at]), int(broker_us[at]), bodies[at], bad.reason, bad.faults)
+            self._refuse(int(offsets[at]), int(broker_us[at]), bodies.view(at), bad.reason, bad.faults)
         columns = self._refuse_by_time(columns, offsets, broker_us, floor_us, bodies)
         columns = self._drop_duplicates(columns, offsets, broker_us, floor_us, bodies)
         self._accept(columns, offsets, broker_us)
 
     def _refuse(
-        self, offset: int, broker_us: int, body: bytes, reason: str, faults: tuple[Fault, ...]
+        self,
+        offset: int,
+        broker_us: int,
+        body: bytes | memoryview,
+        reason: str,
+        faults: tuple[Fault, ...],
     ) -> None:
-        self.position.rejected += 1
-        self.tally.rejected[reason] += 1
-        kept = self._bodies_kept < self._rules.dead_letter_bodies_max
-        self._bodies_kept += kept
+        kept = Kept.of(body) if self._keeps(min(len(body), KEPT_BYTES_MAX)) else None
+        self._add_letter(offset, 1, broker_us, reason, faults, kept)
+
+    def _refuse_run(self, run: Unreadable, broker_us: int) -> None:
+        """One letter for all records of a batch; each of them was offered, and is rejected."""
+        self.position.offered += run.records
+        kept = run.stored if self._keeps(len(run.stored.body)) else None
+        self._add_letter(run.first_offset, run.records, broker_us, "malformed", (Fault("", run.fault),), kept)
+
+    def _keeps(self, size: int) -> bool:
+        """Is there room for one more body of the open batch?"""
+        rules = self._rules
+        fits = self._body_bytes_kept + size <= rules.dead_letter_bytes_max
+        if not fits or self._bodies_kept >= rules.dead_letter_bodies_max:
+            return False
+        self._bodies_kept += 1
+        self._body_bytes_kept += size
+        return True
+
+    def _add_letter(
+        self,
+        offset: int,
+        records: int,
+        broker_us: int,
+        reason: str,
+        faults: tuple[Fault, ...],
+        kept: Kept | None,
+    ) -> None:
+        self.position.rejected += records
+        self.tally.rejected[reason] += records
         self._dead_letters.append(
             DeadLetter(
                 offset=offset,
@@ -345,7 +399,10 @@ class Ledger:
                 broker_us=broker_us,
                 reason=reason,
                 faults=faults,
-                body=bytes(body) if kept else None,
+                body=None if kept is None else kept.body,
+                body_bytes=None if kept is None else kept.whole_bytes,
+                body_sha256=None if kept is None else kept.sha256,
+                records=records,
             )
         )
 
@@ -355,7 +412,7 @@ class Ledger:
         offsets: IntArray,
         broker_us: IntArray,
         floor_us: IntArray,
-        bodies: Sequence[bytes],
+        bodies: Bodies,
     ) -> Columns:
         broker = broker_us[columns.source]
         future = columns.occurred_us > broker + FUTURE_US
@@ -379,7 +436,7 @@ class Ledger:
             else:
                 reason, message = "too_late", "its ids were dropped, under a shorter DEDUPE_WINDOW"
             faults = (Fault("occurredAt", message),)
-            self._refuse(int(offsets[source]), int(broker_us[source]), bodies[source], reason, faults)
+            self._refuse(int(offsets[source]), int(broker_us[source]), bodies.view(source), reason, faults)
         return columns.take(~refused)
 
     def _drop_duplicates(
@@ -388,7 +445,7 @@ class Ledger:
         offsets: IntArray,
         broker_us: IntArray,
         floor_us: IntArray,
-        bodies: Sequence[bytes],
+        bodies: Bodies,
     ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
         live_from = (floor_us[columns.source] // HOUR_US).astype(np.int32)
@@ -409,7 +466,7 @@ class Ledger:
             self.position.duplicate += duplicate
             self.tally.duplicate += duplicate
             for source in columns.source[outcomes == kernels.CONFLICT].tolist():
-                at, body = int(broker_us[source]), bodies[source]
+                at, body = int(broker_us[source]), bodies.view(source)
                 self._refuse(int(offsets[source]), at, body, "conflict", (_CONFLICT,))
             columns = columns.take(fresh)
         if len(columns):
@@ -635,6 +692,11 @@ class Ledger:
         return self.position.offered - self._drained_offered + self._buffered_events
 
     @property
+    def unflushed_bytes(self) -> int:
+        """Bytes of what waits to be folded, and of dead letters since the last drain: bound it likewise."""
+        return self._buffered_bytes + self._body_bytes_kept + LETTER_BYTES * len(self._dead_letters)
+
+    @property
     def memory_bytes(self) -> int:
         """What the tables and the ids hold, about."""
         tables = sum(table.memory_bytes for table in (*self._tables, self._errors))
@@ -683,7 +745,8 @@ class Ledger:
         self._committed_from = position.next_offset
         self._committed_replays = position.replays
         self._drained_offered = position.offered
-        self._dead_letters, self._bodies_kept = [], 0
+        self._dead_letters = []
+        self._bodies_kept = self._body_bytes_kept = 0
         self._settled, self._replayed_from_us = [], None
         self._set_horizons()
         self._forget_names()

@@ -24,3 +24,5 @@ class Rules:
     """Ids of the dedupe window in one partition; beyond, the worker stops rather than forget one."""
     dead_letter_bodies_max: int = 10_000
     """Original bodies kept in one batch; beyond, a dead letter has its offset alone."""
+    dead_letter_bytes_max: int = 64 * 2**20
+    """Bytes of original bodies kept in one batch; likewise."""

@@ -89,6 +89,9 @@ def _alone(record: RefusedRecord, read_back: Found, terms: Terms) -> Examined:
         return replace(
             letter, verdict="gone", why="its bytes were left out in a flood and cannot be read back"
         )
+    if record.records > 1:
+        faults = "; ".join(fault["message"] for fault in record.faults)
+        return replace(letter, verdict="malformed", why=faults)
     event = wire.read(body)
     if isinstance(event, Invalid):
         faults = "; ".join(f"{f.field}: {f.message}" if f.field else f.message for f in event.faults)

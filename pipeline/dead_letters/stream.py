@@ -7,6 +7,7 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 from pipeline.config import StreamConfig
+from pipeline.core.bodies import KEPT_BYTES_MAX
 from pipeline.transports import Extent, OffsetGone, Transport, TransportError
 from pipeline.transports.factory import open_transport
 
@@ -55,10 +56,12 @@ async def _read_run(
             async with asyncio.timeout(_PATIENCE_S):
                 chunk = await subscription.receive()
             subscription.grant()
-            for i, body in enumerate(chunk.bodies):
-                offset = chunk.first_offset + i
+            for offset, body in zip(chunk.offsets().tolist(), chunk.bodies, strict=True):
                 if offset in wanted:
-                    found[extent.stream, offset] = bytes(body), chunk.timestamp_us
+                    found[extent.stream, offset] = bytes(body[:KEPT_BYTES_MAX]), chunk.timestamp_us
+            for run in chunk.unreadable:
+                if run.first_offset in wanted:
+                    found[extent.stream, run.first_offset] = run.stored.body, chunk.timestamp_us
             at = chunk.next_offset
             wanted = {offset for offset in wanted if offset >= at}
             if not wanted:

@@ -52,6 +52,11 @@ class RefusedRecord:
     body: bytes | None
     """The original bytes; None when a flood left only the offset."""
     rejected_at: datetime
+    records: int = 1
+    """More than one where a batch could not be undone: it claims so many from ``offset`` on."""
+    body_bytes: int | None = None
+    body_sha256: bytes | None = None
+    """Length and digest of a body of which only the beginning was kept."""
     broker_time: datetime
     """The broker's time of its chunk, or of the last one of its flush, where that was not kept."""
     requested_at: datetime | None
@@ -68,6 +73,13 @@ class RefusedRecord:
     @property
     def waiting(self) -> bool:
         return self.requested_at is not None and self.settled_at is None
+
+    @property
+    def offsets(self) -> str:
+        """Where it is, for people."""
+        if self.records == 1:
+            return f"offset {self.offset}"
+        return f"offsets {self.offset} to {self.offset + self.records - 1} ({self.records} records)"
 
 
 def newest(database_url: str, chosen: Chosen, *, limit: int = 20) -> Iterator[RefusedRecord]:

@@ -518,6 +518,9 @@ class TimescaleSink:
                         letter.body,
                         rejected_at,
                         _time(letter.broker_us),
+                        letter.records,
+                        letter.body_bytes,
+                        letter.body_sha256,
                     )
                 )
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pipeline.core.bodies import IntArray, Unreadable
 
 
 class TransportError(Exception):
@@ -57,9 +60,10 @@ class OffsetGone(TransportError):
 class Chunk:
     """What the broker delivers at once: consecutive records with one broker timestamp.
 
-    Record ``i`` of ``bodies`` has the stream offset ``first_offset + i``; ``next_offset`` is where a
-    subscription that has consumed this chunk goes on (it can lie beyond ``first_offset +
-    len(bodies)``, because offsets of a stream need not be contiguous between chunks).
+    Record ``i`` of ``bodies`` has the stream offset ``first_offset + i``, but for the `Unreadable` runs
+    among them: `offsets` tells. ``next_offset`` is where a subscription that has consumed this chunk goes on
+    (it can lie beyond the last record, because offsets of a stream need not be contiguous between chunks).
+    What a broker stored as one chunk can come as several, where its batches unpack to much.
 
     A body is the payload alone: AMQP 1.0 framing and sub-entry batches are already undone.
     """
@@ -70,6 +74,14 @@ class Chunk:
     timestamp_us: int
     """When the broker stored the chunk: UTC microseconds since 1970 (brokers give milliseconds)."""
     bodies: Sequence[bytes]
+    unreadable: Sequence[Unreadable] = ()
+    """Records that have offsets and no bodies: batches that a sender wrote and nobody can undo."""
+
+    def offsets(self) -> IntArray:
+        """int64[len(bodies)]: the stream offset of each body."""
+        from pipeline.core.bodies import offsets_of  # here, so that --help does without numpy
+
+        return offsets_of(self.first_offset, len(self.bodies), self.unreadable)
 
 
 class Subscription(Protocol):

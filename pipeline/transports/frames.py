@@ -1,59 +1,82 @@
-"""From the entries of a stored chunk to message payloads, and back: pure functions over bytes.
+"""From the entries of a stored chunk to message payloads: pure functions over bytes.
 
-Knows the chunk's entry layout (osiris: a 4-byte length, or a sub-entry batch with its top bit set) and
-as much of AMQP 1.0 as finding a payload needs. Refuses to know connections, offsets and JSON.
+Knows the chunk's entry layout (osiris: a 4-byte length, or a sub-entry batch with its top bit set); `batches`
+knows the codecs, `amqp` the framing of a message. Refuses to know connections, credit and JSON.
 
-Two kinds of fault are told apart. Bytes that a sender wrote (an entry, the inside of a batch) never fail
-a chunk: what cannot be undone is delivered as it is, and rejected and kept further down, record by
-record. Bytes that the broker wrote (lengths and counts of the chunk) must be right: `BrokenChunk`.
+Two kinds of fault are told apart. Bytes that a sender wrote (an entry, a batch, its header) never fail a
+chunk: an entry that cannot be walked is delivered as it is, a batch that cannot be undone is `Unreadable`;
+both are rejected and kept further down. Bytes that the broker wrote (lengths and counts of the chunk) must be
+right: `BrokenChunk`.
 """
 
 from __future__ import annotations
 
-import gzip
 import struct
-import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 
-from pipeline.core.bodies import Bodies
+from pipeline.core.bodies import Bodies, IntArray, Kept, Unreadable, offsets_of
 from pipeline.core.machine import compiled
+from pipeline.transports import batches
+from pipeline.transports.amqp import amqp_payload
 
-UNCOMPRESSED_BYTES_MAX = 256 * 2**20
-"""Bound of what the batches of one chunk may unpack to; batches beyond it count as broken."""
-
-RECORDS_PER_BATCH_MAX = 2**16 - 1
-RECORDS_PER_CHUNK_MAX = 2**24
-"""A batch can claim 65535 records in 11 bytes; the sum of such claims must not fill the memory."""
+PART_BYTES: Final = 8 * 2**20
+PART_RECORDS: Final = 2**14
+"""A chunk whose batches unpack to more is handed on in parts, each with a credit of its own."""
+_BATCH_BYTES: Final = 1024
+"""What a batch counts beside what it unpacks to: also those that hold nothing cost time."""
 
 _LENGTH = struct.Struct(">I")
 _BATCH_HEADER = struct.Struct(">BHII")  # type and codec, records, uncompressed bytes, stored bytes
-_NO_CODEC, _GZIP = 0, 1
-_CODEC_NAMES = {2: "snappy", 3: "lz4", 4: "zstd"}
+_BATCH = 2
+"""Kind of an entry: 0 is a bare body, 1 one in AMQP framing."""
 
 
 class BrokenChunk(ValueError):
     """The chunk cannot be split into its records, so delivering it would lose some."""
 
 
-def decode_entries(
-    data: bytes | memoryview, start: int, end: int, *, entries: int, records: int
-) -> Sequence[bytes]:
-    """Return the payloads of the ``records`` records stored in ``entries`` entries at data[start:end].
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Consecutive records of a chunk: bodies, and among them the unreadable ones (`offsets_of`)."""
 
-    The record at index i has the chunk's first offset + i. A batch that cannot be unpacked yields its
-    stored bytes for its first record and b"" for the others, so that the count always holds.
+    first_offset: int
+    next_offset: int
+    bodies: Sequence[bytes]
+    unreadable: Sequence[Unreadable] = ()
+
+    def since(self, offset: int) -> Part:
+        """Without the records below an offset, which is one of its own."""
+        if offset <= self.first_offset:
+            return self
+        offsets = offsets_of(self.first_offset, len(self.bodies), self.unreadable)
+        left = [run.since(offset) for run in self.unreadable if run.first_offset + run.records > offset]
+        bodies = self.bodies[int(np.searchsorted(offsets, offset)) :]
+        return Part(first_offset=offset, next_offset=self.next_offset, bodies=bodies, unreadable=left)
+
+
+def decode_parts(
+    data: bytes | memoryview, start: int, end: int, *, entries: int, records: int, first_offset: int
+) -> Iterator[Part]:
+    """The ``records`` records stored in ``entries`` entries at data[start:end], from ``first_offset`` on.
+
+    A chunk without batches is one part. What is unpacked for one part is bounded, by `PART_BYTES` and one
+    batch more, and so is what is unpacked for all of them together (`batches.room_of`).
 
     Raises:
-        BrokenChunk: the lengths do not add up, or a batch uses a codec other than none and gzip.
+        BrokenChunk: at once, not while the parts are made: the lengths do not add up.
     """
     if entries == records and 4 * entries <= end - start:
         begins, ends = np.empty(entries, np.int64), np.empty(entries, np.int64)
         if _find_plain(np.frombuffer(data, np.uint8), start, end, begins, ends):
-            return Bodies(data, begins, ends)
-    return _decode_any(bytes(data), start, end, entries, records)
+            bodies = Bodies(data, begins, ends)
+            return iter((Part(first_offset=first_offset, next_offset=first_offset + records, bodies=bodies),))
+    found = _find_entries(data, start, end, entries, records)
+    return _mixed_parts(data, found, chunk_bytes=end - start, first_offset=first_offset)
 
 
 @compiled
@@ -88,195 +111,174 @@ def _u32(data: Any, at: int) -> Any:
     return value | np.int64(data[at + 3])
 
 
-def _decode_any(data: bytes, start: int, end: int, entries: int, records: int) -> list[bytes]:
-    """As `decode_entries`, for entries of every kind."""
-    bodies: list[bytes] = []
-    append, length_at = bodies.append, _LENGTH.unpack_from
-    budget = UNCOMPRESSED_BYTES_MAX
-    if records > RECORDS_PER_CHUNK_MAX:
-        raise BrokenChunk(f"it claims {records} records; at most {RECORDS_PER_CHUNK_MAX} can be read")
-    position = start
-    try:
-        for _ in range(entries):
-            length = length_at(data, position)[0]
-            position += 4
-            if 0 < length < 0x80000000:
-                stop = position + length
-                # JSON never begins with a zero byte, an AMQP section always does.
-                append(data[position:stop] if data[position] else amqp_payload(data[position:stop]))
-                position = stop
-            elif length == 0:
-                append(b"")
-            else:
-                position -= 4
-                kind, count, unpacked_bytes, stored_bytes = _BATCH_HEADER.unpack_from(data, position)
-                position += _BATCH_HEADER.size
-                stored = data[position : position + stored_bytes]
-                position += stored_bytes
-                codec = kind >> 4 & 7
-                if codec > _GZIP:
-                    name = _CODEC_NAMES.get(codec, f"codec {codec}")
-                    raise BrokenChunk(f"a sub-entry batch is compressed with {name}; only gzip can be read")
-                unpacked = unpack_batch(stored, codec, count, unpacked_bytes, budget)
-                if unpacked is None:
-                    bodies += [stored, *[b""] * (count - 1)][:count]
-                else:
-                    bodies += unpacked
-                    budget -= unpacked_bytes
-    except (struct.error, IndexError):
-        raise BrokenChunk("an entry reaches beyond the end of its chunk") from None
-    if position != end or len(bodies) != records:
+@dataclass(frozen=True, slots=True)
+class _Entries:
+    """Arrays int64[entries]: each lies in data[at:stop], what it holds in data[begin:stop]; and its kind."""
+
+    kind: IntArray
+    at: IntArray
+    begin: IntArray
+    stop: IntArray
+
+
+def _find_entries(data: bytes | memoryview, start: int, end: int, entries: int, records: int) -> _Entries:
+    """Where the entries of a chunk of any kind are. Raises BrokenChunk."""
+    if 4 * entries > end - start:
+        raise BrokenChunk(f"{entries} entries do not fit in {end - start} bytes")
+    found = _Entries(*(np.empty(entries, np.int64) for _ in range(4)))
+    text = np.frombuffer(data, np.uint8)
+    held, stopped = _walk_entries(text, start, end, found.kind, found.at, found.begin, found.stop)
+    if held < 0:
+        raise BrokenChunk("an entry reaches beyond the end of its chunk")
+    if stopped != end or held != records:
         raise BrokenChunk(
-            f"{entries} entries end at byte {position - start} of {end - start} and hold {len(bodies)}"
+            f"{entries} entries end at byte {stopped - start} of {end - start} and hold {held}"
             f" of {records} records"
         )
+    return found
+
+
+@compiled
+def _walk_entries(data: Any, position: int, end: int, kind: Any, at: Any, begin: Any, stop: Any) -> Any:
+    """Fill in n entries: how many records they claim, -1 if they reach beyond ``end``; and where they end."""
+    records: Any = np.int64(0)
+    for i in range(len(kind)):
+        if position + 4 > end:
+            return -1, position
+        at[i] = position
+        length = _u32(data, position)
+        if length < 0x80000000:
+            kind[i], begin[i], stop[i] = 0, position + 4, position + 4 + length
+            records += 1
+        elif position + 11 > end:
+            return -1, position
+        else:
+            kind[i], begin[i] = 2, position + 11
+            stop[i] = position + 11 + _u32(data, position + 7)
+            records += np.int64(data[position + 1]) << 8 | np.int64(data[position + 2])
+        position = stop[i]
+        if position > end:
+            return -1, position
+        if kind[i] == 0 and position > begin[i] and data[begin[i]] == 0:
+            kind[i] = 1  # JSON never begins with a zero byte, an AMQP section always does
+    return records, position
+
+
+class _Growing:
+    """A part that is being put together."""
+
+    def __init__(self, first_offset: int) -> None:
+        self.first_offset = self.next_offset = first_offset
+        self._size = self._count = 0
+        self._bodies: list[Sequence[bytes]] = []
+        self._unreadable: list[Unreadable] = []
+
+    @property
+    def full(self) -> bool:
+        return self._size >= PART_BYTES or self._count >= PART_RECORDS
+
+    def add(self, bodies: Sequence[bytes], *, size: int = 0) -> None:
+        self._bodies.append(bodies)
+        self._size += size
+        self._count += len(bodies)
+        self.next_offset += len(bodies)
+
+    def add_unreadable(self, records: int, fault: str, stored: memoryview) -> None:
+        run = Unreadable(first_offset=self.next_offset, records=records, fault=fault, stored=Kept.of(stored))
+        self._unreadable.append(run)
+        self.next_offset += records
+
+    def worked(self, size: int) -> None:
+        self._size += size
+
+    def done(self) -> Part:
+        return Part(
+            first_offset=self.first_offset,
+            next_offset=self.next_offset,
+            bodies=self._bodies[0] if len(self._bodies) == 1 else Bodies.join(self._bodies),
+            unreadable=self._unreadable,
+        )
+
+
+def _mixed_parts(
+    data: bytes | memoryview, found: _Entries, *, chunk_bytes: int, first_offset: int
+) -> Iterator[Part]:
+    """Part after part of a chunk of entries of any kind."""
+    view, room = memoryview(data), batches.room_of(chunk_bytes)
+    growing = _Growing(first_offset)
+    for first, after in _runs(found.kind == _BATCH):
+        if found.kind[first] != _BATCH:
+            growing.add(_single(view, found, first, after))
+            continue
+        for i in range(first, after):
+            stored = view[int(found.begin[i]) : int(found.stop[i])]
+            kind, records, unpacked_bytes, stored_bytes = _BATCH_HEADER.unpack_from(view, int(found.at[i]))
+            if not records:
+                continue
+            codec = kind >> 4 & 7
+            fault = batches.false_claim(
+                codec=codec,
+                records=records,
+                unpacked_bytes=unpacked_bytes,
+                stored_bytes=stored_bytes,
+                room=room,
+            )
+            growing.worked(_BATCH_BYTES)
+            if fault is None:
+                room -= unpacked_bytes if codec else 0
+                growing.worked(unpacked_bytes)
+                try:
+                    inside = batches.unpack(stored, codec=codec, unpacked_bytes=unpacked_bytes)
+                    growing.add(_records(inside, records, unpacked_bytes))
+                except ValueError as error:
+                    fault = f"a batch of {records} records cannot be undone: {error}"
+            if fault is not None:
+                growing.add_unreadable(records, fault, stored)
+            if growing.full:
+                yield growing.done()
+                growing = _Growing(growing.next_offset)
+    if growing.next_offset > growing.first_offset:
+        yield growing.done()
+
+
+def _runs(which: IntArray) -> Iterator[tuple[int, int]]:
+    """[first, after) of each run of equal values."""
+    edges = [0, *(np.flatnonzero(which[1:] != which[:-1]) + 1).tolist(), len(which)]
+    return pairwise(edges) if len(which) else iter(())
+
+
+def _single(view: memoryview, found: _Entries, first: int, after: int) -> Sequence[bytes]:
+    """The payloads of entries that are one record each."""
+    begins, stops = found.begin[first:after], found.stop[first:after]
+    if not found.kind[first:after].any():
+        origin = int(begins[0])
+        return Bodies(view[origin : int(stops[-1])], begins - origin, stops - origin)
+    places = zip(begins.tolist(), stops.tolist(), strict=True)
+    return [amqp_payload(bytes(view[begin:stop])) for begin, stop in places]
+
+
+def _records(inside: bytes | memoryview, records: int, claimed_bytes: int) -> Sequence[bytes]:
+    """The payloads of what a batch unpacked to. Raises ValueError if it is not what the header claims."""
+    if len(inside) != claimed_bytes:
+        raise ValueError(f"it claims {claimed_bytes} bytes and unpacks to {len(inside)}")
+    begins, ends = np.empty(records, np.int64), np.empty(records, np.int64)
+    if _find_plain(np.frombuffer(inside, np.uint8), 0, claimed_bytes, begins, ends):
+        return Bodies(inside, begins, ends)
+    view, position = memoryview(inside), 0
+    bodies: list[bytes] = []
+    for _ in range(records):
+        if position + 4 > claimed_bytes:
+            break
+        begin = position + 4
+        position = begin + _LENGTH.unpack_from(view, position)[0]
+        bodies.append(amqp_payload(bytes(view[begin:position])))
+    if len(bodies) != records or position != claimed_bytes:
+        raise ValueError(f"the lengths of its records do not fill its {claimed_bytes} bytes")
     return bodies
 
 
-def unpack_batch(
-    stored: bytes, codec: int, records: int, unpacked_bytes: int, limit_bytes: int
-) -> list[bytes] | None:
-    """The payloads of one batch (codec 0 or 1), or None if it does not hold what its header states."""
-    if unpacked_bytes > limit_bytes:
-        return None
-    if codec == _GZIP:
-        inflater = zlib.decompressobj(wbits=31)
-        try:
-            # One byte more than stated shows a bomb without unpacking it.
-            stored = inflater.decompress(stored, unpacked_bytes + 1)
-        except zlib.error:
-            return None
-        if not inflater.eof:
-            return None
-    if len(stored) != unpacked_bytes:
-        return None
-    bodies, position = [], 0
-    for _ in range(records):
-        if position + 4 > unpacked_bytes:
-            return None
-        start = position + 4
-        position = start + _LENGTH.unpack_from(stored, position)[0]
-        bodies.append(amqp_payload(stored[start:position]))
-    return bodies if position == unpacked_bytes else None
-
-
-def amqp_payload(entry: bytes) -> bytes:
-    """The payload of an entry: of its AMQP 1.0 sections, or the entry itself when it has none.
-
-    Data sections are concatenated; an amqp-value of binary or string type counts as payload too. Never
-    raises: an entry that cannot be walked to its end is returned whole.
-    """
-    if entry[:3] == b"\x00\x53\x75":
-        kind = entry[3:4]
-        if kind == b"\xa0" and len(entry) > 4 and entry[4] == len(entry) - 5:
-            return entry[5:]
-        if kind == b"\xb0" and len(entry) > 7 and _LENGTH.unpack_from(entry, 4)[0] == len(entry) - 8:
-            return entry[8:]
-    if entry[:1] != b"\x00":
-        return entry
-    try:
-        payload = _walk_sections(entry)
-    except (IndexError, struct.error):
-        payload = None
-    return entry if payload is None else payload
-
-
-_HEADER_SECTION, _DATA, _VALUE, _FOOTER = 0x70, 0x75, 0x77, 0x78
-_SECTIONS_BY_SYMBOL = {
-    b"amqp:header:list": 0x70,
-    b"amqp:delivery-annotations:map": 0x71,
-    b"amqp:message-annotations:map": 0x72,
-    b"amqp:properties:list": 0x73,
-    b"amqp:application-properties:map": 0x74,
-    b"amqp:data:binary": 0x75,
-    b"amqp:amqp-sequence:list": 0x76,
-    b"amqp:amqp-value:*": 0x77,
-    b"amqp:footer:map": 0x78,
-}
-_FIXED_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
-
-
-def _walk_sections(entry: bytes) -> bytes | None:
-    """The payload of a sequence of sections, or None. Raises IndexError or struct.error at a cut."""
-    data: list[bytes] = []
-    value: bytes | None = None
-    position = 0
-    while position < len(entry):
-        if entry[position] != 0:
-            return None
-        section, at = _descriptor(entry, position + 1)
-        if section is None or not _HEADER_SECTION <= section <= _FOOTER:
-            return None
-        position = _end_of_value(entry, at)
-        if section in (_DATA, _VALUE):
-            payload = _binary_or_string(entry, at, position)
-            if payload is None:
-                return None
-            if section == _DATA:
-                data.append(payload)
-            else:
-                value = payload
-    return b"".join(data) if data else value
-
-
-def _descriptor(entry: bytes, at: int) -> tuple[int | None, int]:
-    """The section code that the descriptor at ``at`` names, and where the section's value begins."""
-    kind = entry[at]
-    if kind == 0x53:
-        return entry[at + 1], at + 2
-    end = _end_of_value(entry, at)
-    if kind == 0x80:
-        return int.from_bytes(entry[at + 1 : end], "big"), end
-    if kind == 0xA3:
-        return _SECTIONS_BY_SYMBOL.get(entry[at + 2 : end]), end
-    return None, end
-
-
-def _end_of_value(entry: bytes, at: int) -> int:
-    """Where the AMQP value at ``at`` ends. Raises IndexError if that is beyond the entry."""
-    values_left = 1
-    while values_left:
-        kind = entry[at]
-        width = kind >> 4
-        at += 1
-        if kind == 0:  # described: a descriptor and a value follow
-            values_left += 1
-            continue
-        if width in _FIXED_WIDTHS:
-            at += _FIXED_WIDTHS[width]
-        elif width in (0xA, 0xC, 0xE):
-            at += 1 + entry[at]
-        elif width in (0xB, 0xD, 0xF):
-            at += 4 + int(_LENGTH.unpack_from(entry, at)[0])
-        else:
-            raise IndexError("no such type")
-        values_left -= 1
-    if at > len(entry):
-        raise IndexError("cut off")
-    return at
-
-
-def _binary_or_string(entry: bytes, at: int, end: int) -> bytes | None:
-    if entry[at] in (0xA0, 0xA1):
-        return entry[at + 2 : end]
-    if entry[at] in (0xB0, 0xB1):
-        return entry[at + 5 : end]
-    return None
-
-
-def amqp_message(body: bytes) -> bytes:
-    """A body as an AMQP 1.0 message of one data section."""
-    if len(body) < 256:
-        return b"\x00\x53\x75\xa0" + bytes((len(body),)) + body
-    return b"\x00\x53\x75\xb0" + _LENGTH.pack(len(body)) + body
-
-
-def gzip_batch(bodies: Sequence[bytes]) -> tuple[int, bytes]:
-    """The bodies as the inside of a gzip sub-entry batch: its uncompressed size, and its bytes."""
-    plain = b"".join(part for body in bodies for part in (_LENGTH.pack(len(body)), body))
-    return len(plain), gzip.compress(plain, compresslevel=6, mtime=0)
-
-
 def warm_up() -> None:
-    """Compile (once a machine) or load what `decode_entries` needs, so that no chunk waits for it."""
-    decode_entries(b"\x00\x00\x00\x01{", 0, 5, entries=1, records=1)
+    """Compile (once a machine) or load what `decode_parts` needs, so that no chunk waits for it."""
+    batch = _BATCH_HEADER.pack(0x80, 1, 5, 5) + b"\x00\x00\x00\x01{"
+    for part in decode_parts(batch, 0, len(batch), entries=1, records=1, first_offset=0):
+        assert part.bodies == [b"{"]

@@ -11,7 +11,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from pipeline.transports import TransportError, frames
+from pipeline.transports import TransportError, batches
+from pipeline.transports.amqp import amqp_message
 from pipeline.transports.stream_connection import StreamConnection
 
 Framing = Literal["raw", "amqp", "gzip"]
@@ -88,11 +89,11 @@ class RabbitMQPublisher:
     def _entries(self, bodies: Sequence[bytes]) -> Iterator[bytes]:
         if self._framing == "gzip":
             for batch in _batches(bodies):
-                unpacked_bytes, stored = frames.gzip_batch(batch)
+                unpacked_bytes, stored = batches.gzip_batch(batch)
                 yield struct.pack(">BHII", 0x90, len(batch), unpacked_bytes, len(stored)) + stored
             return
         for body in bodies:
-            payload = frames.amqp_message(body) if self._framing == "amqp" else body
+            payload = amqp_message(body) if self._framing == "amqp" else body
             yield len(payload).to_bytes(4, "big") + payload
 
 
@@ -105,7 +106,7 @@ def _batches(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     """Cut bodies into sub-entry batches that fit in a frame even if they will not shrink."""
     start, batch_bytes = 0, 0
     for index, body in enumerate(bodies):
-        full = index - start == frames.RECORDS_PER_BATCH_MAX or batch_bytes + len(body) > _BATCH_BYTES
+        full = index - start == batches.RECORDS_PER_BATCH_MAX or batch_bytes + len(body) > _BATCH_BYTES
         if full and index > start:
             yield bodies[start:index]
             start, batch_bytes = index, 0

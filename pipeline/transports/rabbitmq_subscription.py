@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from isal import isal_zlib
 
@@ -31,6 +31,11 @@ class RabbitMQSubscription:
         self._wanted_offset = offset
         self._credit = credit
         self._ungranted = 0
+        """Chunks of the broker that were received to their end and whose credit was not given back."""
+        self._outstanding: deque[bool] = deque()
+        """Of each part that was received and not granted: is it the last one of its chunk?"""
+        self._parts: tuple[DeliveredChunk, Iterator[frames.Part]] | None = None
+        """The chunk that is being handed on, and what is left of it."""
         self._delivered: deque[DeliveredChunk] = deque()
         self._probed: DeliveredChunk | None = None
         self._news = asyncio.Event()
@@ -65,7 +70,12 @@ class RabbitMQSubscription:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            # The chunk stays in the queue until it is returned, so a cancelled call loses nothing.
+            if len(self._outstanding) >= self._credit:
+                # Parts of one chunk: however much it unpacks to, no more is unpacked than there is credit.
+                self._news.clear()
+                await self._news.wait()
+                continue
+            # The chunk stays in the queue until its last part is returned, so a cancelled call loses nothing.
             delivered = self._delivered[0]
             expected = delivered.first_offset if self._next_offset is None else self._next_offset
             if delivered.next_offset <= expected:
@@ -74,25 +84,31 @@ class RabbitMQSubscription:
                 continue
             if delivered.first_offset > expected and not await self._gap_is_harmless(delivered, expected):
                 continue
-            bodies = self._decode(delivered)
-            self._delivered.popleft()
-            self._received = (delivered.first_offset, delivered.next_offset)
-            self._next_offset = delivered.next_offset
-            self._ungranted += 1
-            first_offset = max(delivered.first_offset, expected)
+            part = self._next_part(delivered, expected)
+            last = part.next_offset == delivered.next_offset
+            if last:
+                self._delivered.popleft()
+                self._parts = None
+                self._ungranted += 1
+                self._received = (delivered.first_offset, delivered.next_offset)
+            self._outstanding.append(last)
+            self._next_offset = part.next_offset
             return Chunk(
                 partition=self.partition,
-                first_offset=first_offset,
-                next_offset=delivered.next_offset,
+                first_offset=part.first_offset,
+                next_offset=part.next_offset,
                 timestamp_us=delivered.timestamp_ms * 1000,
-                bodies=bodies[first_offset - delivered.first_offset :],
+                bodies=part.bodies,
+                unreadable=part.unreadable,
             )
 
     def grant(self) -> None:
         if self._connection.dead is None:
-            assert self._ungranted > 0, "a grant without a chunk that was received"
-            self._ungranted -= 1
-            self._give_credit()
+            assert self._outstanding, "a grant without a chunk that was received"
+            if self._outstanding.popleft():
+                self._ungranted -= 1
+                self._give_credit()
+            self._news.set()
 
     async def caught_up(self, next_offset: int) -> bool:
         return await self.offset_lag(next_offset) == 0
@@ -151,22 +167,37 @@ class RabbitMQSubscription:
             self._delivered.append(chunk)
             self._news.set()
 
-    def _decode(self, chunk: DeliveredChunk) -> Sequence[bytes]:
-        """The payloads of the chunk; an unreadable chunk ends the subscription."""
+    def _next_part(self, delivered: DeliveredChunk, expected: int) -> frames.Part:
+        """The first of the chunk's records from ``expected`` on; a broken chunk ends the subscription."""
         try:
-            with memoryview(chunk.frame) as view:
-                if isal_zlib.crc32(view[chunk.start : chunk.end]) != chunk.crc:
-                    raise frames.BrokenChunk("its checksum does not hold")
-            return frames.decode_entries(
-                chunk.frame, chunk.start, chunk.end, entries=chunk.entries, records=chunk.records
-            )
+            if self._parts is None or self._parts[0] is not delivered:
+                self._parts = delivered, self._decode(delivered)
+            for part in self._parts[1]:
+                if part.next_offset > expected:
+                    return part.since(expected)
+            raise frames.BrokenChunk("its parts do not reach its end")
         except frames.BrokenChunk as error:
             self._connection.fail(
                 TransportError(
-                    f"chunk {chunk.first_offset} of stream {self._stream!r} is unreadable: {error}"
+                    f"chunk {delivered.first_offset} of stream {self._stream!r} is unreadable: {error}"
                 )
             )
             raise self._connection.dead from error  # type: ignore[misc]
+
+    @staticmethod
+    def _decode(chunk: DeliveredChunk) -> Iterator[frames.Part]:
+        """Raises BrokenChunk."""
+        with memoryview(chunk.frame) as view:
+            if isal_zlib.crc32(view[chunk.start : chunk.end]) != chunk.crc:
+                raise frames.BrokenChunk("its checksum does not hold")
+        return frames.decode_parts(
+            chunk.frame,
+            chunk.start,
+            chunk.end,
+            entries=chunk.entries,
+            records=chunk.records,
+            first_offset=chunk.first_offset,
+        )
 
     async def _offset_gone(self, wanted_offset: int) -> OffsetGone | None:
         """Has retention, or a new stream of the same name, taken the wanted offset?"""

@@ -3,14 +3,14 @@
 (%(stream)s::text IS NULL OR d.stream = %(stream)s)
 AND (%(partition)s::integer IS NULL OR d.partition = %(partition)s)
 AND (%(reason)s::text IS NULL OR d.reason = %(reason)s)
-AND (%(offset)s::bigint IS NULL OR d."offset" = %(offset)s)
+AND (%(offset)s::bigint IS NULL OR %(offset)s >= d."offset" AND %(offset)s < d."offset" + d.records)
 AND (%(start)s::timestamptz IS NULL OR d.rejected_at >= %(start)s)
 AND (%(end)s::timestamptz IS NULL OR d.rejected_at < %(end)s)
 
 -- name: columns
 -- A letter with what has become of it.
 d.stream, d.partition, d."offset", d.position, d.reason, d.faults, d.body, d.rejected_at,
-COALESCE(d.broker_time, d.rejected_at), r.requested_at, r.settled_at, r.outcome
+d.records, d.body_bytes, d.body_sha256, COALESCE(d.broker_time, d.rejected_at), r.requested_at, r.settled_at, r.outcome
 
 -- name: newest
 -- Letters, those refused last first.
@@ -36,7 +36,7 @@ WHERE r.settled_at IS NULL AND {chosen}
 
 -- name: count_by_reason
 -- How many records were refused, and why.
-SELECT d.reason, count(*) FROM analytics.dead_letters AS d WHERE {chosen} GROUP BY d.reason ORDER BY d.reason
+SELECT d.reason, sum(d.records)::bigint FROM analytics.dead_letters AS d WHERE {chosen} GROUP BY d.reason ORDER BY d.reason
 
 -- name: count_to_purge
 -- How many letters a purge would delete.

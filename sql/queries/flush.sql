@@ -150,7 +150,10 @@ DELETE FROM analytics.dedupe_ids WHERE partition = %(partition)s AND hour = %(ho
 
 -- name: copy_dead_letters
 -- Keep the refused records of a flush; the compare-and-set before it lets none in twice.
-COPY analytics.dead_letters (partition, "offset", position, stream, reason, faults, body, rejected_at, broker_time)
+COPY analytics.dead_letters (
+    partition, "offset", position, stream, reason, faults, body, rejected_at, broker_time,
+    records, body_bytes, body_sha256
+)
 FROM STDIN
 
 -- name: resident_rows

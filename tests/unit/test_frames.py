@@ -1,25 +1,24 @@
 """Chunk entries to payloads: every framing that senders use, and whatever else arrives."""
 
 import gzip
+import hashlib
 import re
 import struct
+import tracemalloc
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+import pyarrow
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.transports.frames import (
-    BrokenChunk,
-    _decode_any,
-    amqp_message,
-    amqp_payload,
-    decode_entries,
-    gzip_batch,
-    unpack_batch,
-)
+from pipeline.core.bodies import KEPT_BYTES_MAX, Unreadable
+from pipeline.transports import frames
+from pipeline.transports.amqp import amqp_message, amqp_payload
+from pipeline.transports.batches import gzip_batch
+from pipeline.transports.frames import BrokenChunk, Part, decode_parts
 from pipeline.transports.rabbitmq_publisher import _batches
 
 JSON = b'{"eventId": "1"}'
@@ -44,9 +43,30 @@ def gzipped(*bodies: bytes) -> bytes:
     return batch(stored, codec=1, records=len(bodies), unpacked_bytes=unpacked_bytes)
 
 
+def parts_of(data: bytes, *, entries: int, records: int) -> list[Part]:
+    framed = b"head" + data + b"trailer, of eight bytes or more"
+    return list(decode_parts(framed, 4, 4 + len(data), entries=entries, records=records, first_offset=0))
+
+
 def decode(data: bytes, *, entries: int, records: int) -> Sequence[bytes]:
-    framed = b"head" + data + b"trailer"
-    return decode_entries(framed, 4, 4 + len(data), entries=entries, records=records)
+    """The bodies of a chunk in which every batch can be undone."""
+    parts = parts_of(data, entries=entries, records=records)
+    assert not any(part.unreadable for part in parts)
+    return [bytes(body) for part in parts for body in part.bodies]
+
+
+def naive(data: bytes, entries: int) -> list[bytes]:
+    """The payloads of entries that are one record each, and fill ``data``. Raises ValueError."""
+    bodies = []
+    for _ in range(entries):
+        if len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+            raise ValueError
+        length = int.from_bytes(data[:4], "big")
+        bodies.append(amqp_payload(data[4 : 4 + length]))
+        data = data[4 + length :]
+    if data:
+        raise ValueError
+    return bodies
 
 
 _entries = st.one_of(
@@ -65,13 +85,15 @@ def test_the_compiled_way_through_a_chunk_agrees_with_the_plain_one(
     data = b"".join(map(entry, bodies))
     framed = b"head" + data + b"trailer, of eight bytes or more"
     end, entries = max(4, 4 + len(data) + cut), max(0, len(bodies) + miscounted)
+    counts = {"entries": entries, "records": entries, "first_offset": 0}
     try:
-        expected = _decode_any(framed, 4, end, entries, entries)
-    except BrokenChunk as error:
-        with pytest.raises(BrokenChunk, match=re.escape(str(error))):
-            decode_entries(framed, 4, end, entries=entries, records=entries)
+        expected = naive(framed[4:end], entries)
+    except ValueError:
+        with pytest.raises(BrokenChunk):
+            decode_parts(framed, 4, end, **counts)
     else:
-        assert list(decode_entries(framed, 4, end, entries=entries, records=entries)) == expected
+        parts = decode_parts(framed, 4, end, **counts)
+        assert [bytes(body) for part in parts for body in part.bodies] == expected
 
 
 # --- AMQP 1.0 -----------------------------------------------------------------------------------
@@ -190,6 +212,9 @@ def test_messages_inside_a_batch_may_be_framed() -> None:
     assert decode(gzipped(amqp_message(JSON), JSON), entries=1, records=2) == [JSON, JSON]
 
 
+# --- batches that lie ----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("stored", "records", "unpacked_bytes"),
     [
@@ -203,32 +228,206 @@ def test_messages_inside_a_batch_may_be_framed() -> None:
     ],
     ids=["garbage", "cut", "short", "long", "more-records", "fewer-records", "bad-lengths"],
 )
-def test_a_batch_that_lies_is_kept_and_the_chunk_goes_on(
+def test_a_batch_that_lies_is_one_run_of_unreadable_records_and_the_chunk_goes_on(
     stored: bytes, records: int, unpacked_bytes: int
 ) -> None:
     data = entry(JSON) + batch(stored, codec=1, records=records, unpacked_bytes=unpacked_bytes) + entry(JSON)
-    expected = [JSON, stored, *[b""] * (records - 1), JSON]
-    assert decode(data, entries=3, records=records + 2) == expected
+    (part,) = parts_of(data, entries=3, records=records + 2)
+    assert part.bodies == [JSON, JSON]
+    (run,) = part.unreadable
+    assert (run.first_offset, run.records, run.stored.body) == (1, records, stored)
+    assert f"a batch of {records} records cannot be undone" in run.fault
+    assert frames.offsets_of(0, 2, part.unreadable).tolist() == [0, records + 1]
+    assert part.next_offset == records + 2
 
 
-def test_a_gzip_bomb_is_not_unpacked_beyond_what_it_states() -> None:
-    bomb = gzip.compress(b"\x00" * 2**26)
-    assert unpack_batch(bomb, 1, 3, 60, 2**20) is None
-    assert unpack_batch(bomb, 1, 3, 2**26, 2**20) is None
+def test_a_claim_that_the_bytes_cannot_hold_is_known_false_before_anything_is_allocated() -> None:
+    claim = batch(b"", codec=1, records=65535, unpacked_bytes=0)
+    data, count = claim * 100, 100
+    parts_of(data, entries=count, records=count * 65535)
+    tracemalloc.start()
+    parts = parts_of(data, entries=count, records=count * 65535)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    runs = [run for part in parts for run in part.unreadable]
+    assert [(run.first_offset, run.records) for run in runs] == [(n * 65535, 65535) for n in range(count)]
+    assert "65535 records in 0 bytes" in runs[0].fault
+    assert sum(len(part.bodies) for part in parts) == 0
+    assert peak < 500_000
 
 
-def test_batches_of_one_chunk_share_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.transports.frames.UNCOMPRESSED_BYTES_MAX", 30)
-    one = gzipped(JSON)
-    _, stored = gzip_batch([JSON])
-    assert decode(one + one, entries=2, records=2) == [JSON, stored]
+def test_however_many_records_a_chunk_claims_none_stops_it() -> None:
+    claim = batch(b"", codec=1, records=65535, unpacked_bytes=0)
+    parts = parts_of(claim * 300 + entry(JSON), entries=301, records=300 * 65535 + 1)
+    assert [body for part in parts for body in part.bodies] == [JSON]
+    assert parts[-1].next_offset == 300 * 65535 + 1
 
 
-@pytest.mark.parametrize(("codec", "name"), [(2, "snappy"), (3, "lz4"), (4, "zstd"), (7, "codec 7")])
-def test_a_codec_that_cannot_be_read_stops_the_chunk(codec: int, name: str) -> None:
+def test_a_bomb_is_not_unpacked_at_all_and_of_its_bytes_no_more_is_kept_than_of_an_event() -> None:
+    bomb = gzip.compress(b"\x00" * 2**26 + b"x", mtime=0)
+    (part,) = parts_of(batch(bomb, codec=1, records=3, unpacked_bytes=2**26 + 1), entries=1, records=3)
+    (run,) = part.unreadable
+    assert re.search(r"claims to unpack from \d+ to 67108865 bytes; at most \d+ are", run.fault)
+    stored = run.stored
+    assert stored.body == bomb[:KEPT_BYTES_MAX]
+    assert (stored.whole_bytes, stored.sha256) in (
+        (None, None),
+        (len(bomb), hashlib.sha256(bomb).digest()),
+    )
+    assert (stored.whole_bytes is None) == (len(bomb) <= KEPT_BYTES_MAX)
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+def test_a_bomb_is_not_unpacked_beyond_what_it_states(codec: int) -> None:
+    bomb = STREAMED[codec](entry(b"\x00" * 2**22), 2**20)
+    data = batch(bomb, codec=codec, records=3, unpacked_bytes=60)
+    tracemalloc.start()
+    (part,) = parts_of(data, entries=1, records=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [run.records for run in part.unreadable] == [3]
+    assert peak < 2_000_000
+
+
+def test_the_batches_of_a_chunk_share_the_room_that_its_bytes_give() -> None:
+    plain = entry(b"{" + b" " * 3_000_000)
+    one = batch(gzip.compress(plain, mtime=0), codec=1, records=1, unpacked_bytes=len(plain))
+    room = 4 * 2**20 + 256 * len(one) * 8
+    parts = parts_of(one * 8, entries=8, records=8)
+    read = sum(len(part.bodies) for part in parts)
+    assert read == room // len(plain)
+    assert read + sum(run.records for part in parts for run in part.unreadable) == 8
+
+
+def test_a_chunk_that_unpacks_to_much_is_handed_on_in_parts() -> None:
+    bodies = [b'{"n": %d, "text": "%s"}' % (n, b"x" * 500) for n in range(60_000)]
+    data, entries = b"", 0
+    for first in range(0, len(bodies), 5000):
+        data += gzipped(*bodies[first : first + 5000])
+        entries += 1
+    parts = parts_of(data, entries=entries, records=len(bodies))
+    assert len(parts) > 2
+    assert all(len(part.bodies) < frames.PART_RECORDS + 5000 for part in parts)
+    assert [body for part in parts for body in part.bodies] == bodies
+    assert [part.first_offset for part in parts[1:]] == [part.next_offset for part in parts[:-1]]
+
+
+@given(st.lists(st.sampled_from(["bare", "batch", "claim"]), max_size=6), st.integers(0, 40))
+def test_a_part_since_an_offset_has_the_rest_of_its_records(kinds: list[str], offset: int) -> None:
+    data, records, expected, claimed = b"", 0, [], []
+    for kind in kinds:
+        if kind == "bare":
+            data += entry(b"{%d" % records)
+            expected.append((records, b"{%d" % records))
+            records += 1
+        elif kind == "batch":
+            data += gzipped(*(b"{%d" % (records + i) for i in range(3)))
+            expected += [(records + i, b"{%d" % (records + i)) for i in range(3)]
+            records += 3
+        else:
+            data += batch(b"?", codec=1, records=5, unpacked_bytes=0)
+            claimed += range(records, records + 5)
+            records += 5
+    if not records:
+        return
+    (part,) = parts_of(data, entries=len(kinds), records=records)
+    offset = min(offset, records)
+    rest = part.since(offset)
+    offsets = frames.offsets_of(rest.first_offset, len(rest.bodies), rest.unreadable).tolist()
+    assert list(zip(offsets, rest.bodies, strict=True)) == [one for one in expected if one[0] >= offset]
+    assert [
+        at for run in rest.unreadable for at in range(run.first_offset, run.first_offset + run.records)
+    ] == [at for at in claimed if at >= offset]
+    assert rest.next_offset == records
+
+
+# --- codecs, as written by other libraries -------------------------------------------------------
+
+
+def _streamed(name: str) -> Callable[[bytes, int], bytes]:
+    """As a client does: a streaming writer, flushed now and then; no size is in the header."""
+
+    def write(plain: bytes, block: int) -> bytes:
+        sink = pyarrow.BufferOutputStream()
+        with pyarrow.CompressedOutputStream(sink, name) as stream:
+            for at in range(0, len(plain), block):
+                stream.write(plain[at : at + block])
+                stream.flush()
+        return bytes(sink.getvalue().to_pybytes())
+
+    return write
+
+
+def _crc32c_table() -> list[int]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in table]
+    return table
+
+
+_CRC32C = _crc32c_table()
+
+
+def _crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+def _snappy_framed(plain: bytes, block: int) -> bytes:
+    """By the format's description: blocks of at most 64 KiB, some of them stored, each with its CRC-32C."""
+    raw, out = pyarrow.Codec("snappy"), b"\xff\x06\x00\x00sNaPpY"
+    for number, at in enumerate(range(0, len(plain), min(block, 65536))):
+        piece = plain[at : at + min(block, 65536)]
+        crc = _crc32c(piece)
+        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+        stored = piece if number == 1 else raw.compress(piece, asbytes=True)
+        head = bytes((1 if number == 1 else 0,)) + (len(stored) + 4).to_bytes(3, "little")
+        out += head + masked.to_bytes(4, "little") + stored
+    return out
+
+
+STREAMED: dict[int, Callable[[bytes, int], bytes]] = {
+    1: _streamed("gzip"),
+    2: _snappy_framed,
+    3: _streamed("lz4"),
+    4: _streamed("zstd"),
+}
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4], ids=["gzip", "snappy", "lz4", "zstd"])
+@pytest.mark.parametrize("block", [700, 2**20], ids=["several-blocks", "one-block"])
+def test_batches_of_every_codec_are_read_as_streaming_writers_write_them(codec: int, block: int) -> None:
+    bodies = [b'{"eventId": "%s"}' % hashlib.sha256(b"%d" % n).hexdigest().encode() for n in range(300)]
+    plain = b"".join(map(entry, bodies))
+    stored = STREAMED[codec](plain, block)
+    data = entry(JSON) + batch(stored, codec=codec, records=300, unpacked_bytes=len(plain)) + entry(JSON)
+    assert decode(data, entries=3, records=302) == [JSON, *bodies, JSON]
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4], ids=["gzip", "snappy", "lz4", "zstd"])
+@given(st.data())
+def test_a_batch_damaged_anywhere_is_read_whole_or_unreadable_whole(codec: int, data: st.DataObject) -> None:
+    plain = b"".join(entry(b"{%d}" % n) for n in range(200))
+    stored = bytearray(STREAMED[codec](plain, 300))
+    for _ in range(data.draw(st.integers(1, 3))):
+        stored[data.draw(st.integers(0, len(stored) - 1))] = data.draw(st.integers(0, 255))
+    whole = bytes(stored[: data.draw(st.integers(0, len(stored)))])
+    (part,) = parts_of(
+        batch(whole, codec=codec, records=200, unpacked_bytes=len(plain)), entries=1, records=200
+    )
+    assert len(part.bodies) + sum(run.records for run in part.unreadable) == 200
+
+
+@pytest.mark.parametrize("codec", [5, 6, 7])
+def test_a_codec_that_nobody_knows_is_one_unreadable_run(codec: int) -> None:
     data = entry(JSON) + batch(b"?", codec=codec, records=2, unpacked_bytes=10)
-    with pytest.raises(BrokenChunk, match=name):
-        decode(data, entries=2, records=3)
+    (part,) = parts_of(data, entries=2, records=3)
+    assert part.bodies == [JSON]
+    (run,) = part.unreadable
+    assert (run.first_offset, run.records) == (1, 2)
+    assert f"codec {codec}" in run.fault
 
 
 @pytest.mark.parametrize("entries", [1, 3])
@@ -238,16 +437,17 @@ def test_counts_that_do_not_hold_stop_the_chunk(entries: int, records: int) -> N
         decode(entry(JSON) * 2, entries=entries, records=records)
 
 
-def test_a_chunk_that_claims_absurdly_many_records_is_refused_before_it_fills_the_memory() -> None:
-    claim = batch(b"", codec=1, records=65535, unpacked_bytes=0)
-    with pytest.raises(BrokenChunk, match="claims"):
-        decode(claim * 300, entries=300, records=300 * 65535)
-
-
 @given(st.binary(max_size=200), st.integers(0, 20), st.integers(0, 20))
 def test_any_chunk_is_split_exactly_or_refused(data: bytes, entries: int, records: int) -> None:
     with suppress(BrokenChunk):
-        assert len(decode_entries(data, 0, len(data), entries=entries, records=records)) == records
+        parts = list(decode_parts(data, 0, len(data), entries=entries, records=records, first_offset=7))
+        held = sum(len(part.bodies) + _claimed(part.unreadable) for part in parts)
+        assert held == records
+        assert not parts or (parts[0].first_offset, parts[-1].next_offset) == (7, 7 + records)
+
+
+def _claimed(unreadable: Sequence[Unreadable]) -> int:
+    return sum(run.records for run in unreadable)
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 100))

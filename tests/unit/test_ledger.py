@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from datetime import timedelta
@@ -10,6 +11,8 @@ from types import TracebackType
 import pytest
 
 from pipeline.core import dedupe, wire
+from pipeline.core import ledger as pages
+from pipeline.core.bodies import Bodies, Kept, Unreadable
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
@@ -250,3 +253,59 @@ def test_what_version_0_1_0_counted_is_a_duplicate_after_the_upgrade(merged: boo
 def test_a_segment_of_a_later_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="has the layout 2"):
         dedupe.decode_segment(b"\xff\xff\xff\xff\2\0\0\0")
+
+
+def unreadable(first_offset: int, records: int) -> Unreadable:
+    return Unreadable(first_offset=first_offset, records=records, fault="a lie", stored=Kept.of(b"batch"))
+
+
+def test_a_batch_that_cannot_be_undone_is_one_dead_letter_with_its_count_of_records() -> None:
+    ledger = Ledger(Rules())
+    bodies = mix.make(40, seed=3, now_us=NOW_US, late=0, bad=0).bodies[:4]
+    runs = [unreadable(0, 65535), unreadable(65537, 10)]
+    ledger.ingest(
+        first_offset=0, next_offset=65549, timestamp_us=NOW_US, bodies=[*bodies[:3], b"?"], unreadable=runs
+    )
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    position = batch.position
+    assert position.offered == 65549
+    assert position.offered == position.accepted + position.duplicate + position.rejected
+    assert sum(letter.records for letter in batch.dead_letters) == position.rejected
+    letters = {(d.offset, d.records, d.reason) for d in batch.dead_letters}
+    assert {(0, 65535, "malformed"), (65537, 10, "malformed"), (65548, 1, "malformed")} == letters
+    assert ledger.tally.rejected["malformed"] == 65546
+
+
+def test_of_an_oversized_body_no_more_is_kept_than_of_an_event_with_its_length_and_digest() -> None:
+    ledger = Ledger(Rules())
+    large = b"{" + b"x" * 2**20
+    ledger.ingest(first_offset=0, next_offset=1, timestamp_us=NOW_US, bodies=[large])
+    (letter,) = ledger.drain(now_us=NOW_US, caught_up=False).dead_letters
+    assert letter.body == large[: 64 * 1024 + 1]
+    assert (letter.body_bytes, letter.body_sha256) == (len(large), hashlib.sha256(large).digest())
+
+
+def test_the_bodies_kept_in_one_batch_have_a_budget_of_bytes() -> None:
+    ledger = Ledger(Rules(dead_letter_bytes_max=1000))
+    for generation in range(2):
+        bodies = [b"x" * 400, b"y" * 400, b"z" * 400, b"w" * 100]
+        first = 4 * generation
+        ledger.ingest(
+            first_offset=first,
+            next_offset=first + 4,
+            timestamp_us=NOW_US,
+            bodies=bodies,
+        )
+        letters = ledger.drain(now_us=NOW_US, caught_up=False).dead_letters
+        assert [letter.body for letter in letters] == [bodies[0], bodies[1], None, bodies[3]]
+
+
+def test_large_bodies_are_folded_before_they_fill_the_memory() -> None:
+    ledger = Ledger(Rules(dead_letter_bytes_max=0))
+    body = b"x" * 2**20
+    for offset in range(100):
+        ledger.ingest(
+            first_offset=offset, next_offset=offset + 1, timestamp_us=NOW_US, bodies=Bodies.of([body])
+        )
+        assert ledger.unflushed_bytes <= pages.FOLD_BYTES + 100 * pages.LETTER_BYTES
+    assert ledger.unflushed_events == 100
