@@ -11,9 +11,8 @@ from types import TracebackType
 import pytest
 
 from pipeline.core import dedupe, wire
-from pipeline.core import ledger as pages
 from pipeline.core.bodies import Bodies, Kept, Unreadable
-from pipeline.core.ledger import Ledger
+from pipeline.core.ledger import FOLD_BYTES, LETTER_BYTES, Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from tests import books, mix
@@ -307,5 +306,5 @@ def test_large_bodies_are_folded_before_they_fill_the_memory() -> None:
         ledger.ingest(
             first_offset=offset, next_offset=offset + 1, timestamp_us=NOW_US, bodies=Bodies.of([body])
         )
-        assert ledger.unflushed_bytes <= pages.FOLD_BYTES + 100 * pages.LETTER_BYTES
+        assert ledger.unflushed_bytes <= FOLD_BYTES + 100 * LETTER_BYTES
     assert ledger.unflushed_events == 100
