@@ -288,7 +288,7 @@ def faust_agent(task: Task) -> Outcome:
 
     async def race() -> None:
         nonlocal clock
-        app = App("bench", broker="kafka://not-used", autodiscover=False)
+        app = App("bench", broker="kafka://not-used", autodiscover=False, datadir=str(task.folder / "faust"))
         channel = app.channel(maxsize=1000)
         finished = asyncio.Event()
 

@@ -13,9 +13,12 @@ import pytest
 from prometheus_client import generate_latest
 
 from api import metrics as api_metrics
+from api import problems, turns
+from api.exports import jobs
 from pipeline import metrics
 from pipeline.cli import main
-from sql import schema, settings
+from pipeline.core import ledger, replay, wire
+from sql import migrate, schema, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])
@@ -83,6 +86,43 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
     for quoted in re.findall(r"`([^`\n]+)`", page.read_text()) + list(code_blocks(page, "sh", "bash")):
         wanted = {name for name in _SETTING.findall(quoted) if not _NO_SETTINGS.fullmatch(name)}
         assert wanted <= known, f"unknown settings: {wanted - known}"
+
+
+_BOUND = re.compile(
+    r"_MAX$|^RETENTION_|_RETENTION$|_TIMEOUT$|_RATE_LIMIT$|^STREAM_MAX_|_WINDOW$|_LEASE$|_SLOW$|_DURATION$|_POOL_SIZE$"
+)
+
+
+def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_there() -> None:
+    text = (ROOT / "docs/faults-and-bounds.md").read_text()
+    table = text.partition("<!-- bounds -->")[2].partition("<!-- /bounds -->")[0]
+    rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
+    assert len(rows) == table.strip().count("\n") - 1, "a row that is not read"
+    defaults = {setting.name: setting.default for setting in settings.SETTINGS}
+    for name, default, counts, then in rows:
+        assert default == defaults.get(name), f"{name}: the default is {defaults.get(name)}"
+        assert counts.strip(), name
+        assert then.strip().endswith("."), name
+    bounds = {name for name in defaults if _BOUND.search(name)}
+    assert bounds <= {row[0] for row in rows}, f"bounds without a word: {bounds - {row[0] for row in rows}}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"| a record | {wire.BODY_BYTES_MAX // 1024} KiB |",
+        f"| nesting of a record | {wire.DEPTH_MAX} levels |",
+        f"{wire.CLIENT_ID_CHARS_MAX} and {wire.ERROR_CODE_CHARS_MAX} characters",
+        f"error codes by name, per org and hour | {ledger.ERROR_CODES_PER_ORG_HOUR_MAX} |",
+        f"| {turns.WAITING_MAX}, each for {turns.WAIT_S:g} s |",
+        f"| {problems.FAULTS_MAX}, with {problems.FIELD_CHARS_MAX} characters",
+        f"range of an hourly export | {jobs.HOURLY_DAYS_MAX} days |",
+        f"dead letters that a flush counts after all | {replay.LETTERS_MAX:,} |",
+        f"wait of `migrate` for another one | {migrate.LOCK_WAIT_S:g} s |",
+    ],
+)
+def test_a_bound_without_a_setting_is_on_the_page_as_it_is(words: str) -> None:
+    assert words in (ROOT / "docs/faults-and-bounds.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
