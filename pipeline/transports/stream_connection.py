@@ -25,7 +25,7 @@ from rstream.encoding import decode_frame
 from rstream.exceptions import ClientError, ServerError
 
 from pipeline.transports import TransportError
-from pipeline.transports.stream_socket import StreamSocket
+from pipeline.transports.stream_socket import NotAStream, StreamSocket
 
 FRAME_BYTES_MAX = 2**20
 """What we offer for frames that we send; the broker may lower it. Chunks may be larger."""
@@ -262,6 +262,8 @@ class StreamConnection(Client):  # type: ignore[misc]
                 self._dispatch(await self._conn.read_frame_bytes())
         except (ConnectionClosed, OSError) as error:
             self.fail(TransportError(f"the connection to {self.address} was cut: {error or 'end of stream'}"))
+        except NotAStream as error:
+            self.fail(TransportError(f"{self.address} is no stream listener: {error}"))
         except Exception as error:  # a frame that cannot be decoded, or a fault in a callback
             self.fail(TransportError(f"a frame from {self.address} could not be handled: {error!r}"))
 

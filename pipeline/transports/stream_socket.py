@@ -16,6 +16,14 @@ CONNECT_TIMEOUT_S = 10.0
 _LENGTH_BYTES = 4
 
 
+_AMQP = b"AMQP"
+"""What an AMQP 0.9.1 or 1.0 listener says first to whoever speaks something else."""
+
+
+class NotAStream(ValueError):
+    """Another protocol's listener answered; the message says which."""
+
+
 class StreamSocket(Connection):  # type: ignore[misc]
     """rstream's connection, reading large frames straight into their own memory, and counting its reads."""
 
@@ -125,6 +133,10 @@ class _Frames(asyncio.BufferedProtocol):
             body = self._begin + _LENGTH_BYTES
             length = int.from_bytes(self._buffer[self._begin : body], "big")
             if length > CHUNK_BYTES_MAX:
+                if self._buffer[self._begin : body] == _AMQP:
+                    raise NotAStream(
+                        "it speaks AMQP: an AMQP port (5672) where the stream port (5552) belongs"
+                    )
                 raise ValueError(f"a frame of {length} bytes")
             if body + length <= self._end:
                 self._complete.append(bytes(self._buffer[body : body + length]))

@@ -112,6 +112,14 @@ async def received_until_failure(subscription: Subscription, match: str) -> list
     return bodies
 
 
+async def test_the_amqp_port_where_the_stream_port_belongs_is_named_as_that_mistake(
+    rabbitmq: RabbitMQ, make: Make
+) -> None:
+    transport = make(port=rabbitmq.ports["amqp"])
+    with pytest.raises(TransportError, match=r"an AMQP port \(5672\) where the stream port \(5552\) belongs"):
+        await transport.open()
+
+
 # --- framings ------------------------------------------------------------------------------------
 
 
