@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import pipeline
+from pipeline.common import private
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -43,7 +44,7 @@ def start(command: list[str], *, env: Mapping[str, str], log: Path | None) -> su
 
     Without a ``log`` it writes where we do.
     """
-    with log.open("ab") if log is not None else nullcontext() as opened:
+    with open(log, "ab", opener=private.opener) if log is not None else nullcontext() as opened:
         return subprocess.Popen(
             command,
             env=dict(env),

@@ -27,6 +27,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from pipeline import children
+from pipeline.common import private
 from pipeline.local_postgres import LocalPostgres, LocalPostgresError
 
 BASE: Final = "/analytics/v1"
@@ -77,7 +78,11 @@ def run(demo: Demo, *, echo: Echo) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: signals.append(number))
     data_dir = demo.data_dir.expanduser().resolve()
-    (data_dir / "logs").mkdir(parents=True, exist_ok=True)
+    # As root the data folder itself stays as it is made: PostgreSQL's account has to reach its own in there.
+    if os.geteuid() == 0:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("logs", "stream", "exports"):
+        private.make_folder(data_dir / name, below=data_dir if os.geteuid() == 0 else data_dir.parent)
     with _sole_user(data_dir):
         parts = _Parts(demo, data_dir, stopped=lambda: bool(signals), echo=echo)
         try:
@@ -94,7 +99,7 @@ def run(demo: Demo, *, echo: Echo) -> None:
 @contextmanager
 def _sole_user(data_dir: Path) -> Iterator[None]:
     """Two demos on one folder would be two databases on the same files."""
-    with (data_dir / "lock").open("w") as lock:
+    with open(data_dir / "lock", "w", opener=private.opener) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

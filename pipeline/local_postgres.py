@@ -22,6 +22,7 @@ from typing import Final
 from urllib.parse import quote
 
 from pipeline import children
+from pipeline.common import private
 
 _ACCOUNTS: Final = ("postgres", "embedded_postgres", "spendstream-postgres")
 _START_S: Final = 60.0
@@ -138,7 +139,7 @@ class LocalPostgres:
 
     def _popen(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         account = self._account
-        with self._log.open("ab") as log:
+        with open(self._log, "ab", opener=private.opener) as log:
             return subprocess.Popen(
                 [str(self._binaries / name), *arguments],
                 stdin=subprocess.DEVNULL,

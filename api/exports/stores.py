@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from uuid import UUID
 
 from api.config import S3Config
+from pipeline.common import private
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class FolderStore:
 
     def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload:
         target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private.make_folder(target.parent, below=self._folder)
         return _FolderUpload(target)
 
     def delete(self, key: str) -> None:
@@ -106,7 +107,8 @@ class _FolderUpload:
     def __init__(self, target: Path) -> None:
         self._target = target
         self._part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
-        self._file = self._part.open("xb")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.fdopen(private.opener(str(self._part), flags), "wb")
 
     def write(self, block: bytes, /) -> None:
         self._file.write(block)

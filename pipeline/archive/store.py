@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from pipeline.common import private
 from pipeline.config import ArchiveConfig
 
 _CONNECT_S: Final = 5
@@ -57,9 +58,9 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         path = self._folder / name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private.make_folder(path.parent, below=self._folder)
             part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            with part.open("wb") as file:
+            with open(part, "wb", opener=private.opener) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

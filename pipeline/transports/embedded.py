@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
+from pipeline.common import private
 from pipeline.config import StreamConfig
 from pipeline.transports import Extent, Owner, StreamAbsent, TransportError
 from pipeline.transports.embedded_competing import CompetingEmbeddedSubscription
@@ -48,7 +49,7 @@ class EmbeddedTransport:
 
     async def open(self) -> None:
         with translated(self.stream):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            private.make_folder(self._folder, below=self._folder.parent)
         await self.ping()
 
     async def partitions(self) -> Sequence[str]:
@@ -87,12 +88,13 @@ class EmbeddedTransport:
         if partitions < 1:
             raise ValueError("a super stream needs at least one partition")
         with translated(self.stream):
-            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            private.make_folder(self._folder.parent, below=self._folder.parent)
             # Made aside and moved in place, so that nobody ever sees half of it.
             with tempfile.TemporaryDirectory(dir=self._folder.parent, prefix=".new-") as aside:
                 made = Path(aside) / "stream"
                 for number in range(partitions):
-                    (made / str(number)).mkdir(parents=True)
+                    private.make_folder(made / str(number), below=Path(aside))
+                (made / _COUNT_FILE).touch(private.FILE_MODE)
                 (made / _COUNT_FILE).write_text(str(partitions))
                 if not self._folder.exists():
                     with suppress(OSError):  # made by another at the same time

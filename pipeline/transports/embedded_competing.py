@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline.common.private import FILE_MODE
 from pipeline.transports import Chunk, Owner, TransportError
 from pipeline.transports.embedded_subscription import EmbeddedSubscription, translated
 
@@ -28,7 +29,7 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
         self._owner = owner
         with translated(stream):
             lock = folder / f"owner-{quote(group, safe='')}.lock"
-            self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         self._decided = asyncio.Event()
         """Set when there is something to read, or nothing ever will be."""
         self._competing = asyncio.create_task(self._compete())

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from isal import isal_zlib
 
+from pipeline.common.private import FILE_MODE
+
 RECORDS_PER_CHUNK_MAX = 4096
 PAYLOAD_BYTES_MAX = 2**20
 SEGMENT_BYTES_MAX = 64 * 2**20
@@ -138,7 +140,7 @@ class LogWriter:
         self._max_age_us = round(max_age_s * 1e6)
         self._segment_bytes = segment_bytes or min(SEGMENT_BYTES_MAX, max(max_bytes // 8, 4096))
         self._thread_lock = threading.Lock()
-        self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         self._fd = -1
         self._base = -1
         self._end = 0
@@ -213,7 +215,8 @@ class LogWriter:
         self._drop_old_segments()
 
     def _start_segment(self, base: int) -> None:
-        os.close(os.open(segment_path(self._folder, base), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        os.close(os.open(segment_path(self._folder, base), flags, FILE_MODE))
         folder_fd = os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(folder_fd)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -114,6 +115,14 @@ def processes_on(folder: Path) -> list[str]:
         time.sleep(0.1)
 
 
+def modes_below(folder: Path, *names: str) -> set[int]:
+    """The modes of all that is there under these names."""
+    tops = [folder / name for name in names]
+    paths = [path for top in tops if top.exists() for path in (top, *top.rglob("*"))]
+    assert folder / "logs" in paths
+    return {stat.S_IMODE(path.lstat().st_mode) for path in paths}
+
+
 def curl(line: str) -> dict[str, Any]:
     """What the printed curl line answers, asked without curl."""
     command, option, url = shlex.split(line)
@@ -139,6 +148,10 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert exit_code == 0, output
     assert "Traceback" not in output
     assert processes_on(data_dir) == []
+    assert modes_below(data_dir, "logs", "stream", "exports", "postgres", "postgres-socket", "lock") <= {
+        0o700,
+        0o600,
+    }
     counted = int(re.findall(r"  ([\d,]+) events", output)[-1].replace(",", ""))
 
     again = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0", "--duration", "5s")
