@@ -22,6 +22,8 @@ class StreamConfig:
     max_age_s: float = 7 * 86400
     max_bytes: int = 20 * 2**30
     heartbeat_s: int = 10
+    address: str = "advertised"
+    """Dial what a node calls itself, or (``given``) the addresses of ``url`` alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,4 +132,5 @@ def stream_config(v: settings.Values) -> StreamConfig:
         max_age_s=v["STREAM_MAX_AGE"],
         max_bytes=v["STREAM_MAX_BYTES"],
         heartbeat_s=v["RABBITMQ_HEARTBEAT"],
+        address=v["RABBITMQ_ADDRESS"],
     )

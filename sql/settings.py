@@ -96,16 +96,30 @@ def _url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
-def _database_url(text: str) -> str:
+def _hosts_url(*schemes: str) -> Callable[[str], str]:
     """As libpq reads it: also with several hosts, of which the first that fits is taken."""
-    one_host = _url("postgresql", "postgres")
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return one_host(text)  # it says what is wrong
-    user, at, hosts = parts.netloc.rpartition("@")
-    for host in hosts.split(","):
-        one_host(parts._replace(netloc=f"{user}{at}{host}").geturl())
+    one_host = _url(*schemes)
+
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+        except ValueError:
+            return one_host(text)  # it says what is wrong
+        user, at, hosts = parts.netloc.rpartition("@")
+        for host in hosts.split(","):
+            one_host(parts._replace(netloc=f"{user}{at}{host}").geturl())
+        return text
+
+    return parse
+
+
+def _stream_url(text: str) -> str:
+    """Several nodes, each with a host of its own; or the folder of the embedded log."""
+    _hosts_url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded")(text)
+    parts = urlsplit(text)
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if parts.scheme != "embedded" and not all(urlsplit(f"//{host}").hostname for host in hosts):
+        raise ValueError("expected a host in it, or several with commas between them")
     return text
 
 
@@ -228,7 +242,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(
         "DATABASE_URL",
-        _database_url,
+        _hosts_url("postgresql", "postgres"),
         None,
         "PostgreSQL 15+, with or without TimescaleDB; after a failover,"
         " `host1,host2/name?target_session_attrs=read-write` finds the new primary",
@@ -243,10 +257,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(
         "RABBITMQ_URL",
-        _url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded"),
+        _stream_url,
         None,
-        "rabbitmq-stream://user:pass@host:5552/vhost, rabbitmq-stream+tls://…, or embedded:///folder",
+        "rabbitmq-stream://user:pass@host:5552/vhost, rabbitmq-stream+tls://…, or embedded:///folder;"
+        " of several nodes, `host1,host2:5553,host3`, the first that answers is taken",
         True,
+    ),
+    _setting(
+        "RABBITMQ_ADDRESS",
+        _choice("advertised", "given"),
+        "advertised",
+        "the leader of a stream is dialled by the address it advertises; `given`: only by those in"
+        " RABBITMQ_URL, again and again until it answers (behind a load balancer or NAT)",
     ),
     _setting("RABBITMQ_STREAM", _non_empty, "analytics.usage.v1", "stream that carries the usage events"),
     _setting("RABBITMQ_CONSUMER", _non_empty, "spendstream", "name of the consumer group"),

@@ -25,6 +25,8 @@ from pipeline.transports.routing import RoutingPublisher
 from pipeline.transports.stream_connection import StreamConnection
 
 LEADER_ATTEMPTS = 5
+LEADER_ATTEMPTS_GIVEN, LEADER_LOOK_S = 20, 0.05
+"""Behind a load balancer each attempt may land on another node, and only one of them leads the stream."""
 CREATION_LOOKS, CREATION_LOOK_S = 20, 0.1
 ABSENCE_LOOKS, ABSENCE_LOOK_S = 5, 0.1
 SEGMENT_BYTES_MAX = 500_000_000
@@ -41,15 +43,17 @@ class RabbitMQTransport:
         Raises ValueError if the URL is none of ours, or its CA file cannot be read.
         """
         url = urlsplit(config.url)
-        if url.scheme not in ("rabbitmq-stream", "rabbitmq-stream+tls") or not url.hostname:
+        if url.scheme not in ("rabbitmq-stream", "rabbitmq-stream+tls"):
             raise ValueError("expected a URL like rabbitmq-stream://user:password@host:5552/vhost")
         self.stream = config.stream
         self._config = config
         self._tls = _tls_context(config.ca_file) if url.scheme.endswith("+tls") else None
-        self._host = url.hostname
-        self._port = url.port or (5551 if self._tls else 5552)
-        self._user = unquote(url.username or "guest")
-        self._password = unquote(url.password or "guest")
+        self._addresses = addresses(config.url)
+        """Those of the URL, the one that answered last first."""
+        credentials, _, _ = url.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        self._user = unquote(user or "guest")
+        self._password = unquote(password or "guest")
         self._vhost = unquote(url.path[1:]) or "/"
         self._control: StreamConnection | None = None
         self._control_lock = asyncio.Lock()
@@ -282,19 +286,21 @@ class RabbitMQTransport:
         if self._control is None or self._control.dead is not None:
             if self._control is not None:
                 await self._control.close()
-            self._control = await self._dial(self._host, self._port, f"{self._config.consumer}-control")
+            self._control = await self._dial_any(f"{self._config.consumer}-control")
         return self._control
 
     async def _connect_to_leader(self, partition: int, purpose: str) -> tuple[StreamConnection, str]:
         """Connect to the leader of the partition's stream: only it knows what is committed now.
 
         The URL is tried first: it may be the only address that can be reached. Behind a load balancer
-        another attempt can land on another node.
+        another attempt can land on another node; with RABBITMQ_ADDRESS=given that is the only way, and what a
+        node calls itself is never dialled.
         """
         name = f"{self._config.consumer}-{purpose}"
         failure: TransportError | None = None
-        for _ in range(LEADER_ATTEMPTS):
-            connection = await self._dial(self._host, self._port, name)
+        given = self._config.address == "given"
+        for _ in range(LEADER_ATTEMPTS_GIVEN if given else LEADER_ATTEMPTS):
+            connection = await self._dial_any(name)
             try:
                 stream = await self._stream_of(partition, connection)
                 leader = await connection.leader(stream)
@@ -304,6 +310,13 @@ class RabbitMQTransport:
             if leader == connection.advertised:
                 return connection, stream
             await connection.close()
+            if given:
+                failure = TransportError(
+                    f"it calls itself {leader[0]}:{leader[1]}, and no address given is it"
+                )
+                self._addresses = [*self._addresses[1:], self._addresses[0]]
+                await asyncio.sleep(LEADER_LOOK_S)
+                continue
             try:
                 return await self._dial(*leader, name), stream
             except TransportError as error:
@@ -317,6 +330,22 @@ class RabbitMQTransport:
             raise TransportError(f"stream {self.stream!r} has {count}, not {partition}")
         return partitions[partition]
 
+    async def _dial_any(self, name: str) -> StreamConnection:
+        """A connection to the first address that answers. Raises TransportError, naming what each said."""
+        failures: list[TransportError] = []
+        for address in list(self._addresses):
+            try:
+                connection = await self._dial(*address, name)
+            except TransportError as error:
+                failures.append(error)
+            else:
+                self._addresses.remove(address)
+                self._addresses.insert(0, address)
+                return connection
+        if len(failures) == 1:
+            raise failures[0]
+        raise TransportError("; ".join(map(str, failures))) from failures[-1]
+
     async def _dial(self, host: str, port: int, name: str) -> StreamConnection:
         connection = StreamConnection(
             host, port, tls=self._tls, heartbeat_s=self._config.heartbeat_s, name=name
@@ -326,6 +355,22 @@ class RabbitMQTransport:
 
     def _remember(self, opened: RabbitMQSubscription | RabbitMQPublisher) -> None:
         self._opened = {one for one in self._opened if not one.closed} | {opened}
+
+
+def addresses(url: str) -> list[tuple[str, int]]:
+    """Host and port of each node that a URL names, in its order: ``host1,host2:5553,[::1]``.
+
+    Raises ValueError if one of them is none.
+    """
+    parts = urlsplit(url)
+    default = 5551 if parts.scheme.endswith("+tls") else 5552
+    found = []
+    for host in parts.netloc.rpartition("@")[2].split(","):
+        one = urlsplit(f"//{host}")
+        if not one.hostname:
+            raise ValueError("expected a URL like rabbitmq-stream://user:password@host:5552/vhost")
+        found.append((one.hostname, one.port or default))
+    return found
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

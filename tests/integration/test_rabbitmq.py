@@ -24,6 +24,7 @@ from pipeline.transports.rabbitmq_publisher import Framing
 from pipeline.transports.rabbitmq_subscription import RabbitMQSubscription
 from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
 from tests.conftest import missing
+from tests.processes import free_port
 from tests.tcp_proxy import TcpProxy
 
 PATIENCE_S = 30
@@ -118,6 +119,48 @@ async def test_the_amqp_port_where_the_stream_port_belongs_is_named_as_that_mist
     transport = make(port=rabbitmq.ports["amqp"])
     with pytest.raises(TransportError, match=r"an AMQP port \(5672\) where the stream port \(5552\) belongs"):
         await transport.open()
+
+
+# --- several addresses ---------------------------------------------------------------------------
+
+
+async def test_the_hosts_of_a_url_are_tried_in_turn_by_readers_and_publishers(
+    rabbitmq: RabbitMQ, make: Make
+) -> None:
+    dead, port = free_port(), rabbitmq.ports["stream"]
+    url = f"rabbitmq-stream://guest:guest@127.0.0.1:{dead},[::1]:{dead},127.0.0.1:{port}/%2F"
+    transport = make(url=url)
+    await transport.open()
+    await publish(transport, numbered(0, 10))
+    subscription = await transport.subscribe(partition=0, offset=0)
+    assert await read(subscription, 10) == numbered(0, 10)
+    nobody = make(url=f"rabbitmq-stream://guest:guest@127.0.0.1:{dead},[::1]:{dead}/%2F")
+    with pytest.raises(TransportError, match=f"127.0.0.1:{dead} .*::1:{dead} "):
+        await nobody.open()
+
+
+@pytest.mark.parametrize("address", ["advertised", "given"])
+async def test_only_the_given_address_is_dialled_where_the_advertised_one_cannot_be_reached(
+    make: Make, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """As behind a load balancer: the first looks land on a node that does not lead the stream."""
+    looks = 0
+
+    async def leader(connection: StreamConnection, stream: str) -> tuple[str, int]:
+        nonlocal looks
+        looks += 1
+        return connection.advertised if looks > 8 else ("no-such-host.invalid", 5552)
+
+    transport = make(port=proxy.port, address=address)
+    await transport.open()
+    await publish(transport, numbered(0, 3))
+    monkeypatch.setattr(StreamConnection, "leader", leader)
+    if address == "advertised":
+        with pytest.raises(TransportError, match="no-such-host"):
+            await transport.subscribe(partition=0, offset=0)
+    else:
+        subscription = await transport.subscribe(partition=0, offset=0)
+        assert await read(subscription, 3) == numbered(0, 3)
 
 
 # --- framings ------------------------------------------------------------------------------------

@@ -171,3 +171,14 @@ def test_the_worker_gets_what_the_environment_says() -> None:
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert settings.is_loopback(host) is loopback
+
+
+def test_a_stream_url_may_name_several_nodes_and_each_needs_a_host() -> None:
+    several = "rabbitmq-stream://u:p@one,two:5553,[::1]:5554/vhost"
+    assert settings.read({"RABBITMQ_URL": several})["RABBITMQ_URL"] == several
+    wrong = {"RABBITMQ_URL": "rabbitmq-stream://u:p@one,:5553/vhost", "RABBITMQ_ADDRESS": "mine"}
+    with pytest.raises(settings.ConfigError) as error:
+        settings.read(wrong)
+    assert [fault.partition("=")[0] for fault in error.value.faults] == ["RABBITMQ_URL", "RABBITMQ_ADDRESS"]
+    with pytest.raises(settings.ConfigError, match="not a URL"):
+        settings.read({"RABBITMQ_URL": "rabbitmq-stream://u:p@one:port,two/vhost"})
