@@ -19,7 +19,7 @@ from pipeline import metrics
 from pipeline.config import FlushConfig
 from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Batch, Ledger, Position, Tally
-from pipeline.core.replay import LETTERS_MAX
+from pipeline.core.replay import LETTERS_MAX, Opened
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US, BrokerClock
 from pipeline.freshness_cache import FreshnessCache
@@ -216,6 +216,10 @@ class PartitionWorker:
             decoding=metrics.DECODE_SECONDS.time(),
         )
         ledger.adopt(await self._sink.resident_rows(claim, ledger.resident_from()))
+        high = await self._sink.high_days(
+            claim, from_day=ledger.high_days_from(), sum_least=ledger.high_sum_least
+        )
+        ledger.recover_high_days(high)
         from_hour = ledger.live_hours_from()
         ledger.expect_ids(await self._sink.live_ids_count(claim, from_hour=from_hour))
         async for hour, segment in self._sink.live_ids(claim, from_hour=from_hour):
@@ -349,7 +353,7 @@ class PartitionWorker:
         else:
             self._withheld.append(delivery.subscription)
         full = ledger.unflushed_bytes >= self._flush_config.buffer_bytes_max
-        if full or ledger.unflushed_events >= self._flush_config.events_max:
+        if full or ledger.waits or ledger.unflushed_events >= self._flush_config.events_max:
             self.flush_wanted.set()
 
     def _has_room(self, ledger: Ledger) -> bool:
@@ -421,11 +425,7 @@ class PartitionWorker:
             try:
                 async with self._books:
                     await self._replay(claim, ledger)
-                    blocks = ledger.missing()
-                    if blocks:
-                        async with self._lag_shown(claim, ledger):
-                            rows = await self._sink.load(claim, blocks)
-                        ledger.adopt(rows, blocks)
+                    await self._load_missing(claim, ledger)
                     batch = ledger.drain(now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
                 left_out = self._archive is not None and self._archive.full and not batch.settled
@@ -447,9 +447,18 @@ class PartitionWorker:
         async with self._lag_shown(claim, ledger):
             letters = await self._sink.waiting_letters(claim, most=LETTERS_MAX)
             if letters:
+                await self._load_missing(claim, ledger)  # no event waits any more when the letters are read
                 opened = ledger.open(letters)
+                await self._load_missing(claim, ledger, opened)
                 ledger.replay(opened, await self._sink.counted(claim, opened))
         self._letters_wait = False
+
+    async def _load_missing(self, claim: Claim, ledger: Ledger, opened: Opened | None = None) -> None:
+        """Bring into memory all that the next drain needs, or the replay of opened letters."""
+        while blocks := ledger.missing(opened):
+            async with self._lag_shown(claim, ledger):
+                rows = await self._sink.load(claim, blocks)
+            ledger.adopt(rows, blocks)
 
     async def _caught_up(self, claim: Claim, ledger: Ledger) -> bool:
         """Is all that the broker has in the ledger? Asked before draining, which can only add to it."""

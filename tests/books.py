@@ -31,6 +31,7 @@ def oracle_rules(rules: Rules) -> naive.Rules:
         dedupe_window_us=rules.dedupe_window_us,
         lateness_us=rules.allowed_lateness_us,
         clients_max=rules.clients_per_org_hour_max,
+        sum_max=rules.sum_max,
     )
 
 
@@ -125,6 +126,8 @@ async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
     claim, position = await sink.claim(STREAM)
     ledger = Ledger(rules, position)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
+    high = await sink.high_days(claim, from_day=ledger.high_days_from(), sum_least=ledger.high_sum_least)
+    ledger.recover_high_days(high)
     from_hour = ledger.live_hours_from()
     ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
     async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
@@ -133,8 +136,7 @@ async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
 
 
 async def flush(sink: Sink, claim: Any, ledger: Ledger, *, now_us: int = 0) -> None:
-    blocks = ledger.missing()
-    if blocks:
+    while blocks := ledger.missing():
         ledger.adopt(await sink.load(claim, blocks), blocks)
     await sink.flush(claim, ledger.drain(now_us=now_us, caught_up=False))
 

@@ -144,6 +144,19 @@ class MemorySink:
         await self._reach()
         return [self._rows(grain, lambda key, b=bucket: key[1] >= b) for grain, bucket in wanted]
 
+    async def high_days(self, claim: Claim, *, from_day: int, sum_least: int) -> list[Block]:
+        await self._reach()
+        sums: dict[Any, Any] = {}
+        for (org, day, _), (measures, _) in self.state.tables["usage_day"].items():
+            if day >= from_day:
+                sums[org, day] = sums.get((org, day), 0) + np.array(measures[5:9], object)
+        halves = [
+            ((org.int >> 64, org.int & (2**64 - 1)), day)
+            for (org, day), four in sums.items()
+            if max(four) >= sum_least
+        ]
+        return [Block(grain=GRAINS[2], org=org, bucket=day) for org, day in halves]
+
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
         await self._reach()
         found = []

@@ -46,6 +46,7 @@ class Rules:
     lateness_us: int = 10 * SECOND_US
     clients_max: int = 1000
     error_codes_max: int = 100
+    sum_max: int = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +210,7 @@ class Oracle:
         self._hour_of_id: dict[tuple[UUID, UUID], int] = {}
         self._event_of_id: dict[tuple[UUID, UUID], Event] = {}
         self._clients_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+        self._sums_of_day: dict[tuple[UUID, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._codes_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
 
     def feed(self, offset: int, broker_us: int, body: bytes) -> Outcome:
@@ -251,12 +253,23 @@ class Oracle:
         hour_us = self._hour_of_id.get(key)
         if hour_us is not None and hour_us + HOUR_US > self.floor_us:
             return Duplicate(event) if event == self._event_of_id[key] else Rejected("conflict", ("eventId",))
+        if lacking := self._lacking(event):
+            return Rejected("invalid", lacking)
         self._hour_of_id[key] = _floor(event.occurred_us, HOUR_US)
         self._event_of_id[key] = event
         return Accepted(event)
 
+    def _lacking(self, event: Event) -> tuple[str, ...]:
+        """The fields for which the sums of the org's day have no room."""
+        sums = self._sums_of_day[event.org_id, event.occurred_us // DAY_US]
+        return tuple(
+            field for field, value in _summed(event).items() if sums[field] + value > self.rules.sum_max
+        )
+
     def _count(self, event: Event, broker_us: int) -> None:
         org, model = event.org_id, event.model_id
+        for name, value in _summed(event).items():
+            self._sums_of_day[org, event.occurred_us // DAY_US][name] += value
         hour_us = _floor(event.occurred_us, HOUR_US)
         named = self._clients_of_hour[org, hour_us]
         client = _name(named, event.client_id, self.rules.clients_max, OVERFLOW_CLIENT)
@@ -281,6 +294,16 @@ class Oracle:
         _see(self.clients_seen, (org, client), at)
         # An event from the future moves the watermark no further than the broker's clock.
         self.max_event_us = max(self.max_event_us or 0, min(event.occurred_us, broker_us))
+
+
+def _summed(event: Event) -> dict[str, int]:
+    """What of an event is added up, by its field."""
+    return {
+        "inputTokens": event.input_tokens,
+        "outputTokens": event.output_tokens,
+        "costEstimateCents": event.cost_microcents,
+        "latencyMs": event.latency_ms,
+    }
 
 
 def _floor(at_us: int, size_us: int) -> int:

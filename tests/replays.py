@@ -82,7 +82,7 @@ class ReplayingOracle(naive.Oracle):
         counted_us = self._hour_of_id.get(key)
         if counted_us is not None and counted_us >= live_us:
             return "duplicate" if self._event_of_id[key] == event else "conflict"
-        return "accepted"
+        return "invalid" if self._lacking(event) else "accepted"
 
 
 def request(sink: MemorySink, letters: Sequence[Letter]) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pipeline.core import kernels, sketches
 from pipeline.core.events import Columns
 from pipeline.core.watermark import MINUTE_US
-from pipeline.core.windows import Grain, Rows, SumOverflow
+from pipeline.core.windows import Grain, Rows
 
 IntArray = npt.NDArray[Any]
 
@@ -87,11 +87,7 @@ class Gathering:
         self._events: list[tuple[IntArray, IntArray]] = []
 
     def add(self, columns: Columns, met_us: IntArray) -> None:
-        """Add events that met the watermarks ``met_us`` int64[n].
-
-        Raises:
-            SumOverflow: a sum has no room left.
-        """
+        """Add events that met the watermarks ``met_us`` int64[n]."""
         c = columns
         minute = c.occurred_us // MINUTE_US
         keys = np.stack((c.org, minute, c.model, c.client), axis=1).astype(np.int32)
@@ -109,8 +105,7 @@ class Gathering:
             c.cost_microcents,
             c.latency_ms,
         )
-        if not fits:
-            raise SumOverflow("a minute has no room for another event")
+        assert fits, "a minute has no room for events that were accepted"
         self._events.append((cells, bins))
         failed = np.flatnonzero(c.status)
         if len(failed):

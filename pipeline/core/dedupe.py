@@ -144,6 +144,19 @@ class SeenIds:
             outcomes[met_narrow] = np.where(same, kernels.DUPLICATE, kernels.CONFLICT)
         return outcomes
 
+    def known(self, ids: IntArray, orgs: IntArray, live_from: IntArray) -> IntArray:
+        """Which of n pairs `add` would find (bool[n]), remembering none. Shapes as there."""
+        n = len(ids)
+        found = np.empty(n, np.bool_)
+        hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
+        begins = np.empty(TABLES + 1, np.int64)
+        kernels.spread(SECRET, ids, orgs, hashes, order, begins)
+        for number in range(TABLES):
+            mine = order[begins[number] : begins[number + 1]]
+            index, log = self._indexes[number], self._logs[number]
+            kernels.known(index, log, hashes, mine, ids, orgs, live_from, found)
+        return found
+
     def renew(self, number: int, *, live_from: int) -> None:
         """Make room in a table: drop its ids of hours before ``live_from``, or grow where they are few."""
         used = int(self._used[number])

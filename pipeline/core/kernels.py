@@ -329,6 +329,34 @@ def remember(
 
 
 @compiled
+def known(
+    index: Any, entries: Any, hashes: Any, order: Any, ids: Any, orgs: Any, live_from: Any, out: Any
+) -> None:
+    """Which of the pairs that ``order`` names `remember` would find; ``out`` bool[n] by the pair's number."""
+    slots = len(index)
+    for i in order:
+        high, low, h = ids[i, 0], ids[i, 1], hashes[i]
+        mark = h << np.uint64(32)
+        slot = _first_slot(h, slots)
+        out[i] = False
+        while index[slot] != 0:
+            if index[slot] & _HIGH == mark:
+                at = np.int64(index[slot] & _LOW) - 1
+                if (
+                    entries[at, 3] == np.uint32(low)
+                    and entries[at, 2] == np.uint32(low >> np.uint64(32))
+                    and entries[at, 1] == np.uint32(high)
+                    and entries[at, 0] == np.uint32(high >> np.uint64(32))
+                    and entries[at, 4] == np.uint32(orgs[i])
+                ):
+                    out[i] = np.int64(entries[at, 5]) >= live_from[i]
+                    break
+            slot += 1
+            if slot == slots:
+                slot = 0
+
+
+@compiled
 def grow_index(index: Any, fresh: Any) -> None:
     """Put what is in an index of `remember` into the empty and larger ``fresh``; the entries are not read."""
     for i in range(len(index)):
@@ -558,6 +586,41 @@ def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
         measures[row, 9] = max(measures[row, 9], totals[i, 9])
         measures[row, 10] += totals[i, late]
     return True
+
+
+@compiled
+def add_sums(days: Any, rows: Any, sums: Any, sum_max: int) -> None:
+    """Add ``sums`` int64[n, 4] to rows of ``days`` int64[rows, 4], up to ``sum_max``."""
+    for i in range(len(rows)):
+        for j in range(4):
+            days[rows[i], j] += min(sums[i, j], sum_max - days[rows[i], j])
+
+
+@compiled
+def take_room(
+    days: Any,
+    rows: Any,
+    sums: Any,
+    known: Any,
+    groups: Any,
+    counted_in: Any,
+    hours: Any,
+    live_from: Any,
+    sum_max: int,
+    short: Any,
+) -> None:
+    """The loop of `room.Room.judge`; ``counted_in`` int64[groups]: the hour of an id's event, or least."""
+    for i in range(len(rows)):
+        group = groups[i]
+        if known[i] or counted_in[group] >= live_from[i]:
+            continue
+        for j in range(4):
+            if sums[i, j] > sum_max - days[rows[i], j]:
+                short[i] |= np.uint8(1 << j)
+        if short[i] == 0:
+            counted_in[group] = hours[i]
+            for j in range(4):
+                days[rows[i], j] += sums[i, j]
 
 
 @compiled

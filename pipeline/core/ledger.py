@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core import dedupe, kernels, replay, watermark
+from pipeline.core import dedupe, kernels, replay, room, watermark
 from pipeline.core.accepted import AcceptedEvents, AcceptedLog
 from pipeline.core.bodies import KEPT_BYTES_MAX, Bodies, Kept, Unreadable, offsets_of
 from pipeline.core.cells import (
@@ -45,9 +45,10 @@ from pipeline.core.cells import (
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Columns, Names, Reader
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
+from pipeline.core.room import SUMS, Room
 from pipeline.core.rules import FUTURE_US, REASONS, Rules
 from pipeline.core.watermark import DAY_US, HOUR_US, NEVER
-from pipeline.core.windows import ERRORS, GRAINS, Grain, NameCap, Spans, Table, TableRows
+from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain, NameCap, Spans, Table, TableRows
 from pipeline.core.wire import Fault
 
 IntArray = npt.NDArray[Any]
@@ -71,6 +72,7 @@ IDS_KEPT_US: Final = DAY_US
 REPLAY_SEGMENTS: Final = 2**62
 """Where the numbers of id segments begin that came with no offset: no stream gets that far."""
 
+_DAY: Final = next(grain for grain in GRAINS if grain.name == "usage_day")
 _CONFLICT: Final = Fault("eventId", "was counted before with another payload")
 
 
@@ -145,6 +147,17 @@ class StoredRows:
 
     def __len__(self) -> int:
         return len(self.bucket)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fold:
+    """Valid events of some chunks on their way into the books, and their records by `Columns.source`."""
+
+    columns: Columns
+    offsets: IntArray
+    broker_us: IntArray
+    floor_us: IntArray
+    bodies: Bodies
 
 
 @dataclass(slots=True, kw_only=True)
@@ -271,6 +284,9 @@ class Ledger:
         self._bodies_kept = self._body_bytes_kept = 0
         self._settled: list[Settled] = []
         self._replayed_from_us: int | None = None
+        self._room = Room(rules.sum_max)
+        self._waiting: _Fold | None = None
+        self._waiting_for: set[tuple[int, int]] = set()
         self._set_horizons()
 
     # --- recovery ------------------------------------------------------------------------------------
@@ -290,6 +306,22 @@ class Ledger:
         hours = np.full(len(ids), hour, np.int32)
         # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
         self._seen_ids.add(ids, org, hours, checks, hours, self.live_hours_from())
+
+    @property
+    def high_sum_least(self) -> int:
+        """See `recover_high_days`."""
+        return self._room.stored_most
+
+    def recover_high_days(self, days: Sequence[Block]) -> None:
+        """The days from `high_days_from` on of which a sum is `high_sum_least` or more."""
+        orgs = self._reader.orgs.number(np.array([block.org for block in days], np.uint64).reshape(-1, 2))
+        day = np.array([block.bucket for block in days], np.int64)
+        cold = self._by_name(_DAY).cold(orgs, day)
+        self._room.high.update(zip(orgs[cold].tolist(), day[cold].tolist(), strict=True))
+
+    def high_days_from(self) -> int:
+        """First day for which an event of the stream may still be counted: see `recover_high_days`."""
+        return (self.position.newest_broker_us - self._rules.dedupe_window_us) // DAY_US
 
     def live_hours_from(self) -> int:
         """First hour whose ids still count, which is the hour of the floor: what recovery must bring."""
@@ -326,7 +358,7 @@ class Ledger:
 
     def fold(self) -> None:
         """Work the buffered chunks into the books: read, judge, deduplicate, add."""
-        if not self._buffered:
+        if not self._buffered or self._waiting is not None:
             return
         chunks, self._buffered = self._buffered, []
         self._buffered_events = self._buffered_bytes = 0
@@ -351,8 +383,55 @@ class Ledger:
             at = bad.source
             self._refuse(int(offsets[at]), int(broker_us[at]), bodies.view(at), bad.reason, bad.faults)
         columns = self._refuse_by_time(columns, offsets, broker_us, floor_us, bodies)
+        fold = _Fold(columns=columns, offsets=offsets, broker_us=broker_us, floor_us=floor_us, bodies=bodies)
+        self._count(fold)
+
+    def _count(self, fold: _Fold) -> None:
+        """Count what has room and was not counted before, or let it wait for `missing` days."""
+        columns, offsets, broker_us, bodies = fold.columns, fold.offsets, fold.broker_us, fold.bodies
+        floor_us = fold.floor_us
+        self._waiting_for = set()
+        if not self._suffices(columns):
+            self._waiting_for = self._days_to_load(columns)
+            if self._waiting_for:
+                self._waiting = fold
+                return
+            short = self._room.judge(columns, *self._known(columns, floor_us))
+            for i in np.flatnonzero(short).tolist():
+                at, faults = int(columns.source[i]), room.faults(int(short[i]))
+                self._refuse(int(offsets[at]), int(broker_us[at]), bodies.view(at), "invalid", faults)
+            columns = columns.take(short == 0)
         columns = self._drop_duplicates(columns, offsets, broker_us, floor_us, bodies)
         self._accept(columns, offsets, broker_us)
+
+    def _suffices(self, columns: Columns) -> bool:
+        """Is there room for all these events, whatever they are? If not, each must be judged."""
+        if self._room.suffices(columns):
+            return True
+        if not self._room.looked:
+            self._gather_folded()
+            keys, measures = self._by_name(_DAY).measures_before(2**31)
+            held = [(self._days_of(cells), cells.totals[:, SUMS]) for cells in self._cold]
+            self._room.look([(keys[:, :2], measures[:, SUMS]), *held])
+        return self._room.suffices(columns)
+
+    def _days_to_load(self, columns: Columns) -> set[tuple[int, int]]:
+        """The days that must be in memory before the room for these events can be judged."""
+        cold = self._by_name(_DAY).cold(columns.org, columns.occurred_us // DAY_US)
+        return self._room.undecided(columns, cold)
+
+    @staticmethod
+    def _days_of(cells: Cells) -> IntArray:
+        return np.stack((cells.keys[:, ORG], buckets(cells.keys, _DAY)), axis=1)
+
+    def _known(self, columns: Columns, floor_us: IntArray) -> tuple[IntArray, IntArray]:
+        """Whose ids are remembered (bool[n]), and from which hour on they count (int32[n])."""
+        live_from = self._live_from(columns, floor_us)
+        return self._seen_ids.known(columns.event, columns.org, live_from), live_from
+
+    @staticmethod
+    def _live_from(columns: Columns, floor_us: IntArray) -> IntArray:
+        return (floor_us[columns.source] // HOUR_US).astype(np.int32)
 
     def _refuse(
         self,
@@ -448,7 +527,7 @@ class Ledger:
         bodies: Bodies,
     ) -> Columns:
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
-        live_from = (floor_us[columns.source] // HOUR_US).astype(np.int32)
+        live_from = self._live_from(columns, floor_us)
         outcomes = self._seen_ids.add(
             columns.event,
             columns.org,
@@ -509,9 +588,12 @@ class Ledger:
         """Count the letters that are good and not counted yet; the next batch says what became of them.
 
         ``counted``: which of the events were counted, by earlier replays or in `Opened.of_stored_hours`.
-        Neither the offset nor the watermark moves: for both the letters were read long ago.
+        Neither the offset nor the watermark moves: for both the letters were read long ago. Load `missing`
+        before, with ``opened``: of a day that is not in memory nobody knows whether it is full.
         """
-        outcomes = replay.judge(opened, counted, self._seen_ids, future_us=FUTURE_US)
+        outcomes = replay.judge(
+            opened, counted, self._seen_ids, future_us=FUTURE_US, has_room=self._has_room_again
+        )
         settled = replay.settle(opened, outcomes, at_offset=self.position.next_offset)
         for one in settled:
             self.tally.replayed[one.outcome] += 1
@@ -535,9 +617,22 @@ class Ledger:
             broker_us = np.array([letter.broker_us for letter in mine], np.int64)
             self._accepted_log.add(columns, offsets, broker_us, met_us)
 
+    def _has_room_again(self, columns: Columns) -> IntArray:
+        """For which replayed events (bool[n]) the sums have room."""
+        if self._suffices(columns):
+            return np.ones(len(columns), np.bool_)
+        live_from = np.full(len(columns), self.live_hours_from(), np.int32)
+        known = self._seen_ids.known(columns.event, columns.org, live_from)
+        always = np.full(len(columns), np.iinfo(np.int32).min, np.int32)
+        short = self._room.judge(columns, known, always)
+        return np.equal(short, 0)
+
     def _gather(self) -> None:
-        """Add what was folded to the tables, or hold it back until its blocks have been loaded."""
+        """Add what was read to the tables, or hold it back until its blocks have been loaded."""
         self.fold()
+        self._gather_folded()
+
+    def _gather_folded(self) -> None:
         cells = self._gathering.take()
         if cells is None:
             return
@@ -615,8 +710,11 @@ class Ledger:
 
     # --- blocks that are not in memory -------------------------------------------------------------------
 
-    def missing(self) -> list[Block]:
-        """The blocks that held-back events need; load them and `adopt` them before the next `drain`."""
+    def missing(self, opened: Opened | None = None) -> list[Block]:
+        """The blocks that held-back events need; load and `adopt` them, until there are none, before `drain`.
+
+        With ``opened`` also those that must be in memory before these letters are given to `replay`.
+        """
         self._gather()
         wanted: list[Block] = []
         for table in (*self._tables, self._errors):
@@ -625,6 +723,12 @@ class Ledger:
                 org, bucket = held.keys[:, ORG], buckets(held.keys, table.grain)
                 cold = table.cold(org, bucket)
                 blocks.update(zip(org[cold].tolist(), bucket[cold].tolist(), strict=True))
+            if table.grain is _DAY:
+                blocks.update(self._waiting_for)
+                if opened is not None:
+                    org, bucket = opened.columns.org, opened.columns.occurred_us // DAY_US
+                    cold = table.cold(org, bucket)
+                    blocks.update(zip(org[cold].tolist(), bucket[cold].tolist(), strict=True))
             orgs = self._reader.orgs.keys
             wanted.extend(
                 Block(grain=table.grain, org=(int(orgs[org, 0]), int(orgs[org, 1])), bucket=bucket)
@@ -654,10 +758,18 @@ class Ledger:
                 table.adopt(numbered, by_grain.get(name, ()))
             elif name in by_grain:
                 table.adopt(_no_rows(table.grain), by_grain[name])
+        if blocks:
+            days = rows_by_grain.get(_DAY.name, _no_rows(_DAY))
+            self._room.came(by_grain.get(_DAY.name, ()), days.measures[:, SUMS])
+        else:
+            self._room.doubt()
         held, self._cold = self._cold, []
         for cells in held:
             self._settle_names(cells)
             self._add(cells)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._count(waiting)
 
     @staticmethod
     def _restore_names(cap: NameCap, keys: IntArray) -> None:
@@ -680,6 +792,11 @@ class Ledger:
     def dirty_rows(self) -> int:
         """Rows that the next drain would write."""
         return sum(table.dirty_count for table in (*self._tables, self._errors))
+
+    @property
+    def waits(self) -> bool:
+        """Does reading wait for days that only `missing` and `adopt` bring?"""
+        return self._waiting is not None
 
     @property
     def received_offset(self) -> int:
@@ -717,7 +834,7 @@ class Ledger:
             ValueError: held-back events still wait for `missing` blocks.
         """
         self._gather()
-        if self._cold:
+        if self._cold or self._waiting is not None:
             raise ValueError("blocks are missing: load and adopt them before draining")
         position = self.position
         position.watermark_us = watermark.advance(
@@ -819,9 +936,13 @@ class Ledger:
         if self.position.newest_us == NEVER:
             return
         mark = self.position.newest_us - self._rules.allowed_lateness_us
+        self._room.forget()
         for table in (*self._tables, self._errors):
             horizon = (mark - table.grain.resident_us) // table.grain.length_us
             if horizon > table.horizon or table.loaded_count > LOADED_BLOCKS_MAX:
+                if table.grain is _DAY:
+                    keys, measures = table.measures_before(max(horizon, table.horizon))
+                    self._room.let_go(keys[:, :2], measures[:, SUMS], days_from=self.high_days_from())
                 table.evict(horizon)
                 if table.grain is GRAINS[3]:
                     self._client_cap.evict(table.horizon)
@@ -847,14 +968,15 @@ def warm_up() -> None:
         b'"latencyMs":1,"status":"error","errorCode":"e","inputTokens":1,"outputTokens":1,'
         b'"costEstimateCents":"0.1"}'
     )
-    ledger = Ledger(Rules())
-    ledger.ingest(
-        first_offset=0,
-        next_offset=3,
-        timestamp_us=1_767_225_600_000_000,
-        bodies=[event % 1, event % 1, event % 2],
-    )
-    ledger.drain(now_us=0, caught_up=False)
+    for rules in (Rules(), Rules(sum_max=1)):
+        ledger = Ledger(rules)
+        ledger.ingest(
+            first_offset=0,
+            next_offset=3,
+            timestamp_us=1_767_225_600_000_000,
+            bodies=[event % 1, event % 1, event % 2],
+        )
+        ledger.drain(now_us=0, caught_up=False)
     columns, _ = ledger._reader.read([event % 1])
     ledger._reader.narrow_checks(columns)
     _warm_up_ids()
@@ -882,4 +1004,4 @@ def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap)
 
 
 def _no_rows(grain: Grain) -> TableRows:
-    return TableRows(grain, np.empty((0, 0), np.int32), np.empty((0, 0), np.int64), ())
+    return TableRows(grain, np.empty((0, 0), np.int32), np.empty((0, len(MEASURES)), np.int64), ())

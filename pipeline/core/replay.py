@@ -17,7 +17,7 @@ such letters counted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -220,11 +220,19 @@ def open_letters(
     )
 
 
-def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int) -> list[str]:
+def judge(
+    opened: Opened,
+    counted: CountedIds,
+    seen: SeenIds,
+    *,
+    future_us: int,
+    has_room: Callable[[Columns], IntArray] | None = None,
+) -> list[str]:
     """The outcome of each event of ``opened.columns``, remembering those that are accepted.
 
     ``counted`` has what earlier replays and the stored hours say of these events. ``future_us`` is how far
-    after its broker time an event may lie.
+    after its broker time an event may lie. ``has_room`` says for which events (bool[n]) the sums
+    have room, if they are counted in this order; None: for all.
     """
     columns = opened.columns
     hours = columns.occurred_us // HOUR_US
@@ -258,6 +266,11 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
     if not asked:
         return outcomes
     which = np.array(asked, np.int64)
+    if has_room is not None:
+        fits = has_room(columns.take(which))
+        for i in which[~fits].tolist():
+            outcomes[i] = "invalid"
+        which = which[fits]
     in_memory = seen.add(
         columns.event[which],
         columns.org[which],
@@ -266,7 +279,7 @@ def judge(opened: Opened, counted: CountedIds, seen: SeenIds, *, future_us: int)
         np.full(len(which), opened.live_from, np.int32),
         narrow_checks=lambda places: opened.narrow_checks[which[places]],
     )
-    for i, how in zip(asked, in_memory.tolist(), strict=True):
+    for i, how in zip(which.tolist(), in_memory.tolist(), strict=True):
         if how == kernels.DUPLICATE:
             outcomes[i] = "duplicate"
         elif how == kernels.CONFLICT:

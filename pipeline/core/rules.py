@@ -22,6 +22,8 @@ class Rules:
     clients_per_org_hour_max: int = 1000
     dedupe_ids_max: int = 200_000_000
     """Ids of the dedupe window in one partition; beyond, the worker stops rather than forget one."""
+    sum_max: int = 2**63 - 1
+    """The highest sum of an org's day in one partition (`pipeline.core.room`). Only tests lower it."""
     dead_letter_bodies_max: int = 10_000
     """Original bodies kept in one batch; beyond, a dead letter has its offset alone."""
     dead_letter_bytes_max: int = 64 * 2**20

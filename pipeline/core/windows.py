@@ -40,14 +40,6 @@ MEASURES: Final = (
 """Columns of a rollup row's measures, int64 each."""
 
 
-class SumOverflow(Exception):
-    """A bucket's sum would pass 2^63 - 1: more than 92 thousand events at the highest cost in one bucket.
-
-    Nothing is committed past it. Only a producer that reports absurd costs or tokens can cause it; find
-    the org in the message, stop that producer, and have the stream's events dead-lettered by hand.
-    """
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grain:
     """One rollup table: its name in the database, its bucket length and its key."""
@@ -210,13 +202,10 @@ class Table:
 
         Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`), whose column ``late`` is the
         grain's; ``pairs`` are (cell, bin, count) int64[m] each, by cell and bin.
-
-        Raises:
-            SumOverflow: a sum has no room left.
         """
         rows = self._touch(keys)
-        if not kernels.add_totals(self._rows.measures, rows, totals, late):
-            raise SumOverflow(f"a bucket of {self.grain.name} has no room for another event")
+        fits = kernels.add_totals(self._rows.measures, rows, totals, late)
+        assert fits, f"a bucket of {self.grain.name} has no room for events that were accepted"
         cells, bins, counts = pairs
         self._add_bins(rows[cells], bins, counts)
 
@@ -291,6 +280,11 @@ class Table:
         edges = np.zeros(len(rows) + 1, np.int64)
         kernels.sketch_encode(self._pool_bins, self._pool_counts, self._place, rows, out, edges[1:])
         return Blobs(out[: edges[-1]], edges)
+
+    def measures_before(self, bucket: int) -> tuple[IntArray, IntArray]:
+        """Keys int32[n, k] and measures int64[n, m] of the resident rows of earlier buckets."""
+        mine = self._rows.keys[: len(self._rows), 1] < bucket
+        return self._rows.keys[: len(self._rows)][mine], self._rows.measures[: len(self._rows)][mine]
 
     def evict(self, horizon: int) -> None:
         """Forget the blocks before ``horizon``. Every row must be clean; what was drained gets committed."""

@@ -297,7 +297,7 @@ _WHY: Final = {
     "unknown": "its ids were dropped meanwhile, and nothing tells whether it was counted: --accept counts it",
     "future": "more than 5 minutes after the broker received it",
     "malformed": "not an event",
-    "invalid": "breaks a rule of the wire contract",
+    "invalid": "breaks a rule of the wire contract, or the sums of its bucket have no room",
     "gone": "its bytes are gone",
 }
 """What an outcome that is none means, for people."""

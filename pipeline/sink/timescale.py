@@ -222,6 +222,25 @@ class TimescaleSink:
                 found.append(_stored_rows(grain, await cursor.fetchall()))
         return found
 
+    async def high_days(self, claim: Claim, *, from_day: int, sum_least: int) -> list[Block]:
+        """The orgs' days from a day on of which some sum is ``sum_least`` or more. Raises as `claim`."""
+        day = GRAINS[2]
+        async with _Unit(self) as connection:
+            cursor = await connection.execute(
+                _FLUSH["high_days"],
+                {
+                    "partition": claim.partition,
+                    "start": _bucket_time(day, max(from_day, 0)),
+                    "sum_least": sum_least,
+                },
+            )
+            rows = await cursor.fetchall()
+        orgs = _halves(row[0] for row in rows).tolist()
+        return [
+            Block(grain=day, org=(high, low), bucket=number)
+            for (high, low), (_, number) in zip(orgs, rows, strict=True)
+        ]
+
     async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
         """About how many ids `live_ids` brings; fewer where version 0.1.0 stored them. Raises as `claim`."""
         async with _Unit(self) as connection:

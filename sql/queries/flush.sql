@@ -162,6 +162,14 @@ SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {
 FROM analytics.{table}
 WHERE bucket_start >= %(start)s AND partition = %(partition)s
 
+-- name: high_days
+-- The orgs' days that come near the highest sum a row can hold: asked once, at recovery.
+SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) / 86400)::bigint AS day
+FROM analytics.usage_day
+WHERE bucket_start >= %(start)s AND partition = %(partition)s
+GROUP BY org_id, bucket_start
+HAVING GREATEST(sum(input_tokens), sum(output_tokens), sum(cost_microcents), sum(latency_sum_ms)) >= %(sum_least)s
+
 -- name: block_rows
 -- The rows of some (org, bucket) blocks that late events touch; the bounds let TimescaleDB skip chunks.
 SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}

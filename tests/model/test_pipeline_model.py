@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.ledger import Batch, Ledger
-from pipeline.core.replay import CountedIds, Letter
+from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import Table
@@ -47,6 +47,8 @@ IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
 
 class PipelineMachine(RuleBasedStateMachine):
     """One partition, its stream, its sink, and at times a rival worker."""
+
+    terms = RULES
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,11 +141,14 @@ class PipelineMachine(RuleBasedStateMachine):
     @rule(before=st.integers(0, 1), after=st.integers(0, 1))
     def flush(self, before: int, after: int) -> None:
         self.sink.fail_before_commit, self.sink.fail_after_commit = before, after
-        blocks = self.ledger.missing()
-        if blocks:
-            self.ledger.adopt(asyncio.run(self.sink.load(self.claim, blocks)), blocks)
+        self.load()
         self.unknown = self.ledger.drain(now_us=self.now_us, caught_up=False)
         self.try_again()
+
+    def load(self, opened: Opened | None = None) -> None:
+        """Bring into memory what the drain, or the replay of letters, needs."""
+        while blocks := self.ledger.missing(opened):
+            self.ledger.adopt(asyncio.run(self.sink.load(self.claim, blocks)), blocks)
 
     @precondition(lambda self: self.unknown is None)
     @rule(then_us=st.sampled_from([0, 7 * MINUTE_US, 2 * HOUR_US]))
@@ -173,7 +178,7 @@ class PipelineMachine(RuleBasedStateMachine):
     @rule()
     def rival_takes_over_and_crashes(self) -> None:
         """Another worker claims the partition and commits; our flush must fail whole."""
-        claim, ledger = asyncio.run(books.recover(self.sink, RULES))
+        claim, ledger = asyncio.run(books.recover(self.sink, self.terms))
         self.sink.fail_before_commit = self.sink.fail_after_commit = 0
         if ledger.received_offset < len(self.stream):
             timestamp_us, body = self.stream[ledger.received_offset]
@@ -195,14 +200,14 @@ class PipelineMachine(RuleBasedStateMachine):
 
     def restart(self) -> None:
         self.unknown = None
-        self.claim, self.ledger = asyncio.run(books.recover(self.sink, RULES))
+        self.claim, self.ledger = asyncio.run(books.recover(self.sink, self.terms))
 
     # --- the truth ----------------------------------------------------------------------------------
 
     def compare(self) -> None:
         committed = self.sink.state.position.next_offset
         records = [(i, at_us, body) for i, (at_us, body) in enumerate(self.stream[:committed])]
-        oracle, _, wrong = replays.follow(self.sink.state, records, books.oracle_rules(RULES))
+        oracle, _, wrong = replays.follow(self.sink.state, records, books.oracle_rules(self.terms))
         assert not wrong
         assert not books.difference(books.stored(self.sink), books.expected(oracle))
         position = self.sink.state.position
@@ -251,13 +256,25 @@ class ReplayMachine(PipelineMachine):
                     body=refused.body,
                 )
                 state.waiting.setdefault((letter.offset, 0), letter)
+        self.load()
         opened = self.ledger.open(asyncio.run(self.sink.waiting_letters(self.claim, most=100)))
+        self.load(opened)
         self.ledger.replay(opened, asyncio.run(self.sink.counted(self.claim, opened)))
         self.flush(before=before, after=after)
 
 
 TestReplays = ReplayMachine.TestCase
 TestReplays.settings = SETTINGS
+
+
+class FullDaysMachine(ReplayMachine):
+    """A day of an org is full after two events of the highest cost."""
+
+    terms = replace(RULES, sum_max=8_000_000)
+
+
+TestFullDays = FullDaysMachine.TestCase
+TestFullDays.settings = SETTINGS
 
 
 class OffsetApartMachine(PipelineMachine):

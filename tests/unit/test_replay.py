@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core import replay
 from pipeline.core.ledger import Batch, Ledger
-from pipeline.core.replay import CountedIds, Letter
+from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.rules import Rules
 from tests import books, mix
 from tests import oracle as naive
@@ -60,6 +60,11 @@ class Books:
         self.claim, position = await self.sink.claim(books.STREAM)
         self.ledger = Ledger(self.rules, position, keep_accepted=self._keep_accepted)
         self.ledger.adopt(await self.sink.resident_rows(self.claim, self.ledger.resident_from()))
+        self.ledger.recover_high_days(
+            await self.sink.high_days(
+                self.claim, from_day=self.ledger.high_days_from(), sum_least=self.ledger.high_sum_least
+            )
+        )
         from_hour = self.ledger.live_hours_from()
         async for hour, segment in self.sink.live_ids(self.claim, from_hour=from_hour):
             self.ledger.recover_ids(hour, segment)
@@ -80,7 +85,9 @@ class Books:
 
     async def replay(self, *letters: Letter) -> list[str]:
         """The outcomes, having committed them; the oracle agrees with each."""
+        await self.load()
         opened = self.ledger.open(letters)
+        await self.load(opened)
         self.ledger.replay(opened, await self.sink.counted(self.claim, opened))
         self.state.waiting = {(letter.offset, letter.position): letter for letter in letters}
         batch = await self.flush()
@@ -88,10 +95,12 @@ class Books:
         assert outcomes == [self.oracle.replay(letter) for letter in letters]
         return outcomes
 
-    async def flush(self) -> Batch:
-        blocks = self.ledger.missing()
-        if blocks:
+    async def load(self, opened: Opened | None = None) -> None:
+        while blocks := self.ledger.missing(opened):
             self.ledger.adopt(await self.sink.load(self.claim, blocks), blocks)
+
+    async def flush(self) -> Batch:
+        await self.load()
         batch = self.ledger.drain(now_us=NOW_US, caught_up=False)
         await self.sink.flush(self.claim, batch)
         return batch
