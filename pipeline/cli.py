@@ -517,6 +517,49 @@ def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
     )
 
 
+@stream_commands.command("skip")
+@click.option("--partition", type=click.IntRange(0), help="The partition's number, as the log says it.")
+@click.option("--stream", help="Or the partition's stream.")
+@click.option("--offset", type=click.IntRange(0), required=True, help="Of the record.")
+@click.option("--reason", required=True, help="Why; kept with the dead letter and in the audit log.")
+def skip_record(*, partition: int | None, stream: str | None, offset: int, reason: str) -> None:
+    """Make the record at an offset a dead letter unread: for one at which the worker crashes.
+
+    The log (worker_crashes_here) and `spendstream doctor` name the offset. The bytes are kept, with the
+    reason `skipped`. A worker that runs goes on by itself. Written into analytics.audit_log.
+    """
+    import asyncio
+
+    import psycopg
+
+    from pipeline import skip
+
+    if not reason.strip():
+        raise click.UsageError("--reason must say something")
+    values = settings.read(os.environ, required=("DATABASE_URL",))
+    try:
+        done = asyncio.run(
+            skip.skip(
+                _stream(),
+                values["DATABASE_URL"],
+                stream=stream,
+                partition=partition,
+                offset=offset,
+                note=reason.strip(),
+            )
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except skip.SkipRefused as error:
+        fail(str(error))
+    except psycopg.Error as error:
+        fail(f"the database cannot be written: {str(error).strip()}")
+    click.echo(
+        f"skipped: the record at offset {done.offset} of {done.stream} (partition {done.partition}) becomes a"
+        f" dead letter; recorded in analytics.audit_log as {done.actor}"
+    )
+
+
 @stream_commands.command("retire")
 @click.argument("stream")
 @click.option(

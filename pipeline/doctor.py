@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 from pipeline.config import stream_config
+from pipeline.core.care import CRASHES_MIN, Care, remedy
 from sql import lookalikes, settings
 
 if TYPE_CHECKING:
@@ -219,6 +220,22 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
     )
 
 
+def _crashes(row: Any) -> Finding:
+    """Workers end at one place of a partition, again and again."""
+    tried = None if row.trying_from is None else (row.trying_from, row.trying_to)
+    found = Care.found(row.crashes - 1, offset=row.committed_offset, tried=tried)
+    end = "" if tried is None else f" and before {tried[1]}"
+    return Finding(
+        Level.WARN if found is None else Level.FAIL,
+        "partition",
+        f"{row.stream}: workers have crashed {row.crashes - 1} times in a row at offset"
+        f" {row.committed_offset} or after{end}",
+        "let the worker run on: each time it takes in fewer records, until it knows the one at fault"
+        if found is None
+        else remedy(row.stream, found),
+    )
+
+
 def _partitions(connection: Connection) -> Iterator[Finding]:
     from sqlalchemy import select
 
@@ -226,6 +243,8 @@ def _partitions(connection: Connection) -> Iterator[Finding]:
 
     for row in connection.execute(select(p).order_by(p.c.partition)):
         since_s = time.time() - row.updated_at.timestamp()
+        if row.crashes > CRASHES_MIN:
+            yield _crashes(row)
         yield Finding(
             Level.OK,
             "partition",

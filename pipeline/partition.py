@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from pipeline import metrics
 from pipeline.config import FlushConfig
+from pipeline.core.care import CRASHES_MIN, Care, remedy
 from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Batch, Ledger, Position, Tally
 from pipeline.core.replay import LETTERS_MAX, Opened
@@ -32,9 +34,11 @@ from pipeline.sink.timescale import (
     TimescaleSink,
     Trouble,
 )
-from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError
+from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError, chunks
 
 log = logging.getLogger(__name__)
+
+_Found = TypeVar("_Found")
 
 for _kind in Trouble:  # shown from the start, at 0
     metrics.FLUSH_FAILURES.labels(_kind)
@@ -51,8 +55,21 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
+async def _apart(work: Callable[..., _Found], **arguments: Any) -> _Found:
+    """Do long work in a thread, so that the event loop goes on. A cancellation waits until it is done."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work, **arguments))
+    try:
+        return await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait((doing,))
+        raise
+
+
 MERGE_IDS_INTERVAL_US = 60_000_000
+WELL_US = 30_000_000
+"""A worker that has lived so long with a partition has come past whatever made an earlier one crash."""
 LAG_INTERVAL_S = 1.0
+LET_GO_S = 1.0
 HAND_OVER_S = 3.0
 """How long a hand-over may wait for the last flush before the next owner is let in."""
 
@@ -141,6 +158,9 @@ class PartitionWorker:
         self._cache: FreshnessCache | None = None
         self._subscription: Subscription | None = None
         self._withheld: list[Subscription] = []
+        self._skips: Mapping[int, str] = {}
+        self._care: Care | None = None
+        self._well_at_us = 0
         self._chunk_times_us: list[int] = []
         self._reported = Tally()
         self._committed: Position | None = None
@@ -227,6 +247,8 @@ class PartitionWorker:
         if self._redis_url:
             known = await self._sink.org_models(claim)
             self._cache = FreshnessCache(self._redis_url, partition=claim.partition, known=known)
+        self._skips = await self._sink.skips(claim, from_offset=position.next_offset)
+        self._take_care(claim, position)
         self._claim, self._ledger, self._committed = claim, ledger, replace(position)
         self._reported = Tally()
         self._show(claim, ledger)
@@ -240,6 +262,27 @@ class PartitionWorker:
                 "ids": ledger.remembered_ids,
             },
         )
+
+    def _take_care(self, claim: Claim, position: Position) -> None:
+        """Look for the record at fault where workers before us crashed, and say so."""
+        self._well_at_us = self._steady_us() + WELL_US
+        self._care = Care.after(claim.crashes, offset=position.next_offset, tried=claim.tried)
+        if claim.crashes < CRASHES_MIN:
+            return
+        found = Care.found(claim.crashes, offset=position.next_offset, tried=claim.tried)
+        facts: dict[str, object] = {
+            "stream": self.stream,
+            "partition": claim.partition,
+            "crashes": claim.crashes,
+            "from_offset": position.next_offset,
+        }
+        if claim.tried is not None:
+            facts["to_offset"] = claim.tried[1]
+        if found is None:
+            facts["remedy"] = "none yet: the worker takes in fewer records at a time until it knows which"
+        else:
+            facts |= {"offset": found, "remedy": remedy(self.stream, found)}
+        log.critical("worker_crashes_here", extra=facts)
 
     def _show(self, claim: Claim, ledger: Ledger) -> None:
         """Gauges that are reckoned when read: they tell the truth also while nothing is committed."""
@@ -263,6 +306,15 @@ class PartitionWorker:
             log.warning(
                 "hand_over_without_flush", extra={"stream": self.stream, "error": self.database_error}
             )
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """As `_release`, and say that it is on purpose: whoever comes next need not look for a crash."""
+        claim = self._claim
+        if claim is not None:
+            with suppress(SinkUnavailable, SchemaMissing, TimeoutError):
+                async with asyncio.timeout(LET_GO_S), self._flushing:
+                    await self._sink.released(claim)
         await self._release()
 
     async def _release(self) -> None:
@@ -276,6 +328,7 @@ class PartitionWorker:
         log.info("partition_released", extra={"stream": self.stream, "partition": self._claim.partition})
         self._ledger = self._claim = self._committed = None
         self._letters_wait = False
+        self._care = None
         self._grant_withheld()
         self._chunk_times_us.clear()
         cache, self._cache = self._cache, None
@@ -332,22 +385,13 @@ class PartitionWorker:
 
         Each chunk owes one grant, however late: also one that is dropped because its term is over.
         """
-        chunk = delivery.chunk
-        async with self._books:
-            ledger = self._ledger
-            if ledger is None or delivery.term != self._term:
-                delivery.subscription.grant()
-                return
-            started = time.perf_counter()
-            ledger.ingest(
-                first_offset=chunk.first_offset,
-                next_offset=chunk.next_offset,
-                timestamp_us=chunk.timestamp_us,
-                bodies=chunk.bodies,
-                unreadable=chunk.unreadable,
-            )
-            metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
-        self._chunk_times_us.append(chunk.timestamp_us)
+        chunk = chunks.without(delivery.chunk, self._skips) if self._skips else delivery.chunk
+        take_in = self._take_in if self._care is None else self._with_care
+        taken_in = await take_in(delivery, chunk)
+        ledger = self._ledger
+        if not taken_in or ledger is None:
+            delivery.subscription.grant()
+            return
         if self._has_room(ledger):
             delivery.subscription.grant()
         else:
@@ -355,6 +399,46 @@ class PartitionWorker:
         full = ledger.unflushed_bytes >= self._flush_config.buffer_bytes_max
         if full or ledger.waits or ledger.unflushed_events >= self._flush_config.events_max:
             self.flush_wanted.set()
+
+    async def _take_in(self, delivery: Delivery, chunk: Chunk) -> bool:
+        """Take the chunk, or a part of it, into the ledger; False if its term is over."""
+        async with self._books:
+            ledger = self._ledger
+            if ledger is None or delivery.term != self._term:
+                return False
+            started = time.perf_counter()
+            ingest = partial(
+                ledger.ingest,
+                first_offset=chunk.first_offset,
+                next_offset=chunk.next_offset,
+                timestamp_us=chunk.timestamp_us,
+                bodies=chunk.bodies,
+                unreadable=chunk.unreadable,
+            )
+            if ledger.is_filled_by(chunk.bodies, chunk.unreadable):
+                await _apart(ingest)
+            else:
+                ingest()
+            metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
+        self._chunk_times_us.append(chunk.timestamp_us)
+        return True
+
+    async def _with_care(self, delivery: Delivery, chunk: Chunk) -> bool:
+        """As `_take_in`, a few records at a time: each part is noted before, and flushed after."""
+        assert self._care is not None
+        for part in chunks.parts(chunk, self._care.part):
+            claim = self._claim
+            if claim is None:
+                return False
+            with suppress(SinkUnavailable, SchemaMissing):  # then the next worker has to look again
+                async with self._flushing:
+                    await self._sink.trying(claim, part.first_offset, part.next_offset)
+            if not await self._take_in(delivery, part):
+                return False
+            await self.flush()
+        if self._care is not None and chunk.next_offset >= self._care.until:
+            self._care = None
+        return True
 
     def _has_room(self, ledger: Ledger) -> bool:
         return (
@@ -424,9 +508,10 @@ class PartitionWorker:
             caught_up = await self._caught_up(claim, ledger)
             try:
                 async with self._books:
+                    await _apart(ledger.fold)
                     await self._replay(claim, ledger)
                     await self._load_missing(claim, ledger)
-                    batch = ledger.drain(now_us=now_us, caught_up=caught_up)
+                    batch = await _apart(ledger.drain, now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
                 left_out = self._archive is not None and self._archive.full and not batch.settled
                 if batch.accepted is not None and left_out:
@@ -455,7 +540,7 @@ class PartitionWorker:
 
     async def _load_missing(self, claim: Claim, ledger: Ledger, opened: Opened | None = None) -> None:
         """Bring into memory all that the next drain needs, or the replay of opened letters."""
-        while blocks := ledger.missing(opened):
+        while blocks := await _apart(ledger.missing, opened=opened):
             async with self._lag_shown(claim, ledger):
                 rows = await self._sink.load(claim, blocks)
             ledger.adopt(rows, blocks)
@@ -480,7 +565,8 @@ class PartitionWorker:
         async with self._lag_shown(claim, ledger):
             while self._claim is claim:
                 try:
-                    self._letters_wait = await self._sink.flush(claim, batch)
+                    well = batch.caught_up or self._steady_us() >= self._well_at_us
+                    self._letters_wait = await self._sink.flush(claim, batch, well=well)
                 except SinkUnavailable as error:
                     attempts += 1
                     self._flush_failed(error, attempts)
@@ -560,5 +646,5 @@ class PartitionWorker:
     async def close(self) -> None:
         """Let go of everything; the last flush, if there is to be one, came before."""
         await self._drop_subscription()
-        await self._release()
+        await self._let_go()
         await self._sink.close()

@@ -47,6 +47,7 @@ class Unreadable:
     records: int
     fault: str
     stored: Kept
+    reason: str = "malformed"
 
     def since(self, offset: int) -> Unreadable:
         """Without the records below an offset."""

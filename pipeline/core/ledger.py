@@ -346,15 +346,19 @@ class Ledger:
         """
         if first_offset < self._received_offset:
             raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
+        is_full = self.is_filled_by(bodies, unreadable)
         self._received_offset = next_offset
         self._buffered.append((first_offset, timestamp_us, bodies, unreadable))
-        self._buffered_events += len(bodies)
-        self._buffered_bytes += len(bodies.text) if isinstance(bodies, Bodies) else sum(map(len, bodies))
-        for run in unreadable:
-            self._buffered_events += run.records
-            self._buffered_bytes += len(run.stored.body)
-        if self._buffered_events >= FOLD_EVENTS or self._buffered_bytes >= FOLD_BYTES:
+        events, size = _extent(bodies, unreadable)
+        self._buffered_events += events
+        self._buffered_bytes += size
+        if is_full:
             self.fold()
+
+    def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
+        """Would `ingest` fold now, with these bodies? That takes some 10 ms, and long where many are bad."""
+        events, size = _extent(bodies, unreadable)
+        return self._buffered_events + events >= FOLD_EVENTS or self._buffered_bytes + size >= FOLD_BYTES
 
     def fold(self) -> None:
         """Work the buffered chunks into the books: read, judge, deduplicate, add."""
@@ -448,7 +452,7 @@ class Ledger:
         """One letter for all records of a batch; each of them was offered, and is rejected."""
         self.position.offered += run.records
         kept = run.stored if self._keeps(len(run.stored.body)) else None
-        self._add_letter(run.first_offset, run.records, broker_us, "malformed", (Fault("", run.fault),), kept)
+        self._add_letter(run.first_offset, run.records, broker_us, run.reason, (Fault("", run.fault),), kept)
 
     def _keeps(self, size: int) -> bool:
         """Is there room for one more body of the open batch?"""
@@ -958,6 +962,15 @@ class Ledger:
             self._reader.error_codes = _renumbered(
                 self._reader.error_codes, [(self._errors, 5)], self._code_cap
             )
+
+
+def _extent(bodies: Sequence[bytes], unreadable: Sequence[Unreadable]) -> tuple[int, int]:
+    """How many records there are, and their bytes."""
+    size = len(bodies.text) if isinstance(bodies, Bodies) else sum(map(len, bodies))
+    if not unreadable:
+        return len(bodies), size
+    records = sum(run.records for run in unreadable)
+    return len(bodies) + records, size + sum(len(run.stored.body) for run in unreadable)
 
 
 def warm_up() -> None:

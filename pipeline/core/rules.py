@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict")
-"""Why an event is refused, in the order of judgement."""
+REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict", "skipped")
+"""Why an event is refused, in the order of judgement; ``skipped``: an operator said so, unread."""
 
 
 FUTURE_US: Final = 5 * 60 * 1_000_000
