@@ -30,6 +30,7 @@ SQLSTATES = {
     "statement_timeout": "57014",
     "out_of_memory": "53200",
     "io_error": "58030",
+    "serialization_failure": "40001",
 }
 """What a trigger refuses a flush with, in place of the database itself."""
 JUMPS_S = (-2 * 86_400, -3600, -90, 90, 3600, 2 * 86_400, 500 * 86_400)
@@ -333,30 +334,6 @@ async def database_read_only(world: World, luck: random.Random) -> bool:
     async with _configured(world, "default_transaction_read_only", "on") as done:
         struck = done and await world.has_logged("read-only", since=since, within_s=NOTICE_S)
         await asyncio.sleep(luck.uniform(0, 3))
-    return struck
-
-
-@_server("database", 2)
-async def database_serialization_failures(world: World, luck: random.Random) -> bool:
-    """Snapshots stricter than the sink asks for, while others write the row that it begins with: 40001."""
-    since = world.logged()
-    over = asyncio.Event()
-
-    def write() -> None:
-        with suppress(psycopg.Error), psycopg.connect(world.database_url, connect_timeout=5) as connection:
-            while not over.is_set():
-                connection.execute("UPDATE analytics.partitions SET updated_at = updated_at")
-                time.sleep(0.1)
-                connection.commit()
-
-    async with _configured(world, "default_transaction_isolation", "'repeatable read'") as done:
-        writing = asyncio.create_task(asyncio.to_thread(write))
-        try:
-            struck = done and await world.has_logged("could not serialize", since=since, within_s=NOTICE_S)
-            await asyncio.sleep(luck.uniform(0, 2))
-        finally:
-            over.set()
-            await writing
     return struck
 
 

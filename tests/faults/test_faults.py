@@ -33,7 +33,6 @@ SHORT = (
     "database_connection_cut_before_commit",
     "database_read_only",
     "database_sessions_ended",
-    "database_serialization_failures",
 )
 """A kind of each sort; all kinds are in the long run."""
 
