@@ -555,7 +555,8 @@ class PartitionWorker:
         except TransportError:
             return False
         metrics.OFFSET_LAG.labels(str(claim.partition)).set(lag)
-        self._waits_for_news = lag == 0
+        if lag == 0:  # a lag is no reason to wait no longer: the chunk that makes it is on its way
+            self._waits_for_news = True
         return lag == 0
 
     async def _commit(self, claim: Claim, ledger: Ledger, batch: Batch) -> bool:
