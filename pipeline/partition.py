@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pipeline import metrics
 from pipeline.config import FlushConfig
@@ -38,7 +38,6 @@ from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, Tran
 
 log = logging.getLogger(__name__)
 
-_Found = TypeVar("_Found")
 
 for _kind in Trouble:  # shown from the start, at 0
     metrics.FLUSH_FAILURES.labels(_kind)
@@ -55,7 +54,7 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-async def _apart(work: Callable[..., _Found], **arguments: Any) -> _Found:
+async def in_a_thread(work: Callable[..., Any], **arguments: Any) -> Any:
     """Do long work in a thread, so that the event loop goes on. A cancellation waits until it is done."""
     doing = asyncio.ensure_future(asyncio.to_thread(work, **arguments))
     try:
@@ -134,8 +133,11 @@ class PartitionWorker:
         clock_us: Callable[[], int] = wall_clock_us,
         steady_us: Callable[[], int] = monotonic_us,
         backoff: Callable[[], Backoff] = ExponentialBackoff,
+        apart: Callable[..., Awaitable[Any]] = in_a_thread,
     ) -> None:
-        """``index`` is the partition's place among the transport's, ``stream`` the stream it is."""
+        """``index`` is the partition's place among the transport's, ``stream`` the stream it is. ``apart`` does
+        long work while other tasks go on.
+        """
         self.stream = stream
         self._index = index
         self._transport = transport
@@ -150,6 +152,7 @@ class PartitionWorker:
         self._broker_clock = BrokerClock()
         self._waits_for_news = False
         self._backoff = backoff
+        self._apart = apart
         self._flushing = asyncio.Lock()
         self._books = asyncio.Lock()
         self._term = 0
@@ -416,7 +419,7 @@ class PartitionWorker:
                 unreadable=chunk.unreadable,
             )
             if ledger.is_filled_by(chunk.bodies, chunk.unreadable):
-                await _apart(ingest)
+                await self._apart(ingest)
             else:
                 ingest()
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
@@ -508,10 +511,10 @@ class PartitionWorker:
             caught_up = await self._caught_up(claim, ledger)
             try:
                 async with self._books:
-                    await _apart(ledger.fold)
+                    await self._apart(ledger.fold)
                     await self._replay(claim, ledger)
                     await self._load_missing(claim, ledger)
-                    batch = await _apart(ledger.drain, now_us=now_us, caught_up=caught_up)
+                    batch = await self._apart(ledger.drain, now_us=now_us, caught_up=caught_up)
                     times_us, self._chunk_times_us = self._chunk_times_us, []
                 left_out = self._archive is not None and self._archive.full and not batch.settled
                 if batch.accepted is not None and left_out:
@@ -540,7 +543,7 @@ class PartitionWorker:
 
     async def _load_missing(self, claim: Claim, ledger: Ledger, opened: Opened | None = None) -> None:
         """Bring into memory all that the next drain needs, or the replay of opened letters."""
-        while blocks := await _apart(ledger.missing, opened=opened):
+        while blocks := await self._apart(ledger.missing, opened=opened):
             async with self._lag_shown(claim, ledger):
                 rows = await self._sink.load(claim, blocks)
             ledger.adopt(rows, blocks)

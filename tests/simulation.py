@@ -12,7 +12,9 @@ import json
 import logging
 import random
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import FlushConfig
 from pipeline.core.replay import Letter
@@ -61,6 +63,7 @@ class Worker:
                 archive=ArchiveGate(),
                 clock_us=lambda: world.now_us,
                 backoff=lambda: world,
+                apart=world.apart,
             )
             for i, stored in enumerate(world.broker.partitions)
         ]
@@ -133,6 +136,11 @@ class World:
         self.faults = 0
         self.replayed = 0
         self._bodies: list[list[bytes]] = [[] for _ in range(partitions)]
+
+    async def apart(self, work: Callable[..., Any], **arguments: Any) -> Any:
+        """Work in a thread, as other tasks see it: they may go on before it is done."""
+        await self.switch()
+        return work(**arguments)
 
     async def switch(self) -> None:
         """Let the others run, for as long as luck will have it."""
