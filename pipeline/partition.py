@@ -135,8 +135,8 @@ class PartitionWorker:
         backoff: Callable[[], Backoff] = ExponentialBackoff,
         apart: Callable[..., Awaitable[Any]] = in_a_thread,
     ) -> None:
-        """``index`` is the partition's place among the transport's, ``stream`` the stream it is. ``apart`` does
-        long work while other tasks go on.
+        """``index`` is the partition's place among the transport's, ``stream`` the stream it is. ``apart``
+        does long work while other tasks go on.
         """
         self.stream = stream
         self._index = index
