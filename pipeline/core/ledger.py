@@ -383,30 +383,26 @@ class Ledger:
                 self._refuse_run(run, timestamp_us)
         with self._decoding:
             columns, refused = self._reader.read(bodies)
-        for bad in refused:
-            at = bad.source
-            self._refuse(int(offsets[at]), int(broker_us[at]), bodies.view(at), bad.reason, bad.faults)
-        columns = self._refuse_by_time(columns, offsets, broker_us, floor_us, bodies)
         fold = _Fold(columns=columns, offsets=offsets, broker_us=broker_us, floor_us=floor_us, bodies=bodies)
-        self._count(fold)
+        for bad in refused:
+            self._refuse_record(fold, bad.source, bad.reason, bad.faults)
+        self._count(replace(fold, columns=self._refuse_by_time(fold)))
 
     def _count(self, fold: _Fold) -> None:
         """Count what has room and was not counted before, or let it wait for `missing` days."""
-        columns, offsets, broker_us, bodies = fold.columns, fold.offsets, fold.broker_us, fold.bodies
-        floor_us = fold.floor_us
+        columns = fold.columns
         self._waiting_for = set()
         if not self._suffices(columns):
             self._waiting_for = self._days_to_load(columns)
             if self._waiting_for:
                 self._waiting = fold
                 return
-            short = self._room.judge(columns, *self._known(columns, floor_us))
+            short = self._room.judge(columns, *self._known(columns, fold.floor_us))
             for i in np.flatnonzero(short).tolist():
-                at, faults = int(columns.source[i]), room.faults(int(short[i]))
-                self._refuse(int(offsets[at]), int(broker_us[at]), bodies.view(at), "invalid", faults)
+                self._refuse_record(fold, int(columns.source[i]), "invalid", room.faults(int(short[i])))
             columns = columns.take(short == 0)
-        columns = self._drop_duplicates(columns, offsets, broker_us, floor_us, bodies)
-        self._accept(columns, offsets, broker_us)
+        columns = self._drop_duplicates(replace(fold, columns=columns))
+        self._accept(columns, fold.offsets, fold.broker_us)
 
     def _suffices(self, columns: Columns) -> bool:
         """Is there room for all these events, whatever they are? If not, each must be judged."""
@@ -489,23 +485,21 @@ class Ledger:
             )
         )
 
-    def _refuse_by_time(
-        self,
-        columns: Columns,
-        offsets: IntArray,
-        broker_us: IntArray,
-        floor_us: IntArray,
-        bodies: Bodies,
-    ) -> Columns:
-        broker = broker_us[columns.source]
+    def _refuse_record(self, fold: _Fold, source: int, reason: str, faults: tuple[Fault, ...]) -> None:
+        offset, broker_us = int(fold.offsets[source]), int(fold.broker_us[source])
+        self._refuse(offset, broker_us, fold.bodies.view(source), reason, faults)
+
+    def _refuse_by_time(self, fold: _Fold) -> Columns:
+        """The events that are neither too old nor ahead of time."""
+        columns = fold.columns
+        broker = fold.broker_us[columns.source]
         future = columns.occurred_us > broker + FUTURE_US
-        too_late = columns.occurred_us < floor_us[columns.source]
+        too_late = columns.occurred_us < fold.floor_us[columns.source]
         unknown = columns.occurred_us < self.position.ids_from_hour * HOUR_US
         refused = future | too_late | unknown
         if not refused.any():
             return columns
         for i in np.flatnonzero(refused).tolist():
-            source = int(columns.source[i])
             if future[i]:
                 reason, message = "future", "more than 5 minutes after the broker received it"
             elif too_late[i]:
@@ -518,20 +512,14 @@ class Ledger:
                 reason = "too_late"
             else:
                 reason, message = "too_late", "its ids were dropped, under a shorter DEDUPE_WINDOW"
-            faults = (Fault("occurredAt", message),)
-            self._refuse(int(offsets[source]), int(broker_us[source]), bodies.view(source), reason, faults)
+            self._refuse_record(fold, int(columns.source[i]), reason, (Fault("occurredAt", message),))
         return columns.take(~refused)
 
-    def _drop_duplicates(
-        self,
-        columns: Columns,
-        offsets: IntArray,
-        broker_us: IntArray,
-        floor_us: IntArray,
-        bodies: Bodies,
-    ) -> Columns:
+    def _drop_duplicates(self, fold: _Fold) -> Columns:
+        """The events that were not counted before; from now on their ids are remembered."""
+        columns = fold.columns
         hours = (columns.occurred_us // HOUR_US).astype(np.int32)
-        live_from = self._live_from(columns, floor_us)
+        live_from = self._live_from(columns, fold.floor_us)
         outcomes = self._seen_ids.add(
             columns.event,
             columns.org,
@@ -549,8 +537,7 @@ class Ledger:
             self.position.duplicate += duplicate
             self.tally.duplicate += duplicate
             for source in columns.source[outcomes == kernels.CONFLICT].tolist():
-                at, body = int(broker_us[source]), bodies.view(source)
-                self._refuse(int(offsets[source]), at, body, "conflict", (_CONFLICT,))
+                self._refuse_record(fold, source, "conflict", (_CONFLICT,))
             columns = columns.take(fresh)
         if len(columns):
             self._new_ids.append((columns.occurred_us // HOUR_US, columns.org, columns.event, columns.check))

@@ -45,8 +45,9 @@ SELECT "offset", note, actor FROM analytics.skips WHERE stream = %(stream)s AND 
 WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
-    broker_time = %(broker_time)s, newest_broker_time = %(newest_broker_time)s, offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s,
-    rejected = %(rejected)s, caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s,
+    broker_time = %(broker_time)s, newest_broker_time = %(newest_broker_time)s,
+    offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s, rejected = %(rejected)s,
+    caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s,
     crashes = CASE WHEN %(well)s THEN 0 ELSE crashes END,
     trying_from = CASE WHEN %(well)s THEN NULL ELSE trying_from END
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
