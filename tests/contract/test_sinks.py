@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -249,3 +252,40 @@ async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(embedded_p
     await sink.flush(claim, batch)
     await sink.close()
     assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))
+
+
+async def test_a_day_that_comes_near_the_highest_sum_is_known_after_a_restart(held: Held) -> None:
+    rules = replace(RULES, sum_max=4000)
+    day_us = 24 * HOUR_US
+    now_us = NOW_US // day_us * day_us + 12 * HOUR_US
+
+    def body(number: int, at_us: int, tokens: int) -> bytes:
+        at = naive.EPOCH + naive.timedelta(microseconds=at_us)
+        made: dict[str, object] = {
+            "eventId": str(UUID(int=number)),
+            "orgId": str(UUID(int=1)),
+            "modelId": str(UUID(int=2 + number % 2)),
+            "occurredAt": at.isoformat(),
+            "latencyMs": 1,
+            "status": "success",
+            "inputTokens": tokens,
+            "outputTokens": 1,
+        }
+        return json.dumps({**made, "costEstimateCents": 0}).encode()
+
+    yesterday_us = now_us - 13 * HOUR_US
+    sink = held.open()
+    bodies = [body(1, yesterday_us, 1500), body(2, yesterday_us, 1500), body(3, now_us, 1)]
+    bodies += [body(4, yesterday_us, 1001), body(5, yesterday_us, 1000)]
+    oracle = naive.Oracle(books.oracle_rules(rules))
+    for offset, one in enumerate(bodies):
+        oracle.feed(offset, now_us, one)
+    for offset, one in enumerate(bodies):
+        claim, ledger = await books.recover(sink, rules)
+        ledger.ingest(first_offset=offset, next_offset=offset + 1, timestamp_us=now_us, bodies=[one])
+        await books.flush(sink, claim, ledger, now_us=now_us)
+    found = await sink.high_days(claim, from_day=ledger.high_days_from(), sum_least=4000)
+    assert [(day.org, day.bucket) for day in found] == [((0, 1), yesterday_us // day_us)]
+    await sink.close()
+    assert [letter.offset for letter in oracle.dead_letters] == [3]
+    assert not books.difference(held.stored(), books.expected(oracle))
