@@ -94,7 +94,7 @@ BUFFERED_EVENTS: Final = Gauge(
     "analytics_buffered_events", "Events read and not yet in a flush.", ["partition"], registry=REGISTRY
 )
 DIRTY_ROWS: Final = Gauge(
-    "analytics_dirty_rows", "Rollup rows waiting for a flush.", ["partition"], registry=REGISTRY
+    "analytics_dirty_rows", "Rows waiting for a flush, at most.", ["partition"], registry=REGISTRY
 )
 REMEMBERED_IDS: Final = Gauge(
     "analytics_dedupe_ids", "Event ids held in memory for dedupe.", ["partition"], registry=REGISTRY

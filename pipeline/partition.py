@@ -399,7 +399,7 @@ class PartitionWorker:
             delivery.subscription.grant()
         else:
             self._withheld.append(delivery.subscription)
-        full = ledger.unflushed_bytes >= self._flush_config.buffer_bytes_max
+        full = bool(self._withheld) or ledger.unflushed_bytes >= self._flush_config.buffer_bytes_max
         if full or ledger.waits or ledger.unflushed_events >= self._flush_config.events_max:
             self.flush_wanted.set()
 
@@ -444,6 +444,8 @@ class PartitionWorker:
         return True
 
     def _has_room(self, ledger: Ledger) -> bool:
+        if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
+            ledger.gather()  # what was read may make far fewer rows than it could
         return (
             ledger.unflushed_events < self._flush_config.buffer_events_max
             and ledger.unflushed_bytes < self._flush_config.buffer_bytes_max

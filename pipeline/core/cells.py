@@ -113,6 +113,15 @@ class Gathering:
             rows = self._failures.locate(key)  # first: it may move the counts to a larger array
             kernels.count(self._failures.measures, rows, np.ones(len(rows), np.int64))
 
+    @property
+    def cell_count(self) -> int:
+        """Cells that wait to be taken."""
+        return len(self._cells)
+
+    @property
+    def failure_count(self) -> int:
+        return len(self._failures)
+
     def take(self) -> Cells | None:
         """What has been added since the last time; None if nothing has."""
         if not self._events:

@@ -72,6 +72,9 @@ IDS_KEPT_US: Final = DAY_US
 REPLAY_SEGMENTS: Final = 2**62
 """Where the numbers of id segments begin that came with no offset: no stream gets that far."""
 
+_CELL_ROWS: Final = len(GRAINS) + 3
+"""Rows that one cell of events can make: one in each table, and one each of orgs, models and clients seen."""
+
 _DAY: Final = next(grain for grain in GRAINS if grain.name == "usage_day")
 _CONFLICT: Final = Fault("eventId", "was counted before with another payload")
 
@@ -781,8 +784,18 @@ class Ledger:
 
     @property
     def dirty_rows(self) -> int:
-        """Rows that the next drain would write."""
-        return sum(table.dirty_count for table in (*self._tables, self._errors))
+        """Rows the next drain would write, at most; exact after `gather` if no event waits for blocks."""
+        tables = sum(table.dirty_count for table in (*self._tables, self._errors))
+        seen = len(self._orgs) + len(self._models) + len(self._clients)
+        cells, failures = self._gathering.cell_count, self._gathering.failure_count
+        for held in self._cold:
+            cells += len(held)
+            failures += len(held.failure_keys)
+        return tables + seen + _CELL_ROWS * cells + failures + len(self._dead_letters)
+
+    def gather(self) -> None:
+        """Add what was read to the tables now rather than at the next drain: then `dirty_rows` is exact."""
+        self._gather()
 
     @property
     def waits(self) -> bool:

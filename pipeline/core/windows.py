@@ -322,6 +322,9 @@ class Spans:
         self._key_width = key_width
         self._rows = Rows(key_width, 2)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(self, keys: IntArray, first_us: IntArray, last_us: IntArray) -> None:
         rows = self._rows.locate(keys)  # first: it may move the spans to a larger array
         kernels.span(self._rows.measures, rows, first_us, last_us)

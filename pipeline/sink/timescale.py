@@ -49,6 +49,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _GRAINS: Final = {grain.name: grain for grain in (*GRAINS, ERRORS)}
 _SEEN: Final = {"orgs_seen": "", "models_seen": "model_id", "clients_seen": "client_id"}
 _COPY_BYTES: Final = 1 << 20
+_DEADLINE_MAX_S: Final = 3600.0
 
 SEGMENTS_MANY: Final = 16
 """Small segments of one hour that are worth merging."""
@@ -116,14 +117,16 @@ class TimescaleSink:
         timeout_s: float = 60.0,
         silent_s: float = 15.0,
     ):
-        """``consumer`` is the consumer group that we read for. ``timeout_s`` bounds each transaction.
-        ``silent_s`` is how long the server waits for us in one: a worker that freezes in a flush must not
-        keep the next owner from its rows.
+        """``consumer`` is the consumer group that we read for. ``timeout_s`` bounds each transaction, at
+        first (see `_Unit`). ``silent_s`` is how long the server waits for us in one: a worker that freezes in
+        a flush must not keep the next owner from its rows.
         """
         self._url = database_url
         self._application_name = application_name
         self._consumer = consumer
         self._timeout_s = timeout_s
+        self._longer_s: dict[str, float] = {}
+        """How long a kind of work may take that the database could not do in time before."""
         self._silent_s = silent_s
         self._connection: AsyncConnection | None = None
 
@@ -212,7 +215,7 @@ class TimescaleSink:
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
         """All rows of each table from a bucket on. Raises as `claim`."""
         found = []
-        async with _Unit(self) as connection:
+        async with _Unit(self, "resident_rows") as connection:
             for grain, bucket in wanted:
                 cursor = connection.cursor(binary=True)
                 await cursor.execute(
@@ -268,7 +271,7 @@ class TimescaleSink:
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
         """The rows of the blocks, by table. Raises as `claim`."""
         found = []
-        async with _Unit(self) as connection:
+        async with _Unit(self, "load") as connection:
             for grain in _GRAINS.values():
                 mine = [block for block in blocks if block.grain is grain]
                 if not mine:
@@ -388,7 +391,7 @@ class TimescaleSink:
         events = None
         if batch.accepted is not None:
             events = await asyncio.to_thread(_outbox_row, claim, batch.accepted)
-        async with _Unit(self) as connection:
+        async with _Unit(self, "flush") as connection:
             waiting = await self._advance(connection, claim, batch, well)
             if waiting is None:
                 return False
@@ -596,15 +599,26 @@ class _Unit:
     After any error but `Fenced` the connection is closed, because its state cannot be trusted.
     """
 
-    def __init__(self, sink: TimescaleSink) -> None:
+    def __init__(self, sink: TimescaleSink, work: str = "") -> None:
+        """``work``: a kind that is repeated until it is done. Its deadline doubles, up to `_DEADLINE_MAX_S`,
+        each time that the database was at work when it came: the same one would cut the work off for ever.
+        """
         self._sink = sink
-        self._deadline = asyncio.timeout(sink._timeout_s)
+        self._work = work
+        self._begun = False
+        self._timeout_s = sink._longer_s.get(work, sink._timeout_s)
+        self._deadline = asyncio.timeout(self._timeout_s)
 
     async def __aenter__(self) -> psycopg.AsyncConnection[Any]:
         await self._deadline.__aenter__()
         try:
             connection = await self._sink.connection()
             await connection.execute(connection.begin.encode())
+            if self._timeout_s > self._sink._timeout_s:
+                await connection.execute(
+                    f"SET LOCAL statement_timeout = {round(self._timeout_s * 1000)}".encode()
+                )
+            self._begun = True
         except BaseException as error:
             await self._leave(error)
             raise AssertionError("unreachable") from error
@@ -617,6 +631,7 @@ class _Unit:
                 await self._connection.execute("COMMIT")
             except BaseException as failure:
                 await self._leave(failure)
+            self._sink._longer_s.pop(self._work, None)
             await self._deadline.__aexit__(None, None, None)
         elif isinstance(error, Fenced):
             with suppress(psycopg.Error):
@@ -631,9 +646,12 @@ class _Unit:
         try:
             await self._deadline.__aexit__(type(error), error, error.__traceback__)
         except TimeoutError as late:
+            self._was_late()
             raise SinkUnavailable(
-                f"the database did not answer within {self._sink._timeout_s:g} s", Trouble.TIMEOUT
+                f"the database did not answer within {self._timeout_s:g} s", Trouble.TIMEOUT
             ) from late
+        if _trouble(error) is Trouble.TIMEOUT:
+            self._was_late()
         if isinstance(
             error,
             (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn),
@@ -650,6 +668,10 @@ class _Unit:
         if isinstance(error, (*away, *waits)) or session_is_dead(error):
             raise SinkUnavailable(str(error).strip() or type(error).__name__, _trouble(error)) from error
         raise error
+
+    def _was_late(self) -> None:
+        if self._work and self._begun:
+            self._sink._longer_s[self._work] = min(2 * self._timeout_s, _DEADLINE_MAX_S)
 
 
 def _trouble(error: BaseException) -> Trouble:

@@ -254,6 +254,37 @@ async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(embedded_p
     assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))
 
 
+async def test_a_batch_that_the_database_works_on_is_not_cut_off_by_the_same_deadline_again(
+    embedded_postgres_url: str,
+) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    sink = TimescaleSink(embedded_postgres_url, timeout_s=0.5)
+    claim, ledger = await books.recover(sink, RULES)
+    bodies = mix.make(200, seed=10, now_us=NOW_US).bodies
+    ingest(ledger, bodies, upto=200)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    async with await psycopg.AsyncConnection.connect(embedded_postgres_url, autocommit=True) as other:
+        await other.execute(
+            "CREATE FUNCTION analytics.slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN PERFORM pg_sleep(1.2); RETURN NULL; END$$"
+        )
+        await other.execute(
+            "CREATE TRIGGER slow BEFORE INSERT ON analytics.usage_hour"
+            " FOR EACH STATEMENT EXECUTE FUNCTION analytics.slow()"
+        )
+    failures = 0
+    while failures < 6:
+        try:
+            await sink.flush(claim, batch)
+        except SinkUnavailable:
+            failures += 1
+        else:
+            break
+    await sink.close()
+    assert 0 < failures < 6
+    assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))
+
+
 async def test_a_day_that_comes_near_the_highest_sum_is_known_after_a_restart(held: Held) -> None:
     rules = replace(RULES, sum_max=4000)
     day_us = 24 * HOUR_US
