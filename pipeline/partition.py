@@ -422,6 +422,8 @@ class PartitionWorker:
                 await self._apart(ingest)
             else:
                 ingest()
+            if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
+                await _apart(ledger.gather)  # what was read may make far fewer rows than it could
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
         self._chunk_times_us.append(chunk.timestamp_us)
         return True
@@ -444,8 +446,6 @@ class PartitionWorker:
         return True
 
     def _has_room(self, ledger: Ledger) -> bool:
-        if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
-            ledger.gather()  # what was read may make far fewer rows than it could
         return (
             ledger.unflushed_events < self._flush_config.buffer_events_max
             and ledger.unflushed_bytes < self._flush_config.buffer_bytes_max
