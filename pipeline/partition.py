@@ -423,7 +423,7 @@ class PartitionWorker:
             else:
                 ingest()
             if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
-                await _apart(ledger.gather)  # what was read may make far fewer rows than it could
+                await self._apart(ledger.gather)  # what was read may make far fewer rows than it could
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
         self._chunk_times_us.append(chunk.timestamp_us)
         return True
