@@ -28,7 +28,7 @@ from tests.memory_transport import MemoryBroker, MemoryTransport
 HOUR_US = 3_600_000_000
 START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US
 RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2)
-FLUSH = FlushConfig(interval_s=0, events_max=6, buffer_events_max=12, dirty_rows_max=90)
+FLUSH = FlushConfig(interval_s=0, events_max=6, buffer_events_max=12, dirty_rows_max=60)
 STEPS_TO_DRAIN = 2_000
 LAST_FLUSH_STEPS = 100
 
