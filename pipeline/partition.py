@@ -163,6 +163,7 @@ class PartitionWorker:
         self._withheld: list[Subscription] = []
         self._skips: Mapping[int, str] = {}
         self._care: Care | None = None
+        self._tried_to = 0
         self._well_at_us = 0
         self._chunk_times_us: list[int] = []
         self._reported = Tally()
@@ -270,6 +271,7 @@ class PartitionWorker:
         """Look for the record at fault where workers before us crashed, and say so."""
         self._well_at_us = self._steady_us() + WELL_US
         self._care = Care.after(claim.crashes, offset=position.next_offset, tried=claim.tried)
+        self._tried_to = position.next_offset
         if claim.crashes < CRASHES_MIN:
             return
         found = Care.found(claim.crashes, offset=position.next_offset, tried=claim.tried)
@@ -429,21 +431,31 @@ class PartitionWorker:
         return True
 
     async def _with_care(self, delivery: Delivery, chunk: Chunk) -> bool:
-        """As `_take_in`, a few records at a time: each part is noted before, and flushed after."""
-        assert self._care is not None
-        for part in chunks.parts(chunk, self._care.part):
-            claim = self._claim
-            if claim is None:
+        """As `_take_in`, but a part of the stream is noted before, and flushed before the next one is noted.
+
+        A part may hold many small chunks, and a large chunk many parts.
+        """
+        rest: Chunk | None = chunk
+        while rest is not None:
+            claim, care = self._claim, self._care
+            if claim is None or care is None:
                 return False
-            with suppress(SinkUnavailable, SchemaMissing):  # then the next worker has to look again
-                async with self._flushing:
-                    await self._sink.trying(claim, part.first_offset, part.next_offset)
+            if rest.first_offset >= self._tried_to:
+                await self._try_next(claim, rest.first_offset, care.part)
+            part, rest = chunks.split(rest, self._tried_to)
             if not await self._take_in(delivery, part):
                 return False
-            await self.flush()
         if self._care is not None and chunk.next_offset >= self._care.until:
+            await self.flush()
             self._care = None
         return True
+
+    async def _try_next(self, claim: Claim, offset: int, records: int) -> None:
+        await self.flush()
+        self._tried_to = offset + records
+        with suppress(SinkUnavailable, SchemaMissing):  # then the next worker has to look again
+            async with self._flushing:
+                await self._sink.trying(claim, offset, self._tried_to)
 
     def _has_room(self, ledger: Ledger) -> bool:
         return (

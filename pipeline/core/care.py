@@ -4,9 +4,9 @@ A worker that follows two that ended without letting go of the partition takes i
 each in a flush of its own. The part at which the worker crashes again is known then, and the next worker
 divides that part by `PARTS`.
 
-Example: the worker crashes somewhere after offset 8,000. The parts [8,000, 8,512) and [8,512, 9,024) go well,
-and in [9,024, 9,536) the worker crashes. The next one takes in 32 records at a time and crashes in
-[9,184, 9,216), the next one 2 at a time, and the last one takes in the record 9,201 alone.
+Example: the worker crashes somewhere after offset 80,000. The parts [80,000, 84,096) and [84,096, 88,192) go
+well, and in [88,192, 92,288) the worker crashes. The next one takes in 256 records at a time and crashes in
+[91,264, 91,520), the next one 16 at a time, and the last one takes in the record 91,401 alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final
 
 CRASHES_MIN: Final = 2
 """One crash may have any cause."""
-FIRST_PART: Final = 512
-SUSPECTS: Final = 64 * FIRST_PART
+FIRST_PART: Final = 4096
+SUSPECTS: Final = 8 * FIRST_PART
 """How many offsets are taken in with care where nothing is known yet."""
 PARTS: Final = 16
 

@@ -1,27 +1,38 @@
-"""A chunk cut into smaller ones, and one without the records that an operator has skipped."""
+"""A chunk cut in two, and one without the records that an operator has skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
 
 from pipeline.core.bodies import Kept, Unreadable
 from pipeline.transports import Chunk
 
 
-def parts(chunk: Chunk, records: int) -> Iterator[Chunk]:
-    """The chunk as several of at most so many bodies, in order. An unreadable batch stays whole."""
+def split(chunk: Chunk, offset: int) -> tuple[Chunk, Chunk | None]:
+    """The records before the offset, and the rest if there is any. An unreadable batch stays whole: with
+    those before if it begins there.
+    """
     offsets = chunk.offsets()
-    cuts = [chunk.first_offset, *offsets[records::records].tolist(), chunk.next_offset]
-    for number, (first, end) in enumerate(pairwise(cuts)):
-        yield replace(
-            chunk,
-            first_offset=first,
-            next_offset=end,
-            bodies=chunk.bodies[number * records : (number + 1) * records],
-            unreadable=[run for run in chunk.unreadable if first <= run.first_offset < end],
-        )
+    cut = int(offsets.searchsorted(offset))
+    starts = [*offsets[cut : cut + 1].tolist()]
+    starts += [run.first_offset for run in chunk.unreadable if run.first_offset >= offset]
+    if not starts:
+        return chunk, None
+    end = min(starts)
+    before = replace(
+        chunk,
+        next_offset=end,
+        bodies=chunk.bodies[:cut],
+        unreadable=[run for run in chunk.unreadable if run.first_offset < end],
+    )
+    after = replace(
+        chunk,
+        first_offset=end,
+        bodies=chunk.bodies[cut:],
+        unreadable=[run for run in chunk.unreadable if run.first_offset >= end],
+    )
+    return before, after
 
 
 def without(chunk: Chunk, skips: Mapping[int, str]) -> Chunk:

@@ -252,14 +252,6 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
             ("usage_hour", DAY, HOUR),
         ),
     ),
-    "live": (
-        followed,
-        (
-            ("usage_minute", LIVE.replace(second=0), MINUTE),
-            ("usage_hour", HOUR, HOUR + HOURS),
-            ("usage_day", DAY.replace(day=1), DAY.replace(month=DAY.month + 1, day=1)),
-        ),
-    ),
     "csv by hour": (
         exported("hourly", "csv", HOUR - WEEK, HOUR),
         (("client_hour", HOUR - WEEK, HOUR),),
@@ -278,6 +270,15 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
     "exports": (listed(f"{ORG_PATH}/exports"), ()),
     "schedule": (lambda server: server.get(f"{BASE}{ORG_PATH}/export-schedule") and None, ()),
     "readiness": (listed("/status/readyz"), ()),
+    # The last one: the server may ask once more for a follower who has gone.
+    "live": (
+        followed,
+        (
+            ("usage_minute", LIVE.replace(second=0), MINUTE),
+            ("usage_hour", HOUR, HOUR + HOURS),
+            ("usage_day", DAY.replace(day=1), DAY.replace(month=DAY.month + 1, day=1)),
+        ),
+    ),
 }
 
 

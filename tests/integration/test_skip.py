@@ -122,19 +122,22 @@ def chunk(*bodies: bytes, unreadable: tuple[Unreadable, ...] = ()) -> Chunk:
     )
 
 
-def test_the_parts_of_a_chunk_are_the_chunk() -> None:
+def test_a_chunk_cut_in_two_is_the_chunk() -> None:
     run = Unreadable(first_offset=102, records=50, fault="a lie", stored=Kept.of(b"batch"))
     whole = chunk(b"0", b"1", b"2", b"3", b"4", unreadable=(run,))
-    for size in range(1, 7):
-        parts = list(chunks.parts(whole, size))
-        assert [body for part in parts for body in part.bodies] == whole.bodies
-        assert [offset for part in parts for offset in part.offsets().tolist()] == [100, 101, 152, 153, 154]
-        assert [found for part in parts for found in part.unreadable] == [run]
-        edges = [part.first_offset for part in parts]
-        assert edges == [100, *(part.next_offset for part in parts[:-1])]
-        assert parts[-1].next_offset == whole.next_offset
+    starts = [100, 101, 102, 152, 153, 154]
+    for offset in range(101, 155):
+        before, after = chunks.split(whole, offset)
+        assert after is not None
+        assert (before.first_offset, after.next_offset) == (whole.first_offset, whole.next_offset)
+        assert before.next_offset == after.first_offset == min(start for start in starts if start >= offset)
+        assert [*before.bodies, *after.bodies] == whole.bodies
+        assert [*before.offsets().tolist(), *after.offsets().tolist()] == whole.offsets().tolist()
+        assert [*before.unreadable, *after.unreadable] == [run]
+        assert all(place < offset for place in before.offsets().tolist())
+    assert chunks.split(whole, 155) == (whole, None)
     empty = chunk(unreadable=(Unreadable(first_offset=100, records=9, fault="", stored=Kept.of(b"")),))
-    assert [part.unreadable for part in chunks.parts(empty, 4)] == [list(empty.unreadable)]
+    assert chunks.split(empty, 104) == (empty, None)
 
 
 def test_a_skipped_record_is_one_that_nobody_reads() -> None:
@@ -147,7 +150,7 @@ def test_a_skipped_record_is_one_that_nobody_reads() -> None:
 
 
 def test_the_record_at_fault_is_found_in_a_few_crashes() -> None:
-    for fault in (0, 1, 511, 512, 9_201, 30_000):
+    for fault in (0, 1, 4_095, 4_096, 9_201, 30_000):
         offset, tried, crashes = 0, None, 1
         while Care.found(crashes, offset=offset, tried=tried) is None:
             crashes += 1
