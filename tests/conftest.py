@@ -15,7 +15,8 @@ import pytest
 from hypothesis import settings
 
 from deploy.local import Stack, Unavailable
-from deploy.local.servers import S3, RabbitMQ, Server
+from deploy.local.server import Server
+from deploy.local.servers import S3, RabbitMQ
 from deploy.local.stack import Lifeline
 
 if TYPE_CHECKING:

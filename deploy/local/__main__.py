@@ -20,9 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .servers import ServerFailed
+from .server import ServerFailed, Unavailable
 from .stack import SERVICES, Stack, default_folder
-from .ways import Unavailable
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from . import rootfs, ways
-from .servers import S3, Postgres, RabbitMQ, Redis, Server
+from .server import Server, Way
+from .servers import S3, Postgres, RabbitMQ, Redis
 
 SERVICES = ("rabbitmq", "postgres", "redis", "s3")
 _REPOSITORY = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ class Stack:
         self._lifeline: Lifeline | None = None
         self._temporary = temporary
 
-        def owned() -> ways.Way:
+        def owned() -> Way:
             self._bind()
             return self.way
 
@@ -65,7 +66,7 @@ class Stack:
     def start(self, services: Iterable[str] = SERVICES, timeout_s: float = 90) -> None:
         """Bring these up, side by side; those already up are left as they are.
 
-        Raises ways.Unavailable when no way works here, and servers.ServerFailed for a server that does not
+        Raises Unavailable when no way works here, and ServerFailed for a server that does not
         come up; the others then keep running.
         """
         self._bind()
@@ -106,7 +107,7 @@ class Stack:
         return {name: value for server in running for name, value in server.env.items()}
 
     @cached_property
-    def way(self) -> ways.Way:
+    def way(self) -> Way:
         """How it runs: as it did before in this folder, else the first way that works."""
         record = self.folder / "stack.json"
         with rootfs.exclusive(self.folder / "lock"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import Stack
-from deploy.local.servers import Server
+from deploy.local.server import Server
 
 
 @pytest.fixture

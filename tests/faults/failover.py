@@ -10,7 +10,7 @@ import shutil
 import psycopg
 
 from deploy.local import Stack
-from deploy.local.ways import Processes
+from deploy.local.ways.binaries import Processes
 
 PROMOTE_S = 60
 

@@ -16,7 +16,8 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from deploy.local.servers import S3, RabbitMQ, Server
+from deploy.local.server import Server
+from deploy.local.servers import S3, RabbitMQ
 from deploy.local.stack import Stack
 from pipeline import children, doctor
 from pipeline.cli import main

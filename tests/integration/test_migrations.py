@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 
 from deploy.local import Stack
-from deploy.local.servers import Server
+from deploy.local.server import Server
 from pipeline import doctor, maintenance
 from pipeline.config import RetentionConfig
 from sql import migrate, roles

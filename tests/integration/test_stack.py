@@ -21,7 +21,8 @@ import pytest
 import rstream
 
 from deploy.local import SERVICES, Stack, ports, processes
-from deploy.local.servers import S3, RabbitMQ, Server
+from deploy.local.server import Server
+from deploy.local.servers import S3, RabbitMQ
 
 REPOSITORY = Path(__file__).parents[2]
 

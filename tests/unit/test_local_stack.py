@@ -17,9 +17,11 @@ import yaml
 from deploy.local import SERVICES, Stack, Unavailable, ports, processes, rootfs, ways
 from deploy.local import __main__ as local
 from deploy.local.processes import Process
+from deploy.local.server import Way
 from deploy.local.stack import Lifeline
+from deploy.local.ways import binaries, compose
 
-COMPOSE = yaml.safe_load(ways.COMPOSE_FILE.read_text())
+COMPOSE = yaml.safe_load(compose.COMPOSE_FILE.read_text())
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are managed on Linux only")
 
 
@@ -77,15 +79,15 @@ def test_a_server_keeps_its_ports_unless_somebody_took_one(tmp_path: Path) -> No
 # --- the choice of the way --------------------------------------------------------------------------------
 
 
-def impossible(why: str) -> Callable[[], ways.Way]:
-    def make() -> ways.Way:
+def impossible(why: str) -> Callable[[], Way]:
+    def make() -> Way:
         raise Unavailable(why)
 
     return make
 
 
 def test_the_first_possible_way_wins() -> None:
-    host = ways.Processes("host", None)
+    host = binaries.Processes("host", None)
     assert ways.first_possible({"compose": impossible("no docker"), "host": lambda: host}) is host
 
 
@@ -109,7 +111,7 @@ def test_binaries_that_are_missing_or_too_old_are_named(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     with pytest.raises(Unavailable, match=r"^not found: RabbitMQ >= 4.0, PostgreSQL 17 with TimescaleDB$"):
-        ways.find_binaries(tmp_path)
+        binaries.find_binaries(tmp_path)
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
 def test_a_docker_without_an_engine_is_passed_over(docker: Callable[[str], Path]) -> None:
     docker("echo Cannot connect to the Docker daemon >&2; exit 1")
     with pytest.raises(Unavailable, match="no engine answers: Cannot connect"):
-        ways.compose()
+        compose.compose()
 
 
 def test_compose_is_told_the_project_the_service_and_the_ports(
@@ -145,7 +147,7 @@ def test_compose_is_told_the_project_the_service_and_the_ports(
     stack.way.spawn(stack.redis)
     stack.redis.kill()
     stack.redis.stop()
-    project = f"compose --file {ways.COMPOSE_FILE} --project-name {stack.name}"
+    project = f"compose --file {compose.COMPOSE_FILE} --project-name {stack.name}"
     told = [line for line in calls.read_text().splitlines() if project in line]
     port = f"port={stack.redis.ports['redis']}"
     assert told[0] == f"{project} up --detach --no-deps redis {port}"
@@ -169,7 +171,7 @@ def test_the_compose_file_knows_the_servers_ports_by_the_names_we_pass(tmp_path:
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose command to lint with")
 def test_the_compose_file_passes_the_linter() -> None:
-    subprocess.run(["docker-compose", "--file", str(ways.COMPOSE_FILE), "config", "--quiet"], check=True)
+    subprocess.run(["docker-compose", "--file", str(compose.COMPOSE_FILE), "config", "--quiet"], check=True)
 
 
 # --- the root folder --------------------------------------------------------------------------------------
@@ -332,7 +334,7 @@ def test_without_the_s3_package_the_other_servers_come_up_and_the_way_to_it_is_s
 ) -> None:
     """As in the environment that the README's first command makes, which has what runs and not what tests."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("deploy.local.servers.sysconfig.get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("deploy.local.servers.s3.sysconfig.get_path", lambda _: str(tmp_path))
     stack = Stack(tmp_path / "stack")
     stack.folder.mkdir()
     (stack.folder / "stack.json").write_text('{"name": "host", "root": null}')

@@ -1,0 +1,94 @@
+"""RabbitMQ 4 with streams."""
+
+import base64
+import json
+import struct
+import urllib.request
+from typing import Any
+
+from ..server import BinariesWay, Server, ServerFailed
+from . import tcp
+
+
+class RabbitMQ(Server):
+    """RabbitMQ with streams; `url` is the stream listener's."""
+
+    name = "rabbitmq"
+    user = "rabbitmq"
+    port_names = ("stream", "amqp", "management", "prometheus", "epmd", "distribution")
+    plugins = ("rabbitmq_stream", "rabbitmq_stream_management", "rabbitmq_management", "rabbitmq_prometheus")
+
+    @property
+    def url(self) -> str:
+        return f"rabbitmq-stream://guest:guest@127.0.0.1:{self.ports['stream']}/%2F"
+
+    @property
+    def amqp_url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.ports['amqp']}/%2F"
+
+    @property
+    def management_url(self) -> str:
+        return f"http://guest:guest@127.0.0.1:{self.ports['management']}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "RABBITMQ_URL": self.url,
+            "AMQP_URL": self.amqp_url,
+            "RABBITMQ_MANAGEMENT_URL": self.management_url,
+        }
+
+    def prepare(self, way: BinariesWay) -> None:
+        (self.data / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
+        (self.data / "rabbitmq.conf").write_text(
+            f"""\
+listeners.tcp.1 = 127.0.0.1:{self.ports["amqp"]}
+stream.listeners.tcp.1 = 127.0.0.1:{self.ports["stream"]}
+stream.advertised_host = 127.0.0.1
+stream.advertised_port = {self.ports["stream"]}
+management.tcp.ip = 127.0.0.1
+management.tcp.port = {self.ports["management"]}
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = {self.ports["prometheus"]}
+disk_free_limit.absolute = 50MB
+"""
+        )
+
+    def command(self, way: BinariesWay) -> tuple[list[str], dict[str, str]]:
+        data = way.data_seen(self)
+        env = {
+            "HOME": str(data),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self.ports["epmd"]),
+            "RABBITMQ_NODENAME": f"{self.stack_name}@127.0.0.1",
+            "RABBITMQ_USE_LONGNAME": "true",  # so that no name has to be resolved
+            "RABBITMQ_DIST_PORT": str(self.ports["distribution"]),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_CONF_ENV_FILE": str(data / "no-rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(data / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(data / "log"),
+            "RABBITMQ_LOGS": "-",
+        }
+        return [str(way.binaries.rabbitmq_server)], env
+
+    def probe(self) -> None:
+        """The stream and AMQP listeners greet, and the management API answers."""
+        with tcp.connect(self.ports["stream"]) as stream:
+            stream.sendall(struct.pack(">IHHII", 12, 0x0011, 1, 1, 0))  # PeerProperties, none
+            _, key = struct.unpack(">IH", tcp.receive(stream, 6))
+            if key != 0x8011:
+                raise ServerFailed(f"the stream listener answered {key:#x} to PeerProperties")
+        with tcp.connect(self.ports["amqp"]) as amqp:
+            amqp.sendall(b"AMQP\x00\x00\x09\x01")
+            if tcp.receive(amqp, 1) != b"\x01":
+                raise ServerFailed("the AMQP listener did not greet")
+        self.management("/api/overview")
+
+    def management(self, path: str) -> Any:
+        """What the management API says at `path`."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.ports['management']}{path}")
+        request.add_header("Authorization", "Basic " + base64.b64encode(b"guest:guest").decode())
+        with urllib.request.urlopen(request, timeout=2) as answer:
+            return json.load(answer)
