@@ -13,7 +13,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +26,8 @@ from sql import lookalikes, settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+    from pipeline.transports import OffsetGone, Transport
 
 _TIMEOUT_S: Final = 5.0
 _OLDEST_POSTGRESQL: Final = 15
@@ -315,11 +317,14 @@ def _stream(values: settings.Values) -> Iterator[Finding]:
 
     config = stream_config(values)
 
-    async def ping() -> None:
+    standing = _standing(values, config.stream)
+
+    async def ping() -> list[OffsetGone]:
         transport = open_transport(config)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await transport.ping()
+                return await _gaps(transport, standing)
         finally:
             await transport.close()
 
@@ -327,14 +332,31 @@ def _stream(values: settings.Values) -> Iterator[Finding]:
     if urlsplit(config.url).scheme == "embedded":
         remedy = "check the folder's permissions"
     try:
-        asyncio.run(ping())
+        gaps = asyncio.run(ping())
     except StreamAbsent:
-        yield _absent(config.stream, _events_counted(values, config.stream))
+        yield _absent(config.stream, sum(row.offered for row in standing))
     except (TransportError, TimeoutError, ValueError) as error:
         detail = f"no answer in {_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else _first_line(error)
         yield Finding(Level.FAIL, "stream", f"{config.stream} cannot be used: {detail}", remedy)
     else:
         yield Finding(Level.OK, "stream", f"{config.stream} can be read")
+        for gap in gaps:
+            yield Finding(Level.FAIL, "stream", str(gap), gap.remedy)
+
+
+async def _gaps(transport: Transport, standing: Sequence[Any]) -> list[OffsetGone]:
+    """Where a worker would stop because the stream has lost what it reads next."""
+    from pipeline.transports import ReadFrom
+    from pipeline.transports.gap import look
+
+    by_stream = {row.stream: row for row in standing}
+    found = []
+    for number, held in enumerate(await transport.extents()):
+        row = by_stream.get(held.stream)
+        if row is not None and row.retired_at is None:
+            place = ReadFrom(row.committed_offset, row.broker_us)
+            found.append(await look(transport, number, held, place))
+    return [gone for gone in found if gone is not None]
 
 
 def _absent(stream: str, counted: int) -> Finding:
@@ -353,9 +375,9 @@ def _absent(stream: str, counted: int) -> Finding:
     )
 
 
-def _events_counted(values: settings.Values, stream: str) -> int:
-    """Records of the stream and its partitions that the database accounts for; 0 where it cannot be asked."""
-    from sqlalchemy import func, or_, select
+def _standing(values: settings.Values, stream: str) -> Sequence[Any]:
+    """The rows of the stream's partitions in the database; none where the database cannot be asked."""
+    from sqlalchemy import BigInteger, cast, func, or_, select
     from sqlalchemy.exc import DBAPIError
 
     from sql.connect import Session, engine
@@ -367,11 +389,13 @@ def _events_counted(values: settings.Values, stream: str) -> int:
         connect_timeout_s=round(_TIMEOUT_S),
     )
     ours = or_(p.c.stream == stream, p.c.stream.startswith(f"{stream}-", autoescape=True))
+    broker_us = cast(func.extract("epoch", p.c.broker_time) * 1_000_000, BigInteger).label("broker_us")
+    columns = (p.c.stream, p.c.offered, p.c.committed_offset, p.c.retired_at, broker_us)
     try:
         with engine(values["DATABASE_URL"], session).connect() as connection:
-            return int(connection.scalar(select(func.coalesce(func.sum(p.c.offered), 0)).where(ours)) or 0)
+            return connection.execute(select(*columns).where(ours)).all()
     except DBAPIError:  # `_database` has said why
-        return 0
+        return ()
 
 
 def _redis(values: settings.Values) -> Iterator[Finding]:

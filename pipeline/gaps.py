@@ -6,15 +6,15 @@ the committed offset by hand, over exactly the gap that was named, and the audit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg.types.json import Jsonb
 
 from pipeline.actor import actor
 from pipeline.config import StreamConfig
-from pipeline.transports import Extent
+from pipeline.transports import Extent, OffsetGone, ReadFrom
 from pipeline.transports.factory import open_transport
+from pipeline.transports.gap import look
 from sql import queries
 from sql.connect import Session, connect
 
@@ -45,29 +45,31 @@ async def accept(
         TransportError: the broker does not say what the stream holds.
         psycopg.Error: the database cannot be used; nothing was changed.
     """
+    with connect(database_url, _SESSION) as connection:
+        standing = connection.execute(_GAPS["where_it_stands"], {"stream": stream}).fetchone()
+    before_us = standing[1] if standing is not None and standing[0] == from_offset else None
     transport = open_transport(config)
     try:
-        extents = await transport.extents()
+        held = {extent.stream: (number, extent) for number, extent in enumerate(await transport.extents())}
+        if stream not in held:
+            raise GapRefused(f"{stream!r} is no partition's stream; there are {', '.join(held)}")
+        gone = await look(transport, *held[stream], ReadFrom(from_offset, before_us))
     finally:
         await transport.close()
-    _check(extents, stream, from_offset, to_offset)
+    _check(held[stream][1], gone, from_offset, to_offset)
     return _record(database_url, stream, from_offset, to_offset)
 
 
-def _check(extents: Sequence[Extent], stream: str, from_offset: int, to_offset: int) -> None:
+def _check(held: Extent, gone: OffsetGone | None, from_offset: int, to_offset: int) -> None:
     """Is this gap in the stream, from end to end?"""
-    by_stream = {extent.stream: extent for extent in extents}
-    held = by_stream.get(stream)
-    if held is None:
-        raise GapRefused(f"{stream!r} is no partition's stream; there are {', '.join(by_stream)}")
-    if held.first_offset <= from_offset <= held.end_offset:
+    if gone is None:
         raise GapRefused(
-            f"there is no gap: {stream!r} holds offsets from {held.first_offset} to {held.end_offset - 1},"
-            f" and offset {from_offset} can be read from it"
+            f"there is no gap: {held.stream!r} holds offsets from {held.first_offset} to"
+            f" {held.end_offset - 1}, and offset {from_offset} can be read from it"
         )
     if to_offset != held.first_offset:
         raise GapRefused(
-            f"{stream!r} begins at offset {held.first_offset} now: only --to {held.first_offset} skips"
+            f"{held.stream!r} begins at offset {held.first_offset} now: only --to {held.first_offset} skips"
             " nothing that is still there, and leaves no gap"
         )
 
@@ -75,7 +77,7 @@ def _check(extents: Sequence[Extent], stream: str, from_offset: int, to_offset: 
 def _record(database_url: str, stream: str, from_offset: int, to_offset: int) -> AcceptedGap:
     who = actor()
     gap = {"stream": stream, "from_offset": from_offset, "to_offset": to_offset}
-    with connect(database_url, Session(application_name="spendstream-stream")) as connection:
+    with connect(database_url, _SESSION) as connection:
         moved = connection.execute(_GAPS["accept_gap"], gap).fetchone()
         if moved is None:
             standing = connection.execute(_GAPS["where_it_stands"], gap).fetchone()
@@ -86,8 +88,8 @@ def _record(database_url: str, stream: str, from_offset: int, to_offset: int) ->
             )
         partition, epoch = moved
         if to_offset < from_offset:
-            for block in ("retire_segments", "retire_dead_letters", "retire_replays"):
-                connection.execute(_GAPS[block], {"partition": partition, "epoch": epoch})
+            for block in ("retire_segments", "retire_dead_letters", "retire_replays", "retire_skips"):
+                connection.execute(_GAPS[block], {**gap, "partition": partition, "epoch": epoch})
         detail = {**gap, "partition": partition, "epoch": epoch}
         connection.execute(_GAPS["audit"], {"actor": who, "detail": Jsonb(detail)})
     return AcceptedGap(
@@ -101,3 +103,4 @@ def _record(database_url: str, stream: str, from_offset: int, to_offset: int) ->
 
 
 _GAPS = queries.load("gaps")
+_SESSION = Session(application_name="spendstream-stream")

@@ -34,7 +34,7 @@ from pipeline.sink.timescale import (
     TimescaleSink,
     Trouble,
 )
-from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError, chunks
+from pipeline.transports import Chunk, OffsetGone, ReadFrom, Subscription, Transport, TransportError, chunks
 
 log = logging.getLogger(__name__)
 
@@ -194,15 +194,15 @@ class PartitionWorker:
 
     # --- ownership
 
-    async def activated(self) -> int:
-        """The broker gave us the partition: recover it; the offset to read from. Waits for the database."""
+    async def activated(self) -> ReadFrom:
+        """The broker gave us the partition: recover it; where to read on. Waits for the database."""
         try:
             return await self._activate()
         except Exception as error:
             self._recovery_failure = error  # `receive` must not take it for a stream that is away
             raise
 
-    async def _activate(self) -> int:
+    async def _activate(self) -> ReadFrom:
         backoff = self._backoff()
         async with self._flushing:
             while True:
@@ -220,7 +220,7 @@ class PartitionWorker:
             self.database_error = self._contested = None
             self._term += 1
             assert self._ledger is not None
-            return self._ledger.received_offset
+            return ReadFrom(self._ledger.received_offset, self._ledger.received_us)
 
     async def _still_ours(self) -> bool:
         """After a lost connection: did nobody else claim the partition meanwhile?"""
@@ -371,11 +371,8 @@ class PartitionWorker:
     def _stream_away(self, error: TransportError) -> None:
         if isinstance(error, OffsetGone):
             self._gap = error
-            remedy = (
-                f"spendstream stream accept-gap --stream {self.stream}"
-                f" --from {error.wanted_offset} --to {error.first_offset}"
-            )
-            log.critical("offset_gone", extra={"stream": self.stream, "error": str(error), "remedy": remedy})
+            facts = {"stream": self.stream, "error": str(error), "remedy": error.remedy}
+            log.critical("offset_gone", extra=facts)
         elif self._away != str(error):
             log.warning("stream_away", extra={"stream": self.stream, "error": str(error)})
         self._away = str(error)

@@ -30,6 +30,13 @@ class MemoryPartition:
     def end(self) -> int:
         return self.chunks[-1].next_offset if self.chunks else 0
 
+    def stored_us(self, offset: int) -> int | None:
+        """When the chunk that holds a record was stored."""
+        for chunk in self.chunks:
+            if chunk.first_offset <= offset < chunk.next_offset:
+                return chunk.timestamp_us
+        return None
+
 
 class MemoryBroker:
     """Keeps the streams; survives all its clients."""
@@ -175,7 +182,9 @@ class MemorySubscription:
         """Ask the owner for the offset; a client that goes away meanwhile stays without."""
         asking = await self._ask(self._owner.activated)
         if asking is not None:
-            self._offset = asking.result()
+            place = asking.result()
+            assert place.offset == 0 or place.before_us == self._stored.stored_us(place.offset - 1)
+            self._offset = place.offset
             self.news.set()
 
     async def deactivate(self) -> None:

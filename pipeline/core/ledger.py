@@ -272,6 +272,7 @@ class Ledger:
         self._buffered: list[tuple[int, int, Sequence[bytes], Sequence[Unreadable]]] = []
         self._buffered_events = self._buffered_bytes = 0
         self._received_offset = self.position.next_offset
+        self._received_us = self.position.broker_us
         self._reader = Reader()
         self._decoding = decoding or nullcontext()
         self._seen_ids = SeenIds(new_log=new_log, ids_max=rules.dedupe_ids_max)
@@ -351,6 +352,7 @@ class Ledger:
             raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
         is_full = self.is_filled_by(bodies, unreadable)
         self._received_offset = next_offset
+        self._received_us = timestamp_us
         self._buffered.append((first_offset, timestamp_us, bodies, unreadable))
         events, size = _extent(bodies, unreadable)
         self._buffered_events += events
@@ -806,6 +808,11 @@ class Ledger:
     def received_offset(self) -> int:
         """Where the last ingested chunk ended; the next drain comes at least this far."""
         return self._received_offset
+
+    @property
+    def received_us(self) -> int | None:
+        """Broker time of the last ingested chunk; None before the first one of the partition."""
+        return self._received_us or None
 
     @property
     def unflushed_events(self) -> int:

@@ -35,11 +35,24 @@ class OffsetGone(TransportError):
     """
 
     def __init__(
-        self, *, stream: str, wanted_offset: int, first_offset: int, end_offset: int | None = None
+        self,
+        *,
+        stream: str,
+        wanted_offset: int,
+        first_offset: int,
+        end_offset: int | None = None,
+        replaced: bool = False,
     ) -> None:
         """``end_offset`` is where the next record of the stream goes; below ``wanted_offset`` it
-        proves that this is not the stream that was read before."""
-        if end_offset is not None and end_offset < wanted_offset:
+        proves that this is not the stream that was read before. So does ``replaced``: the record before the
+        wanted one was stored at another time than the one that was read there.
+        """
+        if replaced:
+            fault = (
+                f"the record {wanted_offset - 1} of stream {stream!r} is not the one that was read there:"
+                " the stream was deleted and made anew, and events may be gone with the old one"
+            )
+        elif end_offset is not None and end_offset < wanted_offset:
             fault = (
                 f"stream {stream!r} ends at offset {end_offset}, but the database expects {wanted_offset}:"
                 " it was deleted and made anew, and events may be gone with the old one"
@@ -54,6 +67,14 @@ class OffsetGone(TransportError):
         self.wanted_offset = wanted_offset
         self.first_offset = first_offset
         self.end_offset = end_offset
+
+    @property
+    def remedy(self) -> str:
+        """What an operator types to go on past what is lost."""
+        return (
+            f"spendstream stream accept-gap --stream {self.stream}"
+            f" --from {self.wanted_offset} --to {self.first_offset}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +155,21 @@ class Subscription(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ReadFrom:
+    """Where the reading of a partition goes on."""
+
+    offset: int
+    before_us: int | None = None
+    """Broker time of the chunk that held the record before ``offset``; None: not known. A stream that has
+    another one there was made anew: `OffsetGone`."""
+
+
 class Owner(Protocol):
     """Whoever reads a partition while the broker says that it is theirs alone."""
 
-    async def activated(self) -> int:
-        """The partition is ours from now on: return the offset to read from.
+    async def activated(self) -> ReadFrom:
+        """The partition is ours from now on: return where to read on.
 
         Called in a task of its own, never in the reader; delivery starts when it returns. RabbitMQ gives
         it 60 s (``request_timeout``) before it cuts the connection off and asks the next consumer. It is
@@ -236,6 +267,13 @@ class Transport(Protocol):
 
     async def extents(self) -> Sequence[Extent]:
         """How far each partition reaches now. Raises TransportError."""
+        ...
+
+    async def stored_us(self, *, partition: int, offset: int) -> int | None:
+        """When the broker stored the chunk that holds a record; None if the stream has that record no more.
+
+        UTC microseconds since 1970. Raises TransportError, also for a record that is not committed yet.
+        """
         ...
 
     async def publisher(self) -> Publisher:

@@ -19,7 +19,7 @@ from pipeline.common import private
 from pipeline.config import StreamConfig
 from pipeline.transports import Extent, Owner, StreamAbsent, TransportError
 from pipeline.transports.embedded_competing import CompetingEmbeddedSubscription
-from pipeline.transports.embedded_subscription import EmbeddedSubscription, log_end, translated
+from pipeline.transports.embedded_subscription import EmbeddedSubscription, log_end, stored_us, translated
 from pipeline.transports.routing import RoutingPublisher
 from pipeline.transports.segments import DamagedLog, LogWriter, segment_bases, segment_path
 
@@ -122,6 +122,11 @@ class EmbeddedTransport:
                     )
                 )
         return extents
+
+    async def stored_us(self, *, partition: int, offset: int) -> int | None:
+        folder = await self._folder_of(partition)
+        with translated(self.stream):
+            return stored_us(folder, offset)
 
     async def publisher(self) -> EmbeddedPublisher | RoutingPublisher:
         publishers = []

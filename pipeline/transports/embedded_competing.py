@@ -52,7 +52,8 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
                 await self._pause(_POLL_S)
                 if self.closed:
                     return
-            self._wanted_offset = await self._owner.activated()
+            place = await self._owner.activated()
+            self._wanted_offset, self._before_us = place.offset, place.before_us
         except Exception as error:
             self._dead = self._dead or TransportError(
                 f"the owner of partition {self.partition} failed: {error!r}"

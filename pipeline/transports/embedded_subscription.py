@@ -26,6 +26,7 @@ class EmbeddedSubscription:
         self._stream = stream
         self._folder = folder
         self._wanted_offset = offset
+        self._before_us: int | None = None
         self._credit = credit
         self._outstanding = 0
         self._room = asyncio.Event()
@@ -113,12 +114,16 @@ class EmbeddedSubscription:
         if self._wanted_offset == 0:
             return LogReader(self._folder, first_offset)
         end_offset = log_end(self._folder)
-        if not first_offset <= self._wanted_offset <= end_offset:
+        held = first_offset <= self._wanted_offset <= end_offset
+        stored = stored_us(self._folder, self._wanted_offset - 1) if held and self._before_us else None
+        replaced = stored is not None and stored != self._before_us
+        if not held or replaced:
             raise OffsetGone(
                 stream=self._stream,
                 wanted_offset=self._wanted_offset,
                 first_offset=first_offset,
                 end_offset=end_offset,
+                replaced=replaced,
             )
         return LogReader(self._folder, self._wanted_offset)
 
@@ -154,6 +159,20 @@ def log_end(folder: Path) -> int:
         return tail.next_offset
     finally:
         tail.close()
+
+
+def stored_us(folder: Path, offset: int) -> int | None:
+    """When the chunk that holds a record was stored; None if it is gone. Raises OSError and DamagedLog."""
+    reader = LogReader(folder, offset)
+    try:
+        chunk = reader.peek()
+    except LookupError:
+        return None
+    finally:
+        reader.close()
+    if chunk is None:
+        raise TransportError(f"record {offset} of {folder.name!r} is not there yet")
+    return chunk.timestamp_us
 
 
 def _tail_reader(folder: Path) -> LogReader | None:

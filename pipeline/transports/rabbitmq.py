@@ -120,6 +120,14 @@ class RabbitMQTransport:
     async def extents(self) -> Sequence[Extent]:
         return [await self._extent(partition) for partition in range(len(await self.partitions()))]
 
+    async def stored_us(self, *, partition: int, offset: int) -> int | None:
+        connection, stream = await self._connect_to_leader(partition, "record")
+        looking = RabbitMQSubscription(connection, stream=stream, partition=partition, offset=0, credit=1)
+        try:
+            return await looking.stored_us(offset)
+        finally:
+            await looking.close()
+
     async def publisher(self, framing: Framing = "raw") -> RabbitMQPublisher | RoutingPublisher:
         """``framing`` is how bodies are sent: as they are, as AMQP 1.0 messages as other clients do,
         or raw in gzip sub-entry batches."""

@@ -116,10 +116,11 @@ class CompetingSubscription(RabbitMQSubscription):
     async def _begin_term(self, correlation_id: int) -> None:
         self._activating = True
         try:
-            offset = await self._owner.activated()
+            place = await self._owner.activated()
         finally:
             self._activating = False
-        if gone := await self._offset_gone(offset):
+        offset = place.offset
+        if gone := await self._offset_gone(offset, place.before_us):
             self._connection.fail(gone)
             return
         self._wanted_offset = offset

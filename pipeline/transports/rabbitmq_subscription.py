@@ -199,8 +199,16 @@ class RabbitMQSubscription:
             first_offset=chunk.first_offset,
         )
 
-    async def _offset_gone(self, wanted_offset: int) -> OffsetGone | None:
-        """Has retention, or a new stream of the same name, taken the wanted offset?"""
+    async def stored_us(self, offset: int) -> int | None:
+        """See `pipeline.transports.Transport.stored_us`."""
+        async with self._probe_lock:
+            chunk = await self._first_chunk_from(offset)
+        if chunk is None:
+            raise TransportError(f"record {offset} of stream {self._stream!r} is not committed yet")
+        return chunk.timestamp_ms * 1000 if chunk.first_offset <= offset < chunk.next_offset else None
+
+    async def _offset_gone(self, wanted_offset: int, before_us: int | None = None) -> OffsetGone | None:
+        """Has retention, or a new stream of the same name, taken the wanted offset? See `ReadFrom`."""
         if wanted_offset == 0:
             return None
         stats = await self._connection.stats(self._stream)
@@ -210,13 +218,18 @@ class RabbitMQSubscription:
             end_offset = 0
         elif last_chunk < wanted_offset:
             end_offset = await self._end_of_last_chunk(last_chunk)
+        replaced = False
         if first_offset <= wanted_offset and (end_offset is None or end_offset >= wanted_offset):
-            return None
+            stored_us = None if before_us is None else await self.stored_us(wanted_offset - 1)
+            replaced = stored_us is not None and stored_us != before_us
+            if not replaced:
+                return None
         return OffsetGone(
             stream=self._stream,
             wanted_offset=wanted_offset,
             first_offset=first_offset,
             end_offset=end_offset,
+            replaced=replaced,
         )
 
     async def _gap_is_harmless(self, delivered: DeliveredChunk, expected: int) -> bool:
@@ -269,12 +282,17 @@ class RabbitMQSubscription:
     async def _probe(self, last_chunk: int) -> int | None:
         async with self._probe_lock:
             if self._seen_end is None or self._seen_end[0] != last_chunk:
-                self._probed = None
-                # The broker sends the chunk before it answers the detach.
-                await self._connection.attach(self._stream, subscription_id=_PROBE, offset=None, credit=1)
-                await self._connection.detach(_PROBE)
-                if self._probed is None:
+                chunk = await self._first_chunk_from(None)
+                if chunk is None:
                     return None
-                self._seen_end = (last_chunk, self._probed.next_offset)
-                self._probed = None
+                self._seen_end = (last_chunk, chunk.next_offset)
             return self._seen_end[1]
+
+    async def _first_chunk_from(self, offset: int | None) -> DeliveredChunk | None:
+        """The chunk that holds the record at ``offset``, or the next one; None: the last chunk."""
+        self._probed = None
+        # The broker sends the chunk before it answers the detach.
+        await self._connection.attach(self._stream, subscription_id=_PROBE, offset=offset, credit=1)
+        await self._connection.detach(_PROBE)
+        probed, self._probed = self._probed, None
+        return probed

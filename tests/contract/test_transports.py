@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import StreamConfig
-from pipeline.transports import Chunk, OffsetGone, Subscription, Transport, TransportError
+from pipeline.transports import Chunk, OffsetGone, ReadFrom, Subscription, Transport, TransportError
 from pipeline.transports.factory import open_transport
 from pipeline.transports.routing import org_key, partition_of
 
@@ -454,21 +454,22 @@ async def test_retention_of_one_partition_takes_no_offset_of_another(make: Make)
 class Turn:
     """An owner that reads from an offset, and records what it is told."""
 
-    def __init__(self, offset: int = 0) -> None:
+    def __init__(self, offset: int = 0, before_us: int | None = None) -> None:
         self.offset = offset
+        self.before_us = before_us
         self.calls: list[str] = []
         self.active = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
         self.failure: Exception | None = None
 
-    async def activated(self) -> int:
+    async def activated(self) -> ReadFrom:
         self.calls.append("activated")
         self.active.set()
         await self.may_go_on.wait()
         if self.failure is not None:
             raise self.failure
-        return self.offset
+        return ReadFrom(self.offset, self.before_us)
 
     async def deactivated(self) -> None:
         self.calls.append("deactivated")
@@ -504,6 +505,36 @@ async def test_a_competitor_reads_from_the_offset_that_its_owner_answers(
     assert await reading == numbered(offset, 21)
     assert await subscription.caught_up(21)
     assert turn.calls == ["activated"]
+
+
+async def test_a_record_that_was_stored_at_another_time_shows_that_the_stream_is_another(
+    transport: Transport,
+) -> None:
+    await publish(transport, numbered(0, 7), numbered(7, 20))
+    stored_us = [await transport.stored_us(partition=0, offset=offset) for offset in (0, 6, 7, 19)]
+    subscription = await transport.subscribe(partition=0, offset=0)
+    chunks = [await receive(subscription)]
+    while chunks[-1].next_offset < 20:
+        subscription.grant()
+        chunks.append(await receive(subscription))
+    told = {o: chunk.timestamp_us for chunk in chunks for o in range(chunk.first_offset, chunk.next_offset)}
+    assert stored_us == [told[offset] for offset in (0, 6, 7, 19)]
+    with pytest.raises(TransportError, match="record 20"):
+        await transport.stored_us(partition=0, offset=20)
+
+    for offset in (3, 7, 8, 20):
+        good = Turn(offset, told[offset - 1])
+        reading = await transport.compete(partition=0, owner=good)
+        await active(good)
+        await publish(transport, numbered(20, 21))
+        assert (await receive(reading)).first_offset == offset
+        await reading.close()
+        other = Turn(offset, told[offset - 1] + 1000)
+        reading = await transport.compete(partition=0, owner=other)
+        with pytest.raises(OffsetGone, match="made anew") as gone:
+            await receive(reading)
+        assert (gone.value.wanted_offset, gone.value.first_offset) == (offset, 0)
+        await reading.close()
 
 
 async def test_nothing_is_delivered_before_the_owner_has_answered(transport: Transport) -> None:
@@ -597,12 +628,13 @@ async def test_closing_cancels_an_activation_and_frees_the_partition(make: Make)
 COMPETE = """
 import asyncio, sys
 from pipeline.config import StreamConfig
+from pipeline.transports import ReadFrom
 from pipeline.transports.factory import open_transport
 
 class Owner:
     async def activated(self):
         print("active", flush=True)
-        return 0
+        return ReadFrom(0)
 
 async def main(url, stream):
     transport = open_transport(StreamConfig(url=url, stream=stream, consumer="test"))

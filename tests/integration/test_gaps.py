@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from pipeline.config import StreamConfig
 from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
+from pipeline.transports.rabbitmq import RabbitMQTransport
 from sql import migrate
 from tests import processes, streams
 
@@ -139,6 +141,50 @@ async def test_a_worker_that_waits_at_a_gap_goes_on_once_it_is_accepted(
     assert isinstance(detail, dict)
     assert (detail["from_offset"], detail["to_offset"]) == (10, begins)
     assert accept(env, 10, begins)[0] == 1
+
+
+async def test_a_stream_made_anew_that_is_longer_already_is_not_read_on_in_silence(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    url = env["DATABASE_URL"]
+    worker = processes.worker(env, tmp_path)
+    await publish(env, 10)
+    with worker:
+        streams.wait_committed(url, 10, worker)
+        assert worker.stop() == 0
+        await remake(env)
+        await publish(env, 25)
+        worker.start(wait=False)
+        processes.wait_for(lambda: "made anew" in worker.log(), PATIENCE_S, worker.log)
+        assert worker.status() == 503
+        remedy = f"spendstream stream accept-gap --stream {env['RABBITMQ_STREAM']} --from 10 --to 0"
+        assert remedy in worker.log()
+        assert remedy in processes.command("doctor", env=env).stdout
+        assert standing(url)[1] == 10, "the records that are at other offsets now are not read"
+        code, said = accept(env, 10, 0)
+        assert (code, "read from its beginning" in said) == (0, True), said
+        streams.wait_committed(url, 25, worker)
+        assert worker.stop() == 0
+        worker.start(wait=False)  # the same stream again: nothing to stop at
+        await publish(env, 1)
+        streams.wait_committed(url, 26, worker)
+        assert worker.stop() == 0
+        assert remedy not in processes.command("doctor", env=env).stdout
+    ((letters, now),) = database(
+        url, 'SELECT count(*), count(*) FILTER (WHERE "offset" >= 0) FROM analytics.dead_letters'
+    )
+    assert (letters, now) == (36, 26)
+
+
+async def remake(env: dict[str, str]) -> None:
+    """Delete the stream, and make it anew."""
+    transport = transport_of(env)
+    if isinstance(transport, RabbitMQTransport):
+        await transport.delete()
+    else:
+        shutil.rmtree(Path(env["RABBITMQ_URL"].removeprefix("embedded://")) / env["RABBITMQ_STREAM"])
+    await transport.open()
+    await transport.close()
 
 
 async def test_a_stream_made_anew_is_read_from_its_beginning_and_its_offsets_come_again(

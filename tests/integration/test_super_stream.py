@@ -15,7 +15,7 @@ import pytest
 from deploy.local.servers import RabbitMQ
 from pipeline import children
 from pipeline.config import StreamConfig
-from pipeline.transports import Chunk, Subscription, TransportError
+from pipeline.transports import Chunk, ReadFrom, Subscription, TransportError
 from pipeline.transports.rabbitmq import RabbitMQTransport
 from pipeline.transports.rabbitmq_subscription import SUBSCRIPTION
 from pipeline.transports.routing import org_key, partition_of
@@ -78,9 +78,9 @@ class Turn:
         self.may_go_on.set()
         self.failure: Exception | None = None
 
-    async def activated(self) -> int:
+    async def activated(self) -> ReadFrom:
         await self._called("activated")
-        return self.offset
+        return ReadFrom(self.offset)
 
     async def deactivated(self) -> None:
         await self._called("deactivated")
@@ -372,7 +372,7 @@ class PartitionOwner:
         self.pending: list[bytes] | None = None
         self.is_dead = False
 
-    async def activated(self) -> int:
+    async def activated(self) -> ReadFrom:
         await asyncio.sleep(0.01)  # a recovery takes its time
         owners = self.books.owners[self.partition]
         assert not owners, f"{self.name} takes partition {self.partition} from {owners}, who was not asked"
@@ -380,7 +380,7 @@ class PartitionOwner:
         self.pending = []
         self.books.last_taken_at = time.monotonic()
         self.books.change()
-        return len(self.books.counted[self.partition])
+        return ReadFrom(len(self.books.counted[self.partition]))
 
     async def deactivated(self) -> None:
         await asyncio.sleep(0.01)  # so does a flush
