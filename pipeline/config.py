@@ -42,6 +42,7 @@ class RetentionConfig:
     minute_s: float
     rollup_s: float
     dead_letters_s: float
+    audit_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class ArchiveConfig:
     url: str
     interval_s: float = 300.0
     outbox_bytes_max: int = 10 * 2**30
+    retention_s: float = 800 * 86400.0
     store: ObjectStore | None = None
 
 
@@ -103,6 +105,7 @@ def load(environment: Mapping[str, str]) -> Config:
             minute_s=v["RETENTION_MINUTE"],
             rollup_s=v["RETENTION_ROLLUP"],
             dead_letters_s=v["RETENTION_DEAD_LETTERS"],
+            audit_s=v["RETENTION_AUDIT"],
         ),
         dedupe_folder=v["DEDUPE_FOLDER"],
         archive=archive_config(v),
@@ -118,6 +121,7 @@ def archive_config(v: settings.Values) -> ArchiveConfig | None:
         url=v["ARCHIVE_URL"],
         interval_s=v["ARCHIVE_INTERVAL"],
         outbox_bytes_max=v["ARCHIVE_OUTBOX_MAX"],
+        retention_s=v["RETENTION_ARCHIVE"],
         store=ObjectStore.of(v) if v["ARCHIVE_URL"].startswith("s3://") else None,
     )
 

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sql import connect, editions, roles
 from sql.schema import SCHEMA
 
-HEAD: Final = "0010"
+HEAD: Final = "0011"
 """The schema's revision that this code needs."""
 
 LOCK_WAIT_S: Final = 60.0

@@ -117,6 +117,7 @@ partitions = Table(
     Column("crashes", Integer, nullable=False, server_default=text("0")),
     Column("trying_from", BigInteger),
     Column("trying_to", BigInteger),
+    _timestamp("archive_from", nullable=True),
     postgresql_with={"fillfactor": "50"},
 )
 """One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.

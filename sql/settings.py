@@ -349,6 +349,18 @@ SETTINGS: tuple[Setting, ...] = (
         "90d",
         "how long rejected events can be looked at",
     ),
+    _setting(
+        "RETENTION_AUDIT",
+        _span(86400, 3650 * 86400),
+        "400d",
+        "how long the audit log, ended exports and API keys that are revoked or have expired are kept",
+    ),
+    _setting(
+        "RETENTION_ARCHIVE",
+        _span(86400, 3650 * 86400),
+        "800d",
+        "how long the archive's files are kept; at least RETENTION_ROLLUP",
+    ),
     _setting("FRESH_LAG", _span(1, 86400), "60s", "freshness lag below which data is `fresh`"),
     _setting(
         "STALE_LAG", _span(1, 86400), "300s", "freshness lag below which data is `stale`, else `delayed`"
@@ -577,6 +589,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
         and values["RETENTION_MINUTE"] > values["RETENTION_ROLLUP"]
     ):
         faults.append("RETENTION_MINUTE must not be above RETENTION_ROLLUP")
+    kept = values["RETENTION_ARCHIVE"], values["RETENTION_ROLLUP"]
+    if values["ARCHIVE_URL"] and all(kept) and kept[0] < kept[1]:
+        faults.append("RETENTION_ARCHIVE must not be below RETENTION_ROLLUP: reconcile needs the events")
     s3 = [name for name in ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY") if not values[name]]
     if len(s3) == 4 and (values["ARCHIVE_URL"] or "").startswith("s3://"):
         faults.append(f"ARCHIVE_URL is in an object store and needs its settings: {', '.join(s3)}")

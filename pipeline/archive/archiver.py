@@ -16,15 +16,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import psycopg
 
 from pipeline import metrics
-from pipeline.archive import files
+from pipeline.archive import expiry, files
 from pipeline.archive.files import Cut, File
 from pipeline.archive.store import Store, StoreError
 from pipeline.config import ArchiveConfig
@@ -35,6 +37,7 @@ from sql.connect import AsyncConnection, Session, connect_async
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 10.0
+EXPIRE_INTERVAL_S: Final = 3600.0
 CUT_BYTES: Final = 16 * 2**20
 """Outbox bytes of a cut (about 450,000 events), unless a single flush brought more: bounds the memory."""
 _TIMEOUT_S: Final = 120
@@ -69,9 +72,13 @@ class Archiver:
     async def run(self) -> None:
         """Rounds until cancelled; one that fails is repeated, and changes no figure."""
         pause_s = min(self._config.interval_s, POLL_S)
+        expire_at_s = 0.0
         while True:
             try:
                 await self.round()
+                if time.monotonic() >= expire_at_s:
+                    await self.expire(datetime.now(UTC))
+                    expire_at_s = time.monotonic() + EXPIRE_INTERVAL_S
             except Exception as error:  # whatever it is: the figures must go on, and an operator see it
                 metrics.ARCHIVE_FAILURES.inc()
                 if not isinstance(error, (psycopg.Error, StoreError)):
@@ -90,6 +97,19 @@ class Archiver:
             else:
                 log.warning("archive_failed", extra={"error": error})
         self.error = error
+
+    async def expire(self, host_now: datetime) -> int:
+        """Let go of the files that are past their retention by the earlier of two clocks; see `expiry`.
+
+        Raises:
+            psycopg.Error, StoreError: the next time does the rest.
+        """
+        session = Session(application_name="spendstream-archiver", statement_timeout_s=_TIMEOUT_S)
+        async with await connect_async(self._url, session, autocommit=True) as connection:
+            row = await (await connection.execute(_ARCHIVE["time"])).fetchone()
+            assert row is not None
+            before = min(host_now, row[0]) - timedelta(seconds=self._config.retention_s)
+            return await expiry.expire(connection, self._store, before=before)
 
     async def round(self, *, everything: bool = False) -> int:
         """Archive what is due, or ``everything`` that waits; how many cuts that were.

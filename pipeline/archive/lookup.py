@@ -35,8 +35,8 @@ class Lookup:
         partitions = connection.execute(_ARCHIVE["partitions"]).fetchall()
         pieces = connection.execute(_ARCHIVE["spans"]).fetchall()
         self._spans: dict[int, list[Span]] = {
-            number: spans_of([piece[1:] for piece in pieces if piece[0] == number], accepted)
-            for number, accepted in partitions
+            number: spans_of([piece[1:] for piece in pieces if piece[0] == number], accepted, floor_us)
+            for number, accepted, floor_us in partitions
         }
 
     def has_all(self, partition: int, hour: int) -> bool:

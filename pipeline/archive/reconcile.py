@@ -133,22 +133,30 @@ class _Partition:
     """One partition in the snapshot of a connection."""
 
     def __init__(
-        self, connection: Connection, store: Store, scope: Scope, number: int, spans: Sequence[Span]
+        self,
+        connection: Connection,
+        store: Store,
+        scope: Scope,
+        number: int,
+        spans: Sequence[Span],
+        floor_us: int,
     ) -> None:
         self._connection = connection
         self._store = store
         self._scope = scope
         self._number = number
         self._spans = spans
+        self._floor_us = floor_us
         self._waiting = self._outbox()
 
     @classmethod
     def all(cls, connection: Connection, store: Store, scope: Scope) -> Iterator[_Partition]:
         partitions = connection.execute(_ARCHIVE["partitions"]).fetchall()
         pieces = connection.execute(_ARCHIVE["spans"]).fetchall()
-        for number, accepted in partitions:
+        for number, accepted, floor_us in partitions:
             mine = [piece[1:] for piece in pieces if piece[0] == number]
-            yield cls(connection, store, scope, number, spans_of(mine, accepted))
+            spans = spans_of(mine, accepted, floor_us)
+            yield cls(connection, store, scope, number, spans, floor_us or 0)
 
     def compare(self, report: Report) -> None:
         scope = self._scope
@@ -179,7 +187,7 @@ class _Partition:
             if start > at:
                 yield (
                     f"partition {self._number}: not compared are buckets that reach into {time_of(at):%FT%TZ}"
-                    f" to {time_of(start):%FT%TZ}: not all of their events were archived"
+                    f" to {time_of(start):%FT%TZ}: the archive does not have all of their events"
                 )
             at = max(at, end)
 
@@ -190,6 +198,8 @@ class _Partition:
             at = hour * HOUR_US
             if at + HOUR_US <= self._scope.start_us or at >= self._scope.end_us:
                 continue
+            if at < self._floor_us:
+                continue  # its files may be gone, and no bucket that it belongs to is compared
             try:
                 partial = self._partial(hour)
             except Damaged as error:
@@ -270,8 +280,12 @@ class _Partition:
             return {row[:split]: row[split:] for row in cursor.execute(query, wanted)}
 
 
-def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int) -> list[Span]:
-    """Pieces of the archive (accepted from, to, complete from, to), in order, as spans without holes."""
+def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int, floor_us: int | None = None) -> list[Span]:
+    """Pieces of the archive (accepted from, to, complete from, to), in order, as spans without holes.
+
+    ``floor_us``: the files of hours before are past their retention.
+    """
+    after_us = -1 if floor_us is None else floor_us - 1
     joined: list[list[Any]] = []
     for accepted_from, accepted_to, complete_from, complete_to in pieces:
         if joined and joined[-1][0] == accepted_from:
@@ -279,10 +293,10 @@ def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int) -> list[Span]:
         else:
             joined.append([accepted_to, complete_from, complete_to])
     if accepted == 0:
-        return [Span(-1, _FOREVER_US)]
+        return [Span(after_us, _FOREVER_US)]
     return [
         Span(
-            -1 if complete_from is None else us_of(complete_from),
+            after_us if complete_from is None else max(after_us, us_of(complete_from)),
             _FOREVER_US if accepted_to == accepted else us_of(complete_to),
         )
         for accepted_to, complete_from, complete_to in joined

@@ -6,6 +6,7 @@ A name is written by one content only, so writing it again is safe, and a file i
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -39,6 +40,9 @@ class Store(Protocol):
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises `Missing`, `StoreError`."""
+
+    def delete(self, name: str) -> None:
+        """Let a file go; nothing happens where there is none. Raises `StoreError`."""
 
 
 def open_store(config: ArchiveConfig) -> Store:
@@ -80,6 +84,16 @@ class Folder:
         except OSError as error:
             raise StoreError(f"{self._folder / name}: {error.strerror or error}") from error
 
+    def delete(self, name: str) -> None:
+        path = self._folder / name
+        try:
+            path.unlink(missing_ok=True)
+            for folder in (path.parent, path.parent.parent):  # its hour and its day
+                with suppress(OSError):  # not empty, or gone
+                    folder.rmdir()
+        except OSError as error:
+            raise StoreError(f"{path}: {error.strerror or error}") from error
+
 
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
@@ -105,6 +119,11 @@ class Bucket:
     def read(self, name: str) -> bytes:
         path = f"{self._root}/{name}"
         return bytes(self._run(path, lambda files: files.cat_file(path, timeout=4 * _CALL_S)))
+
+    def delete(self, name: str) -> None:
+        path = f"{self._root}/{name}"
+        with suppress(Missing):
+            self._run(path, lambda files: files.rm_file(path, timeout=_CALL_S))
 
     def _run(self, path: str, work: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]

@@ -61,8 +61,33 @@ VALUES (%(partition)s, %(accepted_from)s, %(accepted_to)s, %(complete_from)s, %(
 UPDATE analytics.partitions SET epoch = epoch + 1, updated_at = now() WHERE partition = ANY(%(partitions)s)
 
 -- name: partitions
--- Which partitions there are, and how many events each has accepted.
-SELECT partition, accepted FROM analytics.partitions ORDER BY partition
+-- Which partitions there are, how many events each has accepted, and where its archive begins, in microseconds.
+SELECT partition, accepted, (EXTRACT(EPOCH FROM archive_from) * 1000000)::bigint
+FROM analytics.partitions ORDER BY partition
+
+-- name: raise_floor
+-- From now on nobody takes the archive of the hours before for whole: their files are about to go.
+UPDATE analytics.partitions SET archive_from = %(before)s
+WHERE (archive_from IS NULL OR archive_from < %(before)s)
+    AND EXISTS (SELECT FROM analytics.archive_files WHERE hour < %(before)s)
+
+-- name: expired_files
+-- Some of the files past their retention, the oldest first.
+SELECT path FROM analytics.archive_files WHERE hour < %(before)s ORDER BY hour LIMIT %(most)s
+
+-- name: forget_files
+-- Files that are gone from the archive are no longer listed.
+DELETE FROM analytics.archive_files WHERE path = ANY(%(paths)s)
+
+-- name: forget_spans
+-- Holes of before need no longer be known; the last span of a partition is the one that grows.
+DELETE FROM analytics.archive_spans AS s WHERE complete_to < %(before)s
+    AND EXISTS (SELECT FROM analytics.archive_spans AS later
+        WHERE later.partition = s.partition AND later.accepted_from > s.accepted_from)
+
+-- name: time
+-- The database's clock.
+SELECT now()
 
 -- name: spans
 -- What the archive holds of each partition: by its files, then by the outbox.

@@ -17,7 +17,9 @@ from tests import community
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0
-RETENTION = RetentionConfig(minute_s=14 * DAY_S, rollup_s=400 * DAY_S, dead_letters_s=90 * DAY_S)
+RETENTION = RetentionConfig(
+    minute_s=14 * DAY_S, rollup_s=400 * DAY_S, dead_letters_s=90 * DAY_S, audit_s=200 * DAY_S
+)
 WINDOW_US = 24 * 3_600_000_000
 ORG, MODEL = "00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"
 ROLLUPS = ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day", "usage_errors_hour")
@@ -92,7 +94,7 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
                 (offset, NOW, NOW, None if settled is None else NOW - timedelta(days=settled)),
             )
         for _ in range(2):  # a second round finds nothing more
-            gone = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
+            done = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
             for name in ROLLUPS:
                 assert kept(connection, name) == [young[name]], name
             for name in ("orgs_seen", "models_seen", "clients_seen"):
@@ -101,7 +103,7 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
             assert kept(connection, "partitions", "ids_from") == [broker_time - timedelta(hours=48)] * 2
             assert kept(connection, "dead_letters", '"offset"') == [89]
             assert kept(connection, "replays", '"offset"') == [2, 3]
-        assert gone == {}
+        assert (done.gone, done.left) == ({}, set())
     sink = TimescaleSink(url)
     try:
         positions = [(await sink.claim(f"s{number}"))[1] for number in range(2)]
@@ -110,6 +112,120 @@ async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.Fix
     for position in positions:
         assert position.ids_from_hour * 3600 == (broker_time - timedelta(hours=48)).timestamp()
         assert position.newest_broker_us == broker_time.timestamp() * 1e6
+
+
+@pytest.mark.parametrize("fixture", ["embedded_postgres_url", "timescale"])
+async def test_what_was_audited_goes_after_its_retention_and_not_what_is_still_in_use(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(fixture)
+    migrate.upgrade(url)
+    old, young = NOW - timedelta(days=201), NOW - timedelta(days=199)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for at in (old, young):
+            connection.execute(
+                "INSERT INTO analytics.audit_log (at, actor, action, outcome, detail)"
+                " VALUES (%s, 'a', 'b', 'c', '{}')",
+                (at,),
+            )
+        keys = {"old": (None, old), "young": (None, young), "expired": (old, None), "good": (None, None)}
+        for prefix, (expires, revoked) in keys.items():
+            connection.execute(
+                "INSERT INTO analytics.api_keys"
+                " (prefix, digest, org_id, roles, label, created_at, expires_at, revoked_at)"
+                " VALUES (%s, '', %s, '{}', '', %s, %s, %s)",
+                (prefix, ORG, old, expires, revoked),
+            )
+        jobs = {
+            "failed": (old, old),
+            "expired": (old, old),
+            "succeeded": (old, old),
+            "pending": (old, None),
+            "running": (old, None),
+        }
+        for status, (created, completed) in jobs.items():
+            connection.execute(
+                "INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start,"
+                " range_end, models, created_by, created_at, attempts, completed_at)"
+                " VALUES (gen_random_uuid(), %s, %s, 'csv', 'daily', %s, %s, '{}', 'a', %s, 1, %s)",
+                (ORG, status, old, young, created, completed),
+            )
+        connection.execute(
+            "INSERT INTO analytics.partitions (partition, stream, committed_offset, updated_at)"
+            " VALUES (0, 's', 10, %s)",
+            (NOW,),
+        )
+        for offset, at in ((5, old), (6, NOW), (10, old)):
+            connection.execute("INSERT INTO analytics.skips VALUES ('s', %s, 'n', 'a', %s)", (offset, at))
+        done = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
+        assert done.gone == {"audit_log": 1, "api_keys": 2, "export_jobs": 2, "skips": 1}
+        assert kept(connection, "audit_log", "at") == [young]
+        assert kept(connection, "api_keys", "prefix") == ["good", "young"]
+        assert kept(connection, "export_jobs", "status") == ["pending", "running", "succeeded"]
+        assert kept(connection, "skips", '"offset"') == [6, 10], "a skip that nobody has read yet stays"
+
+
+async def test_a_backlog_goes_in_batches_and_does_not_keep_the_other_tables_waiting(
+    embedded_postgres_url: str,
+) -> None:
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    old = NOW - timedelta(days=500)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO analytics.audit_log (at, actor, action, outcome, detail)"
+            " SELECT %s, 'a', 'b', 'c', '{}' FROM generate_series(1, 95)",
+            (old,),
+        )
+        insert(connection, "usage_hour", old)
+        connection.execute("CREATE TABLE statements (gone integer)")
+        connection.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN INSERT INTO statements SELECT count(*) FROM old; RETURN NULL; END$$"
+        )
+        connection.execute(
+            "CREATE TRIGGER note AFTER DELETE ON analytics.audit_log REFERENCING OLD TABLE AS old"
+            " FOR EACH STATEMENT EXECUTE FUNCTION note()"
+        )
+
+        async def one_round() -> maintenance.Round:
+            return await maintenance.expire(
+                url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW, batch_rows=10, batches_max=4
+            )
+
+        first = await one_round()
+        assert (first.gone, first.left) == ({"audit_log": 40, "usage_hour": 1}, {"audit_log"})
+        with psycopg.connect(url) as other:  # another worker's round: its rows are left to it
+            other.execute("SELECT FROM analytics.audit_log LIMIT 5 FOR UPDATE")
+            second = await one_round()
+            assert (second.gone, second.left) == ({"audit_log": 40}, {"audit_log"})
+        third = await one_round()
+        assert (third.gone, third.left) == ({"audit_log": 15}, set())
+        sizes = connection.execute("SELECT gone FROM statements").fetchall()
+    assert [size for (size,) in sizes] == [10] * 9 + [5]
+
+
+async def test_the_ids_of_one_hour_go_at_a_time(embedded_postgres_url: str) -> None:
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO analytics.partitions (partition, stream, broker_time, updated_at)"
+            " VALUES (0, 's', %s, %s)",
+            (NOW, NOW),
+        )
+        for hours in (47, 60, 61, 62):
+            connection.execute(
+                "INSERT INTO analytics.dedupe_ids VALUES (0, %s, 1, ''), (0, %s, 2, '')",
+                (NOW - timedelta(hours=hours),) * 2,
+            )
+        first = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW, batches_max=1)
+        assert (first.gone, first.left) == ({"dedupe_ids": 2}, {"dedupe_ids"})
+        assert kept(connection, "partitions", "ids_from") == [NOW - timedelta(hours=61)]
+        second = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
+        assert (second.gone, second.left) == ({"dedupe_ids": 4}, set())
+        assert kept(connection, "dedupe_ids", "hour") == [NOW - timedelta(hours=47)] * 2
+        assert kept(connection, "partitions", "ids_from") == [NOW - timedelta(hours=59)]
 
 
 async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs(
@@ -124,8 +240,8 @@ async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs
         for name in ROLLUPS:
             insert(connection, name, old)
             insert(connection, name, young)
-        gone = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
-        assert gone == dict.fromkeys(ROLLUPS, 1)
+        done = await maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
+        assert done.gone == dict.fromkeys(ROLLUPS, 1)
         assert {name: kept(connection, name) for name in ROLLUPS} == {name: [young] for name in ROLLUPS}
 
 

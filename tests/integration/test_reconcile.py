@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from pipeline.archive import rebuild, reconcile
+from pipeline.archive import expiry, rebuild, reconcile
 from pipeline.archive.archiver import Archiver
+from pipeline.archive.lookup import Lookup
 from pipeline.archive.reconcile import Report, Scope
-from pipeline.archive.store import open_store
+from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.config import ArchiveConfig
 from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.sink.timescale import Fenced
+from sql.connect import Session, connect_async
 from tests import books, mix
 from tests.integration.test_archive import NOW_US, Partition
 
@@ -137,6 +140,71 @@ async def test_a_worker_with_the_rows_in_memory_is_fenced_and_recovers_from_the_
     assert partition.ask("SELECT epoch FROM analytics.partitions") == standing
 
 
+class FailingStore:
+    """Deletes so many files, then fails."""
+
+    def __init__(self, store: Store, deletes: int) -> None:
+        self._store, self._left = store, deletes
+        self.read, self.write = store.read, store.write
+
+    def delete(self, name: str) -> None:
+        if not self._left:
+            raise StoreError("away")
+        self._left -= 1
+        self._store.delete(name)
+
+
+async def test_an_archive_whose_files_expire_claims_no_more_than_it_has_whenever_that_is_cut_off(
+    config: ArchiveConfig, embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = mix.make(800, seed=47, now_us=NOW_US, late=0.3).bodies
+    partition = Partition(embedded_postgres_url, bodies)
+    await partition.feed(800)
+    store = open_store(config)
+    await Archiver(partition.url, store, config).round(everything=True)
+    true = books.stored_in_database(partition.url)
+    hours = [
+        hour for (hour,) in partition.ask("SELECT DISTINCT hour FROM analytics.archive_files ORDER BY 1")
+    ]
+    before = hours[len(hours) // 2]
+    everything = partition.ask(f"SELECT path, hour < '{before}' FROM analytics.archive_files")
+    kept = {path for path, expired in everything if not expired}
+    assert len(kept) < len(everything) - 3
+
+    monkeypatch.setattr(expiry, "BATCH_FILES", 2)
+    async with await connect_async(
+        partition.url, Session(application_name="t"), autocommit=True
+    ) as connection:
+        for deletes in (0, 1, 2, 3):
+            with pytest.raises(StoreError):
+                await expiry.expire(connection, FailingStore(store, deletes), before=before)
+            report = reconciled(partition.url, config)
+            assert (report.differences, report.damaged) == ([], []), deletes
+            assert any("does not have all of their events" in note for note in report.notes), report.notes
+            with rebuild.connected(partition.url) as reading:
+                lookup = Lookup(reading, store)
+                whole = [lookup.has_all(0, round(hour.timestamp()) // 3600) for hour in hours]
+            assert whole == [hour >= before for hour in hours]
+        while await expiry.expire(connection, store, before=before):
+            pass
+    assert {path for (path,) in partition.ask("SELECT path FROM analytics.archive_files")} == kept
+    for path, expired in everything:
+        if expired:
+            with pytest.raises(Missing):
+                store.read(path)
+        else:
+            assert store.read(path)
+    assert rebuild.rebuild(partition.url, store, EVERYTHING).differences == []
+    assert books.stored_in_database(partition.url) == true
+
+    month_s = 30 * 86400.0
+    archiver = Archiver(partition.url, store, replace(config, retention_s=month_s))
+    after_all = hours[-1] + timedelta(seconds=month_s, hours=1)
+    assert await archiver.expire(after_all - timedelta(hours=2)) < len(kept), "the earlier clock decides"
+    assert await archiver.expire(after_all) > 0
+    assert partition.ask("SELECT count(*) FROM analytics.archive_files") == [(0,)]
+
+
 async def test_a_damaged_or_missing_file_is_named_and_nothing_is_rebuilt_on_it(
     config: ArchiveConfig, embedded_postgres_url: str, tmp_path: Path
 ) -> None:
@@ -168,7 +236,7 @@ async def test_buckets_with_events_that_were_never_archived_are_left_alone(
     await partition.feed(600)
     report = reconciled(partition.url, config)
     assert (report.differences, report.compared) == ([], {})
-    assert "not all of their events were archived" in report.notes[0]
+    assert "the archive does not have all of their events" in report.notes[0]
     after = rebuild.rebuild(partition.url, open_store(config), EVERYTHING)
     assert after.differences == []
 

@@ -174,7 +174,7 @@ async def test_an_archive_is_not_called_whole_where_replays_went_past_it(
     await standing.stop()
     report = reconciled(standing.url, config)
     assert report.differences == []
-    assert "not all of their events were archived" in "".join(report.notes)
+    assert "the archive does not have all of their events" in "".join(report.notes)
     assert rebuild.rebuild(standing.url, open_store(config), EVERYTHING).differences == []
     standing.check()
 
