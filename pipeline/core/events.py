@@ -43,6 +43,11 @@ class Names:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def memory_bytes(self) -> int:
+        arrays = (self.digests, self._pool, self._edges, self._slots)
+        return sum(array.nbytes for array in arrays) + _TEXT_BYTES * len(self.texts)
+
     def numbers(self, texts: Sequence[str]) -> IntArray:
         """Numbers (int32[n]) of strings."""
         encoded = [text.encode() for text in texts]
@@ -97,6 +102,10 @@ class Names:
         return stopped
 
 
+_TEXT_BYTES: Final = 80
+"""About what a short text takes in Python."""
+
+
 def _grown(array: IntArray, size: int) -> IntArray:
     grown = np.zeros(size, array.dtype)
     grown[: len(array)] = array
@@ -104,37 +113,70 @@ def _grown(array: IntArray, size: int) -> IntArray:
 
 
 class Uuids:
-    """128-bit ids numbered in order of first sight. ``keys`` uint64[..., 2] holds (high, low) by number."""
+    """128-bit ids numbered in order of first sight. ``keys`` uint64[..., 2] holds (high, low) by number.
+
+    A number means the same id until `keep` frees it; then the next new id may have it.
+    """
 
     def __init__(self) -> None:
         self.keys: IntArray = np.empty((1024, 2), np.uint64)
+        self._numbers: IntArray = np.arange(1024, dtype=np.int32)
+        """All numbers; the first ``_used`` are taken."""
         self._slots: IntArray = np.full(4096, -1, np.int32)
         self._used = 0
+        self._top = 0
+        """No number was ever this high."""
         self._ranks: IntArray = np.empty(0, np.int64)
+        self._ranked = 0
 
     def __len__(self) -> int:
         return self._used
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.keys.nbytes + self._numbers.nbytes + self._slots.nbytes + self._ranks.nbytes
+
     def ranks(self) -> IntArray:
-        """The place of each number (int64[numbers]) in the order of the ids."""
-        if len(self._ranks) != self._used:
-            keys = self.keys[: self._used]
-            self._ranks = np.empty(self._used, np.int64)
-            self._ranks[np.lexsort((keys[:, 1], keys[:, 0]))] = np.arange(self._used)
+        """The place of each number that is taken (int64[numbers]) in the order of the ids."""
+        if self._ranked != self._used:
+            taken = self._numbers[: self._used]
+            keys = self.keys[taken]
+            self._ranks, self._ranked = np.zeros(self._top, np.int64), self._used
+            self._ranks[taken[np.lexsort((keys[:, 1], keys[:, 0]))]] = np.arange(self._used)
         return self._ranks
 
     def number(self, wanted: IntArray) -> IntArray:
         """Numbers (int32[n]) of ``wanted`` uint64[n, 2]."""
         room = self._used + len(wanted)
         if room > len(self.keys):
+            more = np.arange(len(self.keys), len(self.keys) + room, dtype=np.int32)
             self.keys = np.concatenate((self.keys, np.empty((room, 2), np.uint64)))
+            self._numbers = np.concatenate((self._numbers, more))
         if 2 * room > len(self._slots):
-            self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
-            known = self.keys[: self._used].copy()
-            kernels.intern_pairs(SECRET, self._slots, self.keys, 0, known, np.empty(len(known), np.int32))
+            self._index(room)
         out = np.empty(len(wanted), np.int32)
-        self._used = kernels.intern_pairs(SECRET, self._slots, self.keys, self._used, wanted, out)
+        self._used = kernels.intern_pairs(
+            SECRET, self._slots, self.keys, self._numbers, self._used, wanted, out
+        )
+        self._top = max(self._top, self._used)
         return out
+
+    def keep(self, *used: IntArray) -> None:
+        """Free all numbers but ``used`` (int[n] each, all taken): nothing may hold the others any more."""
+        is_used = np.zeros(self._top, np.bool_)
+        for numbers in used:
+            is_used[numbers] = True
+        kept = np.flatnonzero(is_used)
+        self._numbers[: self._top] = np.concatenate((kept, np.flatnonzero(~is_used)))
+        self._used, self._ranked = len(kept), -1
+        self._index(max(1024, self._used))
+
+    def _index(self, room: int) -> None:
+        self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
+        known = self.keys[self._numbers[: self._used]]
+        kernels.intern_pairs(
+            SECRET, self._slots, self.keys, self._numbers, 0, known, np.empty(len(known), np.int32)
+        )
 
 
 @dataclass(slots=True)
@@ -194,6 +236,12 @@ class Reader:
         self.clients = Names(wire.OVERFLOW_CLIENT)
         self.error_codes = Names(wire.OVERFLOW_ERROR_CODE)
         self._guesses = scan.new_guesses()
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the numbered names hold, about."""
+        known = (self.orgs, self.models, self.clients, self.error_codes)
+        return sum(names.memory_bytes for names in known)
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
         """Read bodies in stream order. Every body is in the columns or among the refused, never in both."""

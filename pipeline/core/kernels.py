@@ -48,10 +48,11 @@ def _pair_sum(high: Any, low: Any, k1: Any, k2: Any, k3: Any, k4: Any) -> Any:
 
 
 @compiled
-def intern_pairs(secret: Any, slots: Any, keys: Any, used: int, wanted: Any, out: Any) -> int:
+def intern_pairs(secret: Any, slots: Any, keys: Any, numbers: Any, used: int, wanted: Any, out: Any) -> int:
     """Number 128-bit values: ``wanted`` uint64[n, 2] to ``out`` int32[n], the place in ``keys``.
 
-    New values are appended to ``keys``; returns how many there are then.
+    ``numbers`` int32[...]: the first ``used`` are taken, new values get the next ones. Returns how many are
+    taken then.
     """
     mask = np.uint64(len(slots) - 1)
     k0, k1, k2, k3, k4 = secret[0], secret[1], secret[2], secret[3], secret[4]
@@ -61,10 +62,11 @@ def intern_pairs(secret: Any, slots: Any, keys: Any, used: int, wanted: Any, out
         while True:
             row = slots[slot]
             if row < 0:
-                keys[used, 0] = high
-                keys[used, 1] = low
-                slots[slot] = used
-                out[i] = used
+                row = numbers[used]
+                keys[row, 0] = high
+                keys[row, 1] = low
+                slots[slot] = row
+                out[i] = row
                 used += 1
                 break
             if keys[row, 0] == high and keys[row, 1] == low:

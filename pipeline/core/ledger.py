@@ -65,6 +65,9 @@ LETTER_BYTES: Final = 512
 
 LOADED_BLOCKS_MAX: Final = 20_000
 NAMES_MAX: Final = 200_000
+"""More orgs, models, clients or error codes are looked through after a batch for those that no row has."""
+
+_NO_HOUR: Final = np.iinfo(np.int64).min
 
 IDS_KEPT_US: Final = DAY_US
 """How much longer than for the dedupe window the database keeps ids (`pipeline.maintenance`)."""
@@ -287,6 +290,9 @@ class Ledger:
         self._dead_letters: list[DeadLetter] = []
         self._bodies_kept = self._body_bytes_kept = 0
         self._settled: list[Settled] = []
+        self._org_hours: IntArray = np.empty(0, np.int64)
+        """By the org's number, the last hour of which an id of the org may be remembered."""
+        self._sweep_at = dict.fromkeys(("orgs", "models", "clients", "error_codes"), NAMES_MAX)
         self._replayed_from_us: int | None = None
         self._room = Room(rules.sum_max)
         self._waiting: _Fold | None = None
@@ -308,6 +314,7 @@ class Ledger:
         orgs, counts, ids, checks = dedupe.decode_segment(segment)
         org = np.repeat(self._reader.orgs.number(orgs), counts)
         hours = np.full(len(ids), hour, np.int32)
+        self._note_ids(org, hours)
         # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
         self._seen_ids.add(ids, org, hours, checks, hours, self.live_hours_from())
 
@@ -590,6 +597,7 @@ class Ledger:
         outcomes = replay.judge(
             opened, counted, self._seen_ids, future_us=FUTURE_US, has_room=self._has_room_again
         )
+        self._note_ids(opened.columns.org, opened.columns.occurred_us // HOUR_US)
         settled = replay.settle(opened, outcomes, at_offset=self.position.next_offset)
         for one in settled:
             self.tally.replayed[one.outcome] += 1
@@ -826,10 +834,19 @@ class Ledger:
 
     @property
     def memory_bytes(self) -> int:
-        """What the tables and the ids hold, about."""
+        """What the tables, the ids and the names hold, about."""
         tables = sum(table.memory_bytes for table in (*self._tables, self._errors))
         accepted = 0 if self._accepted_log is None else self._accepted_log.memory_bytes
-        return tables + self._seen_ids.memory_bytes + accepted
+        caps = self._client_cap.memory_bytes + self._code_cap.memory_bytes
+        names = self._reader.memory_bytes + self._org_hours.nbytes
+        return tables + self._seen_ids.memory_bytes + accepted + caps + names
+
+    @property
+    def names_known(self) -> int:
+        """Orgs, models, clients and error codes that have a number."""
+        reader = self._reader
+        texts = len(reader.clients.texts) + len(reader.error_codes.texts)
+        return len(reader.orgs) + len(reader.models) + texts
 
     @property
     def remembered_ids(self) -> int:
@@ -861,7 +878,7 @@ class Ledger:
             position=replace(position),
             caught_up=caught_up,
             tables=[self._stored(table.drain(self._key_order)) for table in (*self._tables, self._errors)],
-            orgs=self._seen(self._orgs),
+            orgs=self._seen_orgs(),
             models=self._seen(self._models, by_model=True),
             clients=self._seen(self._clients, by_client=True),
             id_segments=self._id_segments(),
@@ -933,6 +950,21 @@ class Ledger:
             error_code=[codes[code] for code in keys[:, 5].tolist()] if with_codes else (),
         )
 
+    def _seen_orgs(self) -> SeenRows:
+        keys, span_us = self._orgs.drain()
+        self._note_ids(keys[:, 0], span_us[:, 1] // HOUR_US)
+        return SeenRows(org=self._reader.orgs.keys[keys[:, 0]], span_us=span_us)
+
+    def _note_ids(self, org: IntArray, hour: IntArray) -> None:
+        """Ids of these orgs, up to these hours, are remembered."""
+        if not len(org):
+            return
+        short = int(org.max()) + 1 - len(self._org_hours)
+        if short > 0:
+            more = np.full(short + len(self._org_hours), _NO_HOUR, np.int64)
+            self._org_hours = np.concatenate((self._org_hours, more))
+        np.maximum.at(self._org_hours, org, hour)
+
     def _seen(self, spans: Spans, *, by_model: bool = False, by_client: bool = False) -> SeenRows:
         keys, span_us = spans.drain()
         return SeenRows(
@@ -961,14 +993,40 @@ class Ledger:
                     self._code_cap.evict(table.horizon)
 
     def _forget_names(self) -> None:
-        """Renumber clients and error codes once most of the known ones are used nowhere any more."""
-        if len(self._reader.clients.texts) > NAMES_MAX:
-            tables = [(table, 3) for table in (*self._tables, self._errors) if table.grain.by_client]
-            self._reader.clients = _renumbered(self._reader.clients, tables, self._client_cap)
-        if len(self._reader.error_codes.texts) > NAMES_MAX:
-            self._reader.error_codes = _renumbered(
-                self._reader.error_codes, [(self._errors, 5)], self._code_cap
+        """Forget orgs, models, clients and error codes that nothing refers to, once they have doubled.
+
+        Called when nothing is on its way to a row. The number of a model or org is free for the next one
+        then: the entry of an id may still name the org, but the entry has lapsed for every later event.
+        """
+        reader, tables = self._reader, (*self._tables, self._errors)
+        if self._must_sweep("orgs", len(reader.orgs)):
+            self._room.forget()
+            floor = (self.position.newest_broker_us - self._rules.dedupe_window_us) // HOUR_US
+            reader.orgs.keep(
+                np.flatnonzero(self._org_hours >= floor),
+                *(table.orgs() for table in tables),
+                self._client_cap.orgs(),
+                self._code_cap.orgs(),
+                np.array([org for org, _ in self._room.high], np.int64),
             )
+            self._org_hours[self._org_hours < floor] = _NO_HOUR
+            self._swept("orgs", len(reader.orgs))
+        if self._must_sweep("models", len(reader.models)):
+            reader.models.keep(*(table.column(2) for table in tables))
+            self._swept("models", len(reader.models))
+        if self._must_sweep("clients", len(reader.clients.texts)):
+            by_client = [(table, 3) for table in tables if table.grain.by_client]
+            reader.clients = _renumbered(reader.clients, by_client, self._client_cap)
+            self._swept("clients", len(reader.clients.texts))
+        if self._must_sweep("error_codes", len(reader.error_codes.texts)):
+            reader.error_codes = _renumbered(reader.error_codes, [(self._errors, 5)], self._code_cap)
+            self._swept("error_codes", len(reader.error_codes.texts))
+
+    def _must_sweep(self, kind: str, count: int) -> bool:
+        return count > self._sweep_at[kind]
+
+    def _swept(self, kind: str, left: int) -> None:
+        self._sweep_at[kind] = max(NAMES_MAX, 2 * left)
 
 
 def _extent(bodies: Sequence[bytes], unreadable: Sequence[Unreadable]) -> tuple[int, int]:
@@ -1012,8 +1070,6 @@ def _warm_up_ids() -> None:
 
 def _renumbered(names: Names, tables: Sequence[tuple[Table, int]], cap: NameCap) -> Names:
     used = np.unique(np.concatenate([cap.names(), *(table.column(column) for table, column in tables)]))
-    if 2 * len(used) > len(names.texts):
-        return names
     kept = Names(names.texts[Names.OVERFLOW])
     numbers = np.zeros(len(names.texts), np.int32)
     numbers[used] = kept.numbers([names.texts[old] for old in used.tolist()])

@@ -73,6 +73,10 @@ class Rows:
     def __len__(self) -> int:
         return self.used
 
+    @property
+    def memory_bytes(self) -> int:
+        return self.keys.nbytes + self.measures.nbytes + self._slots.nbytes
+
     def locate(self, wanted: IntArray) -> IntArray:
         """Rows (int64[n]) of the keys ``wanted`` int32[n, k]; unknown keys get new rows of zeros."""
         self.reserve(len(wanted))
@@ -182,7 +186,7 @@ class Table:
     @property
     def memory_bytes(self) -> int:
         pool = self._pool_bins.nbytes + self._pool_counts.nbytes + self._place.nbytes
-        return self._rows.keys.nbytes + self._rows.measures.nbytes + pool
+        return self._rows.memory_bytes + pool
 
     # --- adding events ---------------------------------------------------------------------------
 
@@ -314,6 +318,11 @@ class Table:
         """One key column of all resident rows, int32[rows]."""
         return self._rows.keys[: len(self._rows), column]
 
+    def orgs(self) -> IntArray:
+        """The orgs (int64[n]) of all resident rows and blocks, each once or more."""
+        loaded = np.array([org for org, _ in self._loaded], np.int64)
+        return np.concatenate((self.column(0), loaded))
+
 
 class Spans:
     """First and last event time by key since the last `drain`."""
@@ -376,3 +385,10 @@ class NameCap:
 
     def names(self) -> IntArray:
         return self._names.keys[: self._names.used, 2]
+
+    def orgs(self) -> IntArray:
+        return self._groups.keys[: self._groups.used, 0]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._names.memory_bytes + self._groups.memory_bytes

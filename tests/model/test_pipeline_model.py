@@ -45,6 +45,12 @@ MODELS = [str(uuid.UUID(int=i + 100)) for i in range(2)]
 IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
 
 
+@pytest.fixture(autouse=True)
+def _names_are_looked_through_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few as there are, else none would ever be forgotten."""
+    monkeypatch.setattr(Ledger, "_must_sweep", lambda self, kind, count: True)
+
+
 class PipelineMachine(RuleBasedStateMachine):
     """One partition, its stream, its sink, and at times a rival worker."""
 
@@ -322,6 +328,11 @@ def _replays_forget_what_was_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemorySink, "counted", nothing)
 
 
+def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Table, "orgs", lambda self: np.empty(0, np.int64))
+    patch.setattr(Ledger, "_note_ids", lambda self, org, hour: None)
+
+
 @pytest.mark.parametrize(
     ("machine", "plant"),
     [
@@ -330,6 +341,7 @@ def _replays_forget_what_was_counted(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _ids_are_not_recovered),
         (PipelineMachine, _ids_are_never_forgotten),
         (PipelineMachine, _names_are_not_restored),
+        (PipelineMachine, _orgs_are_forgotten_while_they_have_rows),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
         (ReplayMachine, _replays_forget_what_was_counted),
     ],
