@@ -149,7 +149,7 @@ def create_app(
     the database gives us rights that we must not have: only an operator can change that.
     """
     database = Database(config.database)
-    cache = FreshnessCache(config.redis_url) if config.redis_url else None
+    cache = FreshnessCache(config.redis_url, clock) if config.redis_url else None
     cursors = Cursors(config.cursor_secret)
     metrics = Metrics()
     parser = Parser(ranges=config.ranges, cursors=cursors, clock=clock)

@@ -6,7 +6,8 @@ stored, so that a dead pipeline shows a growing lag. An org whose slowest partit
 
 The worker keeps two hashes in Redis after each commit: ``spendstream:org:{orgId}`` (by partition, the org's
 models with their last event and rollup) and ``spendstream:watermarks`` (by partition). What is missing or
-unreadable there is no answer: the database is asked.
+unreadable there is no answer: the database is asked. So it is while any partition's watermark is older than
+`OLD`: a partition whose worker is gone may have lapsed from an org's hash, and no answer leaves it out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 REDIS_TIMEOUT_S: Final = 0.1
 """With the database's own bounds this keeps an answer without either of them under a second."""
 _PAUSE_S: Final = 2.0
+OLD: Final = timedelta(days=15)
+"""Half of what a key lives without a worker that writes it (`pipeline.freshness_cache.LIFE_HOURS`)."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Status = Literal["fresh", "stale", "delayed"]
@@ -134,7 +137,8 @@ class _OrgEntry(msgspec.Struct, frozen=True):
 class FreshnessCache:
     """The worker's hashes. It never raises: without an answer the caller asks the database."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
         self._redis: Redis = Redis.from_url(
             url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S, retry=None
         )
@@ -147,7 +151,7 @@ class FreshnessCache:
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
                 entries, watermarks = await self._fetch(org_id)
-            return standings_from_redis(entries, watermarks)
+            return standings_from_redis(entries, watermarks, not_before=self._clock() - OLD)
         except (RedisError, OSError, TimeoutError) as error:
             # A Redis that hangs would otherwise cost every request its whole timeout.
             self._away_until = time.monotonic() + _PAUSE_S
@@ -177,9 +181,12 @@ class FreshnessCache:
 
 
 def standings_from_redis(
-    entries: dict[bytes, bytes], watermarks: dict[bytes, bytes]
+    entries: dict[bytes, bytes], watermarks: dict[bytes, bytes], *, not_before: datetime = _EPOCH
 ) -> list[ModelStanding] | None:
+    """None if the hashes do not tell all, or one of the watermarks is older than ``not_before``."""
     if not entries or not entries.keys() <= watermarks.keys():
+        return None
+    if any(_from_us(int(watermark)) < not_before for watermark in watermarks.values()):
         return None
     by_partition = {
         partition: msgspec.json.decode(entry, type=_OrgEntry).models for partition, entry in entries.items()

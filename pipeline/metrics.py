@@ -101,7 +101,7 @@ REMEMBERED_IDS: Final = Gauge(
 )
 LEDGER_BYTES: Final = Gauge(
     "analytics_ledger_memory_bytes",
-    "Memory of resident rows, sketches and ids.",
+    "Memory of resident rows, sketches, ids and names.",
     ["partition"],
     registry=REGISTRY,
 )

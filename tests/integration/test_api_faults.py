@@ -536,7 +536,7 @@ async def test_the_worker_keeps_no_long_list_of_models_in_redis(redis_url: str) 
     worker = WorkersCache(redis_url, partition=0, known=known)
     await worker._write(us(NOW))
     await worker.close()
-    reader = FreshnessCache(redis_url)
+    reader = FreshnessCache(redis_url, lambda: NOW)
     assert await reader.org(ORG) is None
     assert len(await reader.org(NEIGHBOUR) or ()) == MODELS_MAX
     await reader.close()

@@ -10,7 +10,9 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pytest
 
+from pipeline import freshness_cache
 from pipeline.core import secret
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Names, Uuids
@@ -142,13 +144,15 @@ def test_rows_that_are_made_to_collide_do_not() -> None:
     assert longest_run(cap._names._slots >= 0) < RUN_MAX
 
 
-def test_models_in_the_freshness_cache_do_not_collide_either() -> None:
+def test_models_in_the_freshness_cache_do_not_collide_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freshness_cache, "MODELS_MAX", COUNT)
     org = uuid.UUID(int=1)
     models = [uuid.UUID(int=7 + number * (2**61 - 1)) for number in range(COUNT)]
     assert len({hash(model) for model in models}) == 1
     known = [(org, model, 1, 2) for model in models]
     cache = FreshnessCache("redis://127.0.0.1:1", partition=0, known=known)
     [of_org] = cache._orgs.values()
+    assert of_org is not None
     assert len({hash(model) for model in of_org}) == len(of_org) == COUNT
 
 
