@@ -89,6 +89,7 @@ def load(environment: Mapping[str, str]) -> Config:
         rules=Rules(
             allowed_lateness_us=round(v["ALLOWED_LATENESS"] * 1e6),
             dedupe_window_us=round(v["DEDUPE_WINDOW"] * 1e6),
+            models_per_org_hour_max=v["MODELS_PER_ORG_HOUR_MAX"],
             clients_per_org_hour_max=v["CLIENTS_PER_ORG_HOUR_MAX"],
             dedupe_ids_max=v["DEDUPE_IDS_MAX"],
             dead_letter_bodies_max=v["DEAD_LETTER_BODIES_MAX"],

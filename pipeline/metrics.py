@@ -44,6 +44,11 @@ CAPPED_CLIENTS: Final = Counter(
     "Events counted under no client's own name because their org's hour had too many clients.",
     registry=REGISTRY,
 )
+CAPPED_MODELS: Final = Counter(
+    "analytics_capped_model_events",
+    "Events counted under no model's own id because their org's hour had too many models.",
+    registry=REGISTRY,
+)
 LAST_SUCCESS: Final = Gauge(
     "analytics_rollup_last_success_timestamp_seconds", "When the last flush was committed.", registry=REGISTRY
 )

@@ -644,6 +644,7 @@ class PartitionWorker:
             metrics.REPLAYED.labels(outcome).inc(count - before.replayed[outcome])
         metrics.CONFLICTS.inc(tally.rejected["conflict"] - before.rejected["conflict"])
         metrics.LATE.inc(tally.late - before.late)
+        metrics.CAPPED_MODELS.inc(tally.capped_models - before.capped_models)
         metrics.CAPPED_CLIENTS.inc(tally.capped_clients - before.capped_clients)
         self._reported = tally.copy()
         if chunk_times_us:

@@ -323,6 +323,12 @@ SETTINGS: tuple[Setting, ...] = (
         " an id, then stays in memory. Not set: all is in memory",
     ),
     _setting(
+        "MODELS_PER_ORG_HOUR_MAX",
+        _positive_int,
+        "1000",
+        "models counted by their ids per org and hour; the rest shares ffffffff-ffff-ffff-ffff-ffffffffffff",
+    ),
+    _setting(
         "CLIENTS_PER_ORG_HOUR_MAX",
         _positive_int,
         "1000",

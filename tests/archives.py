@@ -92,7 +92,7 @@ def outbox_difference(
         for i, client in enumerate(part.counted_client.tolist()):
             us = int(part.occurred_us[i])
             hour = naive.EPOCH + naive.timedelta(microseconds=us - us % naive.HOUR_US)
-            key = uuid_of(part.org[i]), hour, uuid_of(part.model[i]), part.clients[client]
+            key = uuid_of(part.org[i]), hour, uuid_of(part.counted_model[i]), part.clients[client]
             counted[key] += 1
             late[key] += int(part.late[i]) >= 2
     rows = {key: (row.invocations, row.revision) for key, row in oracle.client_hour.items()}

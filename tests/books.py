@@ -31,6 +31,7 @@ def oracle_rules(rules: Rules) -> naive.Rules:
         dedupe_window_us=rules.dedupe_window_us,
         lateness_us=rules.allowed_lateness_us,
         clients_max=rules.clients_per_org_hour_max,
+        models_max=rules.models_per_org_hour_max,
         sum_max=rules.sum_max,
     )
 

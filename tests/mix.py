@@ -184,10 +184,12 @@ _BAD_COSTS = (
     "true", "[]", "{}", "0." + "1" * 63, '"0.' + "1" * 63 + '"',
 )  # fmt: skip
 
+_RESERVED = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 _VERSION = '{"specversion":?,"type":"analytics.usage.v1","data":@}'
 
 INVALID: tuple[BadKind, ...] = (
     *(_field_kind(name, value) for name in ("eventId", "orgId", "modelId") for value in _BAD_UUIDS),
+    *(_field_kind("modelId", f'"{value}"') for value in (_RESERVED, _RESERVED.upper())),
     *(_field_kind("actorId", value) for value in _BAD_UUIDS if value not in (None, "null")),
     *(_field_kind(name, v) for name in ("latencyMs", "inputTokens", "outputTokens") for v in _BAD_COUNTS),
     _field_kind("latencyMs", "2147483648"),

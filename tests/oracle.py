@@ -35,6 +35,7 @@ OVERFLOW_CLIENT = (
     "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
     " which are counted under their own names"
 )
+OVERFLOW_MODEL = UUID(int=2**128 - 1)
 OVERFLOW_ERROR_CODE = "other error codes: all of this hour beyond the first 100, which are counted by name"
 
 
@@ -45,6 +46,7 @@ class Rules:
     dedupe_window_us: int = 24 * HOUR_US
     lateness_us: int = 10 * SECOND_US
     clients_max: int = 1000
+    models_max: int = 1000
     error_codes_max: int = 100
     sum_max: int = 2**63 - 1
 
@@ -210,6 +212,7 @@ class Oracle:
         self._hour_of_id: dict[tuple[UUID, UUID], int] = {}
         self._event_of_id: dict[tuple[UUID, UUID], Event] = {}
         self._clients_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+        self._models_of_hour: dict[tuple[UUID, int], set[UUID]] = defaultdict(set)
         self._sums_of_day: dict[tuple[UUID, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._codes_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
 
@@ -267,10 +270,17 @@ class Oracle:
         )
 
     def _count(self, event: Event, broker_us: int) -> None:
-        org, model = event.org_id, event.model_id
+        org = event.org_id
         for name, value in _summed(event).items():
             self._sums_of_day[org, event.occurred_us // DAY_US][name] += value
         hour_us = _floor(event.occurred_us, HOUR_US)
+        model = event.model_id
+        known = self._models_of_hour[org, hour_us]
+        if model not in known:
+            if len(known) < self.rules.models_max:
+                known.add(model)
+            else:
+                model = OVERFLOW_MODEL
         named = self._clients_of_hour[org, hour_us]
         client = _name(named, event.client_id, self.rules.clients_max, OVERFLOW_CLIENT)
         watermark_us = self.watermark_us
@@ -463,6 +473,13 @@ def _uuid(value: Any) -> UUID:
     return UUID(text)
 
 
+def _model(value: Any) -> UUID:
+    model = _uuid(value)
+    if model == OVERFLOW_MODEL:
+        raise _Invalid
+    return model
+
+
 def _optional_uuid(value: Any) -> UUID | None:
     return None if value is None else _uuid(value)
 
@@ -571,7 +588,7 @@ def _metadata(value: Any) -> None:
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "eventId": _uuid,
     "orgId": _uuid,
-    "modelId": _uuid,
+    "modelId": _model,
     "actorId": _optional_uuid,
     "clientId": _Label(128),
     "occurredAt": _time_us,

@@ -27,13 +27,13 @@ from tests.memory_transport import MemoryBroker, MemoryTransport
 
 HOUR_US = 3_600_000_000
 START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US
-RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2)
+RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
 FLUSH = FlushConfig(interval_s=0, events_max=6, buffer_events_max=12, dirty_rows_max=60)
 STEPS_TO_DRAIN = 2_000
 LAST_FLUSH_STEPS = 100
 
 _ORGS = [str(uuid.UUID(int=i + 1)) for i in range(2)]
-_MODELS = [str(uuid.UUID(int=100))]
+_MODELS = [str(uuid.UUID(int=100 + i)) for i in range(3)]
 
 
 @dataclass
@@ -196,7 +196,7 @@ class World:
             {
                 "eventId": str(uuid.UUID(int=luck.getrandbits(128))),
                 "orgId": luck.choice(_ORGS),
-                "modelId": _MODELS[0],
+                "modelId": luck.choice(_MODELS),
                 "clientId": luck.choice(("a", "b", "c", None)),
                 "occurredAt": (naive.EPOCH + naive.timedelta(microseconds=self.now_us - ago_us)).isoformat(),
                 "latencyMs": luck.randrange(2000),

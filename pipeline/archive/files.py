@@ -101,7 +101,7 @@ def read(store: Store, path: str, *, row_count: int, sha256: bytes) -> pa.Table:
         raise Damaged(f"{path}: listed in the manifest, and missing in the archive") from error
     if hashlib.sha256(data).digest() != sha256:
         raise Damaged(f"{path}: its sha256 is not the manifest's")
-    table = pq.read_table(io.BytesIO(data), schema=event_columns.SCHEMA)
+    table = event_columns.complete(pq.read_table(io.BytesIO(data)))
     if len(table) != row_count:
         raise Damaged(f"{path}: {len(table)} events, and the manifest says {row_count}")
     return table

@@ -114,7 +114,7 @@ def _flat(events: pa.Table) -> pa.Table:
         {
             "org": _bytes(events, "org_id"),
             "minute": at // MINUTE_US,
-            "model": _bytes(events, "model_id"),
+            "model": pc.coalesce(_bytes(events, "counted_model_id"), _bytes(events, "model_id")),
             "client": events.column("counted_client_id"),
             "status": events.column("status"),
             "code": events.column("counted_error_code"),

@@ -35,7 +35,8 @@ class AcceptedEvents:
     event: IntArray
     org: IntArray
     model: IntArray
-    """uint64[n, 2] each, (high, low)"""
+    counted_model: IntArray
+    """uint64[n, 2] each, (high, low); the model is the event's own, and the one it was counted under."""
     client: IntArray
     counted_client: IntArray
     """int32 each, places in ``clients``: the event's own, and the one it was counted under."""
@@ -78,6 +79,7 @@ class AcceptedLog:
     def drain(
         self,
         reader: Reader,
+        model_cap: NameCap,
         client_cap: NameCap,
         code_cap: NameCap,
         *,
@@ -98,6 +100,7 @@ class AcceptedLog:
         offset, broker, met_us = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
         first, self._accepted = self._accepted, self._accepted + len(columns)
         hour = columns.occurred_us // HOUR_US
+        counted_model = _counted(model_cap, columns.org, hour, columns.model, Reader.OVERFLOW_MODEL)
         counted_client = _counted(client_cap, columns.org, hour, columns.client)
         failed = columns.status > 0
         counted_code = np.zeros(len(columns), np.int32)
@@ -118,6 +121,7 @@ class AcceptedLog:
             event=columns.event,
             org=reader.orgs.keys[columns.org],
             model=reader.models.keys[columns.model],
+            counted_model=reader.models.keys[counted_model],
             client=client,
             counted_client=counted_client,
             clients=clients,
@@ -137,12 +141,14 @@ class AcceptedLog:
 _EVENT_BYTES = 16 + 4 + 4 * 4 + 10 * 8
 
 
-def _counted(cap: NameCap, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
+def _counted(
+    cap: NameCap, org: IntArray, hour: IntArray, name: IntArray, overflow: int = Names.OVERFLOW
+) -> IntArray:
     """The name (int32[n]) that each was counted under: its own if the cap let it in, else the overflow's."""
     counted = name.astype(np.int32)
-    named = np.flatnonzero(counted > Names.OVERFLOW)
+    named = np.flatnonzero(counted > overflow)
     known = cap.admit(org[named], hour[named], counted[named], cap=0)
-    counted[named[~known]] = Names.OVERFLOW
+    counted[named[~known]] = overflow
     return counted
 
 

@@ -227,12 +227,21 @@ class Refused:
     faults: tuple[Fault, ...]
 
 
+def _halves(ids: Sequence[int]) -> IntArray:
+    """Ids of 128 bits as uint64[n, 2]."""
+    return np.array([(i >> 64, i & (2**64 - 1)) for i in ids], np.uint64).reshape(-1, 2)
+
+
 class Reader:
     """Turns bodies into `Columns`; numbers orgs, models, clients and error codes as it meets them."""
+
+    OVERFLOW_MODEL: Final = 0
+    """The number of `wire.OVERFLOW_MODEL`. No event has this model."""
 
     def __init__(self) -> None:
         self.orgs = Uuids()
         self.models = Uuids()
+        self.models.number(_halves([wire.OVERFLOW_MODEL.int]))
         self.clients = Names(wire.OVERFLOW_CLIENT)
         self.error_codes = Names(wire.OVERFLOW_ERROR_CODE)
         self._guesses = scan.new_guesses()
@@ -248,6 +257,10 @@ class Reader:
         if not isinstance(bodies, Bodies) or not bodies.padded:
             bodies = Bodies.join([bodies])
         columns, doubtful = self._scan(bodies)
+        reserved = columns.model == self.OVERFLOW_MODEL
+        if reserved.any():
+            doubtful = np.sort(np.concatenate((doubtful, columns.source[reserved])))
+            columns = columns.take(~reserved)
         if not len(doubtful):
             return columns, []
         refused: list[Refused] = []
@@ -300,18 +313,15 @@ class Reader:
         return self._numbered(*found), doubtful[: n - good]
 
     def _columns_of_events(self, rescued: Sequence[tuple[int, Event]]) -> Columns:
-        def halves(ids: Sequence[int]) -> IntArray:
-            return np.array([(i >> 64, i & (2**64 - 1)) for i in ids], np.uint64).reshape(-1, 2)
-
         def column(values: Sequence[int]) -> IntArray:
             return np.array(values, np.int64)
 
         events = [event for _, event in rescued]
         return self._numbered(
             column([source for source, _ in rescued]),
-            halves([e.event_id.int for e in events]),
-            halves([e.org_id.int for e in events]),
-            halves([e.model_id.int for e in events]),
+            _halves([e.event_id.int for e in events]),
+            _halves([e.org_id.int for e in events]),
+            _halves([e.model_id.int for e in events]),
             self.clients.numbers([e.client_id for e in events]),
             self.error_codes.numbers([e.error_code for e in events]),
             column([e.occurred_us for e in events]),

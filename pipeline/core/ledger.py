@@ -221,6 +221,7 @@ class Tally:
     duplicate: int = 0
     late: int = 0
     capped_clients: int = 0
+    capped_models: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     replayed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(replay.OUTCOMES, 0))
 
@@ -281,6 +282,7 @@ class Ledger:
         self._seen_ids = SeenIds(new_log=new_log, ids_max=rules.dedupe_ids_max)
         self._tables = [Table(grain, key_width=4 if grain.by_client else 3) for grain in GRAINS]
         self._errors = Table(ERRORS, key_width=6, counts_only=True)
+        self._model_cap = NameCap(rules.models_per_org_hour_max)
         self._client_cap = NameCap(rules.clients_per_org_hour_max)
         self._code_cap = NameCap(ERROR_CODES_PER_ORG_HOUR_MAX)
         self._gathering = Gathering()
@@ -671,23 +673,26 @@ class Ledger:
         return next(table for table in self._tables if table.grain is grain)
 
     def _settle_names(self, cells: Cells) -> None:
-        """Put the clients and error codes of cells under the caps of their org and hour, in their order."""
+        """Put models, clients and error codes of cells under the caps of their org and hour, in order."""
         if cells.named:
             return
         cells.named = True
         keys, failures = cells.keys, cells.failure_keys
+        refused = self._refuse_names(self._model_cap, keys, MODEL, Reader.OVERFLOW_MODEL)
+        self.tally.capped_models += int(cells.totals[refused, 0].sum())
+        self._refuse_names(self._model_cap, failures, MODEL, Reader.OVERFLOW_MODEL)
         refused = self._refuse_names(self._client_cap, keys, CLIENT)
         self.tally.capped_clients += int(cells.totals[refused, 0].sum())
         self._refuse_names(self._client_cap, failures, CLIENT)
         self._refuse_names(self._code_cap, failures, CODE)
 
     @staticmethod
-    def _refuse_names(cap: NameCap, keys: IntArray, column: int) -> IntArray:
-        """Give those beyond the cap the overflow's name; which those were."""
-        named = np.flatnonzero(keys[:, column] > Names.OVERFLOW)
+    def _refuse_names(cap: NameCap, keys: IntArray, column: int, overflow: int = Names.OVERFLOW) -> IntArray:
+        """Give those beyond the cap the overflow's number; which those were."""
+        named = np.flatnonzero(keys[:, column] > overflow)
         hour = keys[named, MINUTE] // 60
         refused = named[~cap.admit(keys[named, ORG], hour, keys[named, column])]
-        keys[refused, column] = Names.OVERFLOW
+        keys[refused, column] = overflow
         return refused
 
     def _add(self, cells: Cells) -> None:
@@ -756,6 +761,7 @@ class Ledger:
             if name in rows_by_grain:
                 numbered = self._numbered(rows_by_grain[name])
                 if table.grain is GRAINS[3]:
+                    self._restore_names(self._model_cap, numbered.keys[:, [0, 1, 2]], Reader.OVERFLOW_MODEL)
                     self._restore_names(self._client_cap, numbered.keys[:, [0, 1, 3]])
                 elif table is self._errors:
                     self._restore_names(self._code_cap, numbered.keys[:, [0, 1, 5]])
@@ -776,9 +782,9 @@ class Ledger:
             self._count(waiting)
 
     @staticmethod
-    def _restore_names(cap: NameCap, keys: IntArray) -> None:
+    def _restore_names(cap: NameCap, keys: IntArray, overflow: int = Names.OVERFLOW) -> None:
         """Names that have rows have been admitted before, whatever the cap is now."""
-        keys = keys[keys[:, 2] > Names.OVERFLOW]
+        keys = keys[keys[:, 2] > overflow]
         cap.admit(keys[:, 0], keys[:, 1], keys[:, 2], cap=2**62)
 
     def _numbered(self, rows: StoredRows) -> TableRows:
@@ -837,7 +843,7 @@ class Ledger:
         """What the tables, the ids and the names hold, about."""
         tables = sum(table.memory_bytes for table in (*self._tables, self._errors))
         accepted = 0 if self._accepted_log is None else self._accepted_log.memory_bytes
-        caps = self._client_cap.memory_bytes + self._code_cap.memory_bytes
+        caps = sum(c.memory_bytes for c in (self._model_cap, self._client_cap, self._code_cap))
         names = self._reader.memory_bytes + self._org_hours.nbytes
         return tables + self._seen_ids.memory_bytes + accepted + caps + names
 
@@ -902,6 +908,7 @@ class Ledger:
             return None
         return self._accepted_log.drain(
             self._reader,
+            self._model_cap,
             self._client_cap,
             self._code_cap,
             newest_broker_us=self.position.newest_broker_us,
@@ -988,6 +995,7 @@ class Ledger:
                     self._room.let_go(keys[:, :2], measures[:, SUMS], days_from=self.high_days_from())
                 table.evict(horizon)
                 if table.grain is GRAINS[3]:
+                    self._model_cap.evict(table.horizon)
                     self._client_cap.evict(table.horizon)
                 elif table is self._errors:
                     self._code_cap.evict(table.horizon)
@@ -1005,6 +1013,7 @@ class Ledger:
             reader.orgs.keep(
                 np.flatnonzero(self._org_hours >= floor),
                 *(table.orgs() for table in tables),
+                self._model_cap.orgs(),
                 self._client_cap.orgs(),
                 self._code_cap.orgs(),
                 np.array([org for org, _ in self._room.high], np.int64),
@@ -1012,7 +1021,8 @@ class Ledger:
             self._org_hours[self._org_hours < floor] = _NO_HOUR
             self._swept("orgs", len(reader.orgs))
         if self._must_sweep("models", len(reader.models)):
-            reader.models.keep(*(table.column(2) for table in tables))
+            overflow = np.array([Reader.OVERFLOW_MODEL])
+            reader.models.keep(overflow, self._model_cap.names(), *(table.column(2) for table in tables))
             self._swept("models", len(reader.models))
         if self._must_sweep("clients", len(reader.clients.texts)):
             by_client = [(table, 3) for table in tables if table.grain.by_client]

@@ -20,6 +20,7 @@ class Rules:
     allowed_lateness_us: int = 10_000_000
     dedupe_window_us: int = 24 * 3_600_000_000
     clients_per_org_hour_max: int = 1000
+    models_per_org_hour_max: int = 1000
     dedupe_ids_max: int = 200_000_000
     """Ids of the dedupe window in one partition; beyond, the worker stops rather than forget one."""
     sum_max: int = 2**63 - 1

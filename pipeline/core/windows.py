@@ -345,7 +345,7 @@ class Spans:
 
 
 class NameCap:
-    """Which names (clients, error codes) have rows of their own in an org's hour: the first ``cap``."""
+    """Which names (models, clients, codes) have rows of their own in an org's hour: the first ``cap``."""
 
     def __init__(self, cap: int) -> None:
         self._cap = cap

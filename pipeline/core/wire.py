@@ -29,6 +29,9 @@ OVERFLOW_ERROR_CODE: Final = (
     "other error codes: all of this hour beyond the first 100, which are counted by name"
 )
 """The same for error codes; longer than `ERROR_CODE_CHARS_MAX`."""
+OVERFLOW_MODEL: Final = UUID(int=2**128 - 1)
+"""The same for models, beyond MODELS_PER_ORG_HOUR_MAX. An event that names this model is refused; it is the
+Max UUID of RFC 9562, which identifies nothing."""
 LATENCY_MS_MAX: Final = 2**31 - 1
 TOKENS_MAX: Final = 10**12
 COST_MICROCENTS_MAX: Final = 10**8 * 10**6
@@ -193,7 +196,7 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
 
     event_id = field("eventId", _uuid)
     org_id = field("orgId", _uuid)
-    model_id = field("modelId", _uuid)
+    model_id = field("modelId", _model)
     field("actorId", _uuid, required=False)
     client_id = field("clientId", lambda v: _text(v, CLIENT_ID_CHARS_MAX), required=False, default="")
     occurred_us = field("occurredAt", _time_us)
@@ -234,6 +237,13 @@ def _uuid(value: Any) -> UUID:
     if not _is_text(value) or not _UUID.fullmatch(value):
         raise ValueError("expected a UUID such as 0190b5a0-7b1c-7c3e-8e0f-3f1d2c4b5a69")
     return UUID(value)
+
+
+def _model(value: Any) -> UUID:
+    model_id = _uuid(value)
+    if model_id == OVERFLOW_MODEL:
+        raise ValueError("is reserved: models beyond MODELS_PER_ORG_HOUR_MAX are counted under this id")
+    return model_id
 
 
 def _text(value: Any, chars_max: int) -> str:

@@ -23,6 +23,7 @@ SCHEMA: Final = pa.schema(
         ("event_id", pa.uuid()),
         ("org_id", pa.uuid()),
         ("model_id", pa.uuid()),
+        ("counted_model_id", pa.uuid()),
         ("client_id", pa.string()),
         ("counted_client_id", pa.string()),
         ("occurred_at", _TIME),
@@ -37,7 +38,8 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """One row an event. ``status`` is 0 success, 1 error, 2 timeout, 3 throttled; names are '' where there are
-none; the ``counted_`` names are the overflow's (`wire.OVERFLOW_CLIENT`) beyond the caps of an hour; ``late``
+none; the ``counted_`` names are the overflow's (`wire.OVERFLOW_CLIENT`) beyond the caps of an hour, and
+``counted_model_id`` is null where it is the event's own, as it always was up to version 0.1.0; ``late``
 is 1, 2 or 3 if the event came after the watermark had passed its minute, its hour too, its day too."""
 
 
@@ -50,6 +52,7 @@ def table_of(events: AcceptedEvents) -> pa.Table:
         _uuids(events.event),
         _uuids(events.org),
         _uuids(events.model),
+        _uuids(events.counted_model, where=(events.counted_model != events.model).any(axis=1)),
         _texts(events.client, events.clients),
         _texts(events.counted_client, events.clients),
         pa.array(events.occurred_us.astype("datetime64[us]"), _TIME),
@@ -77,12 +80,23 @@ def encode(table: pa.Table) -> bytes:
 def decode(data: bytes) -> pa.Table:
     """The table of `encode`'s bytes."""
     with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-        return reader.read_all()
+        return complete(reader.read_all())
 
 
-def _uuids(halves: IntArray) -> pa.Array:
+def complete(table: pa.Table) -> pa.Table:
+    """A table of this or of an earlier version with the columns of `SCHEMA`."""
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            missing = pa.nulls(len(table), field.type.storage_type)
+            table = table.append_column(field, pa.ExtensionArray.from_storage(field.type, missing))
+    return table.select(SCHEMA.names)
+
+
+def _uuids(halves: IntArray, where: IntArray | None = None) -> pa.Array:
+    """Ids; null but ``where`` (bool[n]) is true, if it is given."""
     data = np.ascontiguousarray(halves, ">u8")
-    stored = pa.Array.from_buffers(pa.binary(16), len(halves), [None, pa.py_buffer(data)])
+    valid = None if where is None else pa.py_buffer(np.packbits(where, bitorder="little"))
+    stored = pa.Array.from_buffers(pa.binary(16), len(halves), [valid, pa.py_buffer(data)])
     return pa.ExtensionArray.from_storage(pa.uuid(), stored)
 
 

@@ -28,7 +28,7 @@ from tests import archives, books, mix
 from tests import oracle as naive
 
 NOW_US = 1_790_000_000_000_000
-RULES = Rules(clients_per_org_hour_max=3)
+RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
 
 
 @pytest.fixture(params=["folder", "s3"])

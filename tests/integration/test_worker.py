@@ -74,7 +74,8 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
     env: dict[str, str], tmp_path: Path
 ) -> None:
     made = mix.make(3000, seed=2, now_us=time.time_ns() // 1000, bad=0.1, late=0.1)
-    with processes.worker(env | {"CLIENTS_PER_ORG_HOUR_MAX": "2"}, tmp_path) as worker:
+    caps = {"CLIENTS_PER_ORG_HOUR_MAX": "2", "MODELS_PER_ORG_HOUR_MAX": "2"}
+    with processes.worker(env | caps, tmp_path) as worker:
         await publish(env, made.bodies)
         streams.wait_committed(env["DATABASE_URL"], len(made.bodies), worker)
         processes.wait_for(lambda: metrics(worker)["analytics_event_to_visible_seconds_count"] > 0, 10)
@@ -94,6 +95,7 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
         assert found["analytics_ingestion_dedupe_conflicts_total"] == outcomes["conflict"] > 0
         assert (outcomes.pop("accepted"), outcomes.pop("duplicate"), sum(outcomes.values())) == row
         assert found["analytics_capped_client_events_total"] > 0
+        assert found["analytics_capped_model_events_total"] > 0
         assert found["analytics_decode_duration_seconds_count"] > 0
         decode_s, fold_s, flush_s = (
             found[f"analytics_{part}_duration_seconds_sum"] for part in ("decode", "fold", "flush")

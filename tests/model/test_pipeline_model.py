@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 )
 
 from pipeline.core.dedupe import SeenIds
+from pipeline.core.events import Names
 from pipeline.core.ledger import Batch, Ledger
 from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.rules import Rules
@@ -38,10 +39,10 @@ from tests.memory_sink import MemorySink
 
 MINUTE_US, HOUR_US = 60_000_000, 3_600_000_000
 START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US
-RULES = Rules(dedupe_window_us=5 * HOUR_US, clients_per_org_hour_max=2)
+RULES = Rules(dedupe_window_us=5 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
 
 ORGS = [str(uuid.UUID(int=i + 1)) for i in range(3)]
-MODELS = [str(uuid.UUID(int=i + 100)) for i in range(2)]
+MODELS = [str(uuid.UUID(int=i + 100)) for i in range(3)]
 IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
 
 
@@ -306,7 +307,17 @@ def _ids_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def _names_are_not_restored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ledger, "_restore_names", staticmethod(lambda cap, keys: None))
+    patch.setattr(Ledger, "_restore_names", staticmethod(lambda cap, keys, overflow=1: None))
+
+
+def _models_are_not_restored(patch: pytest.MonkeyPatch) -> None:
+    restore = Ledger._restore_names
+
+    def names_alone(cap: Any, keys: Any, overflow: int = Names.OVERFLOW) -> None:
+        if overflow == Names.OVERFLOW:
+            restore(cap, keys)
+
+    patch.setattr(Ledger, "_restore_names", staticmethod(names_alone))
 
 
 def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
@@ -342,6 +353,7 @@ def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _ids_are_never_forgotten),
         (PipelineMachine, _names_are_not_restored),
         (PipelineMachine, _orgs_are_forgotten_while_they_have_rows),
+        (PipelineMachine, _models_are_not_restored),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
         (ReplayMachine, _replays_forget_what_was_counted),
     ],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
+
+from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.sink import event_columns
 from tests import archives, books, mix
@@ -11,7 +14,28 @@ from tests import oracle as naive
 from tests.memory_sink import MemorySink
 
 NOW_US = 1_790_000_000_000_000
-RULES = Rules(clients_per_org_hour_max=3)
+RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
+
+
+def model_of(event: dict[str, Any]) -> Any:
+    return event["counted_model_id"] or event["model_id"]
+
+
+def test_events_that_an_earlier_version_left_in_the_outbox_are_read() -> None:
+    ledger = Ledger(RULES, keep_accepted=True)
+    bodies = mix.make(50, seed=22, now_us=NOW_US).bodies
+    ledger.ingest(first_offset=0, next_offset=50, timestamp_us=NOW_US, bodies=bodies)
+    batch = ledger.drain(now_us=0, caught_up=False)
+    assert batch.accepted is not None
+    table = event_columns.table_of(batch.accepted)
+    before = table.drop_columns(["counted_model_id"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, before.schema) as writer:
+        writer.write_table(before)
+    found = event_columns.decode(bytes(sink.getvalue()))
+    assert found.schema == event_columns.SCHEMA
+    assert found.drop_columns(["counted_model_id"]).equals(before)
+    assert found.column("counted_model_id").null_count == len(table) > 0
 
 
 async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_restarts() -> None:
@@ -48,7 +72,7 @@ async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_re
         for e in events:
             at = e["occurred_at"].replace(minute=0, second=0, microsecond=0)
             at = at.replace(hour=0) if grain == 86400 else at
-            row = counts.setdefault((e["org_id"], at, e["model_id"], e["counted_client_id"]), [0, 0])
+            row = counts.setdefault((e["org_id"], at, model_of(e), e["counted_client_id"]), [0, 0])
             row[0] += 1
             row[1] += e["late"] >= (2 if grain == 3600 else 3)
         assert counts == {key: [row.invocations, row.revision] for key, row in getattr(oracle, name).items()}
@@ -56,6 +80,7 @@ async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_re
     for e in events:
         if e["status"]:
             at = e["occurred_at"].replace(minute=0, second=0, microsecond=0)
-            key = e["org_id"], at, e["model_id"], e["counted_client_id"], e["status"], e["counted_error_code"]
+            names = e["counted_client_id"], e["status"], e["counted_error_code"]
+            key = e["org_id"], at, model_of(e), *names
             failures[key] = failures.get(key, 0) + 1
     assert failures == dict(oracle.usage_errors_hour)

@@ -19,7 +19,7 @@ def bodies(count: int, *, models: int) -> list[bytes]:
 
 
 def test_dirty_rows_counts_what_a_flush_would_write_of_random_models() -> None:
-    ledger = Ledger(Rules())
+    ledger = Ledger(Rules(models_per_org_hour_max=10**6))
     part = [*bodies(FOLD_EVENTS, models=FOLD_EVENTS), b"{"]
     ledger.ingest(first_offset=0, next_offset=len(part), timestamp_us=NOW_US, bodies=part)
     at_most = ledger.dirty_rows

@@ -199,6 +199,27 @@ def test_a_client_named_other_has_a_row_of_its_own_beside_what_is_beyond_the_cap
     assert dict(zip(errors.client, errors.error_code, strict=True)) == dict.fromkeys(counted, "other")
 
 
+def test_models_beyond_the_cap_of_an_hour_share_a_row_in_every_table_and_no_sum_changes() -> None:
+    ledger = Ledger(Rules(models_per_org_hour_max=100))
+    count = 20_000
+    bodies = []
+    for number in range(count):
+        event = json.loads(_event(number, NOW_US))
+        event |= {"modelId": str(uuid.UUID(int=10**6 + number)), "status": "error", "errorCode": "e"}
+        bodies.append(json.dumps(event).encode())
+    ledger.ingest(first_offset=0, next_offset=count, timestamp_us=NOW_US, bodies=bodies)
+    batch = ledger.drain(now_us=NOW_US, caught_up=False)
+    assert batch.dead_letters == []
+    first = {uuid.UUID(int=10**6 + number) for number in range(100)}
+    for rows in batch.tables:
+        models = [uuid.UUID(int=(high << 64) | low) for high, low in rows.model.tolist()]
+        counts = dict(zip(models, rows.measures[:, 0].tolist(), strict=True))
+        assert counts == dict.fromkeys(first, 1) | {wire.OVERFLOW_MODEL: count - 100}, rows.grain.name
+    assert len(batch.tables) == 6
+    assert ledger.tally.capped_models == count - 100
+    assert len(batch.models) == 101
+
+
 STORED_BY_0_1_0 = (
     497_222,
     bytes.fromhex(

@@ -20,7 +20,7 @@ from tests.replays import ReplayingOracle
 
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US + 10 * 60_000_000
-RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2)
+RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
 ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=100)
 
 
@@ -350,7 +350,7 @@ async def test_a_longer_window_does_not_count_again_what_lost_its_id_under_the_s
     # As maintenance does: more than the window and a day have passed.
     kept.state.ids = [pair for pair in kept.state.ids if pair[0] != hour]
     kept.state.position.ids_from_hour = hour + 1
-    kept.rules = Rules(dedupe_window_us=72 * HOUR_US, clients_per_org_hour_max=2)
+    kept.rules = Rules(dedupe_window_us=72 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
     await kept.recover()
 
     late = event(3, ago_us=HOUR_US)

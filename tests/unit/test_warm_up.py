@@ -24,7 +24,7 @@ def compiled():
 warm_up()
 before = compiled()
 now_us = 1_790_000_000_000_000
-ledger = Ledger(Rules(clients_per_org_hour_max=3))
+ledger = Ledger(Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3))
 # Enough to grow every table, to meet every kind of bad event, and to hold events back as late.
 for part in range(3):
     bodies = mix.make(8000, seed=part, now_us=now_us, late=0.3, bad=0.05).bodies
