@@ -340,8 +340,27 @@ def _stream(values: settings.Values) -> Iterator[Finding]:
         yield Finding(Level.FAIL, "stream", f"{config.stream} cannot be used: {detail}", remedy)
     else:
         yield Finding(Level.OK, "stream", f"{config.stream} can be read")
+        yield from _groups(config.consumer, standing)
         for gap in gaps:
             yield Finding(Level.FAIL, "stream", str(gap), gap.remedy)
+
+
+def _groups(consumer: str, standing: Sequence[Any]) -> Iterator[Finding]:
+    """Another consumer group that commits there now: workers with these settings would get no partition."""
+    from pipeline.sink.timescale import GROUP_QUIET_S
+
+    now = time.time()
+    for row in standing:
+        quiet_s = now - row.updated_at.timestamp()
+        if row.consumer not in (None, consumer) and row.retired_at is None and quiet_s < GROUP_QUIET_S:
+            yield Finding(
+                Level.FAIL,
+                "stream",
+                f"{row.stream} is read into this database by the consumer group {row.consumer!r}, and"
+                f" RABBITMQ_CONSUMER is {consumer!r} here",
+                "give all workers of a database the same RABBITMQ_CONSUMER, or each group a database of its"
+                f" own; a renamed group gets the partition {GROUP_QUIET_S} s after the old one ended",
+            )
 
 
 async def _gaps(transport: Transport, standing: Sequence[Any]) -> list[OffsetGone]:
@@ -390,7 +409,15 @@ def _standing(values: settings.Values, stream: str) -> Sequence[Any]:
     )
     ours = or_(p.c.stream == stream, p.c.stream.startswith(f"{stream}-", autoescape=True))
     broker_us = cast(func.extract("epoch", p.c.broker_time) * 1_000_000, BigInteger).label("broker_us")
-    columns = (p.c.stream, p.c.offered, p.c.committed_offset, p.c.retired_at, broker_us)
+    columns = (
+        p.c.stream,
+        p.c.offered,
+        p.c.committed_offset,
+        p.c.retired_at,
+        p.c.consumer,
+        p.c.updated_at,
+        broker_us,
+    )
     try:
         with engine(values["DATABASE_URL"], session).connect() as connection:
             return connection.execute(select(*columns).where(ours)).all()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Trouble(StrEnum):
 
 GROUP_QUIET_S: Final = 30
 """A group that has committed nothing for so long gives way to another. An idle worker commits, too."""
+LONG_FLUSH_S: Final = 5.0
+"""A flush that took longer says at its end when that was."""
 
 
 class SinkUnavailable(Exception):
@@ -154,12 +157,15 @@ class TimescaleSink:
         named = {"stream": stream, "consumer": self._consumer, "quiet": f"{GROUP_QUIET_S} s"}
         async with _Unit(self) as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.partitions'))")
-            row = await (await connection.execute(_FLUSH["claim"], named)).fetchone()
+            row, other = None, await (await connection.execute(_FLUSH["flushing"], named)).fetchone()
+            if other is None:
+                row = await (await connection.execute(_FLUSH["claim"], named)).fetchone()
             if row is None:
-                (other,) = await (await connection.execute(_FLUSH["consumer"], named)).fetchone() or ("?",)
+                other = other or await (await connection.execute(_FLUSH["consumer"], named)).fetchone()
         if row is None:
+            assert other is not None
             raise Contested(
-                f"the consumer groups {other!r} and {self._consumer!r} (RABBITMQ_CONSUMER) both read"
+                f"the consumer groups {other[0]!r} and {self._consumer!r} (RABBITMQ_CONSUMER) both read"
                 f" {stream!r} into this database, where one of them is enough: give all workers of a database"
                 f" the same group, or stop those of one group for {GROUP_QUIET_S} s"
             )
@@ -391,6 +397,7 @@ class TimescaleSink:
         events = None
         if batch.accepted is not None:
             events = await asyncio.to_thread(_outbox_row, claim, batch.accepted)
+        begun_s = time.monotonic()
         async with _Unit(self, "flush") as connection:
             waiting = await self._advance(connection, claim, batch, well)
             if waiting is None:
@@ -417,6 +424,8 @@ class TimescaleSink:
                 await connection.execute(_ARCHIVE["add_events"], events)
             if batch.settled:
                 await self._settle(connection, claim, batch)
+            if time.monotonic() - begun_s > LONG_FLUSH_S:
+                await connection.execute(_FLUSH["committed_now"], {"partition": claim.partition})
         return waiting
 
     async def _advance(

@@ -18,6 +18,18 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
     (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint,
     EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL), crashes - 1, trying_from, trying_to
 
+-- name: flushing
+-- The other consumer group whose flush is in flight: its row is locked, and tells nothing of the commit to come.
+-- It must be asked before the claim, which would wait for that commit and then take a long flush for silence.
+SELECT consumer FROM analytics.partitions WHERE stream = %(stream)s AND consumer <> %(consumer)s
+    AND NOT EXISTS (
+        SELECT FROM (SELECT FROM analytics.partitions WHERE stream = %(stream)s FOR UPDATE SKIP LOCKED) AS free
+    )
+
+-- name: committed_now
+-- The end of a long flush, because now() is its beginning: another group must not take the while for silence.
+UPDATE analytics.partitions SET updated_at = clock_timestamp() WHERE partition = %(partition)s
+
 -- name: consumer
 -- Which consumer group reads a stream: asked when a claim was refused.
 SELECT consumer FROM analytics.partitions WHERE stream = %(stream)s

@@ -15,7 +15,8 @@ import pytest
 from pipeline.core.ledger import Batch, Ledger
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
-from pipeline.sink.timescale import Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
+from pipeline.sink import timescale
+from pipeline.sink.timescale import Contested, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
 from sql import migrate
 from tests import books, mix, replays
 from tests import oracle as naive
@@ -283,6 +284,44 @@ async def test_a_batch_that_the_database_works_on_is_not_cut_off_by_the_same_dea
     await sink.close()
     assert 0 < failures < 6
     assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))
+
+
+async def test_a_flush_of_another_group_that_takes_long_is_not_taken_for_silence(
+    embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    first = TimescaleSink(url, consumer="first")
+    claim, ledger = await books.recover(first, RULES)
+    ingest(ledger, mix.make(50, seed=12, now_us=NOW_US).bodies, upto=50)
+    monkeypatch.setattr(timescale, "GROUP_QUIET_S", 1)
+    monkeypatch.setattr(timescale, "LONG_FLUSH_S", 1.0)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as other:
+        await other.execute(
+            "CREATE FUNCTION analytics.slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN PERFORM pg_notify('slow', ''); PERFORM pg_sleep(3); RETURN NULL; END$$"
+        )
+        await other.execute(
+            "CREATE TRIGGER slow BEFORE INSERT ON analytics.usage_hour"
+            " FOR EACH STATEMENT EXECUTE FUNCTION analytics.slow()"
+        )
+        flushing = asyncio.create_task(first.flush(claim, ledger.drain(now_us=NOW_US, caught_up=False)))
+        second = TimescaleSink(url, consumer="second")
+        refused = 0
+        while not flushing.done():
+            await asyncio.sleep(0.3)  # after the first second the row looks quiet, were it not locked
+            if not flushing.done():
+                with pytest.raises(Contested, match="'first' and 'second'"):
+                    await second.claim(books.STREAM)
+                refused += 1
+        assert refused > 3
+        await flushing
+        age = await other.execute(
+            "SELECT EXTRACT(EPOCH FROM clock_timestamp() - updated_at) FROM analytics.partitions"
+        )
+        assert (await age.fetchone() or (9,))[0] < 3, "the flush began over 3 s ago"
+    await first.close()
+    await second.close()
 
 
 async def test_a_day_that_comes_near_the_highest_sum_is_known_after_a_restart(held: Held) -> None:

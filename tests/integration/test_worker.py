@@ -307,6 +307,11 @@ async def test_of_two_consumer_groups_on_one_database_the_second_waits_and_says_
         assert "'second'" in detail
         assert "RABBITMQ_CONSUMER" in detail
         assert first.status() == 200
+        said = processes.command("doctor", env={**env, "RABBITMQ_CONSUMER": "second"}).stdout
+        assert "consumer group 'first'" in said
+        assert "RABBITMQ_CONSUMER is 'second'" in said
+        said = processes.command("doctor", env={**env, "RABBITMQ_CONSUMER": "first"}).stdout
+        assert "consumer group" not in said
         with psycopg.connect(url) as connection:
             after = connection.execute("SELECT epoch, consumer FROM analytics.partitions").fetchone()
         second.kill()
