@@ -101,8 +101,13 @@ def stored_state(state: State) -> dict[str, Any]:
     return tables
 
 
-def difference(have: dict[str, Any], want: dict[str, Any], *, fields: bool = False) -> list[str]:
-    """Readable differences, empty when there are none; ``fields``: of dead letters, the faulty fields too."""
+def difference(
+    have: dict[str, Any], want: dict[str, Any], *, fields: bool = False, flooded: bool = False
+) -> list[str]:
+    """Readable differences, empty when there are none; ``fields``: of dead letters, the faulty fields too.
+
+    ``flooded``: dead letters may have been so many or so large that their bodies were left out or cut.
+    """
     lines: list[str] = []
     for name, rows in want.items():
         mine = have[name]
@@ -110,6 +115,9 @@ def difference(have: dict[str, Any], want: dict[str, Any], *, fields: bool = Fal
             pick = (lambda d: d) if fields else (lambda d: (d[0], d[1], d[3]))
             mine = {d[0]: pick(d) for d in mine}
             rows = {d[0]: pick(d) for d in rows}
+            if flooded:
+                bodies = {offset: letter[-1] for offset, letter in mine.items()}
+                rows = {o: (*d[:-1], _as_kept(d[-1], bodies.get(o, b""))) for o, d in rows.items()}
         if isinstance(rows, dict):
             for key in sorted(set(rows) | set(mine), key=repr):
                 if rows.get(key) != mine.get(key):
@@ -117,6 +125,11 @@ def difference(have: dict[str, Any], want: dict[str, Any], *, fields: bool = Fal
         elif rows != mine:
             lines.append(f"{name}: stored {mine}, oracle {rows}")
     return lines
+
+
+def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:
+    """What may be stored of a body in a flood: nothing, or its beginning."""
+    return None if stored is None else body[: naive.BODY_BYTES_MAX + 1]
 
 
 Sink = MemorySink | TimescaleSink

@@ -232,6 +232,14 @@ class Oracle:
             self._count(outcome.event, broker_us)
         return outcome
 
+    def feed_unreadable(self, offset: int, records: int, broker_us: int, stored: bytes) -> None:
+        """Records that nobody can tell apart, because their batch cannot be undone: one dead letter."""
+        self.newest_broker_us = max(self.newest_broker_us, broker_us)
+        self.offered += records
+        self.rejected += records
+        self.next_offset = offset + records
+        self.dead_letters.append(DeadLetter(offset, "malformed", ("",), stored))
+
     def feed_all(self, stream: Iterable[tuple[int, int, bytes]]) -> list[Outcome]:
         return [self.feed(*record) for record in stream]
 

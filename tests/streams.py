@@ -19,6 +19,8 @@ class Record:
     offset: int
     broker_us: int
     body: bytes
+    unreadable: int = 0
+    """How many records these are whose batch, ``body``, cannot be undone; 0 for a record of its own."""
 
 
 def config(url: str, stream: str) -> StreamConfig:
@@ -60,10 +62,15 @@ async def read_all(url: str, stream: str, *, upto: int) -> list[Record]:
         while next_offset < upto:
             chunk: Chunk = await asyncio.wait_for(subscription.receive(), 30)
             subscription.grant()
-            records.extend(
+            found = [
                 Record(offset, chunk.timestamp_us, bytes(body))
                 for offset, body in zip(chunk.offsets().tolist(), chunk.bodies, strict=True)
-            )
+            ]
+            found += [
+                Record(run.first_offset, chunk.timestamp_us, run.stored.body, run.records)
+                for run in chunk.unreadable
+            ]
+            records += sorted(found, key=lambda record: record.offset)
             next_offset = chunk.next_offset
     finally:
         await transport.close()

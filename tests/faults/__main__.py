@@ -1,6 +1,9 @@
 """``python -m tests.faults --faults 200 --seed 1``: a storm of real faults, and the books at its end.
 
-Exits with 1 if any bucket differs from the oracle, or a worker ended by itself. Where it may (as root,
+After the storm comes the poison: what one sender can send to hurt all others, of each kind, among ten
+other orgs.
+Exits with 1 if any bucket differs from the oracle, a worker ended by itself, or the other orgs' events became
+visible more than 5 s later with poison than without. Where it may (as root,
 without Docker), each PostgreSQL gets a small file system, so that a full disk is a full disk.
 """
 
@@ -18,6 +21,7 @@ from pathlib import Path
 from deploy.local import Stack
 from tests.faults import failover
 from tests.faults.faults import FAULTS
+from tests.faults.poison import Poisoned, poisoned
 from tests.faults.schedule import Storm, storm
 from tests.faults.world import World
 
@@ -52,7 +56,13 @@ def unmount_small_disk(stack: Stack) -> None:
     subprocess.run(("umount", "--lazy", str(stack.postgres.data)), check=True)
 
 
-async def run(folder: Path, options: argparse.Namespace, *, own_mounts: bool) -> Storm:
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+async def run(
+    folder: Path, options: argparse.Namespace, *, own_mounts: bool
+) -> tuple[Storm, Poisoned | None]:
     kinds = options.kinds.split(",") if options.kinds else None
     with (
         Stack(folder / "stack", temporary=True) as stack,
@@ -73,18 +83,24 @@ async def run(folder: Path, options: argparse.Namespace, *, own_mounts: bool) ->
                 second=second,
                 archive=True,
                 disks_small=disks_small,
-                say=lambda line: print(line, flush=True),
+                say=say,
             ) as world:
                 left_out = sorted(f.name for f in FAULTS.values() if f.needs and f.needs not in world.able)
                 if left_out:
                     print(f"not possible here, left out: {', '.join(left_out)}")
-                return await storm(
+                done = await storm(
                     world,
                     faults=options.faults,
                     seed=options.seed,
                     kinds=kinds,
                     workers=max(2, options.workers - 1),
                 )
+            if kinds is not None:
+                return done, None
+            async with World(
+                stack, folder / "poison", seed=options.seed, workers=3, partitions=2, archive=True, say=say
+            ) as world:
+                return done, await poisoned(world, seed=options.seed)
         finally:
             if disks_small:
                 unmount_small_disk(stack)
@@ -107,9 +123,12 @@ def main() -> int:
         options.seed = time.time_ns() % 1_000_000
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="spendstream-faults-", ignore_cleanup_errors=True) as folder:
-        done = asyncio.run(run(Path(folder), options, own_mounts=own_mounts))
+        done, poison = asyncio.run(run(Path(folder), options, own_mounts=own_mounts))
     report = done.report
     assert report is not None
+    if poison is not None:
+        report.mismatches.extend(poison.report.mismatches)
+        report.crashes.extend(poison.report.crashes)
     for line in (*report.mismatches[:50], *report.crashes):
         print(line)
     reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
@@ -118,8 +137,10 @@ def main() -> int:
         f" {report.late}), duplicate {report.duplicate}, rejected {report.rejected} ({reasons}),"
         f" archived {report.archived}, workers that ended by themselves: {len(report.crashes)}"
     )
+    if poison is not None:
+        print(poison.line())
     print(done.closing_line())
-    return 1 if report.mismatches or report.crashes else 0
+    return 1 if report.mismatches or report.crashes or (poison is not None and poison.slow) else 0
 
 
 if __name__ == "__main__":
