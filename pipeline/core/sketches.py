@@ -121,6 +121,12 @@ class Packed:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def halves(self) -> tuple[Packed, Packed]:
+        """The same sketches as two."""
+        half = len(self) // 2
+        edge = int(self.lengths[:half].sum(dtype=np.int64))
+        return Packed(self.data[:edge], self.lengths[:half]), Packed(self.data[edge:], self.lengths[half:])
+
 
 def merge_each(groups: Sequence[Packed]) -> npt.NDArray[np.int64]:
     """Counts by bin (int64[len(groups), BINS]) of the sketches of each group together.

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api import figures
 from pipeline.core import cells, kernels, sketches
 from pipeline.core.windows import GRAINS, MEASURES, Table, TableRows
 
@@ -198,3 +199,18 @@ def test_events_are_counted_by_cell_and_bin_in_order(events: list[tuple[int, int
     pairs = list(zip(*(column[:found].tolist() for column in out), strict=True))
     assert pairs == [(*key, count) for key, count in sorted(Counter(events).items())]
     assert not dense.any()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_sketches_in_two_halves_and_in_two_threads_are_the_same(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [sketches.of([i, 3 * i, 10_000 + i]) for i in range(count)] + [b""]
+    packed = sketches.Packed(b"".join(made), np.array([len(one) for one in made], ">i2"))
+    whole = sketches.merge_each([packed])
+    assert (sketches.merge_each(packed.halves()).sum(axis=0) == whole[0]).all()
+    assert whole.sum() == 3 * count
+    groups = [packed, *packed.halves()]
+    alone = figures._merged(groups)
+    monkeypatch.setattr(figures, "_SKETCHES_IN_ONE_THREAD", 1)
+    assert (figures._merged(groups) == alone).all()
