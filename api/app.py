@@ -17,9 +17,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
-from api import docs, problems, seen
-from api.audit import Audit
-from api.auth import (
+from api.access.audit import Audit
+from api.access.authenticate import authenticator
+from api.access.guard import (
     ANALYTICS_ADMIN,
     EXPORTS_CREATE,
     EXPORTS_DOWNLOAD,
@@ -30,27 +30,29 @@ from api.auth import (
     Guard,
     template,
 )
-from api.conditional import finished
+from api.access.keys import Keys
+from api.access.limits import ALLOWANCE, RateLimiter, Unknown
+from api.access.tokens import Tokens
+from api.access.turns import Turns
+from api.answering import problems
+from api.answering.conditional import finished
+from api.answering.problems import Problem
+from api.asking.cursors import Cursors
+from api.asking.questions import Parser
 from api.config import Config
-from api.cursors import Cursors
-from api.database import PRIVILEGED_REMEDY, Database, Unavailable
+from api.contract import docs
 from api.exports.routes import Exports
 from api.exports.runner import Runner
 from api.exports.stores import FolderStore, S3Store, Store
-from api.freshness import FreshnessCache
 from api.handlers import Handlers
 from api.health import readiness
-from api.identity import authenticator
-from api.keys import Keys
-from api.limits import ALLOWANCE, RateLimiter, Unknown
-from api.live import Hub
+from api.live.hub import Hub
+from api.live.streams import Live
 from api.metrics import Metrics
-from api.problems import Problem
-from api.questions import Parser
-from api.recent import Recent
-from api.streams import Live
-from api.tokens import Tokens
-from api.turns import Turns
+from api.reading import seen
+from api.reading.database import PRIVILEGED_REMEDY, Database, Unavailable
+from api.reading.freshness import FreshnessCache
+from api.reading.recent import Recent
 from pipeline.common.http import failure
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What each part of the API is told: frozen dataclasses made from ``sql.settings``."""
+"""What each part of the API is told: frozen dataclasses made from ``pipeline.common.settings``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
+from pipeline.common import settings
 from pipeline.common.object_store import ObjectStore
-from sql import settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

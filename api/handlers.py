@@ -1,6 +1,6 @@
 """One function a route: parse the question, read one snapshot, shape the answer.
 
-Nothing here decides who may ask: `api.auth` has let the request through.
+Nothing here decides who may ask: `api.access.guard` has let the request through.
 """
 
 from __future__ import annotations
@@ -16,14 +16,20 @@ from uuid import UUID
 from aiohttp import web
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api import answers, openapi, problems, rollups, seen, usage_json
-from api.auth import ORG_ID
-from api.buckets import to_datetime
+from api.access.guard import ORG_ID
+from api.answering import answers, problems
+from api.answering.problems import Fault
+from api.asking.buckets import to_datetime
+from api.asking.cursors import Cursors
+from api.asking.questions import FiguresQuestion, Parser, Position
 from api.config import FreshnessConfig
-from api.cursors import Cursors
-from api.database import Database, Unavailable
+from api.contract import openapi
 from api.exports.routes import Exports
-from api.figures import (
+from api.live.streams import Live
+from api.metrics import CONTENT_TYPE, Metrics
+from api.reading import rollups, seen, usage_json
+from api.reading.database import Database, Unavailable
+from api.reading.figures import (
     Finality,
     Page,
     error_rate,
@@ -34,12 +40,8 @@ from api.figures import (
     sketch_count,
     usage_fields,
 )
-from api.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
-from api.metrics import CONTENT_TYPE, Metrics
-from api.problems import Fault
-from api.questions import FiguresQuestion, Parser, Position
-from api.recent import Recent
-from api.streams import Live
+from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
+from api.reading.recent import Recent
 from pipeline.core import rules, wire
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.answers import Component, Components, Readiness
-from api.database import SCHEMA_REMEDY, Database, Unavailable
-from api.freshness import FreshnessCache
+from api.answering.answers import Component, Components, Readiness
+from api.reading.database import SCHEMA_REMEDY, Database, Unavailable
+from api.reading.freshness import FreshnessCache
 from sql import schema
 
 _NEEDED: Final = (

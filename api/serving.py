@@ -6,8 +6,8 @@ import uuid
 
 from aiohttp import web
 
-from api import problems
-from api.problems import Problem
+from api.answering import problems
+from api.answering.problems import Problem
 from pipeline.common import http
 
 

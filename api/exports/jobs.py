@@ -10,8 +10,10 @@ from uuid import UUID
 
 import msgspec
 
-from api import answers, params
-from api.buckets import (
+from api.answering import answers
+from api.answering.problems import Fault, invalid_parameters
+from api.asking import params
+from api.asking.buckets import (
     DAY,
     HOUR,
     UTC_ZONE,
@@ -22,8 +24,7 @@ from api.buckets import (
     to_datetime,
     to_minute,
 )
-from api.problems import Fault, invalid_parameters
-from api.questions import FiguresQuestion
+from api.asking.questions import FiguresQuestion
 from sql import queries
 
 FORMATS: Final = {"csv": "csv", "csv-excel": "csv", "parquet": "parquet", "focus-1.2": "csv"}

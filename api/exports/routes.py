@@ -15,18 +15,19 @@ from aiohttp import web
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api import answers, params, problems
-from api.auth import CALLER, ORG_ID
-from api.buckets import to_datetime, to_minute
+from api.access.guard import CALLER, ORG_ID
+from api.answering import answers, problems
+from api.answering.problems import Fault
+from api.asking import params
+from api.asking.buckets import to_datetime, to_minute
+from api.asking.cursors import Cursors
+from api.asking.params import Reader
+from api.asking.questions import Parser
 from api.config import ExportConfig, RangeConfig
-from api.cursors import Cursors
-from api.database import Database
 from api.exports import jobs
 from api.exports.jobs import SQL, Job
 from api.exports.stores import MEDIA_TYPES, FolderStore, Store
-from api.params import Reader
-from api.problems import Fault
-from api.questions import Parser
+from api.reading.database import Database
 
 IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 

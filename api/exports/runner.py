@@ -26,14 +26,14 @@ from typing import Any, Final
 
 import psycopg
 
-from api.buckets import UTC_ZONE, add_months, to_datetime, to_minute
+from api.asking.buckets import UTC_ZONE, add_months, to_datetime, to_minute
 from api.config import DatabaseConfig, ExportConfig
-from api.database import PRIVILEGED_REMEDY
 from api.exports import files
 from api.exports.jobs import SQL, Job
 from api.exports.stores import Store
+from api.reading.database import PRIVILEGED_REMEDY
+from pipeline.common.connect import Session, connect
 from sql import roles
-from sql.connect import Session, connect
 
 log = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from pipeline import metrics
 from pipeline.archive import expiry, files
 from pipeline.archive.files import Cut, File
 from pipeline.archive.store import Store, StoreError
+from pipeline.common.connect import AsyncConnection, Session, connect_async
 from pipeline.config import ArchiveConfig
-from pipeline.partition import ArchiveGate
+from pipeline.worker.partition import ArchiveGate
 from sql import queries
-from sql.connect import AsyncConnection, Session, connect_async
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Final
 
 from pipeline.archive.store import Store
+from pipeline.common.connect import AsyncConnection
 from sql import queries
-from sql.connect import AsyncConnection
 
 log = logging.getLogger(__name__)
 

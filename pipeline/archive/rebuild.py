@@ -18,14 +18,14 @@ import psycopg
 from psycopg import sql as psql
 from psycopg.types.json import Jsonb
 
-from pipeline.actor import actor
 from pipeline.archive import reconcile
 from pipeline.archive.reconcile import Connection, Difference, Report, Scope, time_of
 from pipeline.archive.store import Store
+from pipeline.common.actor import actor
+from pipeline.common.connect import Session, connect
 from pipeline.core.watermark import DAY_US
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from sql import queries
-from sql.connect import Session, connect
 
 
 class Damage(Exception):

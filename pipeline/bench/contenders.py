@@ -281,7 +281,7 @@ def faust_agent(task: Task) -> Outcome:
     """A plain Faust agent: ``async for event in stream`` over a channel, an event at a time."""
     import mode
 
-    from pipeline.agents import App
+    from pipeline.worker.agents import App
 
     bodies = workload.load_bodies(task.file)
     counting, clock = Counting(), Clock()

@@ -31,7 +31,7 @@ import numpy as np
 from pipeline.bench import servers
 from pipeline.bench.contenders import Task
 from pipeline.bench.race import Options
-from pipeline.traffic import Traffic, World
+from pipeline.traffic.generator import Traffic, World
 from pipeline.transports.factory import open_transport
 from sql import migrate
 

@@ -17,10 +17,10 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from pipeline import children
 from pipeline.bench import contenders, servers, workload
 from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Task
+from pipeline.processes import child as children
 
 RUN_S_MAX: Final = 1800.0
 

@@ -25,15 +25,16 @@ import msgspec
 import psycopg
 from psycopg import sql as psql
 
-from pipeline import children
 from pipeline.bench import contenders, workload
 from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Clock, Event, Task, timed
+from pipeline.common import settings
+from pipeline.common.connect import Session, connect
 from pipeline.config import StreamConfig
+from pipeline.processes import child as children
 from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
-from sql import migrate, settings
-from sql.connect import Session, connect
+from sql import migrate
 
 BASE: Final = "/analytics/v1"
 READY_S: Final = 60.0
@@ -75,7 +76,7 @@ async def delete_stream(url: str, stream: str) -> None:
     """Take a stream of ours away again; an embedded one stays in its folder."""
     if not url.startswith("rabbitmq-stream"):
         return
-    from pipeline.transports.rabbitmq import RabbitMQTransport
+    from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 
     transport = RabbitMQTransport(stream_config(url, stream))
     try:

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.bench.answers import HOUR_US, Answer, Key, Sums
-from pipeline.traffic import Shares, Traffic, World
+from pipeline.traffic.generator import Shares, Traffic, World
 
 MINUTE_US: Final = 60_000_000
 DUPLICATES: Final = 0.02

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sql import settings
+from pipeline.common import settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

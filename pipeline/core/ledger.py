@@ -5,7 +5,7 @@ judges time, deduplicates, adds to the windows and says what a flush must write.
 "exactly the events below `next_offset`"; a `Batch` moves the database from the last committed state to that
 one, whole. It never sees a connection, a clock or a task; the caller brings ``now``.
 
-The cycle (`pipeline.agents` drives it)::
+The cycle (`pipeline.worker.agents` drives it)::
 
     ingest(chunk) ...            as chunks come
     open(letters) -> replay(..)  dead letters that an operator wants counted: `pipeline.core.replay`
@@ -70,7 +70,7 @@ NAMES_MAX: Final = 200_000
 _NO_HOUR: Final = np.iinfo(np.int64).min
 
 IDS_KEPT_US: Final = DAY_US
-"""How much longer than for the dedupe window the database keeps ids (`pipeline.maintenance`)."""
+"""How much longer than for the dedupe window the database keeps ids (`pipeline.worker.maintenance`)."""
 
 REPLAY_SEGMENTS: Final = 2**62
 """Where the numbers of id segments begin that came with no offset: no stream gets that far."""

@@ -11,9 +11,9 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from pipeline.actor import actor
+from pipeline.common.actor import actor
+from pipeline.common.connect import Session, connect
 from sql import queries
-from sql.connect import Session, connect
 
 Connection = psycopg.Connection[Any]
 

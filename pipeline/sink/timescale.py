@@ -32,6 +32,7 @@ import numpy.typing as npt
 import psycopg
 from psycopg import sql as psql
 
+from pipeline.common.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
 from pipeline.core import dedupe, replay
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Batch, Block, Position, SeenRows, StoredRows
@@ -40,7 +41,6 @@ from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
 from pipeline.sink import copy_binary, event_columns
 from sql import queries
-from sql.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pipeline.config import StreamConfig
 from pipeline.transports import Transport
-from pipeline.transports.embedded import EmbeddedTransport
+from pipeline.transports.embedded.transport import EmbeddedTransport
 
 
 def open_transport(config: StreamConfig) -> Transport:
@@ -20,7 +20,7 @@ def open_transport(config: StreamConfig) -> Transport:
         return EmbeddedTransport(config)
     if scheme in ("rabbitmq-stream", "rabbitmq-stream+tls"):
         # Here, so that the demo on the embedded log starts without loading rstream.
-        from pipeline.transports.rabbitmq import RabbitMQTransport
+        from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 
         return RabbitMQTransport(config)
     raise ValueError(f"no transport for a URL with {scheme}://")

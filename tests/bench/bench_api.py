@@ -29,9 +29,9 @@ import psycopg
 
 from deploy.local import Stack
 from sql import migrate
-from tests import processes, streams
 from tests.bench import http_load, rollup_rows
 from tests.bench.rollup_rows import Size
+from tests.support import processes, streams
 
 STREAM = "analytics.usage.v1"
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")

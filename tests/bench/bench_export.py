@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from deploy.local import Stack
 from sql import migrate
-from tests import processes
 from tests.bench import rollup_rows
 from tests.bench.rollup_rows import Size
 from tests.integration.test_api import BASE, Client
+from tests.support import processes
 
 FORMS = ("csv", "parquet")
 DAYS = 31

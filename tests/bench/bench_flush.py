@@ -27,7 +27,7 @@ from pipeline.core.rules import Rules
 from pipeline.core.windows import ERRORS, GRAINS
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests import books
+from tests.support import books
 
 ROWS_A_PAIR = len(GRAINS)
 WARM = 5

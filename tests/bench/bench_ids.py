@@ -21,14 +21,14 @@ import numpy as np
 import psycopg
 
 from deploy.local import Stack
-from pipeline import spill
 from pipeline.core import dedupe
 from pipeline.core.ledger import Ledger, warm_up
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from pipeline.sink.timescale import TimescaleSink
+from pipeline.worker import id_files as spill
 from sql import migrate
-from tests import books, mix
+from tests.support import books, mix
 
 HOURS = 24
 ORGS = 500

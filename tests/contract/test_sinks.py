@@ -18,10 +18,10 @@ from pipeline.core.rules import Rules
 from pipeline.sink import timescale
 from pipeline.sink.timescale import Contested, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
 from sql import migrate
-from tests import books, mix, replays
-from tests import oracle as naive
-from tests.memory_sink import MemorySink
-from tests.replays import ReplayingOracle
+from tests.support import books, mix, replays
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink
+from tests.support.replays import ReplayingOracle
 
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000

@@ -19,7 +19,7 @@ import psycopg
 
 from tests.faults import clock
 from tests.faults.world import Slot, World
-from tests.tcp_proxy import Moment
+from tests.support.tcp_proxy import Moment
 
 TAKEOVER_S = 45.0
 COMMIT_S = 10.0

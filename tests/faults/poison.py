@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pipeline.transports import TransportError
-from pipeline.transports.rabbitmq import RabbitMQTransport
-from pipeline.transports.rabbitmq_publisher import RabbitMQPublisher
-from tests import streams
+from pipeline.transports.rabbitmq.publisher import RabbitMQPublisher
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
+from tests.support import streams
 
 if TYPE_CHECKING:
     from tests.faults.world import Report, World

@@ -12,7 +12,7 @@ from deploy.local import Stack
 from tests.faults.faults import FAULTS
 from tests.faults.schedule import deck, storm
 from tests.faults.world import World
-from tests.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from deploy.local import Stack
-from tests import processes
 from tests.faults.world import Slot, World
+from tests.support import processes
 
 RATE = 3000.0
 OUTAGE_S = float(os.environ.get("SPENDSTREAM_OUTAGE_S", "30"))

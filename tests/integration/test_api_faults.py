@@ -22,9 +22,9 @@ import pytest
 import redis
 from psycopg import sql as pgsql
 
-from api.freshness import FreshnessCache
-from pipeline.freshness_cache import MODELS_MAX
-from pipeline.freshness_cache import FreshnessCache as WorkersCache
+from api.reading.freshness import FreshnessCache
+from pipeline.worker.freshness_cache import MODELS_MAX
+from pipeline.worker.freshness_cache import FreshnessCache as WorkersCache
 from tests.integration.test_api import (
     BASE,
     MODELS,

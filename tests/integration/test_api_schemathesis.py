@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from api.operations import OPERATIONS
+from api.contract.operations import OPERATIONS
 from tests.integration.test_api import (
     BASE,
     NOW,

@@ -25,8 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.app import BASE
-from pipeline import keys as making
-from sql import keys as forms
+from pipeline.admin import keys as making
+from pipeline.common import keys as forms
 from sql import migrate
 from tests.integration.test_api import NOW, WATERMARKS, Api, Event, load, random_events, rfc3339, served
 from tests.integration.test_api_auth import SECRET, reader_of

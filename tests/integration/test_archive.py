@@ -21,11 +21,11 @@ from pipeline.common.object_store import ObjectStore
 from pipeline.config import ArchiveConfig
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
-from pipeline.partition import ArchiveGate
 from pipeline.sink.timescale import TimescaleSink
+from pipeline.worker.partition import ArchiveGate
 from sql import migrate
-from tests import archives, books, mix
-from tests import oracle as naive
+from tests.support import archives, books, mix
+from tests.support import oracle as naive
 
 NOW_US = 1_790_000_000_000_000
 RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)

@@ -16,8 +16,8 @@ from pipeline import config
 from pipeline.archive.store import open_store
 from pipeline.core.rules import Rules
 from sql import migrate
-from tests import archives, books, mix, processes, streams
-from tests import oracle as naive
+from tests.support import archives, books, mix, processes, streams
+from tests.support import oracle as naive
 
 pytestmark = pytest.mark.timeout(600)
 

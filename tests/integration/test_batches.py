@@ -18,10 +18,10 @@ import cramjam
 import psycopg
 import pytest
 
-from pipeline.transports.rabbitmq import RabbitMQTransport
-from pipeline.transports.stream_connection import StreamConnection
+from pipeline.transports.rabbitmq.connection import StreamConnection
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
-from tests import mix, processes, streams
+from tests.support import mix, processes, streams
 
 CODECS = {1: gzip.compress, 2: cramjam.snappy.compress, 3: cramjam.lz4.compress, 4: cramjam.zstd.compress}
 

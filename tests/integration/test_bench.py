@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from deploy.local.servers import RabbitMQ
-from pipeline import traffic
 from pipeline.bench import latency, race, servers, workload
 from pipeline.bench.contenders import Task
-from pipeline.transports.rabbitmq import RabbitMQTransport
+from pipeline.traffic import generator as traffic
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
 from tests.bench import bench_flush
 

@@ -9,13 +9,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from pipeline.common import connect
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import SinkUnavailable, TimescaleSink, Trouble
-from sql import connect, migrate
-from tests import books, mix, processes, streams
-from tests import oracle as naive
+from sql import migrate
 from tests.integration.test_api import BASE, NOW, ORG, WATERMARKS, Api, load, random_events, served
 from tests.integration.test_worker import metrics, publish
+from tests.support import books, mix, processes, streams
+from tests.support import oracle as naive
 
 NOW_US = 1_790_000_000_000_000
 RULES = Rules()

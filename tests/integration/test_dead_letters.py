@@ -18,9 +18,9 @@ from pipeline.config import StreamConfig
 from pipeline.core.replay import Letter
 from pipeline.transports.factory import open_transport
 from sql import migrate
-from tests import books, mix, processes
-from tests import oracle as naive
-from tests.replays import ReplayingOracle
+from tests.support import books, mix, processes
+from tests.support import oracle as naive
+from tests.support.replays import ReplayingOracle
 
 pytestmark = pytest.mark.timeout(600)
 

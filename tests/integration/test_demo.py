@@ -25,8 +25,9 @@ import psutil
 import psycopg
 import pytest
 
-from pipeline import children, local_postgres
-from sql import settings
+from pipeline.common import settings
+from pipeline.demo import local_postgres
+from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(400)
 STARTED_S = 240

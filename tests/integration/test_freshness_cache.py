@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import redis
 
-from api.freshness import OLD
-from api.freshness import FreshnessCache as Reader
-from pipeline import freshness_cache
+from api.reading.freshness import OLD
+from api.reading.freshness import FreshnessCache as Reader
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
-from pipeline.freshness_cache import LIFE_HOURS, LIFE_S, RENEW_US, FreshnessCache
+from pipeline.worker import freshness_cache
+from pipeline.worker.freshness_cache import LIFE_HOURS, LIFE_S, RENEW_US, FreshnessCache
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000

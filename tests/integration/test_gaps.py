@@ -13,9 +13,9 @@ import pytest
 from pipeline.config import StreamConfig
 from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
-from pipeline.transports.rabbitmq import RabbitMQTransport
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
-from tests import processes, streams
+from tests.support import processes, streams
 
 PATIENCE_S = 60
 JUNK = b"x" * 1000

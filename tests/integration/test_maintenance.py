@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from pipeline import maintenance
 from pipeline.config import RetentionConfig
 from pipeline.sink.timescale import TimescaleSink
+from pipeline.worker import maintenance
 from sql import migrate
 from sql.editions import Edition
-from tests import community
+from tests.support import community
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0

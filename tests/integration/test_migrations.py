@@ -17,15 +17,16 @@ from sqlalchemy import inspect, text
 
 from deploy.local import Stack
 from deploy.local.server import Server
-from pipeline import doctor, maintenance
+from pipeline.admin import doctor
+from pipeline.common.connect import Session, engine
 from pipeline.config import RetentionConfig
+from pipeline.worker import maintenance
 from sql import migrate, roles
-from sql.connect import Session, engine
 from sql.editions import HYPERTABLES, Edition
 from sql.schema import SCHEMA, metadata
-from tests import books, community
 from tests.integration.test_api import BASE, served
 from tests.integration.test_surroundings import NOW, ORG, bodies, expected, flushed
+from tests.support import books, community
 
 SESSION = Session(application_name="test")
 

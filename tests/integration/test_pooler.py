@@ -15,16 +15,17 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from pipeline import doctor
-from sql import connect, migrate
-from tests import mix, packages, pgbouncer, processes, streams
-from tests import oracle as naive
+from pipeline.admin import doctor
+from pipeline.common import connect
+from sql import migrate
 from tests.conftest import missing
 from tests.integration.test_api import BASE, Client
 from tests.integration.test_api_exports import downloaded, made, rows_of
 from tests.integration.test_api_live import Events
 from tests.integration.test_surroundings import alter, reset
 from tests.integration.test_worker import publish
+from tests.support import mix, packages, pgbouncer, processes, streams
+from tests.support import oracle as naive
 
 SESSION = connect.Session(application_name="test", statement_timeout_s=20)
 FOREIGN = {

@@ -18,14 +18,14 @@ import pytest
 from deploy.local.servers import RabbitMQ
 from pipeline.config import StreamConfig
 from pipeline.transports import Chunk, OffsetGone, Subscription, TransportError
-from pipeline.transports.batches import gzip_batch
-from pipeline.transports.rabbitmq import RabbitMQTransport
-from pipeline.transports.rabbitmq_publisher import Framing
-from pipeline.transports.rabbitmq_subscription import RabbitMQSubscription
-from pipeline.transports.stream_connection import DeliveredChunk, StreamConnection
+from pipeline.transports.rabbitmq.batches import gzip_batch
+from pipeline.transports.rabbitmq.connection import DeliveredChunk, StreamConnection
+from pipeline.transports.rabbitmq.publisher import Framing
+from pipeline.transports.rabbitmq.subscription import RabbitMQSubscription
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from tests.conftest import missing
-from tests.processes import free_port
-from tests.tcp_proxy import TcpProxy
+from tests.support.processes import free_port
+from tests.support.tcp_proxy import TcpProxy
 
 PATIENCE_S = 30
 Make = Callable[..., RabbitMQTransport]

@@ -14,12 +14,12 @@ from pipeline.archive.archiver import Archiver
 from pipeline.archive.lookup import Lookup
 from pipeline.archive.reconcile import Report, Scope
 from pipeline.archive.store import Missing, Store, StoreError, open_store
+from pipeline.common.connect import Session, connect_async
 from pipeline.config import ArchiveConfig
 from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.sink.timescale import Fenced
-from sql.connect import Session, connect_async
-from tests import books, mix
 from tests.integration.test_archive import NOW_US, Partition
+from tests.support import books, mix
 
 END_US = NOW_US + 365 * DAY_US
 EVERYTHING = Scope(start_us=0, end_us=END_US)

@@ -7,20 +7,20 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from pipeline import gaps
+from pipeline.admin import gaps
 from pipeline.archive import rebuild
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
 from pipeline.config import ArchiveConfig, FlushConfig
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
-from pipeline.partition import ArchiveGate, PartitionWorker
 from pipeline.sink.timescale import Fenced, TimescaleSink
+from pipeline.worker.partition import ArchiveGate, PartitionWorker
 from sql import migrate
-from tests import books, mix, replays
 from tests.integration.test_reconcile import EVERYTHING, reconciled
-from tests.memory_transport import MemoryBroker, MemoryTransport
-from tests.replays import ReplayingOracle
+from tests.support import books, mix, replays
+from tests.support.memory_transport import MemoryBroker, MemoryTransport
+from tests.support.replays import ReplayingOracle
 
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000

@@ -14,7 +14,7 @@ import redis
 from pipeline.config import StreamConfig
 from pipeline.transports.factory import open_transport
 from sql import migrate
-from tests import processes, streams
+from tests.support import processes, streams
 
 ORG = str(uuid.UUID(int=7))
 

@@ -10,8 +10,8 @@ import pytest
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import Fenced, SinkUnavailable, TimescaleSink
 from sql import migrate
-from tests import books, mix
-from tests import oracle as naive
+from tests.support import books, mix
+from tests.support import oracle as naive
 
 NOW_US = 1_790_000_000_000_000
 RULES = Rules()

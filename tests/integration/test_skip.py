@@ -15,7 +15,7 @@ from pipeline.core.care import Care
 from pipeline.transports import Chunk, chunks
 from pipeline.transports.factory import open_transport
 from sql import migrate
-from tests import mix, processes, streams
+from tests.support import mix, processes, streams
 
 POISON = b'{"poison":1}'
 RECORDS, PLACE = 3000, 1234

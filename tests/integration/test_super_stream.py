@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.local.servers import RabbitMQ
-from pipeline import children
 from pipeline.config import StreamConfig
+from pipeline.processes import child as children
 from pipeline.transports import Chunk, ReadFrom, Subscription, TransportError
-from pipeline.transports.rabbitmq import RabbitMQTransport
-from pipeline.transports.rabbitmq_subscription import SUBSCRIPTION
+from pipeline.transports.rabbitmq.connection import StreamConnection
+from pipeline.transports.rabbitmq.subscription import SUBSCRIPTION
+from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from pipeline.transports.routing import org_key, partition_of
-from pipeline.transports.stream_connection import StreamConnection
-from tests.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import TcpProxy
 
 PATIENCE_S = 30
 Make = Callable[..., Awaitable[RabbitMQTransport]]

@@ -18,15 +18,17 @@ from sqlalchemy.exc import DBAPIError
 from api.config import DatabaseConfig, ExportConfig
 from api.exports.runner import Runner
 from api.exports.stores import FolderStore
-from pipeline import doctor, keys, maintenance
+from pipeline.admin import doctor, keys
 from pipeline.archive import rebuild
+from pipeline.common import connect
 from pipeline.core.rules import Rules
 from pipeline.dead_letters import table
 from pipeline.sink.timescale import SinkUnavailable, TimescaleSink
-from sql import connect, migrate
-from tests import books
-from tests import oracle as naive
+from pipeline.worker import maintenance
+from sql import migrate
 from tests.integration.test_api import BASE, served
+from tests.support import books
+from tests.support import oracle as naive
 
 NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000

@@ -13,11 +13,11 @@ import pytest
 import redis
 
 from pipeline.config import StreamConfig
-from pipeline.transports.embedded import EmbeddedTransport
+from pipeline.transports.embedded.transport import EmbeddedTransport
 from sql import migrate
-from tests import books, mix, processes, streams
-from tests import oracle as naive
 from tests.faults import clock
+from tests.support import books, mix, processes, streams
+from tests.support import oracle as naive
 
 BUFFERED = 'analytics_buffered_events{partition="0"}'
 METRICS = (

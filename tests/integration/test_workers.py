@@ -15,12 +15,13 @@ import pytest
 from deploy.local.processes import children as children_of
 from deploy.local.processes import start_mark
 from deploy.local.servers import RabbitMQ
-from pipeline import children, workers
 from pipeline import config as configuration
 from pipeline.config import StreamConfig
+from pipeline.processes import child as children
+from pipeline.processes import supervisor as workers
 from pipeline.transports.factory import open_transport
 from sql import migrate
-from tests import mix, processes, streams
+from tests.support import mix, processes, streams
 
 PATIENCE_S = 90
 

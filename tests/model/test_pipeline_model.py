@@ -33,9 +33,9 @@ from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import Table
 from pipeline.sink.timescale import Fenced, SinkUnavailable
-from tests import books, replays
-from tests import oracle as naive
-from tests.memory_sink import MemorySink
+from tests.support import books, replays
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink
 
 MINUTE_US, HOUR_US = 60_000_000, 3_600_000_000
 START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US

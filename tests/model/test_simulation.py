@@ -1,6 +1,6 @@
 """Thousands of seeded schedules of a whole deployment, and proof that they would find the classic bugs.
 
-See `tests.simulation`. A failure names its seed; ``simulation.run(seed)`` plays it again.
+See `tests.support.simulation`. A failure names its seed; ``simulation.run(seed)`` plays it again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pytest
 
 from pipeline.core.ledger import Batch
 from pipeline.core.windows import Table
-from pipeline.partition import PartitionWorker
 from pipeline.sink.timescale import Claim
-from tests import simulation
+from pipeline.worker.partition import PartitionWorker
 from tests.conftest import CI
-from tests.memory_sink import MemorySink
+from tests.support import simulation
+from tests.support.memory_sink import MemorySink
 
 SCHEDULES_ALWAYS = 2000
 """In so many a planted bug must be found: every run plays them."""

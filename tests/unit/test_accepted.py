@@ -9,9 +9,9 @@ import pyarrow as pa
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.sink import event_columns
-from tests import archives, books, mix
-from tests import oracle as naive
-from tests.memory_sink import MemorySink
+from tests.support import archives, books, mix
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink
 
 NOW_US = 1_790_000_000_000_000
 RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)

@@ -21,12 +21,12 @@ from multidict import CIMultiDict
 import api.app
 import api.config
 import api.handlers
-from api import openapi
+from api.access.authenticate import authenticator
+from api.answering.problems import Problem
 from api.app import BASE, create_app
 from api.config import AuthConfig
+from api.contract import openapi
 from api.exports import jobs
-from api.identity import authenticator
-from api.problems import Problem
 from api.serving import Runner
 
 ORG = "aaaaaaaa-0000-4000-8000-000000000001"

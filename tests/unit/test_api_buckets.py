@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.buckets import (
+from api.asking.buckets import (
     Branch,
     Calendar,
     Grain,

@@ -7,10 +7,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from api.buckets import Calendar, Granularity, to_minute
+from api.asking.buckets import Calendar, Granularity, to_minute
 from api.config import FreshnessConfig
-from api.figures import Finality
-from api.freshness import Standing, freshness, standings_from_redis
+from api.reading.figures import Finality
+from api.reading.freshness import Standing, freshness, standings_from_redis
 
 NOW = datetime(2026, 11, 10, 12, 0, tzinfo=UTC)
 MODEL = UUID("11111111-0000-4000-8000-000000000000")

@@ -15,11 +15,11 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from multidict import CIMultiDict
 
 import api.config
+from api.access.authenticate import address_of
+from api.access.limits import RateLimiter, Unknown
+from api.answering.conditional import GZIP_BYTES_MIN, finished
+from api.answering.problems import Problem
 from api.app import BASE, create_app
-from api.conditional import GZIP_BYTES_MIN, finished
-from api.identity import address_of
-from api.limits import RateLimiter, Unknown
-from api.problems import Problem
 from tests.unit.test_api_app import EVENT as ANY_EVENT
 from tests.unit.test_api_app import NOWHERE, ORG, RANGE, READER, problem
 

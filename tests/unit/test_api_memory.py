@@ -12,15 +12,15 @@ from typing import Any, cast
 
 import pytest
 
-from api import audit, keys, limits
-from api.audit import Audit, Decision
+from api.access import audit, keys, limits
+from api.access.audit import Audit, Decision
+from api.access.keys import Keys
+from api.access.limits import RateLimiter, Unknown
+from api.access.tokens import Tokens
+from api.answering.problems import Problem
 from api.config import TokenConfig
-from api.database import Database
-from api.keys import Keys
-from api.limits import RateLimiter, Unknown
-from api.problems import Problem
-from api.tokens import Tokens
-from sql.keys import new_key
+from api.reading.database import Database
+from pipeline.common.keys import new_key
 from tests.unit.test_api_tokens import OTHER_RSA, SET, token
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.money import cents_half_even, dollars
+from api.answering.money import cents_half_even, dollars
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import MultiDict
 
-from api.buckets import Granularity, Span, to_minute
+from api.answering.problems import Problem
+from api.asking.buckets import Granularity, Span, to_minute
+from api.asking.cursors import Cursors
+from api.asking.params import whole_minute
+from api.asking.questions import FiguresQuestion, Parser, Position
 from api.config import RangeConfig
-from api.cursors import Cursors
-from api.params import whole_minute
-from api.problems import Problem
-from api.questions import FiguresQuestion, Parser, Position
 
 NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)
 ORG = UUID("aaaaaaaa-0000-4000-8000-000000000001")

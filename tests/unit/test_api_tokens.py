@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.access.authenticate import Caller, is_subject
+from api.access.tokens import REFETCH_S, Tokens, usable_keys
+from api.answering.problems import Problem
 from api.config import TokenConfig
-from api.database import Unavailable
-from api.identity import Caller, is_subject
-from api.problems import Problem
-from api.tokens import REFETCH_S, Tokens, usable_keys
+from api.reading.database import Unavailable
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
 ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")

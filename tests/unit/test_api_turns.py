@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import turns
-from api.database import TooSlow, Unavailable
-from api.problems import Problem
-from api.turns import WAITING_MAX, Turns
+from api.access import turns
+from api.access.turns import WAITING_MAX, Turns
+from api.answering.problems import Problem
+from api.reading.database import TooSlow, Unavailable
 
 
 class Asked:

@@ -9,10 +9,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import answers, usage_json
-from api.buckets import Calendar, Granularity, to_datetime
-from api.figures import Finality, usage_fields
-from api.freshness import Standing
+from api.answering import answers
+from api.asking.buckets import Calendar, Granularity, to_datetime
+from api.reading import usage_json
+from api.reading.figures import Finality, usage_fields
+from api.reading.freshness import Standing
 
 WATERMARK = datetime(2026, 11, 10, tzinfo=UTC)
 FINAL = Finality(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline import config
-from sql import settings
-from tests import processes
+from pipeline.common import settings
+from tests.support import processes
 
 NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}
 S3 = {"S3_ENDPOINT": "http://h", "S3_BUCKET": "b", "S3_ACCESS_KEY": "k", "S3_SECRET_KEY": "hunter2"}

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from pipeline import cli
 from pipeline.bench import contenders, latency, race, report, servers, workload
 from pipeline.bench.answers import Answer, Outcome
-from tests import oracle as naive
 from tests.bench import bench_flush, bench_growth
+from tests.support import oracle as naive
 
 END_US = 1_790_000_000_000_000
 SHAPE = workload.Shape(events=3000, orgs=20, models=3, clients=4)

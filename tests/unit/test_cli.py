@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline import children
 from pipeline.cli import main, masked
+from pipeline.common import settings
 from pipeline.config import StreamConfig
+from pipeline.processes import child as children
 from pipeline.transports.factory import open_transport
-from sql import settings
-from tests.oracle import Event, Oracle, decode, records
+from tests.support.oracle import Event, Oracle, decode, records
 
 DATABASE_URL = next(setting for setting in settings.SETTINGS if setting.name == "DATABASE_URL")
 S3_SECRET_KEY = next(setting for setting in settings.SETTINGS if setting.name == "S3_SECRET_KEY")

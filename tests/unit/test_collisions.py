@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import freshness_cache
 from pipeline.core import secret
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Names, Uuids
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.windows import NameCap, Rows
-from pipeline.freshness_cache import FreshnessCache
-from tests import mix as traffic
+from pipeline.worker import freshness_cache
+from pipeline.worker.freshness_cache import FreshnessCache
+from tests.support import mix as traffic
 
 U64 = np.uint64
 RUN_MAX = 200

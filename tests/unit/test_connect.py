@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from sql.connect import Session
+from pipeline.common.connect import Session
 
 ROOT = Path(__file__).parents[2]
 OPENERS = {"create_engine", "create_async_engine", "ConnectionPool", "AsyncConnectionPool"}
@@ -35,7 +35,7 @@ def test_every_connection_is_opened_in_one_place() -> None:
         for path in sorted((ROOT / folder).rglob("*.py"))
         if (calls := list(openings(path.read_text())))
     }
-    assert found == {"sql/connect.py": ["create_engine", "create_async_engine"]}
+    assert found == {"pipeline/common/connect.py": ["create_engine", "create_async_engine"]}
 
 
 def test_an_opening_would_be_found() -> None:

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import spill
 from pipeline.core import dedupe, kernels
 from pipeline.core.dedupe import NewLog, SeenIds, TooManyIds
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.secret import SECRET
+from pipeline.worker import id_files as spill
 
 HOUR = 480_000
 

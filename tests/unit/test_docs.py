@@ -13,12 +13,14 @@ import pytest
 from prometheus_client import generate_latest
 
 from api import metrics as api_metrics
-from api import problems, turns
+from api.access import turns
+from api.answering import problems
 from api.exports import jobs
 from pipeline import metrics
 from pipeline.cli import main
+from pipeline.common import settings
 from pipeline.core import ledger, replay, wire
-from sql import migrate, schema, settings
+from sql import migrate, schema
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])

@@ -13,9 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import StreamConfig
-from pipeline.transports import TransportError, segments
-from pipeline.transports.embedded import EmbeddedTransport
-from pipeline.transports.segments import DamagedLog, LogReader, LogWriter, segment_bases, segment_path
+from pipeline.transports import TransportError
+from pipeline.transports.embedded import log_files as segments
+from pipeline.transports.embedded.log_files import (
+    DamagedLog,
+    LogReader,
+    LogWriter,
+    segment_bases,
+    segment_path,
+)
+from pipeline.transports.embedded.transport import EmbeddedTransport
 
 
 class Clock:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.core import wire
 from pipeline.core.events import Columns, Names, Reader
-from tests import mix
-from tests import oracle as naive
+from tests.support import mix
+from tests.support import oracle as naive
 
 GOOD: dict[str, Any] = {
     "eventId": "0190b5a0-7b1c-7c3e-8e0f-3f1d2c4b5a69",

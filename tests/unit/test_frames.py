@@ -15,11 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.core.bodies import KEPT_BYTES_MAX, Unreadable
-from pipeline.transports import frames
-from pipeline.transports.amqp import amqp_message, amqp_payload
-from pipeline.transports.batches import gzip_batch
-from pipeline.transports.frames import BrokenChunk, Part, decode_parts
-from pipeline.transports.rabbitmq_publisher import _batches
+from pipeline.transports.rabbitmq import frames
+from pipeline.transports.rabbitmq.amqp import amqp_message, amqp_payload
+from pipeline.transports.rabbitmq.batches import gzip_batch
+from pipeline.transports.rabbitmq.frames import BrokenChunk, Part, decode_parts
+from pipeline.transports.rabbitmq.publisher import _batches
 
 JSON = b'{"eventId": "1"}'
 HEADER = b"\x00\x53\x70\xc0\x03\x01\x41\x05"  # list of one: durable, then a stray byte inside its size
@@ -453,7 +453,7 @@ def _claimed(unreadable: Sequence[Unreadable]) -> int:
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 100))
 def test_batches_are_cut_without_loss(bodies: list[bytes], batch_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.transports.rabbitmq_publisher._BATCH_BYTES", batch_bytes)
+        patch.setattr("pipeline.transports.rabbitmq.publisher._BATCH_BYTES", batch_bytes)
         batches = list(_batches(bodies))
     assert [body for cut in batches for body in cut] == bodies
     assert all(batches)

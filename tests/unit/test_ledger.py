@@ -15,9 +15,9 @@ from pipeline.core.bodies import Bodies, Kept, Unreadable
 from pipeline.core.ledger import FOLD_BYTES, LETTER_BYTES, Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
-from tests import books, mix
-from tests import oracle as naive
-from tests.memory_sink import MemorySink
+from tests.support import books, mix
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink
 
 NOW_US = 1_790_000_000_000_000
 

@@ -16,11 +16,11 @@ from aiohttp.http_exceptions import InvalidHeader
 
 import api.config
 import pipeline.config
-from api import openapi
 from api.app import BASE, create_app
+from api.contract import openapi
 from api.serving import Runner
 from pipeline.common import http, logs
-from pipeline.service import serve_page
+from pipeline.worker.service import serve_page
 from tests.unit.test_api_app import NOWHERE
 
 KEY = "ssk_0123456789ab_NEVER-IN-A-LOG-0123456789abcdefghijklmnopq"
@@ -58,7 +58,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[Written]:
 # --- one dialect ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["api.app", "pipeline.service"])
+@pytest.mark.parametrize("name", ["api.app", "pipeline.worker.service"])
 def test_a_line_has_the_same_five_first_of_every_process(written: Written, name: str) -> None:
     logging.getLogger(name).warning("pool_ready", extra={"size": 10, "level": "x", "service": "y", "of": {1}})
     (line,) = written.lines

@@ -14,9 +14,9 @@ from pipeline.core import ledger as core
 from pipeline.core.events import Uuids
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
-from tests import books
-from tests import oracle as naive
-from tests.memory_sink import MemorySink
+from tests.support import books
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink
 
 START_US = 1_790_000_000_000_000
 ORGS, MODELS, NAMES_MAX = 20, 60, 50

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from tests import mix
-from tests.oracle import (
+from tests.support import mix
+from tests.support.oracle import (
     DAY_US,
     HOUR_US,
     MINUTE_US,

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from api.exports.stores import FolderStore
-from pipeline import children, spill
 from pipeline.archive.store import open_store
 from pipeline.common import private
 from pipeline.config import ArchiveConfig, StreamConfig
+from pipeline.processes import child as children
 from pipeline.transports.factory import open_transport
+from pipeline.worker import id_files as spill
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ from pipeline.core import replay
 from pipeline.core.ledger import Batch, Ledger
 from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.rules import Rules
-from tests import books, mix
-from tests import oracle as naive
-from tests.memory_sink import MemorySink, State
-from tests.replays import ReplayingOracle
+from tests.support import books, mix
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink, State
+from tests.support.replays import ReplayingOracle
 
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US + 10 * 60_000_000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.traffic import Shares, Traffic, World
+from pipeline.traffic.generator import Shares, Traffic, World
 from pipeline.transports import TransportError
 from pipeline.transports.routing import SEED, RoutingPublisher, org_key, partition_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from sql import lookalikes, settings
+from pipeline.common import lookalikes, settings
 
 README = Path(__file__).parents[2] / "README.md"
 NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}

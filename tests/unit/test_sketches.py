@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api import figures
+from api.reading import figures
 from pipeline.core import cells, kernels, sketches
 from pipeline.core.windows import GRAINS, MEASURES, Table, TableRows
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests import locks, traces
+from tests import locks
+from tests.support import traces
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("deploy/**/*.py"), ROOT / "toxfile.py"])

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from rstream.connection import ConnectionClosed
 
-from pipeline.transports.stream_socket import BUFFER_BYTES, CHUNK_BYTES_MAX, StreamSocket
+from pipeline.transports.rabbitmq.stream_socket import BUFFER_BYTES, CHUNK_BYTES_MAX, StreamSocket
 
 Speaks = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import trace
-from pipeline.traffic import BLOCK, Shares, World
-from tests import traces
-from tests.oracle import Accepted, Event, Oracle, Rejected, Rules, decode
+from pipeline.traffic import trace
+from pipeline.traffic.generator import BLOCK, Shares, World
+from tests.support import traces
+from tests.support.oracle import Accepted, Event, Oracle, Rejected, Rules, decode
 
 NOW_US = 1_795_435_200_000_000
 HEADER = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.simulate import (
+from pipeline.traffic.generator import BAD_KINDS, BLOCK, Shares, Traffic, World, daily_shape
+from pipeline.traffic.simulate import (
     BATCH_EVENTS_MAX,
     Pace,
     PatientPublisher,
@@ -19,9 +20,8 @@ from pipeline.simulate import (
     open_patiently,
     simulate,
 )
-from pipeline.traffic import BAD_KINDS, BLOCK, Shares, Traffic, World, daily_shape
 from pipeline.transports import Publisher, TransportError
-from tests.oracle import Accepted, Duplicate, Event, Oracle, Rejected, decode
+from tests.support.oracle import Accepted, Duplicate, Event, Oracle, Rejected, decode
 
 NOON_US = 1_795_435_200_000_000
 
@@ -302,7 +302,7 @@ class FlakyTransport:
 
 
 async def test_after_a_transport_error_the_same_bodies_go_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.simulate.BACKOFF_S", (0.0,))
+    monkeypatch.setattr("pipeline.traffic.simulate.BACKOFF_S", (0.0,))
     transport, warnings = FlakyTransport(failures=2), list[str]()
     publisher = PatientPublisher(transport, warn=warnings.append)
     await publisher.publish([b"1", b"2"])
@@ -315,7 +315,7 @@ async def test_after_a_transport_error_the_same_bodies_go_out_again(monkeypatch:
 
 
 async def test_opening_waits_for_a_stream_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.simulate.BACKOFF_S", (0.0,))
+    monkeypatch.setattr("pipeline.traffic.simulate.BACKOFF_S", (0.0,))
     transport, warnings = FlakyTransport(failures=3), list[str]()
     await open_patiently(transport, warn=warnings.append)
     assert transport.opened == 1

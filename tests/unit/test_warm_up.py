@@ -11,7 +11,7 @@ import time
 from pipeline.core import kernels, scan
 from pipeline.core.ledger import Ledger, warm_up
 from pipeline.core.rules import Rules
-from tests import mix
+from tests.support import mix
 
 def compiled():
     return {

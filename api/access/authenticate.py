@@ -1,0 +1,209 @@
+"""Callers: who sent a request, by whichever credential it carries.
+
+``AUTH_MODE`` says what is believed (nothing is asked, a gateway's headers, bearer tokens); an API key is
+taken beside each mode but none. One request carries one credential: two could name two callers.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Final, Protocol
+from uuid import UUID
+
+from aiohttp import web
+
+from api.answering import problems
+from api.asking import params
+from api.config import AuthConfig
+
+if TYPE_CHECKING:
+    from api.access.keys import Keys
+    from api.access.tokens import Tokens
+
+ADMIN: Final = "admin"
+SUBJECT_CHARS_MAX: Final = 200
+SUBJECT_FORM: Final = f"text of 1 to {SUBJECT_CHARS_MAX} characters without control characters"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """``orgs`` None: this caller's own orgs are all of them (AUTH_MODE none)."""
+
+    subject: str
+    roles: frozenset[str]
+    orgs: frozenset[UUID] | None
+
+    def has(self, role: str) -> bool:
+        return role in self.roles or ADMIN in self.roles
+
+    def owns(self, org_id: UUID) -> bool:
+        return self.orgs is None or org_id in self.orgs
+
+
+def is_subject(text: str) -> bool:
+    """Can this name a caller, in the log and in the database too? A lone surrogate is a byte that was no
+    UTF-8, or an escape of JSON that stands for no character."""
+    return 1 <= len(text) <= SUBJECT_CHARS_MAX and not any(
+        unicodedata.category(c) in ("Cc", "Cs") for c in text
+    )
+
+
+class Authenticator(Protocol):
+    async def __call__(self, request: web.Request) -> Caller:
+        """Who sent this. Raises `Problem` 401, and `Unavailable` where that cannot be found out now."""
+
+
+def authenticator(config: AuthConfig, *, keys: Keys | None, tokens: Tokens | None) -> Authenticator:
+    """What AUTH_MODE asks for; ``tokens`` are those of mode jwt."""
+    if config.mode == "none":
+        return _nobody_asked
+    mode = _Gateway(config) if config.mode == "gateway" else _Bearer(tokens)
+    return _OneCredential(mode, keys)
+
+
+async def _nobody_asked(request: web.Request) -> Caller:
+    return Caller(subject="local", roles=frozenset((ADMIN,)), orgs=None)
+
+
+class _Mode(Protocol):
+    @property
+    def challenge(self) -> str: ...
+
+    def attempted(self, request: web.Request) -> bool:
+        """Does the request carry this credential?"""
+
+    async def __call__(self, request: web.Request) -> Caller: ...
+
+
+class _OneCredential:
+    """An API key, or the mode's own credential; never both."""
+
+    def __init__(self, mode: _Mode, keys: Keys | None) -> None:
+        self._mode = mode
+        self._keys = keys
+
+    async def __call__(self, request: web.Request) -> Caller:
+        given = request.headers.getall("X-API-Key", [])
+        if not given:
+            return await self._mode(request)
+        if len(given) > 1 or self._mode.attempted(request):
+            raise problems.unauthenticated("Send one credential, once.", challenge=self._mode.challenge)
+        if self._keys is None:
+            raise problems.unauthenticated(
+                "API keys are not in use here (API_KEY_SECRET is not set).", challenge=self._mode.challenge
+            )
+        return await self._keys.caller(given[0])
+
+
+class _Bearer:
+    challenge: Final = 'Bearer realm="spendstream"'
+
+    def __init__(self, tokens: Tokens | None) -> None:
+        assert tokens is not None
+        self._tokens = tokens
+
+    def attempted(self, request: web.Request) -> bool:
+        return "Authorization" in request.headers
+
+    async def __call__(self, request: web.Request) -> Caller:
+        given = request.headers.getall("Authorization", [])
+        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+        if scheme.lower() != "bearer" or not token.strip():
+            raise problems.unauthenticated(
+                "Send one Authorization header with a bearer token, or an X-API-Key.",
+                challenge=self.challenge,
+            )
+        return await self._tokens.caller(token.strip())
+
+
+class _Gateway:
+    """Believes a trusted proxy's X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs (comma separated).
+
+    The gateway sends each of the three exactly once, an empty one for nothing. A caller can send lines of its
+    own with them, and a proxy that appends passes them on: two lines of one name are therefore no credential,
+    and no line is ever added to another. Names are compared as the loosest server between us and the caller
+    would, ``_`` as ``-``, so that X_Actor_Roles counts as a second X-Actor-Roles.
+    """
+
+    challenge: Final = problems.GATEWAY_CHALLENGE
+
+    def __init__(self, config: AuthConfig) -> None:
+        self._trusted = config.trusted_proxies
+
+    def attempted(self, request: web.Request) -> bool:
+        return any(True for _ in _actor_lines(request))
+
+    async def __call__(self, request: web.Request) -> Caller:
+        if not self._is_trusted(request):
+            raise problems.unauthenticated("This server takes requests from its gateway only.")
+        lines = list(_actor_lines(request))
+        if sorted(name.lower() for name, _ in lines) != _ACTOR_HEADERS:
+            raise problems.unauthenticated(
+                "The gateway must send X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs, each exactly once."
+            )
+        actor = {name.lower(): value.strip() for name, value in lines}
+        subject = actor["x-actor-subject"]
+        if not is_subject(subject):
+            raise problems.unauthenticated(f"X-Actor-Subject must be {SUBJECT_FORM}, in UTF-8.")
+        try:
+            orgs = frozenset(params.uuid(org) for org in _listed(actor["x-actor-orgs"]))
+        except ValueError:
+            raise problems.unauthenticated("X-Actor-Orgs must be UUIDs, separated by commas.") from None
+        return Caller(subject=subject, roles=frozenset(_listed(actor["x-actor-roles"])), orgs=orgs)
+
+    def _is_trusted(self, request: web.Request) -> bool:
+        return _within(_peer(request), self._trusted)
+
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+
+def address_of(request: web.Request, trusted: Networks) -> str:
+    """Where the request came from, to count by: behind ``trusted`` proxies, what the last of them saw. An
+    address of IPv6 stands for its /64, which is one host's to choose from."""
+    address = _peer(request)
+    seen = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
+    while seen and _within(address, trusted):
+        found = _address(seen.pop().strip())
+        if found is None:
+            break
+        address = found
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
+def _peer(request: web.Request) -> IPv4Address | IPv6Address | None:
+    # The peer of the connection itself: request.remote may be rewritten, and the headers are in doubt.
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return _address(peer[0].partition("%")[0]) if isinstance(peer, tuple) else None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _within(address: IPv4Address | IPv6Address | None, networks: Networks) -> bool:
+    return address is not None and any(address in network for network in networks)
+
+
+_ACTOR_HEADERS: Final = ["x-actor-orgs", "x-actor-roles", "x-actor-subject"]
+
+
+def _actor_lines(request: web.Request) -> Iterator[tuple[str, str]]:
+    """Each line whose name is, to some server, that of an X-Actor-* header."""
+    return (
+        line for line in request.headers.items() if line[0].lower().replace("_", "-").startswith("x-actor-")
+    )
+
+
+def _listed(line: str) -> Iterable[str]:
+    return filter(None, (word.strip() for word in line.split(",")))

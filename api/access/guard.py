@@ -1,0 +1,172 @@
+"""Whether a caller may: one middleware in front of every route.
+
+Each route states its `Access`; a route without one is refused, so a new route cannot forget it. The org in
+a path is checked here and nowhere else, before any handler runs: an org that is not the caller's is 403
+whether it exists or not. What is denied, what reads across orgs and what may change something goes to the
+audit log (`api.access.audit`) before the answer goes out; an answer that cannot be audited is not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from api.access.audit import Audit, Decision
+from api.access.authenticate import ADMIN, Authenticator, Caller, Networks, address_of
+from api.access.limits import ALLOWANCE, RateLimiter, Unknown
+from api.access.turns import Turns
+from api.answering import problems
+from api.answering.problems import Fault
+from api.asking import params
+
+USAGE_READ: Final = "analytics:usage:read"
+RELIABILITY_READ: Final = "analytics:reliability:read"
+EXPORTS_CREATE: Final = "analytics:exports:create"
+EXPORTS_READ: Final = "analytics:exports:read"
+EXPORTS_DOWNLOAD: Final = "analytics:exports:download"
+ANALYTICS_ADMIN: Final = "analytics:admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """What a route asks of its caller. ``role`` None: any caller; ``public``: nobody need be known.
+
+    ``all_orgs``: it shows every org at once. A path with ``{orgId}`` is scoped to that org by itself.
+    ``streams``: the answer goes out while the handler runs, so it is audited before that. ``writes``: it may
+    change something, so it is audited before that, also for the caller's own org.
+    """
+
+    role: str | None = None
+    public: bool = False
+    all_orgs: bool = False
+    streams: bool = False
+    writes: bool = False
+
+
+# --- the middleware ----------------------------------------------------------------------------
+
+AccessTable = Mapping[tuple[str, str], Access]
+"""By method and path template."""
+
+ORG_ID: Final = web.RequestKey("org_id", UUID)
+"""Key of the request under which a handler finds the org it may answer for."""
+
+CALLER: Final = web.RequestKey("caller", Caller)
+"""Key of the request under which a handler finds who asks: to write it down, not to decide by it."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Guard:
+    """The one place that lets a request through to its handler."""
+
+    def __init__(
+        self,
+        *,
+        authenticate: Authenticator,
+        limiter: RateLimiter,
+        unknown: Unknown,
+        turns: Turns,
+        trusted_proxies: Networks,
+        accesses: AccessTable,
+        audit: Audit,
+    ) -> None:
+        self._authenticate = authenticate
+        self._limiter = limiter
+        self._unknown = unknown
+        self._turns = turns
+        self._trusted_proxies = trusted_proxies
+        self._accesses = accesses
+        self._audit = audit
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.match_info.http_exception is not None:
+            return await handler(request)  # no such route: 404 or 405, the same for everybody
+        path = template(request)
+        access = self._accesses.get(("GET" if request.method == "HEAD" else request.method, path))
+        if access is None:
+            raise AssertionError(f"route without access: {request.method} {path}")
+        if access.public:
+            return await handler(request)
+        try:
+            caller = request[CALLER] = await self._authenticate(request)
+        except problems.Problem:
+            self._unknown.take(address_of(request, self._trusted_proxies))
+            raise
+        allowance = await self._limiter.take(caller.subject)
+        if allowance is not None:
+            request[ALLOWANCE] = allowance
+        org_id = self._org_in_path(request)
+        across_orgs = access.all_orgs or (org_id is not None and not caller.owns(org_id))
+        refusal = self._refusal(caller, access, org_id)
+        if refusal is not None:
+            await self._audit.denied(self._decision(request, caller, org_id, refusal.status))
+            raise refusal
+        if access.streams or access.writes:  # there is no taking back: it is written down before
+            if across_orgs or access.writes:
+                status = 200 if access.streams else None
+                await self._audit.granted(self._decision(request, caller, org_id, status))
+            across_orgs = False
+        asks = (org_id is not None or access.all_orgs) and not access.streams
+        keys = [f"org {org_id}"] * (org_id is not None) + [f"caller {caller.subject}"]
+        try:
+            async with self._turns.turn(keys) if asks else nullcontext():
+                response = await handler(request)
+        except problems.Problem as problem:
+            if across_orgs and problem.status != 400:  # a question that was not understood has read nothing
+                await self._audit.granted(self._decision(request, caller, org_id, problem.status))
+            raise
+        if across_orgs:
+            await self._audit.granted(self._decision(request, caller, org_id, response.status))
+        return response
+
+    @staticmethod
+    def _org_in_path(request: web.Request) -> UUID | None:
+        text = request.match_info.get("orgId")
+        if text is None:
+            return None
+        try:
+            org_id = request[ORG_ID] = params.uuid(text)
+        except ValueError as error:
+            raise problems.invalid_parameters([Fault("orgId", str(error))]) from None
+        return org_id
+
+    @staticmethod
+    def _refusal(caller: Caller, access: Access, org_id: UUID | None) -> problems.Problem | None:
+        # The org first: which role would do is nobody's business who does not belong to it.
+        if org_id is not None and not caller.owns(org_id) and ADMIN not in caller.roles:
+            return problems.forbidden("This org is not yours to read.")
+        if access.role is not None and not caller.has(access.role):
+            return problems.forbidden(f"This needs the role {access.role}.")
+        return None
+
+    @staticmethod
+    def _decision(request: web.Request, caller: Caller, org_id: UUID | None, status: int | None) -> Decision:
+        return Decision(
+            actor=caller.subject,
+            action=f"{request.method} {template(request)}",
+            org_id=org_id,
+            status=status,
+            asked=_asked(request.query),
+        )
+
+
+def template(request: web.Request) -> str:
+    """The path of the route, with its variables as names."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unmatched"
+
+
+def _asked(query: MultiMapping[str]) -> str:
+    """The query as jsonb takes it, in a bounded length. Of a word that no route knows, the name alone: it may
+    be a token that somebody put there."""
+    known = params.NAMES_SHOWN
+    text = "&".join(f"{name[:100]}={value if name in known else '…'}" for name, value in query.items())
+    return text[:2000].encode("utf-8", "replace").decode().replace("\0", "")

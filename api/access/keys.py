@@ -1,0 +1,148 @@
+"""API keys as the API sees them: it checks them, and notes within the hour that one was used.
+
+A made-up key costs no query: its tag does not fit (`pipeline.common.keys`). A key whose tag fits is looked up by its
+prefix, and what was found is believed for API_KEY_CACHE; that it is bad, for a second at least. Keys of
+0.1.0 have no tag: all of them that are still good are read together, at most once in API_KEY_CACHE and in a
+second, however many keys that look like one are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api.access.authenticate import Caller
+from api.answering import problems
+from api.reading.database import Database, Unavailable
+from pipeline.common import keys
+from sql.schema import api_keys
+
+log = logging.getLogger(__name__)
+
+CHALLENGE: Final = 'ApiKey realm="spendstream"'
+_CACHED_MAX: Final = 10_000
+_LAST_USED: Final = timedelta(hours=1)
+_NOTE_AGAIN: Final = timedelta(minutes=1)
+_PAUSE: Final = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """A key that is not revoked, as the database has it."""
+
+    digest: bytes
+    org_id: UUID
+    roles: frozenset[str]
+    expires_at: datetime | None
+    last_used_at: datetime | None
+
+
+class Keys:
+    """Turns a key into its caller."""
+
+    def __init__(
+        self, secret: bytes, *, database: Database, cache_s: float, clock: Callable[[], datetime]
+    ) -> None:
+        self._secret = secret
+        self._database = database
+        self._cache = timedelta(seconds=cache_s)
+        self._clock = clock
+        self._tagged: dict[str, tuple[datetime, _Row | None]] = {}
+        """By prefix, when it was read and what was found. Only keys that we made come in here."""
+        self._untagged: Mapping[str, _Row] | None = {}
+        """Of 0.1.0, all that are good; None: the database could not say."""
+        self._untagged_at: datetime | None = None
+        self._untagged_lock = asyncio.Lock()
+        self._noted: dict[str, datetime] = {}
+
+    async def caller(self, key: str) -> Caller:
+        """Who the key stands for. Raises `Problem` 401, the same for every fault, and `Unavailable`."""
+        prefix = keys.prefix_of(key)
+        if prefix is None:
+            raise _refused()
+        now = self._clock()
+        if keys.is_untagged(key):
+            row = (await self._all_untagged(now)).get(prefix)
+        elif keys.has_tag(key, self._secret):
+            row = await self._one_tagged(prefix, now)
+        else:
+            raise _refused()
+        if row is None or not keys.matches(key, self._secret, row.digest):
+            raise _refused()
+        if row.expires_at is not None and now >= row.expires_at:
+            raise _refused()
+        await self._note_use(prefix, row, now)
+        roles = row.roles & frozenset(keys.ROLES)  # whatever a row says: a key never spans orgs
+        return Caller(subject=f"key:{prefix}", roles=roles, orgs=frozenset((row.org_id,)))
+
+    async def _one_tagged(self, prefix: str, now: datetime) -> _Row | None:
+        read_at, row = self._tagged.get(prefix, (None, None))
+        if read_at is not None and now - read_at < (self._cache if row else max(self._cache, _PAUSE)):
+            return row
+        row = (await self._read(api_keys.c.prefix == prefix)).get(prefix)
+        if len(self._tagged) >= _CACHED_MAX:
+            self._tagged.clear()
+        self._tagged[prefix] = (now, row)
+        return row
+
+    async def _all_untagged(self, now: datetime) -> Mapping[str, _Row]:
+        async with self._untagged_lock:
+            pause = max(self._cache, _PAUSE)
+            if self._untagged_at is None or now - self._untagged_at >= pause:
+                # Before the answer: a database that is away is not asked by every made-up key either.
+                self._untagged_at, self._untagged = now, None
+                self._untagged = await self._read(
+                    func.length(api_keys.c.prefix) == keys.UNTAGGED_PREFIX_CHARS
+                )
+        if self._untagged is None:
+            raise Unavailable("The API keys cannot be read.")
+        return self._untagged
+
+    async def _read(self, which: ColumnElement[bool]) -> dict[str, _Row]:
+        query = select(api_keys).where(which, api_keys.c.revoked_at.is_(None))
+
+        async def read(connection: AsyncConnection) -> Any:
+            return (await connection.execute(query)).all()
+
+        return {
+            row.prefix: _Row(
+                digest=bytes(row.digest),
+                org_id=row.org_id,
+                roles=frozenset(row.roles),
+                expires_at=row.expires_at,
+                last_used_at=row.last_used_at,
+            )
+            for row in await self._database.read(read)
+        }
+
+    async def _note_use(self, prefix: str, row: _Row, now: datetime) -> None:
+        noted = max(filter(None, (row.last_used_at, self._noted.get(prefix))), default=None)
+        if noted is not None and now - noted <= _LAST_USED:
+            return
+        if len(self._noted) >= _CACHED_MAX:
+            self._noted.clear()
+        self._noted[prefix] = now
+        used = api_keys.c.last_used_at
+        stale = or_(used.is_(None), used < now - _LAST_USED)
+        statement = update(api_keys).where(api_keys.c.prefix == prefix, stale).values(last_used_at=now)
+
+        async def note(connection: AsyncConnection) -> None:
+            await connection.execute(statement)
+
+        try:
+            await self._database.write(note)
+        except Unavailable as error:  # no reason to turn the caller away
+            self._noted[prefix] = now - _LAST_USED + _NOTE_AGAIN
+            log.warning("key_use_not_noted", extra={"prefix": prefix, "error": str(error)})
+
+
+def _refused() -> problems.Problem:
+    return problems.unauthenticated("The API key is unknown, has ended or was revoked.", challenge=CHALLENGE)

@@ -1,0 +1,151 @@
+"""Rate limits: so many requests a minute for each caller, over all API processes where Redis counts them.
+
+Who is nobody, because the credentials prove nothing, is counted by address and by process (`Unknown`).
+
+A window is a minute of the clock. Where Redis is not there or away, each process counts by itself: the limit
+is then that of each process, but nobody is turned away for Redis' sake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from asyncio import timeout
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from aiohttp import web
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api.answering import problems
+
+log = logging.getLogger(__name__)
+
+WINDOW_S: Final = 60
+_REDIS_TIMEOUT_S: Final = 0.05
+_PAUSE_S: Final = 2.0
+_CALLERS_MAX: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What a caller has left in this window, which ends in ``reset_s``."""
+
+    quota: int
+    remaining: int
+    reset_s: int
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "RateLimit-Policy": f'"caller";q={self.quota};w={WINDOW_S}',
+            "RateLimit": f'"caller";r={self.remaining};t={self.reset_s}',
+        }
+
+
+ALLOWANCE: Final = web.RequestKey("allowance", Allowance)
+
+
+class Unknown:
+    """Counts requests whose credentials prove nothing, in this process: by address, and all together.
+
+    Only such a request is ever turned away: callers that prove who they are are not hurt by an address that
+    they share with others, a proxy's for example. ``quota`` of one address; 0: no limit.
+    """
+
+    PROCESS: Final = 10
+    """The process takes as many times what one address may send. So many addresses are counted at most."""
+
+    def __init__(self, quota: int, clock: Callable[[], datetime]) -> None:
+        self._quota = quota
+        self._clock = clock
+        self._window = 0
+        self._counts: Counter[str] = Counter()
+        self._all = 0
+
+    def take(self, address: str) -> None:
+        """Count one. Raises `Problem` 429 past either limit."""
+        if not self._quota:
+            return
+        now = self._clock().timestamp()
+        window = int(now // WINDOW_S)
+        if window != self._window:
+            self._window, self._all = window, 0
+            self._counts.clear()
+        if self._all < self._quota * self.PROCESS and self._counts[address] < self._quota:
+            self._all += 1
+            self._counts[address] += 1
+            return
+        raise problems.too_many(
+            f"At most {self._quota} requests a minute without valid credentials from one address"
+            " (API_UNKNOWN_RATE_LIMIT).",
+            retry_after_s=int((window + 1) * WINDOW_S - now) + 1,
+        )
+
+
+class RateLimiter:
+    """Counts requests by caller. ``quota`` 0: no limit."""
+
+    def __init__(self, quota: int, redis_url: str | None, clock: Callable[[], datetime]) -> None:
+        self._quota = quota
+        self._clock = clock
+        self._redis: Redis | None = None
+        if redis_url is not None and quota:
+            self._redis = Redis.from_url(
+                redis_url,
+                socket_timeout=_REDIS_TIMEOUT_S,
+                socket_connect_timeout=_REDIS_TIMEOUT_S,
+                retry=None,
+            )
+        self._away_until = 0.0
+        self._counts: Counter[str] = Counter()
+        self._window = 0
+
+    async def take(self, subject: str) -> Allowance | None:
+        """Count one request; None without a limit. Raises `Problem` 429 past it."""
+        if not self._quota:
+            return None
+        now = self._clock().timestamp()
+        window = int(now // WINDOW_S)
+        name = hashlib.blake2b(subject.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        count = await self._count_shared(f"spendstream:rate:{name}:{window}")
+        if count is None:
+            count = self._count_here(name, window)
+        reset_s = int((window + 1) * WINDOW_S - now) + 1
+        allowance = Allowance(quota=self._quota, remaining=max(0, self._quota - count), reset_s=reset_s)
+        if count > self._quota:
+            problem = problems.too_many(
+                f"At most {self._quota} requests a minute for each caller (API_RATE_LIMIT).",
+                retry_after_s=reset_s,
+            )
+            problem.headers = {**problem.headers, **allowance.headers()}
+            raise problem
+        return allowance
+
+    async def close(self) -> None:
+        if self._redis:
+            await self._redis.aclose()
+
+    async def _count_shared(self, key: str) -> int | None:
+        if self._redis is None or time.monotonic() < self._away_until:
+            return None
+        try:
+            async with timeout(_REDIS_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.incr(key)
+                pipeline.expire(key, 2 * WINDOW_S)
+                return int((await pipeline.execute())[0])
+        except (RedisError, OSError, TimeoutError) as error:
+            self._away_until = time.monotonic() + _PAUSE_S
+            log.warning("rate_limit_counted_here", extra={"error": str(error) or type(error).__name__})
+            return None
+
+    def _count_here(self, name: str, window: int) -> int:
+        if window != self._window or len(self._counts) >= _CALLERS_MAX:
+            self._window = window
+            self._counts.clear()
+        self._counts[name] += 1
+        return self._counts[name]

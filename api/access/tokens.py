@@ -1,0 +1,244 @@
+"""Bearer tokens: JWTs signed by an issuer's keys (JWKS) or with one shared secret.
+
+What a token says of itself decides nothing. A key is good for one algorithm, its own: HS256 for the shared
+secret, and what its type says for a key of the set. So neither ``alg=none`` nor an HS256 signature made with
+a public key is ever tried. Times are those of the API's clock.
+
+The set is read again when it is old, and when a token names a key that is not in it, but then at most
+once in `REFETCH_S`: whoever sends made-up key ids cannot make us flood the issuer. While the issuer is away,
+the keys that we have stay good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import jwt
+import msgspec
+
+from api.access.authenticate import SUBJECT_FORM, Caller, is_subject
+from api.answering import problems
+from api.asking import params
+from api.config import TokenConfig
+from api.reading.database import Unavailable
+
+log = logging.getLogger(__name__)
+
+REFETCH_S: Final = 30.0
+_RETRY_S: Final = 5.0
+_FETCH_TIMEOUT_S: Final = 0.6
+_JWKS_BYTES_MAX: Final = 1 << 20
+_ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
+_RSA_BITS_MIN: Final = 2048
+
+
+class Tokens:
+    """Turns a token into its caller."""
+
+    def __init__(self, config: TokenConfig, clock: Callable[[], datetime]) -> None:
+        self._config = config
+        self._clock = clock
+        self._keys = KeySet(config, clock) if config.secret is None else None
+
+    async def caller(self, token: str) -> Caller:
+        """Who the token speaks for.
+
+        Raises:
+            Problem: 401, the token is not to be believed.
+            Unavailable: the issuer's keys have never been had.
+        """
+        try:
+            header = jwt.get_unverified_header(token)
+            key, algorithm = await self._key(header)
+            claims = jwt.decode(
+                token,
+                key=key,
+                algorithms=[algorithm],
+                audience=self._config.audience,
+                issuer=self._config.issuer,
+                options={
+                    "require": ["exp", "sub"],
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                },
+            )
+        except jwt.InvalidAudienceError:
+            raise _refused("The token is meant for another audience.") from None
+        except jwt.InvalidIssuerError:
+            raise _refused("The token is of another issuer.") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise _refused(f"The token lacks the claim {error.claim}.") from None
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            raise _refused("The token is malformed, or its signature is not of a key known here.") from None
+        self._check_times(claims)
+        return _caller(claims)
+
+    async def close(self) -> None:
+        if self._keys:
+            await self._keys.close()
+
+    async def _key(self, header: Mapping[str, Any]) -> tuple[Any, str]:
+        algorithm = header.get("alg")
+        if "crit" in header:  # what must be understood, and is not
+            raise jwt.InvalidTokenError
+        if self._keys is None:
+            if algorithm != "HS256":
+                raise jwt.InvalidAlgorithmError
+            assert self._config.secret is not None
+            return self._config.secret, "HS256"
+        if algorithm not in _ALGORITHMS:
+            raise jwt.InvalidAlgorithmError
+        kid = header.get("kid")
+        if kid is not None and not isinstance(kid, str):
+            raise jwt.InvalidTokenError
+        key = await self._keys.find(kid, algorithm)
+        return key.key, algorithm
+
+    def _check_times(self, claims: Mapping[str, Any]) -> None:
+        now, leeway_s = self._clock().timestamp(), self._config.leeway_s
+        if now >= _instant(claims, "exp") + leeway_s:
+            raise _refused("The token has expired.")
+        if "nbf" in claims and now < _instant(claims, "nbf") - leeway_s:
+            raise _refused("The token is not valid yet.")
+        if "iat" in claims:
+            _instant(claims, "iat")
+
+
+def _instant(claims: Mapping[str, Any], name: str) -> float:
+    value = claims[name]
+    try:
+        instant = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:  # JSON's integers have as many digits as they like
+        instant = math.inf
+    if not math.isfinite(instant):
+        raise _refused(f"The token's claim {name} is not a time.")
+    return instant
+
+
+def _caller(claims: Mapping[str, Any]) -> Caller:
+    subject, orgs, roles = claims["sub"], claims.get("orgs", []), claims.get("roles", [])
+    if not isinstance(subject, str) or not is_subject(subject.strip()):
+        raise _refused(f"The token's claim sub must be {SUBJECT_FORM}.")
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
+        raise _refused("The token's claim roles must be a list of texts.")
+    try:
+        owned = frozenset(params.uuid(org) for org in orgs) if isinstance(orgs, list) else None
+    except (TypeError, ValueError):
+        owned = None
+    if owned is None:
+        raise _refused("The token's claim orgs must be a list of UUIDs.")
+    return Caller(subject=subject.strip(), roles=frozenset(roles), orgs=owned)
+
+
+def _refused(detail: str) -> problems.Problem:
+    return problems.unauthenticated(detail, challenge='Bearer realm="spendstream", error="invalid_token"')
+
+
+# --- the issuer's keys ---------------------------------------------------------------------------
+
+
+class KeySet:
+    """The usable keys of a JWKS, from a URL or a file."""
+
+    def __init__(self, config: TokenConfig, clock: Callable[[], datetime]) -> None:
+        self._config = config
+        self._clock = clock
+        self._keys: list[jwt.PyJWK] = []
+        self._read_at: float | None = None
+        self._tried_at: float | None = None
+        self._lock = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK:
+        """The key of that id, or the only one for the algorithm when the token names none.
+
+        Raises:
+            jwt.InvalidKeyError: there is none.
+            Unavailable: no keys could be had so far.
+        """
+        async with self._lock:
+            await self._refresh_if(self._age(self._read_at) >= self._config.jwks_cache_s, _RETRY_S)
+            found = self._matching(kid, algorithm)
+            if not found and kid is not None:
+                await self._refresh_if(True, REFETCH_S)
+                found = self._matching(kid, algorithm)
+        if self._read_at is None:
+            raise Unavailable("The keys of the token issuer cannot be fetched.")
+        if len(found) != 1:
+            raise jwt.InvalidKeyError
+        return found[0]
+
+    async def close(self) -> None:
+        if self._session:
+            await self._session.close()
+
+    def _matching(self, kid: str | None, algorithm: str) -> list[jwt.PyJWK]:
+        return [
+            key
+            for key in self._keys
+            if key.algorithm_name == algorithm and (kid is None or key.key_id == kid)
+        ]
+
+    def _age(self, at: float | None) -> float:
+        return math.inf if at is None else self._clock().timestamp() - at
+
+    async def _refresh_if(self, wanted: bool, pause_s: float) -> None:
+        if not wanted or self._age(self._tried_at) < pause_s:
+            return
+        self._tried_at = self._clock().timestamp()
+        try:
+            keys = usable_keys(await self._read())
+        except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as error:
+            log.warning("jwks_unavailable", extra={"error": str(error) or type(error).__name__})
+            return
+        self._keys, self._read_at = keys, self._tried_at
+        log.info("jwks_read", extra={"keys": len(keys)})
+
+    async def _read(self) -> bytes:
+        if self._config.jwks_file is not None:
+            return await asyncio.to_thread(Path(self._config.jwks_file).read_bytes)
+        assert self._config.jwks_url is not None
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_FETCH_TIMEOUT_S))
+        # No redirects: only the address that was configured is trusted to name keys.
+        async with self._session.get(self._config.jwks_url, allow_redirects=False) as answer:
+            if answer.status != 200:
+                raise ValueError(f"status {answer.status}")
+            body = bytearray()
+            async for block in answer.content.iter_any():
+                body += block
+                if len(body) > _JWKS_BYTES_MAX:
+                    raise ValueError(f"more than {_JWKS_BYTES_MAX} bytes")
+        return bytes(body)
+
+
+def usable_keys(document: bytes) -> list[jwt.PyJWK]:
+    """The public keys in a JWKS that may sign tokens; others are left out. Raises ValueError."""
+    try:
+        listed = msgspec.json.decode(document, type=dict[str, Any])["keys"]
+    except (msgspec.MsgspecError, KeyError):
+        raise ValueError("not a JWKS") from None
+    keys = []
+    for entry in listed if isinstance(listed, list) else []:
+        try:
+            key = jwt.PyJWK.from_dict(entry)
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, KeyError):
+            continue
+        bits = getattr(key.key, "key_size", _RSA_BITS_MIN) if key.key_type == "RSA" else _RSA_BITS_MIN
+        if (
+            key.algorithm_name in _ALGORITHMS
+            and key.public_key_use in (None, "sig")
+            and bits >= _RSA_BITS_MIN
+        ):
+            keys.append(key)
+    if not keys:
+        raise ValueError("no usable key in the JWKS")
+    return keys

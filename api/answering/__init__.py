@@ -1,0 +1,1 @@
+"""What is answered: bodies, money and problems."""

@@ -1,0 +1,254 @@
+"""Query parameters: what there is, and what one value means. `questions` puts them together.
+
+The tables of `Parameter` are also what the OpenAPI document is made from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from multidict import MultiMapping
+
+from api.answering.problems import Fault, invalid_parameters
+from api.asking.buckets import Granularity, to_minute, zone_names
+from pipeline.core import wire
+
+LIMIT_DEFAULT: Final = 1000
+MODEL: Final = "model"
+CLIENT: Final = "client"
+
+T = TypeVar("T")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+# An offset's + that was not escaped arrives as a space; no other reading of it is possible.
+_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+\- ](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A query parameter as the document shows it; ``schema`` is JSON Schema of a value, or of all of them."""
+
+    name: str
+    help: str
+    schema: dict[str, Any]
+    required: bool = False
+    repeatable: bool = False
+
+
+_TIME_SCHEMA: Final = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:00(\.0+)?(Z|[+-]\d\d:\d\d)$",
+}
+_UUID_SCHEMA: Final = {"type": "string", "format": "uuid"}
+
+START = Parameter(
+    name="start",
+    help="First instant of the range, a whole minute. It need not be the edge of a bucket: figures cover"
+    " exactly [start, end).",
+    schema=_TIME_SCHEMA,
+    required=True,
+)
+END = Parameter(
+    name="end",
+    help="End of the range, not included; a whole minute, at most 13 months after start (24 hours for"
+    " granularity=minute).",
+    schema=_TIME_SCHEMA,
+    required=True,
+)
+GRANULARITY = Parameter(
+    name="granularity",
+    help="Length of a bucket. Minutes and hours are those of UTC; days and months are local to timeZone.",
+    schema={"type": "string", "enum": [g.value for g in Granularity], "default": "day"},
+)
+MODEL_ID = Parameter(name="modelId", help="Only these models.", schema=_UUID_SCHEMA, repeatable=True)
+CLIENT_ID = Parameter(
+    name="clientId",
+    help="Only these clients, from the hour grain up. An empty value means events without a client. The one"
+    " name of more than 128 characters means what was counted beyond CLIENTS_PER_ORG_HOUR_MAX.",
+    schema={
+        "anyOf": [
+            {"type": "string", "maxLength": wire.CLIENT_ID_CHARS_MAX},
+            {"const": wire.OVERFLOW_CLIENT},
+        ]
+    },
+    repeatable=True,
+)
+GROUP_BY = Parameter(
+    name="groupBy",
+    help="What the series is split by: model, client (from the hour grain up), both (repeated or with a"
+    " comma), or none.",
+    schema={
+        "anyOf": [
+            {"type": "array", "items": {"enum": [MODEL, CLIENT]}, "minItems": 1, "uniqueItems": True},
+            {"const": ["none"]},
+        ],
+        "default": [MODEL],
+    },
+    repeatable=True,
+)
+TIME_ZONE = Parameter(
+    name="timeZone",
+    help="IANA name. In zones off the whole hour the edges of a day take minute rows.",
+    schema={"type": "string", "default": "UTC"},
+)
+LIMIT = Parameter(
+    name="limit",
+    help="Most items of a page.",
+    schema={"type": "integer", "minimum": 1, "maximum": 10_000, "default": LIMIT_DEFAULT},
+)
+CURSOR = Parameter(
+    name="cursor",
+    help="nextCursor of the page before, with all other parameters but limit the same.",
+    schema={"type": "string"},
+)
+
+EXPIRES = Parameter(
+    name="expires",
+    help="When the link ends, in seconds since 1970.",
+    schema={"type": "integer", "minimum": 0, "maximum": 10**11 - 1},
+    required=True,
+)
+SIGNATURE = Parameter(
+    name="signature", help="What makes the link ours.", schema={"type": "string"}, required=True
+)
+
+FIGURES: Final = (START, END, GRANULARITY, MODEL_ID, CLIENT_ID, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
+ORGS: Final = (START, END, LIMIT, CURSOR)
+LISTING: Final = (LIMIT, CURSOR)
+SIGNED: Final = (EXPIRES, SIGNATURE)
+NONE: Final = ()
+NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*FIGURES, *ORGS, *LISTING))
+"""Words of a query that may be written down."""
+
+
+class Reader:
+    """One query string. Faults gather here and are raised together, each once."""
+
+    def __init__(self, query: MultiMapping[str], known: Sequence[Parameter]) -> None:
+        self.faults: list[Fault] = []
+        self._query = query
+        names = [parameter.name for parameter in known]
+        for name in dict.fromkeys(query):
+            if name not in names:
+                listed = f"the parameters are {', '.join(names)}" if names else "there are none here"
+                self.fault(name, f"unknown parameter; {listed}")
+
+    def fault(self, name: str, message: str) -> None:
+        fault = Fault(name, message)
+        if fault not in self.faults:
+            self.faults.append(fault)
+
+    def one(self, parameter: Parameter, parse: Callable[[str], T]) -> T | None:
+        """The value, or None when it is absent or faulty."""
+        given = self._query.getall(parameter.name, [])
+        if len(given) > 1:
+            self.fault(parameter.name, "must be given once")
+            return None
+        if not given:
+            if parameter.required:
+                self.fault(parameter.name, "is required")
+            return None
+        return self._parsed(parameter, parse, given[0])
+
+    def many(self, parameter: Parameter, parse: Callable[[str], T]) -> tuple[T, ...]:
+        """The distinct values in order, without the faulty ones."""
+        found = (self._parsed(parameter, parse, text) for text in self._query.getall(parameter.name, []))
+        return tuple(sorted({value for value in found if value is not None}))  # type: ignore[type-var]
+
+    def all(self, parameter: Parameter, parse: Callable[[list[str]], T]) -> T | None:
+        """What all the values mean together."""
+        given = self._query.getall(parameter.name, [])
+        return self._parsed(parameter, parse, given) if given else None
+
+    def finish(self) -> None:
+        if self.faults:
+            raise invalid_parameters(self.faults)
+
+    def _parsed(self, parameter: Parameter, parse: Callable[[Any], T], given: Any) -> T | None:
+        try:
+            return parse(given)
+        except ValueError as error:
+            self.fault(parameter.name, str(error))
+            return None
+
+
+# --- parsers: ValueError says what is expected ---
+
+
+def uuid(text: str) -> UUID:
+    """The canonical form only: one org has one spelling in logs, caches and signatures."""
+    if not _UUID.fullmatch(text):
+        raise ValueError("expected a UUID such as 123e4567-e89b-42d3-a456-426614174000")
+    return UUID(text)
+
+
+def whole_minute(text: str) -> int:
+    match = _TIME.fullmatch(text)
+    if not match:
+        raise ValueError("expected an RFC 3339 time with an offset, such as 2026-11-01T00:00:00Z")
+    day, hour_minute, seconds, fraction, offset = match.groups()
+    offset = "+00:00" if offset in "Zz" else offset.replace(" ", "+")
+    try:
+        at = datetime.fromisoformat(f"{day}T{hour_minute}:{seconds}{offset}").astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("there is no such time in the calendar") from None
+    if at.second or (fraction and fraction.strip("0")):
+        raise ValueError("must be a whole minute: figures are kept by the minute")
+    return to_minute(at)
+
+
+def granularity(text: str) -> Granularity:
+    try:
+        return Granularity(text)
+    except ValueError:
+        raise ValueError(f"expected one of {', '.join(Granularity)}") from None
+
+
+def zone(text: str) -> ZoneInfo:
+    if text not in zone_names():
+        raise ValueError("expected an IANA time zone such as Europe/Berlin")
+    return ZoneInfo(text)
+
+
+def client_id(text: str) -> str:
+    if len(text) > wire.CLIENT_ID_CHARS_MAX and text != wire.OVERFLOW_CLIENT:
+        raise ValueError(f"must be at most {wire.CLIENT_ID_CHARS_MAX} characters")
+    if not _is_text(text):
+        raise ValueError("must be Unicode text without the character NUL")
+    return text
+
+
+def _is_text(text: str) -> bool:
+    """Can PostgreSQL hold it?"""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def group_by(values: list[str]) -> frozenset[str]:
+    words = [word for value in values for word in value.split(",")]
+    groups = frozenset(words)
+    if not groups <= {MODEL, CLIENT, "none"} or ("none" in groups and len(groups) > 1):
+        raise ValueError("expected model, client, both, or none alone")
+    return groups - {"none"}
+
+
+def limit_up_to(maximum: int) -> Callable[[str], int]:
+    def limit(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= maximum:
+            raise ValueError(f"expected a whole number from 1 to {maximum}")
+        return int(text)
+
+    return limit
+
+
+def number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,11}", text, re.ASCII):
+        raise ValueError("expected a whole number of seconds since 1970")
+    return int(text)

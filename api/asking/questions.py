@@ -1,0 +1,241 @@
+"""Questions: what the parameters of a request ask for together, or every fault in them at once.
+
+A question that leaves this module can be answered: its range is whole minutes, within the limits, and the
+rows that it needs are still kept. A partial answer never passes for a whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, TypeVar
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from multidict import MultiMapping
+
+from api.asking import params
+from api.asking.buckets import (
+    DAY,
+    Calendar,
+    Granularity,
+    Span,
+    add_months,
+    minute_edges,
+    to_datetime,
+    to_minute,
+)
+from api.asking.cursors import CursorError, Cursors
+from api.asking.params import Reader
+from api.config import RangeConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The last point of a page: what the next page comes after. Ungrouped keys are None."""
+
+    bucket: int
+    model_id: UUID | None
+    client_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiguresQuestion:
+    """Usage or reliability of one org. ``client_ids`` may hold '' for events without a client."""
+
+    org_id: UUID
+    span: Span
+    calendar: Calendar
+    model_ids: tuple[UUID, ...]
+    client_ids: tuple[str, ...]
+    by_model: bool
+    by_client: bool
+    limit: int
+    after: Position | None
+    bound_to: str
+
+    @property
+    def needs_clients(self) -> bool:
+        return self.by_client or bool(self.client_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrgsQuestion:
+    span: Span
+    limit: int
+    after: UUID | None
+    bound_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListingQuestion:
+    """A page of what an org has; ``after`` is a model's id or a client's."""
+
+    limit: int
+    after: Any
+    bound_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parser:
+    """Makes questions of query strings. ``clock`` decides which rows are still kept."""
+
+    ranges: RangeConfig
+    cursors: Cursors
+    clock: Callable[[], datetime]
+
+    def figures(self, route: str, org_id: UUID, query: MultiMapping[str]) -> FiguresQuestion:
+        """Raises `Problem` 400 with every fault, like all of these."""
+        reader = Reader(query, params.FIGURES)
+        start, end = (
+            reader.one(params.START, params.whole_minute),
+            reader.one(params.END, params.whole_minute),
+        )
+        granularity = reader.one(params.GRANULARITY, params.granularity) or Granularity.DAY
+        zone = reader.one(params.TIME_ZONE, params.zone) or ZoneInfo("UTC")
+        model_ids = reader.many(params.MODEL_ID, params.uuid)
+        client_ids = reader.many(params.CLIENT_ID, params.client_id)
+        group_by = reader.all(params.GROUP_BY, params.group_by)
+        groups = frozenset((params.MODEL,)) if group_by is None else group_by
+        limit = self._limit(reader)
+        calendar = Calendar(granularity, zone)
+        by_client = params.CLIENT in groups or bool(client_ids)
+        span = self._span(reader, start, end, zone)
+        if by_client and granularity is Granularity.MINUTE:
+            message = "figures by client exist from the hour grain up, not by minute"
+            if params.CLIENT in groups:
+                reader.fault(params.GROUP_BY.name, message)
+            if client_ids:
+                reader.fault(params.CLIENT_ID.name, message)
+        elif span:
+            self._check_rows_exist(reader, span, calendar, by_client=by_client)
+        bound_to = "|".join(
+            (
+                route,
+                str(org_id),
+                repr((start, end, granularity.value, zone.key, sorted(groups))),
+                repr((model_ids, client_ids)),
+            )
+        )
+        position = self._after(reader, bound_to, tuple[int, UUID | None, str | None])
+        reader.finish()
+        assert span is not None
+        return FiguresQuestion(
+            org_id=org_id,
+            span=span,
+            calendar=calendar,
+            model_ids=model_ids,
+            client_ids=client_ids,
+            by_model=params.MODEL in groups,
+            by_client=params.CLIENT in groups,
+            limit=limit,
+            after=Position(*position) if position else None,
+            bound_to=bound_to,
+        )
+
+    def orgs(self, query: MultiMapping[str]) -> OrgsQuestion:
+        reader = Reader(query, params.ORGS)
+        start, end = (
+            reader.one(params.START, params.whole_minute),
+            reader.one(params.END, params.whole_minute),
+        )
+        limit = self._limit(reader)
+        zone = ZoneInfo("UTC")
+        span = self._span(reader, start, end, zone)
+        if span:
+            self._check_rows_exist(reader, span, Calendar(Granularity.DAY, zone), by_client=False)
+        bound_to = f"orgs|{start}|{end}"
+        after = self._after(reader, bound_to, UUID)
+        reader.finish()
+        assert span is not None
+        return OrgsQuestion(span=span, limit=limit, after=after, bound_to=bound_to)
+
+    def listing(self, route: str, org_id: UUID, query: MultiMapping[str], key: type) -> ListingQuestion:
+        reader = Reader(query, params.LISTING)
+        limit = self._limit(reader)
+        bound_to = f"{route}|{org_id}"
+        after = self._after(reader, bound_to, key)
+        reader.finish()
+        return ListingQuestion(limit=limit, after=after, bound_to=bound_to)
+
+    def nothing(self, query: MultiMapping[str]) -> None:
+        """For routes without parameters: all are unknown."""
+        Reader(query, params.NONE).finish()
+
+    def _limit(self, reader: Reader) -> int:
+        maximum = self.ranges.points_max
+        given = reader.one(params.LIMIT, params.limit_up_to(maximum))
+        return given or min(params.LIMIT_DEFAULT, maximum)
+
+    def _span(self, reader: Reader, start: int | None, end: int | None, zone: ZoneInfo) -> Span | None:
+        if start is None or end is None:
+            return None
+        if end <= start:
+            reader.fault("end", "must be after start")
+            return None
+        try:
+            latest = add_months(start, self.ranges.months_max, zone)
+        except (ValueError, OverflowError):
+            reader.fault("start", "is beyond the calendar")
+            return None
+        if end > latest:
+            reader.fault("end", f"must be at most {self.ranges.months_max} months after start")
+            return None
+        oldest = to_minute(self.clock()) - int(self.ranges.retention_rollup_s // 60)
+        if start < oldest:
+            reader.fault(
+                "start",
+                f"hour and day rows go back to {_shown(oldest)} only (RETENTION_ROLLUP)",
+            )
+            return None
+        return Span(start, end)
+
+    def _check_rows_exist(self, reader: Reader, span: Span, calendar: Calendar, *, by_client: bool) -> None:
+        """Minute rows are kept for a shorter time than the others, and not by client at all."""
+        if calendar.granularity is Granularity.MINUTE and span.end - span.start > DAY:
+            reader.fault("end", "must be at most 24 hours after start for granularity=minute")
+            return
+        oldest = to_minute(self.clock()) - int(self.ranges.retention_minute_s // 60)
+        for name, part in minute_edges(span, calendar):
+            if by_client:
+                reader.fault(name, _NO_CLIENT_MINUTES[name])
+            elif part.start < oldest:
+                reader.fault(name, _TOO_OLD[name].format(oldest=_shown(oldest)))
+
+    def _after(self, reader: Reader, bound_to: str, form: type[T]) -> T | None:
+        if reader.faults:  # the cursor is bound to parameters that are not known now
+            reader.one(params.CURSOR, str)
+            return None
+
+        def opened(text: str) -> T:
+            try:
+                return self.cursors.open(text, bound_to, form)
+            except CursorError:
+                raise ValueError(
+                    "was not given out for this org and these parameters, or is no longer valid; start over"
+                    " without it"
+                ) from None
+
+        return reader.one(params.CURSOR, opened)
+
+
+_NO_CLIENT_MINUTES: Final = {
+    "start": "must be a whole hour, since figures by client exist from the hour grain up",
+    "end": "must be a whole hour, since figures by client exist from the hour grain up",
+    "timeZone": "its days do not begin on whole hours of UTC, and figures by client exist from the hour grain"
+    " up",
+}
+_TOO_OLD: Final = {
+    "granularity": "minute rows go back to {oldest} only; start later or take granularity=hour",
+    "start": "minute rows go back to {oldest} only; before that it must be a whole hour of UTC",
+    "end": "minute rows go back to {oldest} only; before that it must be a whole hour of UTC",
+    "timeZone": "its days do not begin on whole hours of UTC, which takes minute rows, and those go back to"
+    " {oldest} only; start later or take another zone",
+}
+
+
+def _shown(minute: int) -> str:
+    return to_datetime(minute).strftime("%Y-%m-%dT%H:%MZ")

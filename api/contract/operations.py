@@ -1,0 +1,357 @@
+"""Every operation that the OpenAPI document describes, and the bodies that some of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from api.answering import answers
+from api.asking import params
+from api.asking.params import Parameter
+from api.exports.jobs import FORMATS, MODELS_MAX
+
+BASE: Final = "/analytics/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """What the document says of one route. ``answer`` is a type of `answers`, or a media type for text."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type | str | None
+    parameters: Sequence[Parameter] = ()
+    problems: Sequence[int] = ()
+    rules: str = ""
+    """What a request must keep to that no schema can say. Where there is nothing, whatever the schema allows
+    is answered; a test relies on that."""
+    public: bool = False
+    success: int = 200
+    also: int | None = None
+    body: dict[str, Any] | None = None
+    headers: Sequence[dict[str, Any]] = ()
+    sends: dict[str, Any] | None = None
+    """Headers of the successful answer."""
+    links: dict[str, Any] | None = None
+    """What its answer leads to."""
+
+
+# --- bodies ---
+
+_SHAPE: Final = {
+    "granularity": {"enum": ["hourly", "daily", "monthly"], "default": "daily"},
+    "format": {"enum": list(FORMATS), "default": "csv"},
+    "models": {
+        "type": "array",
+        "items": {"type": "string", "format": "uuid"},
+        "maxItems": MODELS_MAX,
+        "description": "Only these; none: all.",
+    },
+}
+_HOUR: Final = {
+    "type": "string",
+    "format": "date-time",
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:00:00(\.0+)?(Z|[+-]\d\d:00)$",
+}
+
+
+def _body(schema: dict[str, Any], description: str, example: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "required": True,
+        "description": description,
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
+
+
+ORDER_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["timeRange"],
+        "additionalProperties": False,
+        "properties": {
+            "timeRange": {
+                "type": "object",
+                "required": ["start", "end"],
+                "additionalProperties": False,
+                "properties": {"start": _HOUR, "end": _HOUR},
+            },
+            **_SHAPE,
+        },
+    },
+    "Whole hours; at most 31 days for hourly, 13 months otherwise. Days and months are those of UTC.",
+    {
+        "timeRange": {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
+        "granularity": "daily",
+        "format": "csv",
+    },
+)
+SCHEDULE_BODY: Final = _body(
+    {"type": "object", "additionalProperties": False, "properties": _SHAPE},
+    "What each month's file looks like.",
+    {"granularity": "daily", "format": "focus-1.2"},
+)
+IDEMPOTENCY_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Orders once, however often it is sent.",
+    "schema": {"type": "string", "pattern": r"^[!-~]{1,200}$"},
+}
+EVENT_BODY: Final = {
+    "required": True,
+    "description": "One event, at most 64 KiB: camelCase, snake_case, or a CloudEvents 1.0 envelope.",
+    "content": {
+        "application/json": {
+            "schema": {"type": "object"},
+            "example": {
+                "eventId": "6f2a9a3e-0f55-4d0e-9a53-7f7a0b9c1d2e",
+                "orgId": "123e4567-e89b-42d3-a456-426614174000",
+                "modelId": "123e4567-e89b-42d3-a456-426614174001",
+                "clientId": "checkout",
+                "occurredAt": "2026-11-01T12:00:00Z",
+                "latencyMs": 412,
+                "status": "success",
+                "inputTokens": 812,
+                "outputTokens": 96,
+                "costEstimateCents": "0.4375",
+            },
+        }
+    },
+}
+
+# --- operations ---
+
+
+def _link(operation: str, **parameters: str) -> dict[str, Any]:
+    return {"operationId": operation, "parameters": parameters}
+
+
+_CURSOR: Final = "a cursor must be one that was given out for the same org and parameters"
+_FIGURES: Final = (
+    "end must be after start, and the range within its limits and what is kept; minutes are not counted by"
+    f" client; timeZone must be an IANA name; {_CURSOR}"
+)
+_ORG: Final = f"{BASE}/orgs/{{orgId}}"
+OPERATIONS: Final = (
+    Operation(
+        method="GET",
+        path=f"{_ORG}/usage",
+        name="usage",
+        summary="Usage and spend over time, with totals of the whole range.",
+        answer=answers.Usage,
+        parameters=params.FIGURES,
+        problems=(400, 503),
+        rules=_FIGURES,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/reliability",
+        name="reliability",
+        summary="Error rates, latency percentiles and error codes over time.",
+        answer=answers.Reliability,
+        parameters=params.FIGURES,
+        problems=(400, 503),
+        rules=_FIGURES,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/freshness",
+        name="freshness",
+        summary="How old the org's figures are, and those of each of its models.",
+        answer=answers.OrgFreshness,
+        parameters=params.LISTING,
+        problems=(400, 404, 503),
+        rules=_CURSOR,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/live",
+        name="live",
+        summary="Server-sent events: `usage` after each committed flush that touched the org (LiveUsage; its"
+        " id, sent back as Last-Event-ID, resumes), `freshness` at least every 5 s (LiveFreshness), and"
+        " `dropped` as the last word (LiveDropped).",
+        answer="text/event-stream",
+        problems=(400, 429, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/models",
+        name="models",
+        summary="Models seen, with their first and last event.",
+        answer=answers.Models,
+        parameters=params.LISTING,
+        problems=(400, 503),
+        rules=_CURSOR,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/clients",
+        name="clients",
+        summary="Clients seen, with their first and last event.",
+        answer=answers.Clients,
+        parameters=params.LISTING,
+        problems=(400, 503),
+        rules=_CURSOR,
+    ),
+    Operation(
+        method="POST",
+        path=f"{_ORG}/exports",
+        name="createExport",
+        summary="Order a file of the org's figures by bucket, model and client. The same Idempotency-Key"
+        " gives the same job.",
+        answer=answers.ExportJob,
+        success=202,
+        body=ORDER_BODY,
+        headers=(IDEMPOTENCY_KEY,),
+        sends={"Location": {"description": "The job.", "schema": {"type": "string"}}},
+        links={
+            name: _link(name, orgId="$request.path.orgId", jobId="$response.body#/jobId")
+            for name in ("export", "downloadExport")
+        },
+        problems=(400, 409, 413, 429, 503),
+        rules="end must be after start, and the range within its limits and what is kept",
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/exports",
+        name="exports",
+        summary="The org's exports, the newest first.",
+        answer=answers.ExportJobs,
+        parameters=params.LISTING,
+        problems=(400, 503),
+        rules=_CURSOR,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/exports/{{jobId}}",
+        name="export",
+        summary="One export and how far it is.",
+        answer=answers.ExportJob,
+        problems=(400, 404, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/exports/{{jobId}}/download",
+        name="downloadExport",
+        summary="A signed link to the file, good for 24 hours.",
+        answer=None,
+        success=302,
+        sends={"Location": {"description": "The link.", "schema": {"type": "string"}}},
+        problems=(400, 404, 409, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/export-schedule",
+        name="exportSchedule",
+        summary="The org's monthly export.",
+        answer=answers.ExportSchedule,
+        problems=(400, 404, 503),
+    ),
+    Operation(
+        method="PUT",
+        path=f"{_ORG}/export-schedule",
+        name="setExportSchedule",
+        summary="Make an export of each month once its figures are final.",
+        answer=answers.ExportSchedule,
+        body=SCHEDULE_BODY,
+        problems=(400, 413, 503),
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{_ORG}/export-schedule",
+        name="dropExportSchedule",
+        summary="End the org's monthly export.",
+        answer=None,
+        success=204,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/exports/{{jobId}}/file",
+        name="exportFile",
+        summary="The file that a signed link of this server leads to; the signature is the credential.",
+        answer="application/octet-stream",
+        parameters=params.SIGNED,
+        public=True,
+        problems=(400, 403, 404, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/orgs",
+        name="orgs",
+        summary="All orgs with totals of a range, by id. Each read is audited.",
+        answer=answers.Orgs,
+        parameters=params.ORGS,
+        links={
+            name: _link(name, orgId="$response.body#/items/0/orgId")
+            for name in ("usage", "reliability", "freshness", "models", "clients", "exports")
+        },
+        problems=(400, 503),
+        rules=f"end must be after start, and the range within its limits and what is kept; {_CURSOR}",
+    ),
+    Operation(
+        method="POST",
+        path=f"{BASE}/events/validate",
+        name="validateEvent",
+        summary="Check one usage event against the wire contract: nothing is stored. 204: it is valid; 200:"
+        " it is valid, and would be rejected if it came now, as too_late or future.",
+        answer=answers.EventOutlook,
+        also=204,
+        problems=(400, 413),
+        rules="all of the wire contract: what this operation is for",
+        body=EVENT_BODY,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/status/healthz",
+        name="healthz",
+        summary="Liveness.",
+        answer="text/plain",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/status/readyz",
+        name="readyz",
+        summary="Readiness, component by component; 503 while the database or its schema is away.",
+        answer=answers.Readiness,
+        public=True,
+        also=503,
+    ),
+    Operation(
+        method="GET",
+        path="/",
+        name="root",
+        summary="Leads to the page of this document.",
+        answer=None,
+        success=302,
+        sends={"Location": {"description": "The page.", "schema": {"type": "string"}}},
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/openapi.json",
+        name="openapi",
+        summary="This document.",
+        answer="application/json",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/docs",
+        name="docs",
+        summary="This document as a page.",
+        answer="text/html",
+        public=True,
+    ),
+    Operation(
+        method="GET",
+        path="/metrics",
+        name="metrics",
+        summary="Prometheus metrics.",
+        answer="text/plain",
+        public=True,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Live figures by server-sent events."""

@@ -1,0 +1,276 @@
+"""Live figures: one ear on the database for all listeners of this process.
+
+The worker's flush notifies its partition's number in its own transaction, so a notification means that the
+figures are there to be read. The hub then reads, once for all orgs that anybody here follows, how far each
+has come, and the figures of those that moved; notifications that come meanwhile make one more round, not a
+queue. Without notifications (a pooler, a lost connection) it looks every few seconds all the same.
+
+A message holds the whole state of the bucket that the watermark is in, so whoever missed some loses nothing:
+on a new connection the current state is sent unless the listener says (Last-Event-ID) that it has it.
+Nothing is buffered without bound: a listener that does not keep up is told so and let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from api.answering import answers, problems
+from api.asking.buckets import UTC_ZONE, Calendar, Granularity, to_datetime, to_minute
+from api.config import LiveConfig
+from api.reading import seen
+from api.reading.database import NO_NOTIFICATIONS, Database, Unavailable
+from api.reading.figures import money
+from api.reading.freshness import Standing, slowest_watermark
+from sql import queries
+
+log = logging.getLogger(__name__)
+
+CHANNEL: Final = "spendstream_flush"
+LOOK_S: Final = 3.0
+"""Longest time between two looks at the database; with the read itself well under the 5 s of a stall."""
+_LISTEN_AGAIN_S: Final = 1.0
+_PENDING_MAX: Final = 8
+_NAMES: Final = ("minute", "hour", "day", "month")
+_CALENDARS: Final = {name: Calendar(Granularity(name), UTC_ZONE) for name in _NAMES}
+_LIVE: Final = queries.load("live")
+
+Place = Mapping[int, int]
+"""By partition, the microsecond of the org's last rollup there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """An org at one committed instant. ``usage`` is None until it has a watermark."""
+
+    place: Place
+    standings: Sequence[Standing]
+    usage: answers.LiveUsage | None
+
+    @property
+    def event_id(self) -> str:
+        return ",".join(f"{partition}-{us}" for partition, us in sorted(self.place.items()))
+
+    def is_after(self, other: State | None) -> bool:
+        """Has it something that the other lacks?"""
+        return other is None or any(
+            us > other.place.get(partition, -1) for partition, us in self.place.items()
+        )
+
+
+class Listener:
+    """One connection's messages, few at a time. ``alive``: is its client still there?"""
+
+    def __init__(self, org_id: UUID, alive: Callable[[], bool] = lambda: True) -> None:
+        self.org_id = org_id
+        self.alive = alive
+        self.ended: str | None = None
+        """Why no more will come; None while it goes on."""
+        self._pending: deque[State] = deque()
+        self._wake = asyncio.Event()
+
+    def offer(self, state: State) -> None:
+        if self.ended is None and len(self._pending) >= _PENDING_MAX:
+            self.end("slow")
+            return
+        self._pending.append(state)
+        self._wake.set()
+
+    def end(self, reason: str) -> None:
+        self.ended = self.ended or reason
+        self._pending.clear()
+        self._wake.set()
+
+    async def take(self, timeout_s: float) -> State | None:
+        """The next state; None when none came in time or `ended` is set."""
+        if not self._pending and self.ended is None:
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+        return self._pending.popleft() if self._pending else None
+
+
+class Hub:
+    """Follows the database for all listeners of this process. It rests while there are none."""
+
+    def __init__(self, database: Database, config: LiveConfig) -> None:
+        self._database = database
+        self._config = config
+        self._listeners: dict[UUID, set[Listener]] = {}
+        self._states: dict[UUID, State] = {}
+        self._moved = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self._listeners.values()))
+
+    def join(self, org_id: UUID, alive: Callable[[], bool]) -> Listener:
+        """A listener to the org, to be given back with `leave`. Raises `Problem` 429."""
+        if sum(other.alive() for other in self._listeners.get(org_id, ())) >= self._config.per_org_max:
+            raise problems.too_many(
+                f"This org has {self._config.per_org_max} live connections already (LIVE_PER_ORG_MAX).",
+                retry_after_s=10,
+            )
+        if self.count >= self._config.listeners_max:
+            raise problems.too_many(
+                "This server has as many live connections as it takes (LIVE_MAX).", retry_after_s=10
+            )
+        listener = Listener(org_id, alive)
+        self._listeners.setdefault(org_id, set()).add(listener)
+        if self._closed:
+            listener.end("shutdown")
+        elif not self._tasks:
+            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._publish())]
+        return listener
+
+    def leave(self, listener: Listener) -> None:
+        those = self._listeners.get(listener.org_id, set())
+        those.discard(listener)
+        if not those:
+            self._listeners.pop(listener.org_id, None)
+            self._states.pop(listener.org_id, None)
+        if not self._listeners:
+            self._rest()
+
+    async def current(self, org_id: UUID) -> State:
+        """The org as it stands. Raises `Unavailable`."""
+        return (await self._database.read(lambda c: _states(c, [org_id], {})))[org_id]
+
+    def standings(self, org_id: UUID) -> Sequence[Standing] | None:
+        """The last known; its watermark grows old where the database is away."""
+        state = self._states.get(org_id)
+        return state.standings if state else None
+
+    async def close(self) -> None:
+        """End every listener, with a word to each."""
+        self._closed = True
+        for those in self._listeners.values():
+            for listener in those:
+                listener.end("shutdown")
+        tasks = self._tasks
+        self._rest()
+        if tasks:
+            await asyncio.wait(tasks, timeout=2)
+
+    def _rest(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                await self._database.listen(CHANNEL, self._moved.set)
+            except Unavailable as error:
+                log.warning("live_not_notified", extra={"error": str(error)})
+                if str(error) == NO_NOTIFICATIONS:
+                    return  # `_publish` looks every few seconds all the same
+            await asyncio.sleep(_LISTEN_AGAIN_S)
+
+    async def _publish(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._moved.wait()
+            self._moved.clear()
+            try:
+                await self._look()
+            except Unavailable as error:
+                log.warning("live_without_database", extra={"error": str(error)})
+                await asyncio.sleep(_LISTEN_AGAIN_S)
+            except Exception:
+                log.exception("live_look_failed")
+                await asyncio.sleep(_LISTEN_AGAIN_S)
+
+    async def _look(self) -> None:
+        followed = list(self._listeners)
+        before = {org_id: self._states[org_id] for org_id in followed if org_id in self._states}
+        for org_id, state in (await self._database.read(lambda c: _states(c, followed, before))).items():
+            those = self._listeners.get(org_id)
+            if those is None:
+                continue
+            self._states[org_id] = state
+            if state.usage is not None and state.is_after(before.get(org_id)):
+                for listener in those:
+                    listener.offer(state)
+
+
+async def _states(
+    connection: AsyncConnection, org_ids: Iterable[UUID], before: Mapping[UUID, State]
+) -> dict[UUID, State]:
+    """Each org in this snapshot, with the figures of those that are after what was ``before``."""
+    org_ids = list(org_ids)
+    standings = await seen.orgs_standings(connection, org_ids)
+    states = {}
+    moved: dict[UUID, datetime] = {}
+    for org_id in org_ids:
+        of_org = standings.get(org_id, [])
+        place = {s.partition: _microseconds(s.last_rollup_at) for s in of_org}
+        states[org_id] = State(place=place, standings=of_org, usage=None)
+        watermark = slowest_watermark(s.watermark for s in of_org)
+        if watermark is not None and states[org_id].is_after(before.get(org_id)):
+            moved[org_id] = watermark
+    if moved:
+        figures = await _figures(connection, moved)
+        for org_id, watermark in moved.items():
+            state = states[org_id]
+            states[org_id] = State(
+                place=state.place,
+                standings=state.standings,
+                usage=answers.LiveUsage(
+                    org_id=org_id,
+                    watermark=watermark,
+                    last_rollup_at=max(s.last_rollup_at for s in state.standings),
+                    **figures[org_id],
+                ),
+            )
+    return states
+
+
+async def _figures(
+    connection: AsyncConnection, watermarks: Mapping[UUID, datetime]
+) -> dict[UUID, dict[str, answers.LiveBucket]]:
+    """The buckets that hold each org's watermark."""
+    starts = {
+        name: [to_datetime(calendar.start_of(to_minute(at))) for at in watermarks.values()]
+        for name, calendar in _CALENDARS.items()
+    }
+    ends = [to_datetime(_CALENDARS["month"].end_of(to_minute(start))) for start in starts["month"]]
+    parameters: dict[str, Any] = {"orgs": list(watermarks), "month_ends": ends, "last_month_end": max(ends)}
+    for name, times in starts.items():
+        parameters |= {f"{name}s": times, f"first_{name}": min(times), f"last_{name}": max(times)}
+    found = {}
+    for row in await connection.exec_driver_sql(_LIVE["figures"], parameters):
+        found[row.org_id, row.name] = [int(row[i]) for i in range(2, 7)]
+    return {
+        org_id: {name: _bucket(starts[name][i], found.get((org_id, name), [0] * 5)) for name in _NAMES}
+        for i, org_id in enumerate(watermarks)
+    }
+
+
+def _bucket(start: datetime, values: Sequence[int]) -> answers.LiveBucket:
+    invocations, errors, input_tokens, output_tokens, microcents = values
+    return answers.LiveBucket(
+        bucket_start=start,
+        invocations=invocations,
+        errors=errors,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cost=money(microcents),
+    )
+
+
+def _microseconds(at: datetime) -> int:
+    return (at - to_datetime(0)) // timedelta(microseconds=1)

@@ -1,0 +1,161 @@
+"""Server-sent events: what `api.live.hub` has to say, written to one connection until it ends.
+
+``event: usage`` carries the figures and, as its id, how far the org had come; ``event: freshness`` comes at
+least every 5 s, whatever the database does, so that a client sees a stall; ``event: dropped`` is the last
+word: the client was too slow, the server stops, or the connection has had its time (after which the
+caller's credentials are asked for again). EventSource then connects anew by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from aiohttp import web
+
+from api.access.guard import ORG_ID
+from api.answering import answers
+from api.asking.questions import Parser
+from api.config import FreshnessConfig, LiveConfig
+from api.live.hub import Hub, Listener, State
+from api.metrics import Metrics
+from api.reading.freshness import Standing, freshness
+
+log = logging.getLogger(__name__)
+
+FRESHNESS_S: Final = 4.0
+_ALIVE_S: Final = 0.5
+"""How soon it is noticed that a client has gone."""
+_WRITE_BUFFER_BYTES: Final = 32 * 1024
+_KERNEL_BUFFER_BYTES: Final = 64 * 1024
+"""Of a connection. Left to itself the kernel keeps megabytes for a client that does not read."""
+_DROPPED: Final = {
+    "slow": "The client does not read as fast as messages come.",
+    "shutdown": "The server stops.",
+    "time": "This connection has had its time; connect again.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """Answers ``/live``."""
+
+    hub: Hub
+    parser: Parser
+    config: LiveConfig
+    freshness: FreshnessConfig
+    metrics: Metrics
+    clock: Callable[[], datetime]
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.parser.nothing(request.query)
+        org_id: UUID = request[ORG_ID]
+        if request.method == "HEAD":
+            return _response()
+        listener = self.hub.join(org_id, lambda: request.transport is not None)
+        self.metrics.live_clients(self.hub.count)
+        try:
+            state = await self.hub.current(org_id)  # a 503 while that is still possible
+            response = _response()
+            await response.prepare(request)
+            if request.transport is not None:
+                request.transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+                _bound_kernel(request.transport)
+            await self._follow(request, response, listener, state)
+        finally:
+            self.hub.leave(listener)
+            self.metrics.live_clients(self.hub.count)
+        return response
+
+    async def _follow(
+        self, request: web.Request, response: web.StreamResponse, listener: Listener, state: State
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        out = _Out(request, response, self.config.slow_s)
+        end_at = loop.time() + self.config.duration_s
+        try:
+            await out.send(b"retry: 2000\n\n")
+            if state.usage is not None and request.headers.get("Last-Event-ID") != state.event_id:
+                await out.event("usage", state.usage, state.event_id)
+            fresh_at = loop.time()
+            while listener.ended is None:
+                now = loop.time()
+                if now >= end_at:
+                    listener.end("time")
+                    break
+                if now >= fresh_at:
+                    standings = self.hub.standings(listener.org_id)
+                    await out.event("freshness", self._freshness(listener, standings or state.standings))
+                    fresh_at = loop.time() + FRESHNESS_S
+                if request.transport is None:
+                    return
+                found = await listener.take(max(0.0, min(fresh_at, end_at, now + _ALIVE_S) - loop.time()))
+                if found is not None and found.usage is not None and found.is_after(state):
+                    state = found
+                    await out.event("usage", found.usage, found.event_id)
+            assert listener.ended is not None
+            self.metrics.live_dropped(listener.ended)
+            await out.event(
+                "dropped", answers.LiveDropped(reason=listener.ended, detail=_DROPPED[listener.ended])
+            )
+            await response.write_eof()
+        except TimeoutError:
+            self.metrics.live_dropped("slow")
+            log.info("live_client_stuck", extra={"org_id": str(listener.org_id)})
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # the client has gone
+
+    def _freshness(self, listener: Listener, standings: Sequence[Standing]) -> answers.LiveFreshness:
+        found = freshness(standings, self.clock(), self.freshness)
+        return answers.LiveFreshness(
+            org_id=listener.org_id,
+            status=found.status,
+            lag_seconds=found.lag_s,
+            watermark=found.watermark,
+            last_event_at=found.last_event_at,
+            last_rollup_at=found.last_rollup_at,
+        )
+
+
+class _Out:
+    """Writes that end: whoever does not read for ``slow_s`` is stuck (TimeoutError)."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, slow_s: float) -> None:
+        self._request = request
+        self._response = response
+        self._slow_s = slow_s
+
+    async def event(self, name: str, data: Any, event_id: str | None = None) -> None:
+        head = f"event: {name}\n" + (f"id: {event_id}\n" if event_id is not None else "")
+        await self.send(head.encode() + b"data: " + answers.encode(data) + b"\n\n")
+
+    async def send(self, block: bytes) -> None:
+        if self._request.transport is None:
+            raise ConnectionResetError
+        async with asyncio.timeout(self._slow_s):
+            await self._response.write(block)
+
+
+def _bound_kernel(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER_BYTES)
+
+
+def _response() -> web.StreamResponse:
+    return web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+            "X-Content-Type-Options": "nosniff",
+        }
+    )

@@ -1,0 +1,1 @@
+"""What the database is asked, and what its rows come to."""

@@ -1,0 +1,324 @@
+"""The database as the API sees it: read-only snapshots, and an answer within a second when there is none.
+
+`Database.read` runs one piece of work in one REPEATABLE READ, READ ONLY transaction, so everything an
+answer says is of one instant. Two things can keep it waiting, and they are told apart: a database that is
+away or hangs (no connection, or no sign of life beside the query: `Unavailable` within a second) and a
+query that is merely slow (the server's own statement timeout).
+
+`Database.snapshot` is the same for a few statements known beforehand, in one round trip.
+
+Statements are never prepared by name: the planner then always sees the bounds of a range, which is what lets
+TimescaleDB leave out the chunks beyond it, and a connection pooler may stand between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+
+import psycopg
+import psycopg.sql
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from api.config import DatabaseConfig
+from pipeline.common.connect import AsyncConnection as AsyncSession
+from pipeline.common.connect import Refused, Session, async_pool, connect_async, session_is_dead
+from sql import roles
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_PATIENCE_S: Final = 0.25
+_CONNECT_TIMEOUT_S: Final = 5
+_IDLE_IN_TRANSACTION_S: Final = 60.0
+_SCHEMA_STATES: Final = ("42P01", "42703", "42883", "3F000", "42P10")
+_AWAY_CLASSES: Final = ("08", "53", "57", "58", "XX", "28", "3D")
+
+SCHEMA_REMEDY: Final = "The database schema is missing or too old: run `spendstream migrate`."
+
+
+NO_NOTIFICATIONS: Final = "A connection pooler passes no notifications on."
+
+PRIVILEGED_REMEDY: Final = (
+    "The API's database role may write rollups, and it must not: log in as a role that is"
+    f" IN ROLE {roles.READER}, or set API_ALLOW_PRIVILEGED=true."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Text with ``%(name)s`` for each parameter. Statements of one snapshot share their parameters' names."""
+
+    text: str
+    parameters: Mapping[str, Any]
+
+
+class Unavailable(Exception):
+    """The database cannot answer now. The text is fit for a caller; the log has the cause."""
+
+
+class TooSlow(Unavailable):
+    """The database is well; this one question takes too long."""
+
+
+class Database:
+    """A bounded pool of connections. Every wait in here ends."""
+
+    def __init__(self, config: DatabaseConfig) -> None:
+        self._config = config
+        self._session = Session(
+            application_name=config.service_name,
+            statement_timeout_s=config.statement_timeout_s,
+            lock_timeout_s=config.timeout_s,  # a lock we wait for (a migration) is a database that hangs
+            idle_in_transaction_s=_IDLE_IN_TRANSACTION_S,
+            connect_timeout_s=_CONNECT_TIMEOUT_S,
+            impatient=True,
+        )
+        self._engine = async_pool(self._connect, size=config.pool_size, timeout_s=config.timeout_s)
+        self._reader = self._engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+        self._plain = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.privileged = False
+        """Has the database offered us rights that we refuse? Nothing is read by such a connection."""
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._probe: asyncio.Task[bool] | None = None
+
+    async def read(self, work: Work[T]) -> T:
+        """The result of ``work`` in a read-only snapshot.
+
+        Raises:
+            Unavailable: away, hanging, too slow, or without our schema.
+        """
+        return await self._supervised(self._retried(lambda: self._attempt(self._reader, work)))
+
+    async def snapshot(self, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
+        """The rows of each statement, all of one read-only snapshot. Raises `Unavailable` like `read`."""
+        texts = [statement.text for statement in statements]
+        parameters = {name: value for one in statements for name, value in one.parameters.items()}
+        return await self._supervised(self._retried(lambda: self._fetch(texts, parameters)))
+
+    async def write(self, work: Work[T]) -> T:
+        """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
+        return await self._supervised(self._attempt(self._engine, work))
+
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Call ``heard`` once when listening and then for each notification, until cancelled.
+
+        Raises:
+            Unavailable: no connection, or it was lost.
+        """
+        try:
+            async with await self._connect() as connection:
+                if connection.pooled:  # it would hear nothing, and leave others listening
+                    raise Unavailable(NO_NOTIFICATIONS)
+                await connection.set_autocommit(True)
+                await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+                heard()
+                async for _ in connection.notifies():
+                    heard()
+        except (psycopg.Error, OSError) as error:
+            raise Unavailable(f"The database cannot be listened to: {_first_line(error)}") from error
+        except _Privileged:
+            raise Unavailable(PRIVILEGED_REMEDY) from None
+
+    async def close(self) -> None:
+        """Drop every connection, waiting a moment for those that are stuck."""
+        tasks = self._abandoned | ({self._probe} if self._probe else set())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1)
+        await self._engine.dispose()
+
+    # --- one try ---
+
+    async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """A connection that died in the pool is no reason to fail a read; a restart leaves a pool full."""
+        for _ in range(self._config.pool_size):
+            try:
+                return await attempt()
+            except _Stale:
+                continue
+        return await attempt()
+
+    async def _attempt(self, engine: AsyncEngine, work: Work[T]) -> T:
+        async with self._translating(), engine.begin() as connection:
+            try:
+                return await work(connection)
+            except DBAPIError as error:
+                if session_is_dead(error.orig):
+                    await connection.invalidate()
+                raise
+
+    async def _fetch(
+        self, texts: Sequence[str], parameters: Mapping[str, Any]
+    ) -> list[list[tuple[Any, ...]]]:
+        """What the statements between BEGIN and COMMIT answer.
+
+        The values are written into it by psycopg, as it must be where several statements go out at once.
+        """
+        async with self._translating():
+            pooled = await self._plain.connect()
+        try:
+            raw = cast("AsyncSession", (await pooled.get_raw_connection()).driver_connection)
+            begin = (_BEGIN, *raw.local)
+            found = []
+            async with psycopg.AsyncClientCursor(raw) as cursor:
+                await cursor.execute(";".join((*begin, *texts, "COMMIT")).encode(), parameters)
+                for _ in begin[1:]:
+                    cursor.nextset()
+                for _ in texts:
+                    cursor.nextset()
+                    found.append(await cursor.fetchall())
+        except BaseException as error:
+            lost = isinstance(error, psycopg.Error) and raw.closed
+            await pooled.invalidate()  # a transaction may be open on it, or answers on their way
+            if isinstance(error, psycopg.Error):
+                raise _translated(error, lost=lost) from error
+            raise
+        finally:
+            await pooled.close()
+        return found
+
+    @asynccontextmanager
+    async def _translating(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise _translated(error, lost=error.connection_invalidated) from error
+        except PoolTimeout:
+            raise Unavailable("No database connection came free in time.") from None
+        except _Privileged:
+            raise Unavailable(PRIVILEGED_REMEDY) from None
+        except Refused as error:
+            raise _refused(error) from error
+        except (psycopg.Error, OSError) as error:  # raised by our own _connect, outside SQLAlchemy's wrapping
+            log.warning("database_connect_failed", extra={"error": _first_line(error)})
+            raise Unavailable("The database cannot be reached.") from error
+
+    async def _connect(self) -> AsyncSession:
+        connection = await connect_async(self._config.url, self._session)
+        try:
+            if not self._config.allow_privileged:
+                await self._refuse_privileges(connection)
+            await connection.commit()
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _refuse_privileges(self, connection: AsyncSession) -> None:
+        row = await (await connection.execute(roles.WRITES_ROLLUPS)).fetchone()
+        assert row is not None
+        if row[0]:
+            self.privileged = True
+            raise _Privileged
+
+    # --- the watch over it ---
+
+    async def _supervised(self, attempt: Awaitable[T]) -> T:
+        task = asyncio.ensure_future(attempt)
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._config.statement_timeout_s + 1
+        try:
+            while not (await asyncio.wait({task}, timeout=_PATIENCE_S))[0]:
+                probe = self._probing()
+                await asyncio.wait(
+                    {task, probe}, timeout=self._config.timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                alive = probe.done() and probe.result()
+                if not task.done() and (not alive or loop.time() > give_up_at):
+                    break
+        except asyncio.CancelledError:
+            self._abandon(task)
+            raise
+        if task.done():
+            return task.result()
+        self._abandon(task)
+        log.warning("database_hangs")
+        raise Unavailable("The database does not answer.")
+
+    def _abandon(self, task: asyncio.Future[Any]) -> None:
+        """Cancel without waiting: on a server that hangs, psycopg's cancellation itself takes seconds."""
+        task.cancel()
+        if isinstance(task, asyncio.Task):
+            self._abandoned.add(task)
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear it
+
+    def _probing(self) -> asyncio.Task[bool]:
+        """Does the server answer a new connection? All waiting requests share one question."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._ping())
+        return self._probe
+
+    async def _ping(self) -> bool:
+        try:
+            async with await self._connect() as connection:
+                await connection.execute("SELECT 1")
+        except (_Privileged, Refused):
+            return True
+        except (psycopg.Error, OSError):
+            return False
+        return True
+
+
+class _Privileged(Exception):
+    """The role may write rollups."""
+
+
+class _Stale(Unavailable):
+    """The connection was dead before we used it."""
+
+
+def _translated(error: Exception, *, lost: bool) -> Exception:
+    """What a driver's error means to whoever must act, the connection being ``lost`` or not. A programmer's
+    error stays what it is."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(original, Refused):
+        return _refused(original)
+    state = getattr(original, "sqlstate", None)
+    cause = _first_line(original)
+    lost = lost or session_is_dead(original)
+    if state in _SCHEMA_STATES and not lost:
+        log.error("schema_too_old", extra={"error": cause})
+        return Unavailable(SCHEMA_REMEDY)
+    if state == "42501":
+        log.error("database_permission_denied", extra={"error": cause})
+        return Unavailable("The API's database role may not read what it needs.")
+    if state == "57014":
+        log.warning("query_too_slow", extra={"error": cause})
+        return TooSlow("The query took too long; ask for a shorter range or a coarser granularity.")
+    if state == "55P03":
+        log.warning("database_locked", extra={"error": cause})
+        return Unavailable("The database is locked by other work, a migration perhaps.")
+    if lost:
+        log.warning("database_connection_lost", extra={"error": cause})
+        return _Stale("The database connection was lost.")
+    if state is None or state[:2] in _AWAY_CLASSES:
+        log.warning("database_unavailable", extra={"error": cause})
+        return Unavailable("The database cannot be reached.")
+    return error
+
+
+def _refused(refusal: Refused) -> Unavailable:
+    text = str(refusal)
+    log.error("database_refused", extra={"error": text})
+    return Unavailable(f"{text[0].upper()}{text[1:]}.")
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,212 @@
+"""How old the figures are: the rules, and the worker's cache in Redis.
+
+The lag of an org is now minus the watermark of its slowest partition. It is reckoned when read, never
+stored, so that a dead pipeline shows a growing lag. An org whose slowest partition has no watermark yet is
+``delayed`` with no lag.
+
+The worker keeps two hashes in Redis after each commit: ``spendstream:org:{orgId}`` (by partition, the org's
+models with their last event and rollup) and ``spendstream:watermarks`` (by partition). What is missing or
+unreadable there is no answer: the database is asked. So it is while any partition's watermark is older than
+`OLD`: a partition whose worker is gone may have lapsed from an org's hash, and no answer leaves it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from api.config import FreshnessConfig
+
+log = logging.getLogger(__name__)
+
+REDIS_TIMEOUT_S: Final = 0.1
+"""With the database's own bounds this keeps an answer without either of them under a second."""
+_PAUSE_S: Final = 2.0
+OLD: Final = timedelta(days=15)
+"""Half of what a key lives without a worker that writes it (`pipeline.worker.freshness_cache.LIFE_HOURS`)."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Status = Literal["fresh", "stale", "delayed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the pipeline has come with something in one partition."""
+
+    partition: int
+    watermark: datetime | None
+    last_event_at: datetime
+    last_rollup_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStanding:
+    model_id: UUID
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingsPage:
+    """A page of an org's models by id, each with its partitions, and the partitions of the whole org."""
+
+    of_org: Sequence[Standing]
+    by_model: Mapping[UUID, Sequence[Standing]]
+    more: bool
+
+
+def standings_page(models: Iterable[ModelStanding], after: UUID | None, limit: int) -> StandingsPage:
+    """The page that comes ``after`` a model, of all the org's ``models``."""
+    by_model: dict[UUID, list[Standing]] = {}
+    of_org = []
+    for model in models:
+        of_org.append(model.standing)
+        if after is None or model.model_id > after:
+            by_model.setdefault(model.model_id, []).append(model.standing)
+    shown = sorted(by_model)[:limit]
+    return StandingsPage(
+        of_org=of_org,
+        by_model={model_id: by_model[model_id] for model_id in shown},
+        more=len(by_model) > len(shown),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freshness:
+    """The age of the figures of an org or a model over all of its partitions."""
+
+    status: Status
+    lag_s: float | None
+    watermark: datetime | None
+    last_event_at: datetime | None
+    last_rollup_at: datetime | None
+
+
+def status_of(lag_s: float | None, config: FreshnessConfig) -> Status:
+    if lag_s is None:
+        return "delayed"
+    return "fresh" if lag_s < config.fresh_lag_s else "stale" if lag_s < config.stale_lag_s else "delayed"
+
+
+def lag_s(watermark: datetime | None, now: datetime) -> float | None:
+    """Never negative: a watermark may be ahead of this machine's clock."""
+    return None if watermark is None else max(0.0, round((now - watermark).total_seconds(), 3))
+
+
+def freshness(standings: Iterable[Standing], now: datetime, config: FreshnessConfig) -> Freshness:
+    standings = list(standings)
+    slowest = slowest_watermark(standing.watermark for standing in standings)
+    lag = lag_s(slowest, now)
+    return Freshness(
+        status=status_of(lag, config),
+        lag_s=lag,
+        watermark=slowest,
+        last_event_at=max((standing.last_event_at for standing in standings), default=None),
+        last_rollup_at=max((standing.last_rollup_at for standing in standings), default=None),
+    )
+
+
+def slowest_watermark(watermarks: Iterable[datetime | None]) -> datetime | None:
+    """The smallest; None when there is none, or when one of them is not known."""
+    known: list[datetime] = []
+    for watermark in watermarks:
+        if watermark is None:
+            return None
+        known.append(watermark)
+    return min(known, default=None)
+
+
+# --- the cache in Redis ------------------------------------------------------------------------
+
+
+class _OrgEntry(msgspec.Struct, frozen=True):
+    """``models`` None: there are more than the worker keeps here."""
+
+    models: list[tuple[UUID, int, int]] | None
+
+
+class FreshnessCache:
+    """The worker's hashes. It never raises: without an answer the caller asks the database."""
+
+    def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._clock = clock
+        self._redis: Redis = Redis.from_url(
+            url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S, retry=None
+        )
+        self._away_until = 0.0
+
+    async def org(self, org_id: UUID) -> list[ModelStanding] | None:
+        """The org's models by partition; None when Redis is away or does not know all of it."""
+        if time.monotonic() < self._away_until:
+            return None
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                entries, watermarks = await self._fetch(org_id)
+            return standings_from_redis(entries, watermarks, not_before=self._clock() - OLD)
+        except (RedisError, OSError, TimeoutError) as error:
+            # A Redis that hangs would otherwise cost every request its whole timeout.
+            self._away_until = time.monotonic() + _PAUSE_S
+            log.warning("redis_unavailable", extra={"error": str(error) or type(error).__name__})
+        except (msgspec.DecodeError, ValueError, OverflowError) as error:
+            log.warning("redis_entry_unreadable", extra={"org_id": str(org_id), "error": str(error)})
+        return None
+
+    async def ping(self) -> str | None:
+        """None when Redis answers, else what is wrong."""
+        try:
+            async with asyncio.timeout(REDIS_TIMEOUT_S):
+                await self._redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            return str(error) or type(error).__name__
+        return None
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _fetch(self, org_id: UUID) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.hgetall(f"spendstream:org:{org_id}")
+            pipeline.hgetall("spendstream:watermarks")
+            entries, watermarks = await pipeline.execute()
+        return entries, watermarks
+
+
+def standings_from_redis(
+    entries: dict[bytes, bytes], watermarks: dict[bytes, bytes], *, not_before: datetime = _EPOCH
+) -> list[ModelStanding] | None:
+    """None if the hashes do not tell all, or one of the watermarks is older than ``not_before``."""
+    if not entries or not entries.keys() <= watermarks.keys():
+        return None
+    if any(_from_us(int(watermark)) < not_before for watermark in watermarks.values()):
+        return None
+    by_partition = {
+        partition: msgspec.json.decode(entry, type=_OrgEntry).models for partition, entry in entries.items()
+    }
+    if None in by_partition.values():
+        return None
+    return [
+        ModelStanding(
+            model_id=model_id,
+            standing=Standing(
+                partition=int(partition),
+                watermark=_from_us(int(watermarks[partition])),
+                last_event_at=_from_us(last_event_us),
+                last_rollup_at=_from_us(last_rollup_us),
+            ),
+        )
+        for partition, models in by_partition.items()
+        for model_id, last_event_us, last_rollup_us in models or ()
+    ]
+
+
+def _from_us(us: Any) -> datetime:
+    return _EPOCH + timedelta(microseconds=us)

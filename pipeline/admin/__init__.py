@@ -1,0 +1,1 @@
+"""What an operator does and asks: streams, keys, and the doctor."""

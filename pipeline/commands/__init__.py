@@ -1,0 +1,1 @@
+"""The commands of ``spendstream``, a file a group."""

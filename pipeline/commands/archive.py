@@ -1,0 +1,135 @@
+"""``spendstream reconcile`` and ``spendstream rebuild``: options, output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import click
+
+from pipeline.commands.options import TIME, VISIBLE, fail
+from pipeline.common import settings
+
+if TYPE_CHECKING:
+    from pipeline.archive.reconcile import Report, Scope
+    from pipeline.archive.store import Store
+
+SHOWN = 100
+"""Differences printed, unless all are wanted."""
+
+
+def _range(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--to", "end", type=TIME, required=True, help="End of the range (UTC unless it says else)."
+        ),
+        click.option("--from", "start", type=TIME, required=True, help="Beginning of the range."),
+    ):
+        command = option(command)
+    return command
+
+
+def _setup(start: datetime, end: datetime, org: UUID | None = None) -> tuple[str, Store, Scope]:
+    from pipeline.archive.reconcile import Scope, us_of
+    from pipeline.archive.store import open_store
+    from pipeline.config import archive_config
+
+    values = settings.read(os.environ, required=("DATABASE_URL", "ARCHIVE_URL"))
+    config = archive_config(values)
+    assert config is not None
+    if start >= end:
+        raise click.UsageError("--from must be before --to")
+    now_us = time.time_ns() // 1000
+    scope = Scope(
+        start_us=us_of(start),
+        end_us=us_of(end),
+        minutes_from_us=now_us - round(values["RETENTION_MINUTE"] * 1e6),
+        rollups_from_us=now_us - round(values["RETENTION_ROLLUP"] * 1e6),
+        org=org,
+    )
+    return values["DATABASE_URL"], open_store(config), scope
+
+
+@click.command()
+@_range
+@click.option("--org", type=click.UUID, help="Only this org's rows.")
+@click.option("--all", "show_all", is_flag=True, help=f"Print every difference, not the first {SHOWN}.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: bool, as_json: bool) -> None:
+    """Count the archive again and compare every rollup row with it. Exits with 1 if any differs.
+
+    Compares each minute, hour and day that lies wholly in the range, by model and by client, errors, latency
+    sketches and revisions included, at one moment of the database; the service may run. Names what it cannot
+    compare, because its events were not all archived. Changes nothing.
+    """
+    import psycopg
+
+    from pipeline.archive import rebuild as rebuilding
+    from pipeline.archive import reconcile as reconciling
+    from pipeline.archive.store import StoreError
+
+    database_url, store, scope = _setup(start, end, org)
+    try:
+        with rebuilding.connected(database_url) as connection:
+            report = reconciling.reconcile(connection, store, scope)
+    except psycopg.Error as error:
+        fail(f"the database cannot be read: {str(error).strip()}")
+    except StoreError as error:
+        fail(f"the archive cannot be read: {error}")
+    differences = report.differences if show_all else report.differences[:SHOWN]
+    if as_json:
+        fields = ("compared", "events", "damaged", "notes", "complete")
+        row = {name: getattr(report, name) for name in fields}
+        row["differenceCount"] = len(report.differences)
+        row["differences"] = [str(difference) for difference in differences]
+        click.echo(json.dumps(row, indent=2, ensure_ascii=False))
+    else:
+        for line in (*differences, *report.damaged):
+            click.echo(str(line).translate(VISIBLE))
+        _tell(report)
+    if report.differences or report.damaged:
+        fail(f"{len(report.differences)} rows differ, {len(report.damaged)} files are damaged")
+    if not report.complete:
+        fail("nothing of this range is completely archived, so nothing was compared")
+
+
+@click.command()
+@_range
+def rebuild(*, start: datetime, end: datetime) -> None:
+    """Write what the archive says into the rollup rows that differ from it, all at once, or none.
+
+    The service may run: flushes wait while the days that differ are counted, and the workers of repaired
+    partitions recover from the database. Recorded in analytics.audit_log. `spendstream reconcile` shows
+    beforehand what would be written.
+    """
+    import psycopg
+
+    from pipeline.archive import rebuild as rebuilding
+    from pipeline.archive.store import StoreError
+
+    database_url, store, scope = _setup(start, end)
+    try:
+        report = rebuilding.rebuild(database_url, store, scope)
+    except rebuilding.Damage as error:
+        fail(str(error))
+    except psycopg.Error as error:
+        fail(f"the database cannot be used; nothing was changed: {str(error).strip()}")
+    except StoreError as error:
+        fail(f"the archive cannot be read; nothing was changed: {error}")
+    for difference in report.differences[:SHOWN]:
+        click.echo(str(difference).translate(VISIBLE))
+    _tell(report)
+    if not report.complete:
+        fail("nothing of this range is completely archived, so nothing was rebuilt")
+    click.echo(f"{len(report.differences)} rows were written anew")
+
+
+def _tell(report: Report) -> None:
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    rows = ", ".join(f"{count} {table}" for table, count in report.compared.items()) or "no rows"
+    click.echo(f"compared with {report.events} archived events: {rows}")

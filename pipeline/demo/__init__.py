@@ -1,0 +1,1 @@
+"""``spendstream demo``: every part of the service on one machine."""

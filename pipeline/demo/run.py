@@ -1,0 +1,334 @@
+"""``spendstream demo``: the whole path on this machine alone, watched until it is told to stop.
+
+It owns the order of things: an embedded PostgreSQL, the schema, the worker and the API, then the
+simulator on an embedded stream log; and the reverse at the end. Every part is the process that
+``spendstream worker``, ``api`` and ``simulate`` are anywhere else. All state is in one folder, so a
+second start goes on with the same figures.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from pipeline.common import private
+from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
+from pipeline.processes import child as children
+
+BASE: Final = "/analytics/v1"
+_READY_S: Final = 180.0
+"""The first start compiles the worker's kernels, which takes a slow machine a minute."""
+_STOP_S: Final = 40.0
+_FIGURES_S: Final = 2.0
+_POLL_S: Final = 0.1
+
+Echo = Callable[[str], None]
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why, with the end of the log that knows."""
+
+
+class _Stopped(Exception):
+    """A signal came."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """``port`` 0 takes a free one; without ``duration_s`` it runs until SIGINT or SIGTERM."""
+
+    rate: float
+    orgs: int
+    duration_s: float | None
+    data_dir: Path
+    port: int
+
+
+def default_data_dir() -> Path:
+    """Where the demo keeps its data; for root a folder that PostgreSQL's account can reach as well."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/spendstream/demo")
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "spendstream" / "demo"
+
+
+def run(demo: Demo, *, echo: Echo) -> None:
+    """Run until the end of the duration or a signal.
+
+    Raises:
+        DemoError: a part could not start or died; everything else has been stopped.
+        OSError: the data folder cannot be used.
+    """
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    data_dir = demo.data_dir.expanduser().resolve()
+    # As root the data folder itself stays as it is made: PostgreSQL's account has to reach its own in there.
+    if os.geteuid() == 0:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    for name in ("logs", "stream", "exports"):
+        private.make_folder(data_dir / name, below=data_dir if os.geteuid() == 0 else data_dir.parent)
+    with _sole_user(data_dir):
+        parts = _Parts(demo, data_dir, stopped=lambda: bool(signals), echo=echo)
+        try:
+            parts.start()
+            parts.watch()
+        except _Stopped:
+            pass
+        except LocalPostgresError as error:
+            raise DemoError(str(error)) from None
+        finally:
+            parts.stop()
+
+
+@contextmanager
+def _sole_user(data_dir: Path) -> Iterator[None]:
+    """Two demos on one folder would be two databases on the same files."""
+    with open(data_dir / "lock", "w", opener=private.opener) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoError(
+                f"another demo is running on {data_dir}: stop it, or choose a --data-dir"
+            ) from None
+        yield
+
+
+class _Parts:
+    """The processes, in the order of their start."""
+
+    def __init__(self, demo: Demo, data_dir: Path, *, stopped: Callable[[], bool], echo: Echo) -> None:
+        self._demo = demo
+        self._stopped = stopped
+        self._echo = echo
+        self._logs = data_dir / "logs"
+        self._data_dir = data_dir
+        self._postgres = LocalPostgres(data_dir / "postgres", log=self._logs / "postgres.log")
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._port = _free_port(demo.port)
+        self._worker_port = _free_port(0)
+        self._api = f"http://127.0.0.1:{self._port}{BASE}"
+
+    def start(self) -> None:
+        self._echo(f"data in {self._data_dir}")
+        self._postgres.start()
+        self._echo("PostgreSQL is up")
+        self._migrate()
+        environment = self._environment()
+        self._start("worker", environment)
+        self._start("api", environment)
+        self._until_answers("api", f"{self._api}/status/readyz")
+        self._until_answers("worker", f"http://127.0.0.1:{self._worker_port}/readyz")
+        self._echo(
+            f"API and worker are up; publishing {self._demo.rate:g} events/s of {self._demo.orgs} orgs"
+        )
+        self._start("simulate", environment, "--rate", f"{self._demo.rate}", "--orgs", str(self._demo.orgs))
+        self._show_addresses(self._until_seen())
+
+    def watch(self) -> None:
+        """A line of figures every two seconds, until a signal or the end of the duration."""
+        started_s = time.monotonic()
+        shown, events_before = 0, None
+        while self._demo.duration_s is None or time.monotonic() < started_s + self._demo.duration_s:
+            self._check()
+            if time.monotonic() >= started_s + shown * _FIGURES_S:
+                shown = int((time.monotonic() - started_s) / _FIGURES_S) + 1
+                events_before = self._show_figures(events_before)
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Simulator, worker (which flushes what it has read), API, database. Never raises."""
+        if self._running:
+            self._echo("stopping simulator, worker, API and PostgreSQL")
+        # Without a database the worker has nothing to wait for: what it did not commit is in the stream.
+        timeout_s = _STOP_S if self._postgres.exit_code() is None else 2.0
+        for name in ("simulate", "worker", "api"):
+            process = self._running.pop(name, None)
+            if process is not None and children.stop(process, signal.SIGTERM, timeout_s=timeout_s) < 0:
+                self._echo(f"{name} was killed: see {self._log(name)}")
+        self._postgres.stop()
+        self._echo(f"stopped; the next start goes on with the data in {self._data_dir}")
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def _environment(self) -> dict[str, str]:
+        """Ours, but for whatever points to other servers: the demo uses none."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("REDIS_URL", "TRUSTED_PROXIES")
+            and not name.startswith(("S3_", "RABBITMQ_", "OTEL_", "EXPORT_"))
+        }
+        return children.environment(
+            {
+                "STREAM_MAX_BYTES": "2GiB",
+                **kept,
+                "DATABASE_URL": self._postgres.url,
+                "RABBITMQ_URL": f"embedded://{quote(str(self._data_dir / 'stream'))}",
+                "AUTH_MODE": "none",
+                "API_ALLOW_PRIVILEGED": "true",
+                "EXPORT_DIR": str(self._data_dir / "exports"),
+                "HTTP_HOST": "127.0.0.1",
+                "HTTP_PORT": str(self._port),
+                "METRICS_HOST": "127.0.0.1",
+                "METRICS_PORT": str(self._worker_port),
+            }
+        )
+
+    def _migrate(self) -> None:
+        from sqlalchemy.exc import DBAPIError
+
+        from sql import migrate
+
+        try:
+            migrate.upgrade(self._postgres.url)
+        except DBAPIError as error:
+            raise DemoError(f"the schema cannot be made: {error.orig}") from None
+
+    def _start(self, name: str, environment: dict[str, str], *arguments: str) -> None:
+        self._raise_if_stopped()
+        command = children.command_line("pipeline.cli", name, *arguments)
+        self._running[name] = children.start(command, env=environment, log=self._log(name))
+
+    def _until_answers(self, name: str, url: str) -> None:
+        deadline = time.monotonic() + _READY_S
+        while True:
+            self._check()
+            try:
+                _get(url)
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    tail = children.tail(self._log(name))
+                    raise DemoError(f"{name} is not ready after {_READY_S:g} s ({error}):\n{tail}") from None
+            time.sleep(_POLL_S)
+
+    def _until_seen(self) -> str:
+        """An org that the API has figures of."""
+        deadline = time.monotonic() + _READY_S
+        while time.monotonic() < deadline:
+            self._check()
+            try:
+                items = _get(f"{self._api}/orgs?{_today()}&limit=1")["items"]
+            except OSError:
+                items = []
+            if items:
+                return str(items[0]["orgId"])
+            time.sleep(_POLL_S)
+        tail = children.tail(self._log("worker"))
+        raise DemoError(f"no event was counted in {_READY_S:g} s; the worker's log ends:\n{tail}")
+
+    # --- showing ----------------------------------------------------------------------------------
+
+    def _show_addresses(self, org_id: str) -> None:
+        urls = (
+            f"{self._api}/orgs/{org_id}/usage?{_today()}",
+            f"{self._api}/orgs/{org_id}/freshness",
+            f"{self._api}/orgs?{_today()}",
+        )
+        for url in urls:
+            try:
+                _get(url)
+            except OSError as error:
+                raise DemoError(f"{url}: {error}") from None
+        self._echo(
+            f"""
+  API      {self._api}/docs
+  metrics  http://127.0.0.1:{self._port}/metrics and http://127.0.0.1:{self._worker_port}/metrics
+  database {self._postgres.url}
+  logs     {self._logs}
+
+Try, in another terminal:
+"""
+            + "\n".join(f"  curl -s '{url}'" for url in urls)
+            + "\n\nCtrl-C stops everything.\n"
+        )
+
+    def _show_figures(self, events_before: int | None) -> int | None:
+        """One line of today's totals of all orgs; returns the number of events, None if unknown."""
+        events, spend, orgs, freshness, cursor = 0, Decimal(0), 0, None, ""
+        try:
+            while cursor is not None:
+                page = _get(f"{self._api}/orgs?{_today()}&limit=1000{cursor and '&cursor=' + quote(cursor)}")
+                for item in page["items"]:
+                    orgs += 1
+                    events += item["invocations"]
+                    spend += Decimal(item["cost"]["amount"])
+                    if freshness is None or item["freshness"]["lagSeconds"] > freshness["lagSeconds"]:
+                        freshness = item["freshness"]
+                cursor = page["nextCursor"]
+        except OSError as error:
+            self._echo(f"{datetime.now():%H:%M:%S}  no figures: {error}")
+            return events_before
+        lag = f"lag {freshness['lagSeconds']:.1f} s ({freshness['status']})" if freshness else "no events"
+        new = f"{events - events_before:+,}" if events_before is not None else "today"
+        self._echo(
+            f"{datetime.now():%H:%M:%S}  {events:,} events ({new})  ${spend:,.4f}  {orgs:,} orgs  {lag}"
+        )
+        return events
+
+    # --- watching ---------------------------------------------------------------------------------
+
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def _raise_if_stopped(self) -> None:
+        if self._stopped():
+            raise _Stopped
+
+    def _check(self) -> None:
+        """Raises when a signal came or a part has died."""
+        self._raise_if_stopped()
+        codes = {name: process.poll() for name, process in self._running.items()}
+        codes["postgres"] = self._postgres.exit_code()
+        for name, code in codes.items():
+            if code is not None:
+                how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+                raise DemoError(f"{name} died ({how}); its log ends:\n{children.tail(self._log(name))}")
+
+
+def _today() -> str:
+    """The query for this UTC day."""
+    start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    end = start + timedelta(days=1)
+    return f"start={start:%Y-%m-%dT%H:%M:%SZ}&end={end:%Y-%m-%dT%H:%M:%SZ}"
+
+
+_no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _get(url: str) -> dict[str, Any]:
+    """The JSON answer. Raises OSError if there is none, or if its status is not 200."""
+    try:
+        with _no_proxy.open(url, timeout=10) as answer:
+            body: dict[str, Any] = json.loads(answer.read())
+            return body
+    except urllib.error.HTTPError as error:
+        detail = error.read(300).decode("utf-8", "replace")
+        raise OSError(f"status {error.code} {detail}") from None
+
+
+def _free_port(wanted: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            raise DemoError(f"port {wanted} is in use: choose another --port, or 0 for a free one") from None
+        port: int = probe.getsockname()[1]
+        return port

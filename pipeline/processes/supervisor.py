@@ -1,0 +1,131 @@
+"""``spendstream worker --processes K``: K workers on one host, each a process of its own, kept alive.
+
+It knows nothing of streams: the broker shares the partitions out among whoever has joined the group. A child
+that dies is started again after a wait, because nothing is lost with it; one that refuses its
+configuration (exit code 2) would refuse it again, so that ends all.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.config import Config
+from pipeline.processes import child as children
+
+log = logging.getLogger(__name__)
+
+BACKOFF_FIRST_S: Final = 0.5
+BACKOFF_LAST_S: Final = 30.0
+STEADY_S: Final = 60.0
+"""A child that ran this long is started again as if it had never died."""
+APART_S: Final = 1.0
+"""Between the first starts. The broker shares the partitions out by who joined each first: of two workers
+that join at the same moment, one can get all of a few partitions."""
+STOP_S: Final = 40.0
+"""Longer than a worker's last flush may take."""
+_POLL_S: Final = 0.1
+_REFUSED: Final = 2
+
+
+@dataclass(slots=True)
+class _Child:
+    """One of the K: its environment, and its process or when to start the next."""
+
+    number: int
+    environment: Mapping[str, str]
+    backoff_s: float = BACKOFF_FIRST_S
+    start_at: float = 0.0
+    started_at: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+
+
+def run(config: Config, environment: Mapping[str, str], *, processes: int) -> int:
+    """Keep ``processes`` workers running until SIGTERM or SIGINT; the exit code.
+
+    Child i serves METRICS_PORT + i (each a free one, if that is 0). 0: all were stopped and flushed. 1: one
+    stopped with an error, or had to be killed. 2: one refused its configuration.
+    """
+    signals: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: signals.append(number))
+    began = time.monotonic()
+    parts = [
+        _Child(number, _environment(config, environment, number), start_at=began + number * APART_S)
+        for number in range(processes)
+    ]
+    log.info("workers_starting", extra={"processes": processes})
+    code = 0
+    try:
+        while not signals and not code:
+            for child in parts:
+                code = code or _keep_alive(child)
+            time.sleep(_POLL_S)
+    finally:
+        code = max(_end(parts), code)  # a refused configuration outranks how the others ended
+    log.info("workers_stopped", extra={"exit_code": code})
+    return code
+
+
+def _environment(config: Config, environment: Mapping[str, str], number: int) -> Mapping[str, str]:
+    port = config.metrics_port + number if config.metrics_port else 0
+    return children.environment({**environment, "METRICS_PORT": str(port)})
+
+
+def _keep_alive(child: _Child) -> int:
+    """Start the child when it is time to; the exit code if it is of no use to start it again, else 0."""
+    now = time.monotonic()
+    if child.process is None:
+        if now >= child.start_at:
+            command = children.command_line("pipeline.cli", "worker")
+            child.process = children.start(command, env=child.environment, log=None)
+            child.started_at = now
+            log.info("worker_process_started", extra={"number": child.number, "pid": child.process.pid})
+        return 0
+    exit_code = child.process.poll()
+    if exit_code is None:
+        return 0
+    child.process = None
+    if exit_code == _REFUSED:
+        log.critical("worker_process_refused_configuration", extra={"number": child.number})
+        return _REFUSED
+    if now - child.started_at >= STEADY_S:
+        child.backoff_s = BACKOFF_FIRST_S
+    child.start_at = now + child.backoff_s
+    log.error(
+        "worker_process_died",
+        extra={"number": child.number, "exit_code": exit_code, "again_in_s": child.backoff_s},
+    )
+    child.backoff_s = min(2 * child.backoff_s, BACKOFF_LAST_S)
+    return 0
+
+
+def _end(parts: list[_Child]) -> int:
+    """Ask all at once, so that they flush side by side; 1 if any did not end well."""
+    running = [child.process for child in parts if child.process is not None]
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + STOP_S
+    codes = [
+        children.stop(process, signal.SIGTERM, timeout_s=max(0.1, until - time.monotonic()))
+        for process in running
+    ]
+    bad = False
+    for process, code in zip(running, codes, strict=True):
+        if code not in (0, -signal.SIGTERM):  # by the signal itself: it had not begun to work
+            log.error("worker_process_ended_badly", extra={"pid": process.pid, "exit_code": code})
+            bad = True
+    return 1 if bad else 0
+
+
+def port_fault(config: Config, *, processes: int) -> str | None:
+    """What is wrong with METRICS_PORT for so many processes; None if nothing is."""
+    if config.metrics_port and config.metrics_port + processes - 1 > 65535:
+        return f"METRICS_PORT: {processes} processes from port {config.metrics_port} on go beyond 65535"
+    return None

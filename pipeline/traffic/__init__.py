@@ -1,0 +1,1 @@
+"""Usage events to publish: simulated ones, and those of a recorded trace."""

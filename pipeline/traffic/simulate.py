@@ -1,0 +1,165 @@
+"""`spendstream simulate`: publish traffic at a steady rate, without drift, until told to stop.
+
+It owns pacing and patience: how many events are due now, and publishing the same bodies again when
+the stream cannot say whether it has them (consumers deduplicate). What the events say is `traffic`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from pipeline.traffic.generator import Traffic
+from pipeline.transports import Publisher, Transport, TransportError
+
+TICK_S: Final = 0.025
+STEP_S_MAX: Final = 1.0
+"""What a step makes at most, so that a stream that was away for an hour does not cost an hour's memory."""
+BATCH_EVENTS_MAX: Final = 20_000
+BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+Shape = Callable[[int], float]
+Warn = Callable[[str], None]
+
+
+class PatientPublisher:
+    """Publishes until the stream has the bodies, however long it is away.
+
+    After a TransportError the publisher is opened anew and the same bodies go out again, in the
+    same order: the stream may then hold them twice, and consumers count them once.
+    """
+
+    def __init__(self, transport: Transport, *, warn: Warn) -> None:
+        self._transport = transport
+        self._publisher: Publisher | None = None
+        self._warn = warn
+        self.retries = 0
+
+    async def publish(self, bodies: Sequence[bytes]) -> None:
+        """Return when the stream has all bodies durably. Cancel it to give up."""
+        failures = 0
+        while True:
+            try:
+                if self._publisher is None:
+                    self._publisher = await self._transport.publisher()
+                await self._publisher.publish(bodies)
+                return
+            except TransportError as error:
+                wait_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+                if failures == 0 or wait_s == BACKOFF_S[-1]:
+                    self._warn(f"stream unavailable, publishing again in {wait_s:g} s: {error}")
+                failures += 1
+                self.retries += 1
+                await self.close()
+                await asyncio.sleep(wait_s)
+
+    async def close(self) -> None:
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            await publisher.close()
+
+
+async def open_patiently(transport: Transport, *, warn: Warn) -> None:
+    """Open the transport, waiting for a stream that is away."""
+    failures = 0
+    while True:
+        try:
+            await transport.open()
+            return
+        except TransportError as error:
+            wait_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+            warn(f"stream unavailable, trying again in {wait_s:g} s: {error}")
+            failures += 1
+            await asyncio.sleep(wait_s)
+
+
+async def until_signal(work: Callable[[asyncio.Event], Awaitable[None]], *, grace_s: float = 2.0) -> bool:
+    """Run ``work`` with an event that SIGINT or SIGTERM sets; cancel it ``grace_s`` after that.
+
+    True if the work came to its end by itself or within the grace, False if it had to be cancelled.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    working = asyncio.ensure_future(work(stop))
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        await asyncio.wait((working,), timeout=grace_s)
+    if working.done():
+        working.result()
+        return True
+    working.cancel()
+    await asyncio.wait((working,))
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    published: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """``rate`` events a second, times ``shape`` of the moment; for ``duration_s``, or without end."""
+
+    rate: float
+    duration_s: float | None = None
+    shape: Shape | None = None
+
+
+async def simulate(
+    publish: Callable[[Sequence[bytes]], Awaitable[None]],
+    traffic: Traffic,
+    pace: Pace,
+    *,
+    stop: asyncio.Event,
+    report: Callable[[Progress], None],
+    now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    monotonic: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Progress:
+    """Publish what is due every 25 ms; ``report`` after each batch. Returns at ``stop`` or the end.
+
+    What is due follows from the time since the start alone, so neither slow batches nor rounding add
+    up: a stream that was away is caught up with at full speed. An event occurred when it was
+    due; after a pause of the stream its events therefore arrive late, as those of real producers do.
+    """
+    started_s, started_us = monotonic(), now_us()
+    published, due, until_s, tick = 0, 0.0, 0.0, 0
+    while True:
+        elapsed_s = min(monotonic() - started_s, until_s + STEP_S_MAX)
+        if pace.duration_s is not None:
+            elapsed_s = min(elapsed_s, pace.duration_s)
+        if pace.shape is None:
+            due = pace.rate * elapsed_s
+        else:
+            middle_us = started_us + round((until_s + elapsed_s) / 2 * 1e6)
+            due += pace.rate * pace.shape(middle_us) * (elapsed_s - until_s)
+        since_us = started_us + round(until_s * 1e6)
+        till_us = started_us + round(elapsed_s * 1e6)
+        n = int(due + 1e-9) - published
+        # Half a step in, so that no event lies on the edge of two batches.
+        times_us = (since_us + (np.arange(n) + 0.5) * (till_us - since_us) / max(n, 1)).astype(np.int64)
+        until_s = elapsed_s
+        for first in range(0, n, BATCH_EVENTS_MAX):
+            if stop.is_set():
+                break
+            bodies = traffic.take(times_us[first : first + BATCH_EVENTS_MAX])
+            await publish(bodies)
+            published += len(bodies)
+            report(Progress(published=published, elapsed_s=monotonic() - started_s))
+        if stop.is_set() or (pace.duration_s is not None and elapsed_s >= pace.duration_s):
+            return Progress(published=published, elapsed_s=monotonic() - started_s)
+        now_s = monotonic()
+        tick = max(tick + 1, int((now_s - started_s) / TICK_S))
+        await sleep(max(0.0, started_s + tick * TICK_S - now_s))

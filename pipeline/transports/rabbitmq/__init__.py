@@ -1,0 +1,1 @@
+"""Streams of RabbitMQ: frames, connections, subscriptions and publishing."""

@@ -1,0 +1,107 @@
+"""The Faust app and its agents: wiring only.
+
+One bounded channel and one agent a partition. A feeder (`mode.Service`) moves chunks from the transport
+into the channel, the agent hands each to the partition's ledger, and a flusher commits on a timer. Faust
+knows no Kafka here: its transport, topics and tables are not used, because offsets live in our database.
+
+An exception anywhere crashes the app: nothing is ever committed past a chunk that failed, and the
+restarted worker goes on from the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import faust
+import mode
+from faust.app.base import BootStrategy
+
+from pipeline.worker.partition import PartitionWorker
+
+CHANNEL_CHUNKS = 8
+"""Chunks between the transport and the agent; credit bounds them more tightly in practice."""
+
+
+class _NoKafka(BootStrategy):  # type: ignore[misc]
+    enable_kafka = False
+    enable_web = False
+
+
+class App(faust.App):  # type: ignore[misc]
+    """Faust without Kafka: streams run on channels, and start as soon as the app does."""
+
+    BootStrategy = _NoKafka
+
+    async def on_start(self) -> None:
+        self.finalize()
+        await super().on_start()
+        self.flow_control.resume()  # without it every stream skips what it gets
+
+
+class Feeder(mode.Service):  # type: ignore[misc]
+    """Moves chunks of one partition into its channel, waiting when the channel is full."""
+
+    def __init__(self, partition: PartitionWorker, channel: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._partition = partition
+        self._channel = channel
+
+    @mode.Service.task  # type: ignore[untyped-decorator]
+    async def _feed(self) -> None:
+        while not self.should_stop:
+            await self._channel.send(value=await self._partition.receive())
+
+
+class Flusher(mode.Service):  # type: ignore[misc]
+    """Flushes one partition every interval, and at once when its ledger has filled up."""
+
+    def __init__(self, partition: PartitionWorker, interval_s: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._partition = partition
+        self._interval_s = interval_s
+        self._finishing = False
+        self._finished = asyncio.Event()
+
+    @mode.Service.task  # type: ignore[untyped-decorator]
+    async def _flush(self) -> None:
+        while not self._finishing:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._partition.flush_wanted.wait(), self._interval_s)
+            await self._partition.flush()
+        self._finished.set()
+
+    async def finish(self) -> None:
+        """Flush once more and end. A flush in flight is never cut off: its outcome must be known."""
+        self._finishing = True
+        self._partition.flush_wanted.set()
+        await self._finished.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """An app and the services that its shutdown needs by hand."""
+
+    app: App
+    feeders: tuple[Feeder, ...]
+    flushers: tuple[Flusher, ...]
+
+
+def wire(partitions: Sequence[PartitionWorker], *, flush_interval_s: float) -> Wiring:
+    """The app that works on some recovered partitions. Start it, and watch ``app.crashed``."""
+    app = App("spendstream", broker="kafka://not-used", autodiscover=False)
+    feeders, flushers = [], []
+    for number, partition in enumerate(partitions):
+        channel = app.channel(maxsize=CHANNEL_CHUNKS)
+
+        async def book(deliveries: Any, partition: PartitionWorker = partition) -> None:
+            async for delivery in deliveries:
+                await partition.book(delivery)
+
+        app.agent(channel, name=f"book-{number}", supervisor_strategy=mode.CrashingSupervisor)(book)
+        feeders.append(Feeder(partition, channel))
+        flushers.append(Flusher(partition, flush_interval_s))
+    return Wiring(app, tuple(feeders), tuple(flushers))

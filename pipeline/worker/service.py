@@ -1,0 +1,254 @@
+"""The composition root of ``spendstream worker``: builds everything, starts and stops it in order.
+
+Start: page (so that readiness can be asked), kernels, database and broker, agents (each partition joins
+its group and recovers when the broker gives it to us), maintenance. Stop, on SIGTERM or SIGINT: stop
+reading, flush what was read, let go, exit 0. A crash of any part exits 1 at once; whoever restarts us loses
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from pipeline import metrics
+from pipeline.archive.archiver import Archiver
+from pipeline.archive.store import open_store
+from pipeline.common import http
+from pipeline.config import Config
+from pipeline.core.ledger import warm_up
+from pipeline.sink import copy_binary
+from pipeline.sink.timescale import SchemaMissing, SinkUnavailable, TimescaleSink
+from pipeline.transports import Transport, TransportError
+from pipeline.transports.factory import open_transport
+from pipeline.transports.rabbitmq import frames
+from pipeline.worker import agents, maintenance
+from pipeline.worker import id_files as spill
+from pipeline.worker.partition import ExponentialBackoff, PartitionWorker
+
+log = logging.getLogger(__name__)
+
+LAST_FLUSH_S: Final = 25.0
+"""How long a stopping worker tries to flush; what it could not commit is read again by the next one."""
+
+
+async def run_worker(config: Config) -> int:
+    """Work until a signal (0) or a crash (1). The exit code is the return value."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    transport = open_transport(config.stream)
+    state = _State()
+    page = await _serve_page(config, state)
+    log.info("worker_starting", extra={"stream": config.stream.stream})
+    try:
+        await asyncio.to_thread(warm_up)
+        await asyncio.to_thread(copy_binary.warm_up)
+        await asyncio.to_thread(frames.warm_up)
+        streams = await _unless_stopped(_dependencies(config, transport, state), stopping)
+        if streams is None:
+            return 0
+        if config.archive is not None:
+            state.archiver = Archiver(config.database_url, open_store(config.archive), config.archive)
+        state.partitions = [
+            PartitionWorker(
+                index=index,
+                stream=stream,
+                transport=transport,
+                sink=TimescaleSink(
+                    config.database_url,
+                    application_name=config.service_name,
+                    consumer=config.stream.consumer,
+                ),
+                rules=config.rules,
+                flush=config.flush,
+                redis_url=config.redis_url,
+                archive=state.archiver.gate if state.archiver is not None else None,
+                new_log=spill.logs_in(config.dedupe_folder) if config.dedupe_folder is not None else None,
+            )
+            for index, stream in enumerate(streams)
+        ]
+        return await _work(config, state, stopping)
+    finally:
+        await transport.close()
+        await page.cleanup()
+        log.info("worker_stopped")
+
+
+@dataclass(slots=True)
+class _State:
+    """What the page shows: why a dependency cannot be used (None: it can), and our partitions."""
+
+    database_error: str | None = "not connected yet"
+    stream_error: str | None = "not connected yet"
+    partitions: list[PartitionWorker] = field(default_factory=list)
+    archiver: Archiver | None = None
+
+    def errors(self) -> dict[str, str | None]:
+        """By component, the first error that anything has."""
+        database = [self.database_error, *(partition.database_error for partition in self.partitions)]
+        stream = [self.stream_error, *(partition.stream_error for partition in self.partitions)]
+        return {"database": next(filter(None, database), None), "stream": next(filter(None, stream), None)}
+
+
+async def _dependencies(config: Config, transport: Transport, state: _State) -> Sequence[str]:
+    """The partitions' streams, once database and broker can be used; waits for both as long as it takes."""
+    sink = TimescaleSink(config.database_url, application_name=config.service_name)
+
+    async def database() -> None:
+        backoff = ExponentialBackoff()
+        while True:
+            try:
+                await sink.check_schema()
+            except (SinkUnavailable, SchemaMissing) as error:
+                if state.database_error != str(error):
+                    log.warning("database_not_ready", extra={"error": str(error)})
+                state.database_error = str(error)
+                await backoff.wait()
+            else:
+                state.database_error = None
+                return await sink.close()
+
+    async def streams() -> Sequence[str]:
+        backoff = ExponentialBackoff()
+        while True:
+            try:
+                await transport.open()
+                found = await transport.partitions()
+            except TransportError as error:
+                if state.stream_error != str(error):
+                    log.warning("stream_away", extra={"stream": transport.stream, "error": str(error)})
+                state.stream_error = str(error)
+                await backoff.wait()
+            else:
+                state.stream_error = None
+                return found
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(database())
+        found = tasks.create_task(streams())
+    return found.result()
+
+
+async def _work(config: Config, state: _State, stopping: asyncio.Event) -> int:
+    partitions = state.partitions
+    wiring = agents.wire(partitions, flush_interval_s=config.flush.interval_s)
+    app = wiring.app
+    upkeep = [
+        asyncio.create_task(
+            maintenance.run(
+                config.database_url, config.retention, dedupe_window_us=config.rules.dedupe_window_us
+            ),
+            name="maintenance",
+        )
+    ]
+    if state.archiver is not None:
+        upkeep.append(asyncio.create_task(state.archiver.run(), name="archiver"))
+    await app.start()
+    for service in (*wiring.feeders, *wiring.flushers):
+        await app.add_runtime_dependency(service)
+    # What start-up built stays for good: left in view of the collector, the first full pass over it would
+    # stop the whole worker for a tenth of a second, in the middle of its work.
+    gc.collect()
+    gc.freeze()
+    log.info("worker_started", extra={"objects_frozen": gc.get_freeze_count()})
+    crashed = asyncio.create_task(app.wait_until_stopped(), name="crashed")
+    stopped = asyncio.create_task(stopping.wait(), name="stopped")
+    await asyncio.wait((crashed, stopped), return_when=asyncio.FIRST_COMPLETED)
+    code = 0
+    if app.crashed:
+        log.critical("worker_crashed", exc_info=app.crash_reason)
+        code = 1
+    else:
+        log.info("worker_stopping")
+        for feeder in wiring.feeders:
+            await feeder.stop()
+        try:
+            async with asyncio.timeout(LAST_FLUSH_S):
+                await asyncio.gather(*(flusher.finish() for flusher in wiring.flushers))
+            log.info("last_flush_committed")
+        except TimeoutError:
+            log.error("last_flush_failed", extra={"error": [p.database_error for p in partitions]})
+    for task in (crashed, stopped, *upkeep):
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    await app.stop()
+    await asyncio.gather(*(partition.close() for partition in partitions))
+    return code
+
+
+_T = TypeVar("_T")
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, _T], stopping: asyncio.Event) -> _T | None:
+    """What ``work`` returns; None if a signal came first, and ``work`` was given up."""
+    task = asyncio.create_task(work)
+    stopped = asyncio.create_task(stopping.wait())
+    await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if task.done():
+        return await task
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return None
+
+
+async def _serve_page(config: Config, state: _State) -> web.AppRunner:
+    """``/metrics``, ``/healthz`` and ``/readyz`` of the worker."""
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="OK")
+
+    async def readyz(_: web.Request) -> web.Response:
+        components = {
+            name: {"status": "ok" if error is None else "unavailable", "detail": error}
+            for name, error in state.errors().items()
+        }
+        ready = all(component["status"] == "ok" for component in components.values())
+        if state.archiver is not None:  # figures do not need it, so it makes nothing unready
+            error = state.archiver.error
+            status = "ok" if error is None else "degraded"
+            components["archive"] = {"status": status, "detail": error}
+        return web.json_response(
+            {
+                "status": "ready" if ready else "unavailable",
+                "components": components,
+                "partitions": {partition.stream: partition.active for partition in state.partitions},
+            },
+            status=200 if ready else 503,
+        )
+
+    app = web.Application()
+    app.router.add_get("/metrics", show_metrics)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    runner = await serve_page(config.metrics_host, config.metrics_port, app)
+    host, port = runner.addresses[0][:2]
+    log.info("page_listening", extra={"url": f"http://{host}:{port}/metrics"})
+    return runner
+
+
+async def serve_page(host: str, port: int, app: web.Application) -> web.AppRunner:
+    """The worker's door, open at ``host`` and ``port`` (0: a free one). Raises OSError."""
+    runner = http.Runner(app, handle_signals=False)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner

@@ -1,0 +1,211 @@
+"""Comparing what is stored with what the oracle counted: every row, every grain, every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from pipeline.core import sketches
+from pipeline.core.ledger import Ledger
+from pipeline.core.rules import Rules
+from pipeline.core.windows import MEASURES
+from pipeline.sink.timescale import TimescaleSink
+from tests.support import oracle as naive
+from tests.support.memory_sink import MemorySink, State
+
+STREAM = "analytics.usage.v1"
+_LENGTH_S = {
+    "usage_minute": 60,
+    "usage_hour": 3600,
+    "usage_day": 86400,
+    "client_hour": 3600,
+    "client_day": 86400,
+}
+
+
+def oracle_rules(rules: Rules) -> naive.Rules:
+    return naive.Rules(
+        dedupe_window_us=rules.dedupe_window_us,
+        lateness_us=rules.allowed_lateness_us,
+        clients_max=rules.clients_per_org_hour_max,
+        models_max=rules.models_per_org_hour_max,
+        sum_max=rules.sum_max,
+    )
+
+
+def expected(oracle: naive.Oracle) -> dict[str, Any]:
+    """The oracle's tables in the form of `stored`."""
+
+    def us(at: datetime) -> int:
+        return (at - naive.EPOCH) // naive.timedelta(microseconds=1)
+
+    tables: dict[str, Any] = {}
+    for name, seconds in _LENGTH_S.items():
+        tables[name] = {
+            (key[0], us(key[1]) // (seconds * 1_000_000), *key[2:]): (
+                row.invocations,
+                row.successes,
+                row.errors,
+                row.timeouts,
+                row.throttles,
+                row.input_tokens,
+                row.output_tokens,
+                row.cost_microcents,
+                row.latency_sum_ms,
+                row.latency_max_ms,
+                row.revision,
+                sketches.of(row.latencies_ms),
+            )
+            for key, row in getattr(oracle, name).items()
+        }
+    tables["usage_errors_hour"] = {
+        (key[0], us(key[1]) // 3_600_000_000, *key[2:]): count
+        for key, count in oracle.usage_errors_hour.items()
+    }
+    for name in ("orgs_seen", "models_seen", "clients_seen"):
+        tables[name] = {
+            key if isinstance(key, tuple) else (key,): (us(seen.first), us(seen.last))
+            for key, seen in getattr(oracle, name).items()
+        }
+    tables["dead_letters"] = [
+        (letter.offset, letter.reason, letter.fields, letter.body) for letter in oracle.dead_letters
+    ]
+    tables["counters"] = (oracle.offered, oracle.accepted, oracle.duplicate, oracle.rejected)
+    return tables
+
+
+def stored(sink: MemorySink) -> dict[str, Any]:
+    """What a `MemorySink` has committed."""
+    return stored_state(sink.state)
+
+
+def stored_state(state: State) -> dict[str, Any]:
+    """The committed state of one stream, in the form of `expected`."""
+    tables: dict[str, Any] = {
+        name: {key: (*measures, sketch) for key, (measures, sketch) in table.items()}
+        for name, table in state.tables.items()
+        if name != "usage_errors_hour"
+    }
+    tables["usage_errors_hour"] = {
+        key: measures[0] for key, (measures, _) in state.tables["usage_errors_hour"].items()
+    }
+    tables.update(state.seen)
+    tables["dead_letters"] = sorted(
+        (d.offset, d.reason, tuple(f.field for f in d.faults), d.body) for d in state.dead_letters
+    )
+    p = state.position
+    tables["counters"] = (p.offered, p.accepted, p.duplicate, p.rejected)
+    return tables
+
+
+def difference(
+    have: dict[str, Any], want: dict[str, Any], *, fields: bool = False, flooded: bool = False
+) -> list[str]:
+    """Readable differences, empty when there are none; ``fields``: of dead letters, the faulty fields too.
+
+    ``flooded``: dead letters may have been so many or so large that their bodies were left out or cut.
+    """
+    lines: list[str] = []
+    for name, rows in want.items():
+        mine = have[name]
+        if name == "dead_letters":
+            pick = (lambda d: d) if fields else (lambda d: (d[0], d[1], d[3]))
+            mine = {d[0]: pick(d) for d in mine}
+            rows = {d[0]: pick(d) for d in rows}
+            if flooded:
+                bodies = {offset: letter[-1] for offset, letter in mine.items()}
+                rows = {o: (*d[:-1], _as_kept(d[-1], bodies.get(o, b""))) for o, d in rows.items()}
+        if isinstance(rows, dict):
+            for key in sorted(set(rows) | set(mine), key=repr):
+                if rows.get(key) != mine.get(key):
+                    lines.append(f"{name} {key}: stored {mine.get(key)}, oracle {rows.get(key)}")
+        elif rows != mine:
+            lines.append(f"{name}: stored {mine}, oracle {rows}")
+    return lines
+
+
+def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:
+    """What may be stored of a body in a flood: nothing, or its beginning."""
+    return None if stored is None else body[: naive.BODY_BYTES_MAX + 1]
+
+
+Sink = MemorySink | TimescaleSink
+
+
+async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
+    """A ledger as a worker builds it at start."""
+    claim, position = await sink.claim(STREAM)
+    ledger = Ledger(rules, position)
+    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
+    high = await sink.high_days(claim, from_day=ledger.high_days_from(), sum_least=ledger.high_sum_least)
+    ledger.recover_high_days(high)
+    from_hour = ledger.live_hours_from()
+    ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
+    async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
+        ledger.recover_ids(hour, segment)
+    return claim, ledger
+
+
+async def flush(sink: Sink, claim: Any, ledger: Ledger, *, now_us: int = 0) -> None:
+    while blocks := ledger.missing():
+        ledger.adopt(await sink.load(claim, blocks), blocks)
+    await sink.flush(claim, ledger.drain(now_us=now_us, caught_up=False))
+
+
+def chunks_of(
+    bodies: Sequence[bytes], *, size: int, broker_us: int, first_offset: int = 0
+) -> Iterable[dict[str, Any]]:
+    """Arguments of `Ledger.ingest`, one chunk each."""
+    for at in range(0, len(bodies), size):
+        part = bodies[at : at + size]
+        yield {
+            "first_offset": first_offset + at,
+            "next_offset": first_offset + at + len(part),
+            "timestamp_us": broker_us,
+            "bodies": part,
+        }
+
+
+def stored_in_database(database_url: str, partition: int | None = None) -> dict[str, Any]:
+    """What a database has committed of one partition, or of all together, in the form of `stored`.
+
+    Rows of one key in several partitions are not added up: with one partition there are none.
+    """
+    tables: dict[str, Any] = {}
+    measures = ", ".join((*MEASURES, "latency_sketch"))
+    only = "" if partition is None else f" WHERE partition = {int(partition)}"
+    with psycopg.connect(database_url) as connection:
+        for name, seconds in _LENGTH_S.items():
+            client = ", client_id" if name.startswith("client") else ""
+            bucket = f"(EXTRACT(EPOCH FROM bucket_start) / {seconds})::bigint"
+            rows = connection.execute(
+                f"SELECT org_id, {bucket}, model_id{client}, {measures} FROM analytics.{name}{only}"
+            ).fetchall()
+            width = 4 if client else 3
+            tables[name] = {row[:width]: row[width:] for row in rows}
+            assert len(tables[name]) == len(rows), f"{name} has a key twice"
+        rows = connection.execute(
+            "SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) / 3600)::bigint, model_id, client_id, status,"
+            f" error_code, count FROM analytics.usage_errors_hour{only}"
+        ).fetchall()
+        tables["usage_errors_hour"] = {row[:6]: row[6] for row in rows}
+        for name, key in (("orgs_seen", ""), ("models_seen", ", model_id"), ("clients_seen", ", client_id")):
+            rows = connection.execute(
+                f"SELECT org_id{key}, (EXTRACT(EPOCH FROM first_event_at) * 1000000)::bigint,"
+                f" (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint FROM analytics.{name}{only}"
+            ).fetchall()
+            tables[name] = {row[:-2]: row[-2:] for row in rows}
+        tables["dead_letters"] = [
+            (offset, reason, tuple(fault["field"] for fault in faults), body)
+            for offset, reason, faults, body in connection.execute(
+                f'SELECT "offset", reason, faults, body FROM analytics.dead_letters{only} ORDER BY "offset"'
+            )
+        ]
+        tables["counters"] = connection.execute(
+            "SELECT sum(offered)::bigint, sum(accepted)::bigint, sum(duplicate)::bigint,"
+            f" sum(rejected)::bigint FROM analytics.partitions{only}"
+        ).fetchone()
+    return tables

@@ -1,0 +1,151 @@
+"""A real browser without a window, driven over its own protocol (Chrome DevTools), and all that a page did.
+
+Chromium is taken from PATH, else installed from Debian's packages where this is Debian or Ubuntu and we are
+root, as the servers of the local stack are. It can reach this machine only: every other name does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+
+from tests.support import packages
+from tests.support.packages import Unavailable
+
+_PACKAGE: Final = "chromium-headless-shell"
+_NAMES: Final = (_PACKAGE, "chromium", "chromium-browser", "google-chrome", "chrome")
+_FLAGS: Final = (
+    "--headless",
+    "--no-sandbox",  # root has none
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--remote-debugging-port=0",
+)
+_TIMEOUT_S: Final = 60
+
+
+def executable() -> str:
+    """Where the browser is, installed now if it is not there. Raises `Unavailable`."""
+    return packages.executable(_PACKAGE, _NAMES)
+
+
+@dataclass(slots=True)
+class Page:
+    """An open page: what it asked for, and what it complained of."""
+
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    """Errors and warnings of the console, exceptions, and requests that failed."""
+    _socket: aiohttp.ClientWebSocketResponse | None = None
+    _session: str = ""
+    _answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+
+    async def goto(self, url: str) -> None:
+        await self._call("Page.navigate", url=url)
+
+    async def value(self, script: str) -> Any:
+        """What the script's value is in the page. Raises `AssertionError` when it throws."""
+        answer = await self._call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    async def until(self, script: str) -> None:
+        """Wait until the script is true."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while not await self.value(script):
+            assert time.monotonic() < deadline, script
+            await asyncio.sleep(0.05)
+
+    async def _call(self, method: str, **parameters: Any) -> Any:
+        assert self._socket is not None
+        number = len(self._answers) + 1
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        session = {"sessionId": self._session} if self._session else {}
+        await self._socket.send_json({"id": number, "method": method, "params": parameters, **session})
+        async with asyncio.timeout(_TIMEOUT_S):
+            return await answer
+
+    async def _open(self) -> None:
+        target = await self._call("Target.createTarget", url="about:blank")
+        attached = await self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Network", "Log", "Runtime", "Page"):
+            await self._call(f"{domain}.enable")
+
+    async def _listen(self) -> None:
+        assert self._socket is not None
+        async for message in self._socket:
+            said = message.json()
+            if "id" in said:
+                answer = self._answers[said["id"]]
+                if "error" in said:
+                    answer.set_exception(RuntimeError(said["error"]["message"]))
+                else:
+                    answer.set_result(said["result"])
+            else:
+                self._note(said["method"], said.get("params", {}))
+
+    def _note(self, event: str, about: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requests.append(about["request"]["url"])
+        elif event == "Network.loadingFailed":
+            self.complaints.append(about["errorText"])
+        elif event == "Runtime.exceptionThrown":
+            self.complaints.append(str(about["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
+            self.complaints.append(str(about["args"]))
+        elif event == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(about["entry"]["text"])
+
+
+@contextmanager
+def running() -> Iterator[str]:
+    """A browser of its own and the address it is driven at. Raises `Unavailable`."""
+    path = executable()
+    with tempfile.TemporaryDirectory(prefix="spendstream-browser-", ignore_cleanup_errors=True) as folder:
+        # A session of its own: its helpers end with it, whichever way.
+        argv = (path, *_FLAGS, f"--user-data-dir={folder}")
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True) as process:
+            try:
+                yield _address(process, Path(folder) / "DevToolsActivePort")
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _address(process: subprocess.Popen[bytes], note: Path) -> str:
+    """Where the browser listens, once its folder says so: the port, and a path."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise Unavailable(f"the browser has ended with code {process.returncode}")
+        if note.exists() and len(lines := note.read_text().splitlines()) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.05)
+    raise Unavailable("the browser does not listen")
+
+
+@asynccontextmanager
+async def page(browser: str) -> AsyncIterator[Page]:
+    """A new page of the browser at this address."""
+    async with aiohttp.ClientSession() as session, session.ws_connect(browser, max_msg_size=0) as socket:
+        opened = Page(_socket=socket)
+        listening = asyncio.create_task(opened._listen())
+        try:
+            await opened._open()
+            yield opened
+        finally:
+            listening.cancel()

@@ -1,0 +1,74 @@
+"""A real PgBouncer before a test's PostgreSQL, in the mode that gives each transaction another session."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from tests.support import packages
+from tests.support.processes import free_port
+
+_PACKAGE: Final = "pgbouncer"
+_TIMEOUT_S: Final = 20.0
+
+
+@contextmanager
+def running(url: str, *, mode: str = "transaction", pool_size: int = 4) -> Iterator[str]:
+    """The URL of the same database through a pooler of ``pool_size`` sessions.
+
+    Raises `packages.Unavailable` where PgBouncer cannot be had.
+    """
+    program = packages.executable(_PACKAGE, (_PACKAGE,))
+    parts = urlsplit(url)
+    with tempfile.TemporaryDirectory(prefix="pgbouncer-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        port = free_port()
+        (folder / "users").write_text(f'"{parts.username}" "{parts.password}"\n')
+        (folder / "pgbouncer.ini").write_text(
+            f"""\
+[databases]
+* = host={parts.hostname} port={parts.port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {folder / "users"}
+pool_mode = {mode}
+default_pool_size = {pool_size}
+query_wait_timeout = 20
+"""
+        )
+        user = ("-u", "nobody") if os.geteuid() == 0 else ()  # it refuses to run as root
+        log = (folder / "log").open("wb")
+        with (
+            log,
+            subprocess.Popen((program, *user, str(folder / "pgbouncer.ini")), stdout=log, stderr=log) as it,
+        ):
+            try:
+                _wait(it, port, folder / "log")
+                yield parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}").geturl()
+            finally:
+                it.send_signal(signal.SIGKILL)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)

@@ -1,0 +1,180 @@
+"""Our own processes, as a user starts them: worker, API and commands, on free ports, with logs kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.processes import child as children
+
+READY_S = 60.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(url: str, *, timeout_s: float = 10.0) -> tuple[int, Any]:
+    """Status and body (JSON where it is) of a GET; an error status is an answer, not an exception."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+            status, body = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        status, body = error.code, error.read()
+    try:
+        return status, json.loads(body)
+    except ValueError:
+        return status, body.decode()
+
+
+def command(
+    *arguments: str, env: Mapping[str, str], timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run ``spendstream …`` to its end."""
+    return subprocess.run(
+        children.command_line("pipeline.cli", *arguments),
+        env=children.environment({**_base(), **env}),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def _base() -> dict[str, str]:
+    """The environment without anything that configures Spendstream by accident."""
+    from pipeline.common import settings
+
+    names = {setting.name for setting in settings.SETTINGS}
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+class Process:
+    """One long-running process of ours and its log."""
+
+    def __init__(
+        self, module: str, arguments: Sequence[str], *, env: Mapping[str, str], log: Path, ready: str
+    ) -> None:
+        self._argv = children.command_line(module, *arguments)
+        self._env = children.environment({**_base(), **env})
+        self._log = log
+        self.ready_url = ready
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> None:
+        with self._log.open("ab") as out:
+            self._process = subprocess.Popen(self._argv, env=self._env, stdout=out, stderr=out)
+        if wait:
+            self.wait_ready()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None
+        return self._process
+
+    def status(self) -> int:
+        """The readiness page's status; 0 while nothing listens."""
+        try:
+            return get(self.ready_url, timeout_s=2)[0]
+        except OSError:
+            return 0
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.status() == 200 or self.process.poll() is not None, READY_S, self.log)
+        assert self.process.poll() is None, self.log()
+
+    def has_log(self) -> bool:
+        """Has it been started yet?"""
+        return self._log.exists()
+
+    def log(self, most: int | None = 4000) -> str:
+        """The last ``most`` characters of the log, or all of it."""
+        text = self._log.read_text(errors="replace")
+        return text if most is None else text[-most:]
+
+    def events(self) -> list[dict[str, Any]]:
+        """The log's JSON lines."""
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, *, timeout_s: float = 40) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_s)
+
+    def __enter__(self) -> Process:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+
+
+def worker(env: Mapping[str, str], folder: Path) -> Process:
+    port = free_port()
+    return Process(
+        "pipeline.cli",
+        ["worker"],
+        env={**env, "METRICS_PORT": str(port)},
+        log=folder / "worker.log",
+        ready=f"http://127.0.0.1:{port}/readyz",
+    )
+
+
+class Api(Process):
+    """The API process, and questions to it."""
+
+    def __init__(self, env: Mapping[str, str], folder: Path) -> None:
+        port = free_port()
+        self._root = f"http://127.0.0.1:{port}/analytics/v1"
+        super().__init__(
+            "api",
+            [],
+            env={"API_ALLOW_PRIVILEGED": "true", **env, "HTTP_PORT": str(port)},
+            log=folder / "api.log",
+            ready=f"{self._root}/status/readyz",
+        )
+
+    def ask(self, path: str, **parameters: Any) -> tuple[int, Any]:
+        """GET a path below ``/analytics/v1``; list values repeat the parameter."""
+        return get(f"{self._root}{path}?{urllib.parse.urlencode(parameters, doseq=True)}")
+
+    def answer(self, path: str, **parameters: Any) -> Any:
+        status, body = self.ask(path, **parameters)
+        assert status == 200, (status, body)
+        return body
+
+    def pages(self, path: str, rows: str = "series", **parameters: Any) -> tuple[list[Any], Any]:
+        """All rows of all pages, and the last answer."""
+        found: list[Any] = []
+        while True:
+            answer = self.answer(path, **parameters)
+            found.extend(answer[rows])
+            if answer["nextCursor"] is None:
+                return found, answer
+            parameters["cursor"] = answer["nextCursor"]
+
+
+def wait_for(condition: Any, timeout_s: float, context: Any = lambda: "") -> None:
+    """Poll until the condition holds; fail with the context after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s\n{context()}"
+        time.sleep(0.05)

@@ -1,0 +1,17 @@
+"""The public traces that tests replay: excerpts in tests/data, or the whole files where somebody has them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+NAMES: Final = ("azure_llm_trace_2023_code.csv", "azure_llm_trace_2023_conv.csv")
+EXCERPTS: Final = Path(__file__).parent.with_name("data")
+
+
+def path(name: str) -> Path:
+    """The trace in the folder SPENDSTREAM_TRACES, which must have it; without that folder, its excerpt."""
+    found = Path(os.environ.get("SPENDSTREAM_TRACES") or EXCERPTS) / name
+    assert found.is_file(), f"no trace {found}: unset SPENDSTREAM_TRACES, and the excerpts are used"
+    return found
