@@ -298,7 +298,7 @@ api_keys = Table(
     _timestamp("last_used_at", nullable=True),
     Index("api_keys_org_id", "org_id"),
 )
-"""Keys of the API (`pipeline.common.keys`): ``digest`` is a keyed hash; ``last_used_at`` is right to the hour."""
+"""Keys of the API (`pipeline.common.keys`): ``digest`` is a keyed hash, ``last_used_at`` right to an hour."""
 
 export_jobs = Table(
     "export_jobs",

@@ -18,7 +18,8 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from api.access.audit import Audit, Decision
-from api.access.authenticate import ADMIN, Authenticator, Caller, Networks, address_of
+from api.access.authenticate import Authenticator, Networks, address_of
+from api.access.caller import ADMIN, Caller
 from api.access.limits import ALLOWANCE, RateLimiter, Unknown
 from api.access.turns import Turns
 from api.answering import problems

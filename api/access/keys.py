@@ -1,9 +1,9 @@
 """API keys as the API sees them: it checks them, and notes within the hour that one was used.
 
-A made-up key costs no query: its tag does not fit (`pipeline.common.keys`). A key whose tag fits is looked up by its
-prefix, and what was found is believed for API_KEY_CACHE; that it is bad, for a second at least. Keys of
-0.1.0 have no tag: all of them that are still good are read together, at most once in API_KEY_CACHE and in a
-second, however many keys that look like one are sent.
+A made-up key costs no query: its tag does not fit (`pipeline.common.keys`). A key whose tag fits is looked up
+by its prefix, and what was found is believed for API_KEY_CACHE; that it is bad, for a second at least. Keys
+of 0.1.0 have no tag: all of them that are still good are read together, at most once in API_KEY_CACHE and
+in a second, however many keys that look like one are sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.access.authenticate import Caller
+from api.access.caller import Caller
 from api.answering import problems
 from api.reading.database import Database, Unavailable
 from pipeline.common import keys

@@ -23,7 +23,7 @@ import aiohttp
 import jwt
 import msgspec
 
-from api.access.authenticate import SUBJECT_FORM, Caller, is_subject
+from api.access.caller import SUBJECT_FORM, Caller, is_subject
 from api.answering import problems
 from api.asking import params
 from api.config import TokenConfig

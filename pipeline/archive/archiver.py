@@ -28,10 +28,10 @@ import psycopg
 from pipeline import metrics
 from pipeline.archive import expiry, files
 from pipeline.archive.files import Cut, File
+from pipeline.archive.gate import ArchiveGate
 from pipeline.archive.store import Store, StoreError
 from pipeline.common.connect import AsyncConnection, Session, connect_async
 from pipeline.config import ArchiveConfig
-from pipeline.worker.partition import ArchiveGate
 from sql import queries
 
 log = logging.getLogger(__name__)

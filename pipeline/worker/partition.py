@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipeline import metrics
+from pipeline.archive.gate import ArchiveGate
 from pipeline.config import FlushConfig
 from pipeline.core.care import CRASHES_MIN, Care, remedy
 from pipeline.core.dedupe import NewLog
@@ -80,13 +81,6 @@ class Delivery:
     chunk: Chunk
     subscription: Subscription
     term: int
-
-
-@dataclass(slots=True)
-class ArchiveGate:
-    """Whether accepted events go to the archive's outbox; the archiver closes it at its bound."""
-
-    full: bool = False
 
 
 class Backoff(Protocol):

@@ -16,13 +16,13 @@ from deploy.local.servers import S3
 from pipeline.archive import archiver as archiver_module
 from pipeline.archive import store as store_module
 from pipeline.archive.archiver import Archiver
+from pipeline.archive.gate import ArchiveGate
 from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.common.object_store import ObjectStore
 from pipeline.config import ArchiveConfig
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import TimescaleSink
-from pipeline.worker.partition import ArchiveGate
 from sql import migrate
 from tests.support import archives, books, mix
 from tests.support import oracle as naive

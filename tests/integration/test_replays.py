@@ -10,12 +10,13 @@ import pytest
 from pipeline.admin import gaps
 from pipeline.archive import rebuild
 from pipeline.archive.archiver import Archiver
+from pipeline.archive.gate import ArchiveGate
 from pipeline.archive.store import open_store
 from pipeline.config import ArchiveConfig, FlushConfig
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import Fenced, TimescaleSink
-from pipeline.worker.partition import ArchiveGate, PartitionWorker
+from pipeline.worker.partition import PartitionWorker
 from sql import migrate
 from tests.integration.test_reconcile import EVERYTHING, reconciled
 from tests.support import books, mix, replays

@@ -16,10 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.archive.gate import ArchiveGate
 from pipeline.config import FlushConfig
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
-from pipeline.worker.partition import ArchiveGate, PartitionWorker
+from pipeline.worker.partition import PartitionWorker
 from tests.support import archives, books, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemoryDatabase, MemorySink
@@ -46,7 +47,7 @@ class Outcome:
 
 
 class Worker:
-    """One worker process: a feeder and a flusher for each partition, as `pipeline.worker.agents` wires them."""
+    """One worker process: a feeder and a flusher a partition, as `pipeline.worker.agents` wires them."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.access.authenticate import Caller, is_subject
+from api.access.caller import Caller, is_subject
 from api.access.tokens import REFETCH_S, Tokens, usable_keys
 from api.answering.problems import Problem
 from api.config import TokenConfig
