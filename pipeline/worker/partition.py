@@ -544,7 +544,8 @@ class PartitionWorker:
                 opened = ledger.open(letters)
                 await self._load_missing(claim, ledger, opened)
                 ledger.replay(opened, await self._sink.counted(claim, opened))
-        self._letters_wait = False
+            # At once: a hand-over may cancel us at the next wait, and letters read twice would count twice.
+            self._letters_wait = False
 
     async def _load_missing(self, claim: Claim, ledger: Ledger, opened: Opened | None = None) -> None:
         """Bring into memory all that the next drain needs, or the replay of opened letters."""

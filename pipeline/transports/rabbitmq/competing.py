@@ -65,7 +65,7 @@ class CompetingSubscription(RabbitMQSubscription):
             return
         await asyncio.wait((answering,), timeout=CLOSE_TIMEOUT_S)
         answering.cancel()
-        await asyncio.wait((answering,))
+        await asyncio.wait((answering,), timeout=CLOSE_TIMEOUT_S)
 
     def _give_credit(self) -> None:
         if self._active:
@@ -117,12 +117,12 @@ class CompetingSubscription(RabbitMQSubscription):
         self._activating = True
         try:
             place = await self._owner.activated()
+            offset = place.offset
+            if gone := await self._offset_gone(offset, place.before_us):
+                self._connection.fail(gone)
+                return
         finally:
             self._activating = False
-        offset = place.offset
-        if gone := await self._offset_gone(offset, place.before_us):
-            self._connection.fail(gone)
-            return
         self._wanted_offset = offset
         self._next_offset = offset or None
         self._received = None

@@ -14,7 +14,7 @@ from isal import isal_zlib
 
 from pipeline.transports import Chunk, OffsetGone, TransportError
 from pipeline.transports.rabbitmq import frames
-from pipeline.transports.rabbitmq.connection import DeliveredChunk, StreamConnection
+from pipeline.transports.rabbitmq.connection import CLOSE_TIMEOUT_S, DeliveredChunk, StreamConnection
 
 SUBSCRIPTION, _PROBE = 0, 1
 
@@ -154,7 +154,10 @@ class RabbitMQSubscription:
     async def close(self) -> None:
         self.closed = True
         await self._connection.close()
-        await asyncio.gather(*self._probes, return_exceptions=True)
+        if probes := self._probes:
+            for probe in probes:
+                probe.cancel()
+            await asyncio.wait(probes, timeout=CLOSE_TIMEOUT_S)
 
     def _give_credit(self) -> None:
         self._connection.credit_chunks(SUBSCRIPTION, 1)
