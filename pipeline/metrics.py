@@ -143,5 +143,11 @@ ARCHIVE_LEFT_OUT: Final = Counter(
     registry=REGISTRY,
 )
 
+MAINTENANCE_FAILURES: Final = Counter(
+    "analytics_maintenance_failures",
+    "Tables whose rows past their retention could not be dropped, by table; empty: the whole round failed.",
+    ["table"],
+    registry=REGISTRY,
+)
 OF_PARTITION: Final = (FRESHNESS_LAG, OFFSET_LAG, BUFFERED_EVENTS, DIRTY_ROWS, REMEMBERED_IDS, LEDGER_BYTES)
 """Gauges that go when the partition does: another worker shows them then."""

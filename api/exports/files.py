@@ -90,6 +90,14 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """Of a parquet file; the cost is in US dollars. Client ids are as they are: no spreadsheet runs them."""
+_BEYOND_INT64: Final = (
+    "A sum of tokens or invocations is beyond 2^63-1, and the columns of a Parquet file hold no more."
+    " Order csv, which has no such limit, or a finer granularity."
+)
+
+
+class UnwritableError(Exception):
+    """The format cannot hold a figure; no further attempt would. The text is for the job's owner."""
 
 
 class Sink(Protocol):
@@ -111,7 +119,8 @@ def write(
 ) -> Written:
     """Stream the job's figures into the sink, all from one snapshot.
 
-    ``check`` is called now and then, and raises to stop. Raises `psycopg.Error` and what the sink raises.
+    ``check`` is called now and then, and raises to stop. Raises `UnwritableError`, `psycopg.Error` and what
+    the sink raises.
     """
     out = _Counting(sink, check)
     with connection.transaction():
@@ -119,7 +128,10 @@ def write(
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
         if job.format == "parquet":
-            rows = _write_parquet(connection, job, out)
+            try:
+                rows = _write_parquet(connection, job, out)
+            except psycopg.errors.NumericValueOutOfRange as error:
+                raise UnwritableError(_BEYOND_INT64) from error
         else:
             rows = _write_csv(connection, job, out, provider)
     out.flush()

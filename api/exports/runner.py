@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 _POLL_S: Final = 1.0
 _HOUSEKEEPING_S: Final = 30.0
 _ATTEMPTS_MAX: Final = 5
+_GAVE_UP: Final = f"The file could not be made in {_ATTEMPTS_MAX} attempts."
 _PAUSE_S: Final = 5.0
 
 
@@ -114,7 +115,7 @@ class Runner:
         facts = {"job_id": str(job.job_id), "org_id": str(job.org_id), "attempt": job.attempts}
         log.info("export_started", extra=facts)
         if job.attempts > _ATTEMPTS_MAX:
-            self._fail(connection, held, facts)
+            self._fail(connection, held, facts, _GAVE_UP)
             return True
         try:
             written = self._make(connection, job, held)
@@ -123,10 +124,12 @@ class Runner:
         except _Stopped:
             connection.execute(SQL["give_back"], {**held, "pause": timedelta(0), "spent": 0})
             log.info("export_given_back", extra=facts)
+        except files.UnwritableError as error:
+            self._fail(connection, held, facts, str(error))
         except Exception:
             log.exception("export_attempt_failed", extra=facts)
             if job.attempts >= _ATTEMPTS_MAX:
-                self._fail(connection, held, facts)
+                self._fail(connection, held, facts, _GAVE_UP)
             else:
                 pause = timedelta(seconds=_PAUSE_S * job.attempts)
                 connection.execute(SQL["give_back"], {**held, "pause": pause, "spent": 1})
@@ -202,10 +205,11 @@ class Runner:
             self._store.clear(job.stem, keep=key)
         return written
 
-    def _fail(self, control: psycopg.Connection[Any], held: dict[str, Any], facts: dict[str, Any]) -> None:
-        error = f"The file could not be made in {_ATTEMPTS_MAX} attempts."
+    def _fail(
+        self, control: psycopg.Connection[Any], held: dict[str, Any], facts: dict[str, Any], error: str
+    ) -> None:
         control.execute(SQL["fail"], {**held, "now": self._clock(), "error": error})
-        log.error("export_failed", extra=facts)
+        log.error("export_failed", extra={**facts, "error": error})
 
     def _beat(self, connection: psycopg.Connection[Any], held: dict[str, Any]) -> bool:
         lease = timedelta(seconds=self._config.lease_s)

@@ -1,20 +1,23 @@
+-- name: partitions
+-- All partitions.
+SELECT partition FROM analytics.partitions ORDER BY partition
+
 -- name: expire_ids
--- Drop the ids of the oldest hour that counts no more by the broker's newest time in its partition, and say from
--- where on they are whole. The partitions are locked first, as a flush does; so one hour at a time, and not all.
+-- Drop the ids of one partition's oldest hour that counts no more by the broker's newest time there, and say from
+-- where on they are whole. The partition is locked first, as a flush does; so one hour at a time.
 WITH held AS (
     SELECT partition, GREATEST(newest_broker_time, broker_time) - %(window)s::interval AS before
-    FROM analytics.partitions FOR UPDATE
+    FROM analytics.partitions WHERE partition = %(partition)s FOR UPDATE
 ), oldest AS (
     SELECT min(d.hour) AS hour FROM analytics.dedupe_ids AS d JOIN held USING (partition)
     WHERE d.hour < held.before
 ), gone AS (
-    DELETE FROM analytics.dedupe_ids AS d USING held, oldest
-    WHERE d.partition = held.partition AND d.hour < held.before AND d.hour = oldest.hour
-    RETURNING d.partition, d.hour
+    DELETE FROM analytics.dedupe_ids AS d USING oldest
+    WHERE d.partition = %(partition)s AND d.hour = oldest.hour
+    RETURNING d.hour
 ), whole AS (
-    UPDATE analytics.partitions AS p SET ids_from = GREATEST(p.ids_from, dropped.last + interval '1 hour')
-    FROM (SELECT partition, max(hour) AS last FROM gone GROUP BY partition) AS dropped
-    WHERE p.partition = dropped.partition
+    UPDATE analytics.partitions AS p SET ids_from = GREATEST(p.ids_from, oldest.hour + interval '1 hour')
+    FROM oldest WHERE p.partition = %(partition)s AND oldest.hour IS NOT NULL
 )
 SELECT count(*) FROM gone
 

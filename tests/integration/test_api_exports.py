@@ -588,6 +588,37 @@ def test_a_job_that_cannot_be_made_is_given_up_and_says_so(env: dict[str, str], 
             assert row == (attempt, "failed" if attempt == 5 else "running", attempt < 5)
 
 
+def test_a_sum_that_parquet_cannot_hold_fails_at_once_and_says_what_to_order(
+    env: dict[str, str], database_url: str
+) -> None:
+    """Each partition's row is within 2^63-1, and their sum is not; csv has all digits."""
+    org, most = uuid.uuid4(), 2**63 - 1
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        for partition in range(2):
+            connection.execute(
+                "INSERT INTO analytics.client_day (org_id, bucket_start, model_id, client_id, partition,"
+                " invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens,"
+                " cost_microcents, latency_sum_ms, latency_max_ms, latency_sketch, revision, updated_at)"
+                " VALUES (%s, '2026-10-01', %s, '', %s, 1, 1, 0, 0, 0, %s, 0, %s, 0, 0, '', 0, '2026-10-01')",
+                (org, MODELS[0], partition, most, most),
+            )
+    with served(env, NOW) as server:
+        path = f"{BASE}/orgs/{org}/exports"
+        body = {"timeRange": OCTOBER, "granularity": "daily"}
+        job = made(server, body | {"format": "parquet"}, path)
+        assert job["status"] == "failed", job
+        assert "beyond 2^63-1" in job["error"]
+        assert "Order csv" in job["error"]
+        file = downloaded(server, made(server, body | {"format": "csv"}, path), path)
+    rows = list(csv.DictReader(io.StringIO(file.decode())))
+    with psycopg.connect(database_url) as connection:
+        attempts = connection.execute(
+            "SELECT attempts FROM analytics.export_jobs WHERE job_id = %s", (job["jobId"],)
+        ).fetchone()
+    assert attempts == (1,)
+    assert [row["inputTokens"] for row in rows] == [str(2 * most)]
+
+
 def test_a_runner_that_lost_its_job_commits_nothing(
     env: dict[str, str], database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from pipeline import metrics
 from pipeline.config import RetentionConfig
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker import maintenance
@@ -226,6 +227,116 @@ async def test_the_ids_of_one_hour_go_at_a_time(embedded_postgres_url: str) -> N
         assert (second.gone, second.left) == ({"dedupe_ids": 4}, set())
         assert kept(connection, "dedupe_ids", "hour") == [NOW - timedelta(hours=47)] * 2
         assert kept(connection, "partitions", "ids_from") == [NOW - timedelta(hours=59)]
+
+
+async def test_the_ids_of_one_partition_go_at_a_time_and_no_other_partition_waits(
+    embedded_postgres_url: str,
+) -> None:
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for partition, ahead in ((0, 0), (1, 5)):  # each by its own broker's time
+            connection.execute(
+                "INSERT INTO analytics.partitions (partition, stream, broker_time, updated_at)"
+                " VALUES (%s, %s, %s, %s)",
+                (partition, f"s{partition}", NOW + timedelta(hours=ahead), NOW),
+            )
+            for hours in (47, 50):
+                connection.execute(
+                    "INSERT INTO analytics.dedupe_ids VALUES (%s, %s, 1, '')",
+                    (partition, NOW - timedelta(hours=hours)),
+                )
+        with psycopg.connect(url) as flush:  # holds partition 1, as a long flush does
+            flush.execute("SELECT FROM analytics.partitions WHERE partition = 1 FOR UPDATE")
+            expiring = asyncio.create_task(
+                maintenance.expire(url, RETENTION, dedupe_window_us=WINDOW_US, now=NOW)
+            )
+            for _ in range(500):
+                if kept(connection, "dedupe_ids", "hour").count(NOW - timedelta(hours=50)) == 1:
+                    break
+                await asyncio.sleep(0.02)
+            else:
+                pytest.fail("partition 0 waits for partition 1")
+            connection.execute("SET lock_timeout = '5s'")  # partition 0 is free again
+            connection.execute("UPDATE analytics.partitions SET updated_at = %s WHERE partition = 0", (NOW,))
+            flush.rollback()
+        assert (await expiring).gone == {"dedupe_ids": 3}
+        assert kept(connection, "dedupe_ids", "hour") == [NOW - timedelta(hours=47)]
+        assert kept(connection, "partitions", "ids_from") == [
+            NOW - timedelta(hours=49),
+            NOW - timedelta(hours=46),
+        ]
+
+
+async def test_a_table_that_refuses_is_named_and_the_others_are_looked_after(
+    embedded_postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    old = NOW - timedelta(days=500)
+    pauses: list[float] = []
+    done = asyncio.Event()
+
+    async def once(pause_s: float) -> None:
+        pauses.append(pause_s)
+        done.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(maintenance.asyncio, "sleep", once)
+    before = metrics.REGISTRY.get_sample_value(
+        "analytics_maintenance_failures_total", {"table": "usage_minute"}
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name in ROLLUPS:
+            insert(connection, name, old)
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE EXCEPTION 'not these rows'; END$$"
+        )
+        connection.execute(
+            "CREATE TRIGGER refuse BEFORE DELETE ON analytics.usage_minute"
+            " FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        running = asyncio.create_task(maintenance.run(url, RETENTION, dedupe_window_us=WINDOW_US))
+        await done.wait()
+        running.cancel()
+        assert {name for name in ROLLUPS if kept(connection, name)} == {"usage_minute"}
+    failed = [record for record in caplog.records if record.message == "maintenance_failed"]
+    assert [
+        (record.__dict__["table"], "not these rows" in record.__dict__["error"]) for record in failed
+    ] == [("usage_minute", True)]
+    after = metrics.REGISTRY.get_sample_value(
+        "analytics_maintenance_failures_total", {"table": "usage_minute"}
+    )
+    assert (after or 0) - (before or 0) == 1
+    assert pauses == [maintenance.INTERVAL_S]
+
+
+async def test_a_round_that_left_something_is_followed_soon(
+    embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    pauses: list[float] = []
+    done = asyncio.Event()
+    left = iter(({"audit_log"}, set()))
+
+    async def expire(*_: object, **__: object) -> maintenance.Round:
+        return maintenance.Round(left=next(left))
+
+    async def sleep(pause_s: float) -> None:
+        pauses.append(pause_s)
+        if len(pauses) == 2:
+            done.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(maintenance.asyncio, "sleep", sleep)
+    monkeypatch.setattr(maintenance, "expire", expire)
+    running = asyncio.create_task(
+        maintenance.run(embedded_postgres_url, RETENTION, dedupe_window_us=WINDOW_US)
+    )
+    await done.wait()
+    running.cancel()
+    assert pauses == [maintenance.BACKLOG_INTERVAL_S, maintenance.INTERVAL_S]
 
 
 async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs(
