@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 
 class ConfigError(Exception):
@@ -86,9 +86,11 @@ def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         try:
             parts = urlsplit(text)
-            _ = parts.port
+            port = parts.port
         except ValueError:  # its message may quote a part of the password
             raise ValueError("not a URL; escape / ? # [ ] @ in a password as %2F and so on") from None
+        if port == 0:
+            raise ValueError("expected a port from 1 to 65535")
         if parts.scheme not in schemes:
             raise ValueError(f"expected a URL with {' or '.join(s + '://' for s in schemes)}")
         return text
@@ -111,6 +113,37 @@ def _hosts_url(*schemes: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _database_url(text: str) -> str:
+    _hosts_url("postgresql", "postgres")(text)
+    # Here, because help, completion and the embedded log need no driver.
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(text)
+    except ProgrammingError:  # its message may quote the password
+        raise ValueError(
+            "libpq does not read it; write a % in a name or password as %25, and behind the ? only parameters"
+            " of libpq such as sslmode=require"
+        ) from None
+    return text
+
+
+_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_REDIS_PARAMETERS = frozenset({"db", "username", "password", "protocol", *_TLS})
+
+
+def _redis_url(text: str) -> str:
+    _url("redis", "rediss", "unix")(text)
+    parameters = dict(parse_qsl(urlsplit(text).query, keep_blank_values=True))
+    if unknown := sorted(parameters.keys() - _REDIS_PARAMETERS):
+        known = ", ".join(sorted(_REDIS_PARAMETERS))
+        raise ValueError(f"{unknown[0]!r} behind the ? is no parameter; there are {known}")
+    if not parameters.get("db", "0").isdigit():
+        raise ValueError("expected a number as db")
+    return text
 
 
 def _stream_url(text: str) -> str:
@@ -242,7 +275,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(
         "DATABASE_URL",
-        _hosts_url("postgresql", "postgres"),
+        _database_url,
         None,
         "PostgreSQL 15+, with or without TimescaleDB; after a failover,"
         " `host1,host2/name?target_session_attrs=read-write` finds the new primary",
@@ -250,7 +283,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     _setting(
         "REDIS_URL",
-        _url("redis", "rediss", "unix"),
+        _redis_url,
         None,
         "freshness cache; without it the database answers",
         True,
@@ -536,13 +569,18 @@ _MASKED_CHARS_MIN = 6
 
 
 def _passwords(url: str) -> list[str]:
-    """The password of a URL as it stands there and unquoted."""
-    credentials, at, _ = url.partition("://")[2].rpartition("@")
+    """The passwords of a URL, before the host and behind the ?, as they stand there and unquoted."""
+    credentials, _, _ = url.partition("://")[2].rpartition("@")
     user, _, password = credentials.partition(":")
+    found = {password}
+    for parameter in url.partition("?")[2].split("&"):
+        name, _, value = parameter.partition("=")
+        if name == "password":
+            found.add(value)
     return [
         text
-        for text in {password, unquote(password)}
-        if at and len(text) >= _MASKED_CHARS_MIN and text != unquote(user)
+        for text in found | {unquote(one) for one in found}
+        if len(text) >= _MASKED_CHARS_MIN and text != unquote(user)
     ]
 
 

@@ -72,11 +72,47 @@ def test_every_fault_is_listed_at_once() -> None:
         assert name in faults, name
 
 
-@pytest.mark.parametrize("url", ["mysql://user:hunter2@h/d", "postgresql://user:hunter2/x@h/d"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://user:hunter2@h/d",
+        "postgresql://user:hunter2/x@h/d",
+        "postgresql://user:hunter2%zz@h/d",
+        "postgresql://user:hunter2%00@h/d",
+        "postgresql://user:hunter2@h/d?pasword=hunter2",
+        "postgresql://user:hunter2@h:0/d",
+    ],
+)
 def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
     with pytest.raises(settings.ConfigError) as caught:
         settings.read({"DATABASE_URL": url})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "fault"),
+    [
+        ({"REDIS_URL": "redis://h?foo=bar"}, "'foo' behind the ? is no parameter"),
+        ({"REDIS_URL": "redis://h?db=x"}, "expected a number as db"),
+        ({"RABBITMQ_URL": "rabbitmq-stream://h:0"}, "expected a port from 1 to 65535"),
+        ({"DATABASE_URL": "postgresql://h/d?foo=bar"}, "only parameters of libpq such as sslmode=require"),
+    ],
+)
+def test_an_address_that_its_client_would_refuse_later_is_refused_at_once(
+    environment: dict[str, str], fault: str
+) -> None:
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read(environment)
+    assert fault in str(caught.value)
+
+
+def test_an_address_with_parameters_of_its_client_is_taken() -> None:
+    environment = {
+        "REDIS_URL": "rediss://:word@h:6380/2?ssl_cert_reqs=required",
+        "DATABASE_URL": "postgresql://u:p%2525@h1,h2:5433/d?target_session_attrs=read-write&sslmode=require",
+    }
+    values = settings.read(environment)
+    assert {name: values[name] for name in environment} == environment
 
 
 @pytest.mark.parametrize(
