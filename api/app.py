@@ -196,7 +196,7 @@ def create_app(
     limiter = RateLimiter(config.rate_limit, config.redis_url, clock)
     tokens = Tokens(auth.tokens, clock) if auth.tokens else None
     keys = (
-        Keys(auth.key_secret, database=database, cache_s=auth.key_cache_s, clock=clock)
+        Keys(auth.key_secret.encode(), database=database, cache_s=auth.key_cache_s, clock=clock)
         if auth.key_secret
         else None
     )

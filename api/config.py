@@ -1,14 +1,15 @@
-"""What each part of the API is told: frozen dataclasses made from ``pipeline.common.settings``."""
+"""What each part of the API is told: frozen dataclasses, whose fields are settings."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 
 from pipeline.common import settings
 from pipeline.common.object_store import ObjectStore
+from pipeline.common.settings import of, required
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,70 +20,74 @@ class DatabaseConfig:
     take ``statement_timeout_s``. A role that may write rollups is refused unless ``allow_privileged``.
     """
 
-    url: str
+    url: str = required("DATABASE_URL")
     service_name: str = "spendstream-api"
-    pool_size: int = 10
-    timeout_s: float = 0.5
-    statement_timeout_s: float = 10.0
-    allow_privileged: bool = False
+    pool_size: int = of("API_POOL_SIZE")
+    timeout_s: float = of("API_DATABASE_TIMEOUT")
+    statement_timeout_s: float = of("API_STATEMENT_TIMEOUT")
+    allow_privileged: bool = of("API_ALLOW_PRIVILEGED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenConfig:
     """Exactly one of ``secret`` (HS256), ``jwks_url`` and ``jwks_file`` is set."""
 
-    issuer: str
-    audience: str
-    secret: str | None = None
-    jwks_url: str | None = None
-    jwks_file: str | None = None
-    jwks_cache_s: float = 600.0
-    leeway_s: float = 30.0
+    issuer: str = required("JWT_ISSUER")
+    audience: str = required("JWT_AUDIENCE")
+    secret: str | None = of("JWT_SECRET")
+    jwks_url: str | None = of("JWT_JWKS_URL")
+    jwks_file: str | None = of("JWT_JWKS_FILE")
+    jwks_cache_s: float = of("JWT_JWKS_CACHE")
+    leeway_s: float = of("JWT_LEEWAY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthConfig:
     """``mode`` is none, gateway or jwt; ``tokens`` is set for jwt, ``key_secret`` where keys are in use."""
 
-    mode: str = "none"
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    mode: str = of("AUTH_MODE")
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = of("TRUSTED_PROXIES")
     tokens: TokenConfig | None = None
-    key_secret: bytes | None = None
-    key_cache_s: float = 5.0
+    key_secret: str | None = of("API_KEY_SECRET")
+    key_cache_s: float = of("API_KEY_CACHE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreshnessConfig:
-    fresh_lag_s: float = 60.0
-    stale_lag_s: float = 300.0
+    """The lags at which figures stop being fresh, and then stale."""
+
+    fresh_lag_s: float = of("FRESH_LAG")
+    stale_lag_s: float = of("STALE_LAG")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RangeConfig:
     """What decides which ranges can be answered, and when a bucket is final."""
 
-    retention_minute_s: float = 14 * 86400.0
-    retention_rollup_s: float = 400 * 86400.0
-    dedupe_window_s: float = 86400.0
-    months_max: int = 13
-    points_max: int = 10_000
+    retention_minute_s: float = of("RETENTION_MINUTE")
+    retention_rollup_s: float = of("RETENTION_ROLLUP")
+    dedupe_window_s: float = of("DEDUPE_WINDOW")
+    months_max: int = of("API_MONTHS_MAX")
+    points_max: int = of("API_POINTS_MAX")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveConfig:
     """Bounds of server-sent events. A write that takes longer than ``slow_s`` ends the connection."""
 
-    per_org_max: int = 20
-    listeners_max: int = 1000
-    duration_s: float = 900.0
-    slow_s: float = 10.0
+    per_org_max: int = of("LIVE_PER_ORG_MAX")
+    listeners_max: int = of("LIVE_MAX")
+    duration_s: float = of("LIVE_DURATION")
+    slow_s: float = of("LIVE_SLOW")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class S3Config:
+    """The bucket of exports."""
+
     store: ObjectStore
-    bucket: str
-    encrypt: bool = True
+    bucket: str = required("S3_BUCKET")
+    encryption: str = of("S3_ENCRYPTION")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,107 +95,51 @@ class ExportConfig:
     """``s3`` or ``folder`` says where files go; without either there are no exports."""
 
     s3: S3Config | None = None
-    folder: str | None = None
-    in_process: bool = True
-    lease_s: float = 60.0
-    retention_s: float = 7 * 86400.0
-    open_max: int = 10
-    statement_timeout_s: float = 900.0
-    provider: str = "Spendstream"
+    folder: str | None = of("EXPORT_DIR")
+    in_process: bool = of("EXPORT_IN_API")
+    lease_s: float = of("EXPORT_LEASE")
+    retention_s: float = of("EXPORT_RETENTION")
+    open_max: int = of("EXPORT_OPEN_MAX")
+    statement_timeout_s: float = of("EXPORT_STATEMENT_TIMEOUT")
+    provider: str = of("EXPORT_PROVIDER")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything ``python -m api`` is built from. ``secrets`` are what no log may show."""
 
-    log_level: str
-    host: str
-    port: int
-    redis_url: str | None
-    cursor_secret: bytes
     database: DatabaseConfig
     auth: AuthConfig
     freshness: FreshnessConfig
     ranges: RangeConfig
     live: LiveConfig
     exports: ExportConfig
-    rate_limit: int
-    unknown_rate_limit: int
-    questions_max: int
-    request_bytes_max: int
+    cursor_secret: bytes
+    log_level: str = required("LOG_LEVEL")
+    host: str = required("HTTP_HOST")
+    port: int = required("HTTP_PORT")
+    redis_url: str | None = required("REDIS_URL")
+    rate_limit: int = required("API_RATE_LIMIT")
+    unknown_rate_limit: int = required("API_UNKNOWN_RATE_LIMIT")
+    questions_max: int = required("API_QUESTIONS_MAX")
+    request_bytes_max: int = required("API_REQUEST_BYTES_MAX")
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(environment: Mapping[str, str]) -> Config:
     """Build the API's configuration. Raises `settings.ConfigError` with every fault."""
-    v = settings.read(environment, required=("DATABASE_URL",))
-    secret = v["CURSOR_SECRET"]
-    return Config(
-        log_level=v["LOG_LEVEL"],
-        host=v["HTTP_HOST"],
-        port=v["HTTP_PORT"],
-        redis_url=v["REDIS_URL"],
+    values = settings.read(environment, required=("DATABASE_URL",))
+    secret = values["CURSOR_SECRET"]
+    tokens = values.make(TokenConfig) if values["AUTH_MODE"] == "jwt" else None
+    s3 = values.make(S3Config, store=values.make(ObjectStore)) if values["S3_BUCKET"] else None
+    return values.make(
+        Config,
         cursor_secret=secret.encode() if secret else secrets.token_bytes(32),
-        database=DatabaseConfig(
-            url=v["DATABASE_URL"],
-            service_name=f"{v['SERVICE_NAME']}-api",
-            pool_size=v["API_POOL_SIZE"],
-            timeout_s=v["API_DATABASE_TIMEOUT"],
-            statement_timeout_s=v["API_STATEMENT_TIMEOUT"],
-            allow_privileged=v["API_ALLOW_PRIVILEGED"],
-        ),
-        auth=AuthConfig(
-            mode=v["AUTH_MODE"],
-            trusted_proxies=tuple(
-                ip_network(part.strip()) for part in v["TRUSTED_PROXIES"].split(",") if part.strip()
-            ),
-            tokens=TokenConfig(
-                issuer=v["JWT_ISSUER"],
-                audience=v["JWT_AUDIENCE"],
-                secret=v["JWT_SECRET"],
-                jwks_url=v["JWT_JWKS_URL"],
-                jwks_file=v["JWT_JWKS_FILE"],
-                jwks_cache_s=v["JWT_JWKS_CACHE"],
-                leeway_s=v["JWT_LEEWAY"],
-            )
-            if v["AUTH_MODE"] == "jwt"
-            else None,
-            key_secret=v["API_KEY_SECRET"].encode() if v["API_KEY_SECRET"] else None,
-            key_cache_s=v["API_KEY_CACHE"],
-        ),
-        freshness=FreshnessConfig(fresh_lag_s=v["FRESH_LAG"], stale_lag_s=v["STALE_LAG"]),
-        ranges=RangeConfig(
-            retention_minute_s=v["RETENTION_MINUTE"],
-            retention_rollup_s=v["RETENTION_ROLLUP"],
-            dedupe_window_s=v["DEDUPE_WINDOW"],
-            months_max=v["API_MONTHS_MAX"],
-            points_max=v["API_POINTS_MAX"],
-        ),
-        rate_limit=v["API_RATE_LIMIT"],
-        unknown_rate_limit=v["API_UNKNOWN_RATE_LIMIT"],
-        questions_max=v["API_QUESTIONS_MAX"],
-        request_bytes_max=v["API_REQUEST_BYTES_MAX"],
-        secrets=v.secrets(),
-        live=LiveConfig(
-            per_org_max=v["LIVE_PER_ORG_MAX"],
-            listeners_max=v["LIVE_MAX"],
-            duration_s=v["LIVE_DURATION"],
-            slow_s=v["LIVE_SLOW"],
-        ),
-        exports=ExportConfig(
-            s3=S3Config(
-                store=ObjectStore.of(v),
-                bucket=v["S3_BUCKET"],
-                encrypt=v["S3_ENCRYPTION"] == "aes256",
-            )
-            if v["S3_BUCKET"]
-            else None,
-            folder=v["EXPORT_DIR"],
-            in_process=v["EXPORT_IN_API"],
-            lease_s=v["EXPORT_LEASE"],
-            retention_s=v["EXPORT_RETENTION"],
-            open_max=v["EXPORT_OPEN_MAX"],
-            statement_timeout_s=v["EXPORT_STATEMENT_TIMEOUT"],
-            provider=v["EXPORT_PROVIDER"],
-        ),
+        database=values.make(DatabaseConfig, service_name=f"{values['SERVICE_NAME']}-api"),
+        auth=values.make(AuthConfig, tokens=tokens),
+        freshness=values.make(FreshnessConfig),
+        ranges=values.make(RangeConfig),
+        live=values.make(LiveConfig),
+        exports=values.make(ExportConfig, s3=s3),
+        secrets=values.secrets(),
     )

@@ -94,9 +94,13 @@ def config(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({row["name"]: row for row in rows}, indent=2, ensure_ascii=False))
         return
-    for row in rows:
-        value = "(not set)" if row["value"] is None else row["value"]
-        click.echo(f"{row['name']}={value}  [{row['origin']}]\n    {row['help']}")
+    by_name = {row["name"]: row for row in rows}
+    for group in settings.GROUPS:
+        click.echo(f"# {group.title}")
+        for setting in group.settings:
+            row = by_name[setting.name]
+            value = "(not set)" if row["value"] is None else row["value"]
+            click.echo(f"{row['name']}={value}  [{row['origin']}]\n    {row['help']}")
 
 
 def masked(setting: settings.Setting, text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What each component of the pipeline is told: frozen dataclasses made from ``pipeline.common.settings``."""
+"""What each part of the pipeline is told: frozen dataclasses, whose fields are settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.common import settings
 from pipeline.common.object_store import ObjectStore
+from pipeline.common.settings import of, required
 from pipeline.core.rules import Rules
 
 
@@ -15,14 +16,14 @@ from pipeline.core.rules import Rules
 class StreamConfig:
     """Where the stream is and how to declare it. ``url`` holds credentials: never log it."""
 
-    url: str
-    stream: str
-    consumer: str
-    ca_file: str | None = None
-    max_age_s: float = 7 * 86400
-    max_bytes: int = 20 * 2**30
-    heartbeat_s: int = 10
-    address: str = "advertised"
+    url: str = required("RABBITMQ_URL")
+    stream: str = required("RABBITMQ_STREAM")
+    consumer: str = required("RABBITMQ_CONSUMER")
+    ca_file: str | None = of("RABBITMQ_CA_FILE")
+    max_age_s: float = of("STREAM_MAX_AGE")
+    max_bytes: int = of("STREAM_MAX_BYTES")
+    heartbeat_s: int = of("RABBITMQ_HEARTBEAT")
+    address: str = of("RABBITMQ_ADDRESS")
     """Dial what a node calls itself, or (``given``) the addresses of ``url`` alone."""
 
 
@@ -30,29 +31,31 @@ class StreamConfig:
 class FlushConfig:
     """When a flush happens, and at which bounds reading stops."""
 
-    interval_s: float = 1.0
-    events_max: int = 200_000
-    buffer_events_max: int = 2_000_000
-    buffer_bytes_max: int = 256 * 2**20
-    dirty_rows_max: int = 1_000_000
+    interval_s: float = of("FLUSH_INTERVAL")
+    events_max: int = of("FLUSH_EVENTS_MAX")
+    buffer_events_max: int = of("BUFFER_EVENTS_MAX")
+    buffer_bytes_max: int = of("BUFFER_BYTES_MAX")
+    dirty_rows_max: int = of("DIRTY_ROWS_MAX")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionConfig:
-    minute_s: float
-    rollup_s: float
-    dead_letters_s: float
-    audit_s: float
+    """How long rows of each kind are kept."""
+
+    minute_s: float = of("RETENTION_MINUTE")
+    rollup_s: float = of("RETENTION_ROLLUP")
+    dead_letters_s: float = of("RETENTION_DEAD_LETTERS")
+    audit_s: float = of("RETENTION_AUDIT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveConfig:
     """Where the archive is; ``store`` is None for a folder."""
 
-    url: str
-    interval_s: float = 300.0
-    outbox_bytes_max: int = 10 * 2**30
-    retention_s: float = 800 * 86400.0
+    url: str = required("ARCHIVE_URL")
+    interval_s: float = of("ARCHIVE_INTERVAL")
+    outbox_bytes_max: int = of("ARCHIVE_OUTBOX_MAX")
+    retention_s: float = of("RETENTION_ARCHIVE")
     store: ObjectStore | None = None
 
 
@@ -60,82 +63,56 @@ class ArchiveConfig:
 class Config:
     """Everything ``spendstream worker`` is built from. ``secrets`` are what no log may show."""
 
-    service_name: str
-    log_level: str
-    database_url: str
-    redis_url: str | None
-    metrics_host: str
-    metrics_port: int
     stream: StreamConfig
     rules: Rules
     flush: FlushConfig
     retention: RetentionConfig
-    dedupe_folder: Path | None = None
     archive: ArchiveConfig | None = None
+    service_name: str = required("SERVICE_NAME")
+    log_level: str = required("LOG_LEVEL")
+    database_url: str = required("DATABASE_URL")
+    redis_url: str | None = required("REDIS_URL")
+    metrics_host: str = required("METRICS_HOST")
+    metrics_port: int = required("METRICS_PORT")
+    dedupe_folder: Path | None = of("DEDUPE_FOLDER")
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(environment: Mapping[str, str]) -> Config:
     """Build the worker's configuration. Raises `settings.ConfigError` with every fault."""
-    v = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"))
-    return Config(
-        service_name=v["SERVICE_NAME"],
-        log_level=v["LOG_LEVEL"],
-        database_url=v["DATABASE_URL"],
-        redis_url=v["REDIS_URL"],
-        metrics_host=v["METRICS_HOST"],
-        metrics_port=v["METRICS_PORT"],
-        stream=stream_config(v),
-        rules=Rules(
-            allowed_lateness_us=round(v["ALLOWED_LATENESS"] * 1e6),
-            dedupe_window_us=round(v["DEDUPE_WINDOW"] * 1e6),
-            models_per_org_hour_max=v["MODELS_PER_ORG_HOUR_MAX"],
-            clients_per_org_hour_max=v["CLIENTS_PER_ORG_HOUR_MAX"],
-            dedupe_ids_max=v["DEDUPE_IDS_MAX"],
-            dead_letter_bodies_max=v["DEAD_LETTER_BODIES_MAX"],
-            dead_letter_bytes_max=v["DEAD_LETTER_BYTES_MAX"],
-        ),
-        flush=FlushConfig(
-            interval_s=v["FLUSH_INTERVAL"],
-            events_max=v["FLUSH_EVENTS_MAX"],
-            buffer_events_max=v["BUFFER_EVENTS_MAX"],
-            buffer_bytes_max=v["BUFFER_BYTES_MAX"],
-            dirty_rows_max=v["DIRTY_ROWS_MAX"],
-        ),
-        retention=RetentionConfig(
-            minute_s=v["RETENTION_MINUTE"],
-            rollup_s=v["RETENTION_ROLLUP"],
-            dead_letters_s=v["RETENTION_DEAD_LETTERS"],
-            audit_s=v["RETENTION_AUDIT"],
-        ),
-        dedupe_folder=v["DEDUPE_FOLDER"],
-        archive=archive_config(v),
-        secrets=v.secrets(),
+    values = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"))
+    return values.make(
+        Config,
+        stream=stream_config(values),
+        rules=rules(values),
+        flush=values.make(FlushConfig),
+        retention=values.make(RetentionConfig),
+        archive=archive_config(values),
+        secrets=values.secrets(),
     )
 
 
-def archive_config(v: settings.Values) -> ArchiveConfig | None:
+def rules(values: settings.Values) -> Rules:
+    """The numbers that decide figures. They belong to the core, which knows no settings."""
+    return Rules(
+        allowed_lateness_us=round(values["ALLOWED_LATENESS"] * 1e6),
+        dedupe_window_us=round(values["DEDUPE_WINDOW"] * 1e6),
+        models_per_org_hour_max=values["MODELS_PER_ORG_HOUR_MAX"],
+        clients_per_org_hour_max=values["CLIENTS_PER_ORG_HOUR_MAX"],
+        dedupe_ids_max=values["DEDUPE_IDS_MAX"],
+        dead_letter_bodies_max=values["DEAD_LETTER_BODIES_MAX"],
+        dead_letter_bytes_max=values["DEAD_LETTER_BYTES_MAX"],
+    )
+
+
+def archive_config(values: settings.Values) -> ArchiveConfig | None:
     """The archive's part alone; None where there is no archive."""
-    if v["ARCHIVE_URL"] is None:
+    if values["ARCHIVE_URL"] is None:
         return None
-    return ArchiveConfig(
-        url=v["ARCHIVE_URL"],
-        interval_s=v["ARCHIVE_INTERVAL"],
-        outbox_bytes_max=v["ARCHIVE_OUTBOX_MAX"],
-        retention_s=v["RETENTION_ARCHIVE"],
-        store=ObjectStore.of(v) if v["ARCHIVE_URL"].startswith("s3://") else None,
-    )
+    in_bucket = values["ARCHIVE_URL"].startswith("s3://")
+    return values.make(ArchiveConfig, store=values.make(ObjectStore) if in_bucket else None)
 
 
-def stream_config(v: settings.Values) -> StreamConfig:
+def stream_config(values: settings.Values) -> StreamConfig:
     """The stream's part alone, for commands that only publish."""
-    return StreamConfig(
-        url=v["RABBITMQ_URL"],
-        stream=v["RABBITMQ_STREAM"],
-        consumer=v["RABBITMQ_CONSUMER"],
-        ca_file=v["RABBITMQ_CA_FILE"],
-        max_age_s=v["STREAM_MAX_AGE"],
-        max_bytes=v["STREAM_MAX_BYTES"],
-        heartbeat_s=v["RABBITMQ_HEARTBEAT"],
-        address=v["RABBITMQ_ADDRESS"],
-    )
+    return values.make(StreamConfig)

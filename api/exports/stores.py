@@ -138,7 +138,7 @@ class S3Store:
         import s3fs
 
         self._bucket = config.bucket
-        self._encryption = {"ServerSideEncryption": "AES256"} if config.encrypt else {}
+        self._encryption = {"ServerSideEncryption": "AES256"} if config.encryption == "aes256" else {}
         # Every wait ends well before a lease does: a runner that lost its job hardly finishes it later.
         self._files = s3fs.S3FileSystem(**config.store.options(connect_s=5, read_s=15, attempts=3))
 

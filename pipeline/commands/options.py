@@ -7,7 +7,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from pipeline.common import settings
+from pipeline.common import parsers
 
 
 def fail(message: str) -> NoReturn:
@@ -22,7 +22,7 @@ class _Duration(click.ParamType):
         if isinstance(value, float):
             return value
         try:
-            seconds = settings.duration_s(str(value))
+            seconds = parsers.duration_s(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if seconds <= 0:

@@ -6,32 +6,21 @@ in newer regions or for keys of KMS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.common import settings
+from pipeline.common.settings import of, required
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectStore:
     """Where the store is, and who we are there. ``addressing``: is the bucket in the path or in the host?"""
 
-    endpoint: str
-    access_key: str
-    secret_key: str = field(repr=False)
-    region: str = "us-east-1"
-    addressing: Literal["path", "virtual"] = "path"
-
-    @classmethod
-    def of(cls, values: settings.Values) -> ObjectStore:
-        """What the S3 settings say; `settings.read` saw to it that all are there."""
-        return cls(
-            endpoint=values["S3_ENDPOINT"],
-            access_key=values["S3_ACCESS_KEY"],
-            secret_key=values["S3_SECRET_KEY"],
-            region=values["S3_REGION"],
-            addressing=values["S3_ADDRESSING"],
-        )
+    endpoint: str = required("S3_ENDPOINT")
+    access_key: str = required("S3_ACCESS_KEY")
+    secret_key: str = required("S3_SECRET_KEY")
+    region: str = of("S3_REGION")
+    addressing: Literal["path", "virtual"] = of("S3_ADDRESSING")
 
     def options(self, *, connect_s: int, read_s: int, attempts: int) -> dict[str, Any]:
         """The arguments of ``s3fs.S3FileSystem``: waits in seconds, and how often a call is made at most."""

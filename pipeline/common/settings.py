@@ -1,20 +1,22 @@
-"""The settings of every process: one table, read from the environment, every fault at once.
+"""The settings of every process: declared once, read from the environment, every fault at once.
 
-It lives here because the pipeline and the API share it and may not import each other. Each of them
-turns the values it needs into frozen dataclasses of its own (``pipeline/config.py``,
-``api/config.py``). Nothing else reads the environment.
+A setting is declared here alone, with name, parser, default and help. The rest is made from the declaration:
+the page docs/settings.md, ``spendstream config``, and the fields of the frozen dataclasses that say what a
+part of the pipeline or of the API is told (`of`, `required`, `Values.make`). Nothing else reads the
+environment.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
-from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+
+from pipeline.common import parsers
+from pipeline.common.parsers import is_loopback, written
+
+T = TypeVar("T")
 
 
 class ConfigError(Exception):
@@ -23,228 +25,6 @@ class ConfigError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
-
-
-# --- parsers: text in, value out, ValueError with what is expected -----------------------------
-
-_DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration_s(text: str) -> float:
-    """Seconds from ``500ms``, ``10s``, ``24h``, ``7d`` or a bare number of seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
-    if not match:
-        raise ValueError("expected a duration such as 500ms, 10s, 5m, 24h or 7d")
-    return float(match[1]) * _DURATION_UNITS_S[match[2] or "s"]
-
-
-def written(seconds: float) -> str:
-    """A duration as a person would set it: 3600 is ``1h``, 0.05 is ``50ms``."""
-    for unit, length in reversed(_DURATION_UNITS_S.items()):
-        count = round(seconds / length)
-        if count and abs(count * length - seconds) < 1e-9 * seconds:
-            return f"{count}{unit}"
-    return f"{seconds:g}s"
-
-
-_SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-
-
-def size_bytes(text: str) -> int:
-    """Bytes from ``65536``, ``64KiB``, ``20GB`` (binary units either way)."""
-    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise ValueError("expected a size such as 64KiB, 512MiB or 20GiB")
-    return int(match[1]) * _SIZE_UNITS[match[2].lower()]
-
-
-def _non_empty(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text.strip()
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) <= 65535:
-        raise ValueError("expected a port from 0 to 65535")
-    return int(text)
-
-
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError("expected a whole number above 0")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise ValueError("expected a whole number")
-    return int(text)
-
-
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-        except ValueError:  # its message may quote a part of the password
-            raise ValueError("not a URL; escape / ? # [ ] @ in a password as %2F and so on") from None
-        if port == 0:
-            raise ValueError("expected a port from 1 to 65535")
-        if parts.scheme not in schemes:
-            raise ValueError(f"expected a URL with {' or '.join(s + '://' for s in schemes)}")
-        return text
-
-    return parse
-
-
-def _hosts_url(*schemes: str) -> Callable[[str], str]:
-    """As libpq reads it: also with several hosts, of which the first that fits is taken."""
-    one_host = _url(*schemes)
-
-    def parse(text: str) -> str:
-        try:
-            parts = urlsplit(text)
-        except ValueError:
-            return one_host(text)  # it says what is wrong
-        user, at, hosts = parts.netloc.rpartition("@")
-        for host in hosts.split(","):
-            one_host(parts._replace(netloc=f"{user}{at}{host}").geturl())
-        return text
-
-    return parse
-
-
-def _database_url(text: str) -> str:
-    _hosts_url("postgresql", "postgres")(text)
-    # Here, because help, completion and the embedded log need no driver.
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        conninfo_to_dict(text)
-    except ProgrammingError:  # its message may quote the password
-        raise ValueError(
-            "libpq does not read it; write a % in a name or password as %25, and behind the ? only parameters"
-            " of libpq such as sslmode=require"
-        ) from None
-    return text
-
-
-_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
-_REDIS_PARAMETERS = frozenset({"db", "username", "password", "protocol", *_TLS})
-
-
-def _redis_url(text: str) -> str:
-    _url("redis", "rediss", "unix")(text)
-    parameters = dict(parse_qsl(urlsplit(text).query, keep_blank_values=True))
-    if unknown := sorted(parameters.keys() - _REDIS_PARAMETERS):
-        known = ", ".join(sorted(_REDIS_PARAMETERS))
-        raise ValueError(f"{unknown[0]!r} behind the ? is no parameter; there are {known}")
-    if not parameters.get("db", "0").isdigit():
-        raise ValueError("expected a number as db")
-    return text
-
-
-def _stream_url(text: str) -> str:
-    """Several nodes, each with a host of its own; or the folder of the embedded log."""
-    _hosts_url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded")(text)
-    parts = urlsplit(text)
-    hosts = parts.netloc.rpartition("@")[2].split(",")
-    if parts.scheme != "embedded" and not all(urlsplit(f"//{host}").hostname for host in hosts):
-        raise ValueError("expected a host in it, or several with commas between them")
-    return text
-
-
-def _archive_url(text: str) -> str:
-    parts = urlsplit(text)
-    folder = parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
-    bucket = parts.scheme == "s3" and parts.netloc
-    if not (folder or bucket) or parts.query or parts.fragment:
-        raise ValueError("expected s3://bucket/prefix or file:///folder")
-    return text.rstrip("/")
-
-
-def _folder(text: str) -> Path:
-    if not os.path.isabs(text) or not os.access(text, os.W_OK | os.X_OK) or not os.path.isdir(text):
-        raise ValueError("expected the absolute path of a folder that exists and can be written")
-    return Path(text)
-
-
-def _choice(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise ValueError(f"expected one of {', '.join(words)}")
-        return text.lower()
-
-    return parse
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError("expected true or false")
-    return text.lower() == "true"
-
-
-def _secret(characters_min: int) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if len(text) < characters_min:
-            raise ValueError(f"expected at least {characters_min} characters")
-        return text
-
-    return parse
-
-
-def _networks(text: str) -> str:
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        ip_network(part)
-    return text
-
-
-class _OutOfBounds(ValueError):
-    """Its text goes on where the setting and its value have been named."""
-
-
-def _beside(value: float, minimum: float) -> str:
-    return "too short" if value < minimum else "too long"
-
-
-def _span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        value = duration_s(text)
-        if not minimum_s <= value <= maximum_s:
-            # A number alone is taken for seconds, which is rarely what was meant where it does not fit.
-            size = f"{text.strip()} s" if text.strip()[-1].isdigit() else _beside(value, minimum_s)
-            bounds = f"at least {written(minimum_s)}, at most {written(maximum_s)}"
-            raise _OutOfBounds(f"is {size}; {bounds}")
-        return value
-
-    return parse
-
-
-def _sized(minimum_bytes: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = size_bytes(text)
-        if value < minimum_bytes:
-            raise ValueError(f"must be at least {minimum_bytes // 2**20} MiB")
-        return value
-
-    return parse
-
-
-def _whole_seconds(minimum_s: int, maximum_s: int) -> Callable[[str], int]:
-    span = _span(minimum_s, maximum_s)
-
-    def parse(text: str) -> int:
-        value = span(text)
-        if value != int(value):
-            raise ValueError("expected whole seconds")
-        return int(value)
-
-    return parse
-
-
-# --- the table ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,290 +38,449 @@ class Setting:
     secret: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Settings that are shown under one title."""
+
+    title: str
+    settings: tuple[Setting, ...]
+
+
 def _setting(
     name: str, parse: Callable[[str], Any], default: str | None, help: str, secret: bool = False
 ) -> Setting:
     return Setting(name=name, parse=parse, default=default, help=help, secret=secret)
 
 
-SETTINGS: tuple[Setting, ...] = (
-    _setting("SERVICE_NAME", _non_empty, "spendstream", "name of this process in logs and in the database"),
-    _setting("LOG_LEVEL", _choice("debug", "info", "warning", "error"), "info", "least severe level logged"),
-    _setting("HTTP_HOST", _non_empty, "127.0.0.1", "address the API listens on"),
-    _setting("HTTP_PORT", _port, "8084", "port the API listens on; 0 takes a free one"),
-    _setting("METRICS_HOST", _non_empty, "127.0.0.1", "address of the worker's /metrics and health page"),
-    _setting(
-        "METRICS_PORT", _port, "8085", "port of the worker's /metrics and health page; 0 takes a free one"
-    ),
+_DAYS: Final = 86400
+_THE_DOZEN: Final = (
     _setting(
         "DATABASE_URL",
-        _database_url,
+        parsers.database_url,
         None,
-        "PostgreSQL 15+, with or without TimescaleDB; after a failover,"
-        " `host1,host2/name?target_session_attrs=read-write` finds the new primary",
-        True,
-    ),
-    _setting(
-        "REDIS_URL",
-        _redis_url,
-        None,
-        "freshness cache; without it the database answers",
+        "PostgreSQL 15 or newer, with or without TimescaleDB. Several hosts, as in"
+        " `postgresql://host1,host2/name?target_session_attrs=read-write`: the first that is a primary is"
+        " taken.",
         True,
     ),
     _setting(
         "RABBITMQ_URL",
-        _stream_url,
+        parsers.stream_url,
         None,
-        "rabbitmq-stream://user:pass@host:5552/vhost, rabbitmq-stream+tls://…, or embedded:///folder;"
-        " of several nodes, `host1,host2:5553,host3`, the first that answers is taken",
+        "Where the stream is: `rabbitmq-stream://user:pass@host:5552/vhost`, `rabbitmq-stream+tls://…`, or"
+        " `embedded:///folder`. Several nodes, as in `host1,host2:5553`: the first that answers is taken.",
         True,
     ),
     _setting(
-        "RABBITMQ_ADDRESS",
-        _choice("advertised", "given"),
-        "advertised",
-        "the leader of a stream is dialled by the address it advertises; `given`: only by those in"
-        " RABBITMQ_URL, again and again until it answers (behind a load balancer or NAT)",
-    ),
-    _setting("RABBITMQ_STREAM", _non_empty, "analytics.usage.v1", "stream that carries the usage events"),
-    _setting("RABBITMQ_CONSUMER", _non_empty, "spendstream", "name of the consumer group"),
-    _setting("RABBITMQ_CA_FILE", _non_empty, None, "CA bundle for rabbitmq-stream+tls://; else the system's"),
-    _setting(
-        "RABBITMQ_HEARTBEAT",
-        _whole_seconds(1, 300),
-        "10s",
-        "sign of life of worker and broker: two missed end a connection, and a frozen worker's partitions are"
-        " taken over within three",
-    ),
-    _setting("STREAM_MAX_AGE", _span(3600, 3650 * 86400), "7d", "retention of a stream that we declare"),
-    _setting("STREAM_MAX_BYTES", size_bytes, "20GiB", "size bound of a stream that we declare"),
-    _setting("FLUSH_INTERVAL", _span(0.05, 60), "1s", "longest time between two flushes"),
-    _setting("FLUSH_EVENTS_MAX", _positive_int, "200000", "buffered events that bring a flush forward"),
-    _setting(
-        "BUFFER_EVENTS_MAX",
-        _positive_int,
-        "2000000",
-        "buffered events at which reading stops (back-pressure)",
+        "RABBITMQ_STREAM",
+        parsers.not_empty,
+        "analytics.usage.v1",
+        "The stream that carries the usage events.",
     ),
     _setting(
-        "BUFFER_BYTES_MAX",
-        _sized(16 * 2**20),
-        "256MiB",
-        "bytes of buffered bodies and of dead letters at which reading stops (back-pressure)",
-    ),
-    _setting(
-        "DIRTY_ROWS_MAX", _positive_int, "1000000", "unflushed rows at which reading stops (back-pressure)"
-    ),
-    _setting(
-        "ALLOWED_LATENESS", _span(0, 3600), "10s", "how far the watermark stays behind the newest event"
-    ),
-    _setting(
-        "DEDUPE_WINDOW",
-        _span(3600, 3650 * 86400),
-        "24h",
-        "how long an event id is remembered; older events are too_late. Raised later, it brings no ids back:"
-        " events from before the former window and a day stay too_late",
-    ),
-    _setting(
-        "DEDUPE_IDS_MAX",
-        _positive_int,
-        "200000000",
-        "ids that the window of one partition may hold; beyond, the worker stops rather than forget one",
-    ),
-    _setting(
-        "DEDUPE_FOLDER",
-        _folder,
+        "REDIS_URL",
+        parsers.redis_url,
         None,
-        "folder on a disk for the ids of the window, 32 to 96 bytes an id; only their index, 11 to 16 bytes"
-        " an id, then stays in memory. Not set: all is in memory",
-    ),
-    _setting(
-        "MODELS_PER_ORG_HOUR_MAX",
-        _positive_int,
-        "1000",
-        "models counted by their ids per org and hour; the rest shares ffffffff-ffff-ffff-ffff-ffffffffffff",
-    ),
-    _setting(
-        "CLIENTS_PER_ORG_HOUR_MAX",
-        _positive_int,
-        "1000",
-        "clients counted by name per org and hour; the rest shares a row of its own",
-    ),
-    _setting(
-        "DEAD_LETTER_BODIES_MAX",
-        _positive_int,
-        "10000",
-        "original bodies kept per flush; beyond, only the offset",
-    ),
-    _setting(
-        "DEAD_LETTER_BYTES_MAX",
-        size_bytes,
-        "64MiB",
-        "bytes of original bodies kept per flush; beyond, only the offset. Of one body at most 64 KiB are"
-        " kept",
-    ),
-    _setting("RETENTION_MINUTE", _span(86400, 3650 * 86400), "14d", "how long minute rows are kept"),
-    _setting("RETENTION_ROLLUP", _span(86400, 3650 * 86400), "400d", "how long hour and day rows are kept"),
-    _setting(
-        "RETENTION_DEAD_LETTERS",
-        _span(86400, 3650 * 86400),
-        "90d",
-        "how long rejected events can be looked at",
-    ),
-    _setting(
-        "RETENTION_AUDIT",
-        _span(86400, 3650 * 86400),
-        "400d",
-        "how long the audit log, ended exports and API keys that are revoked or have expired are kept",
-    ),
-    _setting(
-        "RETENTION_ARCHIVE",
-        _span(86400, 3650 * 86400),
-        "800d",
-        "how long the archive's files are kept; at least RETENTION_ROLLUP",
-    ),
-    _setting("FRESH_LAG", _span(1, 86400), "60s", "freshness lag below which data is `fresh`"),
-    _setting(
-        "STALE_LAG", _span(1, 86400), "300s", "freshness lag below which data is `stale`, else `delayed`"
-    ),
-    _setting(
-        "AUTH_MODE",
-        _choice("none", "gateway", "jwt"),
-        "none",
-        "none (loopback only), gateway (trusted proxy headers) or jwt (bearer tokens)",
-    ),
-    _setting(
-        "TRUSTED_PROXIES",
-        _networks,
-        "127.0.0.1/32,::1/128",
-        "networks whose X-Actor-* headers are believed (gateway), and their X-Forwarded-For",
-    ),
-    _setting("JWT_ISSUER", _non_empty, None, "the `iss` of tokens that are taken (jwt)"),
-    _setting("JWT_AUDIENCE", _non_empty, None, "the `aud` that a token must name (jwt)"),
-    _setting(
-        "JWT_JWKS_URL",
-        _url("https", "http"),
-        None,
-        "where the issuer's public keys are (RS256, ES256, EdDSA); https, or http on loopback",
-    ),
-    _setting("JWT_JWKS_FILE", _non_empty, None, "the same from a file"),
-    _setting("JWT_SECRET", _secret(32), None, "instead of a JWKS: the shared secret of HS256 tokens", True),
-    _setting("JWT_JWKS_CACHE", _span(1, 86400), "10m", "age at which the issuer's keys are read again"),
-    _setting("JWT_LEEWAY", _span(0, 600), "30s", "how far the issuer's clock may be off"),
-    _setting(
-        "API_KEY_SECRET",
-        _secret(32),
-        None,
-        "hashes API keys (`spendstream keys`); same on all processes; unset: X-API-Key is refused",
+        "A cache of freshness and of rate limits. Without Redis the database answers.",
         True,
-    ),
-    _setting("API_KEY_CACHE", _span(0, 3600), "5s", "how long a good API key is believed unasked"),
-    _setting(
-        "API_ALLOW_PRIVILEGED",
-        _flag,
-        "false",
-        "let the API connect as a superuser, an owner or a role that may write rollups",
-    ),
-    _setting("API_POOL_SIZE", _positive_int, "10", "database connections of one API process"),
-    _setting(
-        "API_DATABASE_TIMEOUT",
-        _span(0.05, 60),
-        "500ms",
-        "the API's wait for a database connection or a sign of life before it answers 503",
-    ),
-    _setting(
-        "API_STATEMENT_TIMEOUT",
-        _span(0.1, 600),
-        "10s",
-        "longest query of the API on a database that is alive; beyond, the answer is a 503",
-    ),
-    _setting(
-        "API_RATE_LIMIT",
-        _whole,
-        "6000",
-        "requests a minute for each caller, over all processes that share REDIS_URL; 0: no limit",
-    ),
-    _setting(
-        "API_UNKNOWN_RATE_LIMIT",
-        _whole,
-        "600",
-        "requests a minute without valid credentials from one address, and ten times as many to one API"
-        " process; beyond, the answer is a 429; 0: no limit",
-    ),
-    _setting(
-        "API_QUESTIONS_MAX",
-        _positive_int,
-        "4",
-        "questions of one org, and of one caller, that an API process asks the database at once, always fewer"
-        " than API_POOL_SIZE less 2; others wait up to 5 s, then the answer is a 429",
-    ),
-    _setting(
-        "API_REQUEST_BYTES_MAX", size_bytes, "64KiB", "largest body of a request; beyond, the answer is a 413"
-    ),
-    _setting("API_MONTHS_MAX", _positive_int, "13", "longest range of a question or an export, in months"),
-    _setting("API_POINTS_MAX", _positive_int, "10000", "most points or items of a page"),
-    _setting("LIVE_PER_ORG_MAX", _positive_int, "20", "live connections (SSE) to one org, per API process"),
-    _setting("LIVE_MAX", _positive_int, "1000", "live connections of one API process"),
-    _setting(
-        "LIVE_DURATION",
-        _span(0.1, 86400),
-        "15m",
-        "how long one live connection lasts before the client connects, and shows its credentials, again",
-    ),
-    _setting("LIVE_SLOW", _span(0.1, 300), "10s", "how long a live client may not read before it is dropped"),
-    _setting("EXPORT_DIR", _non_empty, None, "folder of exports where there is no object store"),
-    _setting(
-        "EXPORT_IN_API", _flag, "true", "make exports in the API process; else `spendstream exporter` does"
-    ),
-    _setting(
-        "EXPORT_LEASE",
-        _span(1, 3600),
-        "60s",
-        "how long an exporter may be silent before another one takes its job",
-    ),
-    _setting("EXPORT_RETENTION", _span(60, 3650 * 86400), "7d", "how long the file of an export is kept"),
-    _setting("EXPORT_OPEN_MAX", _positive_int, "10", "export jobs of one org that may wait or run at once"),
-    _setting("EXPORT_STATEMENT_TIMEOUT", _span(1, 86400), "15m", "longest query of an export"),
-    _setting("EXPORT_PROVIDER", _non_empty, "Spendstream", "provider, publisher and issuer in FOCUS files"),
-    _setting(
-        "CURSOR_SECRET",
-        _secret(16),
-        None,
-        "signs page cursors and links to exports; same on all processes; unset: random at each start",
-        True,
-    ),
-    _setting("S3_ENDPOINT", _url("http", "https"), None, "object store for exports and the archive"),
-    _setting("S3_BUCKET", _non_empty, None, "bucket of exports and the archive"),
-    _setting("S3_ACCESS_KEY", _non_empty, None, "access key of the object store", True),
-    _setting("S3_SECRET_KEY", _non_empty, None, "secret key of the object store", True),
-    _setting("S3_REGION", _non_empty, "us-east-1", "region that requests and links are signed for"),
-    _setting(
-        "S3_ADDRESSING",
-        _choice("path", "virtual"),
-        "path",
-        "where the bucket's name stands: path (https://host/bucket/…) or virtual (https://bucket.host/…)",
-    ),
-    _setting(
-        "S3_ENCRYPTION",
-        _choice("aes256", "none"),
-        "aes256",
-        "server-side encryption asked for exports (SSE-S3); none where the store encrypts by itself",
     ),
     _setting(
         "ARCHIVE_URL",
-        _archive_url,
+        parsers.archive_url,
         None,
-        "where accepted events are kept as Parquet: s3://bucket/prefix (with the S3 settings) or"
-        " file:///folder, one for each database; unset: no archive",
+        "Where accepted events are kept as Parquet: `s3://bucket/prefix` (with the `S3_*` settings) or"
+        " `file:///folder`. Each database needs a place of its own. Without the setting there is no archive.",
     ),
-    _setting("ARCHIVE_INTERVAL", _span(0.1, 86400), "5m", "how long events wait to share archive files"),
     _setting(
-        "ARCHIVE_OUTBOX_MAX",
-        size_bytes,
-        "10GiB",
-        "events in the database that wait for the archive; beyond, the archive leaves events out, on record",
+        "AUTH_MODE",
+        parsers.choice("none", "gateway", "jwt"),
+        "none",
+        "How the API knows its callers: `none` (on loopback only), `gateway` (headers of a trusted proxy) or"
+        " `jwt` (bearer tokens).",
+    ),
+    _setting("HTTP_HOST", parsers.not_empty, "127.0.0.1", "The address on which the API listens."),
+    _setting("HTTP_PORT", parsers.port, "8084", "The port on which the API listens. 0 takes a free one."),
+    _setting(
+        "METRICS_HOST",
+        parsers.not_empty,
+        "127.0.0.1",
+        "The address of the worker's metrics and health pages.",
+    ),
+    _setting(
+        "METRICS_PORT",
+        parsers.port,
+        "8085",
+        "The port of the worker's metrics and health pages. 0 takes a free one.",
+    ),
+    _setting(
+        "DEDUPE_WINDOW",
+        parsers.span(3600, 3650 * _DAYS),
+        "24h",
+        "How long an event id is remembered. An event that is older is `too_late`. A longer window brings no"
+        " ids back: events from before the shorter window and a day stay `too_late`.",
+    ),
+    _setting(
+        "LOG_LEVEL",
+        parsers.choice("debug", "info", "warning", "error"),
+        "info",
+        "The least severe level that is logged.",
     ),
 )
+_STREAM: Final = (
+    _setting(
+        "SERVICE_NAME",
+        parsers.not_empty,
+        "spendstream",
+        "The name of the process in logs and in the database's list of sessions.",
+    ),
+    _setting(
+        "RABBITMQ_CONSUMER",
+        parsers.not_empty,
+        "spendstream",
+        "The name of the consumer group. All workers of a database use the same name.",
+    ),
+    _setting(
+        "RABBITMQ_ADDRESS",
+        parsers.choice("advertised", "given"),
+        "advertised",
+        "Which address of a node is dialled: the one that the node advertises, or (`given`) only those in"
+        " RABBITMQ_URL, again and again until the right node answers. For load balancers and NAT.",
+    ),
+    _setting(
+        "RABBITMQ_CA_FILE",
+        parsers.not_empty,
+        None,
+        "The CA bundle for `rabbitmq-stream+tls://`. Without the setting, the system's.",
+    ),
+    _setting(
+        "RABBITMQ_HEARTBEAT",
+        parsers.whole_seconds(1, 300),
+        "10s",
+        "The interval of heartbeats between worker and broker. Two that are missed end a connection. Another"
+        " worker has the partitions of a frozen one within three.",
+    ),
+    _setting(
+        "STREAM_MAX_AGE",
+        parsers.span(3600, 3650 * _DAYS),
+        "7d",
+        "The retention of a stream that we declare. A stream that exists keeps the retention that it has.",
+    ),
+    _setting("STREAM_MAX_BYTES", parsers.size_bytes, "20GiB", "The size bound of a stream that we declare."),
+)
+_COUNTING: Final = (
+    _setting(
+        "ALLOWED_LATENESS",
+        parsers.span(0, 3600),
+        "10s",
+        "How far the watermark stays behind the newest event.",
+    ),
+    _setting("FLUSH_INTERVAL", parsers.span(0.05, 60), "1s", "The longest time between two flushes."),
+    _setting("FLUSH_EVENTS_MAX", parsers.positive, "200000", "Buffered events that bring a flush forward."),
+    _setting(
+        "BUFFER_EVENTS_MAX",
+        parsers.positive,
+        "2000000",
+        "Buffered events at which reading stops until a flush is committed.",
+    ),
+    _setting(
+        "BUFFER_BYTES_MAX",
+        parsers.sized(16 * 2**20),
+        "256MiB",
+        "Bytes of buffered bodies and dead letters at which reading stops until a flush is committed.",
+    ),
+    _setting(
+        "DIRTY_ROWS_MAX",
+        parsers.positive,
+        "1000000",
+        "Changed rows at which reading stops until a flush is committed.",
+    ),
+    _setting(
+        "DEDUPE_IDS_MAX",
+        parsers.positive,
+        "200000000",
+        "Ids that the window of one partition may hold. Beyond that, the worker stops rather than forget an"
+        " id.",
+    ),
+    _setting(
+        "DEDUPE_FOLDER",
+        parsers.folder,
+        None,
+        "A folder on a disk for the ids of the window, 32 to 96 bytes an id. Only their index, 11 to 16"
+        " bytes an id, then stays in memory. Without the setting, all of that is in memory.",
+    ),
+    _setting(
+        "MODELS_PER_ORG_HOUR_MAX",
+        parsers.positive,
+        "1000",
+        "Models that are counted by their ids, per org and hour. The rest shares the model"
+        " `ffffffff-ffff-ffff-ffff-ffffffffffff`.",
+    ),
+    _setting(
+        "CLIENTS_PER_ORG_HOUR_MAX",
+        parsers.positive,
+        "1000",
+        "Clients that are counted by name, per org and hour. The rest shares a row.",
+    ),
+    _setting(
+        "DEAD_LETTER_BODIES_MAX",
+        parsers.positive,
+        "10000",
+        "Original bodies that are kept in a flush. A dead letter beyond that has its offset alone.",
+    ),
+    _setting(
+        "DEAD_LETTER_BYTES_MAX",
+        parsers.size_bytes,
+        "64MiB",
+        "Bytes of original bodies that are kept in a flush. A dead letter beyond that has its offset alone.",
+    ),
+)
+_KEPT: Final = (
+    _setting("RETENTION_MINUTE", parsers.span(_DAYS, 3650 * _DAYS), "14d", "How long minute rows are kept."),
+    _setting(
+        "RETENTION_ROLLUP", parsers.span(_DAYS, 3650 * _DAYS), "400d", "How long hour and day rows are kept."
+    ),
+    _setting(
+        "RETENTION_DEAD_LETTERS",
+        parsers.span(_DAYS, 3650 * _DAYS),
+        "90d",
+        "How long dead letters are kept.",
+    ),
+    _setting(
+        "RETENTION_AUDIT",
+        parsers.span(_DAYS, 3650 * _DAYS),
+        "400d",
+        "How long the audit log is kept, and exports that have ended, and API keys that are revoked or"
+        " expired.",
+    ),
+    _setting(
+        "RETENTION_ARCHIVE",
+        parsers.span(_DAYS, 3650 * _DAYS),
+        "800d",
+        "How long the files of the archive are kept: at least RETENTION_ROLLUP.",
+    ),
+)
+_ACCESS: Final = (
+    _setting(
+        "TRUSTED_PROXIES",
+        parsers.networks,
+        "127.0.0.1/32,::1/128",
+        "Networks of the proxies whose `X-Forwarded-For` and (`gateway`) `X-Actor-*` headers are believed.",
+    ),
+    _setting("JWT_ISSUER", parsers.not_empty, None, "The `iss` of the tokens that are taken (`jwt`)."),
+    _setting("JWT_AUDIENCE", parsers.not_empty, None, "The `aud` that a token must name (`jwt`)."),
+    _setting(
+        "JWT_JWKS_URL",
+        parsers.url("https", "http"),
+        None,
+        "Where the issuer's public keys are (RS256, ES256, EdDSA): https, or http on loopback.",
+    ),
+    _setting("JWT_JWKS_FILE", parsers.not_empty, None, "The issuer's public keys as a file."),
+    _setting(
+        "JWT_SECRET",
+        parsers.secret(32),
+        None,
+        "The shared secret of HS256 tokens, in place of public keys.",
+        True,
+    ),
+    _setting(
+        "JWT_JWKS_CACHE", parsers.span(1, _DAYS), "10m", "The age at which the issuer's keys are read again."
+    ),
+    _setting("JWT_LEEWAY", parsers.span(0, 600), "30s", "How far the issuer's clock may be off."),
+    _setting(
+        "API_KEY_SECRET",
+        parsers.secret(32),
+        None,
+        "The secret behind API keys (`spendstream keys`): the same for all processes. Without the setting,"
+        " `X-API-Key` is refused.",
+        True,
+    ),
+    _setting(
+        "API_KEY_CACHE",
+        parsers.span(0, 3600),
+        "5s",
+        "How long an API process believes a good key before it asks the database again.",
+    ),
+)
+_API: Final = (
+    _setting("FRESH_LAG", parsers.span(1, _DAYS), "60s", "The lag below which figures are `fresh`."),
+    _setting(
+        "STALE_LAG",
+        parsers.span(1, _DAYS),
+        "300s",
+        "The lag below which figures are `stale`; above it they are `delayed`.",
+    ),
+    _setting(
+        "CURSOR_SECRET",
+        parsers.secret(16),
+        None,
+        "The secret that signs page cursors and links to exports: the same for all processes. Without the"
+        " setting, each process draws one at its start.",
+        True,
+    ),
+    _setting(
+        "API_ALLOW_PRIVILEGED",
+        parsers.flag,
+        "false",
+        "Lets the API connect as a superuser, an owner or a role that may write rollups.",
+    ),
+    _setting("API_POOL_SIZE", parsers.positive, "10", "Database connections of one API process."),
+    _setting(
+        "API_DATABASE_TIMEOUT",
+        parsers.span(0.05, 60),
+        "500ms",
+        "How long the API waits for a connection, or a sign of life of the database, before it answers 503.",
+    ),
+    _setting(
+        "API_STATEMENT_TIMEOUT",
+        parsers.span(0.1, 600),
+        "10s",
+        "The longest query of the API on a database that is alive. Beyond that, the answer is a 503.",
+    ),
+    _setting(
+        "API_RATE_LIMIT",
+        parsers.whole,
+        "6000",
+        "Requests a minute of one caller, over all processes that share REDIS_URL. 0 is no limit.",
+    ),
+    _setting(
+        "API_UNKNOWN_RATE_LIMIT",
+        parsers.whole,
+        "600",
+        "Requests a minute without valid credentials from one address; ten times as many to one API process."
+        " Beyond that, the answer is a 429. 0 is no limit.",
+    ),
+    _setting(
+        "API_QUESTIONS_MAX",
+        parsers.positive,
+        "4",
+        "Questions of one org, or of one caller, that an API process asks the database at once: always fewer"
+        " than API_POOL_SIZE less 2. Others wait for up to 5 s, then the answer is a 429.",
+    ),
+    _setting(
+        "API_REQUEST_BYTES_MAX",
+        parsers.size_bytes,
+        "64KiB",
+        "The largest body of a request. Beyond that, the answer is a 413.",
+    ),
+    _setting(
+        "API_MONTHS_MAX", parsers.positive, "13", "The longest range of a question or an export, in months."
+    ),
+    _setting("API_POINTS_MAX", parsers.positive, "10000", "The most points or items of a page."),
+    _setting("LIVE_PER_ORG_MAX", parsers.positive, "20", "Live connections to one org, per API process."),
+    _setting("LIVE_MAX", parsers.positive, "1000", "Live connections of one API process."),
+    _setting(
+        "LIVE_DURATION",
+        parsers.span(0.1, _DAYS),
+        "15m",
+        "How long a live connection lasts. Then the client connects again and shows its credentials.",
+    ),
+    _setting(
+        "LIVE_SLOW",
+        parsers.span(0.1, 300),
+        "10s",
+        "How long a client may leave its live connection unread before it is dropped.",
+    ),
+)
+_EXPORTS: Final = (
+    _setting("EXPORT_DIR", parsers.not_empty, None, "The folder of exports where there is no object store."),
+    _setting(
+        "EXPORT_IN_API",
+        parsers.flag,
+        "true",
+        "Makes exports in the API process. With `false`, `spendstream exporter` makes them.",
+    ),
+    _setting(
+        "EXPORT_LEASE",
+        parsers.span(1, 3600),
+        "60s",
+        "How long an exporter may be silent before another one takes its job.",
+    ),
+    _setting(
+        "EXPORT_RETENTION", parsers.span(60, 3650 * _DAYS), "7d", "How long the file of an export is kept."
+    ),
+    _setting(
+        "EXPORT_OPEN_MAX",
+        parsers.positive,
+        "10",
+        "Export jobs of one org that may wait or run at once.",
+    ),
+    _setting("EXPORT_STATEMENT_TIMEOUT", parsers.span(1, _DAYS), "15m", "The longest query of an export."),
+    _setting(
+        "EXPORT_PROVIDER",
+        parsers.not_empty,
+        "Spendstream",
+        "The provider, publisher and issuer in FOCUS files.",
+    ),
+)
+_OBJECT_STORE: Final = (
+    _setting(
+        "S3_ENDPOINT",
+        parsers.url("http", "https"),
+        None,
+        "The URL of the object store for exports and, where ARCHIVE_URL is `s3://…`, the archive.",
+    ),
+    _setting("S3_BUCKET", parsers.not_empty, None, "The bucket of exports. ARCHIVE_URL names the archive's."),
+    _setting("S3_ACCESS_KEY", parsers.not_empty, None, "The access key of the object store.", True),
+    _setting("S3_SECRET_KEY", parsers.not_empty, None, "The secret key of the object store.", True),
+    _setting(
+        "S3_REGION", parsers.not_empty, "us-east-1", "The region for which requests and links are signed."
+    ),
+    _setting(
+        "S3_ADDRESSING",
+        parsers.choice("path", "virtual"),
+        "path",
+        "Where the bucket's name stands: `path` (`https://host/bucket/…`) or `virtual`"
+        " (`https://bucket.host/…`).",
+    ),
+    _setting(
+        "S3_ENCRYPTION",
+        parsers.choice("aes256", "none"),
+        "aes256",
+        "The server-side encryption that is asked for exports (SSE-S3). `none` where the store encrypts"
+        " anyway.",
+    ),
+    _setting(
+        "ARCHIVE_INTERVAL",
+        parsers.span(0.1, _DAYS),
+        "5m",
+        "How long events wait so that they share files of the archive.",
+    ),
+    _setting(
+        "ARCHIVE_OUTBOX_MAX",
+        parsers.size_bytes,
+        "10GiB",
+        "Bytes of events in the database that wait for the archive. Beyond that, the archive leaves events"
+        " out; the table `analytics.archive_spans` has which.",
+    ),
+)
+
+GROUPS: Final = (
+    Group(title="The dozen that matter", settings=_THE_DOZEN),
+    Group(title="Tuning: the stream", settings=_STREAM),
+    Group(title="Tuning: counting", settings=_COUNTING),
+    Group(title="Tuning: how long things are kept", settings=_KEPT),
+    Group(title="Tuning: who may ask", settings=_ACCESS),
+    Group(title="Tuning: the API", settings=_API),
+    Group(title="Tuning: exports", settings=_EXPORTS),
+    Group(title="Tuning: the object store and the archive", settings=_OBJECT_STORE),
+)
+SETTINGS: Final = tuple(setting for group in GROUPS for setting in group.settings)
+_BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
+
+
+# --- fields of dataclasses that are settings ---------------------------------------------------
+
+
+def of(name: str) -> Any:
+    """A field of a dataclass that is this setting, with the setting's default."""
+    setting = _BY_NAME[name]
+    default = None if setting.default is None else setting.parse(setting.default)
+    return field(default=default, metadata={"setting": name}, repr=not setting.secret)
+
+
+def required(name: str) -> Any:
+    """The same without a default: whoever makes the dataclass must say the value."""
+    return field(metadata={"setting": name}, repr=not _BY_NAME[name].secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -553,6 +492,11 @@ class Values:
 
     def __getitem__(self, name: str) -> Any:
         return self.by_name[name]
+
+    def make(self, kind: type[T], /, **more: Any) -> T:
+        """A dataclass of ``kind``: its fields that are settings from here, all others from ``more``."""
+        declared = {one.name: one.metadata.get("setting") for one in fields(cast(Any, kind))}
+        return kind(**{name: self.by_name[setting] for name, setting in declared.items() if setting} | more)
 
     def secrets(self) -> tuple[str, ...]:
         """Every text that must not be shown: the secret settings, and the passwords in their URLs."""
@@ -605,7 +549,7 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
             continue
         try:
             by_name[setting.name] = setting.parse(text)
-        except _OutOfBounds as error:
+        except parsers.OutOfBounds as error:
             faults.append(f"{setting.name}={text} {error}")
         except ValueError as error:
             shown = "…" if setting.secret else repr(text)
@@ -656,13 +600,3 @@ def _token_contradictions(values: Mapping[str, Any]) -> list[str]:
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         faults.append("JWT_JWKS_URL must be https: whoever can answer in its place decides who may read")
     return faults
-
-
-def is_loopback(host: str) -> bool:
-    """Is this host name or address one that only this machine can reach?"""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -81,7 +82,7 @@ def run(demo: Demo, *, echo: Echo) -> None:
     # As root the data folder itself stays as it is made: PostgreSQL's account has to reach its own in there.
     if os.geteuid() == 0:
         data_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("logs", "stream", "exports"):
+    for name in ("logs", "stream", "exports", "archive"):
         private.make_folder(data_dir / name, below=data_dir if os.geteuid() == 0 else data_dir.parent)
     with _sole_user(data_dir):
         parts = _Parts(demo, data_dir, stopped=lambda: bool(signals), echo=echo)
@@ -167,28 +168,37 @@ class _Parts:
     # --- starting ---------------------------------------------------------------------------------
 
     def _environment(self) -> dict[str, str]:
-        """Ours, but for whatever points to other servers: the demo uses none."""
+        """Ours, but for whatever points to other servers and folders: the demo uses none."""
         kept = {
             name: value
             for name, value in os.environ.items()
-            if name not in ("REDIS_URL", "TRUSTED_PROXIES")
-            and not name.startswith(("S3_", "RABBITMQ_", "OTEL_", "EXPORT_"))
+            if name not in ("REDIS_URL", "TRUSTED_PROXIES", "DEDUPE_FOLDER")
+            and not name.startswith(("S3_", "RABBITMQ_", "EXPORT_", "ARCHIVE_", "JWT_"))
         }
-        return children.environment(
-            {
-                "STREAM_MAX_BYTES": "2GiB",
-                **kept,
-                "DATABASE_URL": self._postgres.url,
-                "RABBITMQ_URL": f"embedded://{quote(str(self._data_dir / 'stream'))}",
-                "AUTH_MODE": "none",
-                "API_ALLOW_PRIVILEGED": "true",
-                "EXPORT_DIR": str(self._data_dir / "exports"),
-                "HTTP_HOST": "127.0.0.1",
-                "HTTP_PORT": str(self._port),
-                "METRICS_HOST": "127.0.0.1",
-                "METRICS_PORT": str(self._worker_port),
-            }
-        )
+        return children.environment({"STREAM_MAX_BYTES": "2GiB", **kept, **self._settings()})
+
+    def _settings(self) -> dict[str, str]:
+        """The settings that make a command one of this demo's."""
+        return {
+            "DATABASE_URL": self._postgres.url,
+            "RABBITMQ_URL": f"embedded://{quote(str(self._data_dir / 'stream'))}",
+            "AUTH_MODE": "none",
+            "API_ALLOW_PRIVILEGED": "true",
+            "ARCHIVE_URL": f"file://{quote(str(self._data_dir / 'archive'))}",
+            "EXPORT_DIR": str(self._data_dir / "exports"),
+            "HTTP_HOST": "127.0.0.1",
+            "HTTP_PORT": str(self._port),
+            "METRICS_HOST": "127.0.0.1",
+            "METRICS_PORT": str(self._worker_port),
+        }
+
+    def _write_settings(self, org_id: str) -> Path:
+        """A file by which another terminal has the demo's settings, and an org to ask for."""
+        path = self._data_dir / "settings.sh"
+        values = self._settings() | {"API": self._api, "ORG": org_id}
+        with open(path, "w", opener=private.opener) as file:
+            file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+        return path
 
     def _migrate(self) -> None:
         from sqlalchemy.exc import DBAPIError
@@ -253,7 +263,10 @@ class _Parts:
   database {self._postgres.url}
   logs     {self._logs}
 
-Try, in another terminal:
+Other commands of spendstream find the demo after this, in another terminal:
+  source {shlex.quote(str(self._write_settings(org_id)))}
+
+Try there:
 """
             + "\n".join(f"  curl -s '{url}'" for url in urls)
             + "\n\nCtrl-C stops everything.\n"

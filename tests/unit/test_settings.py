@@ -8,24 +8,27 @@ from pathlib import Path
 import pytest
 
 from pipeline import config
-from pipeline.common import lookalikes, settings
+from pipeline.common import lookalikes, parsers, settings
+from pipeline.core.rules import Rules
+from tests.support import settings_page
 
-README = Path(__file__).parents[2] / "README.md"
 NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}
 
 
-def table() -> str:
-    """The README's table, as it must be."""
-    lines = ["| setting | default | for |", "| --- | --- | --- |"]
+def test_the_page_of_settings_is_made_from_their_declarations() -> None:
+    assert settings_page.PAGE.read_text() == settings_page.text()
+
+
+def test_every_setting_is_declared_once_and_its_help_is_a_sentence() -> None:
+    names = [setting.name for group in settings.GROUPS for setting in group.settings]
+    assert len(names) == len(set(names))
+    assert len(settings.GROUPS[0].settings) == 12
     for setting in settings.SETTINGS:
-        default = "" if setting.default is None else f"`{setting.default}`"
-        lines.append(f"| `{setting.name}` | {default} | {setting.help} |")
-    return "\n".join(lines)
+        assert re.match(r"[A-Z].*\.$", setting.help), setting.name
 
 
-def test_the_readme_lists_every_setting_as_it_is() -> None:
-    text = README.read_text()
-    assert text.partition("<!-- settings -->")[2].partition("<!-- /settings -->")[0].strip() == table()
+def test_the_numbers_of_the_core_are_the_defaults_of_their_settings() -> None:
+    assert config.rules(settings.read({})) == Rules()
 
 
 @pytest.mark.parametrize(
@@ -33,20 +36,20 @@ def test_the_readme_lists_every_setting_as_it_is() -> None:
     [("500ms", 0.5), ("10s", 10), ("5m", 300), ("24h", 86_400), ("7d", 604_800), ("2.5", 2.5)],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert settings.duration_s(text) == seconds
+    assert parsers.duration_s(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "1y", "1 s s", "nan"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
-        settings.duration_s(text)
+        parsers.duration_s(text)
 
 
 @pytest.mark.parametrize(
     ("text", "size"), [("65536", 65_536), ("64KiB", 65_536), ("20GB", 20 * 2**30), ("1m", 2**20)]
 )
 def test_sizes(text: str, size: int) -> None:
-    assert settings.size_bytes(text) == size
+    assert parsers.size_bytes(text) == size
 
 
 def test_all_defaults_are_valid() -> None:
@@ -92,7 +95,7 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
 @pytest.mark.parametrize(
     ("environment", "fault"),
     [
-        ({"REDIS_URL": "redis://h?foo=bar"}, "'foo' behind the ? is no parameter"),
+        ({"REDIS_URL": "redis://h?foo=bar"}, "behind the ? may stand db, password"),
         ({"REDIS_URL": "redis://h?db=x"}, "expected a number as db"),
         ({"RABBITMQ_URL": "rabbitmq-stream://h:0"}, "expected a port from 1 to 65535"),
         ({"DATABASE_URL": "postgresql://h/d?foo=bar"}, "only parameters of libpq such as sslmode=require"),
@@ -161,8 +164,8 @@ def test_bounds_are_said_as_people_write_them(environment: dict[str, str], fault
 
 def test_a_duration_is_written_as_it_is_read() -> None:
     for text in ("50ms", "1s", "90s", "5m", "1h", "36h", "1d", "400d", "3650d"):
-        assert settings.written(settings.duration_s(text)) == text
-    assert settings.written(0) == "0s"
+        assert parsers.written(parsers.duration_s(text)) == text
+    assert parsers.written(0) == "0s"
 
 
 def test_a_heartbeat_is_whole_seconds() -> None:
@@ -206,7 +209,7 @@ def test_the_worker_gets_what_the_environment_says() -> None:
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("example.org", False)],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert settings.is_loopback(host) is loopback
+    assert parsers.is_loopback(host) is loopback
 
 
 def test_a_stream_url_may_name_several_nodes_and_each_needs_a_host() -> None:

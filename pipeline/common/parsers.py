@@ -1,0 +1,239 @@
+"""What the text of a setting means: text in, value out, or a ValueError that says what is expected.
+
+No text of an error holds a part of the value: the value may be a password.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+_DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def duration_s(text: str) -> float:
+    """Seconds from ``500ms``, ``10s``, ``24h``, ``7d`` or a bare number of seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text.strip())
+    if not match:
+        raise ValueError("expected a duration such as 500ms, 10s, 5m, 24h or 7d")
+    return float(match[1]) * _DURATION_UNITS_S[match[2] or "s"]
+
+
+def written(seconds: float) -> str:
+    """A duration as a person would set it: 3600 is ``1h``, 0.05 is ``50ms``."""
+    for unit, length in reversed(_DURATION_UNITS_S.items()):
+        count = round(seconds / length)
+        if count and abs(count * length - seconds) < 1e-9 * seconds:
+            return f"{count}{unit}"
+    return f"{seconds:g}s"
+
+
+_SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def size_bytes(text: str) -> int:
+    """Bytes from ``65536``, ``64KiB``, ``20GB`` (binary units either way)."""
+    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError("expected a size such as 64KiB, 512MiB or 20GiB")
+    return int(match[1]) * _SIZE_UNITS[match[2].lower()]
+
+
+def not_empty(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text.strip()
+
+
+def port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise ValueError("expected a port from 0 to 65535")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError("expected a whole number above 0")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            number = parts.port
+        except ValueError:  # its message may quote a part of the password
+            raise ValueError("not a URL; escape / ? # [ ] @ in a password as %2F and so on") from None
+        if number == 0:
+            raise ValueError("expected a port from 1 to 65535")
+        if parts.scheme not in schemes:
+            raise ValueError(f"expected a URL with {' or '.join(s + '://' for s in schemes)}")
+        return text
+
+    return parse
+
+
+def hosts_url(*schemes: str) -> Callable[[str], str]:
+    """As libpq reads it: also with several hosts, of which the first that fits is taken."""
+    one_host = url(*schemes)
+
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+        except ValueError:
+            return one_host(text)  # it says what is wrong
+        user, at, hosts = parts.netloc.rpartition("@")
+        for host in hosts.split(","):
+            one_host(parts._replace(netloc=f"{user}{at}{host}").geturl())
+        return text
+
+    return parse
+
+
+def database_url(text: str) -> str:
+    hosts_url("postgresql", "postgres")(text)
+    # Here, because help, completion and the embedded log need no driver.
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        conninfo_to_dict(text)
+    except ProgrammingError:  # its message may quote the password
+        raise ValueError(
+            "libpq does not read it; write a % in a name or password as %25, and behind the ? only parameters"
+            " of libpq such as sslmode=require"
+        ) from None
+    return text
+
+
+_TLS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
+_REDIS_PARAMETERS: Final = frozenset({"db", "username", "password", "protocol", *_TLS})
+
+
+def redis_url(text: str) -> str:
+    url("redis", "rediss", "unix")(text)
+    parameters = dict(parse_qsl(urlsplit(text).query, keep_blank_values=True))
+    if parameters.keys() - _REDIS_PARAMETERS:
+        known = ", ".join(sorted(_REDIS_PARAMETERS))
+        raise ValueError(f"behind the ? may stand {known}; escape a ? in a password as %3F")
+    if not parameters.get("db", "0").isdigit():
+        raise ValueError("expected a number as db")
+    return text
+
+
+def stream_url(text: str) -> str:
+    """Several nodes, each with a host of its own; or the folder of the embedded log."""
+    hosts_url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded")(text)
+    parts = urlsplit(text)
+    hosts = parts.netloc.rpartition("@")[2].split(",")
+    if parts.scheme != "embedded" and not all(urlsplit(f"//{host}").hostname for host in hosts):
+        raise ValueError("expected a host in it, or several with commas between them")
+    return text
+
+
+def archive_url(text: str) -> str:
+    parts = urlsplit(text)
+    folder = parts.scheme == "file" and not parts.netloc and parts.path.strip("/")
+    bucket = parts.scheme == "s3" and parts.netloc
+    if not (folder or bucket) or parts.query or parts.fragment:
+        raise ValueError("expected s3://bucket/prefix or file:///folder")
+    return text.rstrip("/")
+
+
+def folder(text: str) -> Path:
+    if not os.path.isabs(text) or not os.access(text, os.W_OK | os.X_OK) or not os.path.isdir(text):
+        raise ValueError("expected the absolute path of a folder that exists and can be written")
+    return Path(text)
+
+
+def choice(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return text.lower()
+
+    return parse
+
+
+def flag(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text.lower() == "true"
+
+
+def secret(characters_min: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if len(text) < characters_min:
+            raise ValueError(f"expected at least {characters_min} characters")
+        return text
+
+    return parse
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Networks in CIDR, with commas between them."""
+    return tuple(ip_network(part) for part in (one.strip() for one in text.split(",")) if part)
+
+
+class OutOfBounds(ValueError):
+    """Its text goes on where the setting and its value have been named."""
+
+
+def _beside(value: float, minimum: float) -> str:
+    return "too short" if value < minimum else "too long"
+
+
+def span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = duration_s(text)
+        if not minimum_s <= value <= maximum_s:
+            # A number alone is taken for seconds, which is rarely what was meant where it does not fit.
+            size = f"{text.strip()} s" if text.strip()[-1].isdigit() else _beside(value, minimum_s)
+            bounds = f"at least {written(minimum_s)}, at most {written(maximum_s)}"
+            raise OutOfBounds(f"is {size}; {bounds}")
+        return value
+
+    return parse
+
+
+def sized(minimum_bytes: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = size_bytes(text)
+        if value < minimum_bytes:
+            raise ValueError(f"must be at least {minimum_bytes // 2**20} MiB")
+        return value
+
+    return parse
+
+
+def whole_seconds(minimum_s: int, maximum_s: int) -> Callable[[str], int]:
+    seconds = span(minimum_s, maximum_s)
+
+    def parse(text: str) -> int:
+        value = seconds(text)
+        if value != int(value):
+            raise ValueError("expected whole seconds")
+        return int(value)
+
+    return parse
+
+
+def is_loopback(host: str) -> bool:
+    """Is this host name or address one that only this machine can reach?"""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,35 @@
+"""docs/settings.md, made from the declarations; ``python -m tests.support.settings_page`` writes the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.common import settings
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+_OPENING = """# Settings
+
+Every setting is an environment variable. An empty variable counts as unset. `spendstream config` prints each
+setting with its value and where the value came from, and lists every fault with exit code 2. A variable that
+resembles a setting and is none, such as `FLUSH_INTERVALL`, is warned of.
+
+Durations are written as `500ms`, `10s`, `5m`, `24h` or `7d`, sizes as `64KiB`, `512MiB` or `20GiB`.
+
+This page is made from the program's own table: `python -m tests.support.settings_page`.
+"""
+
+
+def text() -> str:
+    """The page as it must be."""
+    parts = [_OPENING]
+    for group in settings.GROUPS:
+        lines = [f"\n## {group.title}\n", "| setting | default | for |", "| --- | --- | --- |"]
+        for setting in group.settings:
+            default = "" if setting.default is None else f"`{setting.default}`"
+            lines.append(f"| `{setting.name}` | {default} | {setting.help} |")
+        parts.append("\n".join(lines) + "\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text())
