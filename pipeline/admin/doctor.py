@@ -226,7 +226,7 @@ def _crashes(row: Any) -> Finding:
     """Workers end at one place of a partition, again and again."""
     tried = None if row.trying_from is None else (row.trying_from, row.trying_to)
     found = Care.found(row.crashes - 1, offset=row.committed_offset, tried=tried)
-    end = "" if tried is None else f" and before {tried[1]}"
+    end = f" and before {tried[1]}" if tried is not None and Care.within(tried, row.committed_offset) else ""
     return Finding(
         Level.WARN if found is None else Level.FAIL,
         "partition",

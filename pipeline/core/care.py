@@ -28,6 +28,8 @@ class Care:
 
     part: int
     until: int
+    narrowed: bool = False
+    """The last worker crashed in these offsets. Whoever comes past them shows that no record in them kills."""
 
     @classmethod
     def after(cls, crashes: int, *, offset: int, tried: tuple[int, int] | None) -> Care | None:
@@ -37,9 +39,14 @@ class Care:
         """
         if crashes < CRASHES_MIN:
             return None
-        if tried is not None and tried[0] <= offset < tried[1]:
-            return cls(max(1, (tried[1] - offset) // PARTS), tried[1])
+        if tried is not None and Care.within(tried, offset):
+            return cls(max(1, (tried[1] - offset) // PARTS), tried[1], narrowed=True)
         return cls(FIRST_PART, offset + SUSPECTS)
+
+    @staticmethod
+    def within(tried: tuple[int, int] | None, offset: int) -> bool:
+        """Did the last worker crash while it took in, with care, the records from ``offset`` on?"""
+        return tried is not None and tried[0] <= offset < tried[1]
 
     @staticmethod
     def found(crashes: int, *, offset: int, tried: tuple[int, int] | None) -> int | None:

@@ -275,8 +275,12 @@ class PartitionWorker:
             "crashes": claim.crashes,
             "from_offset": position.next_offset,
         }
-        if claim.tried is not None:
-            facts["to_offset"] = claim.tried[1]
+        if claim.tried is None or not Care.within(claim.tried, position.next_offset):
+            # Workers may have been killed, and at different records: nothing points to one yet.
+            facts["remedy"] = "none yet: the worker takes in few records at a time for a while"
+            log.warning("workers_crashed_before", extra=facts)
+            return
+        facts["to_offset"] = claim.tried[1]
         if found is None:
             facts["remedy"] = "none yet: the worker takes in fewer records at a time until it knows which"
         else:
@@ -437,6 +441,8 @@ class PartitionWorker:
             if not await self._take_in(delivery, part):
                 return False
         if self._care is not None and chunk.next_offset >= self._care.until:
+            if self._care.narrowed:
+                self._well_at_us = 0  # the flush forgets the crashes: the place of the last one is passed
             await self.flush()
             self._care = None
         return True

@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 import uuid
 from pathlib import Path
+from typing import cast
 
 import psycopg
 import pytest
 
-from pipeline.config import StreamConfig
+from pipeline.config import FlushConfig, StreamConfig
 from pipeline.core.bodies import Kept, Unreadable
 from pipeline.core.care import Care
-from pipeline.transports import Chunk, chunks
+from pipeline.core.rules import Rules
+from pipeline.sink.timescale import TimescaleSink
+from pipeline.transports import Chunk, Subscription, chunks
 from pipeline.transports.factory import open_transport
+from pipeline.worker.partition import Delivery, PartitionWorker
 from sql import migrate
-from tests.support import mix, processes, streams
+from tests.support import books, mix, processes, streams
+from tests.support.memory_transport import MemoryBroker, MemoryTransport
 
 POISON = b'{"poison":1}'
 RECORDS, PLACE = 3000, 1234
@@ -161,3 +166,65 @@ def test_the_record_at_fault_is_found_in_a_few_crashes() -> None:
             tried = (offset, offset + care.part)
             assert crashes < 9
         assert Care.found(crashes, offset=offset, tried=tried) == fault
+
+
+class Granted:
+    """A subscription of which only the credit is of interest."""
+
+    def __init__(self) -> None:
+        self.grants = 0
+
+    def grant(self) -> None:
+        self.grants += 1
+
+
+@pytest.mark.parametrize(
+    ("tried", "event", "crashes_left"),
+    [
+        ((0, 64), "worker_crashes_here", 0),
+        ((500, 564), "workers_crashed_before", 3),
+        (None, "workers_crashed_before", 3),
+    ],
+)
+async def test_the_place_of_a_crash_that_goes_well_is_suspected_no_more(
+    embedded_postgres_url: str,
+    caplog: pytest.LogCaptureFixture,
+    tried: tuple[int, int] | None,
+    event: str,
+    crashes_left: int,
+) -> None:
+    """Workers that were killed four times at ever new places must not look like a record that kills."""
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO analytics.partitions (partition, stream, crashes, trying_from, trying_to, updated_at)"
+            " VALUES (0, %s, 2, %s, %s, now())",
+            (books.STREAM, *(tried or (None, None))),
+        )
+        worker = PartitionWorker(
+            index=0,
+            stream=books.STREAM,
+            transport=MemoryTransport(MemoryBroker(books.STREAM)),
+            sink=TimescaleSink(url),
+            rules=Rules(),
+            flush=FlushConfig(),
+            steady_us=lambda: 0,  # the 30 s after which all is well never pass
+        )
+        try:
+            await worker.activated()
+            said = [record for record in caplog.records if "crash" in record.message]
+            assert [record.message for record in said] == [event]
+            assert not hasattr(said[0], "to_offset") or said[0].to_offset == 64
+            bodies = mix.make(64, seed=3, now_us=1_790_000_000_000_000).bodies
+            (facts,) = books.chunks_of(bodies, size=64, broker_us=1_790_000_000_000_000)
+            subscription = Granted()
+            await worker.book(
+                Delivery(Chunk(partition=0, **facts), cast(Subscription, subscription), worker._term)
+            )
+            await worker.flush()
+            assert subscription.grants == 1
+            standing = "SELECT committed_offset, crashes FROM analytics.partitions"
+            assert connection.execute(standing).fetchone() == (64, crashes_left)
+        finally:
+            await worker.close()
