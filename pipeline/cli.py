@@ -42,6 +42,8 @@ class _Commands(click.Group):
             ctx.exit(2)
         except TransportError as error:
             fail(f"the stream cannot be used: {error}")
+        except UnicodeEncodeError:
+            raise click.UsageError("an argument holds bytes that are no text in UTF-8", ctx) from None
         except BrokenPipeError:
             raise  # click ends quietly when the reader of a pipe has gone
         except OSError as error:

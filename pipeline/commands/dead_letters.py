@@ -12,7 +12,7 @@ from uuid import UUID
 
 import click
 
-from pipeline.commands.options import DURATION, TIME, VISIBLE, fail
+from pipeline.commands.options import DURATION, OFFSET, TIME, VISIBLE, fail
 from pipeline.common import settings
 from pipeline.core.rules import REASONS
 
@@ -43,7 +43,7 @@ def _chosen(command: Any) -> Any:
     return command
 
 
-_OFFSET = click.option("--offset", type=int, help="Only the one at this offset.")
+_OFFSET = click.option("--offset", type=OFFSET, help="Only the one at this offset.")
 
 
 @dead_letters.command("list")
@@ -83,7 +83,7 @@ def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
 
 
 @dead_letters.command("show")
-@click.argument("offset", type=int)
+@click.argument("offset", type=OFFSET)
 @click.option("--stream", help="Of this stream, where several have the offset.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; the bytes in base64.")
 def show(*, offset: int, stream: str | None, as_json: bool) -> None:

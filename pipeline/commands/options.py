@@ -45,6 +45,8 @@ class _Time(click.ParamType):
 
 DURATION: Final = _Duration()
 TIME: Final = _Time()
+OFFSET: Final = click.IntRange(-(2**63), 2**63 - 1)
+"""As the database keeps it."""
 
 VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
 """Control characters must not reach a terminal."""

@@ -148,7 +148,7 @@ _STREAM: Final = (
     ),
     _setting(
         "RABBITMQ_CA_FILE",
-        parsers.not_empty,
+        parsers.file,
         None,
         "The CA bundle for `rabbitmq-stream+tls://`. Without the setting, the system's.",
     ),
@@ -274,7 +274,7 @@ _ACCESS: Final = (
         None,
         "Where the issuer's public keys are (RS256, ES256, EdDSA): https, or http on loopback.",
     ),
-    _setting("JWT_JWKS_FILE", parsers.not_empty, None, "The issuer's public keys as a file."),
+    _setting("JWT_JWKS_FILE", parsers.file, None, "The issuer's public keys as a file."),
     _setting(
         "JWT_SECRET",
         parsers.secret(32),
@@ -547,6 +547,9 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
             if setting.name in required:
                 faults.append(f"{setting.name} is not set: {setting.help}")
             continue
+        if not _is_utf8(text):
+            faults.append(f"{setting.name} holds bytes that are no text in UTF-8")
+            continue
         try:
             by_name[setting.name] = setting.parse(text)
         except parsers.OutOfBounds as error:
@@ -558,6 +561,14 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
     if faults:
         raise ConfigError(faults)
     return Values(by_name=by_name, origins=origins)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _contradictions(values: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ class Care:
     part: int
     until: int
     narrowed: bool = False
-    """The last worker crashed in these offsets. Whoever comes past them shows that no record in them kills."""
+    """The last worker crashed in these offsets. Whoever comes past them shows that none of them kills."""
 
     @classmethod
     def after(cls, crashes: int, *, offset: int, tried: tuple[int, int] | None) -> Care | None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -26,8 +26,8 @@ from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Reader
 from pipeline.core.ledger import stored_hours_from
 from pipeline.core.replay import CountedIds, Letter
-from pipeline.core.rules import FUTURE_US
-from pipeline.core.watermark import HOUR_US
+from pipeline.core.rules import FUTURE_US, Rules
+from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
@@ -238,12 +238,14 @@ def _row(run: UUID, letter: Examined) -> Mapping[str, Any]:
 
 
 class _Forecast:
-    """What the workers would make of letters, by the committed ids; later letters see earlier ones."""
+    """What the workers would make of letters, by committed ids and sums; later letters see earlier ones."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._readers: dict[int, Reader] = {}
         self._accepted: dict[int, list[CountedIds]] = {}
+        self._sums: dict[tuple[int, UUID, int], tuple[int, int, int, int]] = {}
+        """Of (partition, org, day): tokens in and out, cost and latency; the forecast events included."""
 
     def of(self, letters: Sequence[Examined], terms: Terms) -> list[str]:
         outcomes: dict[int, str] = {}
@@ -281,8 +283,37 @@ class _Forecast:
         settled = replay.settle(
             opened, replay.judge(opened, known, SeenIds(), future_us=FUTURE_US), at_offset=0
         )
+        settled = self._where_there_is_room(partition, letters, settled)
         before.append(CountedIds.of_settled(settled))
         return [one.outcome for one in settled]
+
+    def _where_there_is_room(
+        self, partition: int, letters: Sequence[Examined], settled: Sequence[replay.Settled]
+    ) -> list[replay.Settled]:
+        """As `pipeline.core.room` judges: an event that a sum of its org's day cannot take in is invalid."""
+        judged = []
+        for letter, one in zip(letters, settled, strict=True):
+            if one.outcome == "accepted" and letter.event is not None:
+                e = letter.event
+                day = partition, e.org_id, e.occurred_us // DAY_US
+                brings = e.input_tokens, e.output_tokens, e.cost_microcents, e.latency_ms
+                a, b, c, d = (x + y for x, y in zip(self._day_sums(day), brings, strict=True))
+                if max(a, b, c, d) > Rules().sum_max:
+                    one = replace(one, outcome="invalid")
+                else:
+                    self._sums[day] = a, b, c, d
+            judged.append(one)
+        return judged
+
+    def _day_sums(self, day: tuple[int, UUID, int]) -> tuple[int, int, int, int]:
+        if day not in self._sums:
+            partition, org, number = day
+            values = {"partition": partition, "org_id": org, "day": time_of(number * DAY_US)}
+            with table.connected(self._setup.database_url) as connection:
+                row = connection.execute(_REPLAYS["day_sums"], values).fetchone()
+                assert row is not None
+                self._sums[day] = (int(row[0]), int(row[1]), int(row[2]), int(row[3]))
+        return self._sums[day]
 
     async def _counted(self, name: str, partition: int, opened: replay.Opened) -> CountedIds:
         sink = TimescaleSink(self._setup.database_url, application_name="spendstream-dead-letters")

@@ -72,3 +72,9 @@ ORDER BY partition
 SELECT partition, stream, COALESCE((EXTRACT(EPOCH FROM GREATEST(newest_broker_time, broker_time)) * 1000000)::bigint, 0),
     COALESCE((EXTRACT(EPOCH FROM ids_from) / 3600)::bigint, 0)
 FROM analytics.partitions ORDER BY partition
+
+-- name: day_sums
+-- What a partition has counted for one org in one UTC day: the sums that must not pass 2^63 - 1.
+SELECT COALESCE(SUM(input_tokens), 0), COALESCE(SUM(output_tokens), 0), COALESCE(SUM(cost_microcents), 0),
+    COALESCE(SUM(latency_sum_ms), 0)
+FROM analytics.usage_day WHERE partition = %(partition)s AND org_id = %(org_id)s AND bucket_start = %(day)s

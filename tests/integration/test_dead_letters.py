@@ -8,6 +8,7 @@ import random
 import time
 import uuid
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -445,3 +446,39 @@ async def test_letters_of_all_partitions_of_a_super_stream_are_replayed_by_their
         await world.check()
         assert first.stop() == 0
         assert second.stop() == 0
+
+
+async def test_a_dry_run_foresees_what_a_day_has_no_room_for(plain_world: World) -> None:
+    """92,233 events of the highest cost fill the day of an org; the next three have no room, now or later."""
+    org, model = uuid.uuid4(), uuid.uuid4()
+    bodies = [
+        json.dumps(
+            {
+                "eventId": str(uuid.UUID(int=i)),
+                "orgId": str(org),
+                "modelId": str(model),
+                "occurredAt": datetime.now(UTC).isoformat(),
+                "latencyMs": 1,
+                "status": "success",
+                "inputTokens": 1,
+                "outputTokens": 1,
+                "costEstimateCents": 100_000_000,
+            }
+        ).encode()
+        for i in range(92_236)
+    ]
+    with plain_world.worker:
+        await plain_world.publish(bodies)
+        plain_world.wait_offered(len(bodies))
+        assert plain_world.ask("SELECT count(*) FROM analytics.dead_letters") == [(3,)]
+        dry = plain_world.replay("--dry-run")
+        assert (dry["requested"], dry["outcomes"]) == (3, {"invalid": 3})
+        done = plain_world.replay()
+        assert done["outcomes"] == dry["outcomes"]
+        plain_world.do("UPDATE analytics.usage_day SET cost_microcents = cost_microcents - 2 * 10^14")
+        assert plain_world.replay("--dry-run")["outcomes"] == {"accepted": 2, "invalid": 1}
+
+
+def test_arguments_that_no_letter_can_have_are_refused_as_usage(plain_world: World) -> None:
+    for arguments in (("replay", "--stream", "\udcff"), ("list", "--offset", str(10**22))):
+        assert "Error: " in plain_world.run(*arguments, code=2)

@@ -198,7 +198,8 @@ async def test_the_place_of_a_crash_that_goes_well_is_suspected_no_more(
     migrate.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO analytics.partitions (partition, stream, crashes, trying_from, trying_to, updated_at)"
+            "INSERT INTO analytics.partitions (partition, stream, crashes, trying_from, trying_to,"
+            " updated_at)"
             " VALUES (0, %s, 2, %s, %s, now())",
             (books.STREAM, *(tried or (None, None))),
         )

@@ -97,6 +97,9 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
     [
         ({"REDIS_URL": "redis://h?foo=bar"}, "behind the ? may stand db, password"),
         ({"REDIS_URL": "redis://h?db=x"}, "expected a number as db"),
+        ({"SERVICE_NAME": "a\udcff"}, "SERVICE_NAME holds bytes that are no text in UTF-8"),
+        ({"JWT_JWKS_FILE": "/nowhere"}, "expected a file that exists and can be read"),
+        ({"RABBITMQ_CA_FILE": "/"}, "expected a file that exists and can be read"),
         ({"RABBITMQ_URL": "rabbitmq-stream://h:0"}, "expected a port from 1 to 65535"),
         ({"DATABASE_URL": "postgresql://h/d?foo=bar"}, "only parameters of libpq such as sslmode=require"),
     ],
