@@ -99,14 +99,16 @@ class Turns:
             Unavailable: the database has just failed one that was before it.
         """
         deadline = asyncio.get_running_loop().time() + WAIT_S
-        held: list[tuple[str, _Line]] = []
+        asked: list[str] = []
+        held: list[_Line] = []
         try:
             for key in (*keys, _ALL):
                 line = self._lines.get(key)
                 if line is None:
                     line = self._lines[key] = self._line(key)
+                asked.append(key)
                 await line.enter(deadline)
-                held.append((key, line))
+                held.append(line)
             yield
         except TooSlow:
             raise
@@ -115,10 +117,12 @@ class Turns:
                 line.give_up(error)
             raise
         finally:
-            for key, line in reversed(held):
+            for line in reversed(held):
                 line.leave()
-                if line.idle:
-                    self._lines.pop(key, None)
+            # Also the line in which we gave up: its turn may have come to us in the same moment.
+            for key in asked:
+                if key in self._lines and self._lines[key].idle:
+                    del self._lines[key]
 
 
 def _busy() -> problems.Problem:

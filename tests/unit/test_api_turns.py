@@ -163,3 +163,27 @@ async def test_no_turn_is_lost_whoever_gives_up(
         with suppress(asyncio.CancelledError):
             await task
     assert not held._lines
+
+
+async def test_a_line_goes_though_its_last_turn_came_to_one_who_gave_up_in_the_same_moment() -> None:
+    held = Turns(each=1, pool_size=10)
+    first_may_end = asyncio.Event()
+
+    async def first() -> None:
+        async with held.turn(("org",)):
+            await first_may_end.wait()
+
+    async def second() -> None:
+        async with held.turn(("org",)):
+            pytest.fail("nobody waits for it any more")
+
+    one = asyncio.create_task(first())
+    await asyncio.sleep(0)
+    two = asyncio.create_task(second())
+    await asyncio.sleep(0)
+    first_may_end.set()
+    await one
+    two.cancel()  # the turn was given, and the task has not run since
+    with suppress(asyncio.CancelledError):
+        await two
+    assert not held._lines
