@@ -172,10 +172,11 @@ async def test_a_line_goes_though_its_last_turn_came_to_one_who_gave_up_in_the_s
     async def first() -> None:
         async with held.turn(("org",)):
             await first_may_end.wait()
+        two.cancel()  # it has been given the turn, and has not run since
 
     async def second() -> None:
         async with held.turn(("org",)):
-            pytest.fail("nobody waits for it any more")
+            pytest.fail("it gave up")
 
     one = asyncio.create_task(first())
     await asyncio.sleep(0)
@@ -183,7 +184,6 @@ async def test_a_line_goes_though_its_last_turn_came_to_one_who_gave_up_in_the_s
     await asyncio.sleep(0)
     first_may_end.set()
     await one
-    two.cancel()  # the turn was given, and the task has not run since
     with suppress(asyncio.CancelledError):
         await two
     assert not held._lines
