@@ -111,6 +111,11 @@ SELECT events FROM analytics.archive_outbox WHERE partition = %(partition)s ORDE
 SELECT DISTINCT floor(EXTRACT(EPOCH FROM {time}) / 86400)::bigint FROM analytics.{table}
 WHERE partition = %(partition)s AND {time} >= %(start)s AND {time} < %(end)s
 
+-- name: unknown_partitions
+-- Partitions that rollup rows name and that there are not.
+SELECT DISTINCT partition FROM analytics.{table}
+WHERE bucket_start >= %(start)s AND bucket_start < %(end)s AND NOT partition = ANY(%(known)s)
+
 -- name: rollup_rows
 -- The rows of a partition in some buckets, optionally of one org.
 SELECT uuid_send(org_id), (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, uuid_send(model_id), {columns}

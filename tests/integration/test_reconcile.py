@@ -117,6 +117,30 @@ async def test_every_alteration_is_found_and_repaired(
     assert books.stored_in_database(partition.url) == true
 
 
+async def test_rows_between_buckets_and_rows_of_no_partition_are_found_and_taken_away(
+    config: ArchiveConfig, embedded_postgres_url: str
+) -> None:
+    """A row that was moved is two differences: one is missing, and one is too many. Both would be shown."""
+    partition = Partition(embedded_postgres_url, mix.make(800, seed=44, now_us=NOW_US).bodies)
+    await partition.feed(800)
+    store = open_store(config)
+    true = books.stored_in_database(partition.url)
+    for table in TABLES:
+        for moved in ("bucket_start = bucket_start + interval '1 second'", "partition = 7"):
+            change(
+                partition.url,
+                f"UPDATE analytics.{table} SET {moved}"
+                f" WHERE ctid = (SELECT min(ctid) FROM analytics.{table})",
+            )
+            found = sorted(str(one) for one in reconciled(partition.url, config).differences)
+            assert len(found) == 2, (table, moved)
+            assert "missing in the database" in " ".join(found)
+            assert "no archived event accounts for it" in " ".join(found)
+            assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) == 2
+            assert reconciled(partition.url, config).differences == []
+            assert books.stored_in_database(partition.url) == true
+
+
 async def test_a_worker_with_the_rows_in_memory_is_fenced_and_recovers_from_the_repaired_ones(
     config: ArchiveConfig, embedded_postgres_url: str
 ) -> None:
