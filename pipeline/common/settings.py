@@ -8,7 +8,7 @@ environment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -279,7 +279,7 @@ _ACCESS: Final = (
         "JWT_SECRET",
         parsers.secret(32),
         None,
-        "The shared secret of HS256 tokens, in place of public keys.",
+        "The shared secret of HS256 tokens, in place of public keys: at least 32 characters.",
         True,
     ),
     _setting(
@@ -290,7 +290,8 @@ _ACCESS: Final = (
         "API_KEY_SECRET",
         parsers.secret(32),
         None,
-        "The secret behind API keys (`spendstream keys`): the same for all processes. Without the setting,"
+        "The secret behind API keys (`spendstream keys`): at least 32 characters, the same for all processes."
+        " Without the setting,"
         " `X-API-Key` is refused.",
         True,
     ),
@@ -557,7 +558,8 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
         except ValueError as error:
             shown = "…" if setting.secret else repr(text)
             faults.append(f"{setting.name}={shown}: {error}")
-    faults.extend(_contradictions(by_name))
+    present = {name for name, origin in origins.items() if origin == "environment"}
+    faults.extend(_contradictions(by_name, present))
     if faults:
         raise ConfigError(faults)
     return Values(by_name=by_name, origins=origins)
@@ -571,7 +573,8 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _contradictions(values: Mapping[str, Any]) -> list[str]:
+def _contradictions(values: Mapping[str, Any], given: Set[str]) -> list[str]:
+    """What is wrong with settings beside each other. A value that is wrong by itself is given, and None."""
     faults = []
     fresh, stale = values["FRESH_LAG"], values["STALE_LAG"]
     if fresh is not None and stale is not None and fresh >= stale:
@@ -581,7 +584,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             f"AUTH_MODE=none lets everybody read everything, so HTTP_HOST must be a loopback address,"
             f" not {values['HTTP_HOST']!r}; set AUTH_MODE=jwt, or gateway behind a proxy"
         )
-    faults.extend(_token_contradictions(values))
+    faults.extend(_token_contradictions(values, given))
     if (
         values["RETENTION_MINUTE"]
         and values["RETENTION_ROLLUP"]
@@ -591,7 +594,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     kept = values["RETENTION_ARCHIVE"], values["RETENTION_ROLLUP"]
     if values["ARCHIVE_URL"] and all(kept) and kept[0] < kept[1]:
         faults.append("RETENTION_ARCHIVE must not be below RETENTION_ROLLUP: reconcile needs the events")
-    s3 = [name for name in ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY") if not values[name]]
+    s3 = [
+        name for name in ("S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY") if name not in given
+    ]
     if len(s3) == 4 and (values["ARCHIVE_URL"] or "").startswith("s3://"):
         faults.append(f"ARCHIVE_URL is in an object store and needs its settings: {', '.join(s3)}")
     if 0 < len(s3) < 4:
@@ -599,13 +604,13 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _token_contradictions(values: Mapping[str, Any]) -> list[str]:
+def _token_contradictions(values: Mapping[str, Any], given: Set[str]) -> list[str]:
     if values["AUTH_MODE"] != "jwt":
         return []
-    faults = [f"AUTH_MODE=jwt needs {name}" for name in ("JWT_ISSUER", "JWT_AUDIENCE") if not values[name]]
+    faults = [f"AUTH_MODE=jwt needs {name}" for name in ("JWT_ISSUER", "JWT_AUDIENCE") if name not in given]
     # One kind of key only: with two, a token could choose which of them it is checked with.
     sources = ("JWT_JWKS_URL", "JWT_JWKS_FILE", "JWT_SECRET")
-    if sum(values[name] is not None for name in sources) != 1:
+    if sum(name in given for name in sources) != 1:
         faults.append(f"AUTH_MODE=jwt needs exactly one of {', '.join(sources)}")
     url = urlsplit(values["JWT_JWKS_URL"] or "https://")
     if url.scheme == "http" and not is_loopback(url.hostname or ""):

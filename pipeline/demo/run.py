@@ -38,6 +38,9 @@ _STOP_S: Final = 40.0
 _FIGURES_S: Final = 2.0
 _POLL_S: Final = 0.1
 
+_TROUBLE: Final = ("--duplicates", "0.02", "--late", "0.01", "--bad", "0.002")
+"""Shares of events as in real traffic, so that there are duplicates and dead letters to look at."""
+
 Echo = Callable[[str], None]
 
 
@@ -138,7 +141,8 @@ class _Parts:
         self._echo(
             f"API and worker are up; publishing {self._demo.rate:g} events/s of {self._demo.orgs} orgs"
         )
-        self._start("simulate", environment, "--rate", f"{self._demo.rate}", "--orgs", str(self._demo.orgs))
+        traffic = ("--rate", f"{self._demo.rate}", "--orgs", str(self._demo.orgs))
+        self._start("simulate", environment, *traffic, *_TROUBLE)
         self._show_addresses(self._until_seen())
 
     def watch(self) -> None:

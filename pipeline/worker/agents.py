@@ -41,6 +41,9 @@ class App(faust.App):  # type: ignore[misc]
         await super().on_start()
         self.flow_control.resume()  # without it every stream skips what it gets
 
+    def _create_directories(self) -> None:
+        """No folder for tables: there are none, and a worker must run where it may write nothing."""
+
 
 class Feeder(mode.Service):  # type: ignore[misc]
     """Moves chunks of one partition into its channel, waiting when the channel is full."""
@@ -69,8 +72,10 @@ class Flusher(mode.Service):  # type: ignore[misc]
     @mode.Service.task  # type: ignore[untyped-decorator]
     async def _flush(self) -> None:
         while not self._finishing:
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the event is set.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._partition.flush_wanted.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):
+                    await self._partition.flush_wanted.wait()
             await self._partition.flush()
         self._finished.set()
 

@@ -109,7 +109,10 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
         assert worker.stop() == 0
 
 
-async def test_sigterm_commits_what_was_read_and_exits_0(env: dict[str, str], tmp_path: Path) -> None:
+async def test_sigterm_commits_what_was_read_and_exits_0(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/proc")  # where nobody can make a file: a worker needs no folder
     made = mix.make(2000, seed=3, now_us=time.time_ns() // 1000)
     slow = env | {"FLUSH_INTERVAL": "60s"}  # only the last flush can have committed it
     with processes.worker(slow, tmp_path) as worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -138,3 +139,17 @@ def test_every_metric_and_table_that_a_page_names_exists(page: Path) -> None:
             assert name in exposed, f"there is no metric {name}"
         for name in re.findall(r"\banalytics\.([a-z_]+)\b", quoted):
             assert name in tables or name == "usage", f"there is no table {name}"
+
+
+def test_the_table_of_the_event_is_the_wire_contract() -> None:
+    """Without a field, or with null there, an event counts exactly where the page says so."""
+    text = (ROOT / "docs/concepts.md").read_text()
+    example = json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    assert isinstance(wire.read(json.dumps(example).encode()), wire.Event)
+    rules = dict(re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*) \|$", text, re.MULTILINE))
+    fields = {name: rule for names, rule in rules.items() for name in re.findall(r"\w+", names)}
+    assert fields.keys() == wire.CAMEL_NAMES.keys()
+    for name, rule in fields.items():
+        without = {key: value for key, value in example.items() if key != name}
+        for event, counts in ((without, "optional" in rule), ({**example, name: None}, "null" in rule)):
+            assert isinstance(wire.read(json.dumps(event).encode()), wire.Event) is counts, (name, rule)

@@ -165,6 +165,15 @@ def test_bounds_are_said_as_people_write_them(environment: dict[str, str], fault
     assert caught.value.faults == [fault]
 
 
+def test_a_value_that_is_wrong_by_itself_is_one_fault_and_not_missed_elsewhere_too() -> None:
+    tokens = {"AUTH_MODE": "jwt", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_SECRET": "short"}
+    store = {"S3_ENDPOINT": "ftp://s3", "S3_BUCKET": "b", "S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "s"}
+    for environment, name in ((tokens, "JWT_SECRET"), (store, "S3_ENDPOINT")):
+        with pytest.raises(settings.ConfigError) as caught:
+            settings.read(environment)
+        assert [fault.partition("=")[0] for fault in caught.value.faults] == [name]
+
+
 def test_a_duration_is_written_as_it_is_read() -> None:
     for text in ("50ms", "1s", "90s", "5m", "1h", "36h", "1d", "400d", "3650d"):
         assert parsers.written(parsers.duration_s(text)) == text
