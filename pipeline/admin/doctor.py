@@ -347,7 +347,7 @@ def _stream(values: settings.Values) -> Iterator[Finding]:
 
 def _groups(consumer: str, standing: Sequence[Any]) -> Iterator[Finding]:
     """Another consumer group that commits there now: workers with these settings would get no partition."""
-    from pipeline.sink.timescale import GROUP_QUIET_S
+    from pipeline.sink import GROUP_QUIET_S
 
     now = time.time()
     for row in standing:

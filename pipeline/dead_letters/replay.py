@@ -31,7 +31,8 @@ from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
-from pipeline.sink.timescale import Claim, TimescaleSink
+from pipeline.sink import Claim
+from pipeline.sink.timescale import TimescaleSink
 from sql import queries
 
 BLOCK: Final = 2000

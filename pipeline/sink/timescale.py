@@ -20,9 +20,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
@@ -39,7 +37,18 @@ from pipeline.core.ledger import Batch, Block, Position, SeenRows, StoredRows
 from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
-from pipeline.sink import copy_binary, event_columns
+from pipeline.sink import (
+    GROUP_QUIET_S,
+    Claim,
+    Contested,
+    Fenced,
+    SchemaMissing,
+    Sink,
+    SinkUnavailable,
+    Trouble,
+    copy_binary,
+    event_columns,
+)
 from sql import queries
 
 log = logging.getLogger(__name__)
@@ -58,58 +67,12 @@ SEGMENT_BYTES_MAX: Final = 64 * 2**20
 """About the size of a merged segment of ids: 3 million of them."""
 
 
-class Trouble(StrEnum):
-    """Why the database could not be used, for metrics."""
-
-    CONNECTION = "connection"
-    TIMEOUT = "timeout"
-    LIMIT = "limit"  # class 53: memory, disk, connections, or a configured limit
-    CONFLICT = "conflict"  # class 40 and locks: other work was in the way
-    REFUSED = "refused"  # read-only, no privilege, or not to be used as it is
-    OTHER = "other"
-
-
-GROUP_QUIET_S: Final = 30
-"""A group that has committed nothing for so long gives way to another. An idle worker commits, too."""
 LONG_FLUSH_S: Final = 5.0
 """A flush that took longer says at its end when that was."""
 
 
-class SinkUnavailable(Exception):
-    """The database cannot be used now. Back off and do the same again: every call here is safe to repeat."""
-
-    def __init__(self, text: str, trouble: Trouble = Trouble.CONNECTION) -> None:
-        super().__init__(text)
-        self.trouble = trouble
-
-
-class Fenced(Exception):
-    """Another worker has claimed the partition. Throw the ledger away; whoever claimed it goes on."""
-
-
-class SchemaMissing(Exception):
-    """The database lacks tables that the code needs. The remedy is ``spendstream migrate``."""
-
-
-class Contested(SinkUnavailable):
-    """Another consumer group commits to the partition. Claim it again once that group is quiet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The right to write one partition, until somebody raises its epoch."""
-
-    stream: str
-    partition: int
-    epoch: int
-    crashes: int = 0
-    """How often in a row a worker ended here without letting go of the partition."""
-    tried: tuple[int, int] | None = None
-    """The offsets [from, to) that the last of them was taking in, where it was looking for the record."""
-
-
-class TimescaleSink:
-    """One connection that writes one partition at a time. Not shared between tasks."""
+class TimescaleSink(Sink):
+    """A `Sink` on PostgreSQL, with or without TimescaleDB."""
 
     def __init__(
         self,

@@ -25,15 +25,7 @@ from pipeline.core.ledger import Batch, Ledger, Position, Tally
 from pipeline.core.replay import LETTERS_MAX, Opened
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US, BrokerClock
-from pipeline.sink.timescale import (
-    Claim,
-    Contested,
-    Fenced,
-    SchemaMissing,
-    SinkUnavailable,
-    TimescaleSink,
-    Trouble,
-)
+from pipeline.sink import Claim, Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, Trouble
 from pipeline.transports import Chunk, OffsetGone, ReadFrom, Subscription, Transport, TransportError, chunks
 from pipeline.worker.freshness_cache import FreshnessCache
 
@@ -118,7 +110,7 @@ class PartitionWorker:
         index: int,
         stream: str,
         transport: Transport,
-        sink: TimescaleSink,
+        sink: Sink,
         rules: Rules,
         flush: FlushConfig,
         redis_url: str | None = None,

@@ -26,8 +26,8 @@ from pipeline.archive.store import open_store
 from pipeline.common import http
 from pipeline.config import Config
 from pipeline.core.ledger import warm_up
-from pipeline.sink import copy_binary
-from pipeline.sink.timescale import SchemaMissing, SinkUnavailable, TimescaleSink
+from pipeline.sink import SchemaMissing, SinkUnavailable, copy_binary
+from pipeline.sink.timescale import TimescaleSink
 from pipeline.transports import Transport, TransportError
 from pipeline.transports.factory import open_transport
 from pipeline.transports.rabbitmq import frames

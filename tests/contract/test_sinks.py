@@ -15,8 +15,8 @@ import pytest
 from pipeline.core.ledger import Batch, Ledger
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
-from pipeline.sink import timescale
-from pipeline.sink.timescale import Contested, Fenced, SchemaMissing, SinkUnavailable, TimescaleSink
+from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, timescale
+from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books, mix, replays
 from tests.support import oracle as naive
@@ -33,7 +33,7 @@ class Held:
 
     def __init__(
         self,
-        open_: Callable[[], books.Sink],
+        open_: Callable[[], Sink],
         stored: Callable[[], dict[str, Any]],
         request: Callable[[Sequence[Letter]], None],
     ) -> None:
@@ -185,6 +185,20 @@ async def test_position_and_watermark_come_back_after_a_restart(held: Held) -> N
     await sink.close()
     assert position == batch.position
     assert position.watermark_us == NOW_US + 5_000_000 - RULES.allowed_lateness_us
+
+
+async def test_a_partitions_models_come_with_their_last_event(held: Held) -> None:
+    bodies = mix.make(300, seed=14, now_us=NOW_US).bodies
+    sink = held.open()
+    await sink.check_schema()
+    claim, ledger = await books.recover(sink, RULES)
+    ingest(ledger, bodies, upto=300)
+    await books.flush(sink, claim, ledger)
+    found = await sink.org_models(claim)
+    await sink.close()
+    assert {(org, model): last_us for org, model, last_us, _ in found} == {
+        key: last_us for key, (_, last_us) in expected(bodies)["models_seen"].items()
+    }
 
 
 async def test_merged_ids_still_tell_every_duplicate(held: Held) -> None:

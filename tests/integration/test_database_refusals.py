@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.common import connect
 from pipeline.core.rules import Rules
-from pipeline.sink.timescale import SinkUnavailable, TimescaleSink, Trouble
+from pipeline.sink import SinkUnavailable, Trouble
+from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.integration.test_api import BASE, NOW, ORG, WATERMARKS, Api, load, random_events, served
 from tests.integration.test_worker import metrics, publish

@@ -17,7 +17,7 @@ from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.common.connect import Session, connect_async
 from pipeline.config import ArchiveConfig
 from pipeline.core.watermark import DAY_US, HOUR_US
-from pipeline.sink.timescale import Fenced
+from pipeline.sink import Fenced
 from tests.integration.test_archive import NOW_US, Partition
 from tests.support import books, mix
 

@@ -15,7 +15,8 @@ from pipeline.archive.store import open_store
 from pipeline.config import ArchiveConfig, FlushConfig
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
-from pipeline.sink.timescale import Fenced, TimescaleSink
+from pipeline.sink import Fenced
+from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker.partition import PartitionWorker
 from sql import migrate
 from tests.integration.test_reconcile import EVERYTHING, reconciled

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from pipeline.core.rules import Rules
-from pipeline.sink.timescale import Fenced, SinkUnavailable, TimescaleSink
+from pipeline.sink import Fenced, SinkUnavailable
+from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books, mix
 from tests.support import oracle as naive

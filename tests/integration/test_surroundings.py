@@ -23,7 +23,8 @@ from pipeline.archive import rebuild
 from pipeline.common import connect
 from pipeline.core.rules import Rules
 from pipeline.dead_letters import table
-from pipeline.sink.timescale import SinkUnavailable, TimescaleSink
+from pipeline.sink import SinkUnavailable
+from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker import maintenance
 from sql import migrate
 from tests.integration.test_api import BASE, served

@@ -32,7 +32,7 @@ from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import Table
-from pipeline.sink.timescale import Fenced, SinkUnavailable
+from pipeline.sink import Fenced, SinkUnavailable
 from tests.support import books, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink

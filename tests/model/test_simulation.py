@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.core.ledger import Batch
 from pipeline.core.windows import Table
-from pipeline.sink.timescale import Claim
+from pipeline.sink import Claim
 from pipeline.worker.partition import PartitionWorker
 from tests.conftest import CI
 from tests.support import simulation

@@ -13,10 +13,10 @@ from pipeline.archive.store import Store
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
-from pipeline.sink.timescale import Claim, TimescaleSink
+from pipeline.sink import Claim, Sink
 from tests.support import books
 from tests.support import oracle as naive
-from tests.support.memory_sink import MemorySink, uuid_of
+from tests.support.memory_sink import uuid_of
 
 Row = tuple[Any, ...]
 """(offset, event, org, model, client, time, latency, status, error code, tokens in and out, microcents)."""
@@ -101,9 +101,7 @@ def outbox_difference(
     return lines
 
 
-async def recover(
-    sink: MemorySink | TimescaleSink, rules: Rules, *, stream: str = books.STREAM
-) -> tuple[Claim, Ledger]:
+async def recover(sink: Sink, rules: Rules, *, stream: str = books.STREAM) -> tuple[Claim, Ledger]:
     """A ledger as a worker with an archive builds it at start."""
     claim, position = await sink.claim(stream)
     ledger = Ledger(rules, position, keep_accepted=True)

@@ -12,7 +12,7 @@ from pipeline.core import sketches
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.windows import MEASURES
-from pipeline.sink.timescale import TimescaleSink
+from pipeline.sink import Claim, Sink
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink, State
 
@@ -132,10 +132,7 @@ def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:
     return None if stored is None else body[: naive.BODY_BYTES_MAX + 1]
 
 
-Sink = MemorySink | TimescaleSink
-
-
-async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
+async def recover(sink: Sink, rules: Rules) -> tuple[Claim, Ledger]:
     """A ledger as a worker builds it at start."""
     claim, position = await sink.claim(STREAM)
     ledger = Ledger(rules, position)
@@ -149,7 +146,7 @@ async def recover(sink: Sink, rules: Rules) -> tuple[Any, Ledger]:
     return claim, ledger
 
 
-async def flush(sink: Sink, claim: Any, ledger: Ledger, *, now_us: int = 0) -> None:
+async def flush(sink: Sink, claim: Claim, ledger: Ledger, *, now_us: int = 0) -> None:
     while blocks := ledger.missing():
         ledger.adopt(await sink.load(claim, blocks), blocks)
     await sink.flush(claim, ledger.drain(now_us=now_us, caught_up=False))

@@ -1,4 +1,4 @@
-"""A sink that keeps its tables in dictionaries: the fake beside `pipeline.sink.timescale`.
+"""A `Sink` that keeps its tables in dictionaries: the fake beside `pipeline.sink.timescale`.
 
 It keeps the same promises (one batch wholly or not at all, the compare-and-set, an unknown outcome) and
 passes the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, final
 from uuid import UUID
 
 import numpy as np
@@ -20,7 +20,8 @@ from pipeline.core.dedupe import BYTES_AT_REST, merge_segments
 from pipeline.core.ledger import Batch, Block, Position, StoredRows
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.windows import ERRORS, GRAINS, Grain
-from pipeline.sink.timescale import SEGMENTS_MANY, Claim, Fenced, SinkUnavailable
+from pipeline.sink import Claim, Fenced, Sink, SinkUnavailable
+from pipeline.sink.timescale import SEGMENTS_MANY
 
 Key = tuple[Any, ...]
 
@@ -84,7 +85,8 @@ class MemoryDatabase:
         return self.states.setdefault(stream, State())
 
 
-class MemorySink:
+@final  # so that mypy reports a method of `Sink` that is missing
+class MemorySink(Sink):
     """A connection to a `MemoryDatabase` for one stream."""
 
     def __init__(
@@ -111,6 +113,9 @@ class MemorySink:
         return self.database.state(self._stream)
 
     async def close(self) -> None: ...
+
+    async def check_schema(self) -> None:
+        await self._reach()
 
     async def _reach(self) -> None:
         if self._switch is not None:
@@ -173,6 +178,11 @@ class MemorySink:
         await self._reach()
         for pair in sorted((hour, ids) for hour, ids in self.state.ids if hour >= from_hour):
             yield pair
+
+    async def org_models(self, claim: Claim) -> list[tuple[UUID, UUID, int, int]]:
+        """There is no clock here: the last event stands for the last rollup, too."""
+        await self._reach()
+        return [(*key, last_us, last_us) for key, (_, last_us) in self.state.seen["models_seen"].items()]
 
     async def merge_ids(self, claim: Claim, *, before_hour: int) -> int:
         await self._reach()

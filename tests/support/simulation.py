@@ -58,7 +58,7 @@ class Worker:
                 index=i,
                 stream=stored.name,
                 transport=self.transport,
-                sink=self.sinks[i],  # type: ignore[arg-type]
+                sink=self.sinks[i],
                 rules=RULES,
                 flush=FLUSH,
                 archive=ArchiveGate(),
