@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.ledger import Batch, Ledger
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
-from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, timescale
+from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, flush, recovery
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books, mix, replays
@@ -308,8 +308,8 @@ async def test_a_flush_of_another_group_that_takes_long_is_not_taken_for_silence
     first = TimescaleSink(url, consumer="first")
     claim, ledger = await books.recover(first, RULES)
     ingest(ledger, mix.make(50, seed=12, now_us=NOW_US).bodies, upto=50)
-    monkeypatch.setattr(timescale, "GROUP_QUIET_S", 1)
-    monkeypatch.setattr(timescale, "LONG_FLUSH_S", 1.0)
+    monkeypatch.setattr(recovery, "GROUP_QUIET_S", 1)
+    monkeypatch.setattr(flush, "LONG_FLUSH_S", 1.0)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as other:
         await other.execute(
             "CREATE FUNCTION analytics.slow() RETURNS trigger LANGUAGE plpgsql AS"

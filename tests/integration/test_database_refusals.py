@@ -97,7 +97,7 @@ async def test_a_session_that_an_update_of_the_extension_ended_is_a_lost_connect
     for chunk in books.chunks_of(bodies, size=50, broker_us=NOW_US):
         ledger.ingest(**chunk)
     batch = ledger.drain(now_us=NOW_US, caught_up=False)
-    pid = (await sink.connection()).info.backend_pid
+    pid = (await sink.database.connection()).info.backend_pid
     refuse(url, state=state, message=DEAD[state], when=f"pg_backend_pid() = {pid}", table="usage_hour")
     with pytest.raises(SinkUnavailable) as away:
         await sink.flush(claim, batch)
@@ -128,7 +128,7 @@ async def test_a_privilege_that_was_taken_is_waited_for(embedded_postgres_url: s
     sink = TimescaleSink(url)
     try:
         for _ in range(2):
-            await (await sink.connection()).execute("SET ROLE poor")
+            await (await sink.database.connection()).execute("SET ROLE poor")
             with pytest.raises(SinkUnavailable, match="permission denied") as away:
                 await sink.check_schema()
             assert away.value.trouble is Trouble.REFUSED

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from pipeline.core.rules import Rules
-from pipeline.sink import Fenced, SinkUnavailable
+from pipeline.sink import Fenced, SinkUnavailable, flush
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books, mix
@@ -39,10 +39,10 @@ async def test_a_read_only_server_is_waited_for(url: str) -> None:
         ledger.ingest(**chunk)
     batch = ledger.drain(now_us=NOW_US, caught_up=False)
     read_only = "SET default_transaction_read_only = on"
-    await (await sink.connection()).execute(read_only)
+    await (await sink.database.connection()).execute(read_only)
     with pytest.raises(SinkUnavailable, match="read-only"):
         await sink.flush(claim, batch)
-    await (await sink.connection()).execute(read_only)
+    await (await sink.database.connection()).execute(read_only)
     with pytest.raises(SinkUnavailable, match="read-only"):
         await sink.claim("another")
     await sink.flush(claim, batch)  # on a connection of its own: the refused one was let go
@@ -74,9 +74,9 @@ async def test_a_worker_that_freezes_in_a_flush_does_not_keep_the_next_owner_wai
     for chunk in books.chunks_of(BODIES, size=50, broker_us=NOW_US):
         ledger.ingest(**chunk)
     batch = ledger.drain(now_us=NOW_US, caught_up=False)
-    stopped = await frozen.connection()  # in its transaction, right after the compare-and-set
+    stopped = await frozen.database.connection()  # in its transaction, right after the compare-and-set
     await stopped.execute("BEGIN")
-    assert await frozen._advance(stopped, claim, batch) is not None
+    assert await flush.advance(stopped, claim, batch) is not None
     async with asyncio.timeout(10):
         next_claim, position = await successor.claim(books.STREAM)
     assert (next_claim.epoch, position.next_offset) == (claim.epoch + 1, 0)
@@ -95,7 +95,7 @@ async def test_a_serialization_failure_is_tried_again(url: str) -> None:
     for chunk in books.chunks_of(BODIES, size=50, broker_us=NOW_US):
         ledger.ingest(**chunk)
     batch = ledger.drain(now_us=NOW_US, caught_up=False)
-    await (await sink.connection()).execute("SET default_transaction_isolation = 'repeatable read'")
+    await (await sink.database.connection()).execute("SET default_transaction_isolation = 'repeatable read'")
     async with await psycopg.AsyncConnection.connect(url) as other:
         await other.execute("UPDATE analytics.partitions SET updated_at = updated_at")
         flushing = asyncio.create_task(sink.flush(claim, batch))

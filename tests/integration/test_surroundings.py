@@ -181,7 +181,7 @@ async def test_a_role_without_privileges_lifts_the_limit_of_decompressed_rows(ti
     sink = TimescaleSink(timescale.replace("postgres:postgres@", f"{role}:x@"))
     try:
         for _ in range(2):  # also after the connection was lost
-            connection = await sink.connection()
+            connection = await sink.database.connection()
             shown = await connection.execute(
                 "SELECT current_setting('timescaledb.max_tuples_decompressed_per_dml_transaction'), user"
             )

@@ -21,7 +21,7 @@ from pipeline.core.ledger import Batch, Block, Position, StoredRows
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink import Claim, Fenced, Sink, SinkUnavailable
-from pipeline.sink.timescale import SEGMENTS_MANY
+from pipeline.sink.recovery import SEGMENTS_MANY
 
 Key = tuple[Any, ...]
 

@@ -1,0 +1,253 @@
+"""A flush: everything that one batch changes, in one transaction.
+
+The steps of `Flush.flush` are numbered. Each step says what holds if the process or the server dies right
+after it. The answer is short: before COMMIT nothing has happened, after COMMIT everything has. There is no
+second system that could disagree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import msgspec
+import psycopg
+from psycopg import sql as psql
+
+from pipeline.core.accepted import AcceptedEvents
+from pipeline.core.ledger import Batch, SeenRows, StoredRows
+from pipeline.core.watermark import NEVER
+from pipeline.core.windows import ERRORS
+from pipeline.sink import Claim, Fenced, Sink, event_columns
+from pipeline.sink.connection import Database
+from pipeline.sink.rows import hour_time, rollup_copy, seen_copy, signed, time_of, uuid_of
+from sql import queries
+
+_FLUSH: Final = queries.load("flush")
+_ARCHIVE: Final = queries.load("archive")
+_REPLAYS: Final = queries.load("replays")
+
+_SEEN: Final = {"orgs_seen": "", "models_seen": "model_id", "clients_seen": "client_id"}
+_COPY_BYTES: Final = 1 << 20
+LONG_FLUSH_S: Final = 5.0
+"""A flush that took longer says at its end when that was."""
+
+
+class Flush(Sink):
+    """The part of `TimescaleSink` that writes."""
+
+    database: Database
+
+    async def flush(self, claim: Claim, batch: Batch, *, well: bool = False) -> bool:
+        events = None
+        if batch.accepted is not None:
+            events = await asyncio.to_thread(_outbox_row, claim, batch.accepted)
+        begun_s = time.monotonic()
+        async with self.database.transaction("flush") as connection:
+            # 1. Compare and set the partition's offset and its count of replays. If we die now, nothing has
+            #    happened. This comes first: a worker that lost the partition ends here, and never waits for,
+            #    or blocks, the rows of the owner.
+            waiting = await advance(connection, claim, batch, well=well)
+            if waiting is None:
+                return False
+
+            # 2. Rollup rows as absolute values. If we die now, they are rolled back with the offset. The next
+            #    owner reads the same events again and writes the same values.
+            for rows in batch.tables:
+                if len(rows):
+                    await _write_rows(connection, claim, rows)
+
+            # 3. The first and last event of each org, model and client. If we die now: as after step 2.
+            for table, seen in zip(_SEEN, (batch.orgs, batch.models, batch.clients), strict=True):
+                if len(seen):
+                    await _write_seen(connection, claim, table, seen)
+
+            # 4. The ids that were accepted. If we die now, they are rolled back with the rows: no event is a
+            #    duplicate of one that is not counted.
+            for hour, ids in batch.id_segments.items():
+                await connection.execute(
+                    _FLUSH["add_ids"],
+                    {
+                        "partition": claim.partition,
+                        "hour": hour_time(hour),
+                        "segment": batch.segment,
+                        "ids": ids,
+                    },
+                )
+
+            # 5. Dead letters. If we die now, they are rolled back with the offset, so none is stored twice.
+            if batch.dead_letters:
+                await _write_dead_letters(connection, claim, batch)
+
+            # 6. Accepted events for the archive. If we die now, they are rolled back with the rows: the
+            #    archive gets exactly the events that are counted.
+            if events is not None:
+                await connection.execute(_ARCHIVE["add_events"], events)
+
+            # 7. The outcome of each replayed dead letter. If we die now, the letters wait as before, and
+            #    nothing of their replay is counted.
+            if batch.settled:
+                await _settle(connection, claim, batch)
+
+            # 8. After a long flush, when it ended. If we die now: as after step 7.
+            if time.monotonic() - begun_s > LONG_FLUSH_S:
+                await connection.execute(_FLUSH["committed_now"], {"partition": claim.partition})
+
+            # 9. COMMIT, at the end of this block. If we die now, all of it is stored. If the answer is lost,
+            #    we cannot know; the same batch is flushed again, and step 1 finds what is true.
+        return waiting
+
+
+async def advance(
+    connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch, *, well: bool = False
+) -> bool | None:
+    """Step 1. True if dead letters wait to be replayed; None if this very batch is committed already.
+
+    Raises:
+        Fenced: the partition has another owner, or does not stand where the batch begins.
+    """
+    position = batch.position
+    cursor = await connection.execute(
+        _FLUSH["advance"],
+        {
+            "partition": claim.partition,
+            "stream": claim.stream,
+            "epoch": claim.epoch,
+            "from_offset": batch.from_offset,
+            "next_offset": position.next_offset,
+            "watermark": None if position.watermark_us is None else time_of(position.watermark_us),
+            "max_event_time": None if position.newest_us == NEVER else time_of(position.newest_us),
+            "broker_time": time_of(position.broker_us) if position.broker_us else None,
+            "newest_broker_time": time_of(position.newest_broker_us) if position.newest_broker_us else None,
+            "offered": position.offered,
+            "accepted": position.accepted,
+            "duplicate": position.duplicate,
+            "rejected": position.rejected,
+            "caught_up": batch.caught_up,
+            "replays": position.replays,
+            "from_replays": batch.from_replays,
+            "well": well,
+        },
+    )
+    moved = await cursor.fetchone()
+    if moved is not None:
+        return bool(moved[1])
+    cursor = await connection.execute(
+        _FLUSH["standing"], {"partition": claim.partition, "stream": claim.stream}
+    )
+    standing = await cursor.fetchone()
+    if standing == (claim.epoch, position.next_offset, position.replays):
+        return None
+    raise Fenced(
+        f"partition {claim.partition} of {claim.stream} stands at (epoch, offset, replays) {standing},"
+        f" not at {(claim.epoch, batch.from_offset, batch.from_replays)}"
+    )
+
+
+async def _write_rows(connection: psycopg.AsyncConnection[Any], claim: Claim, rows: StoredRows) -> None:
+    grain = rows.grain
+    if grain is ERRORS:
+        stage, upsert = _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
+    else:
+        stage = _FLUSH["stage_rollup"].format(
+            table=grain.name, client_column=", client_id text" if grain.by_client else ""
+        )
+        upsert = _FLUSH["upsert_rollup"].format(
+            table=grain.name, client="client_id, " if grain.by_client else ""
+        )
+    await _stage_and_write(connection, claim, grain.name, stage, upsert, rollup_copy(rows))
+
+
+async def _write_seen(
+    connection: psycopg.AsyncConnection[Any], claim: Claim, table: str, seen: SeenRows
+) -> None:
+    name = _SEEN[table]
+    kind = {"": "", "model_id": ", model_id uuid", "client_id": ", client_id text"}[name]
+    stage = _FLUSH["stage_seen"].format(table=table, name_column=kind)
+    upsert = _FLUSH["upsert_seen"].format(table=table, name=f"{name}, " if name else "")
+    await _stage_and_write(connection, claim, table, stage, upsert, seen_copy(seen))
+
+
+async def _stage_and_write(
+    connection: psycopg.AsyncConnection[Any],
+    claim: Claim,
+    table: str,
+    stage: str,
+    upsert: str,
+    rows: bytes,
+) -> None:
+    """COPY rows into a temporary table, and upsert them from there."""
+    await connection.execute(stage)
+    target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
+    async with connection.cursor().copy(target) as copy:
+        for at in range(0, len(rows), _COPY_BYTES):
+            await copy.write(rows[at : at + _COPY_BYTES])
+    await connection.execute(upsert, {"partition": claim.partition})
+
+
+async def _write_dead_letters(connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> None:
+    rejected_at = time_of(batch.position.broker_us)
+    async with connection.cursor().copy(_FLUSH["copy_dead_letters"]) as copy:
+        for letter in batch.dead_letters:
+            faults = msgspec.json.encode(letter.faults).decode()
+            await copy.write_row(
+                (
+                    claim.partition,
+                    letter.offset,
+                    letter.position,
+                    claim.stream,
+                    letter.reason,
+                    faults,
+                    letter.body,
+                    rejected_at,
+                    time_of(letter.broker_us),
+                    letter.records,
+                    letter.body_bytes,
+                    letter.body_sha256,
+                )
+            )
+
+
+def _outbox_row(claim: Claim, accepted: AcceptedEvents) -> dict[str, Any]:
+    """The arguments of the query ``add_events``. It encodes the events: work for a thread."""
+    events = event_columns.encode(event_columns.table_of(accepted))
+    from_us = accepted.complete_from_us
+    return {
+        "partition": claim.partition,
+        "accepted_from": accepted.first_number,
+        "row_count": len(accepted),
+        "byte_count": len(events),
+        "complete_from": None if from_us is None else time_of(from_us),
+        "complete_to": time_of(accepted.complete_to_us),
+        "events": events,
+    }
+
+
+async def _settle(connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> None:
+    partition = {"partition": claim.partition}
+    cursor = connection.cursor()
+    await cursor.executemany(
+        _REPLAYS["settle"],
+        [
+            {
+                **partition,
+                "offset": one.offset,
+                "position": one.position,
+                "outcome": one.outcome,
+                "org": None if one.org is None else uuid_of(*one.org),
+                "event": None if one.event is None else uuid_of(*one.event),
+                "check": None if one.check is None else signed(one.check),
+                "at_offset": one.at_offset,
+            }
+            for one in batch.settled
+        ],
+    )
+    if cursor.rowcount != len(batch.settled):
+        # A failover lost the request, too: nobody asks for these letters any more.
+        raise Fenced(f"{cursor.rowcount} of {len(batch.settled)} letters still waited for their replay")
+    if batch.replayed_from_us is not None and batch.accepted is None:
+        # These events go to no archive, so it must not be taken for whole where they lie.
+        before = {**partition, "before": time_of(batch.replayed_from_us)}
+        await connection.execute(_REPLAYS["shorten_spans"], before)
+        await connection.execute(_REPLAYS["shorten_outbox"], before)

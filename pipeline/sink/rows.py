@@ -1,0 +1,129 @@
+"""The ledger's arrays as rows of tables, and back: columns, times, ids and COPY streams.
+
+It owns how a bucket, an id or a check looks in SQL. It knows no connection and no statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.ledger import SeenRows, StoredRows
+from pipeline.core.windows import ERRORS, MEASURES, Grain
+from pipeline.sink import copy_binary
+
+IntArray = npt.NDArray[Any]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LOW: Final = 2**64 - 1
+
+
+# --- one value
+
+
+def time_of(us: int) -> datetime:
+    """The time of UTC microseconds."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def hour_time(hour: int) -> datetime:
+    """When an hour, counted from 1970, begins."""
+    return _EPOCH + timedelta(hours=hour)
+
+
+def bucket_time(grain: Grain, bucket: int) -> datetime:
+    """When a bucket begins."""
+    return time_of(bucket * grain.length_us)
+
+
+def uuid_of(high: int, low: int) -> UUID:
+    """The id of two halves of 64 bits."""
+    return UUID(int=high << 64 | low)
+
+
+def halves(ids: Iterable[UUID]) -> IntArray:
+    """uint64[n, 2], (high, low), of n ids."""
+    return np.array([(i.int >> 64, i.int & _LOW) for i in ids], np.uint64).reshape(-1, 2)
+
+
+def signed(check: int) -> int:
+    """A check of 64 bits as a bigint has it."""
+    return check - 2**64 if check >= 2**63 else check
+
+
+def unsigned(check: int) -> int:
+    """A check of 64 bits from its bigint."""
+    return check & _LOW
+
+
+# --- rows that are read
+
+
+def columns(grain: Grain) -> str:
+    """What `stored_rows` wants behind org, bucket start and model."""
+    if grain is ERRORS:
+        return "count, client_id, status, error_code"
+    return ", ".join((*MEASURES, "latency_sketch", *(("client_id",) if grain.by_client else ())))
+
+
+def stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
+    """Rows of org, bucket start (UTC microseconds), model and `columns`."""
+    measure_count = 1 if grain is ERRORS else len(MEASURES)
+    rest = 3 + measure_count
+    stored = StoredRows(
+        grain=grain,
+        org=halves(row[0] for row in rows),
+        model=halves(row[2] for row in rows),
+        bucket=np.array([row[1] // grain.length_us for row in rows], np.int64),
+        measures=np.array([row[3:rest] for row in rows], np.int64).reshape(-1, measure_count),
+    )
+    if grain is ERRORS:
+        stored.client = [row[rest] for row in rows]
+        stored.status = np.array([row[rest + 1] for row in rows], np.int32)
+        stored.error_code = [row[rest + 2] for row in rows]
+    else:
+        stored.sketches = [row[rest] for row in rows]
+        stored.client = [row[rest + 1] for row in rows] if grain.by_client else ()
+    return stored
+
+
+# --- rows that are written
+
+
+def rollup_copy(rows: StoredRows) -> bytes:
+    """A COPY stream for the staging table of ``rows.grain``."""
+    grain, m = rows.grain, rows.measures
+    start = rows.bucket * grain.length_us - copy_binary.EPOCH_2000_US
+    if grain is ERRORS:
+        assert rows.status is not None
+        return copy_binary.payload(
+            [rows.org, start, rows.model, rows.status.astype(np.int16), m[:, 0]],
+            [_utf8(rows.client), _utf8(rows.error_code)],
+        )
+    return copy_binary.payload(
+        [
+            rows.org,
+            start,
+            rows.model,
+            *(m[:, i] for i in range(9)),
+            m[:, 9].astype(np.int32),
+            m[:, 10].astype(np.int32),
+        ],
+        [_utf8(rows.client), rows.sketches] if grain.by_client else [rows.sketches],
+    )
+
+
+def seen_copy(seen: SeenRows) -> bytes:
+    """A COPY stream for the staging table of orgs, models or clients with their first and last event."""
+    first, last = (seen.span_us - copy_binary.EPOCH_2000_US).T
+    fixed = [seen.org, first, last] + ([seen.model] if seen.model is not None else [])
+    return copy_binary.payload(fixed, [_utf8(seen.client)] if len(seen.client) else ())
+
+
+def _utf8(texts: Sequence[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
