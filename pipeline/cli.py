@@ -407,6 +407,7 @@ def migrate() -> None:
     from sqlalchemy.exc import DBAPIError
 
     from sql import migrate as migrations
+    from sql import schema
 
     values = settings.read(os.environ, required=("DATABASE_URL",))
     try:
@@ -420,7 +421,7 @@ def migrate() -> None:
         fail(f"the database cannot be migrated: {error}")
     except DBAPIError as error:
         fail(f"the database cannot be migrated: {str(error.orig).strip()}")
-    click.echo(f"schema analytics is at revision {migrations.HEAD} on {applied.edition}")
+    click.echo(f"schema analytics is at revision {schema.HEAD} on {applied.edition}")
     for note in applied.notes:
         click.echo(f"  {note}")
 

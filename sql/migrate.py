@@ -1,4 +1,4 @@
-"""Bring a database to the schema that this code needs, and refuse one that is older.
+"""Bring a database to the schema that this code needs.
 
 `upgrade` is safe to run at any time and from several processes at once: one migrates, the others wait for the
 advisory lock, a bounded time, and say for whom. All of it is one transaction, so a migration happens whole or
@@ -24,19 +24,12 @@ from pipeline.common import connect
 from sql import editions, roles
 from sql.schema import SCHEMA
 
-HEAD: Final = "0011"
-"""The schema's revision that this code needs."""
-
 LOCK_WAIT_S: Final = 60.0
 """How long a migration waits for another one, and then for whoever uses a table that it must change."""
 
 _LOCK: Final = 0x5350454E44  # "SPEND"
 _LOOK_S: Final = 0.2
 _SAY_AFTER_S: Final = 2.0
-
-
-class SchemaTooOld(Exception):
-    """The database's schema is missing or not the one that this code needs: run ``spendstream migrate``."""
 
 
 class MigrationRefused(Exception):

@@ -7,6 +7,8 @@ the bytes of `pipeline.core.sketches`.
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -27,6 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
+HEAD: Final = "0011"
+"""The revision that this code needs. Revisions are texts of four digits, so they compare as they follow."""
 metadata = MetaData(schema=SCHEMA)
 
 

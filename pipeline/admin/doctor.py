@@ -131,7 +131,7 @@ def _database(values: settings.Values) -> Iterator[Finding]:
 def _connected(connection: Connection) -> Iterator[Finding]:
     from sqlalchemy import text
 
-    from sql import editions, migrate
+    from sql import editions, migrate, schema
 
     number = int(connection.scalar(text("SHOW server_version_num")) or 0)
     version = connection.scalar(text("SHOW server_version"))
@@ -158,7 +158,7 @@ def _connected(connection: Connection) -> Iterator[Finding]:
     yield _clocks(connection)
 
     revision = migrate.revision(connection)
-    if revision == migrate.HEAD:
+    if revision == schema.HEAD:
         yield Finding(Level.OK, "schema", f"revision {revision}")
         yield from _privileges(connection)
         yield from _partitions(connection)
@@ -171,7 +171,7 @@ def _connected(connection: Connection) -> Iterator[Finding]:
         yield Finding(
             Level.FAIL,
             "schema",
-            f"revision {revision}, but this version needs {migrate.HEAD}",
+            f"revision {revision}, but this version needs {schema.HEAD}",
             "run `spendstream migrate`; if it knows no such revision, this version is older than the schema",
         )
 

@@ -56,7 +56,7 @@ class Contested(SinkUnavailable):
 
 
 class SchemaMissing(SinkError):
-    """The database lacks tables or columns that the code needs. The remedy: run ``spendstream migrate``.
+    """The schema is missing, or older than the code needs. The remedy: run ``spendstream migrate``.
 
     Nothing was read or written. The same call succeeds after the migration.
     """
@@ -95,7 +95,7 @@ class Sink(Protocol):
         ...
 
     async def check_schema(self) -> None:
-        """Return if the database answers and has the schema that the code needs."""
+        """Return if the database answers, and its schema is not older than the code needs."""
         ...
 
     # --- ownership

@@ -1,7 +1,7 @@
-"""What a worker reads back before it reads the stream: the claim, the rows in memory, the ids that count.
+"""Claim a partition, and read back what a worker must know before it reads the stream: rows and ids.
 
-Everything here reads what flushes have committed. `merge_ids` alone rewrites something, and no figure: it
-keeps the next recovery short.
+Nothing here changes a figure. `Recovery.merge_ids` rewrites ids in fewer rows, so that the next recovery is
+short.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Recovery(Sink):
     consumer: str
 
     # --- ownership
+
     async def claim(self, stream: str) -> tuple[Claim, Position]:
         """One claim at a time in the whole database, so that no two streams get the same number."""
         named = {"stream": stream, "consumer": self.consumer, "quiet": f"{GROUP_QUIET_S} s"}
@@ -176,8 +177,7 @@ class Recovery(Sink):
         """
         partition = {"partition": claim.partition}
         async with self.database.transaction() as connection:
-            held = {**partition, "stream": claim.stream, "epoch": claim.epoch}
-            if await (await connection.execute(_FLUSH["ours"], held)).fetchone() is None:
+            if await (await connection.execute(_FLUSH["ours"], _named(claim))).fetchone() is None:
                 raise Fenced(f"partition {claim.partition} of {claim.stream} has another owner")
             bounds = {"before": hour_time(max(before_hour, 0)), "many": SEGMENTS_MANY}
             small = {**partition, "small": SEGMENT_BYTES_MAX // 2}

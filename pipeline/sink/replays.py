@@ -1,6 +1,6 @@
 """Dead letters that wait to be replayed, and which of their events were counted before.
 
-What became of them is written by the flush that counts them (`pipeline.sink.flush`).
+The flush that counts the letters also writes their outcome (`pipeline.sink.flush`).
 """
 
 from __future__ import annotations

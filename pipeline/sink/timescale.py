@@ -6,10 +6,17 @@ dead letters that wait, `flush` writes. They share one `connection`; `rows` stan
 
 from __future__ import annotations
 
+from typing import Final
+
+from pipeline.sink import SchemaMissing
 from pipeline.sink.connection import Database
 from pipeline.sink.flush import Flush
 from pipeline.sink.recovery import Recovery
 from pipeline.sink.replays import Replays
+from sql import queries
+from sql.schema import HEAD
+
+_FLUSH: Final = queries.load("flush")
 
 
 class TimescaleSink(Recovery, Replays, Flush):
@@ -34,5 +41,11 @@ class TimescaleSink(Recovery, Replays, Flush):
         await self.database.close()
 
     async def check_schema(self) -> None:
+        """A newer schema is well: migrations only add, so workers of the version before it go on."""
         async with self.database.transaction() as connection:
-            await connection.execute("SELECT 1 FROM analytics.partitions LIMIT 1")
+            row = await (await connection.execute(_FLUSH["revision"])).fetchone()
+        found = row[0] if row is not None else None
+        if found is None or found < HEAD:
+            raise SchemaMissing(
+                f"run `spendstream migrate`: the schema is at revision {found}, and this version needs {HEAD}"
+            )

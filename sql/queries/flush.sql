@@ -1,3 +1,7 @@
+-- name: revision
+-- The revision of the schema: a worker refuses one that is older than it needs.
+SELECT max(version_num) FROM analytics.alembic_version
+
 -- name: claim
 -- Make this worker the only writer of a stream's partition: give the stream its number the first time, and
 -- raise the epoch every time. It waits for a flush in flight, and that worker's next flush fails.

@@ -18,6 +18,7 @@ from pipeline.core.rules import Rules
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, flush, recovery
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
+from sql.schema import HEAD
 from tests.support import books, mix, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
@@ -251,6 +252,22 @@ async def test_a_database_that_is_away_says_so(embedded_postgres_url: str) -> No
     with pytest.raises(SchemaMissing, match="spendstream migrate"):
         await empty.claim("s")
     await empty.close()
+
+
+async def test_a_schema_that_is_older_is_refused_and_a_newer_one_is_not(embedded_postgres_url: str) -> None:
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    sink = TimescaleSink(url)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as other:
+        await other.execute("UPDATE analytics.alembic_version SET version_num = '0010'")
+        with pytest.raises(SchemaMissing, match=f"`spendstream migrate`.* revision 0010, .* needs {HEAD}"):
+            await sink.check_schema()
+        await other.execute("UPDATE analytics.alembic_version SET version_num = '9999'")
+        await sink.check_schema()
+        await other.execute("DELETE FROM analytics.alembic_version")
+        with pytest.raises(SchemaMissing, match="revision None"):
+            await sink.check_schema()
+    await sink.close()
 
 
 async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(embedded_postgres_url: str) -> None:

@@ -25,6 +25,7 @@ from pipeline.cli import main
 from pipeline.common import settings
 from pipeline.processes import child as children
 from sql import migrate
+from sql.schema import HEAD
 from tests.support import community
 
 DEAD = "127.0.0.1:1"
@@ -77,7 +78,7 @@ def test_a_healthy_embedded_setup(migrated: str, stream_url: str) -> None:
     findings = examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url, HTTP_PORT="0", METRICS_PORT="0")
     assert {f.level for each in findings.values() for f in each} == {Level.OK}, findings
     assert one(findings, "database").detail.endswith("edition: PostgreSQL")
-    assert one(findings, "schema").detail == f"revision {migrate.HEAD}"
+    assert one(findings, "schema").detail == f"revision {HEAD}"
     assert "GiB free" in one(findings, "disk").detail
     assert "not configured" in one(findings, "redis").detail
     assert "not configured" in one(findings, "object store").detail

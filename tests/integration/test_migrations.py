@@ -23,7 +23,7 @@ from pipeline.config import RetentionConfig
 from pipeline.worker import maintenance
 from sql import migrate, roles
 from sql.editions import HYPERTABLES, Edition
-from sql.schema import SCHEMA, metadata
+from sql.schema import HEAD, SCHEMA, metadata
 from tests.integration.test_api import BASE, served
 from tests.integration.test_surroundings import NOW, ORG, bodies, expected, flushed
 from tests.support import books, community
@@ -63,7 +63,7 @@ def test_migrations_make_the_schema_that_the_code_describes(
     assert differences(url) == []
     assert migrate.upgrade(url) == applied
     with engine(url, SESSION).connect() as connection:
-        assert migrate.revision(connection) == migrate.HEAD
+        assert migrate.revision(connection) == HEAD
 
 
 def test_rollups_are_hypertables_on_timescaledb(timescale: str) -> None:

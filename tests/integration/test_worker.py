@@ -133,6 +133,27 @@ async def test_sigterm_commits_what_was_read_and_exits_0(
     assert worker.events()[events.index("worker_started")]["objects_frozen"] > 50_000
 
 
+def test_a_worker_takes_no_partition_of_an_older_schema_and_goes_on_once_it_is_migrated(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    with psycopg.connect(env["DATABASE_URL"]) as connection:
+        connection.execute("UPDATE analytics.alembic_version SET version_num = '0010'")
+        connection.execute("ALTER TABLE analytics.partitions DROP COLUMN archive_from")  # what 0011 added
+    worker = processes.worker(env, tmp_path)
+    worker.start(wait=False)
+    try:
+        processes.wait_for(lambda: "database_not_ready" in worker.log(), 60, worker.log)
+        status, page = processes.get(worker.ready_url)
+        assert (status, page["partitions"]) == (503, {})
+        said = page["components"]["database"]["detail"]
+        assert "run `spendstream migrate`: the schema is at revision 0010" in said
+        migrate.upgrade(env["DATABASE_URL"])
+        worker.wait_ready()
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
 async def test_a_flood_of_bad_events_keeps_their_offsets_and_bounds_their_bytes(
     env: dict[str, str], tmp_path: Path
 ) -> None:
