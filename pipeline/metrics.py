@@ -19,13 +19,13 @@ FRESHNESS_LAG: Final = Gauge(
 )
 EVENTS: Final = Counter(
     "analytics_ingestion_events",
-    "Committed events by outcome: accepted, duplicate, or the reason of a refusal.",
+    "Committed events by outcome: accepted, duplicate, or the reason of a rejection.",
     ["outcome"],
     registry=REGISTRY,
 )
 CONFLICTS: Final = Counter(
     "analytics_ingestion_dedupe_conflicts",
-    "Events refused because their id was counted before with another payload.",
+    "Events rejected because their id was counted before with other contents.",
     registry=REGISTRY,
 )
 REPLAYED: Final = Counter(

@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
+from pipeline.common.operator import OperatorError
 from pipeline.config import StreamConfig
 from pipeline.transports import Extent, OffsetGone, ReadFrom
 from pipeline.transports.factory import open_transport
@@ -19,7 +20,7 @@ from pipeline.transports.gap import look
 from sql import queries
 
 
-class GapRefused(Exception):
+class GapRefused(OperatorError):
     """The gap is not what was said, or there is none; nothing was changed. The message has the remedy."""
 
 

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
+from pipeline.common.operator import OperatorError
 from pipeline.config import StreamConfig
 from pipeline.transports.factory import open_transport
 from sql import queries
@@ -24,7 +25,7 @@ QUIET_S: Final = 30
 _REDIS_S: Final = 1.0
 
 
-class RetireRefused(Exception):
+class RetireRefused(OperatorError):
     """The stream is not done with; nothing was changed. The message has the remedy."""
 
 

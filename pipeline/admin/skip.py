@@ -13,12 +13,13 @@ from psycopg.types.json import Jsonb
 
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
+from pipeline.common.operator import OperatorError
 from pipeline.config import StreamConfig
 from pipeline.transports.factory import open_transport
 from sql import queries
 
 
-class SkipRefused(Exception):
+class SkipRefused(OperatorError):
     """There is no such record to skip; nothing was changed. The message says why."""
 
 

@@ -23,12 +23,13 @@ from pipeline.archive.reconcile import Connection, Difference, Report, Scope, ti
 from pipeline.archive.store import Store
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
+from pipeline.common.operator import OperatorError
 from pipeline.core.watermark import DAY_US
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from sql import queries
 
 
-class Damage(Exception):
+class Damage(OperatorError):
     """Files of the range are missing or damaged, so the truth is not known; nothing was changed."""
 
 

@@ -30,6 +30,7 @@ from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Clock, Event, Task, timed
 from pipeline.common import settings
 from pipeline.common.connect import Session, connect
+from pipeline.common.operator import OperatorError
 from pipeline.config import StreamConfig
 from pipeline.processes import child as children
 from pipeline.transports import Transport
@@ -42,7 +43,7 @@ STALLED_S: Final = 60.0
 _SESSION: Final = Session(application_name="spendstream-bench")
 
 
-class BenchError(Exception):
+class BenchError(OperatorError):
     """A run could not be made, or a process of it failed."""
 
 

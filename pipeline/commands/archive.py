@@ -66,20 +66,12 @@ def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: boo
     sketches and revisions included, at one moment of the database; the service may run. Names what it cannot
     compare, because its events were not all archived. Changes nothing.
     """
-    import psycopg
-
     from pipeline.archive import rebuild as rebuilding
     from pipeline.archive import reconcile as reconciling
-    from pipeline.archive.store import StoreError
 
     database_url, store, scope = _setup(start, end, org)
-    try:
-        with rebuilding.connected(database_url) as connection:
-            report = reconciling.reconcile(connection, store, scope)
-    except psycopg.Error as error:
-        fail(f"the database cannot be read: {str(error).strip()}")
-    except StoreError as error:
-        fail(f"the archive cannot be read: {error}")
+    with rebuilding.connected(database_url) as connection:
+        report = reconciling.reconcile(connection, store, scope)
     differences = report.differences if show_all else report.differences[:SHOWN]
     if as_json:
         fields = ("compared", "events", "damaged", "notes", "complete")
@@ -103,23 +95,13 @@ def rebuild(*, start: datetime, end: datetime) -> None:
     """Write what the archive says into the rollup rows that differ from it, all at once, or none.
 
     The service may run: flushes wait while the days that differ are counted, and the workers of repaired
-    partitions recover from the database. Recorded in analytics.audit_log. `spendstream reconcile` shows
-    beforehand what would be written.
+    partitions recover from the database. After an error nothing was changed. Recorded in analytics.audit_log.
+    `spendstream reconcile` shows beforehand what would be written.
     """
-    import psycopg
-
     from pipeline.archive import rebuild as rebuilding
-    from pipeline.archive.store import StoreError
 
     database_url, store, scope = _setup(start, end)
-    try:
-        report = rebuilding.rebuild(database_url, store, scope)
-    except rebuilding.Damage as error:
-        fail(str(error))
-    except psycopg.Error as error:
-        fail(f"the database cannot be used; nothing was changed: {str(error).strip()}")
-    except StoreError as error:
-        fail(f"the archive cannot be read; nothing was changed: {error}")
+    report = rebuilding.rebuild(database_url, store, scope)
     for difference in report.differences[:SHOWN]:
         click.echo(str(difference).translate(VISIBLE))
     _tell(report)

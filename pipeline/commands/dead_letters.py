@@ -27,16 +27,16 @@ BODY_SHOWN = 200
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Look at the events that were refused, have them counted after all, or throw them away."""
+    """Look at the events that were rejected, have them counted after all, or throw them away."""
 
 
 def _chosen(command: Any) -> Any:
     options = (
-        click.option("--reason", type=click.Choice(REASONS), help="Only those refused for this reason."),
+        click.option("--reason", type=click.Choice(REASONS), help="Only those rejected for this reason."),
         click.option("--stream", help="Only those of this stream (a partition of a super stream is one)."),
         click.option("--partition", type=click.IntRange(0), help="Only those of this partition."),
-        click.option("--from", "start", type=TIME, help="Only those refused at this time (UTC) or later."),
-        click.option("--to", "end", type=TIME, help="Only those refused before."),
+        click.option("--from", "start", type=TIME, help="Only those rejected at this time (UTC) or later."),
+        click.option("--to", "end", type=TIME, help="Only those rejected before this time (UTC)."),
     )
     for option in reversed(options):
         command = option(command)
@@ -54,32 +54,28 @@ _OFFSET = click.option("--offset", type=OFFSET, help="Only the one at this offse
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the bytes in base64.")
 def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
-    """List refused events, the newest first: where they are in the stream, why, and what they said."""
-    import psycopg
+    """List rejected events, the newest first: where they are in the stream, why, and what they said."""
 
     from pipeline.dead_letters import table
 
     database_url = _database_url()
     chosen = table.Chosen(**filters)
-    try:
-        for record in table.newest(database_url, chosen, limit=limit):
-            if as_json:
-                click.echo(json.dumps(_row(record), ensure_ascii=False))
-                continue
-            state = "" if record.requested_at is None else f" [replay: {record.outcome or 'waits'}]"
-            click.echo(f"{record.stream} {record.offsets} {record.reason}: {_faults(record.faults)}{state}")
-            body = "(bytes not kept: read them from the stream)"
-            if record.body is not None:
-                body = record.body[:BODY_SHOWN].decode("utf-8", "backslashreplace").translate(VISIBLE)
-                whole = record.body_bytes or len(record.body)
-                body += f"… ({whole} bytes)" if whole > BODY_SHOWN else ""
-            click.echo(f"    {body}")
-        if not as_json:
-            counts = table.count_by_reason(database_url, chosen)
-            total = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
-            click.echo(f"in all: {total}")
-    except psycopg.Error as error:
-        fail(f"the database cannot be read: {str(error).strip()}")
+    for record in table.newest(database_url, chosen, limit=limit):
+        if as_json:
+            click.echo(json.dumps(_row(record), ensure_ascii=False))
+            continue
+        state = "" if record.requested_at is None else f" [replay: {record.outcome or 'waits'}]"
+        click.echo(f"{record.stream} {record.offsets} {record.reason}: {_faults(record.faults)}{state}")
+        body = "(bytes not kept: read them from the stream)"
+        if record.body is not None:
+            body = record.body[:BODY_SHOWN].decode("utf-8", "backslashreplace").translate(VISIBLE)
+            whole = record.body_bytes or len(record.body)
+            body += f"… ({whole} bytes)" if whole > BODY_SHOWN else ""
+        click.echo(f"    {body}")
+    if not as_json:
+        counts = table.count_by_reason(database_url, chosen)
+        total = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+        click.echo(f"in all: {total}")
 
 
 @dead_letters.command("show")
@@ -87,34 +83,27 @@ def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
 @click.option("--stream", help="Of this stream, where several have the offset.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; the bytes in base64.")
 def show(*, offset: int, stream: str | None, as_json: bool) -> None:
-    """Show one refused event whole, and whether it would count now, or why not.
+    """Show one rejected event whole, and whether it would count now, or why not.
 
     Bytes that were left out in a flood are read back from the stream, where it still has them.
     """
-    import psycopg
 
     from pipeline.archive.rebuild import connected
-    from pipeline.archive.store import StoreError
     from pipeline.dead_letters import replay, table
     from pipeline.dead_letters.examine import REPLAY
 
     setup = _setup()
-    try:
-        records = list(table.newest(setup.database_url, table.Chosen(stream=stream, offset=offset), limit=2))
-        if not records:
-            fail(f"there is no dead letter at offset {offset}{f' of {stream}' if stream else ''}")
-        if len({record.stream for record in records}) > 1:
-            fail(f"several streams have a dead letter at offset {offset}: name one with --stream")
-        with connected(setup.database_url) as reading:
-            terms = replay.terms_of(setup, reading)
-            [letter] = replay.examined(setup, records[:1], terms)
-            verdict = letter.verdict
-            if verdict == REPLAY and not letter.record.counted:
-                verdict = replay.forecast(setup, letter, terms)
-    except psycopg.Error as error:
-        fail(f"the database cannot be read: {str(error).strip()}")
-    except StoreError as error:
-        fail(f"the archive cannot be read: {error}")
+    records = list(table.newest(setup.database_url, table.Chosen(stream=stream, offset=offset), limit=2))
+    if not records:
+        fail(f"there is no dead letter at offset {offset}{f' of {stream}' if stream else ''}")
+    if len({record.stream for record in records}) > 1:
+        fail(f"several streams have a dead letter at offset {offset}: name one with --stream")
+    with connected(setup.database_url) as reading:
+        terms = replay.terms_of(setup, reading)
+        [letter] = replay.examined(setup, records[:1], terms)
+        verdict = letter.verdict
+        if verdict == REPLAY and not letter.record.counted:
+            verdict = replay.forecast(setup, letter, terms)
     if as_json:
         row = _row(letter.record)
         if letter.body is not None:
@@ -133,7 +122,7 @@ def _tell_letter(letter: Examined, verdict: str) -> None:
         "offset": f"{record.offset}, position {record.position}",
         "records": f"{record.records}: a batch that cannot be undone" if record.records > 1 else "",
         "broker time": _time(record.broker_time),
-        "refused at": _time(record.rejected_at),
+        "rejected at": _time(record.rejected_at),
         "reason": record.reason,
         "faults": _faults(record.faults),
     }
@@ -197,7 +186,7 @@ def replay_letters(
     as_json: bool,
     **filters: Any,
 ) -> None:
-    """Have refused events counted, each exactly once.
+    """Have rejected events counted, each exactly once.
 
     Each is validated again, and what is still wrong is left as it is. That it is `too_late` does not matter
     here: an event counts if ids, archive or earlier replays show that it did not count before. The worker
@@ -207,18 +196,12 @@ def replay_letters(
     """
     import psycopg
 
-    from pipeline.archive.store import StoreError
     from pipeline.dead_letters import replay, table
 
     setup = _setup()
-    try:
-        report = replay.request(
-            setup, table.Chosen(**filters), org=org, limit=limit, accept=accept, dry_run=dry_run
-        )
-    except psycopg.Error as error:
-        fail(f"nothing was asked for, the database cannot be used: {str(error).strip()}")
-    except StoreError as error:
-        fail(f"nothing was asked for, the archive cannot be read: {error}")
+    report = replay.request(
+        setup, table.Chosen(**filters), org=org, limit=limit, accept=accept, dry_run=dry_run
+    )
     waited = report.requested > 0 and not dry_run and not no_wait
     if waited:
         try:
@@ -277,10 +260,10 @@ def _report_row(report: Report, *, waited: bool) -> dict[str, Any]:
 
 
 @dead_letters.command("purge")
-@click.option("--reason", type=click.Choice(REASONS), help="Only those refused for this reason.")
+@click.option("--reason", type=click.Choice(REASONS), help="Only those rejected for this reason.")
 @click.option("--stream", help="Only those of this stream.")
 @click.option("--partition", type=click.IntRange(0), help="Only those of this partition.")
-@click.option("--before", "end", type=TIME, help="Only those refused before this time (UTC).")
+@click.option("--before", "end", type=TIME, help="Only those rejected before this time (UTC).")
 @click.option("--replayed", is_flag=True, help="Only those that a replay has counted, or found counted.")
 @click.option("--all", "everything", is_flag=True, help="All of them; without it, one filter is needed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -294,12 +277,11 @@ def purge(
     everything: bool,
     yes: bool,
 ) -> None:
-    """Delete refused events for good.
+    """Delete rejected events for good.
 
     Those that wait for a replay stay. Which events replays have counted stays known: another letter of the
     same event does not count again.
     """
-    import psycopg
 
     from pipeline.dead_letters import table
 
@@ -309,14 +291,11 @@ def purge(
             "say which: by --reason, --stream, --partition, --before, --replayed, or --all"
         )
     database_url = _database_url()
-    try:
-        if not yes:
-            found = table.count_to_purge(database_url, chosen, replayed=replayed)
-            if found:
-                click.confirm(f"delete {found} dead letters for good?", abort=True)
-        deleted = table.purge(database_url, chosen, replayed=replayed)
-    except psycopg.Error as error:
-        fail(f"the database cannot be used; nothing was deleted: {str(error).strip()}")
+    if not yes:
+        found = table.count_to_purge(database_url, chosen, replayed=replayed)
+        if found:
+            click.confirm(f"delete {found} dead letters for good?", abort=True)
+    deleted = table.purge(database_url, chosen, replayed=replayed)
     click.echo(f"deleted {deleted} dead letters")
 
 

@@ -1,18 +1,34 @@
-"""What the commands' modules share: kinds of options, and how a line is said or a command fails."""
+"""What the commands' files share: kinds of options, the stream's settings, how a command warns or fails."""
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from pipeline.common import parsers
+from pipeline.common import parsers, settings
+
+if TYPE_CHECKING:
+    from pipeline.config import StreamConfig
 
 
 def fail(message: str) -> NoReturn:
     """End the command with one line and exit code 1."""
     raise click.ClickException(message)
+
+
+def warn(message: str) -> None:
+    """Say one line beside the output, and go on."""
+    click.echo(f"warning: {message}", err=True)
+
+
+def stream_config() -> StreamConfig:
+    """Where the stream is, by the environment. Raises `settings.ConfigError` with every fault."""
+    from pipeline import config
+
+    return config.stream_config(settings.read(os.environ, required=("RABBITMQ_URL",)))
 
 
 class _Duration(click.ParamType):

@@ -28,6 +28,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from pipeline.common import private
+from pipeline.common.operator import OperatorError
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
 from pipeline.processes import child as children
 
@@ -44,7 +45,7 @@ _TROUBLE: Final = ("--duplicates", "0.02", "--late", "0.01", "--bad", "0.002")
 Echo = Callable[[str], None]
 
 
-class DemoError(Exception):
+class DemoError(OperatorError):
     """The demo cannot go on; the message says why, with the end of the log that knows."""
 
 

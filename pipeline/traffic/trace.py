@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from pipeline.common.operator import OperatorError
 from pipeline.traffic.generator import (
     BLOCK,
     Columns,
@@ -38,7 +39,7 @@ TICK_S: Final = 0.025
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(Z|\+00:00)?", re.ASCII)
 
 
-class TraceError(Exception):
+class TraceError(OperatorError):
     """The file is not a trace; the message names the file, the line and what is wrong there."""
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import main, masked
+from pipeline.cli import main
+from pipeline.commands.environment import masked
 from pipeline.common import settings
 from pipeline.config import StreamConfig
 from pipeline.processes import child as children

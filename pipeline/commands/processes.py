@@ -1,0 +1,64 @@
+"""``spendstream worker``, ``api`` and ``exporter``: the processes of a deployment."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from pipeline.common import lookalikes, settings
+
+
+@click.command()
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Workers on this host, each a process. They share the partitions; more than those only stand by.",
+)
+def worker(processes: int) -> None:
+    """Read the stream and keep the rollups up to date until stopped (SIGTERM drains and exits 0).
+
+    Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT; with
+    --processes on that port and those after it, and a process that dies is started again.
+    """
+    import asyncio
+
+    from pipeline import config as configuration
+    from pipeline.common import logs
+
+    loaded = configuration.load(os.environ)
+    logs.configure(loaded.log_level, loaded.service_name, secrets=loaded.secrets)
+    lookalikes.warn(os.environ)
+    if processes > 1:
+        from pipeline.processes import supervisor as workers
+
+        if fault := workers.port_fault(loaded, processes=processes):
+            raise settings.ConfigError([fault])
+        sys.exit(workers.run(loaded, os.environ, processes=processes))
+    from pipeline.worker import service
+
+    sys.exit(asyncio.run(service.run_worker(loaded)))
+
+
+@click.command()
+def api() -> None:
+    """Serve the REST API on HTTP_HOST:HTTP_PORT (needs DATABASE_URL)."""
+    from pipeline.processes import child as children
+
+    argv = children.command_line("api")
+    os.execve(argv[0], argv, children.environment(os.environ))
+
+
+@click.command()
+def exporter() -> None:
+    """Make the exports that the API was asked for, until stopped (with EXPORT_IN_API=false there).
+
+    Any number may run. SIGTERM gives the job in hand back and exits 0.
+    """
+    from pipeline.processes import child as children
+
+    argv = children.command_line("api", "exporter")
+    os.execve(argv[0], argv, children.environment(os.environ))
