@@ -7,13 +7,14 @@ what; 2 wrong usage or configuration, and every fault is listed.
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any, Final
 
 import click
 
-from pipeline.common import settings
+from pipeline.common import lookalikes, settings
 from pipeline.common.operator import OperatorError
 
 _COMMANDS: Final = {
@@ -56,6 +57,8 @@ class _Commands(click.Group):
         except settings.ConfigError as error:
             for fault in error.faults:
                 click.echo(f"configuration: {fault}", err=True)
+            for lookalike in lookalikes.find(os.environ):
+                click.echo(f"warning: {lookalike}", err=True)
             ctx.exit(2)
         except UnicodeEncodeError:
             raise click.UsageError("an argument holds bytes that are no text in UTF-8", ctx) from None

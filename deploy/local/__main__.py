@@ -37,8 +37,11 @@ def main(argv: list[str] | None = None) -> int:
 def up(options: argparse.Namespace) -> int:
     stack = _stack(options)
     began = time.monotonic()
+    before = [server.name for server in stack.servers.values() if server.is_running()]
     stack.start(wanted(options.services, stack))
     _say(f"up in {time.monotonic() - began:.1f} s by {stack.way.name}, in {stack.folder}")
+    if before:
+        _say(f"running before this call: {', '.join(before)}; another --folder has servers of its own")
     for name, value in stack.env.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
@@ -96,7 +99,7 @@ def wanted(services: Sequence[str] | None, stack: Stack) -> Sequence[str]:
     """
     if services is not None:
         return services
-    if (reason := stack.s3.lacking(stack.way)) is None:
+    if stack.s3.is_running() or (reason := stack.s3.lacking(stack.way)) is None:
         return SERVICES
     _say(f"s3 is left out: {reason}")
     return [name for name in SERVICES if name != stack.s3.name]

@@ -19,8 +19,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 from pipeline.common import lookalikes, settings
+from pipeline.common.object_store import ObjectStore
 from pipeline.config import stream_config
 from pipeline.core.care import CRASHES_MIN, Care, remedy
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.transports import OffsetGone, Transport
 
-_TIMEOUT_S: Final = 5.0
+_TIMEOUT_S: Final = 5
 _OLDEST_POSTGRESQL: Final = 15
 _SKEW_WARN_S: Final = 2.0
 _SKEW_FAIL_S: Final = 60.0
@@ -79,6 +81,7 @@ def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
         ("stream", _stream),
         ("redis", _redis),
         ("object store", _object_store),
+        ("archive", _archive),
         ("disk", _disk),
         ("worker", _worker),
         ("api", _api),
@@ -450,36 +453,51 @@ def _redis(values: settings.Values) -> Iterator[Finding]:
 def _object_store(values: settings.Values) -> Iterator[Finding]:
     if not values["S3_ENDPOINT"]:
         yield Finding(Level.OK, "object store", "not configured")
+    else:
+        yield _bucket("object store", values, values["S3_BUCKET"])
+
+
+def _archive(values: settings.Values) -> Iterator[Finding]:
+    url = values["ARCHIVE_URL"]
+    if url is None:
+        yield Finding(Level.OK, "archive", "not configured (ARCHIVE_URL)")
         return
+    parts = urlsplit(url)
+    if parts.scheme == "s3":
+        yield _bucket("archive", values, parts.netloc)
+        return
+    folder = Path(url2pathname(parts.path))
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        state = "can be written" if there == folder else f"is not there yet, and can be made in {there}"
+        yield Finding(Level.OK, "archive", f"folder {folder} {state}")
+    else:
+        yield Finding(
+            Level.FAIL,
+            "archive",
+            f"folder {folder} cannot be written",
+            f"let this user write in {there}, or change ARCHIVE_URL; until then events wait in the database",
+        )
+
+
+def _bucket(name: str, values: settings.Values, bucket: str) -> Finding:
+    """Can a bucket be listed, in the way in which exports and archive will use it?"""
     import s3fs
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-    bucket = values["S3_BUCKET"]
-    store = s3fs.S3FileSystem(
-        key=values["S3_ACCESS_KEY"],
-        secret=values["S3_SECRET_KEY"],
-        client_kwargs={"endpoint_url": values["S3_ENDPOINT"]},
-        config_kwargs={
-            "connect_timeout": _TIMEOUT_S,
-            "read_timeout": _TIMEOUT_S,
-            "retries": {"total_max_attempts": 1},
-            "s3": {"addressing_style": "path"},
-        },
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
+    options = values.make(ObjectStore).options(connect_s=_TIMEOUT_S, read_s=_TIMEOUT_S, attempts=1)
+    store = s3fs.S3FileSystem(**options)
     store.retries = 1
     try:
         store.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except (OSError, BotoCoreError) as error:
-        yield Finding(
+        return Finding(
             Level.FAIL,
-            "object store",
+            name,
             f"bucket {bucket} cannot be listed: {_first_line(error)}",
             "does the bucket exist at S3_ENDPOINT, and may the key list, read and write it?",
         )
-    else:
-        yield Finding(Level.OK, "object store", f"bucket {bucket} can be listed")
+    return Finding(Level.OK, name, f"bucket {bucket} can be listed")
 
 
 # --- this host ----------------------------------------------------------------------------------

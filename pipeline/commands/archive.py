@@ -87,6 +87,8 @@ def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: boo
         fail(f"{len(report.differences)} rows differ, {len(report.damaged)} files are damaged")
     if not report.complete:
         fail("nothing of this range is completely archived, so nothing was compared")
+    if not as_json:
+        click.echo("no row differs" if report.compared else "there is no row in this range")
 
 
 @click.command()

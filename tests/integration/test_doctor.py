@@ -81,8 +81,22 @@ def test_a_healthy_embedded_setup(migrated: str, stream_url: str) -> None:
     assert one(findings, "schema").detail == f"revision {HEAD}"
     assert "GiB free" in one(findings, "disk").detail
     assert "not configured" in one(findings, "redis").detail
+    assert "not configured" in one(findings, "archive").detail
     assert "not configured" in one(findings, "object store").detail
     assert "-0." in one(findings, "clock").detail or "+0." in one(findings, "clock").detail
+
+
+def test_the_archive_is_looked_at_where_it_will_be_written(
+    migrated: str, stream_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for place, level, words in (
+        (tmp_path, Level.OK, "can be written"),
+        (tmp_path / "a" / "b", Level.OK, "is not there yet, and can be made"),
+        (tmp_path / "file" / "b", Level.FAIL, "cannot be written"),
+    ):
+        findings = examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url, ARCHIVE_URL=f"file://{place}")
+        assert (one(findings, "archive").level, words in one(findings, "archive").detail) == (level, True)
 
 
 def test_everything_away_is_said_in_seconds_without_secrets() -> None:
@@ -309,10 +323,13 @@ def test_the_whole_stack_is_well(timescale: str, rabbitmq: RabbitMQ, redis_url: 
     assert {f.level for each in findings.values() for f in each} == {Level.OK}, findings
 
     environment["S3_BUCKET"] = "no-such-bucket"
+    environment["ARCHIVE_URL"] = "s3://no-such-archive/prefix"
     host = re.sub(r"^[^:]+://(.*@)?", "", rabbitmq.url)
     environment["RABBITMQ_URL"] = f"rabbitmq-stream://nobody:wrong@{host}"
     findings = examine(**environment)
     assert one(findings, "object store").level is Level.FAIL
+    assert "no-such-archive" in one(findings, "archive").detail
+    assert one(findings, "archive").level is Level.FAIL
     assert one(findings, "stream").level is Level.FAIL
 
 
