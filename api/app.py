@@ -1,4 +1,7 @@
-"""Composition: the routes with what each asks of its caller, and everything a request passes on its way."""
+"""Composition: builds the server from its parts, and the middleware that every request passes.
+
+Which routes there are, and who may ask them, is the table in `api.contract.operations`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,17 +21,7 @@ from aiohttp.typedefs import Middleware
 
 from api.access.audit import Audit
 from api.access.authenticate import authenticator
-from api.access.guard import (
-    ANALYTICS_ADMIN,
-    EXPORTS_CREATE,
-    EXPORTS_DOWNLOAD,
-    EXPORTS_READ,
-    RELIABILITY_READ,
-    USAGE_READ,
-    Access,
-    Guard,
-    template,
-)
+from api.access.guard import Guard, template
 from api.access.keys import Keys
 from api.access.limits import ALLOWANCE, RateLimiter, Unknown
 from api.access.tokens import Tokens
@@ -40,7 +32,8 @@ from api.answering.problems import Problem
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser
 from api.config import Config
-from api.contract import docs
+from api.contract import openapi
+from api.contract.operations import BASE, OPERATIONS, Handler
 from api.exports.routes import Exports
 from api.exports.runner import Runner
 from api.exports.stores import FolderStore, S3Store, Store
@@ -57,63 +50,7 @@ from pipeline.common.http import failure
 
 log = logging.getLogger(__name__)
 
-BASE: Final = "/analytics/v1"
 _READY_POLL_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    method: str
-    path: str
-    handler: Handler
-    access: Access
-
-
-def routes(handlers: Handlers) -> tuple[Route, ...]:
-    """Every route there is."""
-    usage_read = Access(role=USAGE_READ)
-    public = Access(public=True)
-    org = f"{BASE}/orgs/{{orgId}}"
-    exports = handlers.exports
-    order = Access(role=EXPORTS_CREATE, writes=True)
-    return (
-        Route("GET", f"{BASE}/orgs/{{orgId}}/usage", handlers.usage, usage_read),
-        Route(
-            "GET",
-            f"{BASE}/orgs/{{orgId}}/reliability",
-            handlers.reliability,
-            Access(role=RELIABILITY_READ),
-        ),
-        Route("GET", f"{BASE}/orgs/{{orgId}}/freshness", handlers.org_freshness, usage_read),
-        Route("GET", f"{BASE}/orgs/{{orgId}}/live", handlers.live, Access(role=USAGE_READ, streams=True)),
-        Route("GET", f"{BASE}/orgs/{{orgId}}/models", handlers.models, usage_read),
-        Route("GET", f"{BASE}/orgs/{{orgId}}/clients", handlers.clients, usage_read),
-        Route("POST", f"{org}/exports", exports.create, order),
-        Route("GET", f"{org}/exports", exports.page, Access(role=EXPORTS_READ)),
-        Route("GET", f"{org}/exports/{{jobId}}", exports.one, Access(role=EXPORTS_READ)),
-        Route("GET", f"{org}/exports/{{jobId}}/download", exports.download, Access(role=EXPORTS_DOWNLOAD)),
-        Route("GET", f"{org}/export-schedule", exports.schedule, Access(role=EXPORTS_READ)),
-        Route(
-            "PUT", f"{org}/export-schedule", exports.set_schedule, Access(role=EXPORTS_CREATE, writes=True)
-        ),
-        Route(
-            "DELETE",
-            f"{org}/export-schedule",
-            exports.drop_schedule,
-            Access(role=EXPORTS_CREATE, writes=True),
-        ),
-        Route("GET", f"{BASE}/exports/{{jobId}}/file", exports.file, public),
-        Route("GET", f"{BASE}/orgs", handlers.orgs, Access(role=ANALYTICS_ADMIN, all_orgs=True)),
-        Route("POST", f"{BASE}/events/validate", handlers.validate, Access()),
-        Route("GET", f"{BASE}/status/healthz", handlers.healthz, public),
-        Route("GET", f"{BASE}/status/readyz", handlers.readyz, public),
-        Route("GET", f"{BASE}/openapi.json", handlers.document, public),
-        Route("GET", f"{BASE}/docs", docs.page, public),
-        Route("GET", "/", docs.root, public),
-        Route("GET", "/metrics", handlers.prometheus, public),
-    )
 
 
 def export_store(config: Config) -> Store | None:
@@ -172,7 +109,8 @@ def create_app(
         ready=ready,
         watermarks=watermarks,
         clock=clock,
-        streams=Live(
+        document=lambda: openapi.document_json(config.ranges),
+        live=Live(
             hub=hub,
             parser=parser,
             config=config.live,
@@ -191,7 +129,6 @@ def create_app(
             wake=runner.wake if runner else lambda: None,
         ),
     )
-    table = routes(handlers)
     auth = config.auth
     limiter = RateLimiter(config.rate_limit, config.redis_url, clock)
     tokens = Tokens(auth.tokens, clock) if auth.tokens else None
@@ -207,16 +144,17 @@ def create_app(
         unknown=Unknown(config.unknown_rate_limit, clock),
         turns=Turns(each=config.questions_max, pool_size=config.database.pool_size),
         trusted_proxies=auth.trusted_proxies,
-        accesses={(route.method, route.path): route.access for route in table},
+        accesses={(operation.method, operation.path): operation.access for operation in OPERATIONS},
         audit=audit,
     )
     app = web.Application(
         middlewares=[_observed(metrics), guard.middleware], client_max_size=config.request_bytes_max
     )
-    for route in table:
-        app.router.add_route(route.method, route.path, route.handler)
-        if route.method == "GET":
-            app.router.add_route("HEAD", route.path, route.handler)
+    for operation in OPERATIONS:
+        handler = operation.handler(handlers)
+        app.router.add_route(operation.method, operation.path, handler)
+        if operation.method == "GET":
+            app.router.add_route("HEAD", operation.path, handler)
 
     async def connections(_: web.Application) -> AsyncIterator[None]:
         waiting = asyncio.create_task(_until_ready(database, cache, give_up))

@@ -23,7 +23,6 @@ from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
 from api.asking.questions import FiguresQuestion, Parser, Position
 from api.config import FreshnessConfig
-from api.contract import openapi
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import CONTENT_TYPE, Metrics
@@ -52,7 +51,10 @@ _FAILURES: Final[Mapping[int, Any]] = {1: "error", 2: "timeout", 3: "throttled"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handlers:
-    """The routes' functions, and what they work with. ``clock`` is now, in UTC."""
+    """The routes' functions, and what they work with.
+
+    ``clock`` gives the time in UTC, ``document`` the OpenAPI document as JSON.
+    """
 
     database: Database
     cache: FreshnessCache | None
@@ -64,7 +66,8 @@ class Handlers:
     ready: Recent[answers.Readiness]
     watermarks: Recent[dict[int, datetime | None]]
     clock: Callable[[], datetime]
-    streams: Live
+    document: Callable[[], bytes]
+    live: Live
     exports: Exports
 
     async def usage(self, request: web.Request) -> web.Response:
@@ -178,9 +181,6 @@ class Handlers:
             )
         )
 
-    async def live(self, request: web.Request) -> web.StreamResponse:
-        return await self.streams.answer(request)
-
     async def models(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         question = self.parser.listing("models", org_id, request.query, UUID)
@@ -268,8 +268,8 @@ class Handlers:
         body = self.metrics.exposition(watermarks, self.clock())
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
-    async def document(self, request: web.Request) -> web.Response:
-        return web.Response(body=openapi.document_json(self.parser.ranges), content_type="application/json")
+    async def openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.document(), content_type="application/json")
 
     # --- shared by the answers ---
 

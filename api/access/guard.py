@@ -1,9 +1,11 @@
 """Whether a caller may: one middleware in front of every route.
 
-Each route states its `Access`; a route without one is refused, so a new route cannot forget it. The org in
-a path is checked here and nowhere else, before any handler runs: an org that is not the caller's is 403
-whether it exists or not. What is denied, what reads across orgs and what may change something goes to the
-audit log (`api.access.audit`) before the answer goes out; an answer that cannot be audited is not given.
+Each route of the table (`api.contract.operations`) states its `Access`. A route beside the table is refused.
+The org in a path is checked here and nowhere else, before any handler runs. The answer for an org that is not
+the caller's is 403, whether that org exists or not.
+
+The audit log (`api.access.audit`) gets each denial, each read across orgs, and each request that may change
+something. The row is written before the answer goes out; an answer that cannot be audited is not given.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from api.access.turns import Turns
 from api.answering import problems
 from api.answering.problems import Fault
 from api.asking import params
+from pipeline.common import keys
 
 USAGE_READ: Final = "analytics:usage:read"
 RELIABILITY_READ: Final = "analytics:reliability:read"
@@ -32,22 +35,42 @@ EXPORTS_CREATE: Final = "analytics:exports:create"
 EXPORTS_READ: Final = "analytics:exports:read"
 EXPORTS_DOWNLOAD: Final = "analytics:exports:download"
 ANALYTICS_ADMIN: Final = "analytics:admin"
+ANY_CALLER: Final = "any caller"
+"""In the place of a role: every caller who is authenticated may ask."""
+PUBLIC: Final = "public"
+"""In the place of a role: everybody may ask, and nobody is authenticated."""
+_ROLES: Final = frozenset((*keys.ROLES, ANALYTICS_ADMIN, ANY_CALLER, PUBLIC))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a route asks of its caller. ``role`` None: any caller; ``public``: nobody need be known.
+    """What a route asks of its caller: a role, or `ANY_CALLER`, or `PUBLIC`. There is no default.
 
-    ``all_orgs``: it shows every org at once. A path with ``{orgId}`` is scoped to that org by itself.
-    ``streams``: the answer goes out while the handler runs, so it is audited before that. ``writes``: it may
-    change something, so it is audited before that, also for the caller's own org.
+    A path with ``{orgId}`` is always scoped to that org. The flags say what else a route does:
+    ``all_orgs``: it shows every org at once. ``streams``: its answer goes out while the handler runs, so the
+    access is audited before the handler runs. ``writes``: it may change something, so the access is audited
+    before the handler runs, for the caller's own org too.
+
+    Raises:
+        ValueError: there is no such role.
     """
 
-    role: str | None = None
-    public: bool = False
+    role: str
     all_orgs: bool = False
     streams: bool = False
     writes: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role not in _ROLES:
+            raise ValueError(f"no such role: {self.role}")
+
+    @property
+    def public(self) -> bool:
+        return self.role == PUBLIC
+
+    def admits(self, caller: Caller) -> bool:
+        """Has the caller the role that is asked for?"""
+        return self.role in (ANY_CALLER, PUBLIC) or caller.has(self.role)
 
 
 # --- the middleware ----------------------------------------------------------------------------
@@ -144,7 +167,7 @@ class Guard:
         # The org first: which role would do is nobody's business who does not belong to it.
         if org_id is not None and not caller.owns(org_id) and ADMIN not in caller.roles:
             return problems.forbidden("This org is not yours to read.")
-        if access.role is not None and not caller.has(access.role):
+        if not access.admits(caller):
             return problems.forbidden(f"This needs the role {access.role}.")
         return None
 

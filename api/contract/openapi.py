@@ -1,6 +1,7 @@
-"""The OpenAPI 3.1 document, made from what `params` reads and `answers` encodes.
+"""The OpenAPI 3.1 document, made from the table of operations.
 
-A test holds the operations here to the routes in `app`, so neither can gain one without the other.
+Parameters are described by the tables that `api.asking.params` reads requests with, and answers by the types
+that `api.answering.answers` encodes. So the document cannot differ from what the server reads and sends.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def document(ranges: RangeConfig) -> dict[str, Any]:
 
 
 def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
-    statuses = {*operation.problems, *(() if operation.public else (401, 403, 429)), 500}
+    statuses = {*operation.problems, *(() if operation.access.public else (401, 403, 429)), 500}
     responses = {
         str(operation.success): {
             "description": HTTPStatus(operation.success).phrase,
@@ -123,7 +124,7 @@ def _operation(operation: Operation, ranges: RangeConfig) -> dict[str, Any]:
             *operation.headers,
         ],
         "responses": responses,
-        "security": [] if operation.public else [{}, *({name: []} for name in SECURITY)],
+        "security": [] if operation.access.public else [{}, *({name: []} for name in SECURITY)],
     }
     if operation.body is not None:
         described["requestBody"] = operation.body

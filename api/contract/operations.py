@@ -1,42 +1,70 @@
-"""Every operation that the OpenAPI document describes, and the bodies that some of them take."""
+"""The one table of routes: for each its path, who may ask, which handler answers, and its documentation.
+
+The router, the guard (`api.access.guard`) and the OpenAPI document (`api.contract.openapi`) are all made from
+`OPERATIONS`. A route is served only if it stands here, and `Operation` has no default for the access, the
+handler or the summary. So no route can be without a role or without documentation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from aiohttp import web
+
+from api.access.guard import (
+    ANALYTICS_ADMIN,
+    ANY_CALLER,
+    EXPORTS_CREATE,
+    EXPORTS_DOWNLOAD,
+    EXPORTS_READ,
+    PUBLIC,
+    RELIABILITY_READ,
+    USAGE_READ,
+    Access,
+)
 from api.answering import answers
 from api.asking import params
 from api.asking.params import Parameter
+from api.contract import docs
 from api.exports.jobs import FORMATS, MODELS_MAX
+from api.handlers import Handlers
 
 BASE: Final = "/analytics/v1"
+"""The path that every versioned route begins with."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What the document says of one route. ``answer`` is a type of `answers`, or a media type for text."""
+    """One route. ``handler`` picks the function that answers it from the server's `Handlers`."""
 
-    method: str
+    method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
+    access: Access
+    handler: Callable[[Handlers], Handler]
     name: str
     summary: str
     answer: type | str | None
+    """A type of `answers`, or the media type of any other text; None: the answer has no body."""
     parameters: Sequence[Parameter] = ()
     problems: Sequence[int] = ()
+    """Statuses of problems beside those that the guard gives."""
     rules: str = ""
-    """What a request must keep to that no schema can say. Where there is nothing, whatever the schema allows
-    is answered; a test relies on that."""
-    public: bool = False
+    """Rules for a request that no schema can express. An operation without rules answers whatever its schema
+    allows; a test relies on that."""
     success: int = 200
     also: int | None = None
+    """A second status that is no problem."""
     body: dict[str, Any] | None = None
     headers: Sequence[dict[str, Any]] = ()
+    """Headers that a request may have."""
     sends: dict[str, Any] | None = None
     """Headers of the successful answer."""
     links: dict[str, Any] | None = None
-    """What its answer leads to."""
+    """Operations that can be called with values of the successful answer."""
 
 
 # --- bodies ---
@@ -138,6 +166,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/usage",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.usage,
         name="usage",
         summary="Usage and spend over time, with totals of the whole range.",
         answer=answers.Usage,
@@ -148,6 +178,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/reliability",
+        access=Access(role=RELIABILITY_READ),
+        handler=lambda h: h.reliability,
         name="reliability",
         summary="Error rates, latency percentiles and error codes over time.",
         answer=answers.Reliability,
@@ -158,6 +190,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/freshness",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.org_freshness,
         name="freshness",
         summary="How old the org's figures are, and those of each of its models.",
         answer=answers.OrgFreshness,
@@ -168,6 +202,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/live",
+        access=Access(role=USAGE_READ, streams=True),
+        handler=lambda h: h.live.answer,
         name="live",
         summary="Server-sent events: `usage` after each committed flush that touched the org (LiveUsage; its"
         " id, sent back as Last-Event-ID, resumes), `freshness` at least every 5 s (LiveFreshness), and"
@@ -178,6 +214,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/models",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.models,
         name="models",
         summary="Models seen, with their first and last event.",
         answer=answers.Models,
@@ -188,6 +226,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/clients",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.clients,
         name="clients",
         summary="Clients seen, with their first and last event.",
         answer=answers.Clients,
@@ -198,6 +238,8 @@ OPERATIONS: Final = (
     Operation(
         method="POST",
         path=f"{_ORG}/exports",
+        access=Access(role=EXPORTS_CREATE, writes=True),
+        handler=lambda h: h.exports.create,
         name="createExport",
         summary="Order a file of the org's figures by bucket, model and client. The same Idempotency-Key"
         " gives the same job.",
@@ -216,6 +258,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/exports",
+        access=Access(role=EXPORTS_READ),
+        handler=lambda h: h.exports.page,
         name="exports",
         summary="The org's exports, the newest first.",
         answer=answers.ExportJobs,
@@ -226,6 +270,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/exports/{{jobId}}",
+        access=Access(role=EXPORTS_READ),
+        handler=lambda h: h.exports.one,
         name="export",
         summary="One export and how far it is.",
         answer=answers.ExportJob,
@@ -234,6 +280,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/exports/{{jobId}}/download",
+        access=Access(role=EXPORTS_DOWNLOAD),
+        handler=lambda h: h.exports.download,
         name="downloadExport",
         summary="A signed link to the file, good for 24 hours.",
         answer=None,
@@ -244,6 +292,8 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{_ORG}/export-schedule",
+        access=Access(role=EXPORTS_READ),
+        handler=lambda h: h.exports.schedule,
         name="exportSchedule",
         summary="The org's monthly export.",
         answer=answers.ExportSchedule,
@@ -252,6 +302,8 @@ OPERATIONS: Final = (
     Operation(
         method="PUT",
         path=f"{_ORG}/export-schedule",
+        access=Access(role=EXPORTS_CREATE, writes=True),
+        handler=lambda h: h.exports.set_schedule,
         name="setExportSchedule",
         summary="Make an export of each month once its figures are final.",
         answer=answers.ExportSchedule,
@@ -261,6 +313,8 @@ OPERATIONS: Final = (
     Operation(
         method="DELETE",
         path=f"{_ORG}/export-schedule",
+        access=Access(role=EXPORTS_CREATE, writes=True),
+        handler=lambda h: h.exports.drop_schedule,
         name="dropExportSchedule",
         summary="End the org's monthly export.",
         answer=None,
@@ -270,16 +324,19 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{BASE}/exports/{{jobId}}/file",
+        access=Access(role=PUBLIC),
+        handler=lambda h: h.exports.file,
         name="exportFile",
         summary="The file that a signed link of this server leads to; the signature is the credential.",
         answer="application/octet-stream",
         parameters=params.SIGNED,
-        public=True,
         problems=(400, 403, 404, 503),
     ),
     Operation(
         method="GET",
         path=f"{BASE}/orgs",
+        access=Access(role=ANALYTICS_ADMIN, all_orgs=True),
+        handler=lambda h: h.orgs,
         name="orgs",
         summary="All orgs with totals of a range, by id. Each read is audited.",
         answer=answers.Orgs,
@@ -294,6 +351,8 @@ OPERATIONS: Final = (
     Operation(
         method="POST",
         path=f"{BASE}/events/validate",
+        access=Access(role=ANY_CALLER),
+        handler=lambda h: h.validate,
         name="validateEvent",
         summary="Check one usage event against the wire contract: nothing is stored. 204: it is valid; 200:"
         " it is valid, and would be rejected if it came now, as too_late or future.",
@@ -306,52 +365,58 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{BASE}/status/healthz",
+        access=Access(role=PUBLIC),
+        handler=lambda h: h.healthz,
         name="healthz",
         summary="Liveness.",
         answer="text/plain",
-        public=True,
     ),
     Operation(
         method="GET",
         path=f"{BASE}/status/readyz",
+        access=Access(role=PUBLIC),
+        handler=lambda h: h.readyz,
         name="readyz",
         summary="Readiness, component by component; 503 while the database or its schema is away.",
         answer=answers.Readiness,
-        public=True,
         also=503,
     ),
     Operation(
         method="GET",
         path="/",
+        access=Access(role=PUBLIC),
+        handler=lambda _: docs.root,
         name="root",
         summary="Leads to the page of this document.",
         answer=None,
         success=302,
         sends={"Location": {"description": "The page.", "schema": {"type": "string"}}},
-        public=True,
     ),
     Operation(
         method="GET",
         path=f"{BASE}/openapi.json",
+        access=Access(role=PUBLIC),
+        handler=lambda h: h.openapi,
         name="openapi",
         summary="This document.",
         answer="application/json",
-        public=True,
     ),
     Operation(
         method="GET",
         path=f"{BASE}/docs",
+        access=Access(role=PUBLIC),
+        handler=lambda _: docs.page,
         name="docs",
         summary="This document as a page.",
         answer="text/html",
-        public=True,
     ),
     Operation(
         method="GET",
         path="/metrics",
+        access=Access(role=PUBLIC),
+        handler=lambda h: h.prometheus,
         name="metrics",
         summary="Prometheus metrics.",
         answer="text/plain",
-        public=True,
     ),
 )

@@ -24,14 +24,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.app import BASE
+from api.contract.operations import BASE, OPERATIONS
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
 from sql import migrate
 from tests.integration.test_api import NOW, WATERMARKS, Api, Event, load, random_events, rfc3339, served
 from tests.integration.test_api_auth import SECRET, reader_of
 from tests.integration.test_api_live import Events
-from tests.unit.test_api_app import table
 from tests.unit.test_api_tokens import jwk, jwks
 
 if TYPE_CHECKING:
@@ -222,7 +221,7 @@ def has_nothing_of(tenant: Tenant, response: tuple[int, Mapping[str, str], bytes
         assert secret not in text or secret in asked, (secret, status, text[:300])
 
 
-SCOPED = [(r.method, r.path) for r in table() if "{orgId}" in r.path]
+SCOPED = [(r.method, r.path) for r in OPERATIONS if "{orgId}" in r.path]
 
 
 def ask(
@@ -257,7 +256,7 @@ def test_no_credential_of_others_opens_any_route(world: World, method: str, path
 
 
 def test_routes_without_an_org_show_nothing_either(world: World) -> None:
-    for method, path in [(r.method, r.path) for r in table() if "{orgId}" not in r.path]:
+    for method, path in [(r.method, r.path) for r in OPERATIONS if "{orgId}" not in r.path]:
         for headers in credentials(world).values():
             query = RANGE if path.endswith("/orgs") else ()
             response = ask(

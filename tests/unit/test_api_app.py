@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Any
@@ -22,10 +23,12 @@ import api.app
 import api.config
 import api.handlers
 from api.access.authenticate import authenticator
+from api.access.guard import ANY_CALLER, Access
 from api.answering.problems import Problem
-from api.app import BASE, create_app
+from api.app import create_app
 from api.config import AuthConfig
 from api.contract import openapi
+from api.contract.operations import BASE, OPERATIONS, Operation
 from api.exports import jobs
 from api.serving import Runner
 
@@ -83,35 +86,66 @@ async def problem(response: ClientResponse, status: int) -> dict[str, Any]:
     return body
 
 
-def table() -> tuple[api.app.Route, ...]:
-    class AnyHandler:
-        def __getattr__(self, name: str) -> Any:
-            return AnyHandler() if name == "exports" else name
-
-    return api.app.routes(AnyHandler())  # type: ignore[arg-type]
-
-
 # --- the table of routes ---------------------------------------------------------------------------
 
 
-async def test_every_route_of_the_server_has_its_access_in_the_table(client: Client) -> None:
-    routes = client.app.router.routes()
-    served = {(route.method, route.resource.canonical) for route in routes if route.resource}
-    stated = {(route.method, route.path) for route in table()}
-    assert served - {(method, path) for method, path in served if method == "HEAD"} == stated
-    assert {path for method, path in served if method == "HEAD"} == {p for m, p in stated if m == "GET"}
+async def test_the_server_has_the_routes_of_the_table_and_no_others(client: Client) -> None:
+    routes = [
+        (route.method, route.resource.canonical) for route in client.app.router.routes() if route.resource
+    ]
+    stated = [(operation.method, operation.path) for operation in OPERATIONS]
+    heads = [("HEAD", path) for method, path in stated if method == "GET"]
+    assert sorted(routes) == sorted(stated + heads)
 
 
-def test_the_document_describes_the_routes_that_exist() -> None:
-    described = {(operation.method, operation.path) for operation in openapi.OPERATIONS}
-    assert described == {(route.method, route.path) for route in table()}
-    assert {(o.method, o.path) for o in openapi.OPERATIONS if o.public} == {
-        (route.method, route.path) for route in table() if route.access.public
+def test_the_document_describes_the_routes_of_the_table_and_no_others() -> None:
+    document = openapi.document(api.config.load({"DATABASE_URL": NOWHERE}).ranges)
+    described = {
+        (method.upper(), path): about
+        for path, of in document["paths"].items()
+        for method, about in of.items()
     }
+    assert described.keys() == {(operation.method, operation.path) for operation in OPERATIONS}
+    names = [about["operationId"] for about in described.values()]
+    assert len(names) == len(set(names))
+    assert all(about["summary"] for about in described.values())
+    open_to_all = {key for key, about in described.items() if about["security"] == []}
+    assert open_to_all == {(o.method, o.path) for o in OPERATIONS if o.access.public}
+
+
+@pytest.mark.parametrize("missing", ["access", "handler", "name", "summary", "answer"])
+def test_a_route_without_role_handler_or_document_cannot_be_made(missing: str) -> None:
+    stated = {field.name: getattr(OPERATIONS[0], field.name) for field in fields(Operation)}
+    assert Operation(**stated) == OPERATIONS[0]
+    del stated[missing]
+    with pytest.raises(TypeError, match=missing):
+        Operation(**stated)
+
+
+def test_an_access_names_a_role_that_there_is() -> None:
+    with pytest.raises(TypeError, match="role"):
+        Access()  # type: ignore[call-arg]
+    for role in ("", "analytics:usage", None):
+        with pytest.raises(ValueError, match="no such role"):
+            Access(role=role)  # type: ignore[arg-type]
+
+
+async def test_a_route_beside_the_table_is_refused_and_its_handler_not_called() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        raise AssertionError("called")
+
+    app = create_app(api.config.load({"DATABASE_URL": NOWHERE}))
+    app.router.add_get(f"{BASE}/orgs/{{orgId}}/secrets", handler)
+    async with TestClient(TestServer(app)) as client:
+        await problem(await client.get(f"{BASE}/orgs/{ORG}/secrets"), 500)
+
+
+def test_only_the_validation_of_events_asks_for_no_role() -> None:
+    assert {o.name for o in OPERATIONS if o.access.role == ANY_CALLER} == {"validateEvent"}
 
 
 def test_only_status_metrics_and_the_document_are_public() -> None:
-    assert {route.path for route in table() if route.access.public} == {
+    assert {operation.path for operation in OPERATIONS if operation.access.public} == {
         f"{BASE}/status/healthz",
         f"{BASE}/status/readyz",
         f"{BASE}/openapi.json",
@@ -133,8 +167,8 @@ def filled(path: str, org: str = ORG) -> str:
     return path.replace("{orgId}", org).replace("{jobId}", OTHER)
 
 
-READS = [route.path for route in table() if not route.access.public and route.method == "GET"]
-GUARDED = [(route.method, route.path) for route in table() if not route.access.public]
+GUARDED = [(o.method, o.path) for o in OPERATIONS if not o.access.public]
+READS = [path for method, path in GUARDED if method == "GET"]
 SCOPED = [(method, path) for method, path in GUARDED if "{orgId}" in path]
 
 

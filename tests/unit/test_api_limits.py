@@ -19,7 +19,8 @@ from api.access.authenticate import address_of
 from api.access.limits import RateLimiter, Unknown
 from api.answering.conditional import GZIP_BYTES_MIN, finished
 from api.answering.problems import Problem
-from api.app import BASE, create_app
+from api.app import create_app
+from api.contract.operations import BASE
 from tests.unit.test_api_app import EVENT as ANY_EVENT
 from tests.unit.test_api_app import NOWHERE, ORG, RANGE, READER, problem
 

@@ -16,8 +16,9 @@ from aiohttp.http_exceptions import InvalidHeader
 
 import api.config
 import pipeline.config
-from api.app import BASE, create_app
+from api.app import create_app
 from api.contract import openapi
+from api.contract.operations import BASE
 from api.serving import Runner
 from pipeline.common import http, logs
 from pipeline.worker.service import serve_page
