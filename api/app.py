@@ -34,6 +34,7 @@ from api.asking.questions import Parser
 from api.config import Config
 from api.contract import openapi
 from api.contract.operations import BASE, OPERATIONS, Handler
+from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.exports.runner import Runner
 from api.exports.stores import FolderStore, S3Store, Store
@@ -43,7 +44,7 @@ from api.live.hub import Hub
 from api.live.streams import Live
 from api.metrics import Metrics
 from api.reading import seen
-from api.reading.database import PRIVILEGED_REMEDY, Database, Unavailable
+from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
 from api.reading.recent import Recent
 from pipeline.common.http import failure

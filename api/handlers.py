@@ -14,7 +14,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.access.guard import ORG_ID
 from api.answering import answers, problems
@@ -23,11 +22,12 @@ from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
 from api.asking.questions import FiguresQuestion, Parser, Position
 from api.config import FreshnessConfig
+from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import CONTENT_TYPE, Metrics
 from api.reading import rollups, seen, usage_json
-from api.reading.database import Database, Unavailable
+from api.reading.database import Database
 from api.reading.figures import (
     Finality,
     Page,
@@ -41,6 +41,7 @@ from api.reading.figures import (
 )
 from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
 from api.reading.recent import Recent
+from pipeline.common.connect import AsyncConnection
 from pipeline.core import rules, wire
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Handlers:
                     answers.ErrorCode(
                         status=_FAILURES[row.status],
                         error_code=row.error_code or None,
-                        count=int(row.events),
+                        count=row.events,
                     )
                     for row in codes
                 ],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from psycopg.rows import tuple_row
 
 from api.answering.answers import Component, Components, Readiness
-from api.reading.database import SCHEMA_REMEDY, Database, Unavailable
+from api.errors import Unavailable
+from api.reading.database import SCHEMA_REMEDY, Database, rows
 from api.reading.freshness import FreshnessCache
-from sql import schema
+from pipeline.common.connect import AsyncConnection
+from sql import queries, schema
 
 _NEEDED: Final = (
     schema.usage_minute,
@@ -29,12 +30,7 @@ _NEEDED: Final = (
     schema.export_schedules,
 )
 
-_COLUMNS: Final = text(
-    "SELECT c.relname AS relation, a.attname AS name FROM pg_catalog.pg_attribute a"
-    " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
-    " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-    " WHERE n.nspname = :schema AND a.attnum > 0 AND NOT a.attisdropped"
-)
+_SQL: Final = queries.load("readiness")
 
 
 async def readiness(database: Database, cache: FreshnessCache | None) -> Readiness:
@@ -67,8 +63,7 @@ async def readiness(database: Database, cache: FreshnessCache | None) -> Readine
 
 async def missing_columns(connection: AsyncConnection) -> list[str]:
     """Tables (where nothing of them is there) and columns that the queries need and the database lacks."""
-    rows = await connection.execute(_COLUMNS, {"schema": schema.SCHEMA})
-    there = {(row.relation, row.name) for row in rows}
+    there = set(await rows(connection, _SQL["columns"], {"schema": schema.SCHEMA}, tuple_row))
     tables = {relation for relation, _ in there}
     missing = []
     for table in _NEEDED:

@@ -18,14 +18,16 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from psycopg.types.json import Jsonb
 
-from api.reading.database import Database, Unavailable
-from sql.schema import audit_log
+from api.errors import Unavailable
+from api.reading.database import Database
+from pipeline.common.connect import AsyncConnection
+from sql import queries
 
 log = logging.getLogger(__name__)
 
+SQL: Final = queries.load("access")
 WINDOW: Final = timedelta(minutes=1)
 CALLERS_MAX: Final = 10_000
 """Callers whose attempts are counted at once; those of more are one row together."""
@@ -143,8 +145,7 @@ class Audit:
 
     async def _write(self, row: dict[str, Any]) -> None:
         async def add(connection: AsyncConnection) -> None:
-            # inline: no RETURNING, which would take the right to read the log.
-            await connection.execute(insert(audit_log).values(row).inline())
+            await connection.execute(SQL["audit"], {**row, "detail": Jsonb(row["detail"])})
 
         await self._database.write(add)
 

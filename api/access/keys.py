@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from psycopg.rows import class_row
 
 from api.access.caller import Caller
 from api.answering import problems
-from api.reading.database import Database, Unavailable
+from api.errors import Unavailable
+from api.reading.database import Database, rows
 from pipeline.common import keys
-from sql.schema import api_keys
+from pipeline.common.connect import AsyncConnection
+from sql import queries
 
 log = logging.getLogger(__name__)
 
+SQL: Final = queries.load("access")
 CHALLENGE: Final = 'ApiKey realm="spendstream"'
 _CACHED_MAX: Final = 10_000
 _LAST_USED: Final = timedelta(hours=1)
@@ -38,9 +40,10 @@ _PAUSE: Final = timedelta(seconds=1)
 class _Row:
     """A key that is not revoked, as the database has it."""
 
+    prefix: str
     digest: bytes
     org_id: UUID
-    roles: frozenset[str]
+    roles: Sequence[str]
     expires_at: datetime | None
     last_used_at: datetime | None
 
@@ -80,14 +83,14 @@ class Keys:
         if row.expires_at is not None and now >= row.expires_at:
             raise _refused()
         await self._note_use(prefix, row, now)
-        roles = row.roles & frozenset(keys.ROLES)  # whatever a row says: a key never spans orgs
+        roles = frozenset(row.roles) & frozenset(keys.ROLES)  # whatever a row says: a key never spans orgs
         return Caller(subject=f"key:{prefix}", roles=roles, orgs=frozenset((row.org_id,)))
 
     async def _one_tagged(self, prefix: str, now: datetime) -> _Row | None:
         read_at, row = self._tagged.get(prefix, (None, None))
         if read_at is not None and now - read_at < (self._cache if row else max(self._cache, _PAUSE)):
             return row
-        row = (await self._read(api_keys.c.prefix == prefix)).get(prefix)
+        row = (await self._read("key_by_prefix", {"prefix": prefix})).get(prefix)
         if len(self._tagged) >= _CACHED_MAX:
             self._tagged.clear()
         self._tagged[prefix] = (now, row)
@@ -99,29 +102,14 @@ class Keys:
             if self._untagged_at is None or now - self._untagged_at >= pause:
                 # Before the answer: a database that is away is not asked by every made-up key either.
                 self._untagged_at, self._untagged = now, None
-                self._untagged = await self._read(
-                    func.length(api_keys.c.prefix) == keys.UNTAGGED_PREFIX_CHARS
-                )
+                self._untagged = await self._read("keys_by_length", {"chars": keys.UNTAGGED_PREFIX_CHARS})
         if self._untagged is None:
             raise Unavailable("The API keys cannot be read.")
         return self._untagged
 
-    async def _read(self, which: ColumnElement[bool]) -> dict[str, _Row]:
-        query = select(api_keys).where(which, api_keys.c.revoked_at.is_(None))
-
-        async def read(connection: AsyncConnection) -> Any:
-            return (await connection.execute(query)).all()
-
-        return {
-            row.prefix: _Row(
-                digest=bytes(row.digest),
-                org_id=row.org_id,
-                roles=frozenset(row.roles),
-                expires_at=row.expires_at,
-                last_used_at=row.last_used_at,
-            )
-            for row in await self._database.read(read)
-        }
+    async def _read(self, name: str, values: Mapping[str, Any]) -> dict[str, _Row]:
+        found = await self._database.read(lambda c: rows(c, SQL[name], values, class_row(_Row)))
+        return {row.prefix: row for row in found}
 
     async def _note_use(self, prefix: str, row: _Row, now: datetime) -> None:
         noted = max(filter(None, (row.last_used_at, self._noted.get(prefix))), default=None)
@@ -130,12 +118,10 @@ class Keys:
         if len(self._noted) >= _CACHED_MAX:
             self._noted.clear()
         self._noted[prefix] = now
-        used = api_keys.c.last_used_at
-        stale = or_(used.is_(None), used < now - _LAST_USED)
-        statement = update(api_keys).where(api_keys.c.prefix == prefix, stale).values(last_used_at=now)
+        values = {"prefix": prefix, "now": now, "stale": now - _LAST_USED}
 
         async def note(connection: AsyncConnection) -> None:
-            await connection.execute(statement)
+            await connection.execute(SQL["note_use"], values)
 
         try:
             await self._database.write(note)

@@ -27,7 +27,7 @@ from api.access.caller import SUBJECT_FORM, Caller, is_subject
 from api.answering import problems
 from api.asking import params
 from api.config import TokenConfig
-from api.reading.database import Unavailable
+from api.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

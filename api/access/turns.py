@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from api.answering import problems
-from api.reading.database import TooSlow, Unavailable
+from api.errors import TooSlow, Unavailable
 
 WAIT_S: Final = 5.0
 """How long a question waits for its turns, all together."""

@@ -17,14 +17,12 @@ from typing import Any, Final, Protocol
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from api.exports.jobs import SQL, Job
 from api.reading import rollups
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
-_DIALECT: Final = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 _ISO: Final = """'YYYY-MM-DD"T"HH24:MI:SS"Z"'"""
 
 # A spreadsheet runs a cell that begins with one of `_RUNS`, behind blanks too. A spreadsheet that splits the
@@ -139,7 +137,7 @@ def write(
 
 
 def _write_csv(connection: psycopg.Connection[Any], job: Job, out: _Counting, provider: str) -> int:
-    figures, values = _figures(job)
+    figures, values = rollups.figures(job.question())
     query = (_FOCUS if job.format == "focus-1.2" else _CSV).format(figures=figures)
     values |= {
         "focus_org": str(job.org_id),
@@ -162,7 +160,7 @@ def _write_csv(connection: psycopg.Connection[Any], job: Job, out: _Counting, pr
 
 
 def _write_parquet(connection: psycopg.Connection[Any], job: Job, out: _Counting) -> int:
-    figures, values = _figures(job)
+    figures, values = rollups.figures(job.question())
     rows = 0
     with (
         connection.cursor("export", binary=True) as cursor,
@@ -178,13 +176,6 @@ def _write_parquet(connection: psycopg.Connection[Any], job: Job, out: _Counting
             writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
             rows += len(found)
     return rows
-
-
-def _figures(job: Job) -> tuple[str, dict[str, Any]]:
-    """The sums of each bucket, model and client as SQL text, and its values."""
-    statement = rollups.figures_query(job.question())
-    compiled = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
-    return str(compiled), dict(compiled.params)
 
 
 class _Counting:

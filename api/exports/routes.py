@@ -12,8 +12,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from aiohttp import web
-from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection
+from psycopg.rows import class_row, scalar_row, tuple_row
 
 from api.access.guard import CALLER, ORG_ID
 from api.answering import answers, problems
@@ -27,8 +26,10 @@ from api.config import ExportConfig, RangeConfig
 from api.exports import jobs
 from api.exports.jobs import SQL, Job
 from api.exports.stores import MEDIA_TYPES, FolderStore, Store
-from api.reading.database import Database
+from api.reading.database import Database, rows
+from pipeline.common.connect import AsyncConnection
 
+_SCHEDULE: Final = class_row(answers.ExportSchedule)
 IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 
 
@@ -68,12 +69,12 @@ class Exports:
         async def add(connection: AsyncConnection) -> Job:
             if key is not None and (known := await _one(connection, "by_idempotency_key", row)):
                 return known
-            count = (await connection.exec_driver_sql(SQL["open_jobs"], {"org_id": org_id})).scalar_one()
+            (count,) = await rows(connection, SQL["open_jobs"], {"org_id": org_id}, scalar_row)
             if count >= self.config.open_max:
                 raise problems.too_many(
                     f"This org has {count} exports that are not made yet (EXPORT_OPEN_MAX).", retry_after_s=30
                 )
-            await connection.exec_driver_sql(SQL["create"], row)
+            await connection.execute(SQL["create"], row)
             # Of two orders with one key at the same time, one comes second and finds the other's job.
             job = await _one(connection, "by_id", row) or await _one(connection, "by_idempotency_key", row)
             assert job is not None
@@ -91,11 +92,7 @@ class Exports:
         question = self.parser.listing("exports", org_id, request.query, tuple[datetime, UUID])
         before, job_id = question.after or (None, None)
         values = {"org_id": org_id, "before": before, "job_id": job_id, "limit": question.limit + 1}
-
-        async def read(connection: AsyncConnection) -> list[Job]:
-            return [_job(row) for row in await connection.exec_driver_sql(SQL["page"], values)]
-
-        found = await self.database.read(read)
+        found = await self.database.read(lambda c: rows(c, SQL["page"], values, class_row(Job)))
         shown = found[: question.limit]
         last = shown[-1] if len(found) > len(shown) else None
         cursor = self.cursors.seal((last.created_at, last.job_id), question.bound_to) if last else None
@@ -129,16 +126,14 @@ class Exports:
         assert signature is not None
         if not self.store.is_signed(job_id, expires, signature):
             raise problems.forbidden("The link is not one of ours, or has had its time: ask for a new one.")
-
-        async def read(connection: AsyncConnection) -> Any:
-            return (await connection.exec_driver_sql(SQL["location"], {"job_id": job_id})).one_or_none()
-
-        row = await self.database.read(read)
-        if row is None or row.location is None or not self.store.path(row.location).is_file():
+        found = await self.database.read(lambda c: rows(c, SQL["location"], {"job_id": job_id}, tuple_row))
+        location, form = found[0] if found else (None, None)
+        path = None if location is None else self.store.path(location)
+        if path is None or not path.is_file():
             raise problems.not_found("The export has no file any more.")
-        ending = jobs.FORMATS[row.format]
+        ending = jobs.FORMATS[form]
         return web.FileResponse(
-            self.store.path(row.location),
+            path,
             headers={
                 "Content-Type": MEDIA_TYPES[ending],
                 "Content-Disposition": f'attachment; filename="{job_id}.{ending}"',
@@ -151,10 +146,11 @@ class Exports:
 
     async def schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
-        row = await self.database.read(lambda c: _row(c, "schedule", {"org_id": request[ORG_ID]}))
-        if row is None:
+        values = {"org_id": request[ORG_ID]}
+        found = await self.database.read(lambda c: rows(c, SQL["schedule"], values, _SCHEDULE))
+        if not found:
             raise problems.not_found("This org has no schedule of exports.")
-        return answers.response(_schedule(row))
+        return answers.response(found[0])
 
     async def set_schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
@@ -168,14 +164,14 @@ class Exports:
             "created_by": request[CALLER].subject,
             "created_at": self.clock(),
         }
-        row = await self.database.write(lambda c: _row(c, "set_schedule", values))
-        return answers.response(_schedule(row))
+        (schedule,) = await self.database.write(lambda c: rows(c, SQL["set_schedule"], values, _SCHEDULE))
+        return answers.response(schedule)
 
     async def drop_schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
 
         async def drop(connection: AsyncConnection) -> None:
-            await connection.exec_driver_sql(SQL["drop_schedule"], {"org_id": request[ORG_ID]})
+            await connection.execute(SQL["drop_schedule"], {"org_id": request[ORG_ID]})
 
         await self.database.write(drop)
         return web.Response(status=204)
@@ -215,18 +211,6 @@ def _idempotency_key(request: web.Request) -> str | None:
     return f"key:{given[0]}"
 
 
-async def _row(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> Any:
-    return (await connection.exec_driver_sql(SQL[name], dict(values))).one_or_none()
-
-
 async def _one(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> Job | None:
-    row = await _row(connection, name, values)
-    return None if row is None else _job(row)
-
-
-def _job(row: Row[Any]) -> Job:
-    return Job(**row._mapping)
-
-
-def _schedule(row: Any) -> answers.ExportSchedule:
-    return answers.ExportSchedule(**row._mapping)
+    found = await rows(connection, SQL[name], values, class_row(Job))
+    return found[0] if found else None

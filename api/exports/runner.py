@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import psycopg
+from psycopg.rows import class_row
 
 from api.asking.buckets import UTC_ZONE, add_months, to_datetime, to_minute
 from api.config import DatabaseConfig, ExportConfig
@@ -105,12 +106,13 @@ class Runner:
     def run_one(self, connection: psycopg.Connection[Any]) -> bool:
         """Claim one job and end it one way or another; False when there is none."""
         claim = uuid.uuid4()
-        row = connection.execute(
-            SQL["claim"], {"claim": claim, "lease": timedelta(seconds=self._config.lease_s)}
-        ).fetchone()
-        if row is None:
+        job = (
+            connection.cursor(row_factory=class_row(Job))
+            .execute(SQL["claim"], {"claim": claim, "lease": timedelta(seconds=self._config.lease_s)})
+            .fetchone()
+        )
+        if job is None:
             return False
-        job = Job(**dict(zip(Job.__slots__, row, strict=True)))
         held = {"job_id": job.job_id, "claim": claim}
         facts = {"job_id": str(job.job_id), "org_id": str(job.org_id), "attempt": job.attempts}
         log.info("export_started", extra=facts)

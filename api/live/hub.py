@@ -22,15 +22,17 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from psycopg.rows import tuple_row
 
 from api.answering import answers, problems
 from api.asking.buckets import UTC_ZONE, Calendar, Granularity, to_datetime, to_minute
 from api.config import LiveConfig
+from api.errors import Unavailable
 from api.reading import seen
-from api.reading.database import NO_NOTIFICATIONS, Database, Unavailable
+from api.reading.database import NO_NOTIFICATIONS, Database, rows
 from api.reading.figures import money
 from api.reading.freshness import Standing, slowest_watermark
+from pipeline.common.connect import AsyncConnection
 from sql import queries
 
 log = logging.getLogger(__name__)
@@ -251,9 +253,10 @@ async def _figures(
     parameters: dict[str, Any] = {"orgs": list(watermarks), "month_ends": ends, "last_month_end": max(ends)}
     for name, times in starts.items():
         parameters |= {f"{name}s": times, f"first_{name}": min(times), f"last_{name}": max(times)}
-    found = {}
-    for row in await connection.exec_driver_sql(_LIVE["figures"], parameters):
-        found[row.org_id, row.name] = [int(row[i]) for i in range(2, 7)]
+    found = {
+        (org_id, name): [int(sum_) for sum_ in sums]
+        for org_id, name, *sums in await rows(connection, _LIVE["figures"], parameters, tuple_row)
+    }
     return {
         org_id: {name: _bucket(starts[name][i], found.get((org_id, name), [0] * 5)) for name in _NAMES}
         for i, org_id in enumerate(watermarks)

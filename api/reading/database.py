@@ -1,34 +1,40 @@
 """The database as the API sees it: read-only snapshots, and an answer within a second when there is none.
 
 `Database.read` runs one piece of work in one REPEATABLE READ, READ ONLY transaction, so everything an
-answer says is of one instant. Two things can keep it waiting, and they are told apart: a database that is
-away or hangs (no connection, or no sign of life beside the query: `Unavailable` within a second) and a
-query that is merely slow (the server's own statement timeout).
+answer says is of one instant. `Database.snapshot` does the same for a few statements that are known
+beforehand, in one round trip.
 
-`Database.snapshot` is the same for a few statements known beforehand, in one round trip.
+Two things can keep a read waiting, and the caller is told which. A database that is away or hangs gives no
+connection, or no sign of life beside the query: `Unavailable` within a second. A query that is merely slow
+ends with the server's own statement timeout: `TooSlow`.
 
-Statements are never prepared by name: the planner then always sees the bounds of a range, which is what lets
-TimescaleDB leave out the chunks beyond it, and a connection pooler may stand between.
+All SQL of the API is text with ``%(name)s`` for each value, run by psycopg. Fixed statements have a name in
+``sql/queries``; statements that follow the range of a question are written by `api.reading.rollups` and
+`api.reading.points`. SQL text is the one idiom because nothing else can say all that we need: several
+statements in one round trip, COPY, sums of whole columns in the binary format, and plain tuples, which cost
+half the time of an ORM's rows.
+
+Statements are never prepared by name. The planner then always sees the bounds of a range, which lets
+TimescaleDB leave out the chunks beyond it. And a connection pooler may stand between.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
 import psycopg
 import psycopg.sql
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from psycopg import IsolationLevel
+from psycopg.rows import AsyncRowFactory
 
 from api.config import DatabaseConfig
-from pipeline.common.connect import AsyncConnection as AsyncSession
-from pipeline.common.connect import Refused, Session, async_pool, connect_async, session_is_dead
+from api.errors import ApiError, TooSlow, Unavailable
+from api.reading.pool import Pool
+from pipeline.common.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
 from sql import roles
 
 log = logging.getLogger(__name__)
@@ -53,20 +59,13 @@ PRIVILEGED_REMEDY: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """Text with ``%(name)s`` for each parameter. Statements of one snapshot share their parameters' names."""
-
-    text: str
-    parameters: Mapping[str, Any]
-
-
-class Unavailable(Exception):
-    """The database cannot answer now. The text is fit for a caller; the log has the cause."""
-
-
-class TooSlow(Unavailable):
-    """The database is well; this one question takes too long."""
+async def rows(
+    connection: AsyncConnection, text: str, values: Mapping[str, Any], kind: AsyncRowFactory[T]
+) -> list[T]:
+    """All rows of a statement, each made by the row factory ``kind``."""
+    async with connection.cursor(row_factory=kind) as cursor:
+        await cursor.execute(text, values)
+        return await cursor.fetchall()
 
 
 class Database:
@@ -82,11 +81,7 @@ class Database:
             connect_timeout_s=_CONNECT_TIMEOUT_S,
             impatient=True,
         )
-        self._engine = async_pool(self._connect, size=config.pool_size, timeout_s=config.timeout_s)
-        self._reader = self._engine.execution_options(
-            isolation_level="REPEATABLE READ", postgresql_readonly=True
-        )
-        self._plain = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._pool = Pool(self._open, size=config.pool_size, timeout_s=config.timeout_s)
         self.privileged = False
         """Has the database offered us rights that we refuse? Nothing is read by such a connection."""
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -98,17 +93,19 @@ class Database:
         Raises:
             Unavailable: away, hanging, too slow, or without our schema.
         """
-        return await self._supervised(self._retried(lambda: self._attempt(self._reader, work)))
+        return await self._supervised(self._retried(lambda: self._attempt(work, writes=False)))
 
-    async def snapshot(self, statements: Sequence[Statement]) -> list[list[tuple[Any, ...]]]:
-        """The rows of each statement, all of one read-only snapshot. Raises `Unavailable` like `read`."""
-        texts = [statement.text for statement in statements]
-        parameters = {name: value for one in statements for name, value in one.parameters.items()}
-        return await self._supervised(self._retried(lambda: self._fetch(texts, parameters)))
+    async def snapshot(self, texts: Sequence[str], values: Mapping[str, Any]) -> list[list[tuple[Any, ...]]]:
+        """The rows of each statement, all of one read-only snapshot. The statements share their values.
+
+        Raises:
+            Unavailable: as `read`.
+        """
+        return await self._supervised(self._retried(lambda: self._fetch(texts, values)))
 
     async def write(self, work: Work[T]) -> T:
         """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
-        return await self._supervised(self._attempt(self._engine, work))
+        return await self._supervised(self._attempt(work, writes=True))
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> None:
         """Call ``heard`` once when listening and then for each notification, until cancelled.
@@ -137,7 +134,7 @@ class Database:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1)
-        await self._engine.dispose()
+        await self._pool.close()
 
     # --- one try ---
 
@@ -150,62 +147,64 @@ class Database:
                 continue
         return await attempt()
 
-    async def _attempt(self, engine: AsyncEngine, work: Work[T]) -> T:
-        async with self._translating(), engine.begin() as connection:
+    async def _attempt(self, work: Work[T], *, writes: bool) -> T:
+        async with self._pool.connection() as connection:
+            await connection.set_autocommit(False)
+            await connection.set_isolation_level(None if writes else IsolationLevel.REPEATABLE_READ)
+            await connection.set_read_only(None if writes else True)
             try:
-                return await work(connection)
-            except DBAPIError as error:
-                if session_is_dead(error.orig):
-                    await connection.invalidate()
-                raise
-
-    async def _fetch(
-        self, texts: Sequence[str], parameters: Mapping[str, Any]
-    ) -> list[list[tuple[Any, ...]]]:
-        """What the statements between BEGIN and COMMIT answer.
-
-        The values are written into it by psycopg, as it must be where several statements go out at once.
-        """
-        async with self._translating():
-            pooled = await self._plain.connect()
-        try:
-            raw = cast("AsyncSession", (await pooled.get_raw_connection()).driver_connection)
-            begin = (_BEGIN, *raw.local)
-            found = []
-            async with psycopg.AsyncClientCursor(raw) as cursor:
-                await cursor.execute(";".join((*begin, *texts, "COMMIT")).encode(), parameters)
-                for _ in begin[1:]:
-                    cursor.nextset()
-                for _ in texts:
-                    cursor.nextset()
-                    found.append(await cursor.fetchall())
-        except BaseException as error:
-            lost = isinstance(error, psycopg.Error) and raw.closed
-            await pooled.invalidate()  # a transaction may be open on it, or answers on their way
-            if isinstance(error, psycopg.Error):
+                found = await work(connection)
+                await connection.commit()
+            except psycopg.Error as error:
+                lost = connection.closed
+                if session_is_dead(error):
+                    await connection.close()
+                await _undo(connection)
                 raise _translated(error, lost=lost) from error
-            raise
-        finally:
-            await pooled.close()
+            except Exception:
+                await _undo(connection)
+                raise
         return found
 
-    @asynccontextmanager
-    async def _translating(self) -> AsyncIterator[None]:
+    async def _fetch(self, texts: Sequence[str], values: Mapping[str, Any]) -> list[list[tuple[Any, ...]]]:
+        """What the statements between BEGIN and COMMIT answer.
+
+        The values are written into the text by psycopg: the protocol takes several statements at once only
+        without parameters.
+        """
+        async with self._pool.connection() as connection:
+            await connection.set_autocommit(True)  # the text has its own BEGIN
+            begin = (_BEGIN, *connection.local)
+            found = []
+            try:
+                async with psycopg.AsyncClientCursor(connection) as cursor:
+                    await cursor.execute(";".join((*begin, *texts, "COMMIT")).encode(), values)
+                    for _ in begin[1:]:
+                        cursor.nextset()
+                    for _ in texts:
+                        cursor.nextset()
+                        found.append(await cursor.fetchall())
+            except BaseException as error:
+                lost = connection.closed
+                await connection.close()  # a transaction may be open on it, or answers on their way
+                if isinstance(error, psycopg.Error):
+                    raise _translated(error, lost=lost) from error
+                raise
+        return found
+
+    async def _open(self) -> AsyncConnection:
+        """A new connection for the pool. Raises `Unavailable`, with what is wrong."""
         try:
-            yield
-        except DBAPIError as error:
-            raise _translated(error, lost=error.connection_invalidated) from error
-        except PoolTimeout:
-            raise Unavailable("No database connection came free in time.") from None
+            return await self._connect()
         except _Privileged:
             raise Unavailable(PRIVILEGED_REMEDY) from None
         except Refused as error:
             raise _refused(error) from error
-        except (psycopg.Error, OSError) as error:  # raised by our own _connect, outside SQLAlchemy's wrapping
+        except (psycopg.Error, OSError) as error:
             log.warning("database_connect_failed", extra={"error": _first_line(error)})
             raise Unavailable("The database cannot be reached.") from error
 
-    async def _connect(self) -> AsyncSession:
+    async def _connect(self) -> AsyncConnection:
         connection = await connect_async(self._config.url, self._session)
         try:
             if not self._config.allow_privileged:
@@ -216,7 +215,7 @@ class Database:
             raise
         return connection
 
-    async def _refuse_privileges(self, connection: AsyncSession) -> None:
+    async def _refuse_privileges(self, connection: AsyncConnection) -> None:
         row = await (await connection.execute(roles.WRITES_ROLLUPS)).fetchone()
         assert row is not None
         if row[0]:
@@ -276,23 +275,25 @@ class Database:
         return True
 
 
-class _Privileged(Exception):
-    """The role may write rollups."""
+class _Privileged(ApiError):
+    """The role may write rollups: `PRIVILEGED_REMEDY`."""
 
 
 class _Stale(Unavailable):
-    """The connection was dead before we used it."""
+    """The connection was dead before we used it: another one may do."""
 
 
-def _translated(error: Exception, *, lost: bool) -> Exception:
-    """What a driver's error means to whoever must act, the connection being ``lost`` or not. A programmer's
-    error stays what it is."""
-    original = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(original, Refused):
-        return _refused(original)
-    state = getattr(original, "sqlstate", None)
-    cause = _first_line(original)
-    lost = lost or session_is_dead(original)
+async def _undo(connection: AsyncConnection) -> None:
+    """End the transaction. If that fails, the pool closes the connection."""
+    with suppress(psycopg.Error):
+        await connection.rollback()
+
+
+def _translated(error: psycopg.Error, *, lost: bool) -> Exception:
+    """What a statement's error means to whoever must act. A programmer's error stays as it is."""
+    state = error.sqlstate
+    cause = _first_line(error)
+    lost = lost or session_is_dead(error)
     if state in _SCHEMA_STATES and not lost:
         log.error("schema_too_old", extra={"error": cause})
         return Unavailable(SCHEMA_REMEDY)
@@ -320,5 +321,5 @@ def _refused(refusal: Refused) -> Unavailable:
     return Unavailable(f"{text[0].upper()}{text[1:]}.")
 
 
-def _first_line(error: BaseException | None) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]

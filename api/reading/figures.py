@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.answering.answers import Errors, Latency, Money
 from api.answering.money import cents_half_even, dollars
@@ -21,6 +20,7 @@ from api.reading.database import Database
 from api.reading.freshness import Standing, slowest_watermark
 from api.reading.points import PlainSeries
 from api.reading.rollups import Point, UsageRow
+from pipeline.common.connect import AsyncConnection
 from pipeline.core import sketches
 
 SKETCH: Final = "latency_sketch"
@@ -64,8 +64,8 @@ async def read_usage_page(database: Database, question: FiguresQuestion) -> Usag
 
 
 async def _read_plain(database: Database, plain: PlainSeries, *, with_totals: bool) -> UsagePage:
-    found = await database.snapshot(plain.statements(with_totals=with_totals))
-    standings = [Standing(*row) for row in found[0]]
+    found = await database.snapshot(*plain.statements(with_totals=with_totals))
+    standings = [Standing(*row[1:]) for row in found[0]]
     totals = None
     if with_totals:
         sums = zip(rollups.USAGE, found.pop()[0], strict=True)

@@ -1,9 +1,11 @@
 """Usage whose rows are the points of the answer as they stand: all of it in one round trip.
 
-Where each row of one table is a bucket of its own and the series is split by all of the table's key, nothing
-need be grouped: rows come in the order of the answer, and only those of several partitions are added up here.
-The cut buckets at the edges of a range, one at each, are grouped from finer rows. With the totals and how far
-the org has come all is read in one snapshot. What cannot be read so is read by `api.reading.rollups`.
+Nothing need be grouped where each row of one table is a bucket of its own and the series is split by all of
+the table's key. The rows then come in the order of the answer, and only the rows of several partitions are
+added up here. The range may cut the first and the last bucket; those two are grouped from finer rows.
+
+The series, the totals and how far the org has come are read in one snapshot. Series of any other shape are
+read by `api.reading.rollups`.
 """
 
 from __future__ import annotations
@@ -12,16 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from api.asking.buckets import Branch, Grain, Span, series_plan, to_datetime, totals_plan
+from api.asking.buckets import Branch, Span, series_plan, to_datetime, totals_plan
 from api.asking.questions import FiguresQuestion
-from api.reading.database import Statement
-from api.reading.rollups import UsageRow
-
-STANDINGS: Final = """
-SELECT o.partition, p.watermark, o.last_event_at, o.last_rollup_at
-FROM analytics.orgs_seen AS o LEFT JOIN analytics.partition_watermarks AS p ON p.partition = o.partition
-WHERE o.org_id = %(org_id)s
-"""
+from api.reading import seen
+from api.reading.rollups import UsageRow, Values, condition, exact, table_of, union
 
 _BEFORE: Final = "before"
 _AFTER: Final = "after"
@@ -30,14 +26,14 @@ _SUMS: Final = "invocations, input_tokens, output_tokens, cost_microcents"
 # A point has at most one row in each partition that the org was ever seen in.
 _POINTS: Final = """
 SELECT date_part('epoch', bucket_start)::bigint / 60, model_id::text, {client}, {sums}
-FROM analytics.{table}
+FROM {table}
 WHERE {where}
 ORDER BY bucket_start, model_id{order}
 LIMIT (SELECT %(points)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
 """
 
 _EDGE: Final = """
-SELECT date_part('epoch', %(bucket_{name})s::timestamptz)::bigint / 60, model_id::text, {client},
+SELECT date_part('epoch', {bucket})::bigint / 60, model_id::text, {client},
     sum(invocations)::text, sum(input_tokens)::text, sum(output_tokens)::text, sum(cost_microcents)::text
 FROM ({branches}) AS figures
 GROUP BY model_id{group}
@@ -51,94 +47,90 @@ FROM ({branches}) AS figures
 """
 
 
-# Byte order, whatever the database's own is; see `api.reading.rollups`.
-_CLIENT: Final = 'client_id COLLATE "C"'
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainSeries:
-    """A question that plain rows answer: the branch of its plan that they are read from, and those of the cut
-    buckets before and after it."""
+    """A question that plain rows answer.
+
+    ``branch`` is the part of its plan that the rows are read from; ``edges`` are the branches of the cut
+    buckets before and after it.
+    """
 
     question: FiguresQuestion
     branch: Branch
     edges: Mapping[str, Sequence[Branch]]
 
-    def statements(self, *, with_totals: bool) -> list[Statement]:
+    def statements(self, *, with_totals: bool) -> tuple[list[str], Values]:
         """How far the org has come, the parts of the series in order, and the totals if wanted."""
-        found = [Statement(STANDINGS, {"org_id": self.question.org_id})]
+        values = Values(self.question)
+        values |= {"org_ids": [self.question.org_id], "points": self.question.limit + 1}
+        texts = [seen.SQL["standings"]]
         if self.edges[_BEFORE]:
-            found.append(self._edge(_BEFORE))
-        found.append(self._points())
+            texts.append(self._edge(_BEFORE, values))
+        texts.append(self._points(values))
         if self.edges[_AFTER]:
-            found.append(self._edge(_AFTER))
-        return [*found, self._totals()] if with_totals else found
+            texts.append(self._edge(_AFTER, values))
+        if with_totals:
+            texts.append(_TOTALS.format(branches=self._union(totals_plan(self.question.span), values)))
+        return texts, values
 
     def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow]:
-        """The series from what its statements answered, one more than the limit at most. ``partitions``: in
-        how many the org was ever seen."""
+        """The series from what its statements answered, one point more than the limit at most.
+
+        ``partitions``: in how many the org was ever seen.
+        """
         parts = list(parts)
         found: list[UsageRow] = []
         if self.edges[_BEFORE]:
-            found += _exact(parts.pop(0))
+            found += exact(parts.pop(0))
         plain = parts.pop(0)
         found += _joined(plain) if partitions > 1 else plain
         if parts:
-            found += _exact(parts.pop())
+            found += exact(parts.pop())
         return found[: self.question.limit + 1]
 
-    def _edge(self, name: str) -> Statement:
+    def _edge(self, name: str, values: Values) -> str:
         question = self.question
-        branches, parameters = self._union(self.edges[name], name)
-        first = self.edges[name][0].spans[0]
-        text = _EDGE.format(
-            name=name,
-            client="client_id" if question.by_client else "NULL",
+        branches = self._union(self.edges[name], values)
+        start = question.calendar.start_of(self.edges[name][0].spans[0].start)
+        return _EDGE.format(
+            bucket=values.bind(to_datetime(start), "timestamptz"),
+            client=self._client,
             group=", client_id" * question.by_client,
-            order=f", {_CLIENT}" if question.by_client else "",
+            order=self._order,
             branches=branches,
         )
-        bucket = to_datetime(question.calendar.start_of(first.start))
-        return Statement(text, {**parameters, f"bucket_{name}": bucket, "points": question.limit + 1})
 
-    def _points(self) -> Statement:
-        question = self.question
-        where, parameters = _where(question, self.branch.spans[0])
-        after = question.after
+    def _points(self, values: Values) -> str:
+        question, after = self.question, self.question.after
+        where = condition(question, self.branch.spans, values)
         if after is not None:
-            names = ["bucket_start", "model_id"] + [_CLIENT] * question.by_client
-            where += f" AND ({', '.join(names)}) > (%(after_bucket)s, %(after_model)s"
-            where += ", %(after_client)s)" if question.by_client else ")"
-            parameters |= {
-                "after_bucket": to_datetime(after.bucket),
-                "after_model": after.model_id,
-                "after_client": after.client_id,
-            }
-        text = _POINTS.format(
-            table=_table(question, self.branch.grain),
-            where=where,
-            client="client_id" if question.by_client else "NULL",
-            order=f", {_CLIENT}" if question.by_client else "",
-            sums=_SUMS,
+            passed = [
+                values.bind(to_datetime(after.bucket), "timestamptz"),
+                values.bind(after.model_id, "uuid"),
+            ]
+            passed += [values.bind(after.client_id, "text")] * question.by_client
+            where += f" AND (bucket_start, model_id{self._order}) > ({', '.join(passed)})"
+        table = table_of(question, self.branch.grain)
+        return _POINTS.format(table=table, where=where, client=self._client, order=self._order, sums=_SUMS)
+
+    @property
+    def _client(self) -> str:
+        return "client_id" if self.question.by_client else "NULL"
+
+    @property
+    def _order(self) -> str:
+        """What the rows of one bucket and model are sorted by: byte order, as in `api.reading.rollups`."""
+        return ', client_id COLLATE "C"' * self.question.by_client
+
+    def _union(self, plan: Sequence[Branch], values: Values) -> str:
+        """The rows of all branches, span by span."""
+        keys = "model_id, client_id" if self.question.by_client else "model_id"
+        return union(
+            f"SELECT {keys}, {_SUMS} FROM {table_of(self.question, branch.grain)}"
+            f" WHERE {condition(self.question, (span,), values)}"
+            for branch in plan
+            for span in branch.spans
         )
-        return Statement(text, {**parameters, "points": question.limit + 1})
-
-    def _totals(self) -> Statement:
-        branches, parameters = self._union(totals_plan(self.question.span), "total")
-        return Statement(_TOTALS.format(branches=branches), parameters)
-
-    def _union(self, plan: Sequence[Branch], name: str) -> tuple[str, dict[str, Any]]:
-        """The rows of all branches, as text and its parameters."""
-        branches: list[str] = []
-        parameters: dict[str, Any] = {}
-        keys = "model_id, client_id, " if self.question.by_client else "model_id, "
-        for number, branch in enumerate(plan):
-            for part, span in enumerate(branch.spans):
-                where, values = _where(self.question, span, suffix=f"_{name}_{number}_{part}")
-                table = _table(self.question, branch.grain)
-                branches.append(f"SELECT {keys}{_SUMS} FROM analytics.{table} WHERE {where}")
-                parameters |= values
-        return " UNION ALL ".join(branches), parameters
 
 
 def plain_series(question: FiguresQuestion) -> PlainSeries | None:
@@ -166,11 +158,6 @@ def _is_one_bucket(branch: Branch) -> bool:
     return branch.buckets is not None and len(branch.buckets) == 1
 
 
-def _exact(rows: Sequence[Sequence[Any]]) -> list[UsageRow]:
-    """PostgreSQL's sums are numeric, which came as text."""
-    return [(b, m, c, int(i), int(into), int(out), int(cost)) for b, m, c, i, into, out, cost in rows]
-
-
 def _joined(rows: Sequence[UsageRow]) -> list[UsageRow]:
     """One row a point: those of a point's partitions, which lie together, added up."""
     found: list[UsageRow] = []
@@ -181,22 +168,3 @@ def _joined(rows: Sequence[UsageRow]) -> list[UsageRow]:
         else:
             found.append(row)
     return found
-
-
-def _table(question: FiguresQuestion, grain: Grain) -> str:
-    return f"{'client' if question.needs_clients else 'usage'}_{grain}"
-
-
-def _where(question: FiguresQuestion, span: Span, *, suffix: str = "") -> tuple[str, dict[str, Any]]:
-    text = (
-        f"org_id = %(org_id)s AND bucket_start >= %(start{suffix})s AND bucket_start < %(end{suffix})s"
-        + " AND model_id = ANY(%(model_ids)s::uuid[])" * bool(question.model_ids)
-        + " AND client_id = ANY(%(client_ids)s::text[])" * bool(question.client_ids)
-    )
-    return text, {
-        "org_id": question.org_id,
-        f"start{suffix}": to_datetime(span.start),
-        f"end{suffix}": to_datetime(span.end),
-        "model_ids": list(question.model_ids),
-        "client_ids": list(question.client_ids),
-    }

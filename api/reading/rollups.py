@@ -1,8 +1,9 @@
 """SQL on the rollups: figures of one org by bucket, and of many orgs by org.
 
-Each query is a union of at most a few branches (see `api.asking.buckets`), each with bounds on ``org_id`` and
-``bucket_start``, the first two columns of every key; sums are made in SQL and few columns come back. Rows
-of different partitions are summed, so the figures are right whichever partition an event came through.
+A question's plan has a few branches (see `api.asking.buckets`), each of which reads one rollup table. A query
+is the union of its branches, and each branch has bounds on ``org_id`` and ``bucket_start``, the first two
+columns of every key. Sums are made in SQL, so few rows come back. Rows of different partitions are summed,
+so the figures are right whichever partition an event came through.
 """
 
 from __future__ import annotations
@@ -13,45 +14,14 @@ from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
-import psycopg
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    DateTime,
-    LargeBinary,
-    Row,
-    Select,
-    SmallInteger,
-    Table,
-    Text,
-    and_,
-    bindparam,
-    cast,
-    func,
-    literal,
-    null,
-    or_,
-    select,
-    tuple_,
-    union_all,
-)
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql.elements import Grouping
+from psycopg.rows import class_row, tuple_row
 
 from api.asking.buckets import HOUR, Branch, Grain, Span, series_plan, to_datetime, to_minute, totals_plan
 from api.asking.questions import FiguresQuestion, Position
+from api.reading.database import rows
+from pipeline.common.connect import AsyncConnection
 from pipeline.core.sketches import Packed
-from sql import schema
 
-_TABLES: Final = {
-    Grain.MINUTE: schema.usage_minute,
-    Grain.HOUR: schema.usage_hour,
-    Grain.DAY: schema.usage_day,
-}
-_CLIENT_TABLES: Final = {Grain.HOUR: schema.client_hour, Grain.DAY: schema.client_day}
-_TIMESTAMPTZ: Final = DateTime(timezone=True)
 ERROR_CODES_MAX: Final = 1000
 
 USAGE: Final = ("invocations", "input_tokens", "output_tokens", "cost_microcents")
@@ -89,108 +59,113 @@ UsageRow = tuple[int, str | None, str | None, int, int, int, int]
 """(bucket, model, client, invocations, input tokens, output tokens, microcents)."""
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorCount:
+    """How many events failed with one code. ``status`` is 1 error, 2 timeout, 3 throttled."""
+
+    status: int
+    error_code: str
+    events: int
+
+
 async def usage_series(
     connection: AsyncConnection, question: FiguresQuestion, limit: int
 ) -> Sequence[UsageRow]:
     """Up to ``limit`` points of usage after the question's cursor."""
-    found = _series_source(question, USAGE)
-    if found is None:
-        return []
-    source, columns, after = found
-    bucket = cast(func.extract("epoch", source["bucket"]), BigInteger).op("/")(60)
-    keys = [
-        cast(source[key], Text) if wanted else null()
-        for key, wanted in (("model_id", question.by_model), ("client_id", question.by_client))
-    ]
-    sums = [cast(sum_, Text) for sum_ in _aggregates(source, USAGE)]
-    query = select(bucket, *keys, *sums).group_by(*columns).order_by(*columns).limit(limit)
-    if after is not None:
-        query = query.where(after)
-    result = await connection.execute(query)
-    assert result.cursor is not None
-    rows = result.cursor.fetchall()  # plain tuples: half the time of SQLAlchemy's rows
-    result.close()
-    return [(b, m, c, int(i), int(into), int(out), int(cost)) for b, m, c, i, into, out, cost in rows]
+    columns = ["extract(epoch FROM bucket)::bigint / 60"]
+    columns += ["model_id::text" if question.by_model else "NULL"]
+    columns += ["client_id" if question.by_client else "NULL"]
+    columns += [f"{sum_}::text" for sum_ in _aggregates(USAGE)]  # text is read faster than numeric
+    found = _series(question, columns, USAGE, limit)
+    return [] if found is None else exact(await rows(connection, *found, tuple_row))
+
+
+def exact(found: Iterable[Sequence[Any]]) -> list[UsageRow]:
+    """Rows of usage whose sums came as text: sums of bigint are numeric in PostgreSQL."""
+    return [(b, m, c, int(i), int(into), int(out), int(cost)) for b, m, c, i, into, out, cost in found]
 
 
 async def series(
     connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str], limit: int
 ) -> list[Point]:
     """Up to ``limit`` points after the question's cursor, by bucket, model and client."""
-    found = _series_source(question, measures)
+    group = ("bucket", *_keys(question))
+    found = _series(question, [*group, *_aggregates(measures)], measures, limit)
     if found is None:
         return []
-    source, columns, after = found
-    query = (
-        select(*columns, *_aggregates(source, measures)).group_by(*columns).order_by(*columns).limit(limit)
-    )
-    if after is not None:
-        query = query.where(after)
     return [
         Point(
             Position(
                 to_minute(row[0]),
                 row[1] if question.by_model else None,
-                row[len(columns) - 1] if question.by_client else None,
+                row[len(group) - 1] if question.by_client else None,
             ),
-            _measures(row[len(columns) :], measures),
+            _measures(row[len(group) :], measures),
         )
-        for row in await _binary_rows(connection, query)
+        for row in await _binary_rows(connection, *found)
     ]
 
 
-def _series_source(
-    question: FiguresQuestion, measures: Sequence[str]
-) -> tuple[Mapping[str, ColumnElement[Any]], list[ColumnElement[Any]], ColumnElement[bool] | None] | None:
-    """What a page is read from, what groups and sorts it, and what is after the cursor; None: nothing."""
-    calendar, after = question.calendar, question.after
-    span = question.span
-    if after is not None:  # nothing before the cursor's bucket is read again
-        whole = not (question.by_model or question.by_client)
-        span = Span(max(span.start, calendar.end_of(after.bucket) if whole else after.bucket), span.end)
+def _series(
+    question: FiguresQuestion, columns: Sequence[str], measures: Sequence[str], limit: int
+) -> tuple[str, Values] | None:
+    """The statement of a page: ``columns`` of each group after the cursor. None: there can be no group."""
+    calendar, after, span = question.calendar, question.after, question.span
     keys = _keys(question)
+    if after is not None:  # nothing before the cursor's bucket is read again
+        span = Span(max(span.start, after.bucket if keys else calendar.end_of(after.bucket)), span.end)
     plan = series_plan(span, calendar)
     if not plan:
         return None
-    source = _source(question, plan, keys, measures, bucketed=True)
-    columns = [source["bucket"], *(source[key] for key in keys)]
-    if after is None or not keys:
-        return source, columns, None
-    passed = [literal(to_datetime(after.bucket), _TIMESTAMPTZ)]
-    passed += [literal(getattr(after, key), source[key].type) for key in keys]
-    return source, columns, tuple_(*columns) > tuple_(*passed)
+    values = Values(question)
+    group = ", ".join(("bucket", *keys))
+    text = f"SELECT {', '.join(columns)} FROM ({_source(question, plan, keys, measures, values)}) AS figures"
+    if after is not None and keys:
+        passed = [values.bind(to_datetime(after.bucket), "timestamptz")]
+        passed += [values.bind(getattr(after, key), _KEY_TYPES[key]) for key in keys]
+        text += f" WHERE ({group}) > ({', '.join(passed)})"
+    text += f" GROUP BY {group} ORDER BY {group} LIMIT {values.bind(limit, 'bigint')}"
+    return text, values
 
 
-def figures_query(question: FiguresQuestion) -> Select[Any]:
-    """The sums of `USAGE` by bucket, model and client over the whole range, for whoever streams them."""
+def figures(question: FiguresQuestion) -> tuple[str, Values]:
+    """A statement for the sums of `USAGE` by bucket, model and client over the whole range, for an export."""
+    values = Values(question)
+    plan = series_plan(question.span, question.calendar)
     keys = _keys(question)
-    source = _source(question, series_plan(question.span, question.calendar), keys, USAGE, bucketed=True)
-    columns = [source["bucket"], *(source[key] for key in keys)]
-    return select(*columns, *_aggregates(source, USAGE)).group_by(*columns).order_by(*columns)
+    group = ", ".join(("bucket", *keys))
+    sums = ", ".join(f"{sum_} AS {name}" for name, sum_ in zip(USAGE, _aggregates(USAGE), strict=True))
+    source = _source(question, plan, keys, USAGE, values)
+    return f"SELECT {group}, {sums} FROM ({source}) AS figures GROUP BY {group} ORDER BY {group}", values
 
 
 async def totals(
     connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]
 ) -> Mapping[str, Any]:
     """The measures over the whole range, whatever the page; read from as few rows as cover it."""
-    source = _source(question, totals_plan(question.span), (), measures, bucketed=False)
-    (row,) = await _binary_rows(connection, select(*_aggregates(source, measures)))
+    values = Values(question)
+    source = union(
+        f"SELECT {', '.join(measures)} FROM {table_of(question, branch.grain)}"
+        f" WHERE {condition(question, branch.spans, values)}"
+        for branch in totals_plan(question.span)
+    )
+    text = f"SELECT {', '.join(_aggregates(measures))} FROM ({source}) AS figures"
+    (row,) = await _binary_rows(connection, text, values)
     return _measures(row, measures)
 
 
-async def error_codes(connection: AsyncConnection, question: FiguresQuestion) -> Sequence[Row[Any]]:
+async def error_codes(connection: AsyncConnection, question: FiguresQuestion) -> list[ErrorCount]:
     """Failed events by status and code over the whole hours that the range touches, most frequent first."""
-    table = schema.usage_errors_hour
-    code = table.c.error_code.collate("C")
-    count = func.sum(table.c.count)
-    query = (
-        select(table.c.status, code.label("error_code"), count.label("events"))
-        .where(_within(table, (error_codes_span(question.span),)), *_filters(table, question))
-        .group_by(table.c.status, code)
-        .order_by(count.desc(), table.c.status, code)
-        .limit(ERROR_CODES_MAX)
-    )
-    return (await connection.execute(query)).all()
+    values = Values(question)
+    text = f"""
+        SELECT status, error_code COLLATE "C" AS error_code, sum(count)::bigint AS events
+        FROM analytics.usage_errors_hour
+        WHERE {condition(question, (error_codes_span(question.span),), values)}
+        GROUP BY status, error_code COLLATE "C"
+        ORDER BY sum(count) DESC, status, error_code COLLATE "C"
+        LIMIT {ERROR_CODES_MAX}
+    """
+    return await rows(connection, text, values, class_row(ErrorCount))
 
 
 def error_codes_span(span: Span) -> Span:
@@ -202,21 +177,75 @@ async def org_totals(
     connection: AsyncConnection, org_ids: Iterable[UUID], span: Span
 ) -> dict[UUID, Mapping[str, Any]]:
     """The measures of each org over the range; an org without events in it is absent."""
-    wanted = list(org_ids)
-    source = _union(
-        [
-            select(table.c.org_id, *(table.c[name] for name in _ORG)).where(
-                table.c.org_id.in_(wanted), _within(table, branch.spans)
-            )
-            for branch in totals_plan(span)
-            for table in (_TABLES[branch.grain],)
-        ]
+    values = Values()
+    wanted = values.bind(list(org_ids), "uuid[]")
+    source = union(
+        f"SELECT org_id, {', '.join(_ORG)} FROM analytics.usage_{branch.grain}"
+        f" WHERE org_id = ANY({wanted}) AND {within(branch.spans, values)}"
+        for branch in totals_plan(span)
     )
-    query = select(source["org_id"], *_aggregates(source, _ORG)).group_by(source["org_id"])
-    return {row.org_id: _measures(row[1:], _ORG) for row in await connection.execute(query)}
+    text = f"SELECT org_id, {', '.join(_aggregates(_ORG))} FROM ({source}) AS figures GROUP BY org_id"
+    return {row[0]: _measures(row[1:], _ORG) for row in await rows(connection, text, values, tuple_row)}
 
 
-# --- parts of the queries ---
+# --- parts of the statements, also for `api.reading.points` ---
+
+_KEY_TYPES: Final = {"model_id": "uuid", "client_id": "text"}
+_KEY_COLUMNS: Final = {
+    "model_id": "model_id",
+    # Byte order is the same in every database and lets a cursor compare as the sort does.
+    "client_id": 'client_id COLLATE "C"',
+}
+
+
+class Values(dict[str, Any]):
+    """The values of a statement by name. Those that filter a question are there from the start."""
+
+    def __init__(self, question: FiguresQuestion | None = None) -> None:
+        super().__init__()
+        if question is not None:
+            self["org_id"] = question.org_id
+            self["model_ids"] = list(question.model_ids)
+            self["client_ids"] = list(question.client_ids)
+
+    def bind(self, value: Any, type_: str) -> str:
+        """Keep the value; the placeholder that stands for it, as SQL of that type."""
+        name = f"value_{len(self)}"
+        self[name] = value
+        return f"%({name})s::{type_}"
+
+
+def table_of(question: FiguresQuestion, grain: Grain) -> str:
+    """The rollups of that grain with the columns that the question needs."""
+    return f"analytics.{'client' if question.needs_clients else 'usage'}_{grain}"
+
+
+def condition(question: FiguresQuestion, spans: Sequence[Span], values: Values) -> str:
+    """Rows of the question's org, models and clients in any of the spans."""
+    return (
+        f"org_id = %(org_id)s AND {within(spans, values)}"
+        + " AND model_id = ANY(%(model_ids)s::uuid[])" * bool(question.model_ids)
+        + " AND client_id = ANY(%(client_ids)s::text[])" * bool(question.client_ids)
+    )
+
+
+def within(spans: Sequence[Span], values: Values) -> str:
+    """Rows in any of the spans. The outer bounds stand first, for the exclusion of chunks."""
+
+    def between(span: Span) -> str:
+        start = values.bind(to_datetime(span.start), "timestamptz")
+        end = values.bind(to_datetime(span.end), "timestamptz")
+        return f"bucket_start >= {start} AND bucket_start < {end}"
+
+    outer = between(Span(spans[0].start, spans[-1].end))
+    if len(spans) == 1:
+        return outer
+    return f"{outer} AND ({' OR '.join(between(span) for span in spans)})"
+
+
+def union(branches: Iterable[str]) -> str:
+    """The rows of all branches. PostgreSQL folds a single one into the query around it."""
+    return " UNION ALL ".join(branches)
 
 
 def _keys(question: FiguresQuestion) -> tuple[str, ...]:
@@ -228,93 +257,50 @@ def _source(
     plan: Sequence[Branch],
     keys: Sequence[str],
     measures: Sequence[str],
-    *,
-    bucketed: bool,
-) -> Mapping[str, ColumnElement[Any]]:
-    tables = _CLIENT_TABLES if question.needs_clients else _TABLES
-    branches = []
-    for branch in plan:
-        table = tables[branch.grain]
-        columns: list[ColumnElement[Any]] = [_bucket(table, branch).label("bucket")] if bucketed else []
-        columns += [_key(table, key).label(key) for key in keys]
-        columns += [table.c[name] for name in measures]
-        branches.append(select(*columns).where(_within(table, branch.spans), *_filters(table, question)))
-    return _union(branches)
+    values: Values,
+) -> str:
+    """The rows that a series is made of, each with the bucket that it falls into."""
+    columns = ", ".join((*(f"{_KEY_COLUMNS[key]} AS {key}" for key in keys), *measures))
+    return union(
+        f"SELECT {_bucket(branch, values)} AS bucket, {columns} FROM {table_of(question, branch.grain)}"
+        f" WHERE {condition(question, branch.spans, values)}"
+        for branch in plan
+    )
 
 
-def _union(branches: Sequence[Select[Any]]) -> Mapping[str, ColumnElement[Any]]:
-    """The columns of all branches together. PostgreSQL folds a single one into the query around it."""
-    joined = branches[0] if len(branches) == 1 else union_all(*branches)
-    return dict(joined.subquery("figures").c.items())
-
-
-def _key(table: Table, key: str) -> ColumnElement[Any]:
-    # Byte order is the same in every database and lets a cursor compare as the sort does.
-    return table.c[key].collate("C") if key == "client_id" else table.c[key]
-
-
-def _bucket(table: Table, branch: Branch) -> ColumnElement[Any]:
+def _bucket(branch: Branch, values: Values) -> str:
     """The start of the bucket a row falls into: the calendar is ours, not the server's."""
     if branch.buckets is None:
-        return table.c.bucket_start
+        return "bucket_start"
     starts = [to_datetime(start) for start in branch.buckets]
     if len(starts) == 1:
-        return literal(starts[0], _TIMESTAMPTZ)
-    # Grouping: PostgreSQL takes a subscript of a cast in parentheses only.
-    array = Grouping(bindparam(None, starts, type_=ARRAY(_TIMESTAMPTZ)))
-    return array[func.width_bucket(table.c.bucket_start, array)]
+        return values.bind(starts[0], "timestamptz")
+    array = values.bind(starts, "timestamptz[]")
+    return f"({array})[width_bucket(bucket_start, {array})]"
 
 
-def _within(table: Table, spans: Sequence[Span]) -> ColumnElement[bool]:
-    """Rows in any of the spans. The outer bounds stand first, for the exclusion of chunks."""
-    at = table.c.bucket_start
-    outer = and_(at >= to_datetime(spans[0].start), at < to_datetime(spans[-1].end))
-    if len(spans) == 1:
-        return outer
-    inner = (and_(at >= to_datetime(span.start), at < to_datetime(span.end)) for span in spans)
-    return and_(outer, or_(*inner))
-
-
-def _filters(table: Table, question: FiguresQuestion) -> list[ColumnElement[bool]]:
-    filters: list[ColumnElement[bool]] = [table.c.org_id == question.org_id]
-    if question.model_ids:
-        filters.append(table.c.model_id.in_(question.model_ids))
-    if question.client_ids:
-        filters.append(table.c.client_id.in_(question.client_ids))
-    return filters
-
-
-async def _binary_rows(connection: AsyncConnection, query: Select[Any]) -> Sequence[tuple[Any, ...]]:
-    """The query's rows in PostgreSQL's binary format: sketches are read in half the time of their text."""
-    compiled = query.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert raw is not None
-    try:
-        async with raw.cursor(binary=True) as cursor:
-            await cursor.execute(str(compiled), compiled.params)
-            found: Sequence[tuple[Any, ...]] = await cursor.fetchall()
-    except psycopg.Error as error:  # as SQLAlchemy would raise it
-        raise DBAPIError(None, None, error, connection_invalidated=raw.closed) from error
-    return found
+async def _binary_rows(connection: AsyncConnection, text: str, values: Values) -> Sequence[tuple[Any, ...]]:
+    """Rows in PostgreSQL's binary format: sketches are read in half the time of their text."""
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(text, values)
+        return await cursor.fetchall()
 
 
 _SKETCH: Final = "latency_sketch"
-_NO_BYTES: Final = literal(b"", LargeBinary)
 
 
-def _aggregates(
-    source: Mapping[str, ColumnElement[Any]], measures: Sequence[str]
-) -> list[ColumnElement[Any]]:
+def _aggregates(measures: Sequence[str]) -> list[str]:
     """One column a measure, but the sketch's two: all sketches end to end, and the length of each. Both are
     made from the same rows in the same order."""
-    columns: list[ColumnElement[Any]] = []
+    columns = []
     for name in measures:
-        column = source[name]
         if name == _SKETCH:
-            length = func.int2send(cast(func.length(column), SmallInteger))
-            columns += [func.string_agg(column, _NO_BYTES), func.string_agg(length, _NO_BYTES)]
+            columns += [
+                f"string_agg({name}, ''::bytea)",
+                f"string_agg(int2send(length({name})::smallint), ''::bytea)",
+            ]
         else:
-            columns.append((func.max if name == "latency_max_ms" else func.sum)(column).label(name))
+            columns.append(f"{'max' if name == 'latency_max_ms' else 'sum'}({name})")
     return columns
 
 

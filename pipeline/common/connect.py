@@ -16,7 +16,7 @@ instead, and they end with it. A statement outside a transaction then has the da
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,7 +25,6 @@ from psycopg import errors, generators, pq
 from psycopg import sql as psql
 from psycopg.abc import PQGen, QueryNoTemplate
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 _URL: Final = "postgresql+psycopg://"
@@ -208,20 +207,6 @@ def engine(url: str, session: Session) -> Engine:
     # An error's text would have the parameters, and goes into the log.
     return create_engine(
         _URL, creator=lambda: connect(url, session), poolclass=NullPool, hide_parameters=True
-    )
-
-
-def async_pool(
-    creator: Callable[[], Awaitable[AsyncConnection]], *, size: int, timeout_s: float
-) -> AsyncEngine:
-    """A pool of at most ``size`` connections that ``creator`` makes with `connect_async`."""
-    return create_async_engine(
-        _URL,
-        async_creator=creator,
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=timeout_s,
-        hide_parameters=True,
     )
 
 

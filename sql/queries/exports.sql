@@ -19,8 +19,8 @@ SELECT count(*) FROM analytics.export_jobs WHERE org_id = %(org_id)s AND status 
 SELECT {columns} FROM analytics.export_jobs WHERE org_id = %(org_id)s AND job_id = %(job_id)s
 
 -- name: location
--- The org and object of a job that can be downloaded, for whoever has a signature for it.
-SELECT org_id, location, format FROM analytics.export_jobs WHERE job_id = %(job_id)s AND status = 'succeeded'
+-- The object of a job that can be downloaded, for whoever has a signature for it.
+SELECT location, format FROM analytics.export_jobs WHERE job_id = %(job_id)s AND status = 'succeeded'
 
 -- name: page
 -- An org's jobs, the newest first.

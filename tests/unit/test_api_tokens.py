@@ -25,7 +25,7 @@ from api.access.caller import Caller, is_subject
 from api.access.tokens import REFETCH_S, Tokens, usable_keys
 from api.answering.problems import Problem
 from api.config import TokenConfig
-from api.reading.database import Unavailable
+from api.errors import Unavailable
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
 ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")

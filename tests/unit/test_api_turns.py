@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from api.access import turns
 from api.access.turns import WAITING_MAX, Turns
 from api.answering.problems import Problem
-from api.reading.database import TooSlow, Unavailable
+from api.errors import TooSlow, Unavailable
 
 
 class Asked:

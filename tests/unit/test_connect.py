@@ -35,7 +35,7 @@ def test_every_connection_is_opened_in_one_place() -> None:
         for path in sorted((ROOT / folder).rglob("*.py"))
         if (calls := list(openings(path.read_text())))
     }
-    assert found == {"pipeline/common/connect.py": ["create_engine", "create_async_engine"]}
+    assert found == {"pipeline/common/connect.py": ["create_engine"]}
 
 
 def test_an_opening_would_be_found() -> None:

@@ -1,0 +1,45 @@
+-- name: standings
+-- How far each partition of some orgs has come.
+SELECT o.org_id, o.partition, p.watermark, o.last_event_at, o.last_rollup_at
+FROM analytics.orgs_seen AS o
+LEFT JOIN analytics.partition_watermarks AS p ON p.partition = o.partition
+WHERE o.org_id = ANY(%(org_ids)s)
+
+-- name: standings_of_models
+-- How far each partition of an org has come with its models after one of them, by model. A model has at most one
+-- row in each partition of the org, so ``rows`` is a number of models times the org's partitions.
+SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at
+FROM analytics.models_seen AS m
+LEFT JOIN analytics.partition_watermarks AS p ON p.partition = m.partition
+WHERE m.org_id = %(org_id)s AND (%(after)s::uuid IS NULL OR m.model_id > %(after)s)
+ORDER BY m.model_id, m.partition
+LIMIT %(rows)s
+
+-- name: watermarks
+-- The watermark of every partition that is not retired.
+SELECT partition, watermark FROM analytics.partition_watermarks WHERE retired_at IS NULL
+
+-- name: orgs
+-- A page of the orgs, by id.
+SELECT DISTINCT org_id FROM analytics.orgs_seen
+WHERE %(after)s::uuid IS NULL OR org_id > %(after)s
+ORDER BY org_id
+LIMIT %(limit)s
+
+-- name: models
+-- A page of an org's models, by id.
+SELECT model_id AS key, min(first_event_at) AS first_event_at, max(last_event_at) AS last_event_at
+FROM analytics.models_seen
+WHERE org_id = %(org_id)s AND (%(after)s::uuid IS NULL OR model_id > %(after)s)
+GROUP BY model_id
+ORDER BY model_id
+LIMIT %(limit)s
+
+-- name: clients
+-- A page of an org's clients, by id in byte order.
+SELECT client_id COLLATE "C" AS key, min(first_event_at) AS first_event_at, max(last_event_at) AS last_event_at
+FROM analytics.clients_seen
+WHERE org_id = %(org_id)s AND (%(after)s::text IS NULL OR client_id COLLATE "C" > %(after)s)
+GROUP BY client_id COLLATE "C"
+ORDER BY client_id COLLATE "C"
+LIMIT %(limit)s
