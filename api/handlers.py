@@ -20,7 +20,7 @@ from api.answering import answers, problems
 from api.answering.problems import Fault
 from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
-from api.asking.questions import FiguresQuestion, Parser, Position
+from api.asking.questions import FiguresQuestion, ListingQuestion, Parser, Position
 from api.config import FreshnessConfig
 from api.errors import Unavailable
 from api.exports.routes import Exports
@@ -41,6 +41,7 @@ from api.reading.figures import (
 )
 from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
 from api.reading.recent import Recent
+from api.reading.seen import Seen
 from pipeline.common.connect import AsyncConnection
 from pipeline.core import rules, wire
 
@@ -185,29 +186,29 @@ class Handlers:
     async def models(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         question = self.parser.listing("models", org_id, request.query, UUID)
-        rows = await self.database.read(lambda c: seen.models(c, org_id, question.after, question.limit + 1))
-        page = rows[: question.limit]
+        found = await self.database.read(lambda c: seen.models(c, org_id, question.after, question.limit + 1))
+        page, cursor = self._page(found, question)
         items = [
             answers.Model(
                 model_id=row.key, first_event_at=row.first_event_at, last_event_at=row.last_event_at
             )
             for row in page
         ]
-        cursor = self.cursors.seal(page[-1].key, question.bound_to) if len(rows) > len(page) else None
         return answers.response(answers.Models(org_id=org_id, items=items, next_cursor=cursor))
 
     async def clients(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         question = self.parser.listing("clients", org_id, request.query, str)
-        rows = await self.database.read(lambda c: seen.clients(c, org_id, question.after, question.limit + 1))
-        page = rows[: question.limit]
+        found = await self.database.read(
+            lambda c: seen.clients(c, org_id, question.after, question.limit + 1)
+        )
+        page, cursor = self._page(found, question)
         items = [
             answers.Client(
                 client_id=row.key or None, first_event_at=row.first_event_at, last_event_at=row.last_event_at
             )
             for row in page
         ]
-        cursor = self.cursors.seal(page[-1].key, question.bound_to) if len(rows) > len(page) else None
         return answers.response(answers.Clients(org_id=org_id, items=items, next_cursor=cursor))
 
     async def orgs(self, request: web.Request) -> web.Response:
@@ -288,13 +289,14 @@ class Handlers:
 
     def _freshness(self, standings: Sequence[Standing]) -> answers.FreshnessOut:
         found = freshness(standings, self.clock(), self.freshness)
-        return answers.FreshnessOut(
-            status=found.status,
-            lag_seconds=found.lag_s,
-            watermark=found.watermark,
-            last_event_at=found.last_event_at,
-            last_rollup_at=found.last_rollup_at,
-        )
+        return answers.FreshnessOut(**found.fields())
+
+    def _page(self, found: Sequence[Seen], question: ListingQuestion) -> tuple[Sequence[Seen], str | None]:
+        """The rows that fit on the page, and the cursor to the next page where there are more rows."""
+        page = found[: question.limit]
+        if len(found) == len(page):
+            return page, None
+        return page, self.cursors.seal(page[-1].key, question.bound_to)
 
     def _next_cursor(self, question: FiguresQuestion, page: Page) -> str | None:
         if not page.more:

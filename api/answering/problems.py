@@ -14,6 +14,8 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from api.errors import ApiError
+
 RETRY_AFTER_S: Final = 2
 
 
@@ -26,8 +28,8 @@ class Fault:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Problem(Exception):
-    """The request cannot be answered; the remedy for the caller is in ``detail`` and ``errors``."""
+class Problem(ApiError):
+    """The request cannot be answered: ``detail`` and ``errors`` tell the caller what to change."""
 
     status: int
     detail: str

@@ -14,12 +14,14 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from api.errors import ApiError
+
 _MAC_BYTES: Final = 16
 T = TypeVar("T")
 
 
-class CursorError(ValueError):
-    """Not a cursor that we gave out for this request."""
+class CursorError(ApiError):
+    """We did not give out this cursor for this request: the caller starts over without it."""
 
 
 class Cursors:

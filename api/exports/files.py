@@ -18,6 +18,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from api.errors import ApiError
 from api.exports.jobs import SQL, Job
 from api.reading import rollups
 
@@ -94,8 +95,11 @@ _BEYOND_INT64: Final = (
 )
 
 
-class UnwritableError(Exception):
-    """The format cannot hold a figure; no further attempt would. The text is for the job's owner."""
+class UnwritableError(ApiError):
+    """The format cannot hold a figure, so another attempt fails too: the owner orders another format.
+
+    The text is for the job's owner.
+    """
 
 
 class Sink(Protocol):

@@ -29,6 +29,7 @@ from psycopg.rows import class_row
 
 from api.asking.buckets import UTC_ZONE, add_months, to_datetime, to_minute
 from api.config import DatabaseConfig, ExportConfig
+from api.errors import ApiError, Unavailable
 from api.exports import files
 from api.exports.jobs import SQL, Job
 from api.exports.stores import Store
@@ -43,14 +44,16 @@ _HOUSEKEEPING_S: Final = 30.0
 _ATTEMPTS_MAX: Final = 5
 _GAVE_UP: Final = f"The file could not be made in {_ATTEMPTS_MAX} attempts."
 _PAUSE_S: Final = 5.0
+_AWAY: Final = (psycopg.Error, OSError, Unavailable)
+"""The database or the store cannot be used now: wait, and try again."""
 
 
-class _Lost(Exception):
-    """Another runner has the job now."""
+class _Lost(ApiError):
+    """Another runner has the job now: leave the job to that runner."""
 
 
-class _Stopped(Exception):
-    """We were told to stop."""
+class _Stopped(ApiError):
+    """We were told to stop: give the job back."""
 
 
 class Runner:
@@ -96,7 +99,7 @@ class Runner:
                         if not self.run_one(connection):
                             self._wake.wait(_POLL_S)
                             self._wake.clear()
-            except (psycopg.Error, OSError) as error:
+            except _AWAY as error:
                 log.warning("exporter_waits", extra={"error": str(error).strip() or type(error).__name__})
                 self._stop.wait(_PAUSE_S)
             except Exception:
@@ -231,7 +234,7 @@ class Runner:
                             lost.set()
                             return
                     beaten_at = time.monotonic()
-                except (psycopg.Error, OSError) as error:
+                except _AWAY as error:
                     log.warning("export_heartbeat_failed", extra={"error": str(error).strip()})
                     if time.monotonic() - beaten_at > self._config.lease_s:
                         lost.set()
@@ -255,5 +258,5 @@ class Runner:
             if not self._database.allow_privileged:
                 row = connection.execute(roles.WRITES_ROLLUPS).fetchone()
                 if row is None or row[0]:
-                    raise OSError(PRIVILEGED_REMEDY)
+                    raise Unavailable(PRIVILEGED_REMEDY)
             yield connection

@@ -115,14 +115,7 @@ class Live:
 
     def _freshness(self, listener: Listener, standings: Sequence[Standing]) -> answers.LiveFreshness:
         found = freshness(standings, self.clock(), self.freshness)
-        return answers.LiveFreshness(
-            org_id=listener.org_id,
-            status=found.status,
-            lag_seconds=found.lag_s,
-            watermark=found.watermark,
-            last_event_at=found.last_event_at,
-            last_rollup_at=found.last_rollup_at,
-        )
+        return answers.LiveFreshness(org_id=listener.org_id, **found.fields())
 
 
 class _Out:

@@ -280,7 +280,7 @@ class _Privileged(ApiError):
 
 
 class _Stale(Unavailable):
-    """The connection was dead before we used it: another one may do."""
+    """The connection was dead before we used it: try another connection."""
 
 
 async def _undo(connection: AsyncConnection) -> None:

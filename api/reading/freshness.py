@@ -90,6 +90,16 @@ class Freshness:
     last_event_at: datetime | None
     last_rollup_at: datetime | None
 
+    def fields(self) -> dict[str, Any]:
+        """Fields of `answers.FreshnessOut` and `answers.LiveFreshness`."""
+        return {
+            "status": self.status,
+            "lag_seconds": self.lag_s,
+            "watermark": self.watermark,
+            "last_event_at": self.last_event_at,
+            "last_rollup_at": self.last_rollup_at,
+        }
+
 
 def status_of(lag_s: float | None, config: FreshnessConfig) -> Status:
     if lag_s is None:

@@ -1,8 +1,11 @@
 """Every route as seen from outside, with no database behind it: who gets in, and what errors look like."""
 
 import asyncio
+import importlib
 import json
+import pkgutil
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-import api.app
+import api
 import api.config
 import api.handlers
 from api.access.authenticate import authenticator
@@ -29,6 +32,7 @@ from api.app import create_app
 from api.config import AuthConfig
 from api.contract import openapi
 from api.contract.operations import BASE, OPERATIONS, Operation
+from api.errors import ApiError
 from api.exports import jobs
 from api.serving import Runner
 
@@ -559,3 +563,21 @@ async def test_the_page_needs_nothing_from_elsewhere(client: Client) -> None:
 async def test_head_answers_like_get_without_a_body(client: Client) -> None:
     response = await client.head(f"{BASE}/status/healthz")
     assert (response.status, await response.read()) == (200, b"")
+
+
+# --- exceptions ---------------------------------------------------------------------------------------
+
+
+def test_every_exception_of_the_api_has_one_root() -> None:
+    for module in pkgutil.walk_packages(api.__path__, "api."):
+        if module.name != "api.__main__":
+            importlib.import_module(module.name)
+    found = [
+        kind
+        for name, module in sys.modules.items()
+        if name.startswith("api.")
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name
+    ]
+    assert {kind.__name__ for kind in found} >= {"Problem", "Unavailable", "CursorError", "UnwritableError"}
+    assert [kind for kind in found if not issubclass(kind, ApiError)] == []
