@@ -55,7 +55,7 @@ _READY_POLL_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def export_store(config: Config) -> Store | None:
-    """Where this server's exports go; None: nowhere."""
+    """The place for this server's exports; None: there is none."""
     if config.exports.s3:
         return S3Store(config.exports.s3)
     if config.exports.folder:
@@ -96,7 +96,7 @@ def create_app(
     hub = Hub(database, config.live)
     store = export_store(config)
     runner = export_runner(config, store, clock) if store and config.exports.in_process else None
-    # Anybody may ask these two, as often as they like.
+    # Anybody may ask for these two, as often as they like.
     ready = Recent(lambda: readiness(database, cache), lambda answer: answer.status == "ready")
     watermarks = Recent(lambda: database.read(seen.watermarks), lambda _: True)
     handlers = Handlers(
@@ -248,7 +248,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
 
 
 async def _until_ready(database: Database, cache: FreshnessCache | None, give_up: Callable[[], None]) -> None:
-    """Say in the log what is awaited, and when it is there."""
+    """Log what the server waits for, and when everything is there."""
     waited = 0
     while True:
         answer = await readiness(database, cache)

@@ -276,7 +276,7 @@ class Handlers:
     # --- shared by the answers ---
 
     def _outlook(self, occurred_us: int) -> answers.EventOutlook | None:
-        """What the worker would say of an event of this time that the broker received now; None: accepted."""
+        """What the worker would do with an event of this time if it came now. None: accept it."""
         now_us = (self.clock() - to_datetime(0)) // timedelta(microseconds=1)
         if occurred_us > now_us + rules.FUTURE_US:
             minutes = rules.FUTURE_US // 60_000_000

@@ -1,4 +1,4 @@
-"""Readiness: what this process needs to answer, component by component."""
+"""Readiness: whether this process has what it needs to answer, component by component."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SQL: Final = queries.load("readiness")
 
 
 async def readiness(database: Database, cache: FreshnessCache | None) -> Readiness:
-    """Ready means: the database answers and has our tables. Redis away only costs speed."""
+    """Ready: the database answers, and has our tables. Redis is not needed; without it answers are slower."""
     components = Components(
         database=Component(status="ok", detail="answers"),
         redis=await _redis(cache),
@@ -62,7 +62,7 @@ async def readiness(database: Database, cache: FreshnessCache | None) -> Readine
 
 
 async def missing_columns(connection: AsyncConnection) -> list[str]:
-    """Tables (where nothing of them is there) and columns that the queries need and the database lacks."""
+    """Tables and columns that the queries need and the database lacks; of a missing table, only its name."""
     there = set(await rows(connection, _SQL["columns"], {"schema": schema.SCHEMA}, tuple_row))
     tables = {relation for relation, _ in there}
     missing = []

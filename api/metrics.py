@@ -1,8 +1,8 @@
 """Prometheus: counts and times of requests, and the freshness lag by partition.
 
-Labels are bounded: route templates and known methods, never a raw path, an org or a user. The lag is
-computed from the database at each scrape, so it grows when the pipeline is dead; without a database it is
-absent, which an alert can see.
+Labels are bounded: they are route templates and known methods, never a raw path, an org or a user. The lag is
+computed from the database at each scrape, so it grows when the pipeline is dead. Without a database there is
+no lag at all, which an alert can see.
 """
 
 from __future__ import annotations
@@ -52,21 +52,22 @@ class Metrics:
         )
 
     def live_clients(self, count: int) -> None:
+        """Show how many live connections are open now."""
         self._live_clients.set(count)
 
     def live_dropped(self, reason: str) -> None:
-        """``reason`` is one of a few words: slow, shutdown, time."""
+        """Count a live connection that the server ended: ``reason`` is slow, shutdown or time."""
         self._live_dropped.labels(reason).inc()
 
     def served(self, method: str, route: str, status: int, duration_s: float | None) -> None:
-        """``duration_s`` None: a stream, which lasts as long as its client likes."""
+        """Count a request. ``duration_s`` is None for a stream, which lasts as long as its client likes."""
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         if duration_s is not None:
             self._durations.labels(method, route).observe(duration_s)
 
     def exposition(self, watermarks: Mapping[int, datetime | None], now: datetime) -> bytes:
-        """The text of a scrape. A partition without a watermark has no lag to show."""
+        """The text of a scrape. A partition without a watermark has no lag."""
         lags = CollectorRegistry()
         lags.register(_Lags(watermarks, now))
         return generate_latest(self._registry) + generate_latest(lags)

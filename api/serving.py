@@ -1,4 +1,4 @@
-"""The server below the application: what is no HTTP at all, or too long a head, is a problem too."""
+"""The HTTP server below the application: its refusals of bytes that are no HTTP are problems too."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pipeline.common import http
 
 
 class Runner(http.Runner):
-    """The door of the API: its every answer is ours."""
+    """Serves the application, and answers with a problem what never reaches the application."""
 
     def refusal(self, status: int) -> web.Response:
+        """The answer to bytes that aiohttp cannot read as a request."""
         detail = (
             "The request is not HTTP as this server reads it, or a line of it is too long."
             if status < 500

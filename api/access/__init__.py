@@ -1,1 +1,1 @@
-"""Who asks, and what they may ask."""
+"""Who asks, and whether they may."""

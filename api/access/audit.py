@@ -1,9 +1,11 @@
-"""The audit log: what was decided about each caller, written before the caller learns of it.
+"""The audit log: each decision about a caller that must be kept, written before the caller learns of it.
 
-Granted are written down: what reads across orgs or may change something, each in a row of its own. Denied is
-written down always, but one caller cannot flood the log: its first attempt is a row at once, and all that
-follow within a minute of the last row are one row when that minute is over, with their count and what they
-were. Each process counts by itself; one that is killed loses the count of its last minute.
+Each granted access that reads across orgs or may change something is a row of its own.
+
+A denial is always written, but one caller cannot flood the log. A caller's first denied attempt is a row at
+once. The attempts that follow within a minute of that row become one row when the minute is over, with their
+count and what was attempted. Each process counts by itself, and a process that is killed loses the count of
+its last minute.
 """
 
 from __future__ import annotations
@@ -30,16 +32,20 @@ log = logging.getLogger(__name__)
 SQL: Final = queries.load("access")
 WINDOW: Final = timedelta(minutes=1)
 CALLERS_MAX: Final = 10_000
-"""Callers whose attempts are counted at once; those of more are one row together."""
+"""How many callers are counted one by one. The attempts of all further callers are counted together."""
 ATTEMPTS_MAX: Final = 20
-"""Different attempts (route and org) that a row names; the rest is only counted."""
+"""How many different attempts (a route and an org) a row names. Further attempts are only counted."""
 OTHERS: Final = "(other callers)"
 _LOOK_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """``asked`` is the query as far as we know its words; ``status`` None: not known beforehand."""
+    """One access that was granted or denied.
+
+    ``asked`` is the query, without the values of parameters that no route knows. ``status`` is the status of
+    the answer; None where the row is written before there is an answer.
+    """
 
     actor: str
     action: str
@@ -64,7 +70,7 @@ class _Denied:
 
 
 class Audit:
-    """Writes decisions. ``clock`` gives their times."""
+    """Writes decisions; ``clock`` gives their times."""
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
@@ -72,13 +78,17 @@ class Audit:
         self._denied: dict[str, _Denied] = {}
 
     async def granted(self, decision: Decision) -> None:
-        """Raises `Unavailable`: what cannot be audited is not granted."""
+        """Write a granted access down.
+
+        Raises:
+            Unavailable: the access cannot be audited, so it must not be granted.
+        """
         log.info("access_granted", extra=_facts(decision))
         detail = {"status": decision.status, "query": decision.asked}
         await self._write(self._row(decision.actor, decision.action, decision.org_id, "granted", detail))
 
     async def denied(self, decision: Decision) -> None:
-        """Never raises: the caller is turned away all the same."""
+        """Write or count a denied access. Never raises: the caller is turned away in any case."""
         now = self._clock()
         actor = decision.actor
         if actor not in self._denied and len(self._denied) >= CALLERS_MAX:
@@ -95,17 +105,17 @@ class Audit:
         await self._try(self._row(actor, decision.action, decision.org_id, "denied", detail))
 
     async def settle(self, *, all_: bool = False) -> None:
-        """Write the rows of the minutes that are over, or of all."""
+        """Write a row for each caller whose minute is over, or for all callers."""
         now = self._clock()
         for actor, denied in list(self._denied.items()):
             if all_ or now - denied.since >= WINDOW:
                 del self._denied[actor]
-                if denied.count:  # it may go on: what comes within the next minute is one row again
+                if denied.count:  # the caller may go on: the attempts of the next minute are one row again
                     self._denied[actor] = _Denied(now)
                 await self._settle(actor, denied)
 
     async def run(self) -> None:
-        """Settle what is due until cancelled; then settle all."""
+        """Settle the minutes that are over until cancelled, then settle all."""
         try:
             while True:
                 await asyncio.sleep(_LOOK_S)

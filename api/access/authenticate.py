@@ -1,7 +1,8 @@
-"""Callers: who sent a request, by whichever credential it carries.
+"""Authentication: who sent a request, by the credential that the request carries.
 
-``AUTH_MODE`` says what is believed (nothing is asked, a gateway's headers, bearer tokens); an API key is
-taken beside each mode but none. One request carries one credential: two could name two callers.
+``AUTH_MODE`` says which credential is believed: none is asked for, the headers of a gateway, or a bearer
+token. In every mode but none an API key is believed too. A request carries one credential, because two could
+name two callers.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from api.config import AuthConfig
 
 class Authenticator(Protocol):
     async def __call__(self, request: web.Request) -> Caller:
-        """Who sent this. Raises `Problem` 401, and `Unavailable` where that cannot be found out now."""
+        """Who sent the request.
+
+        Raises:
+            Problem: 401, the credential is missing or not to be believed.
+            Unavailable: it cannot be found out now who sent the request.
+        """
 
 
 def authenticator(config: AuthConfig, *, keys: Keys | None, tokens: Tokens | None) -> Authenticator:
-    """What AUTH_MODE asks for; ``tokens`` are those of mode jwt."""
+    """The authenticator of the configured AUTH_MODE; mode jwt needs ``tokens``."""
     if config.mode == "none":
         return _nobody_asked
     mode = _Gateway(config) if config.mode == "gateway" else _Bearer(tokens)
@@ -48,7 +54,7 @@ class _Mode(Protocol):
 
 
 class _OneCredential:
-    """An API key, or the mode's own credential; never both."""
+    """Takes an API key or the mode's own credential, never both."""
 
     def __init__(self, mode: _Mode, keys: Keys | None) -> None:
         self._mode = mode
@@ -91,10 +97,10 @@ class _Bearer:
 class _Gateway:
     """Believes a trusted proxy's X-Actor-Subject, X-Actor-Roles and X-Actor-Orgs (comma separated).
 
-    The gateway sends each of the three exactly once, an empty one for nothing. A caller can send lines of its
-    own with them, and a proxy that appends passes them on: two lines of one name are therefore no credential,
-    and no line is ever added to another. Names are compared as the loosest server between us and the caller
-    would, ``_`` as ``-``, so that X_Actor_Roles counts as a second X-Actor-Roles.
+    The gateway sends each of the three headers exactly once, with an empty value where there is nothing to
+    say. A caller could send headers of the same names, and some proxies pass them on beside their own. So two
+    headers of one name are no credential. Names are compared as loosely as any server on the way might
+    compare them, ``_`` as ``-``: X_Actor_Roles counts as a second X-Actor-Roles.
     """
 
     challenge: Final = problems.GATEWAY_CHALLENGE
@@ -131,8 +137,11 @@ Networks = Sequence[IPv4Network | IPv6Network]
 
 
 def address_of(request: web.Request, trusted: Networks) -> str:
-    """Where the request came from, to count by: behind ``trusted`` proxies, what the last of them saw. An
-    address of IPv6 stands for its /64, which is one host's to choose from."""
+    """The address to count a request by.
+
+    Behind ``trusted`` proxies this is the address that the outermost of them saw. An IPv6 address is counted
+    as its /64 network, because one host can choose any address of its network.
+    """
     address = _peer(request)
     seen = ",".join(request.headers.getall("X-Forwarded-For", [])).split(",")
     while seen and _within(address, trusted):
@@ -168,7 +177,7 @@ _ACTOR_HEADERS: Final = ["x-actor-orgs", "x-actor-roles", "x-actor-subject"]
 
 
 def _actor_lines(request: web.Request) -> Iterator[tuple[str, str]]:
-    """Each line whose name is, to some server, that of an X-Actor-* header."""
+    """Each header that some server might read as an X-Actor-* header."""
     return (
         line for line in request.headers.items() if line[0].lower().replace("_", "-").startswith("x-actor-")
     )

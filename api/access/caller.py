@@ -1,4 +1,4 @@
-"""Who asks: a subject, its roles and its orgs, whichever credential said so."""
+"""The caller: a subject with its roles and orgs, whichever credential named it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUBJECT_FORM: Final = f"text of 1 to {SUBJECT_CHARS_MAX} characters without cont
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """``orgs`` None: this caller's own orgs are all of them (AUTH_MODE none)."""
+    """Who asks. ``orgs`` None: every org is the caller's own (AUTH_MODE none)."""
 
     subject: str
     roles: frozenset[str]
@@ -28,8 +28,11 @@ class Caller:
 
 
 def is_subject(text: str) -> bool:
-    """Can this name a caller, in the log and in the database too? A lone surrogate is a byte that was no
-    UTF-8, or an escape of JSON that stands for no character."""
+    """Can this text name a caller, in the log and in the database?
+
+    A lone surrogate cannot be stored. It comes from a byte that is not UTF-8, or from an escape in JSON that
+    stands for no character.
+    """
     return 1 <= len(text) <= SUBJECT_CHARS_MAX and not any(
         unicodedata.category(c) in ("Cc", "Cs") for c in text
     )

@@ -133,7 +133,7 @@ class Guard:
         if refusal is not None:
             await self._audit.denied(self._decision(request, caller, org_id, refusal.status))
             raise refusal
-        if access.streams or access.writes:  # there is no taking back: it is written down before
+        if access.streams or access.writes:  # it cannot be taken back, so it is audited before it is done
             if across_orgs or access.writes:
                 status = 200 if access.streams else None
                 await self._audit.granted(self._decision(request, caller, org_id, status))
@@ -144,7 +144,7 @@ class Guard:
             async with self._turns.turn(keys) if asks else nullcontext():
                 response = await handler(request)
         except problems.Problem as problem:
-            if across_orgs and problem.status != 400:  # a question that was not understood has read nothing
+            if across_orgs and problem.status != 400:  # a faulty question has read nothing
                 await self._audit.granted(self._decision(request, caller, org_id, problem.status))
             raise
         if across_orgs:
@@ -164,7 +164,7 @@ class Guard:
 
     @staticmethod
     def _refusal(caller: Caller, access: Access, org_id: UUID | None) -> problems.Problem | None:
-        # The org first: which role would do is nobody's business who does not belong to it.
+        # The org first: a stranger to the org does not learn which role is needed.
         if org_id is not None and not caller.owns(org_id) and ADMIN not in caller.roles:
             return problems.forbidden("This org is not yours to read.")
         if not access.admits(caller):
@@ -189,8 +189,10 @@ def template(request: web.Request) -> str:
 
 
 def _asked(query: MultiMapping[str]) -> str:
-    """The query as jsonb takes it, in a bounded length. Of a word that no route knows, the name alone: it may
-    be a token that somebody put there."""
+    """The query as text that jsonb can hold, cut to a bounded length.
+
+    The value of a parameter that no route knows is left out: somebody may have put a token there.
+    """
     known = params.NAMES_SHOWN
     text = "&".join(f"{name[:100]}={value if name in known else '…'}" for name, value in query.items())
     return text[:2000].encode("utf-8", "replace").decode().replace("\0", "")

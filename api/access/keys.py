@@ -1,9 +1,11 @@
-"""API keys as the API sees them: it checks them, and notes within the hour that one was used.
+"""API keys: the API checks them, and notes at most once an hour that a key was used.
 
-A made-up key costs no query: its tag does not fit (`pipeline.common.keys`). A key whose tag fits is looked up
-by its prefix, and what was found is believed for API_KEY_CACHE; that it is bad, for a second at least. Keys
-of 0.1.0 have no tag: all of them that are still good are read together, at most once in API_KEY_CACHE and
-in a second, however many keys that look like one are sent.
+A key carries a tag that only we can make (`pipeline.common.keys`), so a made-up key costs no query. A key
+with a good tag is looked up by its prefix. A row that was found is believed for API_KEY_CACHE. That there is
+no row is believed as long, but for a second at least.
+
+Keys of version 0.1.0 have no tag. All of them that are still good are read together, at most once in
+API_KEY_CACHE and at most once in a second, however many such keys are sent.
 """
 
 from __future__ import annotations
@@ -59,15 +61,20 @@ class Keys:
         self._cache = timedelta(seconds=cache_s)
         self._clock = clock
         self._tagged: dict[str, tuple[datetime, _Row | None]] = {}
-        """By prefix, when it was read and what was found. Only keys that we made come in here."""
+        """By prefix: when the key was read, and its row. Only keys that we made are in here."""
         self._untagged: Mapping[str, _Row] | None = {}
-        """Of 0.1.0, all that are good; None: the database could not say."""
+        """All good keys of 0.1.0; None while the database cannot say which these are."""
         self._untagged_at: datetime | None = None
         self._untagged_lock = asyncio.Lock()
         self._noted: dict[str, datetime] = {}
 
     async def caller(self, key: str) -> Caller:
-        """Who the key stands for. Raises `Problem` 401, the same for every fault, and `Unavailable`."""
+        """Who the key stands for.
+
+        Raises:
+            Problem: 401, with the same text for every fault of a key.
+            Unavailable: the key cannot be looked up now.
+        """
         prefix = keys.prefix_of(key)
         if prefix is None:
             raise _refused()
@@ -83,7 +90,7 @@ class Keys:
         if row.expires_at is not None and now >= row.expires_at:
             raise _refused()
         await self._note_use(prefix, row, now)
-        roles = frozenset(row.roles) & frozenset(keys.ROLES)  # whatever a row says: a key never spans orgs
+        roles = frozenset(row.roles) & frozenset(keys.ROLES)  # a key never spans orgs, whatever its row says
         return Caller(subject=f"key:{prefix}", roles=roles, orgs=frozenset((row.org_id,)))
 
     async def _one_tagged(self, prefix: str, now: datetime) -> _Row | None:
@@ -100,7 +107,7 @@ class Keys:
         async with self._untagged_lock:
             pause = max(self._cache, _PAUSE)
             if self._untagged_at is None or now - self._untagged_at >= pause:
-                # Before the answer: a database that is away is not asked by every made-up key either.
+                # Set before the answer comes, so that made-up keys do not each ask a database that is away.
                 self._untagged_at, self._untagged = now, None
                 self._untagged = await self._read("keys_by_length", {"chars": keys.UNTAGGED_PREFIX_CHARS})
         if self._untagged is None:

@@ -1,9 +1,10 @@
-"""Rate limits: so many requests a minute for each caller, over all API processes where Redis counts them.
+"""Rate limits: how many requests a minute each caller may send.
 
-Who is nobody, because the credentials prove nothing, is counted by address and by process (`Unknown`).
+Requests are counted by caller, in Redis where it is configured, so the limit holds over all API processes.
+Without Redis each process counts by itself. While Redis is away the processes do the same: nobody is turned
+away because of Redis. A window is a minute of the clock.
 
-A window is a minute of the clock. Where Redis is not there or away, each process counts by itself: the limit
-is then that of each process, but nobody is turned away for Redis' sake.
+A request whose credentials prove nothing has no caller. `Unknown` counts it by address, in each process.
 """
 
 from __future__ import annotations
@@ -51,14 +52,15 @@ ALLOWANCE: Final = web.RequestKey("allowance", Allowance)
 
 
 class Unknown:
-    """Counts requests whose credentials prove nothing, in this process: by address, and all together.
+    """Counts requests whose credentials prove nothing, by address and all together, in this process.
 
-    Only such a request is ever turned away: callers that prove who they are are not hurt by an address that
-    they share with others, a proxy's for example. ``quota`` of one address; 0: no limit.
+    Callers who prove who they are never meet this limit. So it does not hurt them to share an address, of a
+    proxy for example, with others who fail. ``quota`` is the limit of one address; 0: no limit.
     """
 
     PROCESS: Final = 10
-    """The process takes as many times what one address may send. So many addresses are counted at most."""
+    """The limit of the whole process, as a multiple of the limit of one address. It also bounds how many
+    addresses are counted."""
 
     def __init__(self, quota: int, clock: Callable[[], datetime]) -> None:
         self._quota = quota
@@ -68,7 +70,7 @@ class Unknown:
         self._all = 0
 
     def take(self, address: str) -> None:
-        """Count one. Raises `Problem` 429 past either limit."""
+        """Count one request. Raises `Problem` 429 when a limit is passed."""
         if not self._quota:
             return
         now = self._clock().timestamp()
@@ -88,7 +90,7 @@ class Unknown:
 
 
 class RateLimiter:
-    """Counts requests by caller. ``quota`` 0: no limit."""
+    """Counts requests by caller. ``quota`` is the limit of one caller; 0: no limit."""
 
     def __init__(self, quota: int, redis_url: str | None, clock: Callable[[], datetime]) -> None:
         self._quota = quota
@@ -106,7 +108,7 @@ class RateLimiter:
         self._window = 0
 
     async def take(self, subject: str) -> Allowance | None:
-        """Count one request; None without a limit. Raises `Problem` 429 past it."""
+        """Count one request; None where there is no limit. Raises `Problem` 429 when the limit is passed."""
         if not self._quota:
             return None
         now = self._clock().timestamp()

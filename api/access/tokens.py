@@ -1,12 +1,12 @@
-"""Bearer tokens: JWTs signed by an issuer's keys (JWKS) or with one shared secret.
+"""Bearer tokens: JWTs signed by an issuer's keys (JWKS), or with one shared secret.
 
-What a token says of itself decides nothing. A key is good for one algorithm, its own: HS256 for the shared
-secret, and what its type says for a key of the set. So neither ``alg=none`` nor an HS256 signature made with
-a public key is ever tried. Times are those of the API's clock.
+The token does not choose how it is checked. Each key is good for one algorithm only: the shared secret for
+HS256, a key of the set for the algorithm of its type. So a token with ``alg=none`` is refused, and so is an
+HS256 signature made with a public key. Times are compared with the API's clock.
 
-The set is read again when it is old, and when a token names a key that is not in it, but then at most
-once in `REFETCH_S`: whoever sends made-up key ids cannot make us flood the issuer. While the issuer is away,
-the keys that we have stay good.
+The key set is read again when it is old. It is also read again when a token names a key that is not in it,
+but then at most once in `REFETCH_S`, so that made-up key ids cannot make us flood the issuer. While the
+issuer is away, the keys that we have stay good.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RSA_BITS_MIN: Final = 2048
 
 
 class Tokens:
-    """Turns a token into its caller."""
+    """Turns tokens into callers."""
 
     def __init__(self, config: TokenConfig, clock: Callable[[], datetime]) -> None:
         self._config = config
@@ -52,7 +52,7 @@ class Tokens:
 
         Raises:
             Problem: 401, the token is not to be believed.
-            Unavailable: the issuer's keys have never been had.
+            Unavailable: the issuer's keys could not be read yet.
         """
         try:
             header = jwt.get_unverified_header(token)
@@ -87,7 +87,7 @@ class Tokens:
 
     async def _key(self, header: Mapping[str, Any]) -> tuple[Any, str]:
         algorithm = header.get("alg")
-        if "crit" in header:  # what must be understood, and is not
+        if "crit" in header:  # an extension that must be understood, and we know none
             raise jwt.InvalidTokenError
         if self._keys is None:
             if algorithm != "HS256":
@@ -158,11 +158,11 @@ class KeySet:
         self._session: aiohttp.ClientSession | None = None
 
     async def find(self, kid: str | None, algorithm: str) -> jwt.PyJWK:
-        """The key of that id, or the only one for the algorithm when the token names none.
+        """The key of that id. Without an id: the only key for the algorithm.
 
         Raises:
-            jwt.InvalidKeyError: there is none.
-            Unavailable: no keys could be had so far.
+            jwt.InvalidKeyError: there is no such key, or there are several.
+            Unavailable: the issuer's keys could not be read yet.
         """
         async with self._lock:
             await self._refresh_if(self._age(self._read_at) >= self._config.jwks_cache_s, _RETRY_S)
@@ -221,7 +221,11 @@ class KeySet:
 
 
 def usable_keys(document: bytes) -> list[jwt.PyJWK]:
-    """The public keys in a JWKS that may sign tokens; others are left out. Raises ValueError."""
+    """The public keys in a JWKS that may sign tokens. Other keys are left out.
+
+    Raises:
+        ValueError: the document is not a JWKS, or has no such key.
+    """
     try:
         listed = msgspec.json.decode(document, type=dict[str, Any])["keys"]
     except (msgspec.MsgspecError, KeyError):

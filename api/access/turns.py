@@ -1,9 +1,11 @@
-"""Turns at the database: so many questions of one org or one caller at once; the rest waits, or is 429.
+"""Turns at the database: a bound on how many questions of one org or caller are answered at once.
 
-Without them whoever asks the most has all of the pool's connections, and others get a 503. A question takes
-three turns: its org's, its caller's, and one of those that the pool has for all questions, which leaves
-connections to what is no question (API keys, the audit log, live figures). It waits for them in this order,
-so one org has at most its own few questions in the common line.
+Without turns, one org that asks much has all connections of the pool, and the other orgs get a 503. A
+question takes three turns, in this order: one of its org's, one of its caller's, and one of the pool's, which
+all questions share. Because the org's turn comes first, an org has only a few questions in the shared line.
+
+The pool has more connections than turns. The others are kept for work that is no question: API keys, the
+audit log, live figures. A question that gets no turn in time is answered with 429.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from api.answering import problems
 from api.errors import TooSlow, Unavailable
 
 WAIT_S: Final = 5.0
-"""How long a question waits for its turns, all together."""
+"""How long a question waits for all its turns together."""
 WAITING_MAX: Final = 64
-"""How many questions of one org or caller wait for a turn."""
+"""How many questions of one org or caller may wait for a turn."""
 ALL_WAITING_MAX: Final = 1000
-"""How many wait for one of the turns that all questions share."""
+"""How many questions may wait for one of the shared turns."""
 _KEPT_FREE: Final = 2
-"""Connections of the pool that no question has."""
+"""Connections of the pool that questions never get."""
 _ALL: Final = "all"
 
 
 class _Line:
-    """Those who have a turn now, ``limit`` at most, and those who wait for one, ``waiting_max`` at most."""
+    """At most ``limit`` questions that have a turn, and at most ``waiting_max`` that wait for one."""
 
     def __init__(self, limit: int, waiting_max: int) -> None:
         self._limit = limit
@@ -42,7 +44,7 @@ class _Line:
         return not self._held and not self._waiting
 
     async def enter(self, deadline: float) -> None:
-        """Raises `Problem` 429 when there is no turn by ``deadline`` (of the loop's clock)."""
+        """Take a turn. Raises `Problem` 429 when none is free by ``deadline`` (of the loop's clock)."""
         if self._held < self._limit:
             self._held += 1
             return
@@ -55,7 +57,7 @@ class _Line:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave()  # it was given to us while we gave up
+                self.leave()  # we got the turn while we gave up
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             if isinstance(error, TimeoutError):
@@ -63,7 +65,7 @@ class _Line:
             raise
 
     def leave(self) -> None:
-        """Give the turn to who has waited longest."""
+        """Give the turn to the question that has waited longest."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -72,7 +74,7 @@ class _Line:
         self._held -= 1
 
     def give_up(self, error: Unavailable) -> None:
-        """Who waits would only hear the same."""
+        """Fail every question that waits: each would get the same error."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -80,7 +82,11 @@ class _Line:
 
 
 class Turns:
-    """``each``: questions of one org, and of one caller, at once; never all that the pool has."""
+    """The lines of all orgs and callers, and the shared line.
+
+    ``each`` is how many questions of one org, or of one caller, are answered at once. It is kept below the
+    number of shared turns, so that one org never takes all of them.
+    """
 
     def __init__(self, *, each: int, pool_size: int) -> None:
         self._all = max(1, pool_size - _KEPT_FREE)
@@ -92,11 +98,11 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, keys: Iterable[str]) -> AsyncIterator[None]:
-        """Within it the question may be asked.
+        """Hold a turn in each line of ``keys`` and in the shared line for the length of the block.
 
         Raises:
-            Problem: 429, others of the same org or caller are still before it.
-            Unavailable: the database has just failed one that was before it.
+            Problem: 429, no turn came free in time.
+            Unavailable: the database has just failed a question that was answered before this one.
         """
         deadline = asyncio.get_running_loop().time() + WAIT_S
         asked: list[str] = []

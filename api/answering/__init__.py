@@ -1,1 +1,1 @@
-"""What is answered: bodies, money and problems."""
+"""Answers: their types, money, problems, and validators for caches."""

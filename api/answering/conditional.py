@@ -1,8 +1,8 @@
-"""The last step of an answer: a validator, 304 where the client has it, gzip where it is big.
+"""The last step of an answer: an entity tag, 304 where the client has the answer, gzip where it is big.
 
-The tag of an answer is weak: it leaves out ``lagSeconds``, which is another at each reading and follows from
-the watermark, so that a client whose figures are still right need not fetch them again. It is made from the
-answer itself, after the caller was let in: a tag of somebody else's answer matches nothing.
+The tag is weak and leaves out ``lagSeconds``, which grows with every second. So a client whose figures are
+still right does not fetch them again. The tag is made from the answer itself, after the guard has let the
+caller in. So the tag of another org's answer matches nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TAG: Final = re.compile(r'(?:W/)?"[^"]*"')
 GZIP_BYTES_MIN: Final = 8 * 1024
 _INLINE_BYTES_MAX: Final = 512 * 1024
 _LEVEL: Final = 1
-"""ISA-L's usual one: smaller than zlib's level 1 in a fifth of its time."""
+"""ISA-L's default level: the result is smaller than that of zlib's level 1, in a fifth of the time."""
 
 
 async def finished(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
@@ -53,7 +53,7 @@ async def finished(request: web.Request, response: web.StreamResponse) -> web.St
 
 
 def _digest(body: bytes) -> str:
-    """Of the body without its lags: those are found, not matched, since a body is half a megabyte."""
+    """The digest of the body without its lags. A search is faster than a pattern on half a megabyte."""
     digest = hashlib.blake2b(digest_size=12)
     view = memoryview(body)
     end = 0

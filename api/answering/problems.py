@@ -1,7 +1,7 @@
-"""Errors as RFC 9457 problems: what a caller is told, and nothing about our insides.
+"""Errors as RFC 9457 problems: they tell the caller what to change, and nothing about our insides.
 
-Whoever finds the error raises a `Problem`; the middleware in `app` turns it, aiohttp's own errors
-and anything unforeseen into ``application/problem+json``.
+The code that finds an error raises a `Problem`. The middleware in `api.app` turns it into
+``application/problem+json``, and does the same with aiohttp's own errors and with unforeseen ones.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ class Problem(ApiError):
 
 FAULTS_MAX: Final = 50
 FIELD_CHARS_MAX: Final = 100
-"""Names are the caller's, and so is their number: an answer is not made long by a question."""
+"""The caller chooses the names and how many there are, so both are bounded: a request cannot make its
+answer long."""
 
 
 def bounded(errors: Sequence[Fault]) -> list[Fault]:
-    """The first faults, with their names cut, and a word on how many more there are."""
+    """The first `FAULTS_MAX` faults with their names cut, and how many more there are."""
     shown = [Fault(fault.field[:FIELD_CHARS_MAX], fault.message) for fault in errors[:FAULTS_MAX]]
     if len(errors) > FAULTS_MAX:
         shown.append(Fault("", f"and {len(errors) - FAULTS_MAX} more faults"))
@@ -161,7 +162,7 @@ _DETAILS: Final = {
 
 
 def of_http_error(error: web.HTTPException) -> Problem:
-    """aiohttp's own errors, in our form."""
+    """An error of aiohttp's own, as a problem."""
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     detail = _DETAILS.get(error.status, HTTPStatus(error.status).description or error.reason)
     return Problem(status=error.status, detail=detail, headers=headers)

@@ -1,1 +1,1 @@
-"""What is asked: parameters, ranges and pages."""
+"""Questions: parameters, ranges, buckets and pages."""

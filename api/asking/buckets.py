@@ -1,12 +1,12 @@
 """Calendar: which buckets a range falls into, and which rollup rows cover it exactly.
 
 Everything here is whole minutes since 1970 UTC, ranges are [start, end), and there is no clock and no SQL.
-Minute and hour buckets are those of UTC whatever the time zone; days and months are local, so a day may
-have 23 or 25 hours, and in zones off the whole hour its edges need minute rows.
+Minute and hour buckets are those of UTC, whatever the time zone. Days and months are local: a day may have 23
+or 25 hours, and in a zone that is off the whole hour the edges of a day need minute rows.
 
 A *piece* is a run of rows of one grain. The pieces of a range never overlap and leave nothing out, so sums
-over them are exact: days where a whole UTC day fits into the bucket, hours where no day fits, minutes where
-no hour fits.
+over them are exact. For example, the range from 22:30 on Monday to 02:00 on Wednesday, in UTC: minute rows to
+23:00, an hour row to midnight, the day row of Tuesday, and hour rows to 02:00.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def to_minute(at: datetime) -> int:
 
 @cache
 def zone_names() -> frozenset[str]:
-    """IANA names we take; ``localtime`` and its like would mean another zone on each machine."""
+    """The IANA names that we take. ``localtime`` and its like are left out: they differ by machine."""
     return frozenset(zoneinfo.available_timezones() - {"localtime", "posixrules", "Factory"})
 
 
@@ -114,7 +114,7 @@ class Calendar:
         return end
 
     def edges(self, span: Span) -> list[int]:
-        """Starts of all buckets that the span touches, and the end of the last one."""
+        """The starts of all buckets that the span touches, and the end of the last bucket."""
         edges = [self.start_of(span.start)]
         if size := self._fixed_minutes:
             last = edges[0] - (edges[0] - span.end) // size * size
@@ -196,12 +196,12 @@ def series_plan(span: Span, calendar: Calendar) -> list[Branch]:
 
 
 def totals_plan(span: Span) -> list[Branch]:
-    """What to read for one figure over the whole span: the fewest rows."""
+    """The branches to read for one figure over the whole span, with the fewest rows."""
     return [Branch(grain=grain, spans=spans, buckets=(span.start,)) for grain, spans in _grouped(cover(span))]
 
 
 def minute_edges(span: Span, calendar: Calendar) -> Iterator[tuple[str, Span]]:
-    """The minute rows a span needs, each with the parameter that asks for them."""
+    """The spans of minute rows that a span needs, each with the parameter that makes them necessary."""
     if calendar.granularity is Granularity.MINUTE:
         yield "granularity", span
         return
@@ -222,8 +222,11 @@ def _clip(span: Span, to: Span) -> Span:
 
 
 def _grouped(found: Sequence[tuple[Grain, Span]]) -> Iterator[tuple[Grain, tuple[Span, ...]]]:
-    """Touching pieces of a grain joined. Two runs (the edges of a range) stay apart, so that no reader has to
-    skip what lies between them; more than two are one branch."""
+    """The pieces of each grain, as the spans of branches. Pieces that touch are joined into one span.
+
+    Two spans, which are the edges of a range, become two branches: a query over both would read what lies
+    between them. More than two spans become one branch, to keep the number of branches small.
+    """
     for grain in Grain:
         runs: list[Span] = []
         for found_grain, span in found:

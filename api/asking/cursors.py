@@ -1,7 +1,8 @@
-"""Cursors: where a page ended, opaque and signed.
+"""Cursors: where a page ended, as opaque signed text.
 
-The signature covers what the cursor was given out for (route, org and every parameter but ``limit``), so a
-cursor can neither be forged nor carried to another org or filter. It expires with the secret.
+The signature covers what the cursor was given out for: the route, the org and every parameter but ``limit``.
+So a cursor can neither be forged nor be used for another org or another filter. A cursor is good for as long
+as the secret stays the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class CursorError(ApiError):
 
 
 class Cursors:
-    """Signs and opens cursors with one secret."""
+    """Seals and opens cursors with one secret."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -39,10 +40,10 @@ class Cursors:
         """The position, as an instance of ``form``.
 
         Raises:
-            CursorError: forged, cut, or given out for another request or by another secret.
+            CursorError: the cursor is forged or cut, or was sealed for another request or by another secret.
         """
         try:
-            # Strict: of the several spellings base64 lets through for the same bytes, only ours is a cursor.
+            # Strict: base64 has several spellings for the same bytes, and only our spelling is a cursor.
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise CursorError from None

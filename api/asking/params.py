@@ -1,6 +1,7 @@
-"""Query parameters: what there is, and what one value means. `questions` puts them together.
+"""Query parameters: which there are, and how one value is read.
 
-The tables of `Parameter` are also what the OpenAPI document is made from.
+`api.asking.questions` puts the values together. The tables of `Parameter` are also what the OpenAPI document
+is made from.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ _TIME = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A query parameter as the document shows it; ``schema`` is JSON Schema of a value, or of all of them."""
+    """A query parameter as the document shows it.
+
+    ``schema`` is the JSON Schema of one value; for some repeatable parameters, of all values together.
+    """
 
     name: str
     help: str
@@ -126,11 +130,11 @@ LISTING: Final = (LIMIT, CURSOR)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
 NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*FIGURES, *ORGS, *LISTING))
-"""Words of a query that may be written down."""
+"""Parameters whose values may be written into the audit log."""
 
 
 class Reader:
-    """One query string. Faults gather here and are raised together, each once."""
+    """Reads one query string. Faults are collected, and raised together by `finish`."""
 
     def __init__(self, query: MultiMapping[str], known: Sequence[Parameter]) -> None:
         self.faults: list[Fault] = []
@@ -169,6 +173,7 @@ class Reader:
         return self._parsed(parameter, parse, given) if given else None
 
     def finish(self) -> None:
+        """Raises `Problem` 400 with every fault, if there are any."""
         if self.faults:
             raise invalid_parameters(self.faults)
 
@@ -180,17 +185,18 @@ class Reader:
             return None
 
 
-# --- parsers: ValueError says what is expected ---
+# --- parsers of one value: each raises ValueError, whose text says what is expected ---
 
 
 def uuid(text: str) -> UUID:
-    """The canonical form only: one org has one spelling in logs, caches and signatures."""
+    """A UUID in the canonical form only, so that an org has one spelling in logs, caches and signatures."""
     if not _UUID.fullmatch(text):
         raise ValueError("expected a UUID such as 123e4567-e89b-42d3-a456-426614174000")
     return UUID(text)
 
 
 def whole_minute(text: str) -> int:
+    """An RFC 3339 time without seconds, as minutes since 1970 UTC."""
     match = _TIME.fullmatch(text)
     if not match:
         raise ValueError("expected an RFC 3339 time with an offset, such as 2026-11-01T00:00:00Z")
@@ -206,6 +212,7 @@ def whole_minute(text: str) -> int:
 
 
 def granularity(text: str) -> Granularity:
+    """The length of a bucket."""
     try:
         return Granularity(text)
     except ValueError:
@@ -213,12 +220,14 @@ def granularity(text: str) -> Granularity:
 
 
 def zone(text: str) -> ZoneInfo:
+    """A time zone by its IANA name."""
     if text not in zone_names():
         raise ValueError("expected an IANA time zone such as Europe/Berlin")
     return ZoneInfo(text)
 
 
 def client_id(text: str) -> str:
+    """A client's id; empty for the events without a client."""
     if len(text) > wire.CLIENT_ID_CHARS_MAX and text != wire.OVERFLOW_CLIENT:
         raise ValueError(f"must be at most {wire.CLIENT_ID_CHARS_MAX} characters")
     if not _is_text(text):
@@ -232,6 +241,7 @@ def _is_text(text: str) -> bool:
 
 
 def group_by(values: list[str]) -> frozenset[str]:
+    """What a series is split by: `MODEL`, `CLIENT`, both or nothing."""
     words = [word for value in values for word in value.split(",")]
     groups = frozenset(words)
     if not groups <= {MODEL, CLIENT, "none"} or ("none" in groups and len(groups) > 1):
@@ -240,6 +250,8 @@ def group_by(values: list[str]) -> frozenset[str]:
 
 
 def limit_up_to(maximum: int) -> Callable[[str], int]:
+    """The parser of a page's length from 1 to ``maximum``."""
+
     def limit(text: str) -> int:
         if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or not 1 <= int(text) <= maximum:
             raise ValueError(f"expected a whole number from 1 to {maximum}")
@@ -249,6 +261,7 @@ def limit_up_to(maximum: int) -> Callable[[str], int]:
 
 
 def number(text: str) -> int:
+    """A time in whole seconds since 1970."""
     if not re.fullmatch(r"\d{1,11}", text, re.ASCII):
         raise ValueError("expected a whole number of seconds since 1970")
     return int(text)

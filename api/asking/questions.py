@@ -1,7 +1,7 @@
 """Questions: what the parameters of a request ask for together, or every fault in them at once.
 
-A question that leaves this module can be answered: its range is whole minutes, within the limits, and the
-rows that it needs are still kept. A partial answer never passes for a whole one.
+A question that leaves this module can be answered in full. Its range is whole minutes and within the limits,
+and the rows that it needs are still kept. So a partial answer never passes for a whole one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The last point of a page: what the next page comes after. Ungrouped keys are None."""
+    """Where a page ended: the bucket and the keys of its last point. A key that does not group is None."""
 
     bucket: int
     model_id: UUID | None
@@ -44,7 +44,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiguresQuestion:
-    """Usage or reliability of one org. ``client_ids`` may hold '' for events without a client."""
+    """A page of the usage or reliability of one org.
+
+    ``client_ids`` may hold '' for events without a client. ``bound_to`` is what a cursor is signed for.
+    """
 
     org_id: UUID
     span: Span
@@ -64,6 +67,8 @@ class FiguresQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrgsQuestion:
+    """A page of all orgs with totals of a range."""
+
     span: Span
     limit: int
     after: UUID | None
@@ -72,7 +77,7 @@ class OrgsQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListingQuestion:
-    """A page of what an org has; ``after`` is a model's id or a client's."""
+    """A page of what an org has; ``after`` is the key of the last item of the page before."""
 
     limit: int
     after: Any
@@ -81,14 +86,17 @@ class ListingQuestion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parser:
-    """Makes questions of query strings. ``clock`` decides which rows are still kept."""
+    """Makes questions of query strings. ``clock`` gives the time, which decides which rows are still kept.
+
+    Every method raises `Problem` 400 with all faults of the query.
+    """
 
     ranges: RangeConfig
     cursors: Cursors
     clock: Callable[[], datetime]
 
     def figures(self, route: str, org_id: UUID, query: MultiMapping[str]) -> FiguresQuestion:
-        """Raises `Problem` 400 with every fault, like all of these."""
+        """A question of the route for usage or reliability."""
         reader = Reader(query, params.FIGURES)
         start, end = (
             reader.one(params.START, params.whole_minute),
@@ -137,6 +145,7 @@ class Parser:
         )
 
     def orgs(self, query: MultiMapping[str]) -> OrgsQuestion:
+        """A question of the route for all orgs."""
         reader = Reader(query, params.ORGS)
         start, end = (
             reader.one(params.START, params.whole_minute),
@@ -154,6 +163,7 @@ class Parser:
         return OrgsQuestion(span=span, limit=limit, after=after, bound_to=bound_to)
 
     def listing(self, route: str, org_id: UUID, query: MultiMapping[str], key: type) -> ListingQuestion:
+        """A question of a route that lists what an org has; ``key`` is the type of its cursor's position."""
         reader = Reader(query, params.LISTING)
         limit = self._limit(reader)
         bound_to = f"{route}|{org_id}"
@@ -162,7 +172,7 @@ class Parser:
         return ListingQuestion(limit=limit, after=after, bound_to=bound_to)
 
     def nothing(self, query: MultiMapping[str]) -> None:
-        """For routes without parameters: all are unknown."""
+        """For routes without parameters: every parameter is a fault."""
         Reader(query, params.NONE).finish()
 
     def _limit(self, reader: Reader) -> int:
@@ -206,7 +216,7 @@ class Parser:
                 reader.fault(name, _TOO_OLD[name].format(oldest=_shown(oldest)))
 
     def _after(self, reader: Reader, bound_to: str, form: type[T]) -> T | None:
-        if reader.faults:  # the cursor is bound to parameters that are not known now
+        if reader.faults:  # the cursor is bound to all parameters, and one of them is faulty
             reader.one(params.CURSOR, str)
             return None
 

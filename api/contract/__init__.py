@@ -1,1 +1,1 @@
-"""The contract as OpenAPI, and its page."""
+"""The contract: the table of routes, the OpenAPI document, and its page for a browser."""

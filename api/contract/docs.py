@@ -1,6 +1,7 @@
 """The browsable page of the contract: one file, which reads openapi.json and nothing else.
 
-Its policy lets the browser run the page's own script and style, by their hashes, and connect to this server.
+The page's content policy names its own script and style by their hashes. So the browser runs nothing else,
+and connects to this server only.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from aiohttp import web
 
 
 async def root(request: web.Request) -> web.Response:
-    """Whoever opens the server's address finds the page. Relative, so that a proxy's prefix stays."""
+    """Lead from the server's address to the page. The link is relative, so a proxy's prefix stays."""
     return web.Response(status=302, headers={"Location": "analytics/v1/docs"})
 
 
 async def page(request: web.Request) -> web.Response:
+    """The page with its content policy."""
     text, policy = _page()
     headers = {
         "Content-Security-Policy": policy,

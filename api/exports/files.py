@@ -1,8 +1,7 @@
-"""One snapshot into one file: rows stream from the database through the format into the store.
+"""One snapshot becomes one file: rows stream from the database through the format into the store.
 
-Sums, exact money, the escaping of CSV and the defusing of formulas are PostgreSQL's work (COPY), so a row
-costs this process next to nothing, and memory holds a block, never the file. Everything here blocks: it runs
-in the runner's thread.
+PostgreSQL makes the sums, the exact money and the cells of CSV (COPY), so a row costs this process almost
+nothing. Memory holds one block, never the file. Everything here blocks, and runs in the runner's thread.
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
 _ISO: Final = """'YYYY-MM-DD"T"HH24:MI:SS"Z"'"""
 
-# A spreadsheet runs a cell that begins with one of `_RUNS`, behind blanks too. A spreadsheet that splits the
-# file at another separator than the comma begins a cell of its own in the middle of ours. An apostrophe in
-# front makes the cell a text. There are two steps, because the bar both separates and runs.
+# A spreadsheet runs a cell as a formula if the cell begins with one of `_RUNS`, even behind blanks. Some
+# spreadsheets split the file at other separators than the comma, so a cell of theirs may begin in the middle
+# of ours. An apostrophe in front makes the cell a text. There are two steps, because the bar is a separator
+# and begins a formula too.
 _BLANKS: Final = (
     r"[:space:][:cntrl:]\u0085\u00a0\u00ad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
 )
@@ -108,7 +108,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """``checksum`` is SHA-256 in hexadecimal; ``watermark`` that of the snapshot."""
+    """What was written. ``checksum`` is SHA-256 in hexadecimal, ``watermark`` that of the snapshot."""
 
     rows: int
     bytes: int
@@ -121,8 +121,12 @@ def write(
 ) -> Written:
     """Stream the job's figures into the sink, all from one snapshot.
 
-    ``check`` is called now and then, and raises to stop. Raises `UnwritableError`, `psycopg.Error` and what
-    the sink raises.
+    ``check`` is called for each block, and raises to stop.
+
+    Raises:
+        UnwritableError: the format cannot hold a figure.
+        psycopg.Error: the database failed.
+        Exception: whatever the sink or ``check`` raises.
     """
     out = _Counting(sink, check)
     with connection.transaction():
@@ -183,7 +187,7 @@ def _write_parquet(connection: psycopg.Connection[Any], job: Job, out: _Counting
 
 
 class _Counting:
-    """Hashes and counts what goes through to the sink; enough of a file for pyarrow."""
+    """Passes blocks on to the sink, and hashes and counts them. A file as far as pyarrow needs one."""
 
     closed = False
 

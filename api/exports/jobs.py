@@ -1,4 +1,4 @@
-"""The export job: its row, what of it is shown, and what an order may ask for."""
+"""The export job: its row, the part of it that is shown, and what an order may ask for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from api.asking.questions import FiguresQuestion
 from sql import queries
 
 FORMATS: Final = {"csv": "csv", "csv-excel": "csv", "parquet": "parquet", "focus-1.2": "csv"}
-"""Each format and the ending of its files."""
+"""The ending of the files of each format."""
 GRANULARITIES: Final = {"hourly": Granularity.HOUR, "daily": Granularity.DAY, "monthly": Granularity.MONTH}
 HOURLY_DAYS_MAX: Final = 31
 MODELS_MAX: Final = 100
@@ -59,14 +59,15 @@ class Job:
 
     @property
     def stem(self) -> str:
-        """How the keys of all its files in the store begin."""
+        """The beginning of the keys of all the job's files in the store."""
         return f"exports/{self.org_id}/{self.job_id}-"
 
     def key(self, claim: UUID) -> str:
-        """Where the file of one claim belongs: no other claim ever writes there."""
+        """The key of one claim's file; no other claim ever writes to it."""
         return f"{self.stem}{claim.hex[:12]}.{FORMATS[self.format]}"
 
     def same_order(self, order: Order) -> bool:
+        """Did this order make the job, or one just like it?"""
         return (self.format, self.granularity, self.range_start, self.range_end, set(self.models)) == (
             order.format,
             order.granularity,
@@ -76,7 +77,7 @@ class Job:
         )
 
     def question(self) -> FiguresQuestion:
-        """What the file answers: the usage of each bucket, model and client."""
+        """The question that the file answers: the usage of each bucket, model and client."""
         return FiguresQuestion(
             org_id=self.org_id,
             span=Span(to_minute(self.range_start), to_minute(self.range_end)),
@@ -91,7 +92,7 @@ class Job:
         )
 
     def shown(self, uri: Callable[[str], str]) -> answers.ExportJob:
-        """``uri`` names an object of the store."""
+        """The job as callers see it; ``uri`` makes the name of an object from its key."""
         return answers.ExportJob(
             job_id=self.job_id,
             org_id=self.org_id,
@@ -121,7 +122,7 @@ SQL: Final = {name: text.replace("{columns}", COLUMNS) for name, text in queries
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a file looks like, without its range."""
+    """What a file holds and in which format, without its range."""
 
     format: str
     granularity: str
@@ -130,11 +131,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order(Shape):
+    """What one file holds."""
+
     span: Span
 
 
 class _Body:
-    """A JSON object whose faults gather, each with its field."""
+    """Reads a JSON object. Faults are collected, each with its field."""
 
     def __init__(self, body: bytes, known: Sequence[str]) -> None:
         self.faults: list[Fault] = []
@@ -195,7 +198,7 @@ class _Body:
 
 
 def shape(body: bytes) -> Shape:
-    """A schedule's body. Raises `Problem` 400 with every fault."""
+    """The shape in a schedule's body. Raises `Problem` 400 with every fault."""
     reader = _Body(body, ("granularity", "format", "models"))
     found = Shape(
         format=reader.choice("format", tuple(FORMATS), "csv"),
@@ -208,7 +211,10 @@ def shape(body: bytes) -> Shape:
 
 
 def order(body: bytes, *, oldest: int, months_max: int) -> Order:
-    """A job's body; ``oldest`` is the first minute whose rows are kept. Raises `Problem` 400."""
+    """The order in a job's body. Raises `Problem` 400 with every fault.
+
+    ``oldest`` is the first minute whose rows are kept.
+    """
     reader = _Body(body, ("timeRange", "granularity", "format", "models"))
     granularity = reader.choice("granularity", tuple(GRANULARITIES), "daily")
     form = reader.choice("format", tuple(FORMATS), "csv")

@@ -35,7 +35,11 @@ IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exports:
-    """The handlers. ``store`` None: this server has nowhere to put a file. ``wake`` tells the runner here."""
+    """The handlers of exports, and what they work with.
+
+    ``store`` None: this server has nowhere to put a file. ``wake`` tells the runner of this process, if there
+    is one, to look for a new job.
+    """
 
     database: Database
     store: Store | None
@@ -75,7 +79,7 @@ class Exports:
                     f"This org has {count} exports that are not made yet (EXPORT_OPEN_MAX).", retry_after_s=30
                 )
             await connection.execute(SQL["create"], row)
-            # Of two orders with one key at the same time, one comes second and finds the other's job.
+            # Of two orders with one key at the same time, the second one finds the job of the first.
             job = await _one(connection, "by_id", row) or await _one(connection, "by_idempotency_key", row)
             assert job is not None
             return job
@@ -114,7 +118,7 @@ class Exports:
         return web.Response(status=302, headers={"Location": link, "Cache-Control": "no-store"})
 
     async def file(self, request: web.Request) -> web.StreamResponse:
-        """What a signed link of a folder leads to: the signature is the credential."""
+        """The file that a signed link leads to. The signature is the credential."""
         reader = Reader(request.query, params.SIGNED)
         expires = reader.one(params.EXPIRES, params.number)
         signature = reader.one(params.SIGNATURE, str)

@@ -1,16 +1,20 @@
 """The export runner: claims jobs one at a time and makes their files, until it is told to stop.
 
-A job is held by a claim with a lease that a heartbeat renews. What holds if the process dies:
+A runner holds a job by a claim with a lease, and a heartbeat renews the lease. What holds if the process
+dies after each step:
 
-1. Claimed. The lease runs out and another runner takes the job, from the start.
-2. Uploading. The same: nobody sees an upload that was not committed.
-3. Sealed: all is uploaded. The lease is renewed once more; whoever has lost the job stops here.
-4. Committed: the object is there, under a key of this claim alone. If the row is not updated, another runner
-   makes another object, and ours is one that no row names.
-5. The row says succeeded, with the key and the checksum of the winner's object. The winner deletes what
-   earlier claims left, and a runner that was frozen until now deletes its own. When the job expires, all go.
+1. Claimed. The lease runs out, and another runner makes the file from the start.
+2. Uploading. As after step 1: nobody sees an upload that was not committed.
+3. Sealed: the whole file is uploaded. The lease is renewed once more, and a runner that has lost the job
+   stops here.
+4. Committed: the object exists, under a key of this claim alone. If the row is not updated, another runner
+   makes another object, and no row names ours.
+5. Succeeded: the row has the key and the checksum of our object. The runner deletes what earlier claims left.
+   A runner that was frozen until now finds the job lost, and deletes its own object. When the job expires,
+   all its objects are deleted.
 
-Runs in a thread of the API or as ``spendstream exporter``; any number of them, on any number of hosts.
+The runner runs in a thread of the API or as ``spendstream exporter``. There may be any number of runners, on
+any number of hosts.
 """
 
 from __future__ import annotations
@@ -82,11 +86,11 @@ class Runner:
         self._wake.set()
 
     def wake(self) -> None:
-        """There is a new job."""
+        """Look for a new job at once. Any thread may call it."""
         self._wake.set()
 
     def run(self) -> None:
-        """Until `stop`. Waits for a database or store that is away."""
+        """Make files until `stop` is called. Waits for a database or store that is away."""
         housekeeping_at = 0.0
         while not self._stop.is_set():
             try:
@@ -107,7 +111,7 @@ class Runner:
                 self._stop.wait(_PAUSE_S)
 
     def run_one(self, connection: psycopg.Connection[Any]) -> bool:
-        """Claim one job and end it one way or another; False when there is none."""
+        """Claim one job, and make its file or give the job up or back. False: there is no job."""
         claim = uuid.uuid4()
         job = (
             connection.cursor(row_factory=class_row(Job))
@@ -143,7 +147,7 @@ class Runner:
         return True
 
     def expire(self, connection: psycopg.Connection[Any]) -> None:
-        """Delete objects that have had their time. Safe to do twice."""
+        """Delete the objects of jobs that have expired. Idempotent."""
         for job_id, org_id, location in connection.execute(SQL["expired"], {"now": self._clock()}).fetchall():
             self._store.delete(location)
             self._store.clear(f"exports/{org_id}/{job_id}-")
@@ -151,7 +155,7 @@ class Runner:
             log.info("export_expired", extra={"job_id": str(job_id)})
 
     def schedule(self, connection: psycopg.Connection[Any]) -> None:
-        """Make last month's jobs once that month is final. However many runners do it, each is made once."""
+        """Make last month's jobs once that month is final; each job once, however many runners do this."""
         month = self._clock().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         start = to_datetime(add_months(to_minute(month), -1, UTC_ZONE))
         cursor = connection.execute(
@@ -222,7 +226,7 @@ class Runner:
 
     @contextmanager
     def _heartbeat(self, held: dict[str, Any]) -> Iterator[threading.Event]:
-        """Renews the lease in a thread of its own; the event says that the job is lost."""
+        """Renew the lease in a thread of its own. The event is set when the job is lost."""
         lost, done = threading.Event(), threading.Event()
 
         def beat() -> None:

@@ -1,4 +1,4 @@
-"""Where files go: a bucket, or a folder. An upload is whole or not there at all."""
+"""Where files go: a bucket or a folder. An upload is there as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,50 +19,50 @@ from pipeline.common import private
 log = logging.getLogger(__name__)
 
 LINK_S: Final = 24 * 3600
-"""How long a signed link is good."""
+"""How long a signed link is good: 24 hours."""
 
 MEDIA_TYPES: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 _PART_BYTES: Final = 8 << 20
 
 
 class Upload(Protocol):
-    """A file on its way. One of `commit` and `abort` ends it."""
+    """A file that is being uploaded; `commit` or `abort` ends the upload."""
 
     def write(self, block: bytes, /) -> Any: ...
 
     def seal(self) -> None:
-        """All is written and safely away; nobody sees it yet."""
+        """Make what was written durable. Nobody sees the file yet."""
 
     def commit(self) -> None:
-        """Now it is there, in one step, in place of whatever was."""
+        """Put the file in its place, in one step. A file that was there is replaced."""
 
     def abort(self) -> None:
-        """Leave nothing behind. Never raises."""
+        """Delete what was uploaded. Never raises."""
 
 
 class Store(Protocol):
-    """Raises OSError where the place cannot be used."""
+    """A place for files. Every method raises OSError when the place cannot be used."""
 
     def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload: ...
 
     def delete(self, key: str) -> None:
-        """Idempotent."""
+        """Delete one file. Idempotent."""
 
     def clear(self, stem: str, *, keep: str | None = None) -> None:
-        """Delete every file whose key begins with ``stem``, but ``keep``, and what is left of uploads."""
+        """Delete every file whose key begins with ``stem``, except ``keep``, and remains of uploads."""
 
     def uri(self, key: str) -> str:
-        """The name of an object, for people and bookkeeping; not a link."""
+        """The name of an object, for people and for accounting. It is not a link."""
 
     def link(self, key: str, job_id: UUID) -> str:
-        """A link that is good for `LINK_S`, absolute or to be joined to this server's own address."""
+        """A link that is good for `LINK_S`: absolute, or relative to this server's own address."""
 
 
 # --- a folder ------------------------------------------------------------------------------------
 
 
 class FolderStore:
-    """Files below one folder; links are signed by this server and served by it."""
+    """Files below one folder. This server signs their links and serves them."""
 
     def __init__(self, folder: Path, secret: bytes, base: str) -> None:
         self._folder = folder
@@ -187,5 +187,5 @@ class _S3Upload:
     def abort(self) -> None:
         try:
             self._file.discard()
-        except Exception as error:  # whatever it is: the bucket's own rules clear what is left of it
+        except Exception as error:  # the bucket's own rules clear what is left
             log.warning("upload_not_aborted", extra={"error": str(error) or type(error).__name__})

@@ -1,13 +1,15 @@
-"""Live figures: one ear on the database for all listeners of this process.
+"""Live figures: one subscription to the database for all listeners of this process.
 
-The worker's flush notifies its partition's number in its own transaction, so a notification means that the
-figures are there to be read. The hub then reads, once for all orgs that anybody here follows, how far each
-has come, and the figures of those that moved; notifications that come meanwhile make one more round, not a
-queue. Without notifications (a pooler, a lost connection) it looks every few seconds all the same.
+A flush of the worker sends a notification in its own transaction, so the new figures can be read when the
+notification arrives. The hub then reads how far each followed org has come, and the figures of the orgs that
+moved; it reads this once for all listeners. Notifications that arrive meanwhile cause one more round, not a
+queue of rounds. Where there are no notifications (a pooler, a lost connection) the hub looks every few
+seconds all the same.
 
-A message holds the whole state of the bucket that the watermark is in, so whoever missed some loses nothing:
-on a new connection the current state is sent unless the listener says (Last-Event-ID) that it has it.
-Nothing is buffered without bound: a listener that does not keep up is told so and let go.
+A message holds the whole state of the buckets that the watermark is in, so a listener that missed messages
+has lost nothing. A new connection gets the current state, unless its Last-Event-ID says that it has that
+state. Nothing is buffered without a bound: a listener that does not keep up is told so, and its connection
+ends.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 
 CHANNEL: Final = "spendstream_flush"
 LOOK_S: Final = 3.0
-"""Longest time between two looks at the database; with the read itself well under the 5 s of a stall."""
+"""The longest time between two looks at the database. With the read it stays well under 5 s, which clients
+take for a stall."""
 _LISTEN_AGAIN_S: Final = 1.0
 _PENDING_MAX: Final = 8
 _NAMES: Final = ("minute", "hour", "day", "month")
@@ -47,12 +50,12 @@ _CALENDARS: Final = {name: Calendar(Granularity(name), UTC_ZONE) for name in _NA
 _LIVE: Final = queries.load("live")
 
 Place = Mapping[int, int]
-"""By partition, the microsecond of the org's last rollup there."""
+"""How far an org has come: by partition, the microsecond of its last rollup."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """An org at one committed instant. ``usage`` is None until it has a watermark."""
+    """An org at one committed instant. ``usage`` is None until the org has a watermark."""
 
     place: Place
     standings: Sequence[Standing]
@@ -63,20 +66,20 @@ class State:
         return ",".join(f"{partition}-{us}" for partition, us in sorted(self.place.items()))
 
     def is_after(self, other: State | None) -> bool:
-        """Has it something that the other lacks?"""
+        """Has this state a rollup that the other lacks?"""
         return other is None or any(
             us > other.place.get(partition, -1) for partition, us in self.place.items()
         )
 
 
 class Listener:
-    """One connection's messages, few at a time. ``alive``: is its client still there?"""
+    """One connection's messages, at most a few of them. ``alive`` tells whether its client is still there."""
 
     def __init__(self, org_id: UUID, alive: Callable[[], bool] = lambda: True) -> None:
         self.org_id = org_id
         self.alive = alive
         self.ended: str | None = None
-        """Why no more will come; None while it goes on."""
+        """Why no more messages come; None while they do."""
         self._pending: deque[State] = deque()
         self._wake = asyncio.Event()
 
@@ -93,7 +96,7 @@ class Listener:
         self._wake.set()
 
     async def take(self, timeout_s: float) -> State | None:
-        """The next state; None when none came in time or `ended` is set."""
+        """The next state. None: no state came in time, or the listener has ended."""
         if not self._pending and self.ended is None:
             self._wake.clear()
             with suppress(TimeoutError):
@@ -103,7 +106,7 @@ class Listener:
 
 
 class Hub:
-    """Follows the database for all listeners of this process. It rests while there are none."""
+    """Follows the database for all listeners of this process, and rests while there are none."""
 
     def __init__(self, database: Database, config: LiveConfig) -> None:
         self._database = database
@@ -119,7 +122,11 @@ class Hub:
         return sum(map(len, self._listeners.values()))
 
     def join(self, org_id: UUID, alive: Callable[[], bool]) -> Listener:
-        """A listener to the org, to be given back with `leave`. Raises `Problem` 429."""
+        """A listener to the org, to be given back with `leave`.
+
+        Raises:
+            Problem: 429, the org or this server has as many live connections as it may have.
+        """
         if sum(other.alive() for other in self._listeners.get(org_id, ())) >= self._config.per_org_max:
             raise problems.too_many(
                 f"This org has {self._config.per_org_max} live connections already (LIVE_PER_ORG_MAX).",
@@ -147,16 +154,16 @@ class Hub:
             self._rest()
 
     async def current(self, org_id: UUID) -> State:
-        """The org as it stands. Raises `Unavailable`."""
+        """The org's state now. Raises `Unavailable`."""
         return (await self._database.read(lambda c: _states(c, [org_id], {})))[org_id]
 
     def standings(self, org_id: UUID) -> Sequence[Standing] | None:
-        """The last known; its watermark grows old where the database is away."""
+        """The last standings that are known; while the database is away they grow old."""
         state = self._states.get(org_id)
         return state.standings if state else None
 
     async def close(self) -> None:
-        """End every listener, with a word to each."""
+        """End every listener with the reason ``shutdown``."""
         self._closed = True
         for those in self._listeners.values():
             for listener in those:
@@ -212,7 +219,7 @@ class Hub:
 async def _states(
     connection: AsyncConnection, org_ids: Iterable[UUID], before: Mapping[UUID, State]
 ) -> dict[UUID, State]:
-    """Each org in this snapshot, with the figures of those that are after what was ``before``."""
+    """The state of each org in this snapshot, with figures where the org has moved on from ``before``."""
     org_ids = list(org_ids)
     standings = await seen.orgs_standings(connection, org_ids)
     states = {}
@@ -244,7 +251,7 @@ async def _states(
 async def _figures(
     connection: AsyncConnection, watermarks: Mapping[UUID, datetime]
 ) -> dict[UUID, dict[str, answers.LiveBucket]]:
-    """The buckets that hold each org's watermark."""
+    """The figures of the buckets that hold each org's watermark."""
     starts = {
         name: [to_datetime(calendar.start_of(to_minute(at))) for at in watermarks.values()]
         for name, calendar in _CALENDARS.items()

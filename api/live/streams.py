@@ -1,9 +1,9 @@
-"""Server-sent events: what `api.live.hub` has to say, written to one connection until it ends.
+"""Server-sent events: writes what `api.live.hub` has to say to one connection, until the connection ends.
 
-``event: usage`` carries the figures and, as its id, how far the org had come; ``event: freshness`` comes at
-least every 5 s, whatever the database does, so that a client sees a stall; ``event: dropped`` is the last
-word: the client was too slow, the server stops, or the connection has had its time (after which the
-caller's credentials are asked for again). EventSource then connects anew by itself.
+``event: usage`` carries the figures; its id says how far the org had come. ``event: freshness`` comes at
+least every 5 s, whatever the database does, so that a client notices a stall. ``event: dropped`` is the last
+event. It says why the connection ends: the client was too slow, the server stops, or the connection has had
+its time. EventSource then connects again by itself, and the caller's credentials are checked again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 FRESHNESS_S: Final = 4.0
 _ALIVE_S: Final = 0.5
-"""How soon it is noticed that a client has gone."""
+"""How often a connection is checked for a client that has gone."""
 _WRITE_BUFFER_BYTES: Final = 32 * 1024
 _KERNEL_BUFFER_BYTES: Final = 64 * 1024
-"""Of a connection. Left to itself the kernel keeps megabytes for a client that does not read."""
+"""Of one connection. Without it the kernel keeps megabytes for a client that does not read."""
 _DROPPED: Final = {
     "slow": "The client does not read as fast as messages come.",
     "shutdown": "The server stops.",
@@ -44,7 +44,7 @@ _DROPPED: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """Answers ``/live``."""
+    """The handler of live figures, and what it works with. ``clock`` gives the time in UTC."""
 
     hub: Hub
     parser: Parser
@@ -54,6 +54,7 @@ class Live:
     clock: Callable[[], datetime]
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Write events to the client until the connection ends."""
         self.parser.nothing(request.query)
         org_id: UUID = request[ORG_ID]
         if request.method == "HEAD":
@@ -61,7 +62,7 @@ class Live:
         listener = self.hub.join(org_id, lambda: request.transport is not None)
         self.metrics.live_clients(self.hub.count)
         try:
-            state = await self.hub.current(org_id)  # a 503 while that is still possible
+            state = await self.hub.current(org_id)  # once the answer has begun, there can be no 503
             response = _response()
             await response.prepare(request)
             if request.transport is not None:
@@ -119,7 +120,7 @@ class Live:
 
 
 class _Out:
-    """Writes that end: whoever does not read for ``slow_s`` is stuck (TimeoutError)."""
+    """Writes with a time limit: TimeoutError when the client does not read for ``slow_s``."""
 
     def __init__(self, request: web.Request, response: web.StreamResponse, slow_s: float) -> None:
         self._request = request

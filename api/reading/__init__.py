@@ -1,1 +1,1 @@
-"""What the database is asked, and what its rows come to."""
+"""Reading: what the database and Redis are asked, and the figures that are made of their rows."""

@@ -69,7 +69,7 @@ async def rows(
 
 
 class Database:
-    """A bounded pool of connections. Every wait in here ends."""
+    """Reads and writes on a bounded pool of connections. Every wait in here ends."""
 
     def __init__(self, config: DatabaseConfig) -> None:
         self._config = config
@@ -83,7 +83,7 @@ class Database:
         )
         self._pool = Pool(self._open, size=config.pool_size, timeout_s=config.timeout_s)
         self.privileged = False
-        """Has the database offered us rights that we refuse? Nothing is read by such a connection."""
+        """Has the database given our role rights that we refuse? Such a connection reads nothing."""
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._probe: asyncio.Task[bool] | None = None
 
@@ -91,7 +91,7 @@ class Database:
         """The result of ``work`` in a read-only snapshot.
 
         Raises:
-            Unavailable: away, hanging, too slow, or without our schema.
+            Unavailable: the database is away, hangs, is too slow or has no schema of ours.
         """
         return await self._supervised(self._retried(lambda: self._attempt(work, writes=False)))
 
@@ -139,7 +139,7 @@ class Database:
     # --- one try ---
 
     async def _retried(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """A connection that died in the pool is no reason to fail a read; a restart leaves a pool full."""
+        """Try again for each connection that died in the pool: a restart leaves the pool full of them."""
         for _ in range(self._config.pool_size):
             try:
                 return await attempt()
@@ -256,10 +256,10 @@ class Database:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody is left to hear it
+            task.exception()  # nobody waits for its result any more
 
     def _probing(self) -> asyncio.Task[bool]:
-        """Does the server answer a new connection? All waiting requests share one question."""
+        """Does the server answer a new connection? All waiting requests share one attempt."""
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ping())
         return self._probe

@@ -26,15 +26,16 @@ from pipeline.core import sketches
 SKETCH: Final = "latency_sketch"
 _QUANTILES: Final = (0.5, 0.95, 0.99)
 _POINTS_AT_ONCE: Final = 512
-"""Each takes 8 KB while its sketches are merged."""
+"""How many points are merged at once: each takes 8 KB while its sketches are merged."""
 _SKETCHES_IN_ONE_THREAD: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What one snapshot says: a page of the series, totals of the whole range, how far the org has come.
+    """A page of the series, the totals of the whole range, and how far the org has come, of one snapshot.
 
-    Where the page is the whole series, the totals have no sketch: all the points' together are theirs."""
+    Where the page is the whole series, the totals have no sketch: it is the sum of the points' sketches.
+    """
 
     points: Sequence[Point]
     more: bool
@@ -44,7 +45,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsagePage:
-    """As `Page`, of usage; ``totals`` is None where the rows are the whole series."""
+    """A `Page` of usage, as plain rows. ``totals`` is None where the rows are the whole series."""
 
     rows: Sequence[UsageRow]
     more: bool
@@ -53,12 +54,16 @@ class UsagePage:
 
 
 async def read_usage_page(database: Database, question: FiguresQuestion) -> UsagePage:
-    """The page of usage that the question asks for. Raises `Unavailable`."""
+    """The page of usage that the question asks for, in one round trip where that is possible.
+
+    Raises:
+        Unavailable: as `Database.read`.
+    """
     plain = points.plain_series(question)
     if plain is None:
         return await database.read(lambda connection: _read_grouped(connection, question))
     page = await _read_plain(database, plain, with_totals=question.after is not None)
-    if page.more and page.totals is None:  # it was not known beforehand that this is no whole series
+    if page.more and page.totals is None:  # only now we know that the page is not the whole series
         page = await _read_plain(database, plain, with_totals=True)
     return page
 
@@ -85,7 +90,7 @@ async def _read_grouped(connection: AsyncConnection, question: FiguresQuestion) 
 
 
 async def read_page(connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]) -> Page:
-    """The page that the question asks for."""
+    """The page of any measures that the question asks for."""
     standings = await seen.org_standings(connection, question.org_id)
     points = await rollups.series(connection, question, measures, question.limit + 1)
     more = len(points) > question.limit
@@ -97,7 +102,7 @@ async def read_page(connection: AsyncConnection, question: FiguresQuestion, meas
 
 
 def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:
-    """The measures of all parts together, but for the sketch."""
+    """The measures of all parts together, without the sketch."""
     totals: dict[str, Any] = {}
     for name in measures:
         if name == SKETCH:
@@ -120,13 +125,13 @@ def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sketch_count(page: Page) -> int:
-    """How many sketches `reliability` has to merge."""
+    """How many sketches `reliability` must merge for this page."""
     totals = page.totals.get(SKETCH, ())
     return sum(len(point.measures[SKETCH]) for point in page.points) + len(totals)
 
 
 def reliability(page: Page) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Fields of `answers.ReliabilityFigures`: of each point of the page, and of its totals."""
+    """Fields of `answers.ReliabilityFigures`, for each point of the page and for its totals."""
     of_points = []
     all_counts = np.zeros(sketches.BINS, np.int64)
     for begin in range(0, len(page.points), _POINTS_AT_ONCE):
@@ -140,7 +145,7 @@ def reliability(page: Page) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def _merged(groups: Sequence[sketches.Packed]) -> npt.NDArray[np.int64]:
-    """As `sketches.merge_each`; two threads have 380,000 sketches merged in two thirds of one's time."""
+    """`sketches.merge_each` in two threads: 380,000 sketches take two thirds of one thread's time."""
     half = len(groups) // 2
     if not half or sum(map(len, groups)) < _SKETCHES_IN_ONE_THREAD:
         return sketches.merge_each(groups)
@@ -151,7 +156,7 @@ def _merged(groups: Sequence[sketches.Packed]) -> npt.NDArray[np.int64]:
 
 
 def _reliability(measures: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Percentiles are those of merged sketches, whose ``counts`` (int64[BINS]) these are, never averages."""
+    """Percentiles come from the ``counts`` (int64[BINS]) of merged sketches; they are never averaged."""
     invocations = measures["invocations"]
     p50, p95, p99 = sketches.quantiles(counts, _QUANTILES)
     return {
@@ -181,8 +186,11 @@ def error_rate(measures: Mapping[str, Any]) -> float | None:
 
 
 class Finality:
-    """Says of a bucket's start whether the org's slowest partition has passed the bucket's end, and the time
-    in which late events are still counted."""
+    """Says whether the bucket that starts at a minute is final: only a backfill can still change it.
+
+    A bucket is final when the watermark of the org's slowest partition has passed the bucket's end by the
+    dedupe window.
+    """
 
     def __init__(self, calendar: Calendar, standings: Sequence[Standing], dedupe_window_s: float) -> None:
         watermark = slowest_watermark(standing.watermark for standing in standings)

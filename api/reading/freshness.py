@@ -1,13 +1,14 @@
-"""How old the figures are: the rules, and the worker's cache in Redis.
+"""Freshness: how old the figures are, and the worker's cache of that in Redis.
 
-The lag of an org is now minus the watermark of its slowest partition. It is reckoned when read, never
-stored, so that a dead pipeline shows a growing lag. An org whose slowest partition has no watermark yet is
-``delayed`` with no lag.
+The lag of an org is now minus the watermark of its slowest partition. The lag is computed when it is read and
+never stored, so a dead pipeline shows a growing lag. An org whose slowest partition has no watermark yet is
+``delayed``, and has no lag.
 
-The worker keeps two hashes in Redis after each commit: ``spendstream:org:{orgId}`` (by partition, the org's
-models with their last event and rollup) and ``spendstream:watermarks`` (by partition). What is missing or
-unreadable there is no answer: the database is asked. So it is while any partition's watermark is older than
-`OLD`: a partition whose worker is gone may have lapsed from an org's hash, and no answer leaves it out.
+The worker writes two hashes to Redis after each commit: ``spendstream:org:{orgId}`` (by partition, the org's
+models with their last event and rollup) and ``spendstream:watermarks`` (by partition). The database is asked
+instead in two cases. First, something in the hashes is missing or unreadable. Second, the watermark of some
+partition is older than `OLD`: that partition's worker may be gone, so its entry in the org's hash may have
+lapsed, and the answer would leave the partition out.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from api.config import FreshnessConfig
 log = logging.getLogger(__name__)
 
 REDIS_TIMEOUT_S: Final = 0.1
-"""With the database's own bounds this keeps an answer without either of them under a second."""
+"""Short, so that an answer stays under a second when both Redis and the database are away."""
 _PAUSE_S: Final = 2.0
 OLD: Final = timedelta(days=15)
-"""Half of what a key lives without a worker that writes it (`pipeline.worker.freshness_cache.LIFE_HOURS`)."""
+"""Half of the life of a key that no worker writes (`pipeline.worker.freshness_cache.LIFE_HOURS`)."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Status = Literal["fresh", "stale", "delayed"]
@@ -41,7 +42,7 @@ Status = Literal["fresh", "stale", "delayed"]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How far the pipeline has come with something in one partition."""
+    """How far the pipeline has come with an org or a model in one partition."""
 
     partition: int
     watermark: datetime | None
@@ -51,13 +52,15 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStanding:
+    """How far the pipeline has come with one model in one partition."""
+
     model_id: UUID
     standing: Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandingsPage:
-    """A page of an org's models by id, each with its partitions, and the partitions of the whole org."""
+    """A page of an org's models with their standings, and the standings of the whole org."""
 
     of_org: Sequence[Standing]
     by_model: Mapping[UUID, Sequence[Standing]]
@@ -65,7 +68,7 @@ class StandingsPage:
 
 
 def standings_page(models: Iterable[ModelStanding], after: UUID | None, limit: int) -> StandingsPage:
-    """The page that comes ``after`` a model, of all the org's ``models``."""
+    """The page of ``models``, which are all of the org's, that comes ``after`` one of them."""
     by_model: dict[UUID, list[Standing]] = {}
     of_org = []
     for model in models:
@@ -82,7 +85,7 @@ def standings_page(models: Iterable[ModelStanding], after: UUID | None, limit: i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freshness:
-    """The age of the figures of an org or a model over all of its partitions."""
+    """The age of the figures of an org or a model, over all its partitions."""
 
     status: Status
     lag_s: float | None
@@ -102,17 +105,19 @@ class Freshness:
 
 
 def status_of(lag_s: float | None, config: FreshnessConfig) -> Status:
+    """The word for a lag; no lag is ``delayed``."""
     if lag_s is None:
         return "delayed"
     return "fresh" if lag_s < config.fresh_lag_s else "stale" if lag_s < config.stale_lag_s else "delayed"
 
 
 def lag_s(watermark: datetime | None, now: datetime) -> float | None:
-    """Never negative: a watermark may be ahead of this machine's clock."""
+    """Now minus the watermark, in seconds. Never negative, though this machine's clock may be behind."""
     return None if watermark is None else max(0.0, round((now - watermark).total_seconds(), 3))
 
 
 def freshness(standings: Iterable[Standing], now: datetime, config: FreshnessConfig) -> Freshness:
+    """The age of the figures that these standings tell of."""
     standings = list(standings)
     slowest = slowest_watermark(standing.watermark for standing in standings)
     lag = lag_s(slowest, now)
@@ -126,7 +131,7 @@ def freshness(standings: Iterable[Standing], now: datetime, config: FreshnessCon
 
 
 def slowest_watermark(watermarks: Iterable[datetime | None]) -> datetime | None:
-    """The smallest; None when there is none, or when one of them is not known."""
+    """The smallest watermark. None: there is none, or one of them is not known."""
     known: list[datetime] = []
     for watermark in watermarks:
         if watermark is None:
@@ -139,13 +144,13 @@ def slowest_watermark(watermarks: Iterable[datetime | None]) -> datetime | None:
 
 
 class _OrgEntry(msgspec.Struct, frozen=True):
-    """``models`` None: there are more than the worker keeps here."""
+    """``models`` None: the org has more models than the worker keeps here."""
 
     models: list[tuple[UUID, int, int]] | None
 
 
 class FreshnessCache:
-    """The worker's hashes. It never raises: without an answer the caller asks the database."""
+    """Reads the worker's hashes. Never raises: when there is no answer, the caller asks the database."""
 
     def __init__(self, url: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._clock = clock
@@ -155,7 +160,7 @@ class FreshnessCache:
         self._away_until = 0.0
 
     async def org(self, org_id: UUID) -> list[ModelStanding] | None:
-        """The org's models by partition; None when Redis is away or does not know all of it."""
+        """The org's models by partition. None: Redis is away, or does not know the whole org."""
         if time.monotonic() < self._away_until:
             return None
         try:
@@ -171,7 +176,7 @@ class FreshnessCache:
         return None
 
     async def ping(self) -> str | None:
-        """None when Redis answers, else what is wrong."""
+        """What is wrong with Redis; None when it answers."""
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
                 await self._redis.ping()
@@ -193,7 +198,10 @@ class FreshnessCache:
 def standings_from_redis(
     entries: dict[bytes, bytes], watermarks: dict[bytes, bytes], *, not_before: datetime = _EPOCH
 ) -> list[ModelStanding] | None:
-    """None if the hashes do not tell all, or one of the watermarks is older than ``not_before``."""
+    """The standings in the worker's hashes.
+
+    None: the hashes do not have the whole org, or a watermark is older than ``not_before``.
+    """
     if not entries or not entries.keys() <= watermarks.keys():
         return None
     if any(_from_us(int(watermark)) < not_before for watermark in watermarks.values()):

@@ -1,4 +1,7 @@
-"""One answer for all who ask at nearly the same time: what anybody may ask must not cost a query each."""
+"""One answer for all who ask at nearly the same time.
+
+Anybody may ask for readiness and metrics, as often as they like. So not every request may cost a query.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 HOLD_S: Final = 0.5
-"""How old an answer may be: less than anybody notices of a readiness or a lag."""
+"""How old an answer may be. Nobody notices this in a readiness or a lag."""
 
 
 class Recent(Generic[T]):
-    """Asks ``question`` at most once at a time, and once in `HOLD_S` where the answer is ``good``.
+    """Asks ``question`` at most once at a time, and keeps a ``good`` answer for `HOLD_S`.
 
-    What it raises, all hear who wait for it. A bad answer is not held: whoever waits for a good one has it at
-    once.
+    An exception goes to everybody who waits for the answer. An answer that is not good is not kept, so a
+    change for the better shows at once.
     """
 
     def __init__(self, question: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> None:
@@ -27,9 +30,10 @@ class Recent(Generic[T]):
         self._good_until = 0.0
 
     async def answer(self) -> T:
+        """The kept answer, or a new one. Raises whatever the question raises."""
         if self._asking is None or (self._asking.done() and time.monotonic() >= self._good_until):
             self._asking = asyncio.ensure_future(self._ask())
-        # Shielded: one caller that goes away takes nobody's answer along.
+        # Shielded: a caller that goes away does not cancel the question for the others.
         return await asyncio.shield(self._asking)
 
     async def _ask(self) -> T:
@@ -38,7 +42,7 @@ class Recent(Generic[T]):
         return answer
 
     async def close(self) -> None:
-        """End what is being asked."""
+        """Cancel the question that is being asked."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.wait({self._asking})

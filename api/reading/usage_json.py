@@ -1,6 +1,6 @@
-"""The series of usage as JSON text, one string a row: thousands of points leave no time for objects.
+"""The series of usage as JSON text, made straight from rows: objects for thousands of points take too long.
 
-What it writes is what `answers.UsagePoint` describes; a test holds the two together.
+The text is what `answers.UsagePoint` describes; a test compares the two.
 """
 
 from __future__ import annotations
