@@ -17,15 +17,16 @@ from typing import Any, Final
 from api.asking.buckets import Branch, Span, series_plan, to_datetime, totals_plan
 from api.asking.questions import FiguresQuestion
 from api.reading import seen
-from api.reading.rollups import UsageRow, Values, condition, exact, table_of, union
+from api.reading.rollups import USAGE, UsageRow, Values, condition, exact, table_of, union
 
 _BEFORE: Final = "before"
 _AFTER: Final = "after"
-_SUMS: Final = "invocations, input_tokens, output_tokens, cost_microcents"
+_MEASURES: Final = ", ".join(USAGE)
+_SUMS: Final = ", ".join(f"sum({name})::text" for name in USAGE)
 
 # A point has at most one row in each partition that the org was ever seen in.
 _POINTS: Final = """
-SELECT date_part('epoch', bucket_start)::bigint / 60, model_id::text, {client}, {sums}
+SELECT date_part('epoch', bucket_start)::bigint / 60, model_id::text, {client}, {measures}
 FROM {table}
 WHERE {where}
 ORDER BY bucket_start, model_id{order}
@@ -33,18 +34,14 @@ LIMIT (SELECT %(points)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE 
 """
 
 _EDGE: Final = """
-SELECT date_part('epoch', {bucket})::bigint / 60, model_id::text, {client},
-    sum(invocations)::text, sum(input_tokens)::text, sum(output_tokens)::text, sum(cost_microcents)::text
+SELECT date_part('epoch', {bucket})::bigint / 60, model_id::text, {client}, {sums}
 FROM ({branches}) AS figures
 GROUP BY model_id{group}
 ORDER BY model_id{order}
 LIMIT %(points)s
 """
 
-_TOTALS: Final = """
-SELECT sum(invocations)::text, sum(input_tokens)::text, sum(output_tokens)::text, sum(cost_microcents)::text
-FROM ({branches}) AS figures
-"""
+_TOTALS: Final = "SELECT {sums} FROM ({branches}) AS figures"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +67,9 @@ class PlainSeries:
         if self.edges[_AFTER]:
             texts.append(self._edge(_AFTER, values))
         if with_totals:
-            texts.append(_TOTALS.format(branches=self._union(totals_plan(self.question.span), values)))
+            texts.append(
+                _TOTALS.format(branches=self._union(totals_plan(self.question.span), values), sums=_SUMS)
+            )
         return texts, values
 
     def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow]:
@@ -98,6 +97,7 @@ class PlainSeries:
             group=", client_id" * question.by_client,
             order=self._order,
             branches=branches,
+            sums=_SUMS,
         )
 
     def _points(self, values: Values) -> str:
@@ -111,7 +111,9 @@ class PlainSeries:
             passed += [values.bind(after.client_id, "text")] * question.by_client
             where += f" AND (bucket_start, model_id{self._order}) > ({', '.join(passed)})"
         table = table_of(question, self.branch.grain)
-        return _POINTS.format(table=table, where=where, client=self._client, order=self._order, sums=_SUMS)
+        return _POINTS.format(
+            table=table, where=where, client=self._client, order=self._order, measures=_MEASURES
+        )
 
     @property
     def _client(self) -> str:
@@ -126,7 +128,7 @@ class PlainSeries:
         """The rows of all branches, span by span."""
         keys = "model_id, client_id" if self.question.by_client else "model_id"
         return union(
-            f"SELECT {keys}, {_SUMS} FROM {table_of(self.question, branch.grain)}"
+            f"SELECT {keys}, {_MEASURES} FROM {table_of(self.question, branch.grain)}"
             f" WHERE {condition(self.question, (span,), values)}"
             for branch in plan
             for span in branch.spans
