@@ -111,11 +111,11 @@ class Database:
         """Call ``heard`` once when listening and then for each notification, until cancelled.
 
         Raises:
-            Unavailable: no connection, or it was lost.
+            Unavailable: there is no connection, the connection was lost, or a pooler stands between.
         """
         try:
             async with await self._connect() as connection:
-                if connection.pooled:  # it would hear nothing, and leave others listening
+                if connection.pooled:  # we would hear nothing, and another client's session would listen
                     raise Unavailable(NO_NOTIFICATIONS)
                 await connection.set_autocommit(True)
                 await connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
