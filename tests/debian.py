@@ -18,7 +18,7 @@ from pathlib import Path
 import pip
 
 from deploy.local import rootfs
-from deploy.local.ways import PATH
+from deploy.local.ways.binaries import PATH
 
 CLONE = Path(__file__).resolve().parents[1]
 SEEN = Path("/srv")

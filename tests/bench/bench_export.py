@@ -15,6 +15,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -46,7 +47,9 @@ def totals(file: Path, form: str) -> tuple[int, Decimal]:
     """Invocations and dollars of all rows."""
     if form == "parquet":
         table = pq.read_table(file, columns=["invocations", "costAmount"])
-        rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+        rows: Iterable[tuple[int, Decimal]] = zip(
+            *(column.to_pylist() for column in table.columns), strict=True
+        )
     else:
         with file.open(newline="") as lines:
             rows = ((int(r["invocations"]), Decimal(r["costAmount"])) for r in list(csv.DictReader(lines)))

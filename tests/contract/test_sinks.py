@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -361,7 +362,7 @@ async def test_a_day_that_comes_near_the_highest_sum_is_known_after_a_restart(he
     now_us = NOW_US // day_us * day_us + 12 * HOUR_US
 
     def body(number: int, at_us: int, tokens: int) -> bytes:
-        at = naive.EPOCH + naive.timedelta(microseconds=at_us)
+        at = naive.EPOCH + timedelta(microseconds=at_us)
         made: dict[str, object] = {
             "eventId": str(UUID(int=number)),
             "orgId": str(UUID(int=1)),

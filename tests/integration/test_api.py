@@ -23,6 +23,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 from psycopg import sql as pgsql
 
 import api.config
@@ -68,7 +69,7 @@ class Client:
             target = path + (f"?{urlencode(query, doseq=True)}" if query else "")
             connection.request(method, target, body=body, headers=dict(headers or {}))
             answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read()
+            return answer.status, CIMultiDict(answer.headers.items()), answer.read()
         finally:
             connection.close()
 

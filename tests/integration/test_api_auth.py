@@ -102,7 +102,9 @@ def test_a_key_opens_its_org_with_its_roles_and_nothing_else(database_url: str, 
         assert server.get(reliability, RANGE, headers=with_key(mine))[0] == 403
         assert server.get(f"{BASE}/orgs", RANGE, headers=with_key(mine))[0] == 403
     with psycopg.connect(database_url) as connection:
-        used = dict(connection.execute("SELECT prefix, last_used_at FROM analytics.api_keys").fetchall())
+        used: dict[str, datetime | None] = dict(
+            connection.execute("SELECT prefix, last_used_at FROM analytics.api_keys").fetchall()
+        )
         denied = connection.execute(
             "SELECT actor FROM analytics.audit_log WHERE outcome = 'denied'"
         ).fetchall()
@@ -229,7 +231,7 @@ def test_made_up_keys_make_no_queries_and_turn_nobody_else_away(database_url: st
         assert server.get(USAGE, RANGE, headers=with_key(good))[0] == 200
     before = transactions(database_url)
     with served(env, NOW) as server, closing(http.client.HTTPConnection("127.0.0.1", server.port)) as asked:
-        statuses = Counter()
+        statuses = Counter[int]()
         for number in range(2800):
             asked.request("GET", USAGE, headers=with_key(made_up(number)))
             answer = asked.getresponse()
@@ -320,8 +322,8 @@ def test_keys_are_made_listed_and_revoked_by_command(database_url: str) -> None:
         env=env | {"API_KEY_SECRET": ""},
     )
     assert (no_secret.returncode, "API_KEY_SECRET" in no_secret.stderr) == (2, True)
-    for role in ("admin", "analytics:admin", "root"):
-        refused = processes.command("keys", "create", "--org", str(ORG), "--role", role, env=env)
+    for name in ("admin", "analytics:admin", "root"):
+        refused = processes.command("keys", "create", "--org", str(ORG), "--role", name, env=env)
         assert refused.returncode == 2
 
 
@@ -360,7 +362,7 @@ def test_the_reader_can_neither_make_keys_nor_rewrite_the_audit_log(reader_url: 
             "SELECT * FROM analytics.dead_letters",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute(statement)  # type: ignore[arg-type]
+                connection.execute(statement)
 
 
 def test_the_api_refuses_to_run_as_superuser_owner_or_writer(

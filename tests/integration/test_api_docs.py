@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from api.contract.operations import OPERATIONS
+from deploy.local import Unavailable
 from tests.conftest import missing
 from tests.integration.test_api import BASE, NOW, served
 from tests.support import browser
@@ -15,7 +16,7 @@ from tests.support import browser
 def chromium() -> Iterator[str]:
     try:
         browser.executable()
-    except browser.Unavailable as reason:
+    except Unavailable as reason:
         missing(reason)
     with browser.running() as address:
         yield address

@@ -622,10 +622,10 @@ def test_a_sum_that_parquet_cannot_hold_fails_at_once_and_says_what_to_order(
 def test_a_runner_that_lost_its_job_commits_nothing(
     env: dict[str, str], database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from api.exports import runner as running
+    from api.exports import files
 
     runner = server_runner({**env, "EXPORT_DIR": str(tmp_path)}, NOW)
-    write = running.files.write
+    write = files.write
 
     def taken_over(*arguments: Any, **options: Any) -> Any:
         written = write(*arguments, **options)
@@ -635,7 +635,7 @@ def test_a_runner_that_lost_its_job_commits_nothing(
             )
         return written
 
-    monkeypatch.setattr(running.files, "write", taken_over)
+    monkeypatch.setattr(files, "write", taken_over)
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start,"
@@ -676,7 +676,7 @@ def test_a_runner_that_was_frozen_before_its_commit_leaves_the_winners_file_alon
         upload.commit = thaw
         return upload
 
-    frozen._store.upload = taken_over_in_the_last_moment  # type: ignore[method-assign]
+    frozen._store.upload = taken_over_in_the_last_moment
     facts = "SELECT location, checksum FROM analytics.export_jobs WHERE job_id = %s AND status = 'succeeded'"
     job_id = uuid.uuid4()
     with psycopg.connect(database_url, autocommit=True) as connection:

@@ -60,7 +60,7 @@ def figures(point: dict[str, Any]) -> Figures:
 def summed(rows: Any) -> Figures:
     total: Figures = (0, 0, 0, Decimal(0))
     for row in rows:
-        total = tuple(a + b for a, b in zip(total, row, strict=True))  # type: ignore[assignment]
+        total = tuple(a + b for a, b in zip(total, row, strict=True))
     return total
 
 

@@ -79,7 +79,7 @@ def test_live_rest_and_files_agree_while_a_worker_ingests(
         server = Client(urlsplit(api.ready_url).port or 0)
         publisher = threading.Thread(target=publish)
         publisher.start()
-        same, growing = 0, set()
+        same, growing = 0, set[int]()
         with closing(Events(server, ORG)) as events:
             while publisher.is_alive() and (same < 3 or len(growing) < 3):
                 _, live = events.until("usage")

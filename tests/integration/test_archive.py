@@ -18,6 +18,7 @@ from pipeline.archive import store as store_module
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.gate import ArchiveGate
 from pipeline.archive.store import Missing, Store, StoreError, open_store
+from pipeline.common.connect import Session, connect_async
 from pipeline.common.object_store import ObjectStore
 from pipeline.config import ArchiveConfig
 from pipeline.core.ledger import Ledger
@@ -63,7 +64,7 @@ class Fuse:
 class FusedStore:
     def __init__(self, store: Store, fuse: Fuse) -> None:
         self._store, self._fuse = store, fuse
-        self.read = store.read
+        self.read, self.delete = store.read, store.delete
 
     def write(self, name: str, data: bytes) -> None:
         self._fuse.burn()
@@ -127,7 +128,7 @@ class Partition:
 
     def ask(self, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url) as connection:
-            return connection.execute(statement).fetchall()  # type: ignore[call-overload, no-any-return]
+            return connection.execute(statement).fetchall()
 
 
 def names_below(folder: Path) -> set[str]:
@@ -187,7 +188,9 @@ async def test_two_archivers_at_once_do_the_work_of_one(
 
         async def _enter(self, connection: Any, taken: Any, uploaded: Any) -> None:
             zombie = Archiver(partition.url, store, config)
-            async with await psycopg.AsyncConnection.connect(partition.url, autocommit=True) as other:
+            async with await connect_async(
+                partition.url, Session(application_name="zombie"), autocommit=True
+            ) as other:
                 await Archiver._enter(zombie, other, taken, uploaded)
             await super()._enter(connection, taken, uploaded)
 

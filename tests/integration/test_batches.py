@@ -9,7 +9,7 @@ import json
 import struct
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,13 +17,19 @@ from urllib.parse import urlsplit
 import cramjam
 import psycopg
 import pytest
+from typing_extensions import Buffer
 
 from pipeline.transports.rabbitmq.connection import StreamConnection
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
 from tests.support import mix, processes, streams
 
-CODECS = {1: gzip.compress, 2: cramjam.snappy.compress, 3: cramjam.lz4.compress, 4: cramjam.zstd.compress}
+CODECS: dict[int, Callable[[bytes], Buffer]] = {
+    1: gzip.compress,
+    2: cramjam.snappy.compress,
+    3: cramjam.lz4.compress,
+    4: cramjam.zstd.compress,
+}
 
 
 def batch(stored: bytes, *, codec: int, records: int, unpacked_bytes: int) -> bytes:
@@ -66,7 +72,7 @@ async def publish(env: dict[str, str], entries: Sequence[bytes]) -> None:
 
 def ask(env: dict[str, str], statement: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(env["DATABASE_URL"]) as connection:
-        return connection.execute(statement).fetchall()  # type: ignore[call-overload, no-any-return]
+        return connection.execute(statement).fetchall()
 
 
 def counters(env: dict[str, str]) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ import random
 import time
 import uuid
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.config import StreamConfig
 from pipeline.core.replay import Letter
+from pipeline.core.rules import Rules
 from pipeline.transports.factory import open_transport
 from sql import migrate
 from tests.support import books, mix, processes
@@ -76,11 +77,11 @@ class World:
 
     def ask(self, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.env["DATABASE_URL"]) as connection:
-            return connection.execute(statement).fetchall()  # type: ignore[call-overload, no-any-return]
+            return connection.execute(statement).fetchall()
 
     def do(self, statement: str) -> None:
         with psycopg.connect(self.env["DATABASE_URL"]) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """What a dead-letters command says."""
@@ -108,7 +109,7 @@ class World:
         return oracle
 
     def _recounted(self, number: int, records: list[tuple[int, int, bytes]]) -> ReplayingOracle:
-        oracle = ReplayingOracle(books.oracle_rules(books.Rules()))
+        oracle = ReplayingOracle(books.oracle_rules(Rules()))
         rest = iter(records)
         bodies = {offset: (broker_us, body) for offset, broker_us, body in records}
         settled = self.ask(
@@ -116,7 +117,7 @@ class World:
             f" WHERE settled_at IS NOT NULL AND partition = {number}"
             ' ORDER BY at_offset, requested_at, "offset"'
         )
-        reasons = {}
+        reasons: dict[int, str] = {}
         for at_offset, offset, evidence, outcome in settled:
             while oracle.next_offset < at_offset:
                 oracle.feed(*next(rest))
@@ -220,7 +221,7 @@ async def test_a_late_batch_is_replayed_once_and_the_books_and_the_archive_agree
         assert replayed in page
 
         # The rollups of those days as if the batch had come in time.
-        in_time = naive.Oracle(books.oracle_rules(books.Rules()))
+        in_time = naive.Oracle(books.oracle_rules(Rules()))
         in_time.feed_all((i, now_us - 90 * HOUR_US, body) for i, body in enumerate(ancient))
         in_time.feed_all((i, now_us - 26 * HOUR_US, body) for i, body in enumerate(late))
         for key, row in in_time.usage_hour.items():
@@ -319,7 +320,7 @@ async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) 
     changed = json.loads(
         next(body for body in counted if b'"eventId"' in body and b"specversion" not in body)
     )
-    another_hour = naive.datetime.fromisoformat(changed["occurredAt"]) - naive.timedelta(hours=2)
+    another_hour = datetime.fromisoformat(changed["occurredAt"]) - timedelta(hours=2)
     moved = {**changed, "occurredAt": another_hour.isoformat()}
     changed["inputTokens"] = 12345
     for offset, body in enumerate((*counted, *(json.dumps(one).encode() for one in (changed, moved)))):

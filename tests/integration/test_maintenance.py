@@ -282,7 +282,7 @@ async def test_a_table_that_refuses_is_named_and_the_others_are_looked_after(
         done.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(maintenance.asyncio, "sleep", once)
+    monkeypatch.setattr(asyncio, "sleep", once)
     before = metrics.REGISTRY.get_sample_value(
         "analytics_maintenance_failures_total", {"table": "usage_minute"}
     )
@@ -329,7 +329,7 @@ async def test_a_round_that_left_something_is_followed_soon(
             done.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(maintenance.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(maintenance, "expire", expire)
     running = asyncio.create_task(
         maintenance.run(embedded_postgres_url, RETENTION, dedupe_window_us=WINDOW_US)
@@ -367,7 +367,7 @@ async def test_a_host_whose_clock_is_ahead_expires_nothing(
         done.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(maintenance.asyncio, "sleep", once)
+    monkeypatch.setattr(asyncio, "sleep", once)
     with psycopg.connect(embedded_postgres_url, autocommit=True) as connection:
         for name in ROLLUPS:
             insert(connection, name, today)

@@ -44,7 +44,7 @@ def differences(url: str) -> list[object]:
                 "include_object": lambda thing, name, *_: name != "alembic_version",
             },
         )
-        found = compare_metadata(context, metadata)
+        found: list[object] = compare_metadata(context, metadata)
         names = set(inspect(connection).get_table_names(SCHEMA))
     assert names >= {table.name for table in metadata.sorted_tables}
     return found

@@ -738,7 +738,7 @@ async def test_a_probe_whose_caller_is_cancelled_does_not_stay_subscribed() -> N
         await answer.wait()
         attached.discard(subscription_id)
 
-    leader.attach, leader.detach = attach_once, detach_late  # type: ignore[assignment, method-assign]
+    leader.attach, leader.detach = attach_once, detach_late  # type: ignore[method-assign]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await subscription._end_of_last_chunk(91)

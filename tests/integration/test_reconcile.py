@@ -44,7 +44,7 @@ def reconciled(url: str, config: ArchiveConfig, scope: Scope = EVERYTHING) -> Re
 
 def change(url: str, statement: str) -> None:
     with psycopg.connect(url) as connection:
-        assert connection.execute(statement).rowcount == 1  # type: ignore[call-overload]
+        assert connection.execute(statement).rowcount == 1
 
 
 async def test_what_the_pipeline_wrote_is_what_the_archive_says(

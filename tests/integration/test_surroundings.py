@@ -181,12 +181,12 @@ async def test_a_role_without_privileges_lifts_the_limit_of_decompressed_rows(ti
     sink = TimescaleSink(timescale.replace("postgres:postgres@", f"{role}:x@"))
     try:
         for _ in range(2):  # also after the connection was lost
-            connection = await sink.database.connection()
-            shown = await connection.execute(
+            mine = await sink.database.connection()
+            shown = await mine.execute(
                 "SELECT current_setting('timescaledb.max_tuples_decompressed_per_dml_transaction'), user"
             )
             assert await shown.fetchone() == ("0", role)
-            await connection.close()
+            await mine.close()
     finally:
         with psycopg.connect(timescale, autocommit=True) as connection:
             connection.execute(psql.SQL("DROP ROLE {}").format(psql.Identifier(role)))

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from pipeline.config import StreamConfig
+from pipeline.core.rules import Rules
 from pipeline.transports.embedded.transport import EmbeddedTransport
 from sql import migrate
 from tests.faults import clock
@@ -243,7 +244,7 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
         assert isinstance(api, processes.Api)
         await publish(env, first.bodies)
         streams.wait_committed(env["DATABASE_URL"], 400, worker)
-        oracle = naive.Oracle(books.oracle_rules(books.Rules()))
+        oracle = naive.Oracle(books.oracle_rules(Rules()))
         for i, body in enumerate(first.bodies):
             oracle.feed(i, now_us, body)
         cache = redis.Redis.from_url(redis_url)

@@ -11,6 +11,7 @@ import asyncio
 import json
 import uuid
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipeline.core.bodies import IntArray
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Names
 from pipeline.core.ledger import Batch, Ledger
@@ -91,7 +93,7 @@ class PipelineMachine(RuleBasedStateMachine):
     )
     def publish(self, **e: Any) -> None:
         at_us = self.now_us - e["ago_us"]
-        at = naive.EPOCH + naive.timedelta(microseconds=at_us)
+        at = naive.EPOCH + timedelta(microseconds=at_us)
         event = {
             "eventId": e["event"],
             "orgId": e["org"],
@@ -303,7 +305,13 @@ def _ids_are_not_recovered(patch: pytest.MonkeyPatch) -> None:
 
 def _ids_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:
     add = SeenIds.add
-    patch.setattr(SeenIds, "add", lambda self, *a, **_: add(self, *a[:4], np.zeros(len(a[0]), np.int32)))
+
+    def from_the_first_hour(
+        self: SeenIds, ids: IntArray, orgs: IntArray, hours: IntArray, checks: IntArray, *_: Any, **__: Any
+    ) -> IntArray:
+        return add(self, ids, orgs, hours, checks, live_from=np.zeros(len(ids), np.int32))
+
+    patch.setattr(SeenIds, "add", from_the_first_hour)
 
 
 def _names_are_not_restored(patch: pytest.MonkeyPatch) -> None:

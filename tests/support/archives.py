@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -50,7 +51,7 @@ def accepted(oracle: naive.Oracle, stream: Iterable[tuple[int, int, bytes]]) -> 
 def row(offset: int, e: naive.Event) -> Row:
     """The row of an accepted event."""
     ids = (offset, e.event_id, e.org_id, e.model_id, e.client_id)
-    at = naive.EPOCH + naive.timedelta(microseconds=e.occurred_us)
+    at = naive.EPOCH + timedelta(microseconds=e.occurred_us)
     figures = (e.input_tokens, e.output_tokens, e.cost_microcents)
     return (*ids, at, e.latency_ms, e.status, e.error_code, *figures)
 
@@ -91,7 +92,7 @@ def outbox_difference(
     for part in outbox:
         for i, client in enumerate(part.counted_client.tolist()):
             us = int(part.occurred_us[i])
-            hour = naive.EPOCH + naive.timedelta(microseconds=us - us % naive.HOUR_US)
+            hour = naive.EPOCH + timedelta(microseconds=us - us % naive.HOUR_US)
             key = uuid_of(part.org[i]), hour, uuid_of(part.counted_model[i]), part.clients[client]
             counted[key] += 1
             late[key] += int(part.late[i]) >= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -40,7 +40,7 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
     """The oracle's tables in the form of `stored`."""
 
     def us(at: datetime) -> int:
-        return (at - naive.EPOCH) // naive.timedelta(microseconds=1)
+        return (at - naive.EPOCH) // timedelta(microseconds=1)
 
     tables: dict[str, Any] = {}
     for name, seconds in _LENGTH_S.items():

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.transports import Chunk, Owner, TransportError
+from pipeline.transports import Chunk, Extent, Owner, Publisher, Subscription, TransportError
 
 
 async def _no_wait() -> None:
@@ -101,8 +101,44 @@ class MemoryBroker:
                 await asyncio.gather(stored.moving, return_exceptions=True)
 
 
-class MemoryTransport:
-    """One client of a `MemoryBroker`. See `pipeline.transports.Transport`."""
+class PartialTransport:
+    """A `pipeline.transports.Transport` that can do nothing: each fake overrides what it stands for."""
+
+    stream: str
+
+    async def open(self) -> None:
+        raise NotImplementedError
+
+    async def subscribe(self, *, partition: int, offset: int, credit: int = 4) -> Subscription:
+        raise NotImplementedError
+
+    async def partitions(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    async def compete(self, *, partition: int, owner: Owner, credit: int = 4) -> Subscription:
+        raise NotImplementedError
+
+    async def create_super_stream(self, *, partitions: int) -> bool:
+        raise NotImplementedError
+
+    async def extents(self) -> Sequence[Extent]:
+        raise NotImplementedError
+
+    async def stored_us(self, *, partition: int, offset: int) -> int | None:
+        raise NotImplementedError
+
+    async def publisher(self) -> Publisher:
+        raise NotImplementedError
+
+    async def ping(self) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+class MemoryTransport(PartialTransport):
+    """One client of a `MemoryBroker`, for workers: it competes for partitions."""
 
     def __init__(self, broker: MemoryBroker, *, switch: Callable[[], Awaitable[None]] = _no_wait) -> None:
         self.stream = broker.name

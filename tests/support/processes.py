@@ -13,7 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.processes import child as children
 
@@ -118,7 +118,7 @@ class Process:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
-    def __enter__(self) -> Process:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

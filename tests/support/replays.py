@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -99,7 +100,7 @@ def request_in_database(database_url: str, letters: Sequence[Letter], *, partiti
                 "offset": letter.offset,
                 "position": letter.position,
                 "run": uuid4(),
-                "broker_time": naive.EPOCH + naive.timedelta(microseconds=letter.broker_us),
+                "broker_time": naive.EPOCH + timedelta(microseconds=letter.broker_us),
                 "evidence": letter.evidence,
                 "absent_to": None,
                 "body": None,

@@ -14,6 +14,7 @@ import random
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from pipeline.archive.gate import ArchiveGate
@@ -199,7 +200,7 @@ class World:
                 "orgId": luck.choice(_ORGS),
                 "modelId": luck.choice(_MODELS),
                 "clientId": luck.choice(("a", "b", "c", None)),
-                "occurredAt": (naive.EPOCH + naive.timedelta(microseconds=self.now_us - ago_us)).isoformat(),
+                "occurredAt": (naive.EPOCH + timedelta(microseconds=self.now_us - ago_us)).isoformat(),
                 "latencyMs": luck.randrange(2000),
                 "status": luck.choice(("success", "success", "error")),
                 "inputTokens": 1,

@@ -35,6 +35,7 @@ from api.contract.operations import BASE, OPERATIONS, Operation
 from api.errors import ApiError
 from api.exports import jobs
 from api.serving import Runner
+from pipeline.common.settings import ConfigError
 
 ORG = "aaaaaaaa-0000-4000-8000-000000000001"
 OTHER = "aaaaaaaa-0000-4000-8000-000000000002"
@@ -298,7 +299,7 @@ async def test_whoever_gets_in_is_named_by_exactly_three_lines(lines: list[tuple
 
 
 def test_mode_none_is_refused_off_loopback() -> None:
-    with pytest.raises(api.config.settings.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         api.config.load({"HTTP_HOST": "0.0.0.0", "TRUSTED_PROXIES": "x", "HTTP_PORT": "no"})
     assert len(caught.value.faults) == 4  # and DATABASE_URL is missing
 
@@ -340,9 +341,9 @@ async def test_an_answer_is_not_made_long_by_a_question(client: Client) -> None:
         body = await problem(response, 400)
         assert len(await response.read()) < 20_000
         assert len(body["errors"]) <= 51
-    body = json.dumps({f"p{number}": 1 for number in range(4000)}).encode()
+    asked = json.dumps({f"p{number}": 1 for number in range(4000)}).encode()
     with pytest.raises(Problem) as caught:
-        jobs.order(body, oldest=0, months_max=13)
+        jobs.order(asked, oldest=0, months_max=13)
     assert (len(caught.value.errors), caught.value.errors[-1].message) == (51, "and 3951 more faults")
     assert len(caught.value.detail) < 10_000
 

@@ -35,16 +35,17 @@ WEAK_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)
 EC = ec.generate_private_key(ec.SECP256R1())
 ED = ed25519.Ed25519PrivateKey.generate()
 OTHER_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+ISSUER, AUDIENCE = "https://issuer.test", "spendstream"
 CLAIMS = {
-    "iss": "https://issuer.test",
-    "aud": "spendstream",
+    "iss": ISSUER,
+    "aud": AUDIENCE,
     "sub": "ana",
     "exp": int(NOW.timestamp()) + 600,
     "orgs": [str(ORG)],
     "roles": ["analytics:usage:read"],
 }
 ANA = Caller(subject="ana", roles=frozenset(("analytics:usage:read",)), orgs=frozenset((ORG,)))
-HS = TokenConfig(issuer=CLAIMS["iss"], audience=CLAIMS["aud"], secret=SECRET)
+HS = TokenConfig(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)
 
 
 def jwk(key: Any, kid: str | None, **more: str) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_each_row_is_the_point_it_stands_for(rows: list[tuple[int, str, str, int
         assert msgspec.json.decode(bytes(written), type=list[answers.UsagePoint]) == points
         assert bytes(written) == msgspec.json.encode(points)
     totals = usage_json.totals(rows)
-    assert list(totals.values()) == [sum(row[i] for row in rows) for i in range(3, 7)]
+    measures = [sums for _, _, _, *sums in rows]
+    assert list(totals.values()) == [sum(sums[i] for sums in measures) for i in range(4)]
     amounts = [Decimal(point.cost.amount) * 10**8 for point in points]
     assert sum(amounts) == totals["cost_microcents"]

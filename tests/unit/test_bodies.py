@@ -39,5 +39,5 @@ def test_joined_they_keep_their_order_and_end_in_padding(parts: list[tuple[list[
     made = Bodies.join([scattered(bodies) if loose else bodies for bodies, loose in parts])
     assert made == [body for bodies, _ in parts for body in bodies]
     assert made.padded
-    assert made.text.endswith(PADDING)
+    assert bytes(made.text).endswith(PADDING)
     assert not len(made) or made.ends.max() <= len(made.text) - len(PADDING)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.bodies import IntArray
 from pipeline.core.windows import Blobs
 from pipeline.sink import copy_binary
 
@@ -36,13 +38,13 @@ def test_rows_are_written_as_the_format_says(
     rows: list[tuple[int, int, int, bytes, bytes, bytes]], varying: int, as_blobs: bool
 ) -> None:
     columns = list(zip(*rows, strict=True)) or [()] * 6
-    fixed = [
+    fixed: list[IntArray] = [
         np.array(columns[0], np.int16),
         np.array(columns[1], np.int32),
         np.array(columns[2], np.int64),
         np.frombuffer(b"".join(columns[3]), ">u8").astype(np.uint64).reshape(-1, 2),
     ]
-    strings = [list(column) for column in columns[4 : 4 + varying]]
+    strings: list[Sequence[bytes]] = [list(column) for column in columns[4 : 4 + varying]]
     if as_blobs:
         strings = [
             Blobs(

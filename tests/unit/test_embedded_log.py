@@ -47,9 +47,9 @@ def writer(tmp_path: Path) -> Iterator[LogWriter]:
     writer.close()
 
 
-def append(folder: Path, *bodies: bytes, **limits: int) -> int:
+def append(folder: Path, *bodies: bytes, clock: Clock | None = None, **limits: int) -> int:
     """Append as a process that starts, appends once and ends."""
-    writer = writer_of(folder, **limits)
+    writer = writer_of(folder, clock=clock, **limits)
     try:
         return writer.append(bodies)
     finally:
@@ -245,7 +245,7 @@ def test_segments_roll_and_read_as_one(tmp_path: Path, writer: LogWriter) -> Non
 @pytest.mark.parametrize("torn_bytes", [0, 1, 20, 40])
 def test_a_crash_in_the_middle_of_a_roll_loses_nothing(tmp_path: Path, torn_bytes: int) -> None:
     clock = Clock()
-    append(tmp_path, b"one", clock=clock)  # type: ignore[arg-type]
+    append(tmp_path, b"one", clock=clock)
     torn = segments.encode_chunk(first_offset=1, timestamp_us=0, bodies=[b"two", b"three"])[:torn_bytes]
     segment_path(tmp_path, 1).write_bytes(torn)
     reader = LogReader(tmp_path, 0)
@@ -254,7 +254,7 @@ def test_a_crash_in_the_middle_of_a_roll_loses_nothing(tmp_path: Path, torn_byte
     reader.advance(chunk)
     assert reader.peek() is None
     clock.now_s -= 100
-    append(tmp_path, b"two", clock=clock)  # type: ignore[arg-type]
+    append(tmp_path, b"two", clock=clock)
     following = reader.peek()
     assert following is not None
     assert following.bodies(1) == [b"two"]
@@ -316,7 +316,7 @@ def test_timestamps_never_go_backwards_also_over_a_restart(tmp_path: Path) -> No
     timestamps_us = []
     for step_s in (0, -50, 10, -1000, 2000):
         clock.now_s += step_s
-        append(tmp_path, b"x", clock=clock, segment_bytes=1)  # type: ignore[arg-type]
+        append(tmp_path, b"x", clock=clock, segment_bytes=1)
     reader = LogReader(tmp_path, 0)
     while chunk := reader.peek():
         timestamps_us.append(chunk.timestamp_us)
@@ -373,8 +373,8 @@ def test_processes_write_side_by_side(tmp_path: Path) -> None:
 # --- the transport around it ------------------------------------------------------------------------
 
 
-def transport_of(folder: Path, **settings: int) -> EmbeddedTransport:
-    config = StreamConfig(url=f"embedded://{folder}", stream="a/b c", consumer="test", **settings)
+def transport_of(folder: Path, *, max_bytes: int = 20 * 2**30) -> EmbeddedTransport:
+    config = StreamConfig(url=f"embedded://{folder}", stream="a/b c", consumer="test", max_bytes=max_bytes)
     return EmbeddedTransport(config)
 
 

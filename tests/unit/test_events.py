@@ -6,6 +6,7 @@ import json
 import random
 import string
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -41,9 +42,9 @@ def columns_as_events(reader: Reader, columns: Columns) -> dict[int, wire.Event]
 
     return {
         int(columns.source[i]): wire.Event(
-            event_id=wire.UUID(int=uuid_int(columns.event[i])),
-            org_id=wire.UUID(int=uuid_int(reader.orgs.keys[columns.org[i]])),
-            model_id=wire.UUID(int=uuid_int(reader.models.keys[columns.model[i]])),
+            event_id=UUID(int=uuid_int(columns.event[i])),
+            org_id=UUID(int=uuid_int(reader.orgs.keys[columns.org[i]])),
+            model_id=UUID(int=uuid_int(reader.models.keys[columns.model[i]])),
             client_id=reader.clients.texts[columns.client[i]],
             occurred_us=int(columns.occurred_us[i]),
             latency_ms=int(columns.latency_ms[i]),
@@ -340,7 +341,7 @@ def test_faults_name_every_broken_rule_as_the_sender_spelled_it() -> None:
 
 def test_numbers_of_ids_survive_growth() -> None:
     reader, luck = Reader(), random.Random(1)
-    orgs = [str(wire.UUID(int=luck.getrandbits(128))) for _ in range(5000)]
+    orgs = [str(UUID(int=luck.getrandbits(128))) for _ in range(5000)]
     made = [json.dumps({**GOOD, "orgId": org}).encode() for org in orgs]
     first, _ = reader.read(made[:1000])
     both, _ = reader.read(made)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.core.bodies import KEPT_BYTES_MAX, Unreadable
+from pipeline.core.bodies import KEPT_BYTES_MAX, Unreadable, offsets_of
 from pipeline.transports.rabbitmq import frames
 from pipeline.transports.rabbitmq.amqp import amqp_message, amqp_payload
 from pipeline.transports.rabbitmq.batches import gzip_batch
@@ -237,7 +237,7 @@ def test_a_batch_that_lies_is_one_run_of_unreadable_records_and_the_chunk_goes_o
     (run,) = part.unreadable
     assert (run.first_offset, run.records, run.stored.body) == (1, records, stored)
     assert f"a batch of {records} records cannot be undone" in run.fault
-    assert frames.offsets_of(0, 2, part.unreadable).tolist() == [0, records + 1]
+    assert offsets_of(0, 2, part.unreadable).tolist() == [0, records + 1]
     assert part.next_offset == records + 2
 
 
@@ -314,7 +314,8 @@ def test_a_chunk_that_unpacks_to_much_is_handed_on_in_parts() -> None:
 
 @given(st.lists(st.sampled_from(["bare", "batch", "claim"]), max_size=6), st.integers(0, 40))
 def test_a_part_since_an_offset_has_the_rest_of_its_records(kinds: list[str], offset: int) -> None:
-    data, records, expected, claimed = b"", 0, [], []
+    data, records, claimed = b"", 0, list[int]()
+    expected: list[tuple[int, bytes]] = []
     for kind in kinds:
         if kind == "bare":
             data += entry(b"{%d" % records)
@@ -333,7 +334,7 @@ def test_a_part_since_an_offset_has_the_rest_of_its_records(kinds: list[str], of
     (part,) = parts_of(data, entries=len(kinds), records=records)
     offset = min(offset, records)
     rest = part.since(offset)
-    offsets = frames.offsets_of(rest.first_offset, len(rest.bodies), rest.unreadable).tolist()
+    offsets = offsets_of(rest.first_offset, len(rest.bodies), rest.unreadable).tolist()
     assert list(zip(offsets, rest.bodies, strict=True)) == [one for one in expected if one[0] >= offset]
     assert [
         at for run in rest.unreadable for at in range(run.first_offset, run.first_offset + run.records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=100)
 
 
 def event(number: int, *, ago_us: int = 0, **fields: Any) -> bytes:
-    at = naive.EPOCH + naive.timedelta(microseconds=NOW_US - ago_us)
+    at = naive.EPOCH + timedelta(microseconds=NOW_US - ago_us)
     return json.dumps(
         {
             "eventId": str(uuid.UUID(int=number)),
@@ -238,6 +239,7 @@ async def test_a_letter_that_version_0_1_0_counted_is_a_duplicate(kept: Books) -
     [(counted, settled)] = kept.state.settled
     columns, _ = kept.ledger._reader.read([old])
     [narrow] = kept.ledger._reader.narrow_checks(columns).tolist()
+    assert settled.check is not None
     assert narrow < 2**32 <= settled.check
     kept.state.settled[0] = counted, replace(settled, check=narrow)
     assert await kept.replay(letter(5, old)) == ["duplicate"]

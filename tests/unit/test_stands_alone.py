@@ -33,7 +33,8 @@ def parents(tree: ast.AST) -> Iterator[int]:
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute):
             index = node.slice
             if node.value.attr == "parents" and isinstance(index, ast.Constant):
-                yield int(index.value)
+                assert isinstance(index.value, int)
+                yield index.value
 
 
 def paths_outside(source: str) -> list[str]:

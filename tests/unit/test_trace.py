@@ -187,7 +187,8 @@ async def test_speed_paces_the_rows(tmp_path: Path) -> None:
     read = trace.read(
         file(tmp_path, *(f"2023-11-16 18:00:{s:02d},{s},1" for s in (0, 10, 10, 9, 20)))  # one out of order
     )
-    clock, sent = Clock(), []
+    clock = Clock()
+    sent: list[tuple[float, int]] = []
 
     async def publish(batch: Sequence[bytes]) -> None:
         sent.extend((round(clock.now_s - 50.0, 1), event.input_tokens) for event in decoded(batch))

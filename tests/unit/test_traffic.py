@@ -21,6 +21,7 @@ from pipeline.traffic.simulate import (
     simulate,
 )
 from pipeline.transports import Publisher, TransportError
+from tests.support.memory_transport import PartialTransport
 from tests.support.oracle import Accepted, Duplicate, Event, Oracle, Rejected, decode
 
 NOON_US = 1_795_435_200_000_000
@@ -202,7 +203,7 @@ async def run(
 
 @pytest.mark.parametrize("rate", [0.5, 7.0, 333.3, 1000.0, 5_000.0])
 async def test_the_rate_is_kept_without_drift(rate: float) -> None:
-    clock, sent = Clock(), []
+    clock, sent = Clock(), list[bytes]()
 
     async def publish(bodies: Sequence[bytes]) -> None:
         sent.extend(bodies)
@@ -217,7 +218,7 @@ async def test_the_rate_is_kept_without_drift(rate: float) -> None:
 
 
 async def test_batches_are_small_and_frequent() -> None:
-    clock, sizes = Clock(), []
+    clock, sizes = Clock(), list[int]()
 
     async def publish(bodies: Sequence[bytes]) -> None:
         sizes.append(len(bodies))
@@ -229,7 +230,7 @@ async def test_batches_are_small_and_frequent() -> None:
 
 
 async def test_a_stream_that_stalls_is_caught_up_with_in_bounded_batches() -> None:
-    clock, sizes = Clock(), []
+    clock, sizes = Clock(), list[int]()
 
     async def publish(bodies: Sequence[bytes]) -> None:
         if not sizes:
@@ -265,7 +266,7 @@ async def test_stop_ends_the_simulation_after_the_batch_in_hand() -> None:
     assert last.published > 0
 
 
-class FlakyTransport:
+class FlakyTransport(PartialTransport):
     """Stores what it is given, but claims at first not to know."""
 
     stream = "flaky"
@@ -288,17 +289,12 @@ class FlakyTransport:
         self.opened += 1
         return self
 
-    async def publish(self, bodies: Sequence[bytes]) -> None:
+    async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
         self.stored.extend(bodies)
         self._maybe_fail()
 
     async def close(self) -> None:
         self.closed += 1
-
-    async def subscribe(self, *, partition: int, offset: int, credit: int = 4) -> Any:
-        raise NotImplementedError
-
-    async def ping(self) -> None: ...
 
 
 async def test_after_a_transport_error_the_same_bodies_go_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
