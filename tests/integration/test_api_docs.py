@@ -8,8 +8,9 @@ import pytest
 from api.contract.operations import OPERATIONS
 from deploy.local import Unavailable
 from tests.conftest import missing
-from tests.integration.test_api import BASE, NOW, served
 from tests.support import browser
+from tests.support.api_facts import NOW
+from tests.support.api_server import BASE, served
 
 
 @pytest.fixture(scope="module")

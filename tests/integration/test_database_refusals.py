@@ -14,10 +14,12 @@ from pipeline.core.rules import Rules
 from pipeline.sink import SinkUnavailable, Trouble
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests.integration.test_api import BASE, NOW, ORG, WATERMARKS, Api, load, random_events, served
-from tests.integration.test_worker import metrics, publish
 from tests.support import books, mix, processes, streams
 from tests.support import oracle as naive
+from tests.support.api_facts import NOW, ORG, WATERMARKS, load, random_events
+from tests.support.api_server import BASE, Api, served
+from tests.support.processes import metrics
+from tests.support.streams import publish_embedded
 
 NOW_US = 1_790_000_000_000_000
 RULES = Rules()
@@ -70,7 +72,7 @@ async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_onc
 
     with processes.worker(env, tmp_path) as worker:
         assert failures(worker) == 0
-        await publish(env, made.bodies)
+        await publish_embedded(env, made.bodies)
         processes.wait_for(lambda: failures(worker) >= 4, 60, worker.log)
         status, page = processes.get(worker.ready_url)
         said = [line for line in worker.events() if line["event"] == "flush_failed"]

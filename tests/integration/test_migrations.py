@@ -24,9 +24,9 @@ from pipeline.worker import maintenance
 from sql import migrate, roles
 from sql.editions import HYPERTABLES, Edition
 from sql.schema import HEAD, SCHEMA, metadata
-from tests.integration.test_api import BASE, served
-from tests.integration.test_surroundings import NOW, ORG, bodies, expected, flushed
 from tests.support import books, community
+from tests.support.api_server import BASE, served
+from tests.support.surroundings import NOW, ORG, bodies, expected, flushed
 
 SESSION = Session(application_name="test")
 

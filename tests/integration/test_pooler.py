@@ -19,13 +19,13 @@ from pipeline.admin import doctor
 from pipeline.common import connect
 from sql import migrate
 from tests.conftest import missing
-from tests.integration.test_api import BASE, Client
-from tests.integration.test_api_exports import downloaded, made, rows_of
-from tests.integration.test_api_live import Events
-from tests.integration.test_surroundings import alter, reset
-from tests.integration.test_worker import publish
 from tests.support import mix, packages, pgbouncer, processes, streams
 from tests.support import oracle as naive
+from tests.support.api_server import BASE, Client
+from tests.support.exports import downloaded, made, rows_of
+from tests.support.live import Events
+from tests.support.streams import publish_embedded
+from tests.support.surroundings import alter, reset
 
 SESSION = connect.Session(application_name="test", statement_timeout_s=20)
 FOREIGN = {
@@ -152,7 +152,7 @@ async def test_worker_api_and_exporter_are_exact_through_a_pooler(
         offered = 0
         for half in (bodies[:1500], bodies[1500:]):  # with a restart between them
             with processes.worker(working, tmp_path) as worker:
-                await publish(env, half)
+                await publish_embedded(env, half)
                 offered += len(half)
                 streams.wait_committed(timescale, offered, worker)
                 assert worker.stop() == 0

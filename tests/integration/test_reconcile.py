@@ -12,17 +12,15 @@ import pytest
 from pipeline.archive import expiry, rebuild, reconcile
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.lookup import Lookup
-from pipeline.archive.reconcile import Report, Scope
+from pipeline.archive.reconcile import Scope
 from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.common.connect import Session, connect_async
 from pipeline.config import ArchiveConfig
 from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.sink import Fenced
-from tests.integration.test_archive import NOW_US, Partition
 from tests.support import books, mix
+from tests.support.archives import END_US, EVERYTHING, NOW_US, Partition, reconciled
 
-END_US = NOW_US + 365 * DAY_US
-EVERYTHING = Scope(start_us=0, end_us=END_US)
 TABLES = ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day", "usage_errors_hour")
 
 
@@ -35,11 +33,6 @@ def config(tmp_path: Path) -> ArchiveConfig:
 def partition(request: pytest.FixtureRequest) -> Partition:
     bodies = mix.make(2500, seed=41, now_us=NOW_US, late=0.2, bad=0.05).bodies
     return Partition(request.getfixturevalue(request.param), bodies)
-
-
-def reconciled(url: str, config: ArchiveConfig, scope: Scope = EVERYTHING) -> Report:
-    with rebuild.connected(url) as connection:
-        return reconcile.reconcile(connection, open_store(config), scope)
 
 
 def change(url: str, statement: str) -> None:

@@ -19,8 +19,8 @@ from pipeline.sink import Fenced
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker.partition import PartitionWorker
 from sql import migrate
-from tests.integration.test_reconcile import EVERYTHING, reconciled
 from tests.support import books, mix, replays
+from tests.support.archives import EVERYTHING, reconciled
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
 from tests.support.replays import ReplayingOracle
 

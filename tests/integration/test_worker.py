@@ -12,13 +12,13 @@ import psycopg
 import pytest
 import redis
 
-from pipeline.config import StreamConfig
 from pipeline.core.rules import Rules
-from pipeline.transports.embedded.transport import EmbeddedTransport
 from sql import migrate
 from tests.faults import clock
 from tests.support import books, mix, processes, streams
 from tests.support import oracle as naive
+from tests.support.processes import metrics
+from tests.support.streams import publish_embedded
 
 BUFFERED = 'analytics_buffered_events{partition="0"}'
 METRICS = (
@@ -54,30 +54,13 @@ def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
     }
 
 
-async def publish(env: dict[str, str], bodies: list[bytes]) -> None:
-    transport = EmbeddedTransport(
-        StreamConfig(url=env["RABBITMQ_URL"], stream="analytics.usage.v1", consumer="tests")
-    )
-    await transport.open()
-    publisher = await transport.publisher()
-    await publisher.publish(bodies)
-    await transport.close()
-
-
-def metrics(worker: processes.Process) -> dict[str, float]:
-    """The values on the worker's page, by name with labels."""
-    _, text = processes.get(worker.ready_url.replace("/readyz", "/metrics"))
-    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
-
-
 async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
     env: dict[str, str], tmp_path: Path
 ) -> None:
     made = mix.make(3000, seed=2, now_us=time.time_ns() // 1000, bad=0.1, late=0.1)
     caps = {"CLIENTS_PER_ORG_HOUR_MAX": "2", "MODELS_PER_ORG_HOUR_MAX": "2"}
     with processes.worker(env | caps, tmp_path) as worker:
-        await publish(env, made.bodies)
+        await publish_embedded(env, made.bodies)
         streams.wait_committed(env["DATABASE_URL"], len(made.bodies), worker)
         processes.wait_for(lambda: metrics(worker)["analytics_event_to_visible_seconds_count"] > 0, 10)
         found = metrics(worker)
@@ -117,7 +100,7 @@ async def test_sigterm_commits_what_was_read_and_exits_0(
     made = mix.make(2000, seed=3, now_us=time.time_ns() // 1000)
     slow = env | {"FLUSH_INTERVAL": "60s"}  # only the last flush can have committed it
     with processes.worker(slow, tmp_path) as worker:
-        await publish(env, made.bodies)
+        await publish_embedded(env, made.bodies)
         processes.wait_for(lambda: metrics(worker).get(BUFFERED) == len(made.bodies), 20, worker.log)
         assert streams.committed_offset(env["DATABASE_URL"]) == 0
         assert worker.stop() == 0
@@ -161,7 +144,7 @@ async def test_a_flood_of_bad_events_keeps_their_offsets_and_bounds_their_bytes(
     with processes.worker(
         env | {"DEAD_LETTER_BODIES_MAX": "10", "FLUSH_INTERVAL": "60s"}, tmp_path
     ) as worker:
-        await publish(env, [b"{"] * 500)
+        await publish_embedded(env, [b"{"] * 500)
         processes.wait_for(lambda: metrics(worker).get(BUFFERED) == 500, 20, worker.log)
         assert worker.stop() == 0
     with psycopg.connect(env["DATABASE_URL"]) as connection:
@@ -188,7 +171,7 @@ async def test_ids_in_files_keep_every_duplicate_out_across_a_restart(
         oracle.feed_all((oracle.next_offset, now_us, body) for body in made.bodies)
         expected.append((oracle.accepted, oracle.duplicate, oracle.rejected))
         with processes.worker(env, tmp_path) as worker:
-            await publish(env, made.bodies)
+            await publish_embedded(env, made.bodies)
             streams.wait_committed(env["DATABASE_URL"], (run + 1) * len(made.bodies), worker)
             in_files = mapped_files(worker, folder)
             ids = metrics(worker)['analytics_dedupe_ids{partition="0"}']
@@ -208,7 +191,7 @@ async def test_ids_in_files_keep_every_duplicate_out_across_a_restart(
 
     more = mix.make(30_000, seed=7, now_us=time.time_ns() // 1000, bad=0, duplicates=0)
     with processes.worker(env, tmp_path) as worker:
-        await publish(env, more.bodies)
+        await publish_embedded(env, more.bodies)
         processes.wait_for(lambda: worker.process.poll() is not None, 60, worker.log)
     assert worker.process.returncode == 1
     assert "more than DEDUPE_IDS_MAX=40000 ids" in worker.log(None)
@@ -242,7 +225,7 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
     env = env | {"REDIS_URL": redis_url}
     with processes.worker(env, tmp_path) as worker, processes.Api(env, tmp_path) as api:
         assert isinstance(api, processes.Api)
-        await publish(env, first.bodies)
+        await publish_embedded(env, first.bodies)
         streams.wait_committed(env["DATABASE_URL"], 400, worker)
         oracle = naive.Oracle(books.oracle_rules(Rules()))
         for i, body in enumerate(first.bodies):
@@ -257,7 +240,7 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
         assert entries == {model: books_time(at) for model, at in seen.items()}
 
         redis_away_and_back.stop()
-        await publish(env, more.bodies)
+        await publish_embedded(env, more.bodies)
         streams.wait_committed(env["DATABASE_URL"], 800, worker)
         processes.wait_for(lambda: metrics(worker)["analytics_freshness_cache_failures_total"] > 0, 10)
         assert worker.status() == 200
@@ -286,7 +269,7 @@ async def test_a_worker_whose_clock_is_ahead_does_not_let_the_watermark_pass_the
     bodies = mix.make(20, seed=5, now_us=time.time_ns() // 1000, bad=0.0).bodies
     with processes.worker({**env, **ahead.env()}, tmp_path) as worker:
         for count in (10, 20):  # the second ones come while the worker waits for them
-            await publish(env, bodies[count - 10 : count])
+            await publish_embedded(env, bodies[count - 10 : count])
             processes.wait_for(lambda n=count: streams.offered(url) == n and caught_up(url), 60, worker.log)
         processes.wait_for(lambda: -30 < watermark_s(url) - time.time() < 0, 30, worker.log)
         for _ in range(20):  # some flushes, each of which could take it ahead again
@@ -314,7 +297,7 @@ async def test_of_two_consumer_groups_on_one_database_the_second_waits_and_says_
     env: dict[str, str], tmp_path: Path
 ) -> None:
     url = env["DATABASE_URL"]
-    await publish(env, mix.make(10, seed=6, now_us=time.time_ns() // 1000).bodies)
+    await publish_embedded(env, mix.make(10, seed=6, now_us=time.time_ns() // 1000).bodies)
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()

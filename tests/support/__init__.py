@@ -1,1 +1,1 @@
-"""What several tests use: oracles, traffic, fakes and processes."""
+"""What several tests use, a module a subject: oracles, traffic, fakes, servers, processes and callers."""

@@ -1,4 +1,4 @@
-"""What an archive must hold, by the oracle, and what it does hold, in the same form."""
+"""What an archive must hold, by the oracle; what it does hold; and a partition that fills it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,25 @@ from typing import Any
 
 import psycopg
 
-from pipeline.archive import files
-from pipeline.archive.store import Store
+from pipeline.archive import files, rebuild, reconcile
+from pipeline.archive.reconcile import Report, Scope
+from pipeline.archive.store import Store, open_store
+from pipeline.config import ArchiveConfig
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
+from pipeline.core.watermark import DAY_US
 from pipeline.sink import Claim, Sink
+from pipeline.sink.timescale import TimescaleSink
+from sql import migrate
 from tests.support import books
 from tests.support import oracle as naive
 from tests.support.memory_sink import uuid_of
+
+NOW_US = 1_790_000_000_000_000
+END_US = NOW_US + 365 * DAY_US
+EVERYTHING = Scope(start_us=0, end_us=END_US)
+RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
 
 Row = tuple[Any, ...]
 """(offset, event, org, model, client, time, latency, status, error code, tokens in and out, microcents)."""
@@ -110,3 +120,50 @@ async def recover(sink: Sink, rules: Rules, *, stream: str = books.STREAM) -> tu
     async for hour, segment in sink.live_ids(claim, from_hour=ledger.live_hours_from()):
         ledger.recover_ids(hour, segment)
     return claim, ledger
+
+
+class Partition:
+    """A worker's partition in a database of its own, fed from a list of bodies."""
+
+    def __init__(self, url: str, bodies: list[bytes]) -> None:
+        migrate.upgrade(url)
+        self.url, self.bodies = url, bodies
+        self.sink = TimescaleSink(url)
+        self.oracle = naive.Oracle(books.oracle_rules(RULES))
+        self._ledger: Ledger | None = None
+
+    async def recover(self) -> None:
+        """Begin anew, as a worker that restarts."""
+        self._claim, self._ledger = await recover(self.sink, RULES)
+
+    async def feed(self, upto: int, *, leave_out: bool = False, broker_us: int = NOW_US) -> None:
+        """Read and flush up to a body; ``leave_out``: as with a full outbox."""
+        if self._ledger is None:
+            await self.recover()
+        assert self._ledger is not None
+        ledger, first = self._ledger, self._ledger.received_offset
+        part = self.bodies[first:upto]
+        for chunk in books.chunks_of(part, size=50, broker_us=broker_us, first_offset=first):
+            ledger.ingest(**chunk)
+        blocks = ledger.missing()
+        if blocks:
+            ledger.adopt(await self.sink.load(self._claim, blocks), blocks)
+        batch = ledger.drain(now_us=0, caught_up=False)
+        if leave_out:
+            batch.accepted = None
+        await self.sink.flush(self._claim, batch)
+
+    def accepted(self) -> list[Row]:
+        """What the archive must hold of all bodies."""
+        stream = ((i, NOW_US, body) for i, body in enumerate(self.bodies))
+        return accepted(self.oracle, stream)
+
+    def ask(self, statement: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(statement).fetchall()
+
+
+def reconciled(url: str, config: ArchiveConfig, scope: Scope = EVERYTHING) -> Report:
+    """Compare the database with the archive."""
+    with rebuild.connected(url) as connection:
+        return reconcile.reconcile(connection, open_store(config), scope)

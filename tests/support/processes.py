@@ -178,3 +178,10 @@ def wait_for(condition: Any, timeout_s: float, context: Any = lambda: "") -> Non
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s\n{context()}"
         time.sleep(0.05)
+
+
+def metrics(worker: Process) -> dict[str, float]:
+    """The values on the worker's page, by name with labels."""
+    _, text = get(worker.ready_url.replace("/readyz", "/metrics"))
+    pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}

@@ -1,4 +1,4 @@
-"""Reading back what a real stream holds, and waiting until a worker has committed all of it."""
+"""Publishing to a stream, reading back what it holds, and waiting until a worker has committed all of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import psycopg
 
 from pipeline.config import StreamConfig
 from pipeline.transports import Chunk
+from pipeline.transports.embedded.transport import EmbeddedTransport
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from tests.support.processes import Process, wait_for
 
@@ -92,3 +93,14 @@ def offered(database_url: str) -> int:
     with psycopg.connect(database_url) as connection:
         row = connection.execute("SELECT sum(offered)::bigint FROM analytics.partitions").fetchone()
     return (row and row[0]) or 0
+
+
+async def publish_embedded(env: dict[str, str], bodies: list[bytes]) -> None:
+    """Publish to the embedded log of a worker that has these settings."""
+    transport = EmbeddedTransport(
+        StreamConfig(url=env["RABBITMQ_URL"], stream="analytics.usage.v1", consumer="tests")
+    )
+    await transport.open()
+    publisher = await transport.publisher()
+    await publisher.publish(bodies)
+    await transport.close()

@@ -12,11 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
-from typing import Any
-from uuid import UUID
 
 import pytest
-from aiohttp import ClientResponse, web
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,27 +34,9 @@ from api.errors import ApiError
 from api.exports import jobs
 from api.serving import Runner
 from pipeline.common.settings import ConfigError
+from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, problem, table
 
-ORG = "aaaaaaaa-0000-4000-8000-000000000001"
 OTHER = "aaaaaaaa-0000-4000-8000-000000000002"
-NOWHERE = "postgresql://nobody@/nothing?host=/nonexistent"
-RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z"}
-READER = {
-    "X-Actor-Subject": "ana",
-    "X-Actor-Roles": "analytics:usage:read, analytics:reliability:read",
-    "X-Actor-Orgs": ORG,
-}
-EVENT = {
-    "eventId": "6f2a9a3e-0f55-4d0e-9a53-7f7a0b9c1d2e",
-    "orgId": ORG,
-    "modelId": ORG,
-    "occurredAt": datetime.now(UTC).isoformat(),
-    "latencyMs": 412,
-    "status": "success",
-    "inputTokens": 812,
-    "outputTokens": 96,
-    "costEstimateCents": "0.4375",
-}
 
 Client = TestClient[web.Request, web.Application]
 
@@ -78,17 +58,6 @@ async def client() -> AsyncIterator[Client]:
 async def gateway() -> AsyncIterator[Client]:
     async with serving({"AUTH_MODE": "gateway"}) as client:
         yield client
-
-
-async def problem(response: ClientResponse, status: int) -> dict[str, Any]:
-    text = await response.text()
-    assert response.status == status, text
-    assert response.content_type == "application/problem+json"
-    body: dict[str, Any] = json.loads(text)
-    assert body["status"] == status
-    assert body.keys() - {"errors"} == {"type", "title", "status", "detail", "instance"}
-    assert UUID(body["instance"].removeprefix("urn:uuid:"))
-    return body
 
 
 # --- the table of routes ---------------------------------------------------------------------------

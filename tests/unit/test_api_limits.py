@@ -21,8 +21,8 @@ from api.answering.conditional import GZIP_BYTES_MIN, finished
 from api.answering.problems import Problem
 from api.app import create_app
 from api.contract.operations import BASE
-from tests.unit.test_api_app import EVENT as ANY_EVENT
-from tests.unit.test_api_app import NOWHERE, ORG, RANGE, READER, problem
+from tests.support.api_alone import EVENT as ANY_EVENT
+from tests.support.api_alone import NOWHERE, ORG, RANGE, READER, problem
 
 NOW = datetime(2026, 11, 10, 12, 0, 30, tzinfo=UTC)
 EVENT = {**ANY_EVENT, "occurredAt": NOW.isoformat()}

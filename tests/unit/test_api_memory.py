@@ -21,7 +21,7 @@ from api.answering.problems import Problem
 from api.config import TokenConfig
 from api.reading.database import Database
 from pipeline.common.keys import new_key
-from tests.unit.test_api_tokens import OTHER_RSA, SET, token
+from tests.support.tokens import OTHER_RSA, SET, token
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
 KEY_SECRET = b"k" * 32

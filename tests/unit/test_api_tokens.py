@@ -4,11 +4,10 @@ import base64
 import hmac
 import json
 import sys
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,50 +25,26 @@ from api.access.tokens import REFETCH_S, Tokens, usable_keys
 from api.answering.problems import Problem
 from api.config import TokenConfig
 from api.errors import Unavailable
+from tests.support.tokens import (
+    AUDIENCE,
+    CLAIMS,
+    EC,
+    ED,
+    ISSUER,
+    NOW,
+    ORG,
+    OTHER_RSA,
+    RSA,
+    SET,
+    jwk,
+    jwks,
+    token,
+)
 
-NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
-ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
 SECRET = "a shared secret of more than 32 characters"
-RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 WEAK_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-EC = ec.generate_private_key(ec.SECP256R1())
-ED = ed25519.Ed25519PrivateKey.generate()
-OTHER_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-ISSUER, AUDIENCE = "https://issuer.test", "spendstream"
-CLAIMS = {
-    "iss": ISSUER,
-    "aud": AUDIENCE,
-    "sub": "ana",
-    "exp": int(NOW.timestamp()) + 600,
-    "orgs": [str(ORG)],
-    "roles": ["analytics:usage:read"],
-}
 ANA = Caller(subject="ana", roles=frozenset(("analytics:usage:read",)), orgs=frozenset((ORG,)))
 HS = TokenConfig(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)
-
-
-def jwk(key: Any, kid: str | None, **more: str) -> dict[str, Any]:
-    kind = {"RSAPublicKey": jwt.algorithms.RSAAlgorithm, "EllipticCurvePublicKey": jwt.algorithms.ECAlgorithm}
-    public = key.public_key()
-    if isinstance(public, rsa.RSAPublicKey):
-        algorithm: Any = kind["RSAPublicKey"]
-    elif isinstance(public, ec.EllipticCurvePublicKey):
-        algorithm = kind["EllipticCurvePublicKey"]
-    else:
-        algorithm = jwt.algorithms.OKPAlgorithm
-    return {**algorithm.to_jwk(public, as_dict=True), **({"kid": kid} if kid else {}), **more}
-
-
-def jwks(*keys: dict[str, Any]) -> bytes:
-    return json.dumps({"keys": keys}).encode()
-
-
-SET = jwks(jwk(RSA, "r"), jwk(EC, "e", use="sig"), jwk(ED, "d"))
-
-
-def token(key: Any, algorithm: str, kid: str | None = None, **claims: Any) -> str:
-    payload = {name: value for name, value in {**CLAIMS, **claims}.items() if value is not None}
-    return jwt.encode(payload, key, algorithm, headers={"kid": kid} if kid else None)
 
 
 def tokens_of(config: TokenConfig, clock: "Clock | None" = None) -> Tokens:

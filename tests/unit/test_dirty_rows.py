@@ -6,7 +6,7 @@ import uuid
 
 from pipeline.core.ledger import FOLD_EVENTS, Batch, Ledger
 from pipeline.core.rules import Rules
-from tests.unit.test_replay import NOW_US, event
+from tests.support.ledgers import NOW_US, event
 
 
 def written(batch: Batch) -> int:

@@ -22,7 +22,7 @@ from api.contract.operations import BASE
 from api.serving import Runner
 from pipeline.common import http, logs
 from pipeline.worker.service import serve_page
-from tests.unit.test_api_app import NOWHERE
+from tests.support.api_alone import NOWHERE
 
 KEY = "ssk_0123456789ab_NEVER-IN-A-LOG-0123456789abcdefghijklmnopq"
 FIRST = ["time", "level", "event", "logger", "service"]

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
-from tests.unit.test_replay import HOUR_US, MODEL, NOW_US, ORG, Books, event, letter
+from tests.support.ledgers import HOUR_US, MODEL, NOW_US, ORG, Books, event, letter
 
 MAX = 2**63 - 1
 OTHER_ORG = str(uuid.UUID(int=9))

@@ -1,0 +1,53 @@
+"""What a caller needs to be let in, and the login that lets the API into the database."""
+
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+from psycopg import sql as pgsql
+from sqlalchemy import make_url
+
+from pipeline.admin import keys
+from sql import roles
+from tests.support.api_facts import ORG
+
+SECRET = "the server's own secret, 32 characters"
+ENV = {"AUTH_MODE": "gateway", "API_KEY_SECRET": SECRET}
+"""Settings of an API that takes keys made with `SECRET`, and the headers of a gateway."""
+
+
+def reader_of(url: str) -> Iterator[str]:
+    """For fixtures: the URL with a new login that has only the role of the API, until the fixture ends."""
+    name = f"api_{uuid.uuid4().hex}"
+    role = pgsql.Identifier(name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            pgsql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(role, pgsql.Identifier(roles.READER))
+        )
+    yield psycopg.conninfo.make_conninfo(url, user=name) if "://" not in url else _as(url, name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (name,)
+        )
+        connection.execute(pgsql.SQL("DROP ROLE {}").format(role))
+
+
+def _as(url: str, user: str) -> str:
+    return make_url(url).set(username=user, password=None).render_as_string(hide_password=False)
+
+
+def new_key(url: str, org: uuid.UUID = ORG, *roles: str, valid_s: float | None = None) -> str:
+    """Make a key of the org in the database; it may ask for usage unless roles are given."""
+    return keys.create(
+        url,
+        SECRET.encode(),
+        org_id=org,
+        roles=roles or ("analytics:usage:read",),
+        label="",
+        valid_s=valid_s,
+    )
+
+
+def with_key(key: str) -> dict[str, str]:
+    """The headers of a caller who has the key."""
+    return {"X-API-Key": key}

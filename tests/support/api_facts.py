@@ -1,0 +1,194 @@
+"""What the tests of the API load: two orgs, random events, and the rows that a worker would have written.
+
+The rows are counted the slow way from the events; the only code of ours that counts here is the sketch's.
+"""
+
+import random
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import psycopg
+from psycopg import sql as pgsql
+
+from pipeline.core import sketches, wire
+from sql import schema
+
+NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)
+WATERMARKS = {0: NOW - timedelta(seconds=20), 1: NOW - timedelta(seconds=90)}
+ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
+NEIGHBOUR = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000002")
+STRANGER = uuid.UUID("aaaaaaaa-0000-4000-8000-00000000ffff")
+MODELS = tuple(uuid.UUID(f"{digit * 8}-0000-4000-8000-000000000000") for digit in "1af")
+CLIENTS = ("", "Zeta", "alpha", "other", wire.OVERFLOW_CLIENT, "über")
+FAILURES = {1: "error", 2: "timeout", 3: "throttled"}
+
+Figures = tuple[int, int, int, Decimal]
+"""Invocations, tokens in, tokens out, and dollars."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One invocation that a worker accepted."""
+
+    org: uuid.UUID
+    model: uuid.UUID
+    client: str
+    at: datetime
+    partition: int
+    status: int
+    error_code: str
+    latency_ms: int
+    input_tokens: int
+    output_tokens: int
+    microcents: int
+
+
+def random_events(count: int, seed: int) -> list[Event]:
+    """Dense in the last days and around changes of the clock, thin over the year before."""
+    rng = random.Random(seed)
+    changes = [datetime(2026, 3, 8, 10, tzinfo=UTC), datetime(2026, 11, 1, 9, tzinfo=UTC)]
+    events = []
+    for _ in range(count):
+        near, spread = rng.choice(
+            [(NOW, 8 * 1440), (NOW, 180), (changes[0], 2000), (changes[1], 2000), (NOW, 390 * 1440)]
+        )
+        minutes = rng.uniform(0, spread) if near is NOW else rng.uniform(-spread, spread)
+        status = rng.choices((0, 1, 2, 3), (80, 10, 5, 5))[0]
+        events.append(
+            Event(
+                org=rng.choices((ORG, NEIGHBOUR), (4, 1))[0],
+                model=rng.choice(MODELS),
+                client=rng.choice(CLIENTS),
+                at=near - timedelta(minutes=minutes),
+                partition=rng.randrange(2),
+                status=status,
+                error_code=rng.choice(("", "E42", "overloaded")) if status else "",
+                latency_ms=int(rng.lognormvariate(6, 2)),
+                input_tokens=rng.randrange(10**6),
+                output_tokens=rng.randrange(10**4),
+                microcents=rng.choice((0, 1, 500_000, 1_500_000, rng.randrange(10**9))),
+            )
+        )
+    return events
+
+
+def floor(at: datetime, grain: str) -> datetime:
+    """The start of the minute, hour or day of UTC."""
+    at = at.replace(second=0, microsecond=0)
+    if grain == "minute":
+        return at
+    at = at.replace(minute=0)
+    return at if grain == "hour" else at.replace(hour=0)
+
+
+def insert(url: str, table: Any, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows in the order of the table's first columns; the others get their defaults."""
+    columns = list(table.columns)[: len(rows[0]) if rows else 0]
+    statement = pgsql.SQL("INSERT INTO analytics.{} ({}) VALUES ({})").format(
+        pgsql.Identifier(table.name),
+        pgsql.SQL(", ").join(pgsql.Identifier(column.name) for column in columns),
+        pgsql.SQL(", ").join([pgsql.Placeholder()] * len(columns)),
+    )
+    with psycopg.connect(url) as connection, connection.cursor() as cursor:
+        cursor.executemany(statement, rows)
+
+
+def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | None]) -> None:
+    """What the worker writes, counted the slow way."""
+    for table, grain, by_client in (
+        (schema.usage_minute, "minute", False),
+        (schema.usage_hour, "hour", False),
+        (schema.usage_day, "day", False),
+        (schema.client_hour, "hour", True),
+        (schema.client_day, "day", True),
+    ):
+        groups = defaultdict(list)
+        for e in events:
+            client = (e.client,) if by_client else ()
+            groups[(e.org, floor(e.at, grain), e.model, *client, e.partition)].append(e)
+        insert(url, table, [(*key, *measures(group), 0, NOW) for key, group in groups.items()])
+    failures: dict[Any, int] = defaultdict(int)
+    for e in events:
+        if e.status:
+            failures[e.org, floor(e.at, "hour"), e.model, e.client, e.status, e.error_code, e.partition] += 1
+    insert(url, schema.usage_errors_hour, [(*key, count) for key, count in failures.items()])
+    for table, key_of in (
+        (schema.orgs_seen, lambda e: (e.org, e.partition)),
+        (schema.models_seen, lambda e: (e.org, e.model, e.partition)),
+        (schema.clients_seen, lambda e: (e.org, e.client, e.partition)),
+    ):
+        times = defaultdict(list)
+        for e in events:
+            times[key_of(e)].append(e.at)
+        insert(url, table, [(*key, min(at), max(at), NOW) for key, at in times.items()])
+    insert(
+        url,
+        schema.partitions,
+        [
+            (number, f"stream-{number}", 1, 10, watermark, watermark, watermark, 0, 0, 0, 0, True, NOW, 0)
+            for number, watermark in watermarks.items()
+        ],
+    )
+
+
+def measures(events: Sequence[Event]) -> tuple[Any, ...]:
+    """The measures of a rollup row, in the order of its columns."""
+    return (
+        len(events),
+        *(sum(e.status == status for e in events) for status in range(4)),
+        sum(e.input_tokens for e in events),
+        sum(e.output_tokens for e in events),
+        sum(e.microcents for e in events),
+        sum(e.latency_ms for e in events),
+        max(e.latency_ms for e in events),
+        sketches.of([e.latency_ms for e in events]),
+    )
+
+
+@cache
+def local_start(zone: str, year: int, month: int, day: int | None) -> datetime:
+    """The first minute of UTC that a local day (or month) has, found by walking."""
+    at = datetime(year, month, day or 1, tzinfo=UTC) - timedelta(days=2)
+    while True:
+        local = at.astimezone(ZoneInfo(zone))
+        if (local.year, local.month) == (year, month) and (day is None or local.day == day):
+            return at
+        at += timedelta(minutes=1)
+
+
+def bucket_of(at: datetime, granularity: str, zone: str) -> datetime:
+    """The start of the bucket, in the calendar of the zone, that has the instant."""
+    if granularity in ("minute", "hour"):
+        return floor(at, granularity)
+    local = at.astimezone(ZoneInfo(zone))
+    return local_start(zone, local.year, local.month, local.day if granularity == "day" else None)
+
+
+def rfc3339(at: datetime) -> str:
+    """The instant as the API writes it."""
+    return at.isoformat().replace("+00:00", "Z")
+
+
+def figures(point: dict[str, Any]) -> Figures:
+    """The figures of one point of an answer."""
+    return (
+        point["invocations"],
+        point["inputTokens"],
+        point["outputTokens"],
+        Decimal(point["cost"]["amount"]),
+    )
+
+
+def summed(rows: Iterable[Figures]) -> Figures:
+    """The sum of each figure over all rows."""
+    total: Figures = (0, 0, 0, Decimal(0))
+    for row in rows:
+        total = (total[0] + row[0], total[1] + row[1], total[2] + row[2], total[3] + row[3])
+    return total

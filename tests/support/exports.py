@@ -1,0 +1,131 @@
+"""Ordering exports, waiting for them, and reading the rows of their files."""
+
+import codecs
+import csv
+import io
+import json
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.support.api_facts import (
+    ORG,
+    Event,
+    Figures,
+    bucket_of,
+    random_events,
+    rfc3339,
+)
+from tests.support.api_server import BASE, Client
+
+EXPORTS = f"{BASE}/orgs/{ORG}/exports"
+EVIL = {
+    '=HYPERLINK("http://evil")': """'=HYPERLINK("http://evil")""",
+    "+1": "'+1",
+    "-2+3": "'-2+3",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": "'\t'=1",
+    " \n=1": "' \n'=1",
+    "＝1": "'＝1",
+    'quo"te, comma\nline': 'quo"te, comma\nline',
+    "a;=cmd|'/C calc'!A0;b": "a;'=cmd|'/C calc'!A0;b",
+    "a| |-1": "a|' |'-1",
+}
+"""Client ids, and as a spreadsheet may see them: what would run there is text now."""
+
+
+def with_evil_clients(events: Sequence[Event]) -> list[Event]:
+    """The events, a fifth of them from clients of `EVIL`."""
+    return [
+        replace(e, client=list(EVIL)[i // 5 % len(EVIL)]) if i % 5 == 0 else e for i, e in enumerate(events)
+    ]
+
+
+EVENTS = with_evil_clients(random_events(2500, seed=12))
+
+
+def order(
+    server: Client, body: Mapping[str, Any], headers: Mapping[str, str] = {}, path: str = EXPORTS
+) -> tuple[int, Any]:
+    """Order an export: status and body of the answer."""
+    status, _, answer = server.request("POST", path, headers=headers, body=json.dumps(body).encode())
+    return status, json.loads(answer)
+
+
+def made(server: Client, body: Mapping[str, Any], path: str = EXPORTS) -> Any:
+    """Order an export and wait for its end: the job."""
+    status, job = order(server, body, path=path)
+    assert (status, job["status"]) == (202, "pending"), job
+    return ended(server, job, path)
+
+
+def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
+    """Wait until the job has ended, well or badly."""
+    deadline = time.monotonic() + 60
+    while job["status"] in ("pending", "running"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.05)
+        job = server.ok(f"{path}/{job['jobId']}")
+    return job
+
+
+def downloaded(server: Client, job: Any, path: str = EXPORTS) -> bytes:
+    """The file of a job, from the API itself or from the bucket."""
+    status, headers, _ = server.request("GET", f"{path}/{job['jobId']}/download")
+    assert status == 302
+    if headers["Location"].startswith("http"):
+        with urllib.request.urlopen(headers["Location"]) as answer:
+            return bytes(answer.read())
+    status, headers, body = server.request("GET", headers["Location"])
+    assert status == 200
+    assert headers["Content-Disposition"].startswith("attachment")
+    return body
+
+
+def shown_client(client: str) -> str:
+    """A client id as csv-excel writes it."""
+    return EVIL.get(client, client)
+
+
+def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
+    """Rows of a file by (bucket, model, client)."""
+    if body["format"] == "parquet":
+        table = pq.read_table(io.BytesIO(data))
+        return {
+            (rfc3339(r["bucketStart"]), r["modelId"], r["clientId"] or ""): (
+                r["invocations"],
+                r["inputTokens"],
+                r["outputTokens"],
+                r["costAmount"],
+            )
+            for r in table.to_pylist()
+        }
+    found = {}
+    encoding = "utf-8-sig" if body["format"] == "csv-excel" else "utf-8"
+    assert data.startswith(codecs.BOM_UTF8) == (body["format"] == "csv-excel")
+    for r in csv.DictReader(io.StringIO(data.decode(encoding), newline="")):
+        if body["format"] in ("csv", "csv-excel"):
+            assert r["costCurrency"] == "USD"
+            key = (r["bucketStart"], r["modelId"], r["clientId"])
+            found[key] = (
+                int(r["invocations"]),
+                int(r["inputTokens"]),
+                int(r["outputTokens"]),
+                Decimal(r["costAmount"]),
+            )
+            continue
+        costs = {r[name] for name in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")}
+        assert len(costs) == 1
+        start = datetime.fromisoformat(r["ChargePeriodStart"])
+        grain = {"daily": "day", "monthly": "month"}[body["granularity"]]
+        key = (rfc3339(bucket_of(start, grain, "UTC")), r["x_ModelId"], r["x_ClientId"])
+        tokens = int(r["x_InputTokens"]), int(r["x_OutputTokens"])
+        assert int(r["PricingQuantity"]) == sum(tokens)
+        found[key] = (int(r["x_Invocations"]), *tokens, Decimal(costs.pop()))
+    return found
