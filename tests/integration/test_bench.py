@@ -1,25 +1,31 @@
-"""The bench behind real servers: exact on every layout, and nothing of it is left on an existing stack."""
+"""The bench in processes and on real servers: exact on every layout, and nothing of it stays on them."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from deploy.local.servers import RabbitMQ
+from pipeline import cli
 from pipeline.bench import latency, race, servers, workload
 from pipeline.bench.contenders import Task
 from pipeline.traffic import generator as traffic
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
-from tests.bench import bench_flush
+from tests.bench import bench_flush, bench_growth
 
 pytestmark = pytest.mark.timeout(300)
 SHAPE = workload.Shape(events=5000, orgs=40, models=3)
 COPIES = 8
+END_US = 1_790_000_000_000_000
+SMALL = workload.Shape(events=3000, orgs=20, models=3, clients=4)
 
 
 def databases(url: str) -> set[str]:
@@ -148,3 +154,60 @@ def test_the_latency_bench_counts_what_never_becomes_visible_as_lost(
     options = race.Options(shape=SHAPE, rabbitmq_url=rabbitmq.url, database_url=timescale)
     found = latency.measure(options, rate=500, seconds=1)
     assert found.lost > 0
+
+
+@pytest.fixture(scope="module")
+def made() -> workload.Workload:
+    return workload.make(SMALL, end_us=END_US)
+
+
+@pytest.mark.parametrize(
+    "name", ["core", "python", "faust", "duckdb", "bytewax", "bytewax-hourly", "bytewax-batch"]
+)
+def test_every_contender_without_servers_is_exact(name: str, made: workload.Workload, tmp_path: Path) -> None:
+    contender = race.BY_NAME[name]
+    if reason := race.why_not(contender, race.Options()):
+        pytest.skip(reason)
+    made.save(tmp_path / "events")
+    task = Task(
+        file=tmp_path / "events",
+        events=SMALL.events,
+        minute_us=made.minute_us,
+        flush_events=1000,
+        folder=tmp_path,
+    )
+    outcome = race.in_a_process_of_its_own(contender, task)
+    assert outcome.answer is not None
+    assert outcome.answer.faults(made.truth) == []
+
+
+def test_a_contender_whose_process_fails_is_reported_not_raised(
+    made: workload.Workload, tmp_path: Path
+) -> None:
+    task = Task(file=tmp_path / "missing", events=1, minute_us=0, folder=tmp_path)
+    with pytest.raises(servers.BenchError, match="FileNotFoundError"):
+        race.in_a_process_of_its_own(race.BY_NAME["decode"], task)
+
+
+def test_the_command_prints_a_table_writes_both_files_and_skips_what_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RABBITMQ_URL", "DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = ["bench", "--events", "2000", "--repeat", "1", "--only", "decode", "--only", "python"]
+    files = ["--json", str(tmp_path / "b.json"), "--markdown", str(tmp_path / "b.md")]
+    done = CliRunner().invoke(cli.main, [*arguments, "--only", "committed", *files])
+    assert done.exit_code == 0, done.output
+    assert "RABBITMQ_URL is not set" in done.output
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert [one["exact"] for one in found["contenders"]] == [None, True, None]
+    assert "| plain Python loop, msgspec (`python`) |" in (tmp_path / "b.md").read_text()
+    assert found["machine"]["date"] <= time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+
+
+def test_the_core_counts_late_events(tmp_path: Path) -> None:
+    shape = replace(SMALL, late=0.3)
+    (found,) = bench_growth.measure(shape, tmp_path, repeat=1)
+    cells = bench_growth.line(shape, [found]).split("|")
+    assert [cell.strip() for cell in cells[1:5]] == ["20", "3", "4", "30%"]
+    assert found.figures["rows"] > len(workload.make(shape, end_us=END_US).truth.sums)

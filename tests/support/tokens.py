@@ -1,12 +1,18 @@
-"""Bearer tokens as an issuer signs them, and the set of keys that it publishes."""
+"""Bearer tokens as an issuer signs them, the keys that it publishes, and the API's judgement of a token."""
 
 import json
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
+import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from api.access.caller import Caller
+from api.access.tokens import Tokens
+from api.answering.problems import Problem
+from api.config import TokenConfig
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
 ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")
@@ -23,6 +29,11 @@ CLAIMS = {
     "orgs": [str(ORG)],
     "roles": ["analytics:usage:read"],
 }
+ANA = Caller(subject="ana", roles=frozenset(("analytics:usage:read",)), orgs=frozenset((ORG,)))
+"""The caller of a token with `CLAIMS`."""
+SECRET = "a shared secret of more than 32 characters"
+HS = TokenConfig(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)
+"""Tokens are signed with `SECRET`."""
 
 
 def jwk(key: Any, kid: str | None, **more: str) -> dict[str, Any]:
@@ -50,3 +61,30 @@ def token(key: Any, algorithm: str, kid: str | None = None, **claims: Any) -> st
     """A signed token with `CLAIMS`; a claim that is given replaces its own, None leaves it out."""
     payload = {name: value for name, value in {**CLAIMS, **claims}.items() if value is not None}
     return jwt.encode(payload, key, algorithm, headers={"kid": kid} if kid else None)
+
+
+class Clock:
+    """A clock that tests advance."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def tokens_of(config: TokenConfig, clock: Clock | None = None) -> Tokens:
+    """Who checks tokens, at the time of the clock."""
+    return Tokens(config, clock or Clock())
+
+
+async def refused(tokens: Tokens, text: str) -> str:
+    """The token must be refused as invalid: why."""
+    with pytest.raises(Problem) as caught:
+        await tokens.caller(text)
+    assert caught.value.status == 401
+    assert "invalid_token" in caught.value.headers["WWW-Authenticate"]
+    return caught.value.detail

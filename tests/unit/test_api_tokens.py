@@ -4,62 +4,41 @@ import base64
 import hmac
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.access.caller import Caller, is_subject
-from api.access.tokens import REFETCH_S, Tokens, usable_keys
+from api.access.caller import is_subject
+from api.access.tokens import usable_keys
 from api.answering.problems import Problem
 from api.config import TokenConfig
-from api.errors import Unavailable
 from tests.support.tokens import (
-    AUDIENCE,
+    ANA,
     CLAIMS,
     EC,
     ED,
-    ISSUER,
+    HS,
     NOW,
     ORG,
     OTHER_RSA,
     RSA,
+    SECRET,
     SET,
     jwk,
     jwks,
+    refused,
     token,
+    tokens_of,
 )
 
-SECRET = "a shared secret of more than 32 characters"
 WEAK_RSA = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-ANA = Caller(subject="ana", roles=frozenset(("analytics:usage:read",)), orgs=frozenset((ORG,)))
-HS = TokenConfig(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)
-
-
-def tokens_of(config: TokenConfig, clock: "Clock | None" = None) -> Tokens:
-    return Tokens(config, clock or Clock())
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_s(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
 
 
 @pytest.fixture
@@ -67,14 +46,6 @@ def from_file(tmp_path: Path) -> TokenConfig:
     path = tmp_path / "jwks.json"
     path.write_bytes(SET)
     return replace(HS, secret=None, jwks_file=str(path))
-
-
-async def refused(tokens: Tokens, text: str) -> str:
-    with pytest.raises(Problem) as caught:
-        await tokens.caller(text)
-    assert caught.value.status == 401
-    assert "invalid_token" in caught.value.headers["WWW-Authenticate"]
-    return caught.value.detail
 
 
 @pytest.mark.parametrize(
@@ -287,75 +258,3 @@ def test_only_public_signing_keys_of_our_algorithms_are_usable() -> None:
     for junk in (b"", b"[]", b"{}", b'{"keys": {}}', jwks(secret), jwks()):
         with pytest.raises(ValueError, match="JWKS"):
             usable_keys(junk)
-
-
-# --- rotation --------------------------------------------------------------------------------------
-
-
-class Issuer:
-    def __init__(self) -> None:
-        self.document = jwks(jwk(RSA, "r"))
-        self.status = 200
-        self.reads = 0
-
-    async def answer(self, _: web.Request) -> web.Response:
-        self.reads += 1
-        return web.Response(status=self.status, body=self.document, content_type="application/json")
-
-
-@asynccontextmanager
-async def issuing() -> AsyncIterator[tuple[Issuer, Tokens, Clock]]:
-    issuer, clock = Issuer(), Clock()
-    app = web.Application()
-    app.router.add_get("/jwks", issuer.answer)
-    async with TestServer(app) as server:
-        tokens = tokens_of(replace(HS, secret=None, jwks_url=str(server.make_url("/jwks"))), clock)
-        yield issuer, tokens, clock
-        await tokens.close()
-
-
-async def test_keys_are_read_once_and_again_when_they_are_old() -> None:
-    async with issuing() as (issuer, tokens, clock):
-        good = token(RSA, "RS256", "r", exp=int(NOW.timestamp()) + 9999)
-        for _ in range(3):
-            assert await tokens.caller(good) == ANA
-        assert issuer.reads == 1
-        clock.pass_s(600)
-        assert await tokens.caller(good) == ANA
-        assert issuer.reads == 2
-        issuer.document = jwks(jwk(EC, "e"))  # a key that was withdrawn is good no longer
-        clock.pass_s(600)
-        await refused(tokens, good)
-
-
-async def test_an_unknown_key_id_fetches_the_new_keys_but_not_in_a_flood() -> None:
-    async with issuing() as (issuer, tokens, clock):
-        await tokens.caller(token(RSA, "RS256", "r"))
-        issuer.document = jwks(jwk(RSA, "r"), jwk(OTHER_RSA, "new"))
-        clock.pass_s(REFETCH_S)
-        assert await tokens.caller(token(OTHER_RSA, "RS256", "new")) == ANA
-        assert issuer.reads == 2
-        for number in range(50):
-            await refused(tokens, token(RSA, "RS256", f"made-up-{number}"))
-        assert issuer.reads == 2
-        clock.pass_s(REFETCH_S)
-        await refused(tokens, token(RSA, "RS256", "made-up"))
-        assert issuer.reads == 3
-
-
-async def test_while_the_issuer_is_away_known_keys_stay_good() -> None:
-    async with issuing() as (issuer, tokens, clock):
-        issuer.status = 500
-        for _ in range(2):
-            with pytest.raises(Unavailable):
-                await tokens.caller(token(RSA, "RS256", "r"))
-        assert issuer.reads == 1
-        issuer.status = 200
-        clock.pass_s(5)
-        assert await tokens.caller(token(RSA, "RS256", "r")) == ANA
-        issuer.status = 302
-        clock.pass_s(590 - 5)
-        issuer.document = b"<html>"
-        clock.pass_s(10)
-        assert await tokens.caller(token(RSA, "RS256", "r")) == ANA
-        assert issuer.reads >= 2

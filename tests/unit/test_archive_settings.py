@@ -1,4 +1,4 @@
-"""What ARCHIVE_URL may say, and what the commands say without it."""
+"""What ARCHIVE_URL may say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from pipeline import config
 from pipeline.common import settings
-from tests.support import processes
 
 NEEDED = {"DATABASE_URL": "postgresql://h/d", "RABBITMQ_URL": "rabbitmq-stream://h"}
 S3 = {"S3_ENDPOINT": "http://h", "S3_BUCKET": "b", "S3_ACCESS_KEY": "k", "S3_SECRET_KEY": "hunter2"}
@@ -32,16 +31,3 @@ def test_anything_else_is_refused(url: str) -> None:
 def test_a_bucket_needs_the_settings_of_its_store() -> None:
     with pytest.raises(settings.ConfigError, match="ARCHIVE_URL is in an object store"):
         settings.read({"ARCHIVE_URL": "s3://bucket/prefix"})
-
-
-def test_the_commands_need_an_archive_and_a_range() -> None:
-    days = ("--from", "2026-01-01", "--to", "2026-01-02T02:00:00+01:00")
-    for name in ("reconcile", "rebuild"):
-        without = processes.command(name, *days, env={"DATABASE_URL": "postgresql://h/d"})
-        assert (without.returncode, "ARCHIVE_URL is not set" in without.stderr) == (2, True)
-        env = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "ARCHIVE_URL": "file:///nowhere"}
-        assert processes.command(name, "--from", "today", "--to", "2026-01-02", env=env).returncode == 2
-        backwards = processes.command(name, "--from", days[3], "--to", days[1], env=env)
-        assert (backwards.returncode, "--from must be before --to" in backwards.stderr) == (2, True)
-        away = processes.command(name, *days, env=env)
-        assert (away.returncode, "the database cannot be" in away.stderr) == (1, True)

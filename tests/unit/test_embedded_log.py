@@ -1,11 +1,9 @@
 """The embedded log on disk: torn tails, rolls, retention, damage, and writers side by side."""
 
 import asyncio
-import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -344,30 +342,6 @@ def test_a_publish_is_one_chunk_up_to_the_limits(tmp_path: Path, writer: LogWrit
     writer.append([b"x"] * (segments.RECORDS_PER_CHUNK_MAX + 1))
     counts = [chunk.records for chunk in segments.scan(tmp_path, 0)]
     assert counts == [4096, 4096, 1]
-
-
-def _append_many(folder: str, mark: str, together: Barrier) -> None:
-    writer = LogWriter(Path(folder), clock=Clock(), max_bytes=2**30, max_age_s=10**9, segment_bytes=1000)
-    together.wait()
-    for n in range(100):
-        writer.append([b"%s-%d" % (mark.encode(), n)] * 3)
-    writer.close()
-
-
-def test_processes_write_side_by_side(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    together = context.Barrier(3)
-    writers = [context.Process(target=_append_many, args=(str(tmp_path), mark, together)) for mark in "abc"]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-    bodies = stored(tmp_path)
-    assert len(bodies) == 900
-    for mark in (b"a", b"b", b"c"):
-        own = [body for body in bodies if body.startswith(mark)]
-        assert own == [b"%s-%d" % (mark, n) for n in range(100) for _ in range(3)]
 
 
 # --- the transport around it ------------------------------------------------------------------------

@@ -1,9 +1,15 @@
-"""How the tests are laid out: what tests share is in `tests/support`, and no test reads another one."""
+"""How the tests are laid out: what tests share is in `tests/support`, and a unit test starts nothing."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import asyncio
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -43,3 +49,28 @@ def test_an_import_of_a_test_would_be_found() -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(TESTS)))
 def test_nothing_imports_from_a_test(source: Path) -> None:
     assert list(imported_tests(source.read_text())) == []
+
+
+REFUSED = "belongs in tests/integration"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: subprocess.run([sys.executable, "--version"], check=True),
+        lambda: os.posix_spawn("/bin/true", ["true"], {}),
+        lambda: multiprocessing.Process(target=print).start(),
+        lambda: socket.create_server(("127.0.0.1", 0)),
+    ],
+    ids=["command", "spawn", "process", "socket"],
+)
+def test_a_unit_test_can_start_neither_a_process_nor_a_server(start: Callable[[], object]) -> None:
+    with pytest.raises(AssertionError, match=REFUSED):
+        start()
+
+
+async def test_nor_can_it_by_asyncio() -> None:
+    with pytest.raises(AssertionError, match=REFUSED):
+        await asyncio.create_subprocess_exec(sys.executable, "--version")
+    with pytest.raises(AssertionError, match=REFUSED):
+        await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)

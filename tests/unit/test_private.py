@@ -12,7 +12,6 @@ from api.exports.stores import FolderStore
 from pipeline.archive.store import open_store
 from pipeline.common import private
 from pipeline.config import ArchiveConfig, StreamConfig
-from pipeline.processes import child as children
 from pipeline.transports.factory import open_transport
 from pipeline.worker import id_files as spill
 
@@ -123,9 +122,6 @@ def test_folders_above_are_made_as_private_as_those_below(place: Path) -> None:
     assert modes(place) == OURS
 
 
-def test_logs_of_children_and_ids_on_a_disk_are_nobody_elses_to_read(place: Path) -> None:
-    log = place / "child.log"
-    assert children.start(["/bin/true"], env={}, log=log).wait() == 0
-    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+def test_ids_on_a_disk_are_nobody_elses_to_read(place: Path) -> None:
     spill.logs_in(place)(10)
-    assert list(place.iterdir()) == [log], "the files of ids have no name"
+    assert list(place.iterdir()) == [], "the files of ids have no name"
