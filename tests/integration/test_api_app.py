@@ -34,7 +34,7 @@ from api.errors import ApiError
 from api.exports import jobs
 from api.serving import Runner
 from pipeline.common.settings import ConfigError
-from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, problem, table
+from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, problem
 
 OTHER = "aaaaaaaa-0000-4000-8000-000000000002"
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from api.access.tokens import REFETCH_S, Tokens
-from api.reading.database import Unavailable
+from api.errors import Unavailable
 from tests.support.tokens import (
     ANA,
     EC,

@@ -29,7 +29,6 @@ from pipeline.admin import keys as making
 from pipeline.common import keys as forms
 from sql import migrate
 from tests.support.access import SECRET, reader_of
-from tests.support.api_alone import table
 from tests.support.api_facts import NOW, WATERMARKS, Event, load, random_events, rfc3339
 from tests.support.api_server import Api, served
 from tests.support.live import Events

@@ -10,8 +10,9 @@ import pytest
 from aiohttp import web
 
 import api.config
-from api.app import BASE, create_app
+from api.app import create_app
 from api.contract import openapi
+from api.contract.operations import BASE
 from api.serving import Runner
 from pipeline.worker.service import serve_page
 from tests.support.api_alone import NOWHERE

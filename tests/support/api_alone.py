@@ -1,4 +1,4 @@
-"""The API with no database: its routes, a caller that it lets in, and the form of the problems it answers."""
+"""The API with no database: a caller that it lets in, and the form of the problems it answers."""
 
 import json
 from datetime import UTC, datetime
@@ -6,8 +6,6 @@ from typing import Any
 from uuid import UUID
 
 from aiohttp import ClientResponse
-
-import api.app
 
 ORG = "aaaaaaaa-0000-4000-8000-000000000001"
 NOWHERE = "postgresql://nobody@/nothing?host=/nonexistent"
@@ -40,13 +38,3 @@ async def problem(response: ClientResponse, status: int) -> dict[str, Any]:
     assert body.keys() - {"errors"} == {"type", "title", "status", "detail", "instance"}
     assert UUID(body["instance"].removeprefix("urn:uuid:"))
     return body
-
-
-def table() -> tuple[api.app.Route, ...]:
-    """All routes, with handlers that are never called."""
-
-    class AnyHandler:
-        def __getattr__(self, name: str) -> Any:
-            return AnyHandler() if name == "exports" else name
-
-    return api.app.routes(AnyHandler())  # type: ignore[arg-type]

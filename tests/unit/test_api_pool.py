@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from psycopg.pq import TransactionStatus
@@ -48,7 +48,7 @@ async def test_a_connection_is_used_again(server: Server) -> None:
     pool = pool_of(server)
     for _ in range(3):
         async with pool.connection() as connection:
-            assert connection is server.made[0]
+            assert cast(object, connection) is server.made[0]
     assert len(server.made) == 1
 
 
@@ -88,7 +88,7 @@ async def test_a_connection_with_an_open_transaction_is_closed(
         connection.info.transaction_status = status  # type: ignore[misc]
     assert server.made[0].closed
     async with pool.connection() as connection:
-        assert connection is server.made[1]
+        assert cast(object, connection) is server.made[1]
 
 
 async def test_a_connection_that_died_while_idle_is_not_given_out(server: Server) -> None:
@@ -97,7 +97,7 @@ async def test_a_connection_that_died_while_idle_is_not_given_out(server: Server
         pass
     server.made[0].closed = True
     async with pool.connection() as connection:
-        assert connection is server.made[1]
+        assert cast(object, connection) is server.made[1]
 
 
 async def test_a_connect_that_fails_reaches_who_asked_and_takes_no_place(server: Server) -> None:
