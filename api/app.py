@@ -153,9 +153,9 @@ def create_app(
     )
     for operation in OPERATIONS:
         handler = operation.handler(handlers)
-        app.router.add_route(operation.method, operation.path, handler)
+        app.router.add_route(operation.method, operation.path, handler, expect_handler=_expected)
         if operation.method == "GET":
-            app.router.add_route("HEAD", operation.path, handler)
+            app.router.add_route("HEAD", operation.path, handler, expect_handler=_expected)
 
     async def connections(_: web.Application) -> AsyncIterator[None]:
         waiting = asyncio.create_task(_until_ready(database, cache, give_up))
@@ -185,6 +185,17 @@ def create_app(
     app.on_response_prepare.append(_show_allowance)
     app.cleanup_ctx.append(connections)
     return app
+
+
+async def _expected(request: web.Request) -> web.StreamResponse | None:
+    """Meet what a request waits for before it sends its body. aiohttp's own refusal is no problem+json."""
+    if request.headers["Expect"].lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+    return problems.response(
+        Problem(status=417, detail="Of all that Expect may say, 100-continue alone is met."),
+        str(uuid.uuid4()),
+    )
 
 
 async def _show_allowance(request: web.Request, response: web.StreamResponse) -> None:

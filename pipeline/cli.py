@@ -81,6 +81,7 @@ def _explained(error: Exception) -> str | None:
         return str(error)
     for module, name, words in (
         ("psycopg", "Error", "the database cannot be used"),
+        ("pipeline.sink", "SinkError", "the database cannot be used"),
         ("pipeline.transports", "TransportError", "the stream cannot be used"),
         ("pipeline.archive.store", "StoreError", "the archive cannot be read"),
     ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ from api.access.tokens import Tokens
 from api.answering import problems
 from api.asking import params
 from api.config import AuthConfig
+from pipeline.common.parsers import is_loopback
 
 
 class Authenticator(Protocol):
@@ -40,7 +42,26 @@ def authenticator(config: AuthConfig, *, keys: Keys | None, tokens: Tokens | Non
 
 
 async def _nobody_asked(request: web.Request) -> Caller:
+    """Whoever can reach loopback is an admin; but no page of the web in a browser on this machine.
+
+    Such a page is betrayed by its Origin, or by a Host that is a name of its own which leads here.
+    """
+    host, origin = request.headers.get("Host"), request.headers.get("Origin")
+    for url in (None if host is None else f"//{host}", origin):
+        if url is not None and not _is_here(url):
+            raise problems.Problem(
+                status=403,
+                detail="AUTH_MODE=none answers only what asks for localhost or a loopback address, and no"
+                " page from elsewhere; set AUTH_MODE=jwt or gateway to be reached in another way.",
+            )
     return Caller(subject="local", roles=frozenset((ADMIN,)), orgs=None)
+
+
+def _is_here(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
 
 
 class _Mode(Protocol):

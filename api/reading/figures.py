@@ -156,9 +156,15 @@ def _merged(groups: Sequence[sketches.Packed]) -> npt.NDArray[np.int64]:
 
 
 def _reliability(measures: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """Percentiles come from the ``counts`` (int64[BINS]) of merged sketches; they are never averaged."""
+    """Percentiles come from the ``counts`` (int64[BINS]) of merged sketches; they are never averaged.
+
+    A percentile stands for its bin, 0.5 % wide. It is never shown above the highest latency.
+    """
     invocations = measures["invocations"]
-    p50, p95, p99 = sketches.quantiles(counts, _QUANTILES)
+    p50, p95, p99 = (
+        None if value is None else min(value, measures["latency_max_ms"])
+        for value in sketches.quantiles(counts, _QUANTILES)
+    )
     return {
         "invocations": invocations,
         "error_rate": error_rate(measures),

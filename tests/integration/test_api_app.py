@@ -267,6 +267,43 @@ async def test_whoever_gets_in_is_named_by_exactly_three_lines(lines: list[tuple
     assert all(role in given["x-actor-roles"].split(",") for role in caller.roles)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "localhost:8084"}, 503),
+        ({"Host": "[::1]:8084"}, 503),
+        ({"Host": "127.0.0.2"}, 503),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "localhost.evil.example:8084"}, 403),
+        ({"Host": "[nonsense"}, 403),
+        ({"Origin": "http://127.0.0.1:3000"}, 503),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+async def test_in_mode_none_no_page_of_the_web_is_answered(
+    client: Client, headers: dict[str, str], status: int
+) -> None:
+    """503: who is let in hears that there is no database here. A page's request carries its Origin, and one
+    whose name was bound to loopback (DNS rebinding) carries that name as Host."""
+    path = f"{BASE}/orgs/{ORG}/freshness"
+    await problem(await client.get(path, headers=headers), status)
+    await problem(await client.post(f"{BASE}/orgs/{ORG}/exports", headers=headers, data=b"{}"), status)
+
+
+async def test_modes_with_credentials_are_answered_under_any_name(gateway: Client) -> None:
+    headers = {"Host": "api.example.com", "Origin": "https://app.example.com", **READER}
+    await problem(await gateway.get(f"{BASE}/orgs/{ORG}/freshness", headers=headers), 503)
+
+
+async def test_what_a_head_may_expect_is_its_100_alone(client: Client) -> None:
+    url = f"{BASE}/events/validate"
+    answer = await problem(await client.post(url, json=EVENT, headers={"Expect": "tea"}), 417)
+    assert "100-continue" in answer["detail"]
+    async with client.post(url, json=EVENT, expect100=True) as continued:
+        assert continued.status in (200, 204)
+
+
 def test_mode_none_is_refused_off_loopback() -> None:
     with pytest.raises(ConfigError) as caught:
         api.config.load({"HTTP_HOST": "0.0.0.0", "TRUSTED_PROXIES": "x", "HTTP_PORT": "no"})
