@@ -157,8 +157,10 @@ def decode(task: Task) -> Outcome:
 
 def core(task: Task) -> Outcome:
     """`pipeline.core` alone: bytes to the rows of six tables, with sketches, dedupe and dead letters."""
-    from pipeline.core.ledger import Batch, Ledger, warm_up
+    from pipeline.core.batch import Batch
+    from pipeline.core.ledger import Ledger
     from pipeline.core.rules import Rules
+    from pipeline.core.warm_up import warm_up
 
     bodies = workload.load_bodies(task.file)
     broker_us = task.minute_us + workload.MINUTE_US

@@ -6,6 +6,7 @@ and knows nothing of files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from pipeline.core.events import Columns, Names, Reader
 from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US
-from pipeline.core.windows import NameCap
+from pipeline.core.windows import CLIENT, CODE, MODEL, NameCap
 
 IntArray = npt.NDArray[Any]
 
@@ -79,9 +80,7 @@ class AcceptedLog:
     def drain(
         self,
         reader: Reader,
-        model_cap: NameCap,
-        client_cap: NameCap,
-        code_cap: NameCap,
+        caps: Mapping[int, NameCap],
         *,
         newest_broker_us: int,
         window_us: int,
@@ -89,6 +88,7 @@ class AcceptedLog:
     ) -> AcceptedEvents | None:
         """What was added since the last time; None if nothing. Names must have been settled by now.
 
+        ``caps`` are those of the key columns `MODEL`, `CLIENT` and `CODE`.
         ``newest_broker_us`` is the newest broker time of any chunk so far; ``window_us`` and ``future_us``
         are how far before and after it an accepted event can lie.
         """
@@ -100,12 +100,12 @@ class AcceptedLog:
         offset, broker, met_us = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
         first, self._accepted = self._accepted, self._accepted + len(columns)
         hour = columns.occurred_us // HOUR_US
-        counted_model = _counted(model_cap, columns.org, hour, columns.model, Reader.OVERFLOW_MODEL)
-        counted_client = _counted(client_cap, columns.org, hour, columns.client)
+        counted_model = caps[MODEL].counted(columns.org, hour, columns.model)
+        counted_client = caps[CLIENT].counted(columns.org, hour, columns.client)
         failed = columns.status > 0
         counted_code = np.zeros(len(columns), np.int32)
-        counted_code[failed] = _counted(
-            code_cap, columns.org[failed], hour[failed], columns.error_code[failed]
+        counted_code[failed] = caps[CODE].counted(
+            columns.org[failed], hour[failed], columns.error_code[failed]
         )
         (client, counted_client), clients = _texts(reader.clients, columns.client, counted_client)
         (code, counted_code), codes = _texts(reader.error_codes, columns.error_code, counted_code)
@@ -139,17 +139,6 @@ class AcceptedLog:
 
 
 _EVENT_BYTES = 16 + 4 + 4 * 4 + 10 * 8
-
-
-def _counted(
-    cap: NameCap, org: IntArray, hour: IntArray, name: IntArray, overflow: int = Names.OVERFLOW
-) -> IntArray:
-    """The name (int32[n]) that each was counted under: its own if the cap let it in, else the overflow's."""
-    counted = name.astype(np.int32)
-    named = np.flatnonzero(counted > overflow)
-    known = cap.admit(org[named], hour[named], counted[named], cap=0)
-    counted[named[~known]] = overflow
-    return counted
 
 
 def _texts(names: Names, *columns: IntArray) -> tuple[list[IntArray], list[str]]:

@@ -2,8 +2,8 @@
 
 Every row of every table is a sum of such cells: an hour is sixty minutes, a model's row is the sum over its
 clients. So an event costs one look-up and one addition here, whatever the number of tables, and the tables
-are brought up to date cell by cell. Which cells may be added (because their rows are in memory), the ledger
-decides; cells keep the order in which their first events came.
+are brought up to date cell by cell. Cells keep the order in which their first events came. Which cells may be
+added, because their rows are in memory, `pipeline.core.rollups` decides.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import numpy.typing as npt
 from pipeline.core import kernels, sketches
 from pipeline.core.events import Columns
 from pipeline.core.watermark import MINUTE_US
-from pipeline.core.windows import Grain, Rows
+from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, Grain, Rows
 
 IntArray = npt.NDArray[Any]
 
-ORG, MINUTE, MODEL, CLIENT, STATUS, CODE = range(6)
-"""Columns of the keys of cells (the first four) and of failures (all)."""
+MINUTE: Final = BUCKET
+"""Cells have the minute where rows have their bucket."""
+CELL_KEY: Final = CLIENT + 1
+FAILURE_KEY: Final = CODE + 1
+"""Widths of the keys of cells and of failures."""
 
 TOTALS: Final = 15
 """The first ten `windows.MEASURES`, events late for their minute, hour and day, first and last event time."""
-LATE: Final = {"minute": 10, "hour": 11, "day": 12}
-FIRST_US, LAST_US = 13, 14
+FIRST_US, LAST_US = LATE_DAY + 1, LATE_DAY + 2
 
 _LOW_BINS: Final = sketches.bin_of(np.arange(1 << 16)).astype(np.uint16)
 
@@ -75,6 +77,14 @@ def buckets(keys: IntArray, grain: Grain) -> IntArray:
     return keys[:, MINUTE].astype(np.int64) // (grain.length_us // MINUTE_US)
 
 
+def row_keys(keys: IntArray, grain: Grain) -> IntArray:
+    """The key (int32[n, k]) of the row of a grain that each cell or failure is a part of."""
+    # copy() makes C-ordered arrays, the one kind that the kernels are compiled for.
+    rows: IntArray = keys[:, : len(grain.key)].copy()
+    rows[:, BUCKET] = buckets(keys, grain)
+    return rows
+
+
 class Gathering:
     """Adds events to cells until they are taken."""
 
@@ -82,8 +92,8 @@ class Gathering:
         self._start()
 
     def _start(self) -> None:
-        self._cells = Rows(4, TOTALS)
-        self._failures = Rows(6, 1)
+        self._cells = Rows(CELL_KEY, TOTALS)
+        self._failures = Rows(FAILURE_KEY, 1)
         self._events: list[tuple[IntArray, IntArray]] = []
 
     def add(self, columns: Columns, met_us: IntArray) -> None:

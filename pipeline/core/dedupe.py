@@ -1,7 +1,7 @@
 """Exact dedupe: every (org, event id) of the window behind one compact index, and its bytes at rest.
 
-It owns what "seen" means. It knows nothing of partitions, offsets or the database: the ledger hands it
-numbered orgs and tells it from which hour on an id still counts.
+It owns what "seen" means. It knows nothing of partitions, offsets or the database: `pipeline.core.remembered`
+hands it numbered orgs and tells it from which hour on an id still counts.
 
 An id is remembered under the UTC hour of the event time of its first occurrence. Hour numbers are
 hours since 1970.

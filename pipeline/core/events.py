@@ -252,6 +252,11 @@ class Reader:
         known = (self.orgs, self.models, self.clients, self.error_codes)
         return sum(names.memory_bytes for names in known)
 
+    @property
+    def names_known(self) -> int:
+        """Orgs, models, clients and error codes that have a number."""
+        return len(self.orgs) + len(self.models) + len(self.clients) + len(self.error_codes)
+
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
         """Read bodies in stream order. Every body is in the columns or among the refused, never in both."""
         if not isinstance(bodies, Bodies) or not bodies.padded:

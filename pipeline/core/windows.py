@@ -2,10 +2,10 @@
 
 A `Table` owns its rows, which of them are dirty, and which blocks are resident. A *block* is all rows
 of one org and one bucket: it is either wholly in memory or wholly not, and every block that begins at or
-after the table's ``horizon`` is. An event for a block that is not resident is *cold*: the ledger holds it
-back until the block has been loaded. Tables know nothing of partitions or of the database.
+after the table's ``horizon`` is. An event for a block that is not resident is *cold*: `pipeline.core.rollups`
+holds it back until the block has been loaded. Tables know nothing of partitions or of the database.
 
-Keys are int32 columns (org, bucket, model[, client[, status, error code]]): numbers that the ledger's
+Keys are int32 columns (org, bucket, model[, client[, status, error code]]): numbers that
 `events.Reader` gave out; ``bucket`` is the bucket's start divided by its length.
 """
 
@@ -40,25 +40,87 @@ MEASURES: Final = (
 """Columns of a rollup row's measures, int64 each."""
 
 
+COUNT: Final = ("count",)
+"""The one measure of a table that only counts."""
+
+LATE_MINUTE, LATE_HOUR, LATE_DAY = 10, 11, 12
+"""Columns of the totals of cells (`cells.TOTALS`): events that were late for their minute, hour or day."""
+
+ORG, BUCKET, MODEL, CLIENT, STATUS, CODE = range(6)
+"""Columns of a row's key. The keys of cells have the same columns, with the minute as their bucket."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grain:
-    """One rollup table: its name in the database, its bucket length and its key."""
+    """One rollup table: its name in the database, its bucket length, its key and its measures."""
 
     name: str
     length_us: int
-    by_client: bool
+    key: tuple[int, ...]
+    """Columns of the key, from `ORG` on."""
+    measures: tuple[str, ...] = MEASURES
+    """`MEASURES`, with a sketch for each row, or `COUNT` without."""
+    late: int | None = None
+    """The column of the cells' totals that is the measure ``revision`` here; None without that measure."""
+    capped: tuple[int, ...] = ()
+    """Key columns under a `NameCap` of the hour. The rows of this grain tell which names it let in."""
     resident_us: int
     """How far behind the watermark a block's end must lie before the block leaves memory."""
 
+    @property
+    def by_client(self) -> bool:
+        return CLIENT in self.key
 
-GRAINS: Final = (
-    Grain(name="usage_minute", length_us=MINUTE_US, by_client=False, resident_us=2 * MINUTE_US),
-    Grain(name="usage_hour", length_us=HOUR_US, by_client=False, resident_us=10 * MINUTE_US),
-    Grain(name="usage_day", length_us=DAY_US, by_client=False, resident_us=HOUR_US),
-    Grain(name="client_hour", length_us=HOUR_US, by_client=True, resident_us=10 * MINUTE_US),
-    Grain(name="client_day", length_us=DAY_US, by_client=True, resident_us=HOUR_US),
+    @property
+    def counts_only(self) -> bool:
+        return self.measures == COUNT
+
+
+USAGE_MINUTE: Final = Grain(
+    name="usage_minute",
+    length_us=MINUTE_US,
+    key=(ORG, BUCKET, MODEL),
+    late=LATE_MINUTE,
+    resident_us=2 * MINUTE_US,
 )
-ERRORS: Final = Grain(name="usage_errors_hour", length_us=HOUR_US, by_client=True, resident_us=10 * MINUTE_US)
+USAGE_HOUR: Final = Grain(
+    name="usage_hour",
+    length_us=HOUR_US,
+    key=(ORG, BUCKET, MODEL),
+    late=LATE_HOUR,
+    resident_us=10 * MINUTE_US,
+)
+USAGE_DAY: Final = Grain(
+    name="usage_day",
+    length_us=DAY_US,
+    key=(ORG, BUCKET, MODEL),
+    late=LATE_DAY,
+    resident_us=HOUR_US,
+)
+CLIENT_HOUR: Final = Grain(
+    name="client_hour",
+    length_us=HOUR_US,
+    key=(ORG, BUCKET, MODEL, CLIENT),
+    late=LATE_HOUR,
+    capped=(MODEL, CLIENT),
+    resident_us=10 * MINUTE_US,
+)
+CLIENT_DAY: Final = Grain(
+    name="client_day",
+    length_us=DAY_US,
+    key=(ORG, BUCKET, MODEL, CLIENT),
+    late=LATE_DAY,
+    resident_us=HOUR_US,
+)
+ERRORS: Final = Grain(
+    name="usage_errors_hour",
+    length_us=HOUR_US,
+    key=(ORG, BUCKET, MODEL, CLIENT, STATUS, CODE),
+    measures=COUNT,
+    capped=(CODE,),
+    resident_us=10 * MINUTE_US,
+)
+GRAINS: Final = (USAGE_MINUTE, USAGE_HOUR, USAGE_DAY, CLIENT_HOUR, CLIENT_DAY)
 
 
 class Rows:
@@ -152,14 +214,13 @@ class TableRows:
 
 
 class Table:
-    """The resident rows of one grain, with sketches if its measures are `MEASURES`, else only counts."""
+    """The resident rows of one grain, with their sketches unless the grain only counts."""
 
-    def __init__(self, grain: Grain, *, key_width: int, counts_only: bool = False) -> None:
+    def __init__(self, grain: Grain) -> None:
         self.grain = grain
         self.horizon = -(2**31)
         """First bucket from which every block is resident."""
-        self._counts_only = counts_only
-        self._rows = Rows(key_width, 1 if counts_only else len(MEASURES))
+        self._rows = Rows(len(grain.key), len(grain.measures))
         self._dirty: IntArray = np.zeros(256, np.bool_)
         self._loaded: set[tuple[int, int]] = set()
         self._place: IntArray = np.zeros((256, 3), np.int64)
@@ -199,16 +260,15 @@ class Table:
                     below[i] = False
         return below
 
-    def add(
-        self, keys: IntArray, totals: IntArray, late: int, pairs: tuple[IntArray, IntArray, IntArray]
-    ) -> None:
+    def add(self, keys: IntArray, totals: IntArray, pairs: tuple[IntArray, IntArray, IntArray]) -> None:
         """Add n cells of resident blocks to their rows.
 
-        Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`), whose column ``late`` is the
-        grain's; ``pairs`` are (cell, bin, count) int64[m] each, by cell and bin.
+        Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`); ``pairs`` are
+        (cell, bin, count) int64[m] each, by cell and bin.
         """
+        assert self.grain.late is not None, f"{self.grain.name} only counts"
         rows = self._touch(keys)
-        fits = kernels.add_totals(self._rows.measures, rows, totals, late)
+        fits = kernels.add_totals(self._rows.measures, rows, totals, self.grain.late)
         assert fits, f"a bucket of {self.grain.name} has no room for events that were accepted"
         cells, bins, counts = pairs
         self._add_bins(rows[cells], bins, counts)
@@ -259,7 +319,7 @@ class Table:
         places = self._touch(rows.keys)
         self._rows.measures[places] = rows.measures
         self._dirty[places] = False
-        if not self._counts_only:
+        if not self.grain.counts_only:
             parts = [sketches.decode(sketch) for sketch in rows.sketches]
             bins = np.concatenate([bins for bins, _ in parts])
             counts = np.concatenate([counts for _, counts in parts])
@@ -278,7 +338,7 @@ class Table:
         )
 
     def _encode_sketches(self, rows: IntArray) -> Sequence[bytes]:
-        if self._counts_only:
+        if self.grain.counts_only:
             return ()
         out = np.empty(int((3 + 10 * self._place[rows, 1]).sum()), np.uint8)
         edges = np.zeros(len(rows) + 1, np.int64)
@@ -306,7 +366,7 @@ class Table:
         self._dirty = np.zeros(len(rows.keys), np.bool_)
         self._place = np.zeros((len(rows.keys), 3), np.int64)
         self._reset_pool()
-        if not self._counts_only:
+        if not self.grain.counts_only:
             self._add_bins(np.repeat(np.arange(len(kept)), place[:, 1]), bins, counts)
 
     def renumber(self, column: int, numbers: IntArray) -> None:
@@ -345,15 +405,43 @@ class Spans:
 
 
 class NameCap:
-    """Which names (models, clients, codes) have rows of their own in an org's hour: the first ``cap``."""
+    """Which names (models, clients, codes) have rows of their own in an org's hour: the first ``cap``.
 
-    def __init__(self, cap: int) -> None:
+    All others of the hour are counted under one name, whose number is ``overflow``. It and the numbers below
+    it are under no cap.
+    """
+
+    def __init__(self, cap: int, *, overflow: int) -> None:
+        self.overflow = overflow
         self._cap = cap
         self._names = Rows(3, 1)
         self._groups = Rows(2, 1)
 
-    def admit(self, org: IntArray, hour: IntArray, name: IntArray, *, cap: int | None = None) -> IntArray:
-        """Mask (bool[n]) of the names that keep a row of their own, taken in order of appearance."""
+    def settle(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
+        """Give the overflow's number to those of the names int32[n] that the cap keeps out; which (int64[m]).
+
+        The names are taken in order of appearance.
+        """
+        named = np.flatnonzero(name > self.overflow)
+        refused = named[~self._admit(org[named], hour[named], name[named], self._cap)]
+        name[refused] = self.overflow
+        return refused
+
+    def restore(self, org: IntArray, hour: IntArray, name: IntArray) -> None:
+        """Let in names that have rows: they were let in before, whatever the cap is now."""
+        named = np.flatnonzero(name > self.overflow)
+        self._admit(org[named], hour[named], name[named], 2**62)
+
+    def counted(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
+        """The name (int32[n]) under which `settle` had each name counted."""
+        counted = name.astype(np.int32)
+        named = np.flatnonzero(counted > self.overflow)
+        known = self._admit(org[named], hour[named], counted[named], 0)
+        counted[named[~known]] = self.overflow
+        return counted
+
+    def _admit(self, org: IntArray, hour: IntArray, name: IntArray, cap: int) -> IntArray:
+        """Mask (bool[n]) of the names that have a row of their own, under this cap for new ones."""
         groups = self._groups.locate(np.stack((org, hour), axis=1).astype(np.int32))
         counts = self._groups.measures[:, 0]
         names = self._names
@@ -367,7 +455,7 @@ class NameCap:
             counts,
             groups,
             np.stack((org, hour, name), axis=1).astype(np.int32),
-            self._cap if cap is None else cap,
+            cap,
             out,
         )
         return out

@@ -24,7 +24,7 @@ from pipeline.config import StreamConfig
 from pipeline.core import replay
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Reader
-from pipeline.core.ledger import stored_hours_from
+from pipeline.core.judge import stored_hours_from
 from pipeline.core.replay import CountedIds, Letter
 from pipeline.core.rules import FUTURE_US, Rules
 from pipeline.core.watermark import DAY_US, HOUR_US

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from pipeline.core.ledger import Batch, Block, Position, StoredRows
+    from pipeline.core.batch import Batch, Block, Position, StoredRows
     from pipeline.core.replay import CountedIds, Letter, Opened
     from pipeline.core.windows import Grain
 

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql as psql
 
 from pipeline.core.accepted import AcceptedEvents
-from pipeline.core.ledger import Batch, SeenRows, StoredRows
+from pipeline.core.batch import Batch, SeenRows, StoredRows
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS
 from pipeline.sink import Claim, Fenced, Sink, event_columns

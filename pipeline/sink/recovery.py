@@ -13,7 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from pipeline.core import dedupe
-from pipeline.core.ledger import Block, Position, StoredRows
+from pipeline.core.batch import Block, Position, StoredRows
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink import GROUP_QUIET_S, Claim, Contested, Fenced, Sink

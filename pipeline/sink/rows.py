@@ -13,7 +13,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.ledger import SeenRows, StoredRows
+from pipeline.core.batch import SeenRows, StoredRows
 from pipeline.core.windows import ERRORS, MEASURES, Grain
 from pipeline.sink import copy_binary
 

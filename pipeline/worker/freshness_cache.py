@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pipeline import metrics
-from pipeline.core.ledger import Batch
+from pipeline.core.batch import Batch
 
 log = logging.getLogger(__name__)
 

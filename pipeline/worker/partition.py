@@ -19,9 +19,10 @@ from typing import Any, Protocol
 from pipeline import metrics
 from pipeline.archive.gate import ArchiveGate
 from pipeline.config import FlushConfig
+from pipeline.core.batch import Batch, Position, Tally
 from pipeline.core.care import CRASHES_MIN, Care, remedy
 from pipeline.core.dedupe import NewLog
-from pipeline.core.ledger import Batch, Ledger, Position, Tally
+from pipeline.core.ledger import Ledger
 from pipeline.core.replay import LETTERS_MAX, Opened
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US, BrokerClock

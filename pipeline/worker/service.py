@@ -25,7 +25,7 @@ from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
 from pipeline.common import http
 from pipeline.config import Config
-from pipeline.core.ledger import warm_up
+from pipeline.core.warm_up import warm_up
 from pipeline.sink import SchemaMissing, SinkUnavailable, copy_binary
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.transports import Transport, TransportError

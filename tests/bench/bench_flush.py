@@ -22,8 +22,8 @@ import psycopg
 
 from deploy.local import Stack
 from pipeline.bench import workload
-from pipeline.core.ledger import warm_up
 from pipeline.core.rules import Rules
+from pipeline.core.warm_up import warm_up
 from pipeline.core.windows import ERRORS, GRAINS
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate

@@ -22,8 +22,9 @@ import psycopg
 
 from deploy.local import Stack
 from pipeline.core import dedupe
-from pipeline.core.ledger import Ledger, warm_up
+from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
+from pipeline.core.warm_up import warm_up
 from pipeline.core.watermark import HOUR_US
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker import id_files as spill
@@ -94,7 +95,7 @@ async def recover(url: str, folder: str) -> dict[str, Any]:
     took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
     await sink.close()
     resident_mib, in_files_mib = _status("RssAnon") - before_mib, _status("RssFile")
-    seen, now_hour = ledger._seen_ids, position.broker_us // HOUR_US
+    seen, now_hour = ledger._judge.ids.seen, position.broker_us // HOUR_US
 
     def look_up(ids: np.ndarray, orgs: np.ndarray) -> float:
         hours = np.full(BATCH, now_hour, np.int32)

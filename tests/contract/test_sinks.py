@@ -13,7 +13,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.batch import Batch
+from pipeline.core.ledger import Ledger
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, flush, recovery

@@ -34,8 +34,8 @@ from deploy.local import Stack
 from deploy.local.servers import Postgres
 from pipeline import config
 from pipeline.archive.store import open_store
-from pipeline.core.ledger import warm_up
 from pipeline.core.rules import Rules
+from pipeline.core.warm_up import warm_up
 from pipeline.traffic.simulate import PatientPublisher
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate

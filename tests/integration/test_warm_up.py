@@ -9,7 +9,8 @@ SCRIPT = """
 import time
 
 from pipeline.core import kernels, scan
-from pipeline.core.ledger import Ledger, warm_up
+from pipeline.core.ledger import Ledger
+from pipeline.core.warm_up import warm_up
 from pipeline.core.rules import Rules
 from tests.support import mix
 

@@ -26,14 +26,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from pipeline.core.batch import Batch
 from pipeline.core.bodies import IntArray
 from pipeline.core.dedupe import SeenIds
 from pipeline.core.events import Names
-from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.ledger import Ledger
+from pipeline.core.remembered import RememberedIds
 from pipeline.core.replay import CountedIds, Letter, Opened
+from pipeline.core.rollups import Rollups
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
-from pipeline.core.windows import Table
+from pipeline.core.windows import NameCap, Table
 from pipeline.sink import Fenced, SinkUnavailable
 from tests.support import books, replays
 from tests.support import oracle as naive
@@ -51,7 +54,7 @@ IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
 @pytest.fixture(autouse=True)
 def _names_are_looked_through_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few as there are, else none would ever be forgotten."""
-    monkeypatch.setattr(Ledger, "_must_sweep", lambda self, kind, count: True)
+    monkeypatch.setattr(Rollups, "_must_sweep", lambda self, kind, count: True)
 
 
 class PipelineMachine(RuleBasedStateMachine):
@@ -315,17 +318,17 @@ def _ids_are_never_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 
 def _names_are_not_restored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ledger, "_restore_names", staticmethod(lambda cap, keys, overflow=1: None))
+    patch.setattr(NameCap, "restore", lambda self, org, hour, name: None)
 
 
 def _models_are_not_restored(patch: pytest.MonkeyPatch) -> None:
-    restore = Ledger._restore_names
+    restore = NameCap.restore
 
-    def names_alone(cap: Any, keys: Any, overflow: int = Names.OVERFLOW) -> None:
-        if overflow == Names.OVERFLOW:
-            restore(cap, keys)
+    def names_alone(self: NameCap, org: Any, hour: Any, name: Any) -> None:
+        if self.overflow == Names.OVERFLOW:
+            restore(self, org, hour, name)
 
-    patch.setattr(Ledger, "_restore_names", staticmethod(names_alone))
+    patch.setattr(NameCap, "restore", names_alone)
 
 
 def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
@@ -349,7 +352,7 @@ def _replays_forget_what_was_counted(patch: pytest.MonkeyPatch) -> None:
 
 def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Table, "orgs", lambda self: np.empty(0, np.int64))
-    patch.setattr(Ledger, "_note_ids", lambda self, org, hour: None)
+    patch.setattr(RememberedIds, "note_orgs", lambda self, org, hour: None)
 
 
 @pytest.mark.parametrize(

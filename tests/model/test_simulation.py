@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.ledger import Batch
+from pipeline.core.batch import Batch
 from pipeline.core.windows import Table
 from pipeline.sink import Claim
 from pipeline.worker.partition import PartitionWorker
@@ -65,14 +65,16 @@ def _ids_are_kept_from_a_lost_ledger(patch: pytest.MonkeyPatch) -> None:
 
     async def keep(self: PartitionWorker) -> None:
         if self._ledger is not None:
-            kept[id(self)] = (self._ledger._seen_ids, self._ledger._reader)
+            kept[id(self)] = (self._ledger._judge.ids, self._ledger._reader)
         await release(self)
 
     async def reuse(self: PartitionWorker) -> None:
         await recover(self)
         assert self._ledger is not None
         if id(self) in kept:
-            self._ledger._seen_ids, self._ledger._reader = kept[id(self)]
+            self._ledger._judge.ids, reader = kept[id(self)]
+            for part in (self._ledger, self._ledger._judge, self._ledger._rollups):
+                part._reader = reader
 
     patch.setattr(PartitionWorker, "_release", keep)
     patch.setattr(PartitionWorker, "_recover", reuse)

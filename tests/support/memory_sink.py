@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.core import replay
 from pipeline.core.accepted import AcceptedEvents
+from pipeline.core.batch import Batch, Block, Position, StoredRows
 from pipeline.core.dedupe import BYTES_AT_REST, merge_segments
-from pipeline.core.ledger import Batch, Block, Position, StoredRows
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink import Claim, Fenced, Sink, SinkUnavailable

@@ -13,7 +13,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from pipeline.config import StreamConfig
-from pipeline.core.ledger import stored_hours_from
+from pipeline.core.judge import stored_hours_from
 from pipeline.dead_letters import stream
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.table import RefusedRecord

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from pipeline.core.ledger import FOLD_EVENTS, Batch, Ledger
+from pipeline.core.batch import Batch
+from pipeline.core.intake import FOLD_EVENTS
+from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from tests.support.ledgers import NOW_US, event
 

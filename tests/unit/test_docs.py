@@ -20,7 +20,7 @@ from api.exports import jobs
 from pipeline import metrics
 from pipeline.cli import main
 from pipeline.common import settings
-from pipeline.core import ledger, replay, wire
+from pipeline.core import replay, rollups, wire
 from sql import migrate, schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,7 +116,7 @@ def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_
         f"| a record | {wire.BODY_BYTES_MAX // 1024} KiB |",
         f"| nesting of a record | {wire.DEPTH_MAX} levels |",
         f"{wire.CLIENT_ID_CHARS_MAX} and {wire.ERROR_CODE_CHARS_MAX} characters",
-        f"error codes by name, per org and hour | {ledger.ERROR_CODES_PER_ORG_HOUR_MAX} |",
+        f"error codes by name, per org and hour | {rollups.ERROR_CODES_PER_ORG_HOUR_MAX} |",
         f"| {turns.WAITING_MAX}, each for {turns.WAIT_S:g} s |",
         f"| {problems.FAULTS_MAX}, with {problems.FIELD_CHARS_MAX} characters",
         f"range of an hourly export | {jobs.HOURLY_DAYS_MAX} days |",

@@ -12,7 +12,9 @@ import pytest
 
 from pipeline.core import dedupe, wire
 from pipeline.core.bodies import Bodies, Kept, Unreadable
-from pipeline.core.ledger import FOLD_BYTES, LETTER_BYTES, Ledger
+from pipeline.core.intake import FOLD_BYTES
+from pipeline.core.judge import LETTER_BYTES
+from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from tests.support import books, mix

@@ -10,8 +10,9 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from pipeline.core import ledger as core
+from pipeline.core import rollups
 from pipeline.core.events import Uuids
+from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from tests.support import books
@@ -45,7 +46,7 @@ def event(chance: random.Random, *, number: int, org: int, model: int, at_us: in
 async def test_orgs_and_models_that_nothing_refers_to_are_forgotten_and_no_figure_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(core, "NAMES_MAX", NAMES_MAX)
+    monkeypatch.setattr(rollups, "NAMES_MAX", NAMES_MAX)
     chance, sink = random.Random(1), MemorySink()
     oracle = naive.Oracle(books.oracle_rules(RULES))
     claim, ledger = await books.recover(sink, RULES)
@@ -99,7 +100,7 @@ def test_a_number_that_is_kept_means_the_same_id_and_others_are_given_again() ->
 
 
 def test_names_count_as_memory() -> None:
-    ledger = core.Ledger(Rules())
+    ledger = Ledger(Rules())
     before = ledger.memory_bytes
     ledger._reader.models.number(np.random.default_rng(4).integers(0, 2**63, (50_000, 2)).astype(np.uint64))
     ledger._reader.clients.numbers([f"client {i}" for i in range(50_000)])

@@ -217,7 +217,7 @@ async def test_the_archive_gets_replayed_events_and_is_not_called_whole_without_
     opened = kept.ledger.open([letter(5, event(7, ago_us=5 * HOUR_US))])
     kept.ledger.replay(opened, CountedIds.join([]))
     kept.ledger.missing()
-    assert kept.ledger._replayed_from_us == NOW_US - 5 * HOUR_US
+    assert kept.ledger._judge._replayed_from_us == NOW_US - 5 * HOUR_US
 
 
 def test_every_outcome_and_evidence_has_a_bound() -> None:

@@ -156,7 +156,7 @@ def as_they_are(keys: np.ndarray) -> np.ndarray:
 def test_the_compiled_twin_writes_the_same_bytes(
     adds: list[tuple[int, int, int]], batch: int, in_order: bool
 ) -> None:
-    table = Table(GRAINS[0], key_width=3)
+    table = Table(GRAINS[0])
     rows: dict[int, np.ndarray] = {}
     for row, bin_, count in adds:
         dense = rows.setdefault(row, np.zeros(sketches.BINS, np.int64))
@@ -172,7 +172,7 @@ def test_the_compiled_twin_writes_the_same_bytes(
     assert [drained.sketches[where[row]] for row in rows] == [
         sketches.from_dense(dense) for dense in rows.values()
     ]
-    again = Table(GRAINS[0], key_width=3)
+    again = Table(GRAINS[0])
     again.adopt(
         TableRows(GRAINS[0], drained.keys, np.zeros((len(rows), len(MEASURES)), np.int64), drained.sketches)
     )

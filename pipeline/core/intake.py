@@ -1,0 +1,102 @@
+"""Chunks between their arrival and the fold that works them into the books.
+
+Columns pay from some thousands of events on, and a chunk may have a few. So chunks wait here until they are
+worth a fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.bodies import Bodies, Unreadable, offsets_of
+
+IntArray = npt.NDArray[Any]
+
+FOLD_EVENTS: Final = 8192
+"""Buffered events that are folded at once: large enough for columns to pay, small enough for the loop."""
+
+FOLD_BYTES: Final = 16 * 2**20
+"""Buffered bytes that are folded at once, however few events they are: once folded, a body is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """What one chunk of the stream held; `bodies.offsets_of` tells the offset of each body."""
+
+    first_offset: int
+    timestamp_us: int
+    """The broker's time."""
+    bodies: Sequence[bytes]
+    unreadable: Sequence[Unreadable] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """The records of some chunks that have a body, in stream order: arrays of one length."""
+
+    bodies: Bodies
+    offset: IntArray
+    broker_us: IntArray
+    """The broker's time of the chunk."""
+    floor_us: IntArray
+    """The floor of the dedupe window when the chunk came (`pipeline.core.judge`). int64 each."""
+
+
+class Intake:
+    """The chunks that wait, and how many events and bytes they are."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Chunk] = []
+        self.events = self.bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks)
+
+    def add(self, chunk: Chunk) -> None:
+        events, size = _extent(chunk.bodies, chunk.unreadable)
+        self._chunks.append(chunk)
+        self.events += events
+        self.bytes += size
+
+    def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
+        """Is it worth a fold, together with these bodies?"""
+        events, size = _extent(bodies, unreadable)
+        return self.events + events >= FOLD_EVENTS or self.bytes + size >= FOLD_BYTES
+
+    def take(self) -> list[Chunk]:
+        """All that waits, in the order of arrival; from now on nothing waits."""
+        chunks, self._chunks = self._chunks, []
+        self.events = self.bytes = 0
+        return chunks
+
+
+def join(chunks: Sequence[Chunk], *, newest_us: int, window_us: int) -> tuple[Records, int]:
+    """The records of the chunks, and the newest broker time of these and all chunks before (``newest_us``).
+
+    ``window_us`` is the length of the dedupe window.
+    """
+    lengths = [len(chunk.bodies) for chunk in chunks]
+    times = np.array([chunk.timestamp_us for chunk in chunks], np.int64)
+    newest = np.maximum(np.maximum.accumulate(times), newest_us)
+    offsets = [offsets_of(chunk.first_offset, len(chunk.bodies), chunk.unreadable) for chunk in chunks]
+    records = Records(
+        bodies=Bodies.join([chunk.bodies for chunk in chunks]),
+        offset=np.concatenate(offsets),
+        broker_us=np.repeat(times, lengths),
+        floor_us=np.repeat(newest - window_us, lengths),
+    )
+    return records, int(newest[-1])
+
+
+def _extent(bodies: Sequence[bytes], unreadable: Sequence[Unreadable]) -> tuple[int, int]:
+    """How many records there are, and their bytes."""
+    size = len(bodies.text) if isinstance(bodies, Bodies) else sum(map(len, bodies))
+    if not unreadable:
+        return len(bodies), size
+    records = sum(run.records for run in unreadable)
+    return len(bodies) + records, size + sum(len(run.stored.body) for run in unreadable)

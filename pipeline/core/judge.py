@@ -1,0 +1,369 @@
+"""What becomes of each event: accepted, duplicate, or rejected with a reason.
+
+The judge owns the dedupe window, the room in the days' sums, the dead letters of the open batch, and the
+counters of all outcomes. It knows nothing of tables: `CountedDays` tells it what has been counted so far.
+
+Events are judged in this order: can they be read (`pipeline.core.events`), is their time good, is there room,
+has their id been counted before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core import dedupe, kernels, replay, room
+from pipeline.core.batch import Block, DeadLetter, Position, Tally
+from pipeline.core.bodies import KEPT_BYTES_MAX, Kept, Unreadable
+from pipeline.core.events import Columns, Reader
+from pipeline.core.intake import Records
+from pipeline.core.remembered import RememberedIds
+from pipeline.core.replay import CountedIds, Letter, Opened, Settled
+from pipeline.core.room import Day, Room
+from pipeline.core.rules import FUTURE_US, Rules
+from pipeline.core.watermark import DAY_US, HOUR_US
+from pipeline.core.wire import Fault
+
+IntArray = npt.NDArray[Any]
+
+LETTER_BYTES: Final = 512
+"""About what a dead letter takes in memory beside its body."""
+
+IDS_KEPT_US: Final = DAY_US
+"""How much longer than for the dedupe window the database keeps ids (`pipeline.worker.maintenance`)."""
+
+_CONFLICT: Final = Fault("eventId", "was counted before with another payload")
+
+
+def stored_hours_from(newest_broker_us: int, window_us: int, ids_from_hour: int) -> int:
+    """The first hour of which the database has all ids; see `Position` for the arguments."""
+    return max(-((window_us + IDS_KEPT_US - newest_broker_us) // HOUR_US), ids_from_hour)
+
+
+class CountedDays(Protocol):
+    """What the judge must know of the sums of each org and day; `pipeline.core.rollups` tells it."""
+
+    def cold_days(self, org: IntArray, day: IntArray) -> IntArray:
+        """Mask (bool[n]) of the days that are not in memory."""
+
+    def sums_by_day(self) -> list[tuple[IntArray, IntArray]]:
+        """All that was counted in the days in memory, in parts: (org, day) int[n, 2] and sums int64[n, 4]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Whether the events have room cannot be told before these days are in memory."""
+
+    days: frozenset[Day]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What a batch says of the events that were judged for it; see `Batch`."""
+
+    dead_letters: list[DeadLetter]
+    id_segments: dict[int, bytes]
+    settled: list[Settled]
+    replayed_from_us: int | None
+
+
+class DeadLetters:
+    """The dead letters of the open batch. Only so many of them keep their bodies."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._letters: list[DeadLetter] = []
+        self._bodies = self._body_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._letters)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what the letters hold."""
+        return self._body_bytes + LETTER_BYTES * len(self._letters)
+
+    def add(
+        self,
+        offset: int,
+        broker_us: int,
+        reason: str,
+        faults: tuple[Fault, ...],
+        body: bytes | memoryview | Kept,
+        *,
+        records: int = 1,
+    ) -> None:
+        size = len(body.body) if isinstance(body, Kept) else min(len(body), KEPT_BYTES_MAX)
+        kept = None
+        if self._has_room_for(size):
+            kept = body if isinstance(body, Kept) else Kept.of(body)
+            self._bodies += 1
+            self._body_bytes += size
+        self._letters.append(
+            DeadLetter(
+                offset=offset,
+                position=0,
+                broker_us=broker_us,
+                reason=reason,
+                faults=faults,
+                body=None if kept is None else kept.body,
+                body_bytes=None if kept is None else kept.whole_bytes,
+                body_sha256=None if kept is None else kept.sha256,
+                records=records,
+            )
+        )
+
+    def _has_room_for(self, size: int) -> bool:
+        rules = self._rules
+        return (
+            self._bodies < rules.dead_letter_bodies_max
+            and self._body_bytes + size <= rules.dead_letter_bytes_max
+        )
+
+    def drain(self) -> list[DeadLetter]:
+        """The letters since the last time."""
+        letters, self._letters = self._letters, []
+        self._bodies = self._body_bytes = 0
+        return letters
+
+
+class Judge:
+    """Decides what becomes of each event of one partition, and counts that. Not thread-safe.
+
+    The dedupe window has one *floor*: the newest broker time of any chunk so far, less the window. Ids of
+    hours before the floor are forgotten, in memory and in the database, and an event before the floor is
+    ``too_late``. The floor depends on the stream alone and never goes back, whatever the broker's clock does.
+    For example, the window is 24 h and one chunk at 12:00 says 16:00: from then on, an event from before
+    16:00 of the day before is ``too_late``, until the clock has passed 16:00 and the window moves again. A
+    clock that jumps days ahead for one chunk makes all events ``too_late`` for so many days: to let the
+    floor go back would count events twice, and a dead letter can still be counted. ``future`` is judged by
+    the time of an event's own chunk, because a clock that was ahead once says nothing about later chunks.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        position: Position,
+        tally: Tally,
+        reader: Reader,
+        days: CountedDays,
+        *,
+        new_log: dedupe.NewLog | None = None,
+    ) -> None:
+        """``position`` tells where the stream is. The judge counts outcomes in it and in ``tally``.
+
+        ``new_log``: see `pipeline.core.dedupe`.
+        """
+        self._rules = rules
+        self._position = position
+        self._tally = tally
+        self._reader = reader
+        self._days = days
+        self.ids = RememberedIds(reader, new_log=new_log, ids_max=rules.dedupe_ids_max)
+        self.dead_letters = DeadLetters(rules)
+        self._room = Room(rules.sum_max)
+        self._settled: list[Settled] = []
+        self._replayed_from_us: int | None = None
+
+    # --- the window ----------------------------------------------------------------------------------
+
+    @property
+    def floor_us(self) -> int:
+        return self._position.newest_broker_us - self._rules.dedupe_window_us
+
+    def live_hours_from(self) -> int:
+        """First hour whose ids still count, which is the hour of the floor."""
+        return max(self.floor_us // HOUR_US, self._position.ids_from_hour)
+
+    def live_days_from(self) -> int:
+        """First day for which an event of the stream may still be counted."""
+        return self.floor_us // DAY_US
+
+    # --- events of the stream --------------------------------------------------------------------------
+
+    def reject(self, records: Records, source: int, reason: str, faults: tuple[Fault, ...]) -> None:
+        """Make one record a dead letter: the one at place ``source``."""
+        self._count_rejected(reason, 1)
+        offset, broker_us = int(records.offset[source]), int(records.broker_us[source])
+        self.dead_letters.add(offset, broker_us, reason, faults, records.bodies.view(source))
+
+    def reject_unreadable(self, run: Unreadable, broker_us: int) -> None:
+        """Make one dead letter for all records of a batch; each of them was offered, and is rejected."""
+        self._position.offered += run.records
+        self._count_rejected(run.reason, run.records)
+        faults = (Fault("", run.fault),)
+        self.dead_letters.add(
+            run.first_offset, broker_us, run.reason, faults, run.stored, records=run.records
+        )
+
+    def _count_rejected(self, reason: str, records: int) -> None:
+        self._position.rejected += records
+        self._tally.rejected[reason] += records
+
+    def in_time(self, columns: Columns, records: Records) -> Columns:
+        """The events that are neither too old nor ahead of time; the others are rejected."""
+        broker = records.broker_us[columns.source]
+        future = columns.occurred_us > broker + FUTURE_US
+        too_late = columns.occurred_us < records.floor_us[columns.source]
+        unknown = columns.occurred_us < self._position.ids_from_hour * HOUR_US
+        rejected = future | too_late | unknown
+        if not rejected.any():
+            return columns
+        for i in np.flatnonzero(rejected).tolist():
+            if future[i]:
+                reason, message = "future", "more than 5 minutes after the broker received it"
+            elif too_late[i]:
+                window_h = self._rules.dedupe_window_us / HOUR_US
+                message = f"more than {window_h:g} h before the broker received it"
+                if columns.occurred_us[i] >= broker[i] - self._rules.dedupe_window_us:
+                    message = (
+                        f"more than {window_h:g} h before a time that the broker's clock has shown before"
+                    )
+                reason = "too_late"
+            else:
+                reason, message = "too_late", "its ids were dropped, under a shorter DEDUPE_WINDOW"
+            self.reject(records, int(columns.source[i]), reason, (Fault("occurredAt", message),))
+        return columns.take(~rejected)
+
+    def with_room(self, columns: Columns, records: Records) -> Columns | Undecided:
+        """The events for which the sums have room; the others are rejected.
+
+        Where the answer is `Undecided`, nothing has been rejected or counted: load the days and ask again.
+        """
+        if self._suffices(columns):
+            return columns
+        cold = self._days.cold_days(columns.org, columns.occurred_us // DAY_US)
+        if days := self._room.undecided(columns, cold):
+            return Undecided(frozenset(days))
+        live_from = _live_from(columns, records)
+        short = self._room.judge(columns, self.ids.known(columns, live_from), live_from)
+        for i in np.flatnonzero(short).tolist():
+            self.reject(records, int(columns.source[i]), "invalid", room.faults(int(short[i])))
+        return columns.take(short == 0)
+
+    def _suffices(self, columns: Columns) -> bool:
+        """Is there room for all these events, whatever they are? If not, each must be judged."""
+        if self._room.suffices(columns):
+            return True
+        if not self._room.looked:
+            self._room.look(self._days.sums_by_day())
+        return self._room.suffices(columns)
+
+    def not_counted_before(self, columns: Columns, records: Records) -> Columns:
+        """The events to count: from now on their ids are remembered. Those that conflict are rejected."""
+        outcomes = self.ids.add(columns, _live_from(columns, records))
+        fresh = outcomes == kernels.NEW
+        accepted = int(np.count_nonzero(fresh))
+        self._position.accepted += accepted
+        self._tally.accepted += accepted
+        if accepted < len(columns):
+            duplicate = int(np.count_nonzero(outcomes == kernels.DUPLICATE))
+            self._position.duplicate += duplicate
+            self._tally.duplicate += duplicate
+            for source in columns.source[outcomes == kernels.CONFLICT].tolist():
+                self.reject(records, source, "conflict", (_CONFLICT,))
+            columns = columns.take(fresh)
+        if len(columns):
+            self.ids.store(columns)
+        return columns
+
+    # --- dead letters back in ----------------------------------------------------------------------------
+
+    def open(self, letters: Sequence[Letter]) -> Opened:
+        """Read dead letters that are to be replayed; see `pipeline.core.replay`."""
+        stored_from = stored_hours_from(
+            self._position.newest_broker_us, self._rules.dedupe_window_us, self._position.ids_from_hour
+        )
+        return replay.open_letters(
+            letters,
+            self._reader,
+            live_from=self.live_hours_from(),
+            stored_from=stored_from,
+            window_us=self._rules.dedupe_window_us,
+            future_us=FUTURE_US,
+        )
+
+    def replay(self, opened: Opened, counted: CountedIds) -> Columns:
+        """The events to count of dead letters that were opened; see `Ledger.replay`."""
+        outcomes = replay.judge(
+            opened, counted, self.ids.seen, future_us=FUTURE_US, has_room=self._has_room_again
+        )
+        self.ids.note_orgs(opened.columns.org, opened.columns.occurred_us // HOUR_US)
+        settled = replay.settle(opened, outcomes, at_offset=self._position.next_offset)
+        for one in settled:
+            self._tally.replayed[one.outcome] += 1
+        self._position.replays += len(settled)
+        self._settled += settled
+        columns = opened.columns.take(np.array([outcome == "accepted" for outcome in outcomes], np.bool_))
+        duplicate = outcomes.count("duplicate")
+        self._position.accepted += len(columns)
+        self._position.duplicate += duplicate
+        self._position.rejected -= len(columns) + duplicate
+        if len(columns):
+            self.ids.store(columns)
+            oldest_us = int(columns.occurred_us.min())
+            self._replayed_from_us = min(oldest_us, self._replayed_from_us or oldest_us)
+        return columns
+
+    def _has_room_again(self, columns: Columns) -> IntArray:
+        """For which replayed events (bool[n]) the sums have room."""
+        if self._suffices(columns):
+            return np.ones(len(columns), np.bool_)
+        live_from = np.full(len(columns), self.live_hours_from(), np.int32)
+        always = np.full(len(columns), np.iinfo(np.int32).min, np.int32)
+        short = self._room.judge(columns, self.ids.known(columns, live_from), always)
+        return np.equal(short, 0)
+
+    # --- days that come into memory and leave it -----------------------------------------------------------
+
+    @property
+    def high_sum_least(self) -> int:
+        """See `recover_high_days`."""
+        return self._room.stored_most
+
+    def recover_high_days(self, days: Sequence[Block]) -> None:
+        """The days from `live_days_from` on of which a sum is `high_sum_least` or more."""
+        orgs = self._reader.orgs.number(np.array([block.org for block in days], np.uint64).reshape(-1, 2))
+        day = np.array([block.bucket for block in days], np.int64)
+        cold = self._days.cold_days(orgs, day)
+        self._room.high.update(zip(orgs[cold].tolist(), day[cold].tolist(), strict=True))
+
+    def days_recovered(self) -> None:
+        """Recovery has brought days into memory, of any sums."""
+        self._room.doubt()
+
+    def days_came(self, days: Sequence[Day], sums: IntArray) -> None:
+        """These days have come into memory, with rows of these sums (int64[n, 4])."""
+        self._room.came(days, sums)
+
+    def days_left(self, keys: IntArray, sums: IntArray) -> None:
+        """The days of the rows ``keys`` (org and day, int[n, 2]) have left memory with sums int64[n, 4]."""
+        self._room.let_go(keys, sums, days_from=self.live_days_from())
+
+    # --- batches out -----------------------------------------------------------------------------------
+
+    def drain(self) -> Outcomes:
+        """What the open batch says of the events, and start a new one."""
+        outcomes = Outcomes(
+            dead_letters=self.dead_letters.drain(),
+            id_segments=self.ids.drain(),
+            settled=self._settled,
+            replayed_from_us=self._replayed_from_us,
+        )
+        self._settled, self._replayed_from_us = [], None
+        self._room.forget()
+        return outcomes
+
+    def orgs_in_use(self) -> list[IntArray]:
+        """The orgs (int[n] each) whose numbers must go on to mean them. Call it after `drain`."""
+        high = np.array([org for org, _ in self._room.high], np.int64)
+        return [self.ids.orgs(live_from=self.floor_us // HOUR_US), high]
+
+
+def _live_from(columns: Columns, records: Records) -> IntArray:
+    """The first hour (int32[n]) whose ids count for each event."""
+    return (records.floor_us[columns.source] // HOUR_US).astype(np.int32)

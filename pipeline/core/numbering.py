@@ -1,0 +1,82 @@
+"""Rows with numbers, as in memory, to rows with real ids, as in the database; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core.batch import Block, SeenRows, StoredRows
+from pipeline.core.events import Reader
+from pipeline.core.windows import BUCKET, CLIENT, CODE, MODEL, ORG, STATUS, TableRows
+
+IntArray = npt.NDArray[Any]
+
+
+def numbered(reader: Reader, rows: StoredRows) -> TableRows:
+    """Numbers for real ids."""
+    parts = [reader.orgs.number(rows.org), rows.bucket, reader.models.number(rows.model)]
+    if CLIENT in rows.grain.key:
+        parts.append(reader.clients.numbers(rows.client))
+    if STATUS in rows.grain.key:
+        assert rows.status is not None
+        parts.append(rows.status)
+    if CODE in rows.grain.key:
+        parts.append(reader.error_codes.numbers(rows.error_code))
+    return TableRows(rows.grain, np.stack(parts, axis=1).astype(np.int32), rows.measures, rows.sketches)
+
+
+def stored(reader: Reader, rows: TableRows) -> StoredRows:
+    """Real ids for numbers."""
+    keys, key = rows.keys, rows.grain.key
+    return StoredRows(
+        grain=rows.grain,
+        org=reader.orgs.keys[keys[:, ORG]],
+        model=reader.models.keys[keys[:, MODEL]],
+        bucket=keys[:, BUCKET].astype(np.int64),
+        measures=rows.measures,
+        sketches=rows.sketches,
+        client=_texts(reader.clients.texts, keys[:, CLIENT]) if CLIENT in key else (),
+        status=keys[:, STATUS] if STATUS in key else None,
+        error_code=_texts(reader.error_codes.texts, keys[:, CODE]) if CODE in key else (),
+    )
+
+
+def seen_orgs(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
+    """Real ids for the keys (org) of `windows.Spans.drain`."""
+    keys, span_us = spans
+    return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us)
+
+
+def seen_models(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
+    """Real ids for the keys (org, model) of `windows.Spans.drain`."""
+    keys, span_us = spans
+    return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us, model=reader.models.keys[keys[:, 1]])
+
+
+def seen_clients(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
+    """Real ids for the keys (org, client) of `windows.Spans.drain`."""
+    keys, span_us = spans
+    clients = _texts(reader.clients.texts, keys[:, 1])
+    return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us, client=clients)
+
+
+def numbered_orgs(reader: Reader, blocks: Sequence[Block]) -> IntArray:
+    """The number (int32[n]) of each block's org."""
+    return reader.orgs.number(np.array([block.org for block in blocks], np.uint64).reshape(-1, 2))
+
+
+def key_order(reader: Reader, keys: IntArray) -> IntArray:
+    """The order of the tables' primary keys, as far as it is cheap: the database writes faster in it."""
+    if not len(keys):
+        return np.empty(0, np.int64)
+    org, model = reader.orgs.ranks()[keys[:, ORG]], reader.models.ranks()[keys[:, MODEL]]
+    bucket = keys[:, BUCKET].astype(np.int64)
+    bucket -= bucket.min()
+    return np.argsort((org * (bucket.max() + 1) + bucket) * len(reader.models) + model)
+
+
+def _texts(texts: Sequence[str], numbers: IntArray) -> list[str]:
+    return [texts[number] for number in numbers.tolist()]

@@ -1,0 +1,335 @@
+"""The rows of all tables of one partition, as far as they are in memory, and what waits for the others.
+
+Accepted events are gathered in cells (`pipeline.core.cells`). The cells are added to the tables
+(`pipeline.core.windows`) once their blocks are in memory. A block is all rows of one org and bucket of a
+table. A block whose end lies well behind the watermark leaves memory. It is *cold* then: only late events
+still touch it. A cell that touches a cold block waits, until `missing` has named the block and `adopt` has
+brought its rows. For example, an event of 09:10 comes at 12:00. Its day is in memory, but its minute and its
+hour have been let go: the event waits for the rows of both, and is added to all tables then.
+
+The rollups know nothing of duplicates, dead letters or offsets: whoever adds events has judged them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.core import numbering
+from pipeline.core.batch import Block, SeenRows, StoredRows, Tally
+from pipeline.core.cells import FIRST_US, LAST_US, MINUTE, Cells, Gathering, buckets, row_keys
+from pipeline.core.events import Columns, Names, Reader
+from pipeline.core.room import SUMS, Day
+from pipeline.core.rules import Rules
+from pipeline.core.watermark import DAY_US
+from pipeline.core.windows import (
+    BUCKET,
+    CLIENT,
+    CODE,
+    ERRORS,
+    GRAINS,
+    LATE_MINUTE,
+    MODEL,
+    ORG,
+    USAGE_DAY,
+    Grain,
+    NameCap,
+    Spans,
+    Table,
+    TableRows,
+)
+
+IntArray = npt.NDArray[Any]
+
+ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
+LOADED_BLOCKS_MAX: Final = 20_000
+NAMES_MAX: Final = 200_000
+"""More orgs, models, clients or error codes are looked through after a batch for those that no row has."""
+
+_CELL_ROWS: Final = len(GRAINS) + 3
+"""Rows that one cell of events can make: one in each table, and one each of orgs, models and clients seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What a batch writes of the rollups; see `Batch`."""
+
+    tables: list[StoredRows]
+    orgs: SeenRows
+    models: SeenRows
+    clients: SeenRows
+
+
+class Rollups:
+    """All rollup rows of one partition that are in memory. Not thread-safe."""
+
+    def __init__(self, rules: Rules, reader: Reader, tally: Tally) -> None:
+        """``reader`` numbers what the rows are of; ``tally`` counts events that are late or under a cap."""
+        self._reader = reader
+        self._tally = tally
+        self._tables = {grain: Table(grain) for grain in (*GRAINS, ERRORS)}
+        self.caps: Final = {
+            MODEL: NameCap(rules.models_per_org_hour_max, overflow=Reader.OVERFLOW_MODEL),
+            CLIENT: NameCap(rules.clients_per_org_hour_max, overflow=Names.OVERFLOW),
+            CODE: NameCap(ERROR_CODES_PER_ORG_HOUR_MAX, overflow=Names.OVERFLOW),
+        }
+        self._gathering = Gathering()
+        self._cold: list[Cells] = []
+        self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
+        self._sweep_at = dict.fromkeys(("orgs", "models", "clients", "error_codes"), NAMES_MAX)
+
+    @property
+    def dirty_rows(self) -> int:
+        """Rows the next drain would write, at most; exact after `gather` if no event waits for blocks."""
+        tables = sum(table.dirty_count for table in self._tables.values())
+        seen = len(self._orgs) + len(self._models) + len(self._clients)
+        cells, failures = self._gathering.cell_count, self._gathering.failure_count
+        for held in self._cold:
+            cells += len(held)
+            failures += len(held.failure_keys)
+        return tables + seen + _CELL_ROWS * cells + failures
+
+    @property
+    def memory_bytes(self) -> int:
+        tables = sum(table.memory_bytes for table in self._tables.values())
+        return tables + sum(cap.memory_bytes for cap in self.caps.values())
+
+    # --- events in -----------------------------------------------------------------------------------
+
+    def add(self, columns: Columns, met_us: IntArray) -> None:
+        """Add accepted events that met the watermarks ``met_us`` int64[n]."""
+        self._gathering.add(columns, met_us)
+
+    def gather(self) -> None:
+        """Add the cells of all events to the tables, or hold them back until their blocks are loaded."""
+        cells = self._gathering.take()
+        if cells is None:
+            return
+        # Names are settled in stream order wherever the hour is in memory, even for events that wait below
+        # for other rows: who comes first must not depend on when a flush happens.
+        with_names = [table for grain, table in self._tables.items() if grain.capped]
+        unsettled, failures_unsettled = (
+            _is_cold(keys, with_names) for keys in (cells.keys, cells.failure_keys)
+        )
+        settled = cells
+        if unsettled.any():
+            self._cold.append(cells.take(unsettled, failures_unsettled))
+            settled = cells.take(~unsettled, ~failures_unsettled)
+        self._settle_names(settled)
+        tables = self._tables.values()
+        cold, failures_cold = (_is_cold(keys, tables) for keys in (settled.keys, settled.failure_keys))
+        if cold.any():
+            self._cold.append(settled.take(cold, failures_cold))
+            settled = settled.take(~cold, ~failures_cold)
+        self._add(settled)
+
+    def _settle_names(self, cells: Cells) -> None:
+        """Put models, clients and error codes of cells under the caps of their org and hour, in order."""
+        if cells.named:
+            return
+        cells.named = True
+        invocations = cells.totals[:, 0]
+        refused = self._settle(cells.keys, MODEL)
+        self._tally.capped_models += int(invocations[refused].sum())
+        self._settle(cells.failure_keys, MODEL)
+        refused = self._settle(cells.keys, CLIENT)
+        self._tally.capped_clients += int(invocations[refused].sum())
+        self._settle(cells.failure_keys, CLIENT)
+        self._settle(cells.failure_keys, CODE)
+
+    def _settle(self, keys: IntArray, column: int) -> IntArray:
+        return self.caps[column].settle(keys[:, ORG], keys[:, MINUTE] // 60, keys[:, column])
+
+    def _add(self, cells: Cells) -> None:
+        """Add cells of resident blocks, with settled names, to every table."""
+        if not len(cells):
+            return
+        pairs = cells.pair_cells, cells.pair_bins, cells.pair_counts
+        for grain, table in self._tables.items():
+            if not grain.counts_only:
+                table.add(row_keys(cells.keys, grain), cells.totals, pairs)
+            elif len(cells.failure_keys):
+                table.count(row_keys(cells.failure_keys, grain), cells.failure_counts)
+        self._tally.late += int(cells.totals[:, LATE_MINUTE].sum())
+        # take() and copy() make C-ordered arrays, the one kind that the kernels are compiled for.
+        first_us, last_us = cells.totals[:, FIRST_US].copy(), cells.totals[:, LAST_US].copy()
+        self._orgs.add(cells.keys.take([ORG], axis=1), first_us, last_us)
+        self._models.add(cells.keys.take([ORG, MODEL], axis=1), first_us, last_us)
+        self._clients.add(cells.keys.take([ORG, CLIENT], axis=1), first_us, last_us)
+
+    # --- blocks that are not in memory -------------------------------------------------------------------
+
+    @property
+    def waits(self) -> bool:
+        """Do gathered events wait for blocks that only `missing` and `adopt` bring?"""
+        return bool(self._cold)
+
+    def missing(self, days: Collection[Day] = ()) -> list[Block]:
+        """The blocks that held-back events need, and those of ``days``."""
+        wanted: list[Block] = []
+        orgs = self._reader.orgs.keys
+        for grain, table in self._tables.items():
+            blocks = set(days) if grain is USAGE_DAY else set()
+            for held in self._cold:
+                blocks |= _cold_blocks(table, held.keys[:, ORG], buckets(held.keys, grain))
+            wanted.extend(
+                Block(grain=grain, org=(int(orgs[org, 0]), int(orgs[org, 1])), bucket=bucket)
+                for org, bucket in sorted(blocks)
+            )
+        return wanted
+
+    def adopt(self, stored: Sequence[StoredRows], blocks: Sequence[Block] = ()) -> tuple[list[Day], IntArray]:
+        """Take in rows as the database has them and the blocks they make whole, and add what waited.
+
+        With ``blocks`` empty this is recovery: the rows of all buckets of `resident_from`. Returns the days
+        among the blocks, and the sums of the days' rows (int64[n, 4]).
+        """
+        by_grain: dict[Grain, list[tuple[int, int]]] = {}
+        for org, block in zip(numbering.numbered_orgs(self._reader, blocks).tolist(), blocks, strict=True):
+            by_grain.setdefault(block.grain, []).append((org, block.bucket))
+        rows_by_grain = {rows.grain: numbering.numbered(self._reader, rows) for rows in stored}
+        for grain, table in self._tables.items():
+            if grain not in rows_by_grain and grain not in by_grain:
+                continue
+            rows = rows_by_grain.get(grain, _no_rows(grain))
+            for column in grain.capped:
+                self.caps[column].restore(rows.keys[:, ORG], rows.keys[:, BUCKET], rows.keys[:, column])
+            table.adopt(rows, by_grain.get(grain, ()))
+        held, self._cold = self._cold, []
+        for cells in held:
+            self._settle_names(cells)
+            self._add(cells)
+        days = rows_by_grain.get(USAGE_DAY, _no_rows(USAGE_DAY))
+        return by_grain.get(USAGE_DAY, []), days.measures[:, SUMS]
+
+    # --- what the room in the days' sums is judged by ------------------------------------------------------
+
+    def cold_days(self, org: IntArray, day: IntArray) -> IntArray:
+        """Mask (bool[n]) of the days that are not in memory."""
+        return self._tables[USAGE_DAY].cold(org, day)
+
+    def missing_days(self, columns: Columns) -> set[Day]:
+        """The days of the events that are not in memory."""
+        return _cold_blocks(self._tables[USAGE_DAY], columns.org, columns.occurred_us // DAY_US)
+
+    def sums_by_day(self) -> list[tuple[IntArray, IntArray]]:
+        """All that was added, in parts: (org, day) int[n, 2] and sums int64[n, 4]."""
+        self.gather()
+        keys, measures = self._tables[USAGE_DAY].measures_before(2**31)
+        held = [(row_keys(cells.keys, USAGE_DAY)[:, :2], cells.totals[:, SUMS]) for cells in self._cold]
+        return [(keys[:, :2], measures[:, SUMS]), *held]
+
+    # --- batches out ----------------------------------------------------------------------------------------
+
+    def drain(self) -> Changes:
+        """The rows that have changed since the last time. No event may wait for blocks."""
+        reader = self._reader
+
+        def in_key_order(keys: IntArray) -> IntArray:
+            return numbering.key_order(reader, keys)
+
+        return Changes(
+            tables=[numbering.stored(reader, table.drain(in_key_order)) for table in self._tables.values()],
+            orgs=numbering.seen_orgs(reader, self._orgs.drain()),
+            models=numbering.seen_models(reader, self._models.drain()),
+            clients=numbering.seen_clients(reader, self._clients.drain()),
+        )
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    def resident_from(self) -> list[tuple[Grain, int]]:
+        """First resident bucket of every table."""
+        return [(grain, table.horizon) for grain, table in self._tables.items()]
+
+    def let_go(self, watermark_us: int) -> tuple[IntArray, IntArray] | None:
+        """Let go of blocks that only late events can still touch. No row may be dirty.
+
+        Returns the days that leave memory, by row: org and day int[n, 2], and sums int64[n, 4]. None: days
+        were not looked at.
+        """
+        days = None
+        for grain, table in self._tables.items():
+            horizon = (watermark_us - grain.resident_us) // grain.length_us
+            if horizon <= table.horizon and table.loaded_count <= LOADED_BLOCKS_MAX:
+                continue
+            if grain is USAGE_DAY:
+                keys, measures = table.measures_before(max(horizon, table.horizon))
+                days = keys[:, :2], measures[:, SUMS]
+            table.evict(horizon)
+            for column in grain.capped:
+                self.caps[column].evict(table.horizon)
+        return days
+
+    # --- forgetting of names: orgs, models, clients and error codes, once they have doubled -----------------
+
+    @property
+    def has_orgs_to_forget(self) -> bool:
+        """Are there so many orgs that `forget_orgs` is worth its time?"""
+        return self._must_sweep("orgs", len(self._reader.orgs))
+
+    def forget_orgs(self, *in_use: IntArray) -> None:
+        """Forget the orgs that no row refers to, but for those ``in_use`` elsewhere (int[n] each).
+
+        The number of an org that is forgotten is free for the next one.
+        """
+        orgs = self._reader.orgs
+        of_rows = (table.orgs() for table in self._tables.values())
+        of_caps = (cap.orgs() for cap in self.caps.values())
+        orgs.keep(*in_use, *of_rows, *of_caps)
+        self._swept("orgs", len(orgs))
+
+    def forget_names(self) -> None:
+        """Forget the models, clients and error codes that no row refers to. No event may wait to be added."""
+        reader = self._reader
+        if self._must_sweep("models", len(reader.models)):
+            of_rows = (table.column(MODEL) for table in self._tables.values())
+            reader.models.keep(np.array([Reader.OVERFLOW_MODEL]), self.caps[MODEL].names(), *of_rows)
+            self._swept("models", len(reader.models))
+        if self._must_sweep("clients", len(reader.clients)):
+            reader.clients = self._renumbered(reader.clients, CLIENT)
+            self._swept("clients", len(reader.clients))
+        if self._must_sweep("error_codes", len(reader.error_codes)):
+            reader.error_codes = self._renumbered(reader.error_codes, CODE)
+            self._swept("error_codes", len(reader.error_codes))
+
+    def _must_sweep(self, kind: str, count: int) -> bool:
+        return count > self._sweep_at[kind]
+
+    def _swept(self, kind: str, left: int) -> None:
+        self._sweep_at[kind] = max(NAMES_MAX, 2 * left)
+
+    def _renumbered(self, names: Names, column: int) -> Names:
+        """Only the names that a key column uses, with new numbers. The column takes up these numbers."""
+        cap = self.caps[column]
+        tables = [table for table in self._tables.values() if column in table.grain.key]
+        used = np.unique(np.concatenate([cap.names(), *(table.column(column) for table in tables)]))
+        kept = Names(names.texts[Names.OVERFLOW])
+        numbers = np.zeros(len(names.texts), np.int32)
+        numbers[used] = kept.numbers([names.texts[old] for old in used.tolist()])
+        for table in tables:
+            table.renumber(column, numbers)
+        cap.renumber(numbers)
+        return kept
+
+
+def _is_cold(keys: IntArray, tables: Iterable[Table]) -> IntArray:
+    """Mask (bool[n]) of the cells or failures with a block outside memory."""
+    cold = np.zeros(len(keys), np.bool_)
+    for table in tables:
+        cold |= table.cold(keys[:, ORG], buckets(keys, table.grain))
+    return cold
+
+
+def _cold_blocks(table: Table, org: IntArray, bucket: IntArray) -> set[tuple[int, int]]:
+    """The blocks (org, bucket) of a table that are not in memory, of those of int[n] each."""
+    cold = table.cold(org, bucket)
+    return set(zip(org[cold].tolist(), bucket[cold].tolist(), strict=True))
+
+
+def _no_rows(grain: Grain) -> TableRows:
+    no_keys = np.empty((0, len(grain.key)), np.int32)
+    return TableRows(grain, no_keys, np.empty((0, len(grain.measures)), np.int64), ())
