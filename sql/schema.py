@@ -134,7 +134,7 @@ one of the others. ``replays`` counts settled replays: it tells a flush that mov
 hour after the last one whose ids maintenance has dropped, null if none. ``retired_at``: since then nothing
 more is expected of the stream. ``broker_time`` is the broker's time of the last chunk, ``newest_broker_time``
 that of the newest one: it never goes back, and less the dedupe window it is the floor of
-`pipeline.core.ledger.Ledger`. Null in a row that version 0.1.0 wrote last. ``consumer`` is the consumer group
+`pipeline.core.judge.Judge`. Null in a row that version 0.1.0 wrote last. ``consumer`` is the consumer group
 that reads the stream. ``crashes``: workers in a row that claimed the partition and neither let go of it nor
 came far; while one looks for the record at fault, ``trying_from`` and ``trying_to`` are what it takes in.
 """

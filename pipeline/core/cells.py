@@ -103,8 +103,8 @@ class Gathering:
         keys = np.stack((c.org, minute, c.model, c.client), axis=1).astype(np.int32)
         cells = self._cells.locate(keys)
         bins = np.empty(len(c), np.int64)
-        kernels.bins_of(c.latency_ms, _LOW_BINS, sketches.EDGES, bins)
-        fits = kernels.accumulate(
+        kernels.sketches.bins_of(c.latency_ms, _LOW_BINS, sketches.EDGES, bins)
+        fits = kernels.rows.accumulate(
             self._cells.measures,
             cells,
             c.occurred_us,
@@ -121,7 +121,7 @@ class Gathering:
         if len(failed):
             key = np.column_stack((keys[failed], c.status[failed], c.error_code[failed])).astype(np.int32)
             rows = self._failures.locate(key)  # first: it may move the counts to a larger array
-            kernels.count(self._failures.measures, rows, np.ones(len(rows), np.int64))
+            kernels.rows.count(self._failures.measures, rows, np.ones(len(rows), np.int64))
 
     @property
     def cell_count(self) -> int:
@@ -142,7 +142,7 @@ class Gathering:
         self._start()
         totals = rows.measures[: rows.used]
         pairs = tuple(np.empty(len(cells), np.int64) for _ in range(3))
-        found = kernels.pair_up(
+        found = kernels.sketches.pair_up(
             cells,
             bins,
             np.cumsum(totals[:, 0]) - totals[:, 0],

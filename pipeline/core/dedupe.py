@@ -43,7 +43,7 @@ NewLog = Callable[[int], IntArray]
 
 
 NarrowChecks = Callable[[IntArray], IntArray]
-"""Gives the checks of version 0.1.0 (`kernels.narrow_checks`) of the pairs at some places (int64[m])."""
+"""Gives the `kernels.hashing.narrow_checks`, of version 0.1.0, of the pairs at some places (int64[m])."""
 
 
 class TooManyIds(Exception):
@@ -99,7 +99,7 @@ class SeenIds:
         kept_from: int | None = None,
         narrow_checks: NarrowChecks | None = None,
     ) -> IntArray:
-        """Look up and remember n pairs in order; returns `kernels.NEW`, `DUPLICATE` or `CONFLICT` (uint8[n]).
+        """Look up and remember n pairs in order; returns outcomes uint8[n]: `kernels.ids.NEW` and the others.
 
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint64[n] (of the
         payload), ``live_from`` int32[n], which never goes back: entries of earlier hours are forgotten for
@@ -114,11 +114,11 @@ class SeenIds:
         outcomes, narrow = np.empty(n, np.uint8), np.empty(n, np.uint64)
         hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
         begins = np.empty(TABLES + 1, np.int64)
-        kernels.spread(SECRET, ids, orgs, hashes, order, begins)
+        kernels.ids.spread(SECRET, ids, orgs, hashes, order, begins)
         for number in range(TABLES):
             mine = order[begins[number] : begins[number + 1]]
             while True:
-                done, self._used[number] = kernels.remember(
+                done, self._used[number] = kernels.ids.remember(
                     self._indexes[number],
                     self._logs[number],
                     self._used[number],
@@ -138,10 +138,10 @@ class SeenIds:
                 mine = mine[done:]
                 least = int(live_from.min()) if kept_from is None else kept_from
                 self.renew(number, live_from=least)
-        met_narrow = np.flatnonzero(outcomes == kernels.NARROW)
+        met_narrow = np.flatnonzero(outcomes == kernels.ids.NARROW)
         if len(met_narrow) and narrow_checks is not None:
             same = narrow_checks(met_narrow) == narrow[met_narrow]
-            outcomes[met_narrow] = np.where(same, kernels.DUPLICATE, kernels.CONFLICT)
+            outcomes[met_narrow] = np.where(same, kernels.ids.DUPLICATE, kernels.ids.CONFLICT)
         return outcomes
 
     def known(self, ids: IntArray, orgs: IntArray, live_from: IntArray) -> IntArray:
@@ -150,17 +150,17 @@ class SeenIds:
         found = np.empty(n, np.bool_)
         hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
         begins = np.empty(TABLES + 1, np.int64)
-        kernels.spread(SECRET, ids, orgs, hashes, order, begins)
+        kernels.ids.spread(SECRET, ids, orgs, hashes, order, begins)
         for number in range(TABLES):
             mine = order[begins[number] : begins[number + 1]]
             index, log = self._indexes[number], self._logs[number]
-            kernels.known(index, log, hashes, mine, ids, orgs, live_from, found)
+            kernels.ids.known(index, log, hashes, mine, ids, orgs, live_from, found)
         return found
 
     def renew(self, number: int, *, live_from: int) -> None:
         """Make room in a table: drop its ids of hours before ``live_from``, or grow where they are few."""
         used = int(self._used[number])
-        live = kernels.count_live(self._logs[number][:used], live_from)
+        live = kernels.ids.count_live(self._logs[number][:used], live_from)
         if len(self) - used + live > self._ids_max:
             raise TooManyIds(
                 f"the dedupe window of a partition holds more than DEDUPE_IDS_MAX={self._ids_max} ids"
@@ -177,11 +177,11 @@ class SeenIds:
         """Make an index for ``room`` entries, and a log where one must be dropped or it is too short."""
         log, index, used = self._logs[number], _index(room), int(self._used[number])
         if drop_before is None and room <= len(log):
-            kernels.grow_index(self._indexes[number], index)
+            kernels.ids.grow_index(self._indexes[number], index)
         else:
             log = self._new_log(room * _LOG_GROWTH)
             entries = self._logs[number][:used]
-            self._used[number] = kernels.move_ids(SECRET, entries, log, index, drop_before or 0)
+            self._used[number] = kernels.ids.move_ids(SECRET, entries, log, index, drop_before or 0)
         self._logs[number], self._indexes[number] = log, index
 
 
@@ -207,7 +207,7 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
     head["org"] = org_uuids[numbers]
     head["count"] = counts[numbers]
     ordered_ids, ordered_checks = np.empty_like(ids), np.empty_like(checks)
-    kernels.order_by_org(orgs, ids, checks, np.cumsum(counts) - counts, ordered_ids, ordered_checks)
+    kernels.ids.order_by_org(orgs, ids, checks, np.cumsum(counts) - counts, ordered_ids, ordered_checks)
     return b"".join(
         (
             _VERSIONED,

@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core import kernels, machine, scan, wire
+from pipeline.core import kernels, scan, wire
 from pipeline.core.bodies import KEPT_BYTES_MAX, PADDING, Bodies
+from pipeline.core.kernels.compile import handle
 from pipeline.core.secret import SECRET
 from pipeline.core.wire import Event, Fault, Invalid
 
@@ -85,16 +86,16 @@ class Names:
     def _intern(
         self, text: IntArray, ranges: IntArray, out: IntArray, *, used: int, done: int
     ) -> tuple[int, int]:
-        """As `kernels.intern_texts`."""
+        """As `kernels.names.intern_texts`."""
         pool, edges = self._pool, self._edges
-        stopped: tuple[int, int] = kernels.intern_texts(
+        stopped: tuple[int, int] = kernels.names.intern_texts(
             SECRET,
             self._slots,
             pool,
-            machine.handle(pool),
+            handle(pool),
             edges,
             used,
-            machine.handle(text),
+            handle(text),
             ranges,
             out,
             done,
@@ -155,7 +156,7 @@ class Uuids:
         if 2 * room > len(self._slots):
             self._index(room)
         out = np.empty(len(wanted), np.int32)
-        self._used = kernels.intern_pairs(
+        self._used = kernels.names.intern_pairs(
             SECRET, self._slots, self.keys, self._numbers, self._used, wanted, out
         )
         self._top = max(self._top, self._used)
@@ -174,7 +175,7 @@ class Uuids:
     def _index(self, room: int) -> None:
         self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
         known = self.keys[self._numbers[: self._used]]
-        kernels.intern_pairs(
+        kernels.names.intern_pairs(
             SECRET, self._slots, self.keys, self._numbers, 0, known, np.empty(len(known), np.int32)
         )
 
@@ -200,7 +201,7 @@ class Columns:
     cost_microcents: IntArray
     """int64 each"""
     check: IntArray
-    """uint64: see `kernels.payload_checks`."""
+    """uint64: see `kernels.hashing.payload_checks`."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -282,13 +283,13 @@ class Reader:
         return columns, refused
 
     def narrow_checks(self, columns: Columns) -> IntArray:
-        """The payload checks (uint64[n]) that version 0.1.0 stored: see `kernels.narrow_checks`."""
+        """The payload checks (uint64[n]) that version 0.1.0 stored: see `kernels.hashing.narrow_checks`."""
 
         def crcs(names: Names, numbers: IntArray) -> IntArray:
             return np.array([zlib.crc32(names.texts[n].encode()) for n in numbers.tolist()], np.uint32)
 
         out = np.empty(len(columns), np.uint64)
-        kernels.narrow_checks(
+        kernels.hashing.narrow_checks(
             self.models.keys[columns.model],
             crcs(self.clients, columns.client),
             crcs(self.error_codes, columns.error_code),
@@ -311,7 +312,7 @@ class Reader:
         names: list[IntArray] = [np.empty((n, 2), np.int64) for _ in range(2)]
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
         out = (*ids, *numbers, *names, source, doubtful)
-        good = scan.scan(machine.handle(text), bodies.begins, bodies.ends, self._guesses, *out)
+        good = scan.scan(handle(text), bodies.begins, bodies.ends, self._guesses, *out)
         ids, numbers, names = ([column[:good] for column in columns] for columns in (ids, numbers, names))
         client, error_code = self.clients.number(text, names[0]), self.error_codes.number(text, names[1])
         found = (source[:good], *ids, client, error_code, *numbers)
@@ -354,7 +355,7 @@ class Reader:
     ) -> Columns:
         """Columns with numbers for orgs and models (given as uint64[n, 2]), and the payload checks."""
         check = np.empty(len(source), np.uint64)
-        kernels.payload_checks(
+        kernels.hashing.payload_checks(
             model,
             client,
             self.clients.digests,

@@ -256,15 +256,15 @@ class Judge:
     def not_counted_before(self, columns: Columns, records: Records) -> Columns:
         """The events to count: from now on their ids are remembered. Those that conflict are rejected."""
         outcomes = self.ids.add(columns, _live_from(columns, records))
-        fresh = outcomes == kernels.NEW
+        fresh = outcomes == kernels.ids.NEW
         accepted = int(np.count_nonzero(fresh))
         self._position.accepted += accepted
         self._tally.accepted += accepted
         if accepted < len(columns):
-            duplicate = int(np.count_nonzero(outcomes == kernels.DUPLICATE))
+            duplicate = int(np.count_nonzero(outcomes == kernels.ids.DUPLICATE))
             self._position.duplicate += duplicate
             self._tally.duplicate += duplicate
-            for source in columns.source[outcomes == kernels.CONFLICT].tolist():
+            for source in columns.source[outcomes == kernels.ids.CONFLICT].tolist():
                 self.reject(records, source, "conflict", (_CONFLICT,))
             columns = columns.take(fresh)
         if len(columns):

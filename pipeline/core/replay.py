@@ -128,7 +128,7 @@ class CountedIds:
     hour: IntArray
     """int64[n]: the hour in which it was found, `ANY_HOUR` for those of earlier replays."""
     check: IntArray
-    """uint64[n]: of `kernels.payload_checks`, or of `kernels.narrow_checks` if version 0.1.0 counted it."""
+    """uint64[n]: see `kernels.hashing.payload_checks`, or ``narrow_checks`` if version 0.1.0 counted it."""
 
     @staticmethod
     def of_settled(settled: Sequence[Settled]) -> CountedIds:
@@ -161,7 +161,7 @@ class Opened:
     orgs: IntArray
     """uint64[n, 2]: the columns' orgs by their ids."""
     narrow_checks: IntArray
-    """uint64[n]: see `kernels.narrow_checks`."""
+    """uint64[n]: see `kernels.hashing.narrow_checks`."""
     hours: Sequence[Hours]
     """Of each of the columns' events."""
     live_from: int
@@ -280,9 +280,9 @@ def judge(
         narrow_checks=lambda places: opened.narrow_checks[which[places]],
     )
     for i, how in zip(which.tolist(), in_memory.tolist(), strict=True):
-        if how == kernels.DUPLICATE:
+        if how == kernels.ids.DUPLICATE:
             outcomes[i] = "duplicate"
-        elif how == kernels.CONFLICT:
+        elif how == kernels.ids.CONFLICT:
             outcomes[i] = "conflict"
         elif firsts := _counted(known.get(keys[i], ()), opened, i):  # another letter of these
             outcomes[i] = _repeat(firsts, checks[i])

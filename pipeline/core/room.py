@@ -71,7 +71,7 @@ class Room:
         days = self._days = Rows(2, 4)
         for keys, sums in parts:
             rows = days.locate(np.ascontiguousarray(keys, np.int32))
-            kernels.add_sums(days.measures, rows, np.ascontiguousarray(sums), self._sum_max)
+            kernels.rows.add_sums(days.measures, rows, np.ascontiguousarray(sums), self._sum_max)
         self._most = float(self.stored_most) + float(days.measures.max())
 
     def forget(self) -> None:
@@ -118,7 +118,7 @@ class Room:
         counted_in = np.full(len(groups), np.iinfo(np.int64).min, np.int64)
         short = np.zeros(len(columns), np.uint8)
         hours = columns.occurred_us // (DAY_US // 24)
-        kernels.take_room(
+        kernels.rows.take_room(
             self._days.measures,
             rows,
             _sums_of(columns),
@@ -137,7 +137,7 @@ class Room:
         """The days ``keys`` leave memory with these sums; no event comes for days before ``days_from``."""
         left = Rows(2, 4)
         rows = left.locate(np.ascontiguousarray(keys, np.int32))
-        kernels.add_sums(left.measures, rows, np.ascontiguousarray(sums), self._sum_max)
+        kernels.rows.add_sums(left.measures, rows, np.ascontiguousarray(sums), self._sum_max)
         high = left.measures[: len(left)].max(axis=1, initial=0) > self.stored_most
         self.high.update((int(org), int(day)) for org, day in left.keys[: len(left)][high].tolist())
         self.high = {day for day in self.high if day[1] >= days_from}

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.core import wire
-from pipeline.core.machine import byte, compiled, trailing_zeros, word
+from pipeline.core.kernels.compile import byte, compiled, trailing_zeros, word
 
 _FIELDS: Final = tuple(wire.CAMEL_NAMES)
 (

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 _NUMBERS: Final = 130
-"""As many as `kernels.intern_texts` takes for a name of 512 bytes; all other hashes take fewer."""
+"""As many as `kernels.names.intern_texts` takes for a name of 512 bytes; all other hashes take fewer."""
 
 
 def new_secret() -> npt.NDArray[Any]:

@@ -2,7 +2,7 @@
 
 It owns the bin edges, the byte format and the quantile rule. It knows nothing of rows, time or
 where the bytes are kept. The API imports this module alone, so it needs NumPy and no compiler; the
-worker's compiled twin is `pipeline.core.kernels`, held to the same bytes by a test.
+worker's compiled twin is `pipeline.core.kernels.sketches`, held to the same bytes by a test.
 
 Bins (after DDSketch, Masson et al., VLDB 2019, with integer edges so that they are the same on
 every machine): a bin that begins at ``lo`` milliseconds ends at ``lo + lo * 197 // 10000``. Below 51 ms

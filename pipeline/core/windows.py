@@ -57,7 +57,7 @@ class Grain:
     name: str
     length_us: int
     key: tuple[int, ...]
-    """Columns of the key, from `ORG` on."""
+    """Columns of the key: the first ones, from `ORG` on."""
     measures: tuple[str, ...] = MEASURES
     """`MEASURES`, with a sketch for each row, or `COUNT` without."""
     late: int | None = None
@@ -143,7 +143,7 @@ class Rows:
         """Rows (int64[n]) of the keys ``wanted`` int32[n, k]; unknown keys get new rows of zeros."""
         self.reserve(len(wanted))
         rows = np.empty(len(wanted), np.int64)
-        self.used = kernels.locate(SECRET, self._slots, self.keys, self.used, wanted, rows)
+        self.used = kernels.rows.locate(SECRET, self._slots, self.keys, self.used, wanted, rows)
         return rows
 
     def reserve(self, more: int) -> None:
@@ -159,7 +159,7 @@ class Rows:
     def _index(self, room: int) -> None:
         self._slots = np.full(1 << (4 * room).bit_length(), -1, np.int32)
         known = self.keys[: self.used].copy()
-        kernels.locate(SECRET, self._slots, self.keys, 0, known, np.empty(len(known), np.int64))
+        kernels.rows.locate(SECRET, self._slots, self.keys, 0, known, np.empty(len(known), np.int64))
 
     def keep(self, kept: IntArray) -> None:
         """Forget all rows but ``kept`` (ascending row numbers), which are renumbered in that order."""
@@ -268,7 +268,7 @@ class Table:
         """
         assert self.grain.late is not None, f"{self.grain.name} only counts"
         rows = self._touch(keys)
-        fits = kernels.add_totals(self._rows.measures, rows, totals, self.grain.late)
+        fits = kernels.rows.add_totals(self._rows.measures, rows, totals, self.grain.late)
         assert fits, f"a bucket of {self.grain.name} has no room for events that were accepted"
         cells, bins, counts = pairs
         self._add_bins(rows[cells], bins, counts)
@@ -276,7 +276,7 @@ class Table:
     def count(self, keys: IntArray, counts: IntArray) -> None:
         """Add to the row of each key: for a table of counts only."""
         rows = self._touch(keys)  # first: it may move the measures to a larger array
-        kernels.count(self._rows.measures, rows, counts)
+        kernels.rows.count(self._rows.measures, rows, counts)
 
     def _touch(self, keys: IntArray) -> IntArray:
         rows = self._rows.locate(keys)
@@ -290,7 +290,7 @@ class Table:
     def _add_bins(self, rows: IntArray, bins: IntArray, counts: IntArray) -> None:
         done = 0
         while True:
-            done = kernels.sketch_add(
+            done = kernels.sketches.add(
                 self._pool_bins,
                 self._pool_counts,
                 self._pool_state,
@@ -342,7 +342,7 @@ class Table:
             return ()
         out = np.empty(int((3 + 10 * self._place[rows, 1]).sum()), np.uint8)
         edges = np.zeros(len(rows) + 1, np.int64)
-        kernels.sketch_encode(self._pool_bins, self._pool_counts, self._place, rows, out, edges[1:])
+        kernels.sketches.encode(self._pool_bins, self._pool_counts, self._place, rows, out, edges[1:])
         return Blobs(out[: edges[-1]], edges)
 
     def measures_before(self, bucket: int) -> tuple[IntArray, IntArray]:
@@ -396,7 +396,7 @@ class Spans:
 
     def add(self, keys: IntArray, first_us: IntArray, last_us: IntArray) -> None:
         rows = self._rows.locate(keys)  # first: it may move the spans to a larger array
-        kernels.span(self._rows.measures, rows, first_us, last_us)
+        kernels.rows.span(self._rows.measures, rows, first_us, last_us)
 
     def drain(self) -> tuple[IntArray, IntArray]:
         """Keys int32[n, k] and (first, last) int64[n, 2] in microseconds, and start anew."""
@@ -447,7 +447,7 @@ class NameCap:
         names = self._names
         names.reserve(len(org))
         out = np.empty(len(org), np.bool_)
-        names.used = kernels.admit(
+        names.used = kernels.rows.admit(
             SECRET,
             names._slots,
             names.keys,

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.core.machine import compiled
+from pipeline.core.kernels.compile import compiled
 from pipeline.core.windows import Blobs
 
 IntArray = npt.NDArray[Any]

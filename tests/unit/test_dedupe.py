@@ -28,7 +28,7 @@ def column(n: int, value: int = 0, dtype: type = np.int32) -> np.ndarray:
 
 
 def checks(n: int, value: int = 0) -> np.ndarray:
-    return np.full(n, value, np.uint64) | kernels.WIDE
+    return np.full(n, value, np.uint64) | kernels.hashing.WIDE
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -46,11 +46,11 @@ def test_ids_are_found_again_however_often_the_tables_grew(new_log: NewLog | Non
         assert not out.any()
     assert len(seen) == n
     found = seen.add(ids, column(n), column(n, HOUR), checks(n, 1), column(n, HOUR - 24))
-    assert (found == kernels.DUPLICATE).all()
+    assert (found == kernels.ids.DUPLICATE).all()
     found = seen.add(ids, column(n), column(n, HOUR), checks(n, 2), column(n, HOUR - 24))
-    assert (found == kernels.CONFLICT).all()
+    assert (found == kernels.ids.CONFLICT).all()
     other_org = seen.add(ids, column(n, 1), column(n, HOUR), checks(n, 1), column(n, HOUR - 24))
-    assert (other_org == kernels.NEW).all()
+    assert (other_org == kernels.ids.NEW).all()
 
 
 def test_a_look_alike_in_the_index_is_no_duplicate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,16 +60,16 @@ def test_a_look_alike_in_the_index_is_no_duplicate(monkeypatch: pytest.MonkeyPat
     n = 400_000
     ids, org = random_ids(n, 3), column(n)
     hashes, order, begins = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(17, np.int64)
-    kernels.spread(chosen, ids, org, hashes, order, begins)
+    kernels.ids.spread(chosen, ids, org, hashes, order, begins)
     marks = hashes & np.uint64(0xF0000000FFFFFFFF)
     by_mark = np.argsort(marks, kind="stable")
     twins = by_mark[:-1][marks[by_mark][1:] == marks[by_mark][:-1]]
     assert len(twins) > 0
     seen = SeenIds()
     out = seen.add(ids, org, column(n, HOUR), checks(n, 1), column(n, HOUR))
-    assert (out == kernels.NEW).all()
+    assert (out == kernels.ids.NEW).all()
     again = seen.add(ids, org, column(n, HOUR), checks(n, 1), column(n, HOUR))
-    assert (again == kernels.DUPLICATE).all()
+    assert (again == kernels.ids.DUPLICATE).all()
 
 
 def test_memory_is_as_stated(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_lapsed_ids_make_room_instead_of_memory(new_log: NewLog | None) -> None:
         seen.add(random_ids(n, hour), column(n), column(n, hour), checks(n, 0), live_from)
         sizes.append(seen.memory_bytes)
         again = seen.add(random_ids(n, hour - 3), column(n), column(n, hour), checks(n, 0), live_from)
-        assert (again == (kernels.DUPLICATE if hour >= HOUR + 3 else kernels.NEW)).all()
+        assert (again == (kernels.ids.DUPLICATE if hour >= HOUR + 3 else kernels.ids.NEW)).all()
     assert max(sizes[20:]) <= 1.3 * max(sizes[5:10])
 
 
@@ -123,7 +123,7 @@ def test_a_full_table_gets_room_however_many_of_its_ids_have_lapsed() -> None:
     n, total = 40_000, 1500
     ids = random_ids(n, 5)
     hashes, order, begins = np.empty(n, np.uint64), np.empty(n, np.int64), np.empty(17, np.int64)
-    kernels.spread(SECRET, ids, column(n), hashes, order, begins)
+    kernels.ids.spread(SECRET, ids, column(n), hashes, order, begins)
     of_one_table = ids[order[begins[2] : begins[3]]][:total]
 
     def add(seen: SeenIds, part: np.ndarray, hour: int) -> np.ndarray:
@@ -133,8 +133,8 @@ def test_a_full_table_gets_room_however_many_of_its_ids_have_lapsed() -> None:
     for lapsed in range(total):
         seen = SeenIds()
         add(seen, of_one_table[:lapsed], HOUR)
-        assert (add(seen, of_one_table[lapsed:], HOUR + 1) == kernels.NEW).all()
-        assert (add(seen, of_one_table[lapsed:], HOUR + 1) == kernels.DUPLICATE).all()
+        assert (add(seen, of_one_table[lapsed:], HOUR + 1) == kernels.ids.NEW).all()
+        assert (add(seen, of_one_table[lapsed:], HOUR + 1) == kernels.ids.DUPLICATE).all()
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 4)), max_size=60))
@@ -155,7 +155,7 @@ def test_outcomes_are_those_of_a_dictionary(events: list[tuple[int, int, int]]) 
             checks(1, 0),
             column(1, live_from),
         )
-        assert (out[0] == kernels.NEW) == is_new
+        assert (out[0] == kernels.ids.NEW) == is_new
 
 
 def test_reserved_room_spares_every_copy(new_log: NewLog | None) -> None:
@@ -172,7 +172,7 @@ def test_reserved_room_spares_every_copy(new_log: NewLog | None) -> None:
     assert len(made) == 32
     ids = np.concatenate((early, random_ids(n - 500, 1)))
     out = seen.add(ids, column(n), column(n, HOUR), checks(n, 1), column(n, HOUR))
-    assert np.count_nonzero(out == kernels.DUPLICATE) == 500
+    assert np.count_nonzero(out == kernels.ids.DUPLICATE) == 500
     assert len(made) == 32
 
 

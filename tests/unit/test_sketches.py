@@ -185,7 +185,7 @@ def test_the_compiled_twin_writes_the_same_bytes(
 def test_compiled_bins_are_the_same_bins(latencies: list[int]) -> None:
     values = np.array([*latencies, *sketches.EDGES[:-1], 65_535, 65_536], np.int64)
     bins = np.empty(len(values), np.int64)
-    kernels.bins_of(values, cells._LOW_BINS, sketches.EDGES, bins)
+    kernels.sketches.bins_of(values, cells._LOW_BINS, sketches.EDGES, bins)
     assert bins.tolist() == sketches.bin_of(values).tolist()
 
 
@@ -195,7 +195,9 @@ def test_events_are_counted_by_cell_and_bin_in_order(events: list[tuple[int, int
     sizes = np.bincount(of, minlength=5)
     out = [np.empty(len(of), np.int64) for _ in range(3)]
     dense = np.zeros(sketches.BINS, np.int64)
-    found = kernels.pair_up(of, bins, np.cumsum(sizes) - sizes, np.empty(len(of), np.int64), dense, *out)
+    found = kernels.sketches.pair_up(
+        of, bins, np.cumsum(sizes) - sizes, np.empty(len(of), np.int64), dense, *out
+    )
     pairs = list(zip(*(column[:found].tolist() for column in out), strict=True))
     assert pairs == [(*key, count) for key, count in sorted(Counter(events).items())]
     assert not dense.any()

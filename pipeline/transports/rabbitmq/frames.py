@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.core.bodies import Bodies, IntArray, Kept, Unreadable, offsets_of
-from pipeline.core.machine import compiled
+from pipeline.core.kernels.compile import compiled
 from pipeline.transports.rabbitmq import batches
 from pipeline.transports.rabbitmq.amqp import amqp_payload
 

@@ -1,0 +1,99 @@
+"""How values become bits: places in hash tables, and the checks of payloads.
+
+A place in a table depends on the process's secret. A check does not, because the database keeps it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.core.kernels.compile import compiled
+
+
+@compiled
+def mix(h: Any) -> Any:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014): every input bit reaches every output bit."""
+    h = np.uint64(h)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+@compiled
+def pair_sum(high: Any, low: Any, k1: Any, k2: Any, k3: Any, k4: Any) -> Any:
+    """What the secret makes of 128 bits, before it is mixed."""
+    upper = k1 * (high >> np.uint64(32)) + k2 * (high & np.uint64(0xFFFFFFFF))
+    return upper + k3 * (low >> np.uint64(32)) + k4 * (low & np.uint64(0xFFFFFFFF))
+
+
+@compiled
+def _hash_pair(high: Any, low: Any) -> Any:
+    return mix(np.uint64(high) * np.uint64(0x9E3779B97F4A7C15) + mix(low))
+
+
+WIDE: Final = np.uint64(1 << 63)
+"""Set in every payload check, but in those of 32 bits that version 0.1.0 made and stored."""
+
+
+@compiled
+def payload_checks(
+    model: Any,
+    client: Any,
+    client_digests: Any,
+    error_code: Any,
+    error_digests: Any,
+    occurred: Any,
+    latency: Any,
+    status: Any,
+    tokens_in: Any,
+    tokens_out: Any,
+    cost: Any,
+    out: Any,
+) -> None:
+    """64 bits of each payload (everything that counts but the two ids) to tell a repeat from a conflict.
+
+    ``model`` uint64[n, 2]; ``client`` and ``error_code`` are places in their digests; ``out`` uint64[n], with
+    `WIDE` set. The bits are stored: a change of them makes every stored id a conflict.
+    """
+    for i in range(len(out)):
+        h = _hash_pair(model[i, 0], model[i, 1])
+        h = mix(h ^ client_digests[client[i]])
+        h = mix(h ^ error_digests[error_code[i]])
+        h = mix(h ^ np.uint64(occurred[i]))
+        h = mix(h ^ np.uint64(latency[i]))
+        h = mix(h ^ np.uint64(status[i]))
+        h = mix(h ^ np.uint64(tokens_in[i]))
+        h = mix(h ^ np.uint64(tokens_out[i]))
+        h = mix(h ^ np.uint64(cost[i]))
+        out[i] = h | WIDE
+
+
+@compiled
+def narrow_checks(
+    model: Any,
+    client_crcs: Any,
+    error_crcs: Any,
+    occurred: Any,
+    latency: Any,
+    status: Any,
+    tokens_in: Any,
+    tokens_out: Any,
+    cost: Any,
+    out: Any,
+) -> None:
+    """The checks of version 0.1.0, for events that meet an id which it stored: ``out`` uint64[n], below 2^32.
+
+    ``client_crcs`` and ``error_crcs`` uint32[n] are of the events' texts.
+    """
+    for i in range(len(out)):
+        h = _hash_pair(model[i, 0], model[i, 1])
+        h = mix(h ^ (np.uint64(client_crcs[i]) << np.uint64(32)) ^ np.uint64(error_crcs[i]))
+        h = mix(h ^ np.uint64(occurred[i]))
+        h = mix(h ^ np.uint64(latency[i]))
+        h = mix(h ^ np.uint64(status[i]))
+        h = mix(h ^ np.uint64(tokens_in[i]))
+        h = mix(h ^ np.uint64(tokens_out[i]))
+        h = mix(h ^ np.uint64(cost[i]))
+        out[i] = h >> np.uint64(32)

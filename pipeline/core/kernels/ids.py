@@ -1,0 +1,237 @@
+"""Exact dedupe: the loops of `dedupe.SeenIds`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.core.kernels.compile import compiled, prefetch
+from pipeline.core.kernels.hashing import WIDE, mix, pair_sum
+
+_LOW: Final = np.uint64(0xFFFFFFFF)
+_HIGH: Final = np.uint64(0xFFFFFFFF00000000)
+
+_AHEAD: Final = 8
+"""Look-ups between the prefetch of a slot and its use: an index is larger than any cache."""
+
+NEW: Final = 0
+DUPLICATE: Final = 1
+CONFLICT: Final = 2
+NARROW: Final = 3
+"""The id is known by a check of version 0.1.0, which the caller must compare."""
+
+
+@compiled
+def _first_slot(h: Any, slots: int) -> Any:
+    """The slot where a hash belongs among any number of slots: its low 32 bits as a fraction of them."""
+    return np.int64(((h & _LOW) * np.uint64(slots)) >> np.uint64(32))
+
+
+@compiled
+def spread(secret: Any, ids: Any, orgs: Any, hashes: Any, order: Any, begins: Any) -> None:
+    """Share n pairs out to 16 tables by their ``hashes`` uint64[n] (made here), each table's in their order.
+
+    Those of table t are ``order[begins[t] : begins[t + 1]]``, int64[n] and int64[17].
+    """
+    begins[:] = 0
+    k0, k1, k2, k3, k4, k5 = secret[0], secret[1], secret[2], secret[3], secret[4], secret[5]
+    for i in range(len(ids)):
+        h = mix(k0 + pair_sum(ids[i, 0], ids[i, 1], k1, k2, k3, k4) + k5 * np.uint64(np.uint32(orgs[i])))
+        hashes[i] = h
+        begins[np.int64(h >> np.uint64(60)) + 1] += 1
+    for table in range(16):
+        begins[table + 1] += begins[table]
+    place = begins.copy()
+    for i in range(len(ids)):
+        number = np.int64(hashes[i] >> np.uint64(60))
+        order[place[number]] = i
+        place[number] += 1
+
+
+@compiled
+def remember(
+    index: Any,
+    entries: Any,
+    used: int,
+    used_max: int,
+    hashes: Any,
+    order: Any,
+    ids: Any,
+    orgs: Any,
+    hours: Any,
+    checks: Any,
+    live_from: Any,
+    outcomes: Any,
+    narrow: Any,
+) -> Any:
+    """Look up and add those (org, id) pairs that ``order`` names; returns (pairs done, entries used).
+
+    It stops short only when ``used_max`` entries are used. ``entries``, the log, uint32[capacity, 8], filled
+    from the front: an id in four words, org, hour and the check, its low word first. ``index`` uint64[slots]:
+    0, or 32 bits of the hash above the entry's place + 1. An entry counts as forgotten for pair ``i`` when
+    its hour is below ``live_from[i]``; then a new entry takes its slot. ``outcomes`` uint8[n], by the number
+    of the pair; ``narrow`` uint64[n]: the entry's check where the outcome is `NARROW`.
+    """
+    slots, address = len(index), index.ctypes.data
+    for done in range(len(order)):
+        if used == used_max:
+            return done, used
+        if done + _AHEAD < len(order):
+            prefetch(address + 8 * _first_slot(hashes[order[done + _AHEAD]], slots))
+        i = order[done]
+        high, low, org, h = ids[i, 0], ids[i, 1], np.uint32(orgs[i]), hashes[i]
+        word0, word1 = np.uint32(high >> np.uint64(32)), np.uint32(high)
+        word2, word3 = np.uint32(low >> np.uint64(32)), np.uint32(low)
+        mark = h << np.uint64(32)
+        slot = _first_slot(h, slots)
+        outcome = 0
+        while True:
+            found = index[slot]
+            if found == 0:
+                break
+            if found & _HIGH == mark:
+                at = np.int64(found & _LOW) - 1
+                if (
+                    entries[at, 3] == word3
+                    and entries[at, 2] == word2
+                    and entries[at, 1] == word1
+                    and entries[at, 0] == word0
+                    and entries[at, 4] == org
+                ):
+                    if np.int64(entries[at, 5]) >= live_from[i]:
+                        stored = np.uint64(entries[at, 6]) | np.uint64(entries[at, 7]) << np.uint64(32)
+                        if stored == checks[i]:
+                            outcome = 1
+                        elif stored & WIDE:
+                            outcome = 2
+                        else:
+                            outcome = 3
+                            narrow[i] = stored
+                    break
+            slot += 1
+            if slot == slots:
+                slot = 0
+        outcomes[i] = outcome
+        if outcome == 0:
+            entries[used, 0], entries[used, 1], entries[used, 2], entries[used, 3] = (
+                word0,
+                word1,
+                word2,
+                word3,
+            )
+            entries[used, 4], entries[used, 5] = org, np.uint32(hours[i])
+            entries[used, 6] = np.uint32(checks[i])
+            entries[used, 7] = np.uint32(checks[i] >> np.uint64(32))
+            used += 1
+            index[slot] = mark | np.uint64(used)
+    return len(order), used
+
+
+@compiled
+def known(
+    index: Any, entries: Any, hashes: Any, order: Any, ids: Any, orgs: Any, live_from: Any, out: Any
+) -> None:
+    """Which of the pairs that ``order`` names `remember` would find; ``out`` bool[n] by the pair's number."""
+    slots = len(index)
+    for i in order:
+        high, low, h = ids[i, 0], ids[i, 1], hashes[i]
+        mark = h << np.uint64(32)
+        slot = _first_slot(h, slots)
+        out[i] = False
+        while index[slot] != 0:
+            if index[slot] & _HIGH == mark:
+                at = np.int64(index[slot] & _LOW) - 1
+                if (
+                    entries[at, 3] == np.uint32(low)
+                    and entries[at, 2] == np.uint32(low >> np.uint64(32))
+                    and entries[at, 1] == np.uint32(high)
+                    and entries[at, 0] == np.uint32(high >> np.uint64(32))
+                    and entries[at, 4] == np.uint32(orgs[i])
+                ):
+                    out[i] = np.int64(entries[at, 5]) >= live_from[i]
+                    break
+            slot += 1
+            if slot == slots:
+                slot = 0
+
+
+@compiled
+def grow_index(index: Any, fresh: Any) -> None:
+    """Put what is in an index of `remember` into the empty and larger ``fresh``; the entries are not read."""
+    for i in range(len(index)):
+        if index[i] != 0:
+            slot = _first_slot(index[i] >> np.uint64(32), len(fresh))
+            while fresh[slot] != 0:
+                slot += 1
+                if slot == len(fresh):
+                    slot = 0
+            fresh[slot] = index[i]
+
+
+@compiled
+def count_live(entries: Any, live_from: int) -> int:
+    """Entries (uint32[n, 8] as in `remember`) of hour ``live_from`` or later."""
+    live = 0
+    for i in range(len(entries)):
+        if np.int64(entries[i, 5]) >= live_from:
+            live += 1
+    return live
+
+
+@compiled
+def move_ids(secret: Any, entries: Any, fresh: Any, index: Any, live_from: int) -> int:
+    """Copy the entries from hour ``live_from`` on to the front of ``fresh``, in order; returns how many.
+
+    ``index`` (empty) becomes theirs. Of two entries of one id, one that had lapsed and was accepted anew, the
+    later counts and both are kept.
+    """
+    count = 0
+    k0, k1, k2, k3, k4, k5 = secret[0], secret[1], secret[2], secret[3], secret[4], secret[5]
+    for i in range(len(entries)):
+        if np.int64(entries[i, 5]) < live_from:
+            continue
+        word0, word1, word2, word3, org = (
+            entries[i, 0],
+            entries[i, 1],
+            entries[i, 2],
+            entries[i, 3],
+            entries[i, 4],
+        )
+        high = np.uint64(word0) << np.uint64(32) | np.uint64(word1)
+        low = np.uint64(word2) << np.uint64(32) | np.uint64(word3)
+        h = mix(k0 + pair_sum(high, low, k1, k2, k3, k4) + k5 * np.uint64(org))
+        mark = h << np.uint64(32)
+        slot = _first_slot(h, len(index))
+        while index[slot] != 0:
+            at = np.int64(index[slot] & _LOW) - 1
+            if (
+                index[slot] & _HIGH == mark
+                and fresh[at, 3] == word3
+                and fresh[at, 2] == word2
+                and fresh[at, 1] == word1
+                and fresh[at, 0] == word0
+                and fresh[at, 4] == org
+            ):
+                break
+            slot += 1
+            if slot == len(index):
+                slot = 0
+        for j in range(8):
+            fresh[count, j] = entries[i, j]
+        count += 1
+        index[slot] = mark | np.uint64(count)
+    return count
+
+
+@compiled
+def order_by_org(orgs: Any, ids: Any, checks: Any, places: Any, ids_out: Any, checks_out: Any) -> None:
+    """Put n ids (uint64[n, 2]) and checks in the order of their orgs, and of their arrival in each.
+
+    ``places`` int64[orgs]: where those of an org begin; it ends as where they end.
+    """
+    for i in range(len(orgs)):
+        place = places[orgs[i]]
+        places[orgs[i]] += 1
+        ids_out[place, 0], ids_out[place, 1] = ids[i, 0], ids[i, 1]
+        checks_out[place] = checks[i]

@@ -1,0 +1,106 @@
+"""Numbers for ids and names: the loops of `events.Uuids` and `events.Names`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.kernels.compile import byte, compiled, word
+from pipeline.core.kernels.hashing import mix, pair_sum
+
+
+@compiled
+def intern_pairs(secret: Any, slots: Any, keys: Any, numbers: Any, used: int, wanted: Any, out: Any) -> int:
+    """Number 128-bit values: ``wanted`` uint64[n, 2] to ``out`` int32[n], the place in ``keys``.
+
+    ``numbers`` int32[...]: the first ``used`` are taken, new values get the next ones. Returns how many are
+    taken then.
+    """
+    mask = np.uint64(len(slots) - 1)
+    k0, k1, k2, k3, k4 = secret[0], secret[1], secret[2], secret[3], secret[4]
+    for i in range(len(wanted)):
+        high, low = wanted[i, 0], wanted[i, 1]
+        slot = mix(k0 + pair_sum(high, low, k1, k2, k3, k4)) & mask
+        while True:
+            row = slots[slot]
+            if row < 0:
+                row = numbers[used]
+                keys[row, 0] = high
+                keys[row, 1] = low
+                slots[slot] = row
+                out[i] = row
+                used += 1
+                break
+            if keys[row, 0] == high and keys[row, 1] == low:
+                out[i] = row
+                break
+            slot = (slot + np.uint64(1)) & mask
+    return used
+
+
+@compiled
+def _masked_word(text: Any, at: int, length: int) -> Any:
+    """The eight bytes at a place, with zeros for those from ``length`` (at least 1) on."""
+    whole = word(text, at)
+    return whole if length >= 8 else whole & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
+
+
+@compiled
+def intern_texts(
+    secret: Any,
+    slots: Any,
+    pool: Any,
+    pool_text: Any,
+    edges: Any,
+    used: int,
+    text: Any,
+    ranges: Any,
+    out: Any,
+    begin: int,
+) -> Any:
+    """Number the names ``text[ranges[i, 0] : ranges[i, 1]]`` for i from ``begin``: ``out`` int32[n].
+
+    ``text`` is a `compile.handle`, and ``pool_text`` that of ``pool`` uint8[...]; of both, seven bytes behind
+    a name are read. Name ``k`` is ``pool[edges[k] : edges[k + 1]]``; name 0 is the empty one. Returns how
+    many names there are then and where it stopped: short of n only when ``pool`` is full.
+    """
+    mask = np.uint64(len(slots) - 1)
+    for i in range(begin, len(ranges)):
+        first = ranges[i, 0]
+        length = ranges[i, 1] - first
+        if length == 0:
+            out[i] = 0
+            continue
+        h = secret[0] + secret[1] * np.uint64(length)
+        for j in range(0, length, 8):
+            part = _masked_word(text, first + j, length - j)
+            k = 2 + ((j >> 2) & 127)  # a name has at most 512 bytes, as 128 characters
+            h += secret[k] * (part >> np.uint64(32)) + secret[k + 1] * (part & np.uint64(0xFFFFFFFF))
+        slot = mix(h) & mask
+        while True:
+            name = slots[slot]
+            if name < 0:
+                at = edges[used]
+                if at + length + 7 > len(pool):
+                    return used, i
+                for j in range(length):
+                    pool[at + j] = byte(text, first + j)
+                slots[slot] = used
+                out[i] = used
+                used += 1
+                edges[used] = at + length
+                break
+            at = edges[name]
+            same = edges[name + 1] - at == length
+            if same:
+                for j in range(0, length, 8):
+                    left = length - j
+                    if _masked_word(pool_text, at + j, left) != _masked_word(text, first + j, left):
+                        same = False
+                        break
+            if same:
+                out[i] = name
+                break
+            slot = (slot + np.uint64(1)) & mask
+    return used, len(ranges)

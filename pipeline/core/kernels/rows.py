@@ -1,0 +1,210 @@
+"""Rows found by a key, and sums in them: the loops of `windows`, `cells` and `room`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.core.kernels.compile import compiled
+from pipeline.core.kernels.hashing import mix
+
+
+@compiled
+def locate(secret: Any, slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
+    """Find or append the row of each key: ``wanted`` int32[n, k] to ``rows`` int64[n]; returns rows used."""
+    mask = np.uint64(len(slots) - 1)
+    width = wanted.shape[1]
+    for i in range(len(wanted)):
+        h = secret[0]
+        for j in range(width):
+            h += secret[j + 1] * np.uint64(np.uint32(wanted[i, j]))
+        slot = mix(h) & mask
+        while True:
+            row = slots[slot]
+            if row < 0:
+                for j in range(width):
+                    keys[used, j] = wanted[i, j]
+                slots[slot] = used
+                rows[i] = used
+                used += 1
+                break
+            same = True
+            for j in range(width):
+                if keys[row, j] != wanted[i, j]:
+                    same = False
+                    break
+            if same:
+                rows[i] = row
+                break
+            slot = (slot + np.uint64(1)) & mask
+    return used
+
+
+@compiled
+def admit(
+    secret: Any,
+    slots: Any,
+    keys: Any,
+    used: int,
+    counts: Any,
+    groups: Any,
+    wanted: Any,
+    cap: int,
+    out: Any,
+) -> int:
+    """Give names a place of their own, in order, until a group has ``cap``; the rest gets ``out`` False.
+
+    ``wanted`` int32[n, k] are (group, name) keys, ``groups`` int64[n] the place of the group in ``counts``.
+    """
+    mask = np.uint64(len(slots) - 1)
+    width = wanted.shape[1]
+    for i in range(len(wanted)):
+        h = secret[0]
+        for j in range(width):
+            h += secret[j + 1] * np.uint64(np.uint32(wanted[i, j]))
+        slot = mix(h) & mask
+        while True:
+            row = slots[slot]
+            if row < 0:
+                out[i] = counts[groups[i]] < cap
+                if out[i]:
+                    counts[groups[i]] += 1
+                    for j in range(width):
+                        keys[used, j] = wanted[i, j]
+                    slots[slot] = used
+                    used += 1
+                break
+            same = True
+            for j in range(width):
+                if keys[row, j] != wanted[i, j]:
+                    same = False
+                    break
+            if same:
+                out[i] = True
+                break
+            slot = (slot + np.uint64(1)) & mask
+    return used
+
+
+_MINUTE_US: Final = 60_000_000
+_HOUR_US: Final = 60 * _MINUTE_US
+_DAY_US: Final = 24 * _HOUR_US
+_INT_MAX: Final = 2**63 - 1
+
+
+@compiled
+def accumulate(
+    totals: Any,
+    cells: Any,
+    occurred_us: Any,
+    met_us: Any,
+    status: Any,
+    tokens_in: Any,
+    tokens_out: Any,
+    cost: Any,
+    latency: Any,
+) -> bool:
+    """Add events to cells of ``totals`` int64[cells, 15] (columns as `cells.TOTALS`).
+
+    Returns False, with nothing of that event added, if a sum would pass 2^63 - 1.
+    """
+    for i in range(len(cells)):
+        row = cells[i]
+        if (
+            totals[row, 7] > _INT_MAX - cost[i]
+            or totals[row, 5] > _INT_MAX - tokens_in[i]
+            or totals[row, 6] > _INT_MAX - tokens_out[i]
+        ):
+            return False
+        totals[row, 0] += 1
+        totals[row, 1 + status[i]] += 1
+        totals[row, 5] += tokens_in[i]
+        totals[row, 6] += tokens_out[i]
+        totals[row, 7] += cost[i]
+        totals[row, 8] += latency[i]
+        totals[row, 9] = max(totals[row, 9], latency[i])
+        at, met = occurred_us[i], met_us[i]
+        if (at // _MINUTE_US + 1) * _MINUTE_US <= met:
+            totals[row, 10] += 1
+            if (at // _HOUR_US + 1) * _HOUR_US <= met:
+                totals[row, 11] += 1
+                if (at // _DAY_US + 1) * _DAY_US <= met:
+                    totals[row, 12] += 1
+        if totals[row, 13] == 0 or at < totals[row, 13]:
+            totals[row, 13] = at
+        totals[row, 14] = max(totals[row, 14], at)
+    return True
+
+
+@compiled
+def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
+    """Add cells to rows of ``measures`` int64[rows, 11]; ``late``: the cells' column of late events.
+
+    Returns False, with nothing of that cell added, if a sum would pass 2^63 - 1.
+    """
+    for i in range(len(rows)):
+        row = rows[i]
+        if (
+            measures[row, 7] > _INT_MAX - totals[i, 7]
+            or measures[row, 5] > _INT_MAX - totals[i, 5]
+            or measures[row, 6] > _INT_MAX - totals[i, 6]
+        ):
+            return False
+        for j in range(9):
+            measures[row, j] += totals[i, j]
+        measures[row, 9] = max(measures[row, 9], totals[i, 9])
+        measures[row, 10] += totals[i, late]
+    return True
+
+
+@compiled
+def add_sums(days: Any, rows: Any, sums: Any, sum_max: int) -> None:
+    """Add ``sums`` int64[n, 4] to rows of ``days`` int64[rows, 4], up to ``sum_max``."""
+    for i in range(len(rows)):
+        for j in range(4):
+            days[rows[i], j] += min(sums[i, j], sum_max - days[rows[i], j])
+
+
+@compiled
+def take_room(
+    days: Any,
+    rows: Any,
+    sums: Any,
+    known: Any,
+    groups: Any,
+    counted_in: Any,
+    hours: Any,
+    live_from: Any,
+    sum_max: int,
+    short: Any,
+) -> None:
+    """The loop of `room.Room.judge`; ``counted_in`` int64[groups]: the hour of an id's event, or least."""
+    for i in range(len(rows)):
+        group = groups[i]
+        if known[i] or counted_in[group] >= live_from[i]:
+            continue
+        for j in range(4):
+            if sums[i, j] > sum_max - days[rows[i], j]:
+                short[i] |= np.uint8(1 << j)
+        if short[i] == 0:
+            counted_in[group] = hours[i]
+            for j in range(4):
+                days[rows[i], j] += sums[i, j]
+
+
+@compiled
+def count(measures: Any, rows: Any, counts: Any) -> None:
+    """Add to column 0 of each row."""
+    for i in range(len(rows)):
+        measures[rows[i], 0] += counts[i]
+
+
+@compiled
+def span(measures: Any, rows: Any, first: Any, last: Any) -> None:
+    """Widen rows of ``measures`` int64[rows, 2] (first, last; first 0 when fresh)."""
+    for i in range(len(rows)):
+        row = rows[i]
+        if measures[row, 0] == 0 or first[i] < measures[row, 0]:
+            measures[row, 0] = first[i]
+        measures[row, 1] = max(measures[row, 1], last[i])
