@@ -7,7 +7,8 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
-from pipeline.core.ledger import Batch, Ledger
+from pipeline.core.batch import Batch
+from pipeline.core.ledger import Ledger
 from pipeline.core.replay import Letter, Opened
 from pipeline.core.rules import Rules
 from tests.support import books
