@@ -219,7 +219,7 @@ def test_clients_that_never_read_are_dropped_and_cost_no_memory(database_url: st
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(10)
             connection.connect(("127.0.0.1", server.port))
-            connection.sendall(f"GET {BASE}/orgs/{ORG}/live HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            connection.sendall(f"GET {BASE}/orgs/{ORG}/live HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         await_that(lambda: f"analytics_live_clients {STUCK + 1}.0" in server.ok("/metrics"))
         before_mib = resident_mib(api.process.pid)
         moving = threading.Thread(target=move)

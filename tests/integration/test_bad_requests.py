@@ -43,20 +43,20 @@ async def worker_door() -> AsyncIterator[int]:
 
 def post(head: str, body: bytes = b"") -> bytes:
     return (
-        f"POST {BASE}/events/validate HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\n{head}\r\n\r\n".encode()
+        f"POST {BASE}/events/validate HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\n{head}\r\n\r\n".encode()
         + body
     )
 
 
 BAD = {
-    "control byte": f"GET / HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\x01\r\n\r\n".encode(),
+    "control byte": f"GET / HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\x01\r\n\r\n".encode(),
     "NUL": f"GET / HTTP/1.1\r\nX-API-Key: {KEY}\0\r\n\r\n".encode(),
     "bare CR": f"GET / HTTP/1.1\r\nX-API-Key: a\r{KEY}\r\n\r\n".encode(),
     "name": f"GET / HTTP/1.1\r\nAuthorization Bearer {KEY}\r\n\r\n".encode(),
     "folded": f"GET / HTTP/1.1\r\nX: a\r\n {KEY}\r\n\r\n".encode(),
     "request line": f"{KEY}\r\n\r\n".encode(),
     "method": f"G\x01T /?token={KEY} HTTP/1.1\r\n\r\n".encode(),
-    "target": f"GET http://[{KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    "target": f"GET http://[{KEY} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
     "version": f"GET /?token={KEY} HTTP/9.9x\r\n\r\n".encode(),
     "long": f"GET / HTTP/1.1\r\nX-API-Key: {KEY * 2000}\r\n\r\n".encode(),
     "length": f"GET / HTTP/1.1\r\nContent-Length: {KEY}\r\n\r\n".encode(),
@@ -110,7 +110,7 @@ async def test_a_fault_of_ours_is_logged_without_the_credentials_it_speaks_of(
     monkeypatch.setattr(openapi, "document_json", broken)
     async with api_door() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        head = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n"
+        head = f"Host: localhost\r\nAuthorization: Bearer {KEY}\r\nConnection: close\r\n"
         writer.write(f"GET {BASE}/openapi.json HTTP/1.1\r\n{head}\r\n".encode())
         assert b" 500 " in await reader.read()
         writer.close()
