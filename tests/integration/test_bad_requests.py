@@ -43,7 +43,8 @@ async def worker_door() -> AsyncIterator[int]:
 
 def post(head: str, body: bytes = b"") -> bytes:
     return (
-        f"POST {BASE}/events/validate HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\n{head}\r\n\r\n".encode()
+        f"POST {BASE}/events/validate HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {KEY}\r\n"
+        f"{head}\r\n\r\n".encode()
         + body
     )
 
