@@ -143,6 +143,7 @@ class PartitionWorker:
         self._flushing = asyncio.Lock()
         self._books = asyncio.Lock()
         self._term = 0
+        self._is_ending = False
         self._claim: Claim | None = None
         self._ledger: Ledger | None = None
         self._cache: FreshnessCache | None = None
@@ -181,10 +182,20 @@ class PartitionWorker:
 
     # --- ownership
 
+    def take_no_more(self) -> None:
+        """The worker is stopping: a partition that it lets go must not come back to it."""
+        self._is_ending = True
+
     async def activated(self) -> ReadFrom:
-        """The broker gave us the partition: recover it; where to read on. Waits for the database."""
+        """The broker gave us the partition: recover it; where to read on. Waits for the database.
+
+        Raises:
+            TransportError: the worker is stopping; the broker finds another one when the connection ends.
+        """
         try:
             return await self._activate()
+        except TransportError:
+            raise
         except Exception as error:
             self._recovery_failure = error  # `receive` must not take it for a stream that is away
             raise
@@ -193,6 +204,8 @@ class PartitionWorker:
         backoff = self._backoff()
         async with self._flushing:
             while True:
+                if self._is_ending:
+                    raise TransportError("the worker is stopping")
                 try:
                     if self._ledger is None or not await self._still_ours():
                         await self._recover()

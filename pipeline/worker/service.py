@@ -172,6 +172,8 @@ async def _work(config: Config, state: _State, stopping: asyncio.Event) -> int:
         code = 1
     else:
         log.info("worker_stopping")
+        for partition in partitions:
+            partition.take_no_more()
         for feeder in wiring.feeders:
             await feeder.stop()
         try:

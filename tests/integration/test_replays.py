@@ -17,6 +17,7 @@ from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.sink import Fenced
 from pipeline.sink.timescale import TimescaleSink
+from pipeline.transports import TransportError
 from pipeline.worker.partition import PartitionWorker
 from sql import migrate
 from tests.support import books, mix, replays
@@ -220,3 +221,15 @@ async def test_a_request_that_a_failover_lost_costs_the_partition_and_counts_not
     await sink.close()
     await standing.stop()
     standing.check()
+
+
+async def test_a_worker_that_is_stopping_takes_no_partition_any_more(embedded_postgres_url: str) -> None:
+    """Another worker's stop would give it one, whose recovery could outlast the time to stop."""
+    standing = Standing(embedded_postgres_url)
+    await standing.start(None)
+    await standing.worker.deactivated()
+    standing.worker.take_no_more()
+    with pytest.raises(TransportError, match="stopping"):
+        await standing.worker.activated()
+    assert not standing.worker.active
+    await standing.stop()
