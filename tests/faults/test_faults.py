@@ -12,7 +12,7 @@ from deploy.local import Stack
 from tests.faults.faults import FAULTS
 from tests.faults.schedule import deck, storm
 from tests.faults.world import World
-from tests.support.tcp_proxy import TcpProxy
+from tests.support.tcp_proxy import Moment, TcpProxy
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -95,8 +95,9 @@ async def test_a_cut_at_a_pattern_falls_before_in_or_after_it() -> None:
             finally:
                 writer.close()
 
-        for moment, reaches_the_target in (("before", False), ("in", True), ("after", True)):
-            proxy.cut_at = (b"COMMIT\0", moment)  # type: ignore[assignment]
+        moments: dict[Moment, bool] = {"before": False, "in": True, "after": True}
+        for moment, reaches_the_target in moments.items():
+            proxy.cut_at = (b"COMMIT\0", moment)
             assert await exchange(b"BEGIN") == b"BEGIN"
             got.clear()
             arrived.clear()

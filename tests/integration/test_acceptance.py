@@ -45,7 +45,7 @@ class Setup:
     def database_url(self) -> str:
         return self.env["DATABASE_URL"]
 
-    async def publish(self, bodies: list[bytes], framing: str = "raw") -> None:
+    async def publish(self, bodies: list[bytes], framing: streams.Sending = "raw") -> None:
         await streams.publish(
             self.rabbitmq.url, self.stream, bodies, framing, amqp_url=self.rabbitmq.amqp_url
         )
@@ -167,7 +167,7 @@ async def test_a_hundred_thousand_nasty_events_come_out_exactly_though_the_worke
     made = mix.make(count, seed=11, now_us=time.time_ns() // 1000)
     luck = random.Random(5)
     worker = processes.worker(setup.env, setup.folder)
-    groups = list(mix.groups(made.bodies, ("raw", "amqp", "gzip", "pika"), seed=1))
+    groups = list(mix.groups(made.bodies, streams.SENDINGS, seed=1))
     kill_before = set(luck.sample(range(1, len(groups)), 5))
     published = 0
     with worker:

@@ -15,6 +15,7 @@ from deploy.local.servers import S3
 from pipeline.archive import archiver as archiver_module
 from pipeline.archive import store as store_module
 from pipeline.archive.archiver import Archiver
+from pipeline.archive.files import File
 from pipeline.archive.gate import ArchiveGate
 from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.common.connect import Session, connect_async
@@ -221,10 +222,14 @@ def test_a_store_that_never_answers_is_given_up(silent_store: Store, monkeypatch
 
 
 def test_a_worker_ends_though_its_upload_does_not(silent_store: Store) -> None:
+    def upload() -> list[File]:
+        silent_store.write("x", b"x")
+        return []
+
     async def end_amid_an_upload() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
-                await archiver_module._abandonable(lambda: silent_store.write("x", b"x"))  # type: ignore[arg-type, return-value]
+                await archiver_module._abandonable(upload)
 
     began = time.monotonic()
     asyncio.run(end_amid_an_upload())

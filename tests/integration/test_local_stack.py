@@ -124,7 +124,9 @@ def test_a_recycled_pid_is_not_our_process_and_is_never_signalled(
     stack.redis.pause()
     stack.stop()
     assert sleeper.poll() is None
-    assert processes._stat(sleeper.pid)[0] == "S"  # type: ignore[index]
+    state = processes._stat(sleeper.pid)
+    assert state is not None
+    assert state[0] == "S"
 
 
 @linux

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 import pika
@@ -31,16 +31,28 @@ PATIENCE_S = 30
 Make = Callable[..., RabbitMQTransport]
 
 
+class Settings(TypedDict, total=False):
+    """What a test may set of a transport."""
+
+    ca_file: str
+    max_age_s: float
+    max_bytes: int
+    heartbeat_s: int
+    address: str
+
+
 @pytest.fixture
 async def make(rabbitmq: RabbitMQ) -> AsyncIterator[Make]:
     """Make transports of one stream of the test's own; `port` goes through a proxy."""
     stream = f"test.{uuid.uuid4().hex}"
     made: list[RabbitMQTransport] = []
 
-    def make(*, port: int | None = None, url: str | None = None, **settings: object) -> RabbitMQTransport:
+    def make(
+        *, port: int | None = None, url: str | None = None, **settings: Unpack[Settings]
+    ) -> RabbitMQTransport:
         if url is None:
             url = f"rabbitmq-stream://guest:guest@127.0.0.1:{port or urlsplit(rabbitmq.url).port}/%2F"
-        config = StreamConfig(url=url, stream=stream, consumer="test", **settings)  # type: ignore[arg-type]
+        config = StreamConfig(url=url, stream=stream, consumer="test", **settings)
         made.append(RabbitMQTransport(config))
         return made[-1]
 
@@ -654,6 +666,9 @@ async def test_a_grant_that_no_chunk_earned_is_a_fault_of_the_caller(transport: 
 class Leader:
     """A leader's answers as a test wants them: a single node never shows these."""
 
+    on_chunk: Callable[[DeliveredChunk], None]
+    """Set by the subscription."""
+
     def __init__(
         self, *, first: int, committed: int, last: int, last_visible: tuple[int, int] | None
     ) -> None:
@@ -668,7 +683,7 @@ class Leader:
     async def attach(self, stream: str, *, subscription_id: int, offset: int | None, credit: int) -> None:
         if offset is None and self.last_visible is not None:
             first_offset, next_offset = self.last_visible
-            self.on_chunk(  # type: ignore[attr-defined]
+            self.on_chunk(
                 DeliveredChunk(
                     subscription_id=subscription_id,
                     first_offset=first_offset,

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from typing import TypeVar
 
 HOUR_US = 3_600_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -109,6 +110,10 @@ def _swap(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     return change
 
 
+def _instead(new: bytes) -> Callable[[bytes], bytes]:
+    return lambda _: new
+
+
 def _last(new: bytes) -> Callable[[bytes], bytes]:
     return lambda body: body[:-1] + new
 
@@ -116,7 +121,7 @@ def _last(new: bytes) -> Callable[[bytes], bytes]:
 MALFORMED: tuple[BadKind, ...] = (
     BadKind("cut in a string", "malformed", _cut_in_string),
     BadKind("cut anywhere", "malformed", _cut_anywhere),
-    *(_bytes_kind(text.decode("latin-1"), lambda _, text=text: text) for text in (  # type: ignore[misc]
+    *(_bytes_kind(text.decode("latin-1"), _instead(text)) for text in (
         b" ", b"null", b"true", b"17", b'"text"', b"[]", b"[{}]", b"{", b"}", b"hello", b"<event/>",
         b"\0", b"\xff",
     )),
@@ -475,9 +480,12 @@ def make(
     return mix
 
 
+Framing = TypeVar("Framing", bound=str)
+
+
 def groups(
-    bodies: Sequence[bytes], framings: Sequence[str], *, seed: int, most: int = 400
-) -> Iterator[tuple[str, list[bytes]]]:
+    bodies: Sequence[bytes], framings: Sequence[Framing], *, seed: int, most: int = 400
+) -> Iterator[tuple[Framing, list[bytes]]]:
     """Consecutive groups of 1 to ``most`` bodies, each with how it is to be framed and published."""
     luck = random.Random(seed)
     at = 0

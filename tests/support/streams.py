@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Literal
 
 import pika
 import psycopg
@@ -11,8 +12,12 @@ import psycopg
 from pipeline.config import StreamConfig
 from pipeline.transports import Chunk
 from pipeline.transports.embedded.transport import EmbeddedTransport
+from pipeline.transports.rabbitmq.publisher import Framing
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from tests.support.processes import Process, wait_for
+
+Sending = Framing | Literal["pika"]
+SENDINGS: tuple[Sending, ...] = ("raw", "amqp", "gzip", "pika")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ def config(url: str, stream: str) -> StreamConfig:
     return StreamConfig(url=url, stream=stream, consumer="tests")
 
 
-async def publish(url: str, stream: str, bodies: list[bytes], framing: str, *, amqp_url: str) -> None:
+async def publish(url: str, stream: str, bodies: list[bytes], framing: Sending, *, amqp_url: str) -> None:
     """Publish by the stream protocol (raw, amqp, gzip) or by AMQP 0.9.1 (pika), confirmed."""
     if framing == "pika":
         await asyncio.to_thread(_publish_by_amqp091, amqp_url, stream, bodies)
@@ -36,7 +41,7 @@ async def publish(url: str, stream: str, bodies: list[bytes], framing: str, *, a
     transport = RabbitMQTransport(config(url, stream))
     try:
         await transport.open()
-        publisher = await transport.publisher(framing)  # type: ignore[arg-type]
+        publisher = await transport.publisher(framing)
         await publisher.publish(bodies)
     finally:
         await transport.close()

@@ -39,8 +39,8 @@ ZONES = (
 )
 
 
-def utc(*parts: int) -> int:
-    return to_minute(datetime(*parts, tzinfo=UTC))  # type: ignore[misc,arg-type]
+def utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0) -> int:
+    return to_minute(datetime(year, month, day, hour, minute, tzinfo=UTC))
 
 
 def days(zone: str, *span: tuple[int, ...]) -> list[float]:
