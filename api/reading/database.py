@@ -290,7 +290,7 @@ async def _undo(connection: AsyncConnection) -> None:
 
 
 def _translated(error: psycopg.Error, *, lost: bool) -> Exception:
-    """What a statement's error means to whoever must act. A programmer's error stays as it is."""
+    """A statement's error as the one who must act is told it. A programmer's error stays as it is."""
     state = error.sqlstate
     cause = _first_line(error)
     lost = lost or session_is_dead(error)

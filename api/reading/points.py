@@ -136,7 +136,7 @@ class PlainSeries:
 
 
 def plain_series(question: FiguresQuestion) -> PlainSeries | None:
-    """None where rows must be grouped."""
+    """The plain series of a question; None where its rows must be grouped."""
     if not question.by_model or question.by_client != question.needs_clients:
         return None
     span = question.span
@@ -161,7 +161,7 @@ def _is_one_bucket(branch: Branch) -> bool:
 
 
 def _joined(rows: Sequence[UsageRow]) -> list[UsageRow]:
-    """One row a point: those of a point's partitions, which lie together, added up."""
+    """One row a point: the rows of a point's partitions stand next to each other, and are added up."""
     found: list[UsageRow] = []
     for row in rows:
         if found and found[-1][:3] == row[:3]:

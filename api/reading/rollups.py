@@ -199,7 +199,7 @@ _KEY_COLUMNS: Final = {
 
 
 class Values(dict[str, Any]):
-    """The values of a statement by name. Those that filter a question are there from the start."""
+    """The values of a statement by name, beginning with the org, models and clients of a question."""
 
     def __init__(self, question: FiguresQuestion | None = None) -> None:
         super().__init__()
@@ -290,8 +290,10 @@ _SKETCH: Final = "latency_sketch"
 
 
 def _aggregates(measures: Sequence[str]) -> list[str]:
-    """One column a measure, but the sketch's two: all sketches end to end, and the length of each. Both are
-    made from the same rows in the same order."""
+    """One column a measure, and two for the sketch: all sketches end to end, and the length of each.
+
+    Both columns are made from the same rows in the same order.
+    """
     columns = []
     for name in measures:
         if name == _SKETCH:
