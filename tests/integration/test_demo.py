@@ -15,8 +15,10 @@ import stat
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +34,7 @@ from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(400)
 STARTED_S = 240
+TOUR = Path(__file__).parents[2] / "docs" / "howto" / "demo.md"
 SPENDSTREAM = children.command_line("pipeline.cli")
 
 
@@ -143,6 +146,30 @@ def curl(line: str) -> dict[str, Any]:
         return body
 
 
+def asked_in_the_tour(data_dir: Path, line: str) -> int:
+    """The status of what a curl line of the tour asks, with the shell's own reading of the line."""
+    words = subprocess.run(
+        ["sh", "-c", f'. "$0/settings.sh"; set -- {line}; printf "%s\\n" "$@"', data_dir],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    options = dict(pairwise(words))
+    name, _, value = options.get("-H", "Accept: */*").partition(": ")
+    request = urllib.request.Request(
+        next(word for word in words if word.startswith("http")),
+        data=options["-d"].encode() if "-d" in options else None,
+        headers={name: value},
+        method=options.get("-X", "GET"),
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.readline()
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> None:
     demo = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0")
     usage = curl(demo.until(r"curl -s .*usage.*")[0])
@@ -164,6 +191,8 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert "analytics.usage.v1" in figures.stdout
     assert figures.stdout.split()[-1] in {item["orgId"] for item in orgs["items"]}
     files = ("lock", "settings.sh")
+    tour = re.findall(r"^curl .*$", TOUR.read_text(), re.MULTILINE)
+    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200, 200, 200, 400]
     demo.process.send_signal(signal.SIGINT)
     exit_code, output = demo.end()
     assert exit_code == 0, output
