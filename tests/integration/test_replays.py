@@ -64,8 +64,8 @@ class Standing:
 
     async def read(self, bodies: list[bytes]) -> None:
         first = len(self.bodies)
-        ledger = self.worker._ledger
-        assert ledger is not None
+        assert self.worker._owned is not None
+        ledger = self.worker._owned.ledger
         for chunk in books.chunks_of(bodies, size=50, broker_us=NOW_US, first_offset=first):
             ledger.ingest(**chunk)
         self.bodies += bodies
@@ -207,9 +207,9 @@ async def test_a_request_that_a_failover_lost_costs_the_partition_and_counts_not
     await standing.read(timely(50, seed=10) + late(50, seed=11))
     replays.request_in_database(standing.url, standing.letters())
     await standing.worker.flush()
-    sink, ledger, claim = TimescaleSink(standing.url), standing.worker._ledger, standing.worker._claim
-    assert ledger is not None
-    assert claim is not None
+    owned = standing.worker._owned
+    assert owned is not None
+    sink, ledger, claim = TimescaleSink(standing.url), owned.ledger, owned.claim
     opened = ledger.open(await sink.waiting_letters(claim, most=100))
     ledger.replay(opened, await sink.counted(claim, opened))
     with psycopg.connect(standing.url) as connection:

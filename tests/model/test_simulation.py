@@ -16,6 +16,7 @@ import pytest
 from pipeline.core.batch import Batch
 from pipeline.core.windows import Table
 from pipeline.sink import Claim
+from pipeline.worker.owned import Owned
 from pipeline.worker.partition import PartitionWorker
 from tests.conftest import CI
 from tests.support import simulation
@@ -64,17 +65,17 @@ def _ids_are_kept_from_a_lost_ledger(patch: pytest.MonkeyPatch) -> None:
     kept: dict[int, Any] = {}
 
     async def keep(self: PartitionWorker) -> None:
-        if self._ledger is not None:
-            kept[id(self)] = (self._ledger._judge.ids, self._ledger._reader)
+        if self._owned is not None:
+            kept[id(self)] = (self._owned.ledger._judge.ids, self._owned.ledger._reader)
         await release(self)
 
-    async def reuse(self: PartitionWorker) -> None:
-        await recover(self)
-        assert self._ledger is not None
+    async def reuse(self: PartitionWorker) -> Owned:
+        owned = await recover(self)
         if id(self) in kept:
-            self._ledger._judge.ids, reader = kept[id(self)]
-            for part in (self._ledger, self._ledger._judge, self._ledger._rollups):
+            owned.ledger._judge.ids, reader = kept[id(self)]
+            for part in (owned.ledger, owned.ledger._judge, owned.ledger._rollups):
                 part._reader = reader
+        return owned
 
     patch.setattr(PartitionWorker, "_release", keep)
     patch.setattr(PartitionWorker, "_recover", reuse)
