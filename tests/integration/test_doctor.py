@@ -183,14 +183,14 @@ def test_clocks_apart(
     migrated: str, stream_url: str, monkeypatch: pytest.MonkeyPatch, ahead_s: float, level: Level
 ) -> None:
     real = time.time
-    monkeypatch.setattr("pipeline.admin.doctor.time.time", lambda: real() + ahead_s)
+    monkeypatch.setattr("pipeline.admin.doctor.database.time.time", lambda: real() + ahead_s)
     assert one(examine(DATABASE_URL=migrated, RABBITMQ_URL=stream_url), "clock").level is level
 
 
 @pytest.mark.parametrize(("free", "level"), [(2**40, Level.OK), (2**31, Level.WARN), (2**20, Level.FAIL)])
 def test_little_disk(stream_url: str, monkeypatch: pytest.MonkeyPatch, free: int, level: Level) -> None:
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr("pipeline.admin.doctor.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("pipeline.admin.doctor.host.shutil.disk_usage", lambda _: usage)
     findings = examine(DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=stream_url)
     assert one(findings, "disk").level is level
 
@@ -265,7 +265,7 @@ def test_a_check_that_breaks_does_not_hide_the_others(
     def broken(_: settings.Values) -> Iterator[Finding]:
         raise AssertionError("oops")
 
-    monkeypatch.setattr("pipeline.admin.doctor._redis", broken)
+    monkeypatch.setattr("pipeline.admin.doctor.stores.redis", broken)
     findings = examine(DATABASE_URL=f"postgresql://{DEAD}/d", RABBITMQ_URL=stream_url)
     assert one(findings, "redis").detail == "AssertionError: oops"
     assert {"database", "stream", "object store", "worker", "api"} <= set(findings)

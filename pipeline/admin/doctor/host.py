@@ -1,0 +1,83 @@
+"""This host: room on its disks, and the processes of ours that may run here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
+from pipeline.common import settings
+
+_DISK_WARN_BYTES: Final = 5 * 2**30
+_DISK_FAIL_BYTES: Final = 2**30
+
+
+def disk(values: settings.Values) -> Iterator[Finding]:
+    """Of the embedded stream only: a broker's and a database's disk are not ours to see."""
+    url = urlsplit(values["RABBITMQ_URL"])
+    if url.scheme != "embedded":
+        return
+    folder = Path(unquote(url.path))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free for the embedded stream in {folder}"
+    remedy = "free some space, or lower STREAM_MAX_BYTES and STREAM_MAX_AGE"
+    if not os.access(folder, os.W_OK):
+        yield Finding(Level.FAIL, "disk", f"{folder} cannot be written", "check its owner and permissions")
+    elif free < _DISK_FAIL_BYTES:
+        yield Finding(Level.FAIL, "disk", detail, remedy)
+    elif free < _DISK_WARN_BYTES:
+        yield Finding(Level.WARN, "disk", detail, remedy)
+    else:
+        yield Finding(Level.OK, "disk", detail)
+
+
+def worker(values: settings.Values) -> Iterator[Finding]:
+    yield _page("worker", values["METRICS_HOST"], values["METRICS_PORT"], "/readyz")
+
+
+def api(values: settings.Values) -> Iterator[Finding]:
+    yield _page("api", values["HTTP_HOST"], values["HTTP_PORT"], "/analytics/v1/status/readyz")
+
+
+def _page(name: str, host: str, port: int, path: str) -> Finding:
+    """A process that runs elsewhere, or not yet, is no fault: it cannot be told from here."""
+    if port == 0:
+        return Finding(Level.OK, name, "listens on a port of its own choice: not looked for")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=TIMEOUT_S):
+            return Finding(Level.OK, name, f"ready at {url}")
+    except urllib.error.HTTPError as error:
+        remedy = f"see what its log says; {url} names the component"
+        return Finding(
+            Level.WARN, name, f"not ready: {error.code} {_unready(error.read(10_000))}".strip(), remedy
+        )
+    except (OSError, ValueError) as error:
+        remedy = f"start it with `spendstream {name}`, unless it runs on another host"
+        return Finding(
+            Level.WARN,
+            name,
+            f"not reachable at {url}: {first_line(getattr(error, 'reason', error))}",
+            remedy,
+        )
+
+
+def _unready(body: bytes) -> str:
+    try:
+        components: dict[str, Any] = json.loads(body)["components"]
+        return ", ".join(
+            f"{name} is {part['status']}" for name, part in components.items() if part["status"] != "ok"
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""

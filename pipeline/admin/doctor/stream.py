@@ -1,0 +1,130 @@
+"""The stream: does the broker have it, is it the one that was counted, and does one group read it?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
+from pipeline.common import settings
+from pipeline.config import stream_config
+
+if TYPE_CHECKING:
+    from pipeline.transports import OffsetGone, Transport
+
+
+def check(values: settings.Values) -> Iterator[Finding]:
+    from pipeline.transports import StreamAbsent, TransportError
+    from pipeline.transports.factory import open_transport
+
+    config = stream_config(values)
+
+    standing = _standing(values, config.stream)
+
+    async def ping() -> list[OffsetGone]:
+        transport = open_transport(config)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                await transport.ping()
+                return await _gaps(transport, standing)
+        finally:
+            await transport.close()
+
+    remedy = "is the broker running, and do host, port, user, password and vhost in RABBITMQ_URL fit?"
+    if urlsplit(config.url).scheme == "embedded":
+        remedy = "check the folder's permissions"
+    try:
+        gaps = asyncio.run(ping())
+    except StreamAbsent:
+        yield _absent(config.stream, sum(row.offered for row in standing))
+    except (TransportError, TimeoutError, ValueError) as error:
+        detail = f"no answer in {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else first_line(error)
+        yield Finding(Level.FAIL, "stream", f"{config.stream} cannot be used: {detail}", remedy)
+    else:
+        yield Finding(Level.OK, "stream", f"{config.stream} can be read")
+        yield from _groups(config.consumer, standing)
+        for gap in gaps:
+            yield Finding(Level.FAIL, "stream", str(gap), gap.remedy)
+
+
+def _groups(consumer: str, standing: Sequence[Any]) -> Iterator[Finding]:
+    """Another consumer group that commits there now: workers with these settings would get no partition."""
+    from pipeline.sink import GROUP_QUIET_S
+
+    now = time.time()
+    for row in standing:
+        quiet_s = now - row.updated_at.timestamp()
+        if row.consumer not in (None, consumer) and row.retired_at is None and quiet_s < GROUP_QUIET_S:
+            yield Finding(
+                Level.FAIL,
+                "stream",
+                f"{row.stream} is read into this database by the consumer group {row.consumer!r}, and"
+                f" RABBITMQ_CONSUMER is {consumer!r} here",
+                "give all workers of a database the same RABBITMQ_CONSUMER, or each group a database of its"
+                f" own; a renamed group gets the partition {GROUP_QUIET_S} s after the old one ended",
+            )
+
+
+async def _gaps(transport: Transport, standing: Sequence[Any]) -> list[OffsetGone]:
+    """Where a worker would stop because the stream has lost what it reads next."""
+    from pipeline.transports import ReadFrom
+    from pipeline.transports.gap import look
+
+    by_stream = {row.stream: row for row in standing}
+    found = []
+    for number, held in enumerate(await transport.extents()):
+        row = by_stream.get(held.stream)
+        if row is not None and row.retired_at is None:
+            place = ReadFrom(row.committed_offset, row.broker_us)
+            found.append(await look(transport, number, held, place))
+    return [gone for gone in found if gone is not None]
+
+
+def _absent(stream: str, counted: int) -> Finding:
+    """A stream that nobody has declared is how every deployment begins; one that is gone lost events."""
+    if not counted:
+        remedy = (
+            "`spendstream worker` declares it when it starts; several partitions: `spendstream stream create`"
+        )
+        return Finding(Level.WARN, "stream", f"{stream} does not exist yet", remedy)
+    return Finding(
+        Level.FAIL,
+        "stream",
+        f"{stream} does not exist, but {counted} records of it are in the database: it was deleted",
+        "does RABBITMQ_URL name the right broker and vhost? After `spendstream stream create` a worker stops"
+        " at the gap, and `spendstream stream accept-gap` goes on past what is lost",
+    )
+
+
+def _standing(values: settings.Values, stream: str) -> Sequence[Any]:
+    """The rows of the stream's partitions in the database; none where the database cannot be asked."""
+    from sqlalchemy import BigInteger, cast, func, or_, select
+    from sqlalchemy.exc import DBAPIError
+
+    from pipeline.common.connect import Session, engine
+    from sql.schema import partitions as p
+
+    session = Session(
+        application_name="spendstream-doctor",
+        statement_timeout_s=TIMEOUT_S,
+        connect_timeout_s=round(TIMEOUT_S),
+    )
+    ours = or_(p.c.stream == stream, p.c.stream.startswith(f"{stream}-", autoescape=True))
+    broker_us = cast(func.extract("epoch", p.c.broker_time) * 1_000_000, BigInteger).label("broker_us")
+    columns = (
+        p.c.stream,
+        p.c.offered,
+        p.c.committed_offset,
+        p.c.retired_at,
+        p.c.consumer,
+        p.c.updated_at,
+        broker_us,
+    )
+    try:
+        with engine(values["DATABASE_URL"], session).connect() as connection:
+            return connection.execute(select(*columns).where(ours)).all()
+    except DBAPIError:  # `_database` has said why
+        return ()
