@@ -307,16 +307,45 @@ class Reader:
         """The columns of what is plainly right, and the places of the rest."""
         n = len(bodies)
         text: IntArray = np.frombuffer(bodies.text, np.uint8)
-        ids: list[IntArray] = [np.empty((n, 2), np.uint64) for _ in range(3)]
-        numbers: list[IntArray] = [np.empty(n, np.int64) for _ in range(6)]
-        names: list[IntArray] = [np.empty((n, 2), np.int64) for _ in range(2)]
+        event, org, model = (np.empty((n, 2), np.uint64) for _ in range(3))
+        occurred_us, latency_ms, status = (np.empty(n, np.int64) for _ in range(3))
+        input_tokens, output_tokens, cost_microcents = (np.empty(n, np.int64) for _ in range(3))
+        client, error_code = (np.empty((n, 2), np.int64) for _ in range(2))
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
-        out = (*ids, *numbers, *names, source, doubtful)
-        good = scan.scan(handle(text), bodies.begins, bodies.ends, self._guesses, *out)
-        ids, numbers, names = ([column[:good] for column in columns] for columns in (ids, numbers, names))
-        client, error_code = self.clients.number(text, names[0]), self.error_codes.number(text, names[1])
-        found = (source[:good], *ids, client, error_code, *numbers)
-        return self._numbered(*found), doubtful[: n - good]
+        good = scan.scan(
+            handle(text),
+            bodies.begins,
+            bodies.ends,
+            self._guesses,
+            event,
+            org,
+            model,
+            occurred_us,
+            latency_ms,
+            status,
+            input_tokens,
+            output_tokens,
+            cost_microcents,
+            client,
+            error_code,
+            source,
+            doubtful,
+        )
+        columns = self._numbered(
+            source[:good],
+            event[:good],
+            org[:good],
+            model[:good],
+            self.clients.number(text, client[:good]),
+            self.error_codes.number(text, error_code[:good]),
+            occurred_us[:good],
+            latency_ms[:good],
+            status[:good],
+            input_tokens[:good],
+            output_tokens[:good],
+            cost_microcents[:good],
+        )
+        return columns, doubtful[: n - good]
 
     def _columns_of_events(self, rescued: Sequence[tuple[int, Event]]) -> Columns:
         def column(values: Sequence[int]) -> IntArray:

@@ -8,7 +8,7 @@ import sys
 SCRIPT = """
 import time
 
-from pipeline.core import scan
+from pipeline.core import lexer, scan
 from pipeline.core.kernels import hashing, ids, names, rows, sketches
 from pipeline.core.ledger import Ledger
 from pipeline.core.warm_up import warm_up
@@ -18,7 +18,7 @@ from tests.support import mix
 def compiled():
     return {
         (module.__name__, name): len(function.signatures)
-        for module in (hashing, ids, names, rows, sketches, scan)
+        for module in (hashing, ids, names, rows, sketches, lexer, scan)
         for name, function in vars(module).items()
         if hasattr(function, "signatures")
     }
