@@ -20,7 +20,7 @@ from typing import Final
 from pipeline.bench import contenders, servers, workload
 from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Task
-from pipeline.processes import child as children
+from pipeline.processes import child
 
 RUN_S_MAX: Final = 1800.0
 
@@ -268,8 +268,8 @@ def in_a_process_of_its_own(contender: Contender, task: Task) -> Outcome:
     answer.unlink(missing_ok=True)
     try:
         done = subprocess.run(
-            children.command_line("pipeline.bench.race", contender.name, str(told), str(answer)),
-            env=children.environment(os.environ),
+            child.command_line("pipeline.bench.race", contender.name, str(told), str(answer)),
+            env=child.environment(os.environ),
             capture_output=True,
             text=True,
             timeout=RUN_S_MAX,

@@ -10,9 +10,7 @@ import asyncio
 import os
 import re
 import secrets
-import signal
 import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -32,7 +30,7 @@ from pipeline.common import settings
 from pipeline.common.connect import Session, connect
 from pipeline.common.operator import OperatorError
 from pipeline.config import StreamConfig
-from pipeline.processes import child as children
+from pipeline.processes.child import Child
 from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
 from sql import migrate
@@ -197,17 +195,13 @@ class Service:
         inherited = {name: value for name, value in os.environ.items() if name not in names}
         self._name, self._pages = command[0], pages
         self._log = task.folder / f"{self._name}.log"
-        self._process = children.start(
-            children.command_line("pipeline.cli", *command),
-            env=children.environment(inherited) | environment,
-            log=self._log,
-        )
-        self.pid = self._process.pid
+        self._child = Child.of_ours("pipeline.cli", *command, env=inherited | environment, log=self._log)
+        self.pid = self._child.pid
 
     def check(self) -> None:
         """Raises BenchError when it has ended."""
-        if self._process.poll() is not None:
-            raise self._failure(f"ended with code {self._process.returncode}")
+        if (code := self._child.exit_code()) is not None:
+            raise self._failure(f"ended with code {code}")
 
     def wait_ready(self) -> None:
         started = time.monotonic()
@@ -224,24 +218,21 @@ class Service:
     def stop(self) -> tuple[float, float]:
         """SIGTERM, and wait: CPU seconds of its whole life and peak MiB, with those of its children."""
         peak_mib = contenders.peak_mib(self.pid)
-        self._process.send_signal(signal.SIGTERM)
-        _, status, usage = os.wait4(self.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        if self._process.returncode != 0:
-            raise self._failure(f"ended with code {self._process.returncode}")
-        return usage.ru_utime + usage.ru_stime, peak_mib
+        self._child.ask_to_end()
+        code, cpu_s = self._child.wait_usage()
+        if code != 0:
+            raise self._failure(f"ended with code {code}")
+        return cpu_s, peak_mib
 
     def _failure(self, what: str) -> BenchError:
-        return BenchError(f"the {self._name} {what}: {children.tail(self._log)}")
+        return BenchError(f"the {self._name} {what}: {self._child.tail()}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-            with suppress(ChildProcessError, subprocess.SubprocessError):
-                self._process.wait()
+        if self._child.exit_code() is None:
+            self._child.kill()
 
 
 class Worker(Service):

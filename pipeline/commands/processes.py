@@ -46,10 +46,10 @@ def worker(processes: int) -> None:
 @click.command()
 def api() -> None:
     """Serve the REST API on HTTP_HOST:HTTP_PORT (needs DATABASE_URL)."""
-    from pipeline.processes import child as children
+    from pipeline.processes import child
 
-    argv = children.command_line("api")
-    os.execve(argv[0], argv, children.environment(os.environ))
+    argv = child.command_line("api")
+    os.execve(argv[0], argv, child.environment(os.environ))
 
 
 @click.command()
@@ -58,7 +58,7 @@ def exporter() -> None:
 
     Any number may run. SIGTERM gives the job in hand back and exits 0.
     """
-    from pipeline.processes import child as children
+    from pipeline.processes import child
 
-    argv = children.command_line("api", "exporter")
-    os.execve(argv[0], argv, children.environment(os.environ))
+    argv = child.command_line("api", "exporter")
+    os.execve(argv[0], argv, child.environment(os.environ))

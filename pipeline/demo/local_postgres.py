@@ -16,13 +16,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from pipeline.common import private
-from pipeline.processes import child as children
+from pipeline.processes.child import Child, tail
 
 _ACCOUNTS: Final = ("postgres", "embedded_postgres", "spendstream-postgres")
 _START_S: Final = 60.0
@@ -41,7 +39,7 @@ class LocalPostgres:
     def __init__(self, folder: Path, *, log: Path) -> None:
         self._folder = folder.resolve()
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._account = _account(self._folder) if os.geteuid() == 0 else None
         self._sockets = self._folder.parent / "postgres-socket"
         if len(str(self._sockets)) + len("/.s.PGSQL.5432") > _SOCKET_PATH_MAX:
@@ -94,13 +92,13 @@ class LocalPostgres:
         """Stop the server fast: no new transactions, the open ones rolled back. Safe to call twice."""
         process, self._process = self._process, None
         if process is not None:
-            children.stop(process, signal.SIGINT, timeout_s=_STOP_S)
+            process.stop(timeout_s=_STOP_S)
         if self._sockets.parent != self._folder.parent:
             shutil.rmtree(self._sockets, ignore_errors=True)
 
     def exit_code(self) -> int | None:
         """None while the server runs."""
-        return self._process.poll() if self._process is not None else None
+        return self._process.exit_code() if self._process is not None else None
 
     # --- helpers --------------------------------------------------------------------------------
 
@@ -137,32 +135,22 @@ class LocalPostgres:
             marker.write_text(edition)
         return copied / binaries
 
-    def _popen(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        account = self._account
-        with open(self._log, "ab", opener=private.opener) as log:
-            return subprocess.Popen(
-                [str(self._binaries / name), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
-                user=account.pw_uid if account else None,
-                group=account.pw_gid if account else None,
-                extra_groups=[] if account else None,
-                start_new_session=True,  # a Ctrl-C at the terminal is for us to act on, in our order
-                preexec_fn=children.dies_with_parent(signal.SIGINT),
-            )
-
-    def _spawn(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, *arguments: str) -> Child:
         try:
-            return self._popen(name, arguments)
+            return Child(
+                [str(self._binaries / name), *arguments],
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"},
+                log=self._log,
+                ends_by=signal.SIGINT,
+                cwd="/",
+                account=self._account,
+            )
         except OSError as error:
             raise LocalPostgresError(f"cannot run {self._binaries / name}: {error.strerror}") from None
 
     def _run(self, name: str, *arguments: str) -> None:
         if self._spawn(name, *arguments).wait():
-            raise LocalPostgresError(f"{name} failed:\n{children.tail(self._log)}")
+            raise LocalPostgresError(f"{name} failed:\n{tail(self._log)}")
 
     def _stop_left_over(self) -> None:
         lock = self._folder / "postmaster.pid"
@@ -173,8 +161,8 @@ class LocalPostgres:
         assert self._process is not None
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise LocalPostgresError(f"PostgreSQL did not start:\n{children.tail(self._log)}")
+            if self._process.exit_code() is not None:
+                raise LocalPostgresError(f"PostgreSQL did not start:\n{tail(self._log)}")
             lock = self._folder / "postmaster.pid"
             lines = lock.read_text().splitlines() if lock.exists() else []
             # The last line is the state; the first tells our server's lock from a stale one.
@@ -182,7 +170,7 @@ class LocalPostgres:
                 return
             time.sleep(0.05)
         self.stop()
-        raise LocalPostgresError(f"PostgreSQL was not ready in {_START_S:g} s:\n{children.tail(self._log)}")
+        raise LocalPostgresError(f"PostgreSQL was not ready in {_START_S:g} s:\n{tail(self._log)}")
 
 
 def _account(folder: Path) -> pwd.struct_passwd:

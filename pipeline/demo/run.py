@@ -14,7 +14,6 @@ import os
 import shlex
 import signal
 import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -30,7 +29,7 @@ from urllib.parse import quote
 from pipeline.common import private
 from pipeline.common.operator import OperatorError
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
-from pipeline.processes import child as children
+from pipeline.processes import child
 
 BASE: Final = "/analytics/v1"
 _READY_S: Final = 180.0
@@ -124,7 +123,7 @@ class _Parts:
         self._logs = data_dir / "logs"
         self._data_dir = data_dir
         self._postgres = LocalPostgres(data_dir / "postgres", log=self._logs / "postgres.log")
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, child.Child] = {}
         self._port = _free_port(demo.port)
         self._worker_port = _free_port(0)
         self._api = f"http://127.0.0.1:{self._port}{BASE}"
@@ -165,7 +164,7 @@ class _Parts:
         timeout_s = _STOP_S if self._postgres.exit_code() is None else 2.0
         for name in ("simulate", "worker", "api"):
             process = self._running.pop(name, None)
-            if process is not None and children.stop(process, signal.SIGTERM, timeout_s=timeout_s) < 0:
+            if process is not None and process.stop(timeout_s=timeout_s) < 0:
                 self._echo(f"{name} was killed: see {self._log(name)}")
         self._postgres.stop()
         self._echo(f"stopped; the next start goes on with the data in {self._data_dir}")
@@ -180,7 +179,7 @@ class _Parts:
             if name not in ("REDIS_URL", "TRUSTED_PROXIES", "DEDUPE_FOLDER")
             and not name.startswith(("S3_", "RABBITMQ_", "EXPORT_", "ARCHIVE_", "JWT_"))
         }
-        return children.environment({"STREAM_MAX_BYTES": "2GiB", **kept, **self._settings()})
+        return {"STREAM_MAX_BYTES": "2GiB", **kept, **self._settings()}
 
     def _settings(self) -> dict[str, str]:
         """The settings that make a command one of this demo's."""
@@ -217,8 +216,9 @@ class _Parts:
 
     def _start(self, name: str, environment: dict[str, str], *arguments: str) -> None:
         self._raise_if_stopped()
-        command = children.command_line("pipeline.cli", name, *arguments)
-        self._running[name] = children.start(command, env=environment, log=self._log(name))
+        self._running[name] = child.Child.of_ours(
+            "pipeline.cli", name, *arguments, env=environment, log=self._log(name)
+        )
 
     def _until_answers(self, name: str, url: str) -> None:
         deadline = time.monotonic() + _READY_S
@@ -229,7 +229,7 @@ class _Parts:
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
-                    tail = children.tail(self._log(name))
+                    tail = child.tail(self._log(name))
                     raise DemoError(f"{name} is not ready after {_READY_S:g} s ({error}):\n{tail}") from None
             time.sleep(_POLL_S)
 
@@ -245,7 +245,7 @@ class _Parts:
             if items:
                 return str(items[0]["orgId"])
             time.sleep(_POLL_S)
-        tail = children.tail(self._log("worker"))
+        tail = child.tail(self._log("worker"))
         raise DemoError(f"no event was counted in {_READY_S:g} s; the worker's log ends:\n{tail}")
 
     # --- showing ----------------------------------------------------------------------------------
@@ -312,12 +312,12 @@ Try there:
     def _check(self) -> None:
         """Raises when a signal came or a part has died."""
         self._raise_if_stopped()
-        codes = {name: process.poll() for name, process in self._running.items()}
+        codes = {name: process.exit_code() for name, process in self._running.items()}
         codes["postgres"] = self._postgres.exit_code()
         for name, code in codes.items():
             if code is not None:
                 how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-                raise DemoError(f"{name} died ({how}); its log ends:\n{children.tail(self._log(name))}")
+                raise DemoError(f"{name} died ({how}); its log ends:\n{child.tail(self._log(name))}")
 
 
 def _today() -> str:

@@ -7,9 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from pwd import struct_passwd
 from typing import Final
 
 import pipeline
@@ -39,32 +40,85 @@ def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
     return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
 
 
-def start(command: list[str], *, env: Mapping[str, str], log: Path | None) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, so that a Ctrl-C at the terminal does not reach it past us.
+class Child:
+    """A process that we keep: in a session of its own, ended by the kernel when we end, with its log."""
 
-    Without a ``log`` it writes where we do.
-    """
-    with open(log, "ab", opener=private.opener) if log is not None else nullcontext() as opened:
-        return subprocess.Popen(
-            command,
-            env=dict(env),
-            stdin=subprocess.DEVNULL,
-            stdout=opened,
-            stderr=opened,
-            start_new_session=True,
-            preexec_fn=dies_with_parent(signal.SIGTERM),
-        )
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path | None = None,
+        ends_by: signal.Signals = signal.SIGTERM,
+        cwd: str | None = None,
+        account: struct_passwd | None = None,
+    ) -> None:
+        """Start it. ``log`` is appended to; without a log the child writes where we do.
 
+        ``ends_by`` is the signal that asks the child to end. ``account`` is whose process it is, if not ours.
+        The session of its own keeps a Ctrl-C at the terminal from the child: we end children in our order.
 
-def stop(process: subprocess.Popen[bytes], number: signal.Signals, *, timeout_s: float) -> int:
-    """Ask the child to end, wait, kill it after ``timeout_s``; its exit code (-9 if it was killed)."""
-    if process.poll() is None:
-        process.send_signal(number)
+        Raises:
+            OSError: the command cannot be run.
+        """
+        self._ends_by = ends_by
+        self._log = log
+        with open(log, "ab", opener=private.opener) if log is not None else nullcontext() as opened:
+            self._process = subprocess.Popen(
+                list(command),
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=opened,
+                stderr=opened,
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
+                start_new_session=True,
+                preexec_fn=dies_with_parent(ends_by),
+            )
+        self.pid = self._process.pid
+
+    @classmethod
+    def of_ours(cls, module: str, *arguments: str, env: Mapping[str, str], log: Path | None = None) -> Child:
+        """A process of this very copy of the code: see `command_line` and `environment`."""
+        return cls(command_line(module, *arguments), env=environment(env), log=log)
+
+    def exit_code(self) -> int | None:
+        """None while the child runs; below 0 after a signal."""
+        return self._process.poll()
+
+    def ask_to_end(self) -> None:
+        """Send the signal that asks the child to end, if the child runs."""
+        if self._process.poll() is None:
+            self._process.send_signal(self._ends_by)
+
+    def stop(self, *, timeout_s: float) -> int:
+        """Ask the child to end, wait, kill it after ``timeout_s``; its exit code (-9 if it was killed)."""
+        self.ask_to_end()
         try:
-            process.wait(timeout_s)
+            return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            process.kill()
-    return process.wait()
+            return self.kill()
+
+    def kill(self) -> int:
+        """Kill the child, if it runs, and wait; its exit code."""
+        self._process.kill()
+        return self._process.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        return self._process.wait()
+
+    def wait_usage(self) -> tuple[int, float]:
+        """Wait for the end; the exit code, and the CPU seconds of the child's whole life."""
+        _, status, usage = os.wait4(self.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode, usage.ru_utime + usage.ru_stime
+
+    def tail(self) -> str:
+        """The end of the child's log, to be shown to a person."""
+        return "(no log)" if self._log is None else tail(self._log)
 
 
 def tail(log: Path, *, lines: int = 15) -> str:

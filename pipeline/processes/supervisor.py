@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from pipeline.config import Config
-from pipeline.processes import child as children
+from pipeline.processes.child import Child
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ _REFUSED: Final = 2
 
 
 @dataclass(slots=True)
-class _Child:
+class _Kept:
     """One of the K: its environment, and its process or when to start the next."""
 
     number: int
@@ -42,7 +41,7 @@ class _Child:
     backoff_s: float = BACKOFF_FIRST_S
     start_at: float = 0.0
     started_at: float = 0.0
-    process: subprocess.Popen[bytes] | None = None
+    process: Child | None = None
 
 
 def run(config: Config, environment: Mapping[str, str], *, processes: int) -> int:
@@ -56,15 +55,15 @@ def run(config: Config, environment: Mapping[str, str], *, processes: int) -> in
         signal.signal(number, lambda number, _: signals.append(number))
     began = time.monotonic()
     parts = [
-        _Child(number, _environment(config, environment, number), start_at=began + number * APART_S)
+        _Kept(number, _environment(config, environment, number), start_at=began + number * APART_S)
         for number in range(processes)
     ]
     log.info("workers_starting", extra={"processes": processes})
     code = 0
     try:
         while not signals and not code:
-            for child in parts:
-                code = code or _keep_alive(child)
+            for kept in parts:
+                code = code or _keep_alive(kept)
             time.sleep(_POLL_S)
     finally:
         code = max(_end(parts), code)  # a refused configuration outranks how the others ended
@@ -74,48 +73,43 @@ def run(config: Config, environment: Mapping[str, str], *, processes: int) -> in
 
 def _environment(config: Config, environment: Mapping[str, str], number: int) -> Mapping[str, str]:
     port = config.metrics_port + number if config.metrics_port else 0
-    return children.environment({**environment, "METRICS_PORT": str(port)})
+    return {**environment, "METRICS_PORT": str(port)}
 
 
-def _keep_alive(child: _Child) -> int:
-    """Start the child when it is time to; the exit code if it is of no use to start it again, else 0."""
+def _keep_alive(kept: _Kept) -> int:
+    """Start the process when its time has come; 0, or the exit code that a further start would repeat."""
     now = time.monotonic()
-    if child.process is None:
-        if now >= child.start_at:
-            command = children.command_line("pipeline.cli", "worker")
-            child.process = children.start(command, env=child.environment, log=None)
-            child.started_at = now
-            log.info("worker_process_started", extra={"number": child.number, "pid": child.process.pid})
+    if kept.process is None:
+        if now >= kept.start_at:
+            kept.process = Child.of_ours("pipeline.cli", "worker", env=kept.environment)
+            kept.started_at = now
+            log.info("worker_process_started", extra={"number": kept.number, "pid": kept.process.pid})
         return 0
-    exit_code = child.process.poll()
+    exit_code = kept.process.exit_code()
     if exit_code is None:
         return 0
-    child.process = None
+    kept.process = None
     if exit_code == _REFUSED:
-        log.critical("worker_process_refused_configuration", extra={"number": child.number})
+        log.critical("worker_process_refused_configuration", extra={"number": kept.number})
         return _REFUSED
-    if now - child.started_at >= STEADY_S:
-        child.backoff_s = BACKOFF_FIRST_S
-    child.start_at = now + child.backoff_s
+    if now - kept.started_at >= STEADY_S:
+        kept.backoff_s = BACKOFF_FIRST_S
+    kept.start_at = now + kept.backoff_s
     log.error(
         "worker_process_died",
-        extra={"number": child.number, "exit_code": exit_code, "again_in_s": child.backoff_s},
+        extra={"number": kept.number, "exit_code": exit_code, "again_in_s": kept.backoff_s},
     )
-    child.backoff_s = min(2 * child.backoff_s, BACKOFF_LAST_S)
+    kept.backoff_s = min(2 * kept.backoff_s, BACKOFF_LAST_S)
     return 0
 
 
-def _end(parts: list[_Child]) -> int:
+def _end(parts: list[_Kept]) -> int:
     """Ask all at once, so that they flush side by side; 1 if any did not end well."""
-    running = [child.process for child in parts if child.process is not None]
+    running = [kept.process for kept in parts if kept.process is not None]
     for process in running:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+        process.ask_to_end()
     until = time.monotonic() + STOP_S
-    codes = [
-        children.stop(process, signal.SIGTERM, timeout_s=max(0.1, until - time.monotonic()))
-        for process in running
-    ]
+    codes = [process.stop(timeout_s=max(0.1, until - time.monotonic())) for process in running]
     bad = False
     for process, code in zip(running, codes, strict=True):
         if code not in (0, -signal.SIGTERM):  # by the signal itself: it had not begun to work

@@ -92,7 +92,7 @@ def test_a_process_warns_at_start_of_a_variable_that_resembles_a_setting(command
 
 def test_the_log_of_a_child_is_nobody_elses_to_read(tmp_path: Path) -> None:
     log = tmp_path / "child.log"
-    assert children.start(["/bin/true"], env={}, log=log).wait() == 0
+    assert children.Child(["/bin/true"], env={}, log=log).wait() == 0
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
 
 
