@@ -1,4 +1,4 @@
-"""As much of AMQP 1.0 as it takes to find the payload of a message, or to make one: functions over bytes."""
+"""The little of AMQP 1.0 that finds the payload of a message, and frames a payload: functions over bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _LENGTH = struct.Struct(">I")
 
 
 def amqp_payload(entry: bytes) -> bytes:
-    """The payload of an entry: of its AMQP 1.0 sections, or the entry itself when it has none.
+    """The payload in the AMQP 1.0 sections of an entry; the entry itself if it has no sections.
 
-    Data sections are concatenated; an amqp-value of binary or string type counts as payload too. Never
-    raises: an entry that cannot be walked to its end is returned whole.
+    Several data sections are joined. An amqp-value section of binary or string type is a payload too. The
+    function never raises: an entry whose sections cannot be walked to the end is returned whole.
     """
     if entry[:3] == b"\x00\x53\x75":
         kind = entry[3:4]
@@ -44,7 +44,10 @@ _FIXED_WIDTHS = {0x4: 0, 0x5: 1, 0x6: 2, 0x7: 4, 0x8: 8, 0x9: 16}
 
 
 def _walk_sections(entry: bytes) -> bytes | None:
-    """The payload of a sequence of sections, or None. Raises IndexError or struct.error at a cut."""
+    """The payload of a sequence of sections; None if it has none, or cannot be understood.
+
+    Raises IndexError or struct.error if the entry is cut off.
+    """
     data: list[bytes] = []
     value: bytes | None = None
     position = 0
@@ -80,7 +83,10 @@ def _descriptor(entry: bytes, at: int) -> tuple[int | None, int]:
 
 
 def _end_of_value(entry: bytes, at: int) -> int:
-    """Where the AMQP value at ``at`` ends. Raises IndexError if that is beyond the entry."""
+    """Where the AMQP value at ``at`` ends.
+
+    Raises IndexError or struct.error if the value reaches beyond the entry, or its type does not exist.
+    """
     values_left = 1
     while values_left:
         kind = entry[at]
@@ -112,7 +118,7 @@ def _binary_or_string(entry: bytes, at: int, end: int) -> bytes | None:
 
 
 def amqp_message(body: bytes) -> bytes:
-    """A body as an AMQP 1.0 message of one data section."""
+    """Frame a body as an AMQP 1.0 message of one data section."""
     if len(body) < 256:
         return b"\x00\x53\x75\xa0" + bytes((len(body),)) + body
     return b"\x00\x53\x75\xb0" + _LENGTH.pack(len(body)) + body

@@ -1,8 +1,9 @@
-"""Sub-entry batches: many records that a client compressed into one entry of a chunk, undone within bounds.
+"""Sub-entry batches: many records that a client compressed into one entry of a chunk, unpacked within bounds.
 
-A batch's header is the sender's word: how many records it holds, and how many bytes they are once unpacked.
-What cannot be true is found so before anything is unpacked, and nothing is ever unpacked beyond the claim.
-The clients write every codec as a stream with flushes (several blocks, no size in the frame's own header).
+The sender writes the header of a batch. The header claims the number of records and their bytes once
+unpacked. `false_claim` checks the header before anything is unpacked, and `unpack` stops at the claimed
+bytes. The clients write every codec as a stream with flushes: several blocks, and no size in the codec's own
+header.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from isal import isal_zlib
 
 RECORDS_PER_BATCH_MAX: Final = 2**16 - 1
 UNPACKED_BYTES_MAX: Final = 32 * 2**20
-"""Bound of one batch; a frame of a client holds 1 MiB, and events do not shrink to a thirtieth."""
+"""The most that one batch may unpack to. A client's frame holds 1 MiB, and no codec shrinks events to a
+thirtieth of their size."""
 ROOM_BYTES: Final = 4 * 2**20
 ROOM_FACTOR: Final = 256
-"""All batches of a chunk may unpack to `ROOM_BYTES` and so many times their bytes: work is bounded by bytes.
+"""All batches of a chunk together may unpack to `ROOM_BYTES` plus `ROOM_FACTOR` times the chunk's bytes.
 
-Events cannot come near: the id of each is 16 bytes that no codec makes fewer.
+So the work for a chunk grows with the bytes of the chunk: 1 MiB may unpack to 260 MiB. Real events stay far
+below the bound, because the id of each event is 16 bytes that no codec can shrink.
 """
 
 _NONE, _GZIP, _SNAPPY, _LZ4, _ZSTD = range(5)
@@ -32,12 +35,12 @@ _GZIP_ERROR: Any = isal_zlib.error
 
 
 def room_of(chunk_bytes: int) -> int:
-    """What the batches of a chunk may unpack to in all."""
+    """The bytes that all batches of a chunk together may unpack to."""
     return ROOM_BYTES + ROOM_FACTOR * chunk_bytes
 
 
 def false_claim(*, codec: int, records: int, unpacked_bytes: int, stored_bytes: int, room: int) -> str | None:
-    """Why the header of a batch cannot be true, or asks for more than there is room for; None if it may."""
+    """Why a batch must stay packed: its header cannot be true, or claims too much; None: unpack the batch."""
     if codec != _NONE and codec not in _UNPACK:
         return (
             f"a batch of {records} records is compressed with codec {codec}, which is none of the protocol's"
@@ -58,9 +61,9 @@ def false_claim(*, codec: int, records: int, unpacked_bytes: int, stored_bytes: 
 
 
 def unpack(stored: memoryview, *, codec: int, unpacked_bytes: int) -> bytes | memoryview:
-    """The inside of a batch whose claim may be true, or other bytes of another length.
+    """Unpack a batch that has passed `false_claim`; the caller compares the length with the claim.
 
-    Raises ValueError: it cannot be unpacked, or is more than ``unpacked_bytes``.
+    Raises ValueError: the batch cannot be unpacked, or unpacks to more than ``unpacked_bytes``.
     """
     if codec == _NONE:
         return stored
@@ -72,14 +75,14 @@ def unpack(stored: memoryview, *, codec: int, unpacked_bytes: int) -> bytes | me
 
 def _gunzip(stored: memoryview, unpacked_bytes: int) -> bytes:
     inflater = isal_zlib.decompressobj(wbits=31)
-    # One byte more than stated shows a bomb without unpacking it.
+    # One byte more than claimed is enough to see that the batch holds more: the rest stays packed.
     unpacked = inflater.decompress(stored, unpacked_bytes + 1)
     return unpacked if inflater.eof else b""
 
 
 def _into(decompress_into: Callable[[Any, Any], int]) -> Callable[[memoryview, int], memoryview]:
     def unpack(stored: memoryview, unpacked_bytes: int) -> memoryview:
-        """Raises where there is more than ``unpacked_bytes``, with as much unpacked and no more."""
+        """Unpack at most ``unpacked_bytes``; raises the codec's error if there is more."""
         out = np.empty(unpacked_bytes, np.uint8)
         size = decompress_into(stored, out)
         return out.data[:size].toreadonly()
@@ -96,6 +99,6 @@ _UNPACK: Final[dict[int, Callable[[memoryview, int], bytes | memoryview]]] = {
 
 
 def gzip_batch(bodies: Sequence[bytes]) -> tuple[int, bytes]:
-    """The bodies as the inside of a gzip sub-entry batch: its uncompressed size, and its bytes."""
+    """Pack the bodies for a gzip sub-entry batch: the uncompressed size, and the compressed bytes."""
     plain = b"".join(part for body in bodies for part in (_LENGTH.pack(len(body)), body))
     return len(plain), gzip.compress(plain, compresslevel=6, mtime=0)

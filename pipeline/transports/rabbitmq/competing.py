@@ -1,12 +1,18 @@
 """Reading a partition while the broker says that it is ours: RabbitMQ's single active consumer.
 
-Of all subscriptions with one group name the broker activates one, and asks each that it activates where to
-read from; it asks one that is to step down, and activates the next when that has answered. Owns these
-questions and their order; whose offsets they are, and what an owner does with its turn, is `Owner`'s.
+The broker activates one of all subscriptions with the same group name. It asks the subscription that it
+activates for the offset to read from. When another subscription is to take over, the broker first tells the
+active one to step down, waits for the answer, and only then activates the other. This module keeps the
+broker's questions in order and answers them. `Owner` knows the offsets, and works while the partition is
+ours.
 
-A *term* lasts from the answer to an activation to the next deactivation. Credit knows no terms: a chunk
-that was received is owed its one grant in whatever term it comes, and at most ``credit`` chunks are
-outstanding ever. What a deactivation drops gives its credit back by itself.
+A *term* lasts from the answer to an activation to the next deactivation. Every received chunk takes one
+credit until its grant, and the grant counts even when the term of the chunk is over. A chunk that was
+delivered but not received is dropped at a deactivation, and its credit is free at once.
+
+Example: with a credit of 4, the broker has delivered four chunks and the caller has received two of them. At
+the deactivation the other two are dropped, so two credits are free. If the next term begins now, the broker
+may send two chunks. The two grants that the caller still owes free the other two credits.
 """
 
 from __future__ import annotations
@@ -40,7 +46,7 @@ class CompetingSubscription(RabbitMQSubscription):
             self._properties["super-stream"] = super_stream
         self._active = False
         self._kept_credit = credit - 1
-        """What the broker does not have yet: it takes credit of an inactive consumer for a mistake."""
+        """Credit that waits for the next activation: the broker refuses credit from an inactive consumer."""
         self._updates: deque[tuple[int, bool]] = deque()
         self._answering: asyncio.Task[None] | None = None
         self._activating = False
@@ -48,16 +54,16 @@ class CompetingSubscription(RabbitMQSubscription):
         connection.on_death = self._on_death
 
     async def start(self) -> None:
-        """Join the group. The offset named here is never read from: each activation is answered with one."""
+        """Join the group. The offset 0 is never used: the answer to each activation names the offset."""
         await self._connection.attach(
             self._stream, subscription_id=SUBSCRIPTION, offset=0, credit=1, properties=self._properties
         )
 
     async def close(self) -> None:
-        """Leave the group, and let the next consumer have the partition.
+        """Leave the group, so that the broker activates the next consumer.
 
-        An activation that is going on is cancelled; a deactivation may go on for 2 s. Neither is waited
-        for before the broker is told.
+        The broker is told first, so it waits for nothing here. A running activation is cancelled. A running
+        deactivation has 2 s to finish before it is cancelled.
         """
         await super().close()
         answering = self._answering
@@ -75,7 +81,7 @@ class CompetingSubscription(RabbitMQSubscription):
 
     def _on_chunk(self, chunk: DeliveredChunk) -> None:
         if chunk.subscription_id == SUBSCRIPTION and not self._active:
-            self._kept_credit += 1  # nobody's: it would come again in the next term
+            self._kept_credit += 1  # dropped: the chunk comes again to whoever reads its records next
         else:
             super()._on_chunk(chunk)
 
@@ -83,7 +89,7 @@ class CompetingSubscription(RabbitMQSubscription):
         if active and self._active:
             raise ValueError("the broker activated a consumer that was active")
         if not active:
-            # The broker has stopped sending; what comes from now on is of the next term.
+            # The broker has stopped sending. Chunks that come later belong to the next term.
             self._active = False
             self._kept_credit += len(self._delivered)
             self._delivered.clear()
@@ -92,7 +98,7 @@ class CompetingSubscription(RabbitMQSubscription):
             self._answering = asyncio.create_task(self._answer_all())
 
     def _on_death(self) -> None:
-        """Claiming must not go on for a partition that is lost; letting go may come to its end."""
+        """Wake the reader, and cancel an activation: its partition is lost. A deactivation may finish."""
         self._news.set()
         if self._activating and self._answering is not None and self._answering is not asyncio.current_task():
             self._answering.cancel()
@@ -126,7 +132,7 @@ class CompetingSubscription(RabbitMQSubscription):
         self._wanted_offset = offset
         self._next_offset = offset or None
         self._received = None
-        # It can have been taken back meanwhile; the broker then expects an answer, and sends nothing.
+        # The broker may have deactivated us meanwhile. It still expects the answer, but it sends no chunks.
         self._active = not self._updates
         await self._connection.answer_update(correlation_id, offset)
         if self._active:

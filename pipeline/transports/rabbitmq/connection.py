@@ -1,9 +1,10 @@
 """One connection to a RabbitMQ stream node: rstream's client, made to fail loudly.
 
-rstream speaks the protocol (handshake, metadata, subscribe, publishers). What is replaced here is how
-its client reads and dies: large reads, delivered chunks handed over undecoded, StreamStats (which it
-lacks), and one rule: whatever goes wrong, `fail` is called once, everybody who waits is woken with a
-TransportError, and the connection is never used again. Knows nothing of offsets, credit or payloads.
+rstream speaks the protocol: handshake, metadata, subscribe, publishers. This module changes how its client
+reads: reads are large, and delivered chunks are handed over undecoded. The module adds StreamStats, which
+rstream lacks. It also changes how the client dies, and one rule holds for every fault: `fail` is called,
+every waiting task is woken with a TransportError, and the connection is never used again. Offsets, credit and
+payloads are left to others.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pipeline.transports import TransportError
 from pipeline.transports.rabbitmq.stream_socket import NotAStream, StreamSocket
 
 FRAME_BYTES_MAX = 2**20
-"""What we offer for frames that we send; the broker may lower it. Chunks may be larger."""
+"""The largest frame that we offer to send; the broker may lower it. A delivered chunk may be larger."""
 CLOSE_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 10.0
 
@@ -43,7 +44,7 @@ _HEARTBEAT = struct.pack(">IHH", 4, 0x0017, 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveredChunk:
-    """A chunk as the broker sent it: the entries lie in ``frame[start:end]``, not yet decoded."""
+    """A chunk as the broker sent it; its entries lie in ``frame[start:end]`` and are not decoded yet."""
 
     subscription_id: int
     first_offset: int
@@ -61,10 +62,10 @@ class DeliveredChunk:
 
 
 class StreamConnection(Client):  # type: ignore[misc]
-    """An open connection; `dead` says why it cannot be used any more.
+    """A connection to one node; `dead` says why the connection cannot be used any more.
 
-    ``on_chunk``, ``on_confirm``, ``on_update`` and ``on_death`` are plain functions, called in the reader;
-    an exception in one of them ends the connection.
+    The reading task calls ``on_chunk``, ``on_confirm`` and ``on_update``, and an exception in one of these
+    ends the connection. `fail` calls ``on_death``. All four are plain functions.
     """
 
     def __init__(
@@ -83,12 +84,13 @@ class StreamConnection(Client):  # type: ignore[misc]
         self.on_chunk: Callable[[DeliveredChunk], None] = _ignore
         self.on_confirm: Callable[[tuple[int, ...]], None] = _ignore
         self.on_update: Callable[[int, bool], None] = _ignore_update
-        """A single active consumer is told whether it is active now; `answer_update` with the id given."""
+        """Called with a correlation id, and whether this single active consumer is active from now on.
+        `answer_update` with the same id is the answer."""
         self.on_death: Callable[[], None] = _nothing
         self._stats_waiters: dict[int, asyncio.Future[dict[str, int]]] = {}
 
     async def dial(self, *, vhost: str, user: str, password: str) -> None:
-        """Connect and authenticate. Raises TransportError, and leaves nothing open then."""
+        """Connect and authenticate. Raises TransportError, after closing everything that it opened."""
         try:
             with self.translated(f"the connection of user {user!r} to vhost {vhost!r}"):
                 self._conn = StreamSocket(self.host, self.port, self._ssl_context)
@@ -116,7 +118,10 @@ class StreamConnection(Client):  # type: ignore[misc]
             return bool(await self.stream_exists(stream))
 
     async def partitions_of(self, super_stream: str) -> list[str]:
-        """The partition streams of a super stream in their order; none if there is no such super stream."""
+        """The streams of a super stream in their order; empty if the super stream does not exist.
+
+        Raises TransportError.
+        """
         with self.translated(f"the look-up of super stream {super_stream!r}"):
             request = schema.SuperStreamPartitions(self._corr_id_seq.next(), super_stream=super_stream)
             answer = await self.sync_request(
@@ -127,7 +132,11 @@ class StreamConnection(Client):  # type: ignore[misc]
             return list(answer.streams)
 
     async def stats(self, stream: str) -> dict[str, int]:
-        """``first_chunk_id`` and ``committed_chunk_id``: offsets of first records; -1 when empty."""
+        """The broker's statistics of a stream, by name. Raises TransportError.
+
+        ``first_chunk_id``, ``committed_chunk_id`` and ``last_chunk_id`` are each the offset of the first
+        record of a chunk, and -1 when the stream is empty.
+        """
         self.raise_if_dead()
         correlation_id = self._corr_id_seq.next()
         waiter = asyncio.get_running_loop().create_future()
@@ -152,10 +161,12 @@ class StreamConnection(Client):  # type: ignore[misc]
         credit: int,
         properties: dict[str, str] | None = None,
     ) -> None:
-        """Subscribe from ``offset`` on: 0 is the first record there is, None the last chunk.
+        """Subscribe from ``offset`` on: 0 is the first record of the stream, None the last chunk.
 
-        The broker withholds chunks until more than half of the *initial* credit is free, so the initial
-        credit is 1 and the rest is granted: from then on each grant delivers.
+        The initial credit is 1, and the rest is granted afterwards. The broker withholds chunks until more
+        than half of the *initial* credit is free, so with an initial credit of 1 each grant brings a chunk.
+
+        Raises TransportError.
         """
         if offset is None:
             start = schema.OffsetSpec.from_params(OffsetType.LAST, None)
@@ -183,7 +194,10 @@ class StreamConnection(Client):  # type: ignore[misc]
             self._conn.write_soon(_CREDIT.pack(7, 0x0009, 1, subscription_id, chunks))
 
     async def answer_update(self, correlation_id: int, offset: int) -> None:
-        """Answer what ``on_update`` was told; a consumer that becomes active is read from ``offset`` on."""
+        """Answer the broker's update; an active consumer then gets the records from ``offset`` on.
+
+        Raises TransportError.
+        """
         kind = OffsetType.OFFSET if offset else OffsetType.FIRST
         frame = struct.pack(">HHIHH", _CONSUMER_UPDATE_ANSWER, 1, correlation_id, _OK, kind)
         if offset:
@@ -200,7 +214,7 @@ class StreamConnection(Client):  # type: ignore[misc]
         self.raise_if_dead()
 
     def fail(self, error: TransportError) -> None:
-        """Declare the connection dead; only the first reason counts."""
+        """Declare the connection dead and wake every waiting task; only the first reason counts."""
         if self.dead is not None:
             return
         self.dead = error
@@ -208,7 +222,7 @@ class StreamConnection(Client):  # type: ignore[misc]
         for waiter in [*self._waiters.values(), *self._stats_waiters.values()]:
             if not waiter.done():
                 waiter.set_exception(error)
-                waiter.exception()  # counts as looked at, should nobody wait any more
+                waiter.exception()  # else asyncio complains of an exception that nobody looked at
         if self._conn is not None:
             self._conn.abort()
         self.on_death()
@@ -218,7 +232,7 @@ class StreamConnection(Client):  # type: ignore[misc]
             raise self.dead.with_traceback(None)
 
     async def close(self) -> None:
-        """Say goodbye if anybody listens, and release the socket. Never raises."""
+        """Say goodbye if the connection is alive, and release the socket. Never raises."""
         if self.dead is None and self.is_started:
             with suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -233,7 +247,7 @@ class StreamConnection(Client):  # type: ignore[misc]
 
     @contextmanager
     def translated(self, what: str) -> Iterator[None]:
-        """What rstream and the socket raise, as TransportError."""
+        """Turn the exceptions of rstream and of the socket into TransportError; ``what`` failed."""
         try:
             yield
         except TransportError:
@@ -268,10 +282,11 @@ class StreamConnection(Client):  # type: ignore[misc]
             self.fail(TransportError(f"a frame from {self.address} could not be handled: {error!r}"))
 
     async def _heartbeat_sender(self) -> None:
-        """Send heartbeats, and fail when nothing at all was heard for two of them.
+        """Send heartbeats, and fail when the broker was silent for two heartbeats.
 
-        Silence is counted in wakes of this task rather than in time, so that an event loop that was
-        busy for long does not take its own deafness for the broker's.
+        The task wakes four times a heartbeat, and eight wakes in a row with no read are two silent
+        heartbeats. Wakes are counted, not seconds: an event loop that was busy for 60 s did not read either,
+        and the broker's silence is then no fault of the broker.
         """
         silent_wakes = 0
         while self.dead is None:
@@ -310,11 +325,12 @@ class StreamConnection(Client):  # type: ignore[misc]
             codes = sorted({error.response_code for error in frame.errors})
             self.fail(TransportError(f"{self.address} did not store {len(frame.errors)} entries: {codes}"))
         elif isinstance(frame, schema.CreditResponse):
-            # A consumer that was deactivated while its credit was on the way is refused, but has the credit.
+            # The broker answers with this code when it deactivated the consumer while the credit was on its
+            # way. The broker counts the credit all the same.
             if frame.response_code != _PRECONDITION_FAILED:
                 self.fail(TransportError(f"{self.address} refused a credit (code {frame.response_code})"))
         else:
-            if frame.key is Key.Tune:  # zero leaves it to us, and rstream would take it for less than ours
+            if frame.key is Key.Tune:  # zero leaves the choice to us, but rstream would take the zero
                 frame.heartbeat = frame.heartbeat or self._heartbeat
                 frame.frame_max = frame.frame_max or self._frame_max
             waiter = self._waiters.pop((frame.key, frame.corr_id), None)
@@ -370,12 +386,12 @@ def _delivered(raw: bytes | memoryview) -> DeliveredChunk:
 
 
 def _ignore(_: Any) -> None:
-    """Nobody asked for these."""
+    """Drop chunks or confirmations: nobody has asked for them."""
 
 
 def _ignore_update(_: int, __: bool) -> None:
-    """No single active consumer here."""
+    """Drop an update: this connection has no single active consumer."""
 
 
 def _nothing() -> None:
-    """Nobody waits."""
+    """Do nothing at the death of a connection: nobody waits for it."""

@@ -1,12 +1,13 @@
 """From the entries of a stored chunk to message payloads: pure functions over bytes.
 
-Knows the chunk's entry layout (osiris: a 4-byte length, or a sub-entry batch with its top bit set); `batches`
-knows the codecs, `amqp` the framing of a message. Refuses to know connections, credit and JSON.
+The module knows how osiris, the broker's storage, lays out the entries of a chunk. An entry is a 4-byte
+length and one record, or a sub-entry batch, which has the top bit of its first byte set. `batches` knows the
+codecs, and `amqp` knows the framing of a message. Connections, credit and JSON are left to others.
 
-Two kinds of fault are told apart. Bytes that a sender wrote (an entry, a batch, its header) never fail a
-chunk: an entry that cannot be walked is delivered as it is, a batch that cannot be undone is `Unreadable`;
-both are rejected and kept further down. Bytes that the broker wrote (lengths and counts of the chunk) must be
-right: `BrokenChunk`.
+There are two kinds of fault, by who wrote the bytes. A sender wrote the entries, the batches and their
+headers, and a fault in these never fails the chunk: a broken entry is delivered as it is, and a batch that
+cannot be unpacked becomes an `Unreadable`. Both are rejected later and kept as dead letters. The broker wrote
+the lengths and counts of the chunk, and a fault in these raises `BrokenChunk`.
 """
 
 from __future__ import annotations
@@ -26,23 +27,29 @@ from pipeline.transports.rabbitmq.amqp import amqp_payload
 
 PART_BYTES: Final = 8 * 2**20
 PART_RECORDS: Final = 2**14
-"""A chunk whose batches unpack to more is handed on in parts, each with a credit of its own."""
+"""A part that reaches 8 MiB or 16,384 records is handed on, and the rest of the chunk follows in more parts.
+
+Each part takes one credit, as a chunk does.
+"""
 _BATCH_BYTES: Final = 1024
-"""What a batch counts beside what it unpacks to: also those that hold nothing cost time."""
+"""Each batch counts 1,024 bytes more than it unpacks to, because even an empty batch takes time."""
 
 _LENGTH = struct.Struct(">I")
 _BATCH_HEADER = struct.Struct(">BHII")  # type and codec, records, uncompressed bytes, stored bytes
 _BATCH = 2
-"""Kind of an entry: 0 is a bare body, 1 one in AMQP framing."""
+"""The kind of an entry: 0 is a bare body, 1 is a body in AMQP framing, 2 is a batch."""
 
 
 class BrokenChunk(ValueError):
-    """The chunk cannot be split into its records, so delivering it would lose some."""
+    """The chunk cannot be split into its records; to deliver it would lose records.
+
+    The subscription ends, and the caller reads the chunk again.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Consecutive records of a chunk: bodies, and among them the unreadable ones (`offsets_of`)."""
+    """Consecutive records of a chunk: bodies, and the unreadable records between them (`offsets_of`)."""
 
     first_offset: int
     next_offset: int
@@ -50,7 +57,7 @@ class Part:
     unreadable: Sequence[Unreadable] = ()
 
     def since(self, offset: int) -> Part:
-        """Without the records below an offset, which is one of its own."""
+        """The part without its records below ``offset``; ``offset`` lies below ``next_offset``."""
         if offset <= self.first_offset:
             return self
         offsets = offsets_of(self.first_offset, len(self.bodies), self.unreadable)
@@ -64,11 +71,11 @@ def decode_parts(
 ) -> Iterator[Part]:
     """The ``records`` records stored in ``entries`` entries at data[start:end], from ``first_offset`` on.
 
-    A chunk without batches is one part. What is unpacked for one part is bounded, by `PART_BYTES` and one
-    batch more, and so is what is unpacked for all of them together (`batches.room_of`).
+    A chunk without batches is one part. Two bounds hold for batches: one part unpacks at most `PART_BYTES`
+    and one batch more, and all parts of a chunk together unpack no more bytes than `batches.room_of` allows.
 
     Raises:
-        BrokenChunk: at once, not while the parts are made: the lengths do not add up.
+        BrokenChunk: the lengths do not add up. Raised by this call, before the first part is made.
     """
     if entries == records and 4 * entries <= end - start:
         begins, ends = np.empty(entries, np.int64), np.empty(entries, np.int64)
@@ -81,7 +88,7 @@ def decode_parts(
 
 @compiled
 def _find_plain(data: Any, position: int, end: int, begins: Any, ends: Any) -> bool:
-    """Find the payloads of n entries that are bare or one AMQP 1.0 data section; False if one is neither."""
+    """Find the payloads of n entries, if each is a bare body or one AMQP 1.0 data section; else False."""
     for i in range(len(begins)):
         if position + 4 > end:
             return False
@@ -113,7 +120,7 @@ def _u32(data: Any, at: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Entries:
-    """Arrays int64[entries]: each lies in data[at:stop], what it holds in data[begin:stop]; and its kind."""
+    """Arrays int64[entries]: an entry's kind; the entry is data[at:stop], its content data[begin:stop]."""
 
     kind: IntArray
     at: IntArray
@@ -122,7 +129,7 @@ class _Entries:
 
 
 def _find_entries(data: bytes | memoryview, start: int, end: int, entries: int, records: int) -> _Entries:
-    """Where the entries of a chunk of any kind are. Raises BrokenChunk."""
+    """Find the entries of a chunk, of whatever kinds. Raises BrokenChunk if their lengths do not add up."""
     if 4 * entries > end - start:
         raise BrokenChunk(f"{entries} entries do not fit in {end - start} bytes")
     found = _Entries(*(np.empty(entries, np.int64) for _ in range(4)))
@@ -140,7 +147,10 @@ def _find_entries(data: bytes | memoryview, start: int, end: int, entries: int, 
 
 @compiled
 def _walk_entries(data: Any, position: int, end: int, kind: Any, at: Any, begin: Any, stop: Any) -> Any:
-    """Fill in n entries: how many records they claim, -1 if they reach beyond ``end``; and where they end."""
+    """Fill in n entries; the number of records that they claim, and the byte where they end.
+
+    The number is -1 if the entries reach beyond ``end``.
+    """
     records: Any = np.int64(0)
     for i in range(len(kind)):
         if position + 4 > end:
@@ -203,7 +213,7 @@ class _Growing:
 def _mixed_parts(
     data: bytes | memoryview, found: _Entries, *, chunk_bytes: int, first_offset: int
 ) -> Iterator[Part]:
-    """Part after part of a chunk of entries of any kind."""
+    """The parts of a chunk whose entries are of several kinds, each made when it is asked for."""
     view, room = memoryview(data), batches.room_of(chunk_bytes)
     growing = _Growing(first_offset)
     for first, after in _runs(found.kind == _BATCH):
@@ -242,13 +252,13 @@ def _mixed_parts(
 
 
 def _runs(which: IntArray) -> Iterator[tuple[int, int]]:
-    """[first, after) of each run of equal values."""
+    """The bounds [first, after) of each run of equal values."""
     edges = [0, *(np.flatnonzero(which[1:] != which[:-1]) + 1).tolist(), len(which)]
     return pairwise(edges) if len(which) else iter(())
 
 
 def _single(view: memoryview, found: _Entries, first: int, after: int) -> Sequence[bytes]:
-    """The payloads of entries that are one record each."""
+    """The payloads of the entries [first, after), which hold one record each."""
     begins, stops = found.begin[first:after], found.stop[first:after]
     if not found.kind[first:after].any():
         origin = int(begins[0])
@@ -258,7 +268,7 @@ def _single(view: memoryview, found: _Entries, first: int, after: int) -> Sequen
 
 
 def _records(inside: bytes | memoryview, records: int, claimed_bytes: int) -> Sequence[bytes]:
-    """The payloads of what a batch unpacked to. Raises ValueError if it is not what the header claims."""
+    """The payloads in an unpacked batch. Raises ValueError if the batch is not as its header claims."""
     if len(inside) != claimed_bytes:
         raise ValueError(f"it claims {claimed_bytes} bytes and unpacks to {len(inside)}")
     begins, ends = np.empty(records, np.int64), np.empty(records, np.int64)
@@ -278,7 +288,10 @@ def _records(inside: bytes | memoryview, records: int, claimed_bytes: int) -> Se
 
 
 def warm_up() -> None:
-    """Compile (once a machine) or load what `decode_parts` needs, so that no chunk waits for it."""
+    """Compile the loops of `decode_parts`, or load them if this machine has compiled them before.
+
+    So no chunk waits for the compiler.
+    """
     batch = _BATCH_HEADER.pack(0x80, 1, 5, 5) + b"\x00\x00\x00\x01{"
     for part in decode_parts(batch, 0, len(batch), entries=1, records=1, first_offset=0):
         assert part.bodies == [b"{"]

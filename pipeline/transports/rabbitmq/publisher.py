@@ -1,7 +1,7 @@
-"""Publishing to a RabbitMQ stream: encoded frames out, confirmations awaited.
+"""Publishing to a RabbitMQ stream: send encoded frames, and wait for the confirmations.
 
-Written on the connection itself rather than on rstream's producer, whose compressed batches wait for a
-0.5 s timer and whose recovery sends again behind the caller's back.
+The publisher uses the connection itself, not rstream's producer. That producer holds compressed batches back
+for a timer of 0.5 s, and after a fault it sends records again without telling the caller.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Framing = Literal["raw", "amqp", "gzip"]
 CONFIRM_TIMEOUT_S = 30.0
 _BATCH_BYTES = 256 * 2**10
 _FRAME_OVERHEAD_BYTES = 2048
-"""Headers, and what gzip adds to a body that will not shrink."""
+"""Room for headers, and for the bytes that gzip adds to a body that it cannot shrink."""
 
 
 class RabbitMQPublisher:
-    """See `pipeline.transports.Publisher`; to one stream. One that raised is dead: make another."""
+    """A publisher to one stream; see `pipeline.transports.Publisher`. A TransportError ends it."""
 
     def __init__(self, connection: StreamConnection, *, framing: Framing) -> None:
         self.closed = False
@@ -40,7 +40,7 @@ class RabbitMQPublisher:
         connection.on_death = self._news.set
 
     def check(self, bodies: Sequence[bytes]) -> None:
-        """Raises ValueError if a body is larger than the broker takes."""
+        """Raise ValueError if a body is larger than the broker takes."""
         largest = max(map(len, bodies), default=0)
         if largest > self._room:
             raise ValueError(f"a body of {largest} bytes does not fit in a frame of {self._room}")
@@ -72,7 +72,7 @@ class RabbitMQPublisher:
         self._news.set()
 
     def _publish_frames(self, bodies: Sequence[bytes], room: int) -> Iterator[bytes]:
-        """Publish frames of up to ``room`` bytes of entries; their ids count as unconfirmed."""
+        """Frames with up to ``room`` bytes of entries each; the ids of the entries become unconfirmed."""
         entries: list[bytes] = []
         frame_bytes = count = 0
         for entry in self._entries(bodies):
@@ -104,7 +104,7 @@ def _publish_frame(entries: Sequence[bytes], count: int) -> bytes:
 
 
 def _batches(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut bodies into sub-entry batches that fit in a frame even if they will not shrink."""
+    """Cut bodies into sub-entry batches that fit in a frame even if gzip cannot shrink them."""
     start, batch_bytes = 0, 0
     for index, body in enumerate(bodies):
         full = index - start == batches.RECORDS_PER_BATCH_MAX or batch_bytes + len(body) > _BATCH_BYTES

@@ -1,4 +1,4 @@
-"""The socket below a stream connection: frames in and out, and whether anything was heard at all."""
+"""The socket below a stream connection: it sends and receives frames, and counts its reads."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LENGTH_BYTES = 4
 
 
 _AMQP = b"AMQP"
-"""What an AMQP 0.9.1 or 1.0 listener says first to whoever speaks something else."""
+"""The first bytes that an AMQP 0.9.1 or 1.0 listener sends to a client of another protocol."""
 
 
 class NotAStream(ValueError):
-    """Another protocol's listener answered; the message says which."""
+    """Another protocol's listener answered: the URL needs the stream port. The message names both ports."""
 
 
 class StreamSocket(Connection):  # type: ignore[misc]
-    """rstream's connection, reading large frames straight into their own memory, and counting its reads."""
+    """rstream's connection, but it reads a large frame into memory of its own, and counts its reads."""
 
     async def open(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -39,7 +39,12 @@ class StreamSocket(Connection):  # type: ignore[misc]
         return self._frames.reads
 
     async def read_frame_bytes(self) -> bytes | memoryview:
-        """The next frame without its length. Raises ConnectionClosed, OSError or ValueError at the end."""
+        """The next frame without its length.
+
+        Raises:
+            ConnectionClosed, OSError: the connection has ended.
+            ValueError: the length of a frame cannot be right; no later byte can be read as a frame.
+        """
         return await self._frames.next()
 
     def write_soon(self, frames: bytes) -> None:
@@ -51,21 +56,23 @@ class StreamSocket(Connection):  # type: ignore[misc]
         await self._writer.drain()
 
     def abort(self) -> None:
-        """Drop the socket at once, whatever is still in its buffers."""
+        """Drop the socket at once, with everything that its buffers still hold."""
         if self._writer is not None:
             self._writer.transport.abort()
 
 
 class _Frames(asyncio.BufferedProtocol):
-    """Cuts what comes into frames: a 4-byte length and so many bytes.
+    """Cuts the incoming bytes into frames: a frame is a 4-byte length and that number of bytes.
 
-    A frame that fits into the common buffer is copied out of it; a larger one, which a chunk of a reader that
-    is behind is, gets memory of its own that the rest of it is read into. How much can wait for `next` is
-    bounded by the credit for chunks, and by one buffer of small frames for each of its wakes.
+    A frame that fits into the common buffer is copied out of the buffer. A larger frame gets memory of its
+    own, and the rest of the frame is read into that memory. Chunks are larger when a reader is behind.
+
+    Two bounds limit the frames that wait for `next`: the credit limits the chunks, and one buffer of small
+    frames can come each time the task that calls `next` wakes.
     """
 
     def __init__(self, writing: Any) -> None:
-        """``writing``: the protocol before this one, which goes on to know when writing must wait."""
+        """``writing`` is the protocol before this one. It still decides when the writer must wait."""
         self.reads = 0
         self._writing = writing
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -94,7 +101,7 @@ class _Frames(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.reads += 1
         if self._ended is not None:
-            return  # behind a length that cannot be, nothing is a frame
+            return  # after a wrong length nobody knows where the next frame begins
         if self._large is not None:
             self._filled += nbytes
             if self._filled == len(self._large):
@@ -128,7 +135,7 @@ class _Frames(asyncio.BufferedProtocol):
         self._news.set()
 
     def _cut(self) -> None:
-        """Take the whole frames out of the buffer, and make room for the rest of one that has begun."""
+        """Take the whole frames out of the buffer, and make room for the rest of a frame that has begun."""
         while self._end - self._begin >= _LENGTH_BYTES:
             body = self._begin + _LENGTH_BYTES
             length = int.from_bytes(self._buffer[self._begin : body], "big")

@@ -1,7 +1,8 @@
 """Reading one RabbitMQ stream in order: offsets, credit and the questions of lag.
 
-Owns what was delivered and what is owed; the connection's life and death is `stream_connection`'s, the
-bytes of a chunk are `frames`'. A subscription that fails stays failed.
+A subscription keeps the delivered chunks and the credit that is owed for them. `connection` handles the life
+and death of the connection, and `frames` decodes the bytes of a chunk. A subscription that fails stays
+failed.
 """
 
 from __future__ import annotations
@@ -32,21 +33,23 @@ class RabbitMQSubscription:
         self._wanted_offset = offset
         self._credit = credit
         self._ungranted = 0
-        """Chunks of the broker that were received to their end and whose credit was not given back."""
+        """Chunks of which every part was received, and whose credit is not given back yet."""
         self._outstanding: deque[bool] = deque()
-        """Of each part that was received and not granted: is it the last one of its chunk?"""
+        """One item for each part that was received and not granted: is the part the last of its chunk?"""
         self._parts: tuple[DeliveredChunk, Iterator[frames.Part]] | None = None
-        """The chunk that is being handed on, and what is left of it."""
+        """The chunk that is being handed on, and its remaining parts."""
         self._delivered: deque[DeliveredChunk] = deque()
         self._probed: DeliveredChunk | None = None
         self._news = asyncio.Event()
         self._next_offset: int | None = offset or None
-        # What is known of the stream's end: first and next offset of the last chunk received; for which
-        # last chunk of the broker a probe saw which end; and what was committed when last asked.
         self._received: tuple[int, int] | None = None
+        """First and next offset of the last chunk that was received."""
         self._seen_end: tuple[int, int] | None = None
+        """The answer of the last probe: the broker's last chunk then, and the offset after its records."""
         self._asked_chunk = -1
+        """The committed chunk when `offset_lag` last asked."""
         self._seen_overtaken_at = -1
+        """The next offset at which `_end_if_stuck` once saw the reader silent and overtaken; -1: not seen."""
         self._probe_lock = asyncio.Lock()
         self._probes: set[asyncio.Task[int | None]] = set()
         connection.on_chunk = self._on_chunk
@@ -72,7 +75,8 @@ class RabbitMQSubscription:
                 await self._news.wait()
                 continue
             if len(self._outstanding) >= self._credit:
-                # Parts of one chunk: however much it unpacks to, no more is unpacked than there is credit.
+                # A chunk may unpack to many parts. Each part takes one credit, so a part is unpacked only
+                # when a credit is left for it.
                 self._news.clear()
                 await self._news.wait()
                 continue
@@ -117,10 +121,12 @@ class RabbitMQSubscription:
     async def offset_lag(self, next_offset: int) -> int:
         """See `pipeline.transports.Subscription.offset_lag`.
 
-        The broker names the first offset of its last committed chunk. Where that chunk ends is known if
-        it was received; else a probe reads the last chunk. A chunk can also be the broker's own (offset
-        tracking), which is never delivered: when the committed chunk stands still and nothing comes,
-        the probe tells where the last record of a publisher is.
+        The broker names the first offset of its last committed chunk, but not where this chunk ends. The end
+        is known if we have received the chunk. Otherwise a probe reads the last chunk.
+
+        The last chunk can also be one of the broker's own (offset tracking), which is never delivered. So if
+        the committed chunk is the same as at the last question and no chunk comes, the probe shows where the
+        last record of a publisher is.
         """
         self._connection.raise_if_dead()
         stats = await self._connection.stats(self._stream)
@@ -129,7 +135,8 @@ class RabbitMQSubscription:
         stands_still = committed_chunk == self._asked_chunk
         self._asked_chunk = committed_chunk
         if committed_chunk < 0:
-            # A leader that has just begun has no chunk committed until its replicas answer.
+            # A new leader has no committed chunk until its replicas answer, although its stream may hold
+            # some.
             return 0 if stats["first_chunk_id"] < 0 else 1
         if self._received is not None and self._received[0] == committed_chunk:
             return max(0, self._received[1] - next_offset)
@@ -139,8 +146,8 @@ class RabbitMQSubscription:
         end = await self._end_of_last_chunk(committed_chunk)
         if end is not None:
             return max(0, end - next_offset)
-        # No record can be seen at all: either there is none, and it is not for want of credit that
-        # nothing came, or the last chunk is not committed yet.
+        # The probe saw no record. If a chunk is committed, and we had credit left and got nothing, then the
+        # stream has no record of a publisher: the lag is 0. Otherwise the last chunk is not committed yet.
         return 0 if undelivered and self._ungranted < self._credit else 1
 
     async def extent(self) -> tuple[int, int]:
@@ -172,7 +179,10 @@ class RabbitMQSubscription:
             self._news.set()
 
     def _next_part(self, delivered: DeliveredChunk, expected: int) -> frames.Part:
-        """The first of the chunk's records from ``expected`` on; a broken chunk ends the subscription."""
+        """The next part of the chunk, from the record ``expected`` on.
+
+        A broken chunk ends the subscription: raises TransportError.
+        """
         try:
             if self._parts is None or self._parts[0] is not delivered:
                 self._parts = delivered, self._decode(delivered)
@@ -212,12 +222,15 @@ class RabbitMQSubscription:
         return chunk.timestamp_ms * 1000 if chunk.first_offset <= offset < chunk.next_offset else None
 
     async def _offset_gone(self, wanted_offset: int, before_us: int | None = None) -> OffsetGone | None:
-        """Has retention, or a new stream of the same name, taken the wanted offset? See `ReadFrom`."""
+        """The gap, if retention or a new stream of the same name has taken the wanted offset; else None.
+
+        See `ReadFrom` for ``before_us``. Raises TransportError.
+        """
         if wanted_offset == 0:
             return None
         stats = await self._connection.stats(self._stream)
         first_offset, end_offset = max(0, stats["first_chunk_id"]), None
-        last_chunk = stats["last_chunk_id"]  # a new leader has it before anything is committed
+        last_chunk = stats["last_chunk_id"]  # a new leader names its last chunk before it commits anything
         if last_chunk < 0:
             end_offset = 0
         elif last_chunk < wanted_offset:
@@ -237,9 +250,15 @@ class RabbitMQSubscription:
         )
 
     async def _gap_is_harmless(self, delivered: DeliveredChunk, expected: int) -> bool:
-        """Offsets may skip (the broker keeps its own chunks among ours), but not because of retention.
+        """Is nothing lost where the offsets jump to a chunk? False also if ``delivered`` is not the next
+        chunk.
 
-        False if ``delivered`` is no longer the next chunk. Raises TransportError for a gap that is not.
+        Offsets jump without loss where the broker keeps a chunk of its own. They jump with loss where
+        retention has deleted records that were not read. Example: 500 is expected and the chunk begins at
+        510. If the stream still begins at or below 500, nothing is lost; if the stream begins at 505, records
+        are.
+
+        Raises TransportError if retention took records.
         """
         first_offset = (await self._connection.stats(self._stream))["first_chunk_id"]
         if not self._delivered or self._delivered[0] is not delivered:
@@ -249,11 +268,14 @@ class RabbitMQSubscription:
         raise self._overtaken(expected, first_offset)
 
     def _end_if_stuck(self, first_offset: int) -> None:
-        """End a subscription whose reader at the broker lost its place to retention and stays silent.
+        """End the subscription if retention overtook its reader at the broker and the reader stays silent.
 
-        RabbitMQ 4 leaves such a reader waiting for ever, however the stream grows, when it comes to the
-        end of a segment just as the next ones are deleted. One chunk may be under way, so it must be seen
-        twice. Raises TransportError.
+        The reader of RabbitMQ 4 waits for ever if it comes to the end of a segment file while the broker
+        deletes the next segment files. New records do not wake the reader. A chunk may just be on its way to
+        us, so the subscription ends only when two questions in a row find the reader silent at the same
+        offset.
+
+        Raises TransportError.
         """
         silent = not self._delivered and self._ungranted < self._credit
         if self._next_offset is None or first_offset <= self._next_offset or not silent:
@@ -271,10 +293,11 @@ class RabbitMQSubscription:
         return error
 
     async def _end_of_last_chunk(self, last_chunk: int) -> int | None:
-        """The offset after the last publisher's record, read from its chunk; None if there is none yet.
+        """The offset after the last record of a publisher, read by a probe; None if there is no record yet.
 
-        ``last_chunk`` is what the broker called last just now; the answer is kept for it. A probe that has
-        begun goes on to its end though nobody waits for it any more: it must not stay subscribed.
+        ``last_chunk`` is the chunk that the broker has just named as its last one. The answer is kept until
+        the broker names another chunk. A probe runs to its end even if its caller is cancelled, because the
+        probe must end its own subscription.
         """
         probe = asyncio.create_task(self._probe(last_chunk))
         self._probes.add(probe)
@@ -293,7 +316,10 @@ class RabbitMQSubscription:
             return self._seen_end[1]
 
     async def _first_chunk_from(self, offset: int | None) -> DeliveredChunk | None:
-        """The chunk that holds the record at ``offset``, or the next one; None: the last chunk."""
+        """The chunk that holds the record at ``offset``, or else the next chunk; at None the last chunk.
+
+        None if there is no such chunk yet. Raises TransportError.
+        """
         self._probed = None
         # The broker sends the chunk before it answers the detach.
         await self._connection.attach(self._stream, subscription_id=_PROBE, offset=offset, credit=1)

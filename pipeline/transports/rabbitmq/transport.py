@@ -1,8 +1,8 @@
 """The RabbitMQ stream transport: one connection to the leader for each subscription and publisher.
 
-Owns addresses, names and declarations: of a plain stream, which is one partition, and of a super stream,
-which has several. Reading is `rabbitmq_subscription`'s, taking turns at it `rabbitmq_competing`'s. There
-is no reconnecting here: a subscription that fails stays failed, and the caller starts again from the
+The module knows the addresses of the nodes, and it declares streams: a plain stream, which is one partition,
+and a super stream, which has several. `subscription` reads a stream, and `competing` takes turns at reading.
+Nothing here connects again: a subscription that fails stays failed, and the caller subscribes again from the
 offset that the database holds.
 """
 
@@ -26,7 +26,10 @@ from pipeline.transports.routing import RoutingPublisher
 
 LEADER_ATTEMPTS = 5
 LEADER_ATTEMPTS_GIVEN, LEADER_LOOK_S = 20, 0.05
-"""Behind a load balancer each attempt may land on another node, and only one of them leads the stream."""
+"""With RABBITMQ_ADDRESS=given: 20 attempts, 0.05 s apart.
+
+Behind a load balancer each attempt may land on another node, and only one node leads the stream.
+"""
 CREATION_LOOKS, CREATION_LOOK_S = 20, 0.1
 ABSENCE_LOOKS, ABSENCE_LOOK_S = 5, 0.1
 SEGMENT_BYTES_MAX = 500_000_000
@@ -37,10 +40,13 @@ class RabbitMQTransport:
     """A stream of a RabbitMQ broker or cluster. See `pipeline.transports.Transport`."""
 
     def __init__(self, config: StreamConfig) -> None:
-        """A connection that is silent for two heartbeats is taken for dead, by us and by the broker; it looks
-        twice a heartbeat, so that the partitions of a frozen owner are another's within three.
+        """Read the URL and the CA file; `open` connects.
 
-        Raises ValueError if the URL is none of ours, or its CA file cannot be read.
+        We and the broker both take a connection for dead when it is silent for two heartbeats. The broker
+        looks twice a heartbeat. So another worker gets the partitions of a frozen owner within three
+        heartbeats.
+
+        Raises ValueError if the URL is not of a RabbitMQ stream, or the CA file cannot be read.
         """
         url = urlsplit(config.url)
         if url.scheme not in ("rabbitmq-stream", "rabbitmq-stream+tls"):
@@ -49,7 +55,7 @@ class RabbitMQTransport:
         self._config = config
         self._tls = _tls_context(config.ca_file) if url.scheme.endswith("+tls") else None
         self._addresses = addresses(config.url)
-        """Those of the URL, the one that answered last first."""
+        """The addresses of the URL; the address that answered last stands first."""
         credentials, _, _ = url.netloc.rpartition("@")
         user, _, password = credentials.partition(":")
         self._user = unquote(user or "guest")
@@ -129,8 +135,11 @@ class RabbitMQTransport:
             await looking.close()
 
     async def publisher(self, framing: Framing = "raw") -> RabbitMQPublisher | RoutingPublisher:
-        """``framing`` is how bodies are sent: as they are, as AMQP 1.0 messages as other clients do,
-        or raw in gzip sub-entry batches."""
+        """A publisher to all partitions, which sends bodies in one of three framings. Raises TransportError.
+
+        ``framing``: "raw" sends a body as it is, "amqp" as the AMQP 1.0 message that other clients send, and
+        "gzip" packs raw bodies into gzip sub-entry batches.
+        """
         publishers: list[RabbitMQPublisher] = []
         try:
             for partition in range(len(await self.partitions())):
@@ -146,9 +155,9 @@ class RabbitMQTransport:
             await self._ping(await self._live_control())
 
     async def delete(self) -> None:
-        """Delete the stream, or the super stream and its partitions, if it is there. Raises TransportError.
+        """Delete the stream, or the super stream and its partitions, if there is one. Raises TransportError.
 
-        Not a part of `Transport`: only a bench ever throws its events away.
+        `Transport` has no such method, because only the benchmarks delete their events.
         """
         async with self._control_lock:
             control = await self._live_control()
@@ -176,10 +185,10 @@ class RabbitMQTransport:
         return subscription
 
     async def _created_by_another(self, streams: Sequence[str], error: TransportError) -> list[str]:
-        """The partitions, if somebody else has made them at the same time; else raises ``error``.
+        """The partitions, if another client created them at the same time; else raises TransportError.
 
-        The broker makes the streams first and the exchange that binds them last, and neither excludes other
-        creators nor undoes all of its work when it fails.
+        The broker makes the streams first and then the exchange that binds them. Meanwhile another client may
+        create the same super stream. A creation that fails may leave some of its streams behind.
         """
         for _ in range(CREATION_LOOKS):
             control = await self._live_control()
@@ -225,11 +234,14 @@ class RabbitMQTransport:
         return partitions
 
     async def _partitions(self, connection: StreamConnection) -> list[str]:
-        """The stream of each partition; none if there is neither a stream nor a super stream.
+        """The stream of each partition, by number; empty if there is neither a stream nor a super stream.
 
-        While a broker starts it shows a super stream without its partitions, then with some of them, which
-        would number them wrongly. So partitions count once all have a leader and the broker then shows the
-        same ones; and those that were known stay, by their numbers, as long as we live.
+        A starting broker shows a super stream without partitions, and then with some of its partitions. These
+        would get wrong numbers: if only events-1 of events-0 and events-1 is shown, events-1 would be
+        partition 0. So we accept a list only when every partition in it has a leader and the broker then
+        shows the same list again. And a partition keeps its number for as long as the process lives.
+
+        Raises TransportError if the list changes, or does not begin with the partitions that we know.
         """
         found = await self._shown_partitions(connection)
         if found and found != self._known_partitions:
@@ -246,10 +258,14 @@ class RabbitMQTransport:
         return found
 
     async def _is_absent(self, control: StreamConnection) -> bool:
-        """Is there no stream and no super stream? Raises TransportError if there may be one.
+        """Is there neither a stream nor a super stream of the name?
 
-        A plain stream of a super stream's name would stop all work on it, and a broker that starts denies its
-        super streams for some tenths of a second. It knows their partitions' streams by then.
+        Raises TransportError if there may be one.
+
+        The caller creates a plain stream if the answer is True, and a plain stream beside a super stream of
+        the same name would stop all work on both. A starting broker does not know its super streams for some
+        tenths of a second, but it already knows the streams of their partitions. So we look for these
+        streams, five times within half a second.
         """
         if await self._partitions(control):
             return False
@@ -276,7 +292,7 @@ class RabbitMQTransport:
         return partitions or ([self.stream] if is_stream else [])
 
     async def _declare(self, control: StreamConnection) -> None:
-        """Create the stream with our retention. One that exists keeps its own: it is not ours."""
+        """Create the stream with our retention. A stream that exists keeps its own retention."""
         with control.translated(f"the declaration of stream {self.stream!r}"):
             try:
                 await control.create_stream(self.stream, self._retention())
@@ -298,11 +314,14 @@ class RabbitMQTransport:
         return self._control
 
     async def _connect_to_leader(self, partition: int, purpose: str) -> tuple[StreamConnection, str]:
-        """Connect to the leader of the partition's stream: only it knows what is committed now.
+        """Connect to the leader of the partition's stream, because only the leader knows the committed end.
 
-        The URL is tried first: it may be the only address that can be reached. Behind a load balancer
-        another attempt can land on another node; with RABBITMQ_ADDRESS=given that is the only way, and what a
-        node calls itself is never dialled.
+        First we dial the addresses of the URL, because they may be the only ones that can be reached. If the
+        node that answers is not the leader, we dial the address by which the leader calls itself. If that
+        fails, we try again: behind a load balancer another attempt may land on another node. Exception: with
+        RABBITMQ_ADDRESS=given we dial only the addresses of the URL, until one of them is the leader.
+
+        Raises TransportError if the leader is not reached in `LEADER_ATTEMPTS` attempts.
         """
         name = f"{self._config.consumer}-{purpose}"
         failure: TransportError | None = None
@@ -339,7 +358,7 @@ class RabbitMQTransport:
         return partitions[partition]
 
     async def _dial_any(self, name: str) -> StreamConnection:
-        """A connection to the first address that answers. Raises TransportError, naming what each said."""
+        """A connection to the first address that answers. Raises TransportError, with the fault of each."""
         failures: list[TransportError] = []
         for address in list(self._addresses):
             try:
@@ -366,9 +385,9 @@ class RabbitMQTransport:
 
 
 def addresses(url: str) -> list[tuple[str, int]]:
-    """Host and port of each node that a URL names, in its order: ``host1,host2:5553,[::1]``.
+    """Host and port of each node that a URL names, in order: ``host1,host2:5553,[::1]`` names three.
 
-    Raises ValueError if one of them is none.
+    A node without a port gets 5552, or 5551 with TLS. Raises ValueError if a node has no host name.
     """
     parts = urlsplit(url)
     default = 5551 if parts.scheme.endswith("+tls") else 5552
