@@ -1,7 +1,7 @@
-"""What a worker has of a partition while the partition is its own. Nothing of it outlives that time.
+"""The state that a worker keeps while it owns a partition. The state is dropped when the ownership ends.
 
-`recover` makes an `Owned` from the database, in the order in which a later step may rely on an earlier one:
-claim, rows, ids, and what the worker must know before it takes in the first record.
+`recover` makes an `Owned` from the database, and each step may rely on the steps before it. First comes the
+claim, then the rows, the ids, and last the suspicions and skips that the first record may need.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from pipeline.worker.freshness_cache import FreshnessCache
 log = logging.getLogger(__name__)
 
 WELL_US: Final = 30_000_000
-"""A worker that has lived so long with a partition has come past whatever made an earlier one crash."""
+"""After 30 s with a partition, a worker counts as past the record that made an earlier worker crash."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Suspicion:
-    """Which records may be those at which earlier workers crashed, and whether they are passed."""
+    """Which records may have crashed earlier workers, and whether this worker has passed them."""
 
     care: Care | None
-    """None: nothing is suspected."""
+    """How to take in the suspected records; None: nothing is suspected."""
     tried_to: int
-    """The end of the records that are being tried."""
+    """The offset at which the part that is being tried ends."""
     well_at_us: int
-    """By the steady clock: when a flush says that all is well, whatever was suspected."""
+    """From this time of the steady clock on, a flush clears the count of crashes."""
 
     @classmethod
     def after(cls, claim: Claim, position: Position, *, steady_us: int) -> Suspicion:
-        """What to suspect after the crashes that the claim tells of; says so in the log."""
+        """The suspicion after the crashes that the claim counts; the log names the records and the remedy."""
         offset = position.next_offset
         _warn_of_crashes(claim, offset)
         care = Care.after(claim.crashes, offset=offset, tried=claim.tried)
@@ -57,7 +57,7 @@ def _warn_of_crashes(claim: Claim, offset: int) -> None:
         "from_offset": offset,
     }
     if claim.tried is None or not Care.within(claim.tried, offset):
-        # Workers may have been killed, and at different records: nothing points to one yet.
+        # The workers may have crashed at different records, or been killed: no record is suspected yet.
         facts["remedy"] = "none yet: the worker takes in few records at a time for a while"
         log.warning("workers_crashed_before", extra=facts)
         return
@@ -72,26 +72,26 @@ def _warn_of_crashes(claim: Claim, offset: int) -> None:
 
 @dataclass(slots=True, kw_only=True)
 class Owned:
-    """The claim, the ledger that was recovered under it, and what is kept beside them."""
+    """The claim, the ledger that was recovered under the claim, and the state beside the ledger."""
 
     claim: Claim
     ledger: Ledger
     committed: Position
-    """Where the database stands."""
+    """The position of the last committed flush."""
     suspicion: Suspicion
     skips: Mapping[int, str]
-    """Records that an operator has skipped, and why: by offset."""
+    """The reason of each record that an operator has skipped, by offset."""
     merge_ids_at_us: int
     cache: FreshnessCache | None = None
     letters_wait: bool = False
-    """Did the last flush see dead letters that wait to be replayed?"""
+    """Did the last flush find dead letters that wait for a replay?"""
     chunk_times_us: list[int] = field(default_factory=list)
-    """The broker's times of the chunks that wait for a flush."""
+    """The broker time of each chunk that waits for a flush."""
     reported: Tally = field(default_factory=Tally)
-    """What the metrics have counted already."""
+    """The totals that the metrics have counted already."""
 
     def lag_s(self, now_us: int) -> float:
-        """Now less the committed watermark; not a number while there is none."""
+        """Now less the committed watermark, in seconds; NaN while there is no watermark."""
         mark = self.committed.watermark_us
         return float("nan") if mark is None else max(0.0, (now_us - mark) / 1e6)
 
@@ -125,7 +125,7 @@ class Owned:
             )
 
     async def forget(self) -> None:
-        """The partition is not ours any more: take its gauges away, and leave the cache."""
+        """Remove the partition's gauges and leave the cache, because the partition is no longer ours."""
         for gauge in metrics.OF_PARTITION:
             with suppress(KeyError):
                 gauge.remove(str(self.claim.partition))

@@ -1,8 +1,9 @@
 """One partition at work: own it, recover it, feed its ledger, flush it, hand it over.
 
-It holds the order of things around the pure ledger: claim before recovery, recovery before reading, the
-same batch until its outcome is known, credit only when there is room, a flush before a hand-over. It knows no
-Faust (`pipeline.worker.agents` wires it) and no HTTP.
+The ledger is pure, and this module keeps the order of the steps around the ledger. The worker claims a
+partition before it recovers the ledger, and recovers before it reads. It flushes the same batch until the
+outcome is known. It gives credit back only while there is room for more records. It flushes before it hands
+the partition over. Faust (`pipeline.worker.agents`) and HTTP are left to others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def monotonic_us() -> int:
 
 
 async def in_a_thread(work: Callable[..., Any], **arguments: Any) -> Any:
-    """Do long work in a thread, so that the event loop goes on. A cancellation waits until it is done."""
+    """Do long work in a thread, so that the event loop goes on. A cancellation waits until the work ends."""
     doing = asyncio.ensure_future(asyncio.to_thread(work, **arguments))
     try:
         return await asyncio.shield(doing)
@@ -61,12 +62,12 @@ MERGE_IDS_INTERVAL_US = 60_000_000
 LAG_INTERVAL_S = 1.0
 LET_GO_S = 1.0
 HAND_OVER_S = 3.0
-"""How long a hand-over may wait for the last flush before the next owner is let in."""
+"""How long a hand-over waits for the last flush. After that the next owner reads these records again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A chunk, the subscription to which its credit belongs, and the term in which it came."""
+    """A chunk, the subscription that is owed its grant, and the term in which the chunk came."""
 
     chunk: Chunk
     subscription: Subscription
@@ -74,14 +75,14 @@ class Delivery:
 
 
 class Backoff(Protocol):
-    """Waits longer each time until told that things work again."""
+    """Waits longer each time, until `reset`."""
 
     async def wait(self) -> None: ...
     def reset(self) -> None: ...
 
 
 class ExponentialBackoff:
-    """0.1 s, doubling up to 5 s."""
+    """Waits 0.1 s, then twice as long each time, up to 5 s."""
 
     def __init__(self) -> None:
         self.reset()
@@ -95,11 +96,15 @@ class ExponentialBackoff:
 
 
 class PartitionWorker:
-    """One partition in this process: `Owner` of it while the broker says so, standing by otherwise.
+    """One partition in this process: its `Owner` while the broker says so, standing by otherwise.
 
-    The broker's single active consumer decides who owns a partition, and the database makes sure: claiming
-    raises the epoch, so whoever held it before can commit nothing more. A *term* is the time from one
-    activation to the next; deliveries of an earlier term are dropped: their offsets belong to another story.
+    The broker's single active consumer rule decides which worker owns a partition. The database makes sure
+    that only this worker writes: a claim raises the epoch, and a flush with an older epoch fails whole.
+    Example: worker A has claimed the partition with epoch 7 and freezes. Worker B claims it and gets epoch 8.
+    When A wakes, its flush with epoch 7 writes nothing, and A lets the partition go.
+
+    A *term* is the time from one activation to the next deactivation or loss. A delivery of an earlier term
+    is dropped, because the new term reads on from an offset of its own.
     """
 
     def __init__(
@@ -119,8 +124,8 @@ class PartitionWorker:
         backoff: Callable[[], Backoff] = ExponentialBackoff,
         apart: Callable[..., Awaitable[Any]] = in_a_thread,
     ) -> None:
-        """``index`` is the partition's place among the transport's, ``stream`` the stream it is. ``apart``
-        does long work while other tasks go on.
+        """``index`` is the number of the partition in the transport, and ``stream`` is the name of its
+        stream. ``apart`` does long work while other tasks go on.
         """
         self.stream = stream
         self._index = index
@@ -153,12 +158,15 @@ class PartitionWorker:
 
     @property
     def active(self) -> bool:
-        """Is the partition ours?"""
+        """Does this worker own the partition, and has it recovered the ledger?"""
         return self._owned is not None
 
     @property
     def stream_error(self) -> str | None:
-        """Why nothing can be read; a gap stays one, however often the group is joined, until it is passed."""
+        """Why nothing can be read; None while all is well.
+
+        A gap is reported until the ledger has passed it, even when the group has been joined again meanwhile.
+        """
         gap, owned = self._gap, self._owned
         if self._contested is not None:
             return self._contested
@@ -169,21 +177,22 @@ class PartitionWorker:
     # --- ownership
 
     def take_no_more(self) -> None:
-        """The worker is stopping: a partition that it lets go must not come back to it."""
+        """Refuse every further activation, because the worker is stopping."""
         self._is_ending = True
 
     async def activated(self) -> ReadFrom:
-        """The broker gave us the partition: recover it; where to read on. Waits for the database.
+        """Recover the partition that the broker gave us; the place to read on. Waits for the database.
 
         Raises:
-            TransportError: the worker is stopping; the broker finds another one when the connection ends.
+            TransportError: the worker is stopping. The connection ends, and the broker activates another
+            worker.
         """
         try:
             return await self._activate()
         except TransportError:
             raise
         except Exception as error:
-            self._recovery_failure = error  # `receive` must not take it for a stream that is away
+            self._recovery_failure = error  # so `receive` raises it, and does not join the group again
             raise
 
     async def _activate(self) -> ReadFrom:
@@ -228,7 +237,10 @@ class PartitionWorker:
         return owned
 
     def _show(self, owned: Owned) -> None:
-        """Gauges that are reckoned when read: they tell the truth also while nothing is committed."""
+        """Let the partition's gauges be computed when they are read.
+
+        So a gauge is right even while nothing is committed: the lag goes on growing.
+        """
         partition, ledger = str(owned.claim.partition), owned.ledger
         metrics.FRESHNESS_LAG.labels(partition).set_function(lambda: owned.lag_s(self._clock_us()))
         metrics.BUFFERED_EVENTS.labels(partition).set_function(lambda: ledger.unflushed_events)
@@ -237,9 +249,9 @@ class PartitionWorker:
         metrics.LEDGER_BYTES.labels(partition).set_function(lambda: ledger.memory_bytes)
 
     async def deactivated(self) -> None:
-        """Another worker is to take over: commit what we have, within `HAND_OVER_S`, and forget the rest.
+        """Hand over to another worker: commit the ledger within `HAND_OVER_S`, and forget the partition.
 
-        What cannot be committed in time is read again by the next owner.
+        If the time is not enough, the next owner reads the uncommitted records again.
         """
         self._term += 1
         try:
@@ -252,7 +264,10 @@ class PartitionWorker:
         await self._let_go()
 
     async def _let_go(self) -> None:
-        """As `_release`, and say that it is on purpose: whoever comes next need not look for a crash."""
+        """As `_release`, but first note in the database that we let go on purpose.
+
+        So the next owner does not count a crash.
+        """
         owned = self._owned
         if owned is not None:
             with suppress(SinkUnavailable, SchemaMissing, TimeoutError):
@@ -261,7 +276,7 @@ class PartitionWorker:
         await self._release()
 
     async def _release(self) -> None:
-        """Forget everything about the partition; the database has what counts."""
+        """Forget the partition: its ledger, gauges and cache. The database has the committed state."""
         owned, self._owned = self._owned, None
         if owned is not None:
             self._grant_withheld()
@@ -270,7 +285,10 @@ class PartitionWorker:
     # --- reading
 
     async def receive(self) -> Delivery:
-        """The next chunk; joins the group again for as long as the stream is away."""
+        """The next chunk, waiting for it. While the stream is away, join the consumer group again and again.
+
+        Raises the error of a recovery that failed for another reason than the stream or the database.
+        """
         backoff = self._backoff()
         while True:
             try:
@@ -280,7 +298,7 @@ class PartitionWorker:
                     log.info("stream_joined", extra={"stream": self.stream})
                     self._away = None
                 chunk = await self._subscription.receive()
-                if self._waits_for_news:  # all before it had been read, so the broker has just stored it
+                if self._waits_for_news:  # we had read everything, so the broker has just stored this chunk
                     self._broker_clock.heard(chunk.timestamp_us, monotonic_us=self._steady_us())
                     self._waits_for_news = False
                 return Delivery(chunk, self._subscription, self._term)
@@ -308,7 +326,8 @@ class PartitionWorker:
     async def book(self, delivery: Delivery) -> None:
         """Take one chunk into the ledger, and give its credit back if there is room for more.
 
-        Each chunk owes one grant, however late: also one that is dropped because its term is over.
+        Each chunk is owed exactly one grant. If the ledger is full, the grant waits for the next flush. A
+        chunk whose term is over is dropped and granted at once.
         """
         owned = self._owned
         if owned is None:
@@ -330,7 +349,7 @@ class PartitionWorker:
             self.flush_wanted.set()
 
     async def _take_in(self, delivery: Delivery, chunk: Chunk) -> bool:
-        """Take the chunk, or a part of it, into the ledger; False if its term is over."""
+        """Take a chunk, or a part of one, into the ledger; False if the term of the chunk is over."""
         async with self._books:
             owned = self._owned
             if owned is None or delivery.term != self._term:
@@ -350,15 +369,17 @@ class PartitionWorker:
             else:
                 ingest()
             if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
-                await self._apart(ledger.gather)  # what was read may make far fewer rows than it could
+                await self._apart(ledger.gather)  # the count is a bound; this makes it exact
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
         owned.chunk_times_us.append(chunk.timestamp_us)
         return True
 
     async def _with_care(self, delivery: Delivery, chunk: Chunk) -> bool:
-        """As `_take_in`, but a part of the stream is noted before, and flushed before the next one is noted.
+        """As `_take_in`, but in parts, because one of the records may have crashed earlier workers.
 
-        A part may hold many small chunks, and a large chunk many parts.
+        Before each part, the worker flushes the part before and then notes the offsets of the new part in the
+        database. If the worker crashes, its successor knows in which part. A part may hold many small chunks,
+        and a large chunk may hold many parts.
         """
         rest: Chunk | None = chunk
         while rest is not None:
@@ -373,7 +394,9 @@ class PartitionWorker:
                 return False
             if rest is None and chunk.next_offset >= care.until:
                 if care.narrowed:
-                    suspicion.well_at_us = 0  # the flush forgets the crashes: their place is passed
+                    suspicion.well_at_us = (
+                        0  # we have passed the place of the crashes: the flush forgets them
+                    )
                 await self.flush()
                 suspicion.care = None
         return True
@@ -381,7 +404,7 @@ class PartitionWorker:
     async def _try_next(self, owned: Owned, offset: int, records: int) -> None:
         await self.flush()
         owned.suspicion.tried_to = offset + records
-        with suppress(SinkUnavailable, SchemaMissing):  # then the next worker has to look again
+        with suppress(SinkUnavailable, SchemaMissing):  # without the note the next worker searches once more
             async with self._flushing:
                 await self._sink.trying(owned.claim, offset, owned.suspicion.tried_to)
 
@@ -400,9 +423,10 @@ class PartitionWorker:
     # --- flushing
 
     async def flush(self) -> None:
-        """Commit everything taken in so far, trying until the outcome is known. Standing by, do nothing.
+        """Commit everything that the ledger has taken in, trying until the outcome is known.
 
-        A partition that turns out to be somebody else's is let go, and the group joined again.
+        A worker that stands by does nothing. If another worker has claimed the partition, this worker lets
+        the partition go and joins the consumer group again.
         """
         self.flush_wanted.clear()
         async with self._flushing:
@@ -427,11 +451,14 @@ class PartitionWorker:
                 await owned.cache.committed(batch, now_us=self._clock_us())
             self._grant_withheld()
             if batch.settled and owned.letters_wait:
-                self.flush_wanted.set()  # more of them: no need to let the interval pass
+                self.flush_wanted.set()  # more dead letters wait, and they need not wait for the interval
             await self._merge_ids(owned)
 
     async def _merge_ids(self, owned: Owned) -> None:
-        """Now and then, after a flush: keep what recovery must read short. Nothing is lost if it fails."""
+        """Merge small id segments once a minute, so that the next recovery reads fewer rows.
+
+        If the merge fails, nothing is lost, and the next minute tries again.
+        """
         now_us = self._clock_us()
         if now_us < owned.merge_ids_at_us:
             return
@@ -446,11 +473,11 @@ class PartitionWorker:
                 log.info("ids_merged", extra={"stream": self.stream, "segments": merged})
 
     async def _drain(self, owned: Owned) -> tuple[Batch, list[int]]:
-        """Freeze a batch, with dead letters that wait; what it needs and is not in memory is loaded first."""
+        """Load the rows that the next batch needs, take in waiting dead letters, and freeze the batch."""
         backoff = self._backoff()
         ledger = owned.ledger
         while True:
-            # Before the broker is asked, so that it vouches for no later moment.
+            # The clock is read before the question: the broker's answer then holds for this moment at least.
             now_us = self._broker_clock.now_us(host_us=self._clock_us(), monotonic_us=self._steady_us())
             caught_up = await self._caught_up(owned)
             try:
@@ -470,31 +497,32 @@ class PartitionWorker:
                 await backoff.wait()
 
     async def _replay(self, owned: Owned) -> None:
-        """Take in dead letters that wait, if the last flush saw any; while the archive is full they wait on.
+        """Take in the dead letters that wait, if the last flush saw any.
 
-        The archive must not miss them: their hours may be among those that it has whole.
+        While the archive's outbox is full, the letters wait. Otherwise their events would be left out of the
+        archive, perhaps in an hour that the archive has complete.
         """
         if not owned.letters_wait or (self._archive is not None and self._archive.full):
             return
         async with self._lag_shown(owned):
             letters = await self._sink.waiting_letters(owned.claim, most=LETTERS_MAX)
             if letters:
-                await self._load_missing(owned)  # no event waits any more when the letters are read
+                await self._load_missing(owned)  # so that no event before the letters waits any more
                 opened = owned.ledger.open(letters)
                 await self._load_missing(owned, opened)
                 owned.ledger.replay(opened, await self._sink.counted(owned.claim, opened))
-            # At once: a hand-over may cancel us at the next wait, and letters read twice would count twice.
+            # Before the next await: a hand-over may cancel us there, and letters taken in twice count twice.
             owned.letters_wait = False
 
     async def _load_missing(self, owned: Owned, opened: Opened | None = None) -> None:
-        """Bring into memory all that the next drain needs, or the replay of opened letters."""
+        """Load the rows that the next drain, and the replay of the opened letters, need in the ledger."""
         while blocks := await self._apart(owned.ledger.missing, opened=opened):
             async with self._lag_shown(owned):
                 rows = await self._sink.load(owned.claim, blocks)
             owned.ledger.adopt(rows, blocks)
 
     async def _caught_up(self, owned: Owned) -> bool:
-        """Is all that the broker has in the ledger? Asked before draining, which can only add to it."""
+        """Has the ledger every record of the broker? Asked before a drain; later records do no harm."""
         subscription = self._subscription
         if subscription is None:
             return False
@@ -503,12 +531,12 @@ class PartitionWorker:
         except TransportError:
             return False
         metrics.OFFSET_LAG.labels(str(owned.claim.partition)).set(lag)
-        if lag == 0:  # a lag is no reason to wait no longer: the chunk that makes it is on its way
+        if lag == 0:  # a lag does not reset this: the chunk of the lag may be the news that is on its way
             self._waits_for_news = True
         return lag == 0
 
     async def _commit(self, owned: Owned, batch: Batch) -> bool:
-        """Flush the very same batch until its outcome is known; False if the partition was let go."""
+        """Flush the same batch until its outcome is known; False if the partition was let go meanwhile."""
         backoff = self._backoff()
         attempts = 0
         async with self._lag_shown(owned):
@@ -529,7 +557,10 @@ class PartitionWorker:
 
     @asynccontextmanager
     async def _lag_shown(self, owned: Owned) -> AsyncIterator[None]:
-        """Keep the gauge of the offset lag true while the database takes long; nobody else asks meanwhile."""
+        """Update the gauge of the offset lag each second while the database takes long.
+
+        Nobody else asks the broker for the lag during this time.
+        """
         known = asyncio.Event()
 
         async def show() -> None:
@@ -550,7 +581,7 @@ class PartitionWorker:
             await showing
 
     def _flush_failed(self, error: SinkUnavailable, attempts: int) -> None:
-        """Say it each time: the same batch that fails in the same way for ever must not do so in silence."""
+        """Report a failed flush every time, also the same failure: a batch may fail for ever."""
         metrics.FLUSH_FAILURES.labels(error.trouble).inc()
         facts = {"error": str(error), "kind": error.trouble, "attempts": attempts, "stream": self.stream}
         log.warning("flush_failed", extra=facts)
@@ -565,7 +596,7 @@ class PartitionWorker:
     # --- end
 
     async def close(self) -> None:
-        """Let go of everything; the last flush, if there is to be one, came before."""
+        """Let go of the partition and of the connections. The caller has flushed before, if at all."""
         await self._drop_subscription()
         await self._let_go()
         await self._sink.close()
