@@ -1,14 +1,17 @@
 """From the outbox to files, exactly once.
 
-A cut of a partition, in order, and what holds if the process dies right after each step:
+A cut is some consecutive outbox rows of a partition that become files together. The archiver makes a cut in
+three steps. Each step says what holds if the process dies right after it:
 
-1. Settle in the database which outbox rows it has. Nothing is uploaded yet; the next attempt takes the same.
-2. Upload its files. No manifest lists them; the next attempt writes the same bytes under the same names.
-3. In one transaction: delete its outbox rows, list its files, widen the span. Either all of it happened or
-   nothing did, and whoever finds the rows gone has nothing left to do.
+1. Settle in the database which outbox rows the cut has. Nothing is uploaded yet. The next attempt takes the
+   same rows.
+2. Upload the files of the cut. The manifest does not list them yet. The next attempt writes the same bytes
+   under the same names.
+3. In one transaction, delete the outbox rows, list the files, and widen the span. Either all of this has
+   happened or nothing has. An archiver that finds the rows gone has nothing left to do.
 
-One archiver at a time works on a partition (an advisory lock); one that lost its lock without noticing finds
-no rows in step 3 and changes nothing.
+An advisory lock lets one archiver at a time work on a partition. An archiver that has lost its lock without
+noticing finds no rows in step 3, and changes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ log = logging.getLogger(__name__)
 POLL_S: Final = 10.0
 EXPIRE_INTERVAL_S: Final = 3600.0
 CUT_BYTES: Final = 16 * 2**20
-"""Outbox bytes of a cut (about 450,000 events), unless a single flush brought more: bounds the memory."""
+"""Outbox bytes of a cut (about 450,000 events), to bound the memory. A flush's own row may be larger."""
 _TIMEOUT_S: Final = 120
 
 Connection = AsyncConnection
@@ -47,7 +50,7 @@ Connection = AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class _Taken:
-    """A settled cut and what the database says of its ends."""
+    """A settled cut, the number of its rows, and the times from and to which its buckets are complete."""
 
     cut: Cut
     row_count: int
@@ -56,7 +59,7 @@ class _Taken:
 
 
 class Archiver:
-    """Archives all partitions whose lock it gets, for as long as it runs."""
+    """Archives every partition whose lock it gets, until it is cancelled."""
 
     def __init__(
         self, database_url: str, store: Store, config: ArchiveConfig, gate: ArchiveGate | None = None
@@ -70,7 +73,7 @@ class Archiver:
         self.waiting_bytes = 0
 
     async def run(self) -> None:
-        """Rounds until cancelled; one that fails is repeated, and changes no figure."""
+        """Run round after round until cancelled. A round that fails is repeated, and changes no figure."""
         pause_s = min(self._config.interval_s, POLL_S)
         expire_at_s = 0.0
         while True:
@@ -79,7 +82,7 @@ class Archiver:
                 if time.monotonic() >= expire_at_s:
                     await self.expire(datetime.now(UTC))
                     expire_at_s = time.monotonic() + EXPIRE_INTERVAL_S
-            except Exception as error:  # whatever it is: the figures must go on, and an operator see it
+            except Exception as error:  # any error: the worker goes on counting, and an operator sees it
                 metrics.ARCHIVE_FAILURES.inc()
                 if not isinstance(error, (psycopg.Error, StoreError)):
                     log.exception("archiver_crashed")
@@ -99,10 +102,12 @@ class Archiver:
         self.error = error
 
     async def expire(self, host_now: datetime) -> int:
-        """Let go of the files that are past their retention by the earlier of two clocks; see `expiry`.
+        """Delete the files that are past their retention; see `expiry`. The number of deleted files.
+
+        Both the host's clock and the database's clock must say that a file is past its retention.
 
         Raises:
-            psycopg.Error, StoreError: the next time does the rest.
+            psycopg.Error, StoreError: some files may be left; the next call deletes them.
         """
         session = Session(application_name="spendstream-archiver", statement_timeout_s=_TIMEOUT_S)
         async with await connect_async(self._url, session, autocommit=True) as connection:
@@ -112,15 +117,15 @@ class Archiver:
             return await expiry.expire(connection, self._store, before=before)
 
     async def round(self, *, everything: bool = False) -> int:
-        """Archive what is due, or ``everything`` that waits; how many cuts that were.
+        """Archive the outbox rows that are due, or ``everything`` that waits; the number of cuts.
 
         Raises:
-            psycopg.Error, StoreError: the rest stays in the outbox.
+            psycopg.Error, StoreError: the rows that are left stay in the outbox.
         """
         done = 0
         session = Session(application_name="spendstream-archiver", statement_timeout_s=_TIMEOUT_S)
         connection = await connect_async(self._url, session, autocommit=True)
-        async with connection:  # closing it gives the locks back, whatever happened
+        async with connection:  # closing the connection gives the locks back, also after an error
             ages_s = await self._measure(connection)
             for partition, age_s in ages_s.items():
                 due = everything or age_s >= self._config.interval_s
@@ -130,7 +135,7 @@ class Archiver:
         return done
 
     async def _measure(self, connection: Connection) -> dict[int, float]:
-        """Say how much waits, and shut or open the gate; the age of the oldest row of each partition."""
+        """Measure the outbox, and shut or open the gate; the age (s) of each partition's oldest row."""
         rows = await (await connection.execute(_ARCHIVE["outbox"])).fetchall()
         self.waiting_bytes = sum(row[3] for row in rows)
         self.gate.full = self.waiting_bytes >= self._config.outbox_bytes_max
@@ -142,7 +147,8 @@ class Archiver:
 
     async def _archive(self, connection: Connection, partition: int, *, due: bool) -> int:
         key = {"partition": partition}
-        # A pooler would keep the lock when we have long gone. It only saves two archivers the same work.
+        # Behind a pooler we take no lock, because the pooler would keep it after our end. Without the lock
+        # the result is the same, but two archivers may do the same work.
         cursor = await connection.execute(_ARCHIVE["lock"], key) if not connection.pooled else None
         if cursor is not None and await cursor.fetchone() != (True,):
             return 0
@@ -159,7 +165,7 @@ class Archiver:
         return done
 
     async def _settle(self, connection: Connection, partition: int, *, due: bool) -> int | None:
-        """Step 1: where the next cut ends; None if what waits may wait for more."""
+        """Step 1: settle the next cut; the number at which it ends. None if the cut is not due yet."""
         cursor = await connection.execute(_ARCHIVE["waiting"], {"partition": partition})
         rows = await cursor.fetchall()
         settled = [cut for *_, cut in rows if cut is not None]
@@ -168,7 +174,7 @@ class Archiver:
         cut, size = None, 0
         for accepted_from, row_count, byte_count, _ in rows:
             if cut is not None and (accepted_from != cut or size + byte_count > CUT_BYTES):
-                due = True  # this one can get no larger
+                due = True  # the cut is full, or a hole follows: it can get no larger
                 break
             cut, size = accepted_from + row_count, size + byte_count
         if cut is None or not due:
@@ -177,7 +183,7 @@ class Archiver:
         return int(cut)
 
     async def _take(self, connection: Connection, partition: int, cut: int) -> _Taken | None:
-        """The cut with its events; None if another archiver has just finished it."""
+        """Read the cut with its events; None if another archiver has just finished the cut."""
         cursor = connection.cursor(binary=True)
         await cursor.execute(_ARCHIVE["take_cut"], {"partition": partition, "cut": cut})
         rows = await cursor.fetchall()
@@ -189,7 +195,7 @@ class Archiver:
         return _Taken(events, len(rows), rows[0][1], rows[-1][2])
 
     def _upload(self, cut: Cut) -> list[File]:
-        """Step 2, in a thread. The bytes are let go once they are away."""
+        """Step 2, in a thread: upload the files. The result holds no bytes, so that memory is free again."""
         uploaded = []
         for file in files.files_of(cut):
             self._store.write(file.path, file.data)
@@ -197,7 +203,7 @@ class Archiver:
         return uploaded
 
     async def _enter(self, connection: Connection, taken: _Taken, uploaded: list[File]) -> None:
-        """Step 3."""
+        """Step 3: delete the outbox rows, list the files and widen the span, in one transaction."""
         cut = taken.cut
         span = {
             "partition": cut.partition,
@@ -238,7 +244,7 @@ class Archiver:
 
 
 async def _abandonable(work: Callable[[], list[File]]) -> list[File]:
-    """What ``work`` returns or raises, in a thread that a worker does not wait for when it ends."""
+    """Do ``work`` in a thread, and return or raise as it does. A worker that ends leaves the thread alone."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[list[File]] = loop.create_future()
 

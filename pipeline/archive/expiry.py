@@ -1,8 +1,8 @@
-"""The archive's files past their retention: no longer trusted, then deleted, then no longer listed.
+"""The archive's files past their retention: first no longer trusted, then deleted, then no longer listed.
 
-If the process dies after the first step, the hours count as not archived, and their files wait. If it dies
-after the second, files are listed that are not there, of hours that nobody takes for archived. The next round
-does the rest.
+If the process dies after the first step, the hours count as not archived, and their files are still there. If
+the process dies after the second step, the manifest lists files that are gone, but the hours of these files
+already count as not archived. The next round does the rest.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ log = logging.getLogger(__name__)
 
 BATCH_FILES: Final = 500
 BATCHES_MAX: Final = 20
-"""Of one round: deleting takes its time, and events wait to be archived."""
+"""Batches of files that one round deletes at most, because new events wait to be archived meanwhile."""
 
 
 async def expire(connection: AsyncConnection, store: Store, *, before: datetime) -> int:
-    """Let go of the files of hours before a time, the oldest first; how many went. Safe to repeat.
+    """Delete the files of the hours before a time, the oldest first; the number of deleted files.
+
+    Safe to repeat.
 
     Raises:
-        psycopg.Error, StoreError: the rest is left to the next round.
+        psycopg.Error, StoreError: some files may be left; the next round deletes them.
     """
     gone = 0
     hour = {"before": before.replace(minute=0, second=0, microsecond=0)}

@@ -1,7 +1,7 @@
 """The files of the archive: how events become Parquet, one file for each hour of event time, and back.
 
-A cut (some consecutive outbox rows of a partition) gives the same names and the same bytes each time, so an
-upload can be repeated after any crash.
+A cut is some consecutive outbox rows of a partition. The same cut always becomes the same names and the same
+bytes, so an upload can be repeated after any crash.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Damaged(Exception):
-    """A listed file is missing, or is not the one that was listed. Restore it from where it was kept."""
+    """A listed file is missing, or differs from the manifest. The remedy: restore the file from a backup."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """The events that a partition accepted from one number up to another, as outbox rows hold them."""
+    """The accepted events [accepted_from, accepted_to) of a partition, encoded as in their outbox rows."""
 
     partition: int
     accepted_from: int
@@ -53,7 +53,7 @@ class File:
     data: bytes
 
     def listing(self) -> dict[str, Any]:
-        """Its line of the manifest."""
+        """The file's line in the manifest."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "data"}
 
     def without_data(self) -> File:
@@ -61,7 +61,10 @@ class File:
 
 
 def files_of(cut: Cut) -> Iterator[File]:
-    """The files of a cut, one at a time, in the order of their hours."""
+    """The files of a cut, one at a time, in the order of their hours.
+
+    Raises ValueError if the outbox rows do not hold the events of the cut.
+    """
     table = pa.concat_tables([event_columns.decode(part) for part in cut.parts])
     if len(table) != cut.accepted_to - cut.accepted_from:
         raise ValueError(f"{len(table)} events are not those from {cut.accepted_from} to {cut.accepted_to}")
@@ -74,7 +77,7 @@ def files_of(cut: Cut) -> Iterator[File]:
         data = sink.getvalue()
         offsets = pc.min_max(
             mine.column("offset")
-        ).as_py()  # a replayed event has an older one than its neighbours
+        ).as_py()  # the smallest need not come first: a replayed event has an old offset
         name = f"p{cut.partition}-{cut.accepted_from}-{cut.accepted_to}.parquet"
         yield File(
             hour=hour,
@@ -89,10 +92,10 @@ def files_of(cut: Cut) -> Iterator[File]:
 
 
 def read(store: Store, path: str, *, row_count: int, sha256: bytes) -> pa.Table:
-    """The events of a listed file, once it has been shown to be the one that was listed.
+    """Read the events of a listed file, after comparing the file with the manifest.
 
     Raises:
-        Damaged: it is not.
+        Damaged: the file is missing, or its digest or its number of events differs from the manifest.
         StoreError: the store cannot be used now.
     """
     try:

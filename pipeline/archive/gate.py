@@ -1,4 +1,4 @@
-"""What the worker asks before it writes accepted events for the archive."""
+"""The gate between worker and archiver: the worker asks it before it writes events to the outbox."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class ArchiveGate:
-    """Whether accepted events go to the archive's outbox; the archiver closes it at its bound."""
+    """Whether accepted events go to the outbox. The archiver shuts the gate when the outbox is full."""
 
     full: bool = False

@@ -1,4 +1,4 @@
-"""Was an event archived? Asked by event, where `reconcile` asks by bucket; at one moment of the database."""
+"""Looking events up in the archive by their ids, at one moment of the database."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sql import queries
 Key = tuple[UUID, UUID]
 """Org and event id."""
 Wanted = Mapping[int, Set[UUID]]
-"""Event ids by the hours of event time (hours since 1970) in which they are looked for."""
+"""The event ids to look for, by hour of event time (hours since 1970)."""
 
 
 class Lookup:
-    """The archive's files and outbox, in the snapshot of a connection (REPEATABLE READ)."""
+    """The archive's files and its outbox, as the snapshot of one connection shows them (REPEATABLE READ)."""
 
     def __init__(self, connection: Connection, store: Store) -> None:
         """Raises `psycopg.Error`."""
@@ -46,7 +46,7 @@ class Lookup:
         return any(start_us > span.after_us and end_us <= span.until_us for span in spans)
 
     def find(self, partition: int, wanted: Wanted) -> tuple[dict[Key, list[Event]], dict[int, str]]:
-        """The archived events with these ids, and the hours of which a file is damaged, with the damage.
+        """The archived events with the wanted ids, and the damage of each hour that has a damaged file.
 
         Raises:
             StoreError, psycopg.Error: the archive or the database is away.
@@ -74,7 +74,7 @@ class Lookup:
 
 
 def _among(table: pa.Table, ids: Set[UUID]) -> Iterable[tuple[Key, Event]]:
-    """The events of a table with these ids."""
+    """The events of a table whose ids are among ``ids``."""
     chunks = [chunk.storage for chunk in table.column("event_id").chunks]
     stored = pa.chunked_array(chunks, pa.binary(16))
     mask = pc.is_in(stored, value_set=pa.array([id.bytes for id in ids], pa.binary(16)))

@@ -1,9 +1,12 @@
-"""Writing what the archive says into the rollups, where they say something else.
+"""Repairing the rollup rows that differ from the archive.
 
-The single-writer rule: the worker that owns a partition holds rows of it in memory and would write over ours.
-So the rebuild holds off every flush, from its recount to its commit, by locking ``partitions``, and raises
-the epoch of each partition that it touches: that worker's next flush is fenced, and it recovers from the
-repaired rows. If the process dies, nothing has happened. Readers see all of it or nothing.
+The worker that owns a partition holds rows of the partition in memory. Its next flush would write over
+repaired rows. So the rebuild locks ``partitions`` from its recount to its commit, and no flush can run
+meanwhile. It also raises the epoch of each partition that it repairs. The next flush of that worker then
+fails whole, and the worker recovers from the repaired rows.
+
+All repairs are one transaction: if the process dies, nothing has happened, and readers see all of it or
+nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +33,13 @@ from sql import queries
 
 
 class Damage(OperatorError):
-    """Files of the range are missing or damaged, so the truth is not known; nothing was changed."""
+    """Files of the range are missing or damaged; nothing was changed. The remedy: restore the named files."""
 
 
 def rebuild(database_url: str, store: Store, scope: Scope) -> Report:
-    """Make the rows in scope those of the archive; what differed and was written.
+    """Repair the rows in scope that differ from the archive; the report with the repaired differences.
 
-    Rows that are right are not touched, and if all are, flushes are not held off either.
+    Rows that are right are not touched. If all rows are right, no flush is held off.
 
     Raises:
         Damage, psycopg.Error, StoreError: nothing was changed.
@@ -47,7 +50,7 @@ def rebuild(database_url: str, store: Store, scope: Scope) -> Report:
     if not before.differences:
         return before
     with connected(database_url, hold_flushes=True) as connection:
-        # Flushes went on meanwhile: look again at the days that differ, now that everything stands still.
+        # Flushes went on until now. No flush can run any more, so compare the days that differed once more.
         found: list[Difference] = []
         for day in sorted({difference.key[1] // DAY_US for difference in before.differences}):
             report = reconcile.reconcile(connection, store, _within(scope, day))
@@ -59,10 +62,12 @@ def rebuild(database_url: str, store: Store, scope: Scope) -> Report:
 
 
 def connected(database_url: str, *, hold_flushes: bool = False) -> Any:
-    """A connection in a transaction with one snapshot; it commits when it is left without an exception.
+    """A connection in one transaction with one snapshot. Leaving ``with`` commits; an exception rolls back.
 
-    ``hold_flushes``: no flush runs, or begins, until then. The lock comes before the snapshot, so the
-    snapshot has every flush that was committed.
+    ``hold_flushes`` locks ``partitions``, so no flush runs until the end of the transaction. The lock comes
+    before the snapshot, so the snapshot has every flush that was committed.
+
+    Raises `psycopg.Error`.
     """
     connection = connect(database_url, Session(application_name="spendstream-archive"))
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -79,7 +84,7 @@ def _refuse_damage(report: Report) -> None:
 
 
 def _within(scope: Scope, day: int) -> Scope:
-    """What of the scope lies in one day."""
+    """The part of the scope that lies in one day (days since 1970)."""
     start_us, end_us = max(scope.start_us, day * DAY_US), min(scope.end_us, (day + 1) * DAY_US)
     return dataclasses.replace(scope, start_us=start_us, end_us=end_us)
 
@@ -108,7 +113,7 @@ def _delete(connection: Connection, grain: Grain, differences: Sequence[Differen
 
 
 def _upsert(connection: Connection, grain: Grain, partition: int, differences: Sequence[Difference]) -> None:
-    """By the flush's own statements."""
+    """Write rows with the same statements as a flush."""
     if not differences:
         return
     if grain is ERRORS:
@@ -130,7 +135,7 @@ def _upsert(connection: Connection, grain: Grain, partition: int, differences: S
 
 
 def _staged(difference: Difference) -> tuple[Any, ...]:
-    """The row in the order of the staging table's columns."""
+    """The counted row in the order of the staging table's columns."""
     counted, rest = difference.counted, difference.key[3:]
     assert counted is not None
     if difference.grain is ERRORS:

@@ -1,9 +1,10 @@
-"""Holding the rollups to the archive: every row of every grain, at one moment of the database.
+"""Comparing the rollups with the archive: every row of every grain, at one moment of the database.
 
-What is compared: in one snapshot, a partition's rollup rows against its listed files plus its outbox, which
-together are every event that its rollups count. So open buckets are compared like closed ones, while the
-service runs. Left out, and said so, are buckets to which events may belong that were never archived: from
-before the archive was there, or from while its outbox was full.
+A partition's listed files and its outbox together hold every event that its rollups count, and one snapshot
+shows both. So buckets that are still open are compared like closed ones, while the service runs.
+
+A bucket is left out if some of its events may never have been archived. These are the buckets from before the
+archive began, and from the time when the outbox was full. The report names the times that it left out.
 """
 
 from __future__ import annotations
@@ -35,12 +36,15 @@ _FOREVER_US: Final = 2**62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """Which buckets: those that lie wholly between two times, and are not past their retention."""
+    """Which buckets to compare: buckets wholly between two times whose rows are not past their retention.
+
+    Times are UTC microseconds since 1970. ``org`` narrows the comparison to one org.
+    """
 
     start_us: int
     end_us: int
     minutes_from_us: int = 0
-    """Minute rows of before may have expired."""
+    """Minute rows before this time may have expired; ``rollups_from_us`` says the same of all other rows."""
     rollups_from_us: int = 0
     org: UUID | None = None
 
@@ -51,7 +55,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One row that is not what the archive says."""
+    """One rollup row that differs from the archive."""
 
     grain: Grain
     partition: int
@@ -59,7 +63,7 @@ class Difference:
     stored: Row | None
     """None: the row is missing."""
     counted: Row | None
-    """None: no archived event accounts for it."""
+    """None: no archived event belongs to the row."""
 
     def __str__(self) -> str:
         org, at_us, model, *rest = self.key
@@ -83,7 +87,7 @@ _NAMES: Final = ("client", "status", "code")
 
 
 def _unknown(connection: Connection, scope: Scope, partitions: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Numbers in rollup rows that are no partition's: no event accounts for such rows."""
+    """Partition numbers in rollup rows that no partition has: no event belongs to these rows."""
     wanted = {
         "known": [number for number, *_ in partitions],
         "start": time_of(scope.start_us // DAY_US * DAY_US),
@@ -102,30 +106,37 @@ def _shown(figure: Any) -> str:
 
 @dataclass(slots=True)
 class Report:
-    """What a reconciliation found."""
+    """The result of a reconciliation."""
 
     compared: dict[str, int] = field(default_factory=dict)
-    """Rows by table."""
+    """The number of compared rows, by table."""
     events: int = 0
     differences: list[Difference] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-    """Files that could not be counted; nothing in their hours and days was compared."""
+    """Files that could not be read. No row of their hours and days was compared."""
     notes: list[str] = field(default_factory=list)
-    """What of the range was not compared, and why."""
+    """The parts of the range that were not compared, and why."""
     complete: bool = False
-    """Did any bucket of the range qualify?"""
+    """Does the archive have all events of any part of the range?"""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Buckets that begin after one time and end by another have all their events in the archive or outbox."""
+    """The archive has all events of each bucket that begins after ``after_us`` and ends by ``until_us``.
+
+    The outbox counts as archive. Example: with ``after_us`` at 10:07 and ``until_us`` at 13:30, the hours
+    from 11:00 and from 12:00 are complete. The hour from 10:00 begins too early, and the hour from 13:00 ends
+    too late.
+    """
 
     after_us: int
     until_us: int
 
 
 def reconcile(connection: Connection, store: Store, scope: Scope) -> Report:
-    """Compare everything in scope. The connection must be in a transaction of one snapshot (REPEATABLE READ).
+    """Compare all rows in scope with the archive.
+
+    The connection must be in a transaction with one snapshot (REPEATABLE READ).
 
     Raises:
         psycopg.Error, StoreError: the database or the store is away.
@@ -185,7 +196,7 @@ class _Partition:
                 self._compare_day(report, day)
 
     def _days(self) -> list[int]:
-        """Days of the range in which the database or the archive has anything."""
+        """The days of the range (since 1970) for which the database or the archive has rows or events."""
         scope = self._scope
         start, end = time_of(scope.start_us // DAY_US * DAY_US), time_of(scope.end_us)
         wanted = {"partition": self._number, "start": start, "end": end}
@@ -214,7 +225,7 @@ class _Partition:
             if at + HOUR_US <= self._scope.start_us or at >= self._scope.end_us:
                 continue
             if at < self._floor_us:
-                continue  # its files may be gone, and no bucket that it belongs to is compared
+                continue  # the hour's files may be gone, and no bucket with this hour is compared
             try:
                 partial = self._partial(hour)
             except Damaged as error:
@@ -233,7 +244,7 @@ class _Partition:
                 self._compare_rows(report, grain, counted, day * DAY_US, (day + 1) * DAY_US)
 
     def _partial(self, hour: int) -> Partial | None:
-        """The sums of an hour, of files and outbox together. Raises `Damaged`."""
+        """The sums of an hour, over its files and the outbox; None without events. Raises `Damaged`."""
         start = time_of(hour * HOUR_US)
         listed = self._connection.execute(
             _ARCHIVE["files"], {"partition": self._number, "start": start, "end": start + timedelta(hours=1)}
@@ -266,7 +277,7 @@ class _Partition:
         if not compared:
             return
         stored = self._stored(grain, start_us, end_us)
-        # A row that begins between two buckets is none of ours: it belongs to the bucket in which it begins.
+        # No row of ours begins inside a bucket. A row that does is compared with its bucket, and found wrong.
         keys = {key for key in (*stored, *counted) if key[1] - key[1] % grain.length_us in compared}
         if keys:
             report.compared[grain.name] = report.compared.get(grain.name, 0) + len(keys)
@@ -297,9 +308,17 @@ class _Partition:
 
 
 def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int, floor_us: int | None = None) -> list[Span]:
-    """Pieces of the archive (accepted from, to, complete from, to), in order, as spans without holes.
+    """Join pieces of the archive into spans without holes.
 
-    ``floor_us``: the files of hours before are past their retention.
+    A piece is (accepted from, accepted to, complete from, complete to), and the pieces come in order. Two
+    pieces touch if the first ends with the number at which the second begins. Example: the pieces of the
+    events 0 to 100, 100 to 250 and 300 to 400 become two spans. The events 250 to 299 were left out of the
+    archive, so the first span vouches for buckets up to its last "complete to", and the second span for
+    buckets after its first "complete from". If the partition has accepted 400 events, nothing is missing at
+    the end, and the second span has no end.
+
+    ``accepted``: how many events the partition has accepted. ``floor_us``: the files of the hours before are
+    past their retention, so no span begins earlier.
     """
     after_us = -1 if floor_us is None else floor_us - 1
     joined: list[list[Any]] = []
@@ -320,7 +339,7 @@ def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int, floor_us: int | N
 
 
 def _buckets(grain: Grain, start_us: int, end_us: int) -> range:
-    """Starts of the buckets that lie wholly between two times."""
+    """The starts of the buckets that lie wholly between two times, in microseconds."""
     length = grain.length_us
     return range(-(-start_us // length) * length, end_us - length + 1, length)
 

@@ -1,7 +1,8 @@
-"""Adding archived events up again, into the rows that the rollups should be.
+"""Adding archived events up again, into the rows that the rollups should have.
 
-A second opinion: Arrow's group-by instead of the pipeline's kernels and tables. Only the sketch's format is
-shared. Events are reduced to partial sums at once (`reduce`): memory follows the rows, not the events.
+This is a second opinion: it uses Arrow's group-by, not the pipeline's kernels and tables. The two share only
+the format of the sketches. `reduce` turns the events of each file into partial sums at once, so memory grows
+with the rows and not with the events.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.core.windows import MEASURES, Grain
 Key = tuple[Any, ...]
 """(org, bucket start in microseconds, model[, client[, status, error code]]), ids as 16 bytes."""
 Row = tuple[Any, ...]
-"""`windows.MEASURES` and the sketch; of failures the count alone."""
+"""The measures in the order of `windows.MEASURES`, and the sketch; a row of failures has only the count."""
 Rows = dict[Key, Row]
 
 _SUMS: Final = MEASURES[:9]
@@ -31,7 +32,7 @@ _CELL: Final = ["org", "minute", "model", "client"]
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The events of one hour in sums: by minute, model and client; the same by bin; failures by code."""
+    """The sums of one hour's events: by minute, model and client; also by sketch bin; failures by code."""
 
     cells: pa.Table
     bins: pa.Table
@@ -39,7 +40,7 @@ class Partial:
 
 
 def reduce(events: pa.Table, *, org: bytes | None = None) -> dict[int, Partial]:
-    """Sums of events with the columns of `event_columns.SCHEMA`, by the number of their hour."""
+    """The sums of events, by hour (since 1970). ``events`` has the columns of `event_columns.SCHEMA`."""
     flat = _flat(events)
     if org is not None:
         flat = flat.filter(pc.equal(flat.column("org"), pa.scalar(org, pa.binary(16))))
@@ -57,7 +58,7 @@ def reduce(events: pa.Table, *, org: bytes | None = None) -> dict[int, Partial]:
 
 
 def merge(partials: Sequence[Partial]) -> Partial:
-    """The sums of several partial sums."""
+    """Add several partial sums up to one."""
     cells, bins, failures = (
         pa.concat_tables([getattr(partial, name) for partial in partials])
         for name in ("cells", "bins", "failures")
@@ -70,7 +71,7 @@ def merge(partials: Sequence[Partial]) -> Partial:
 
 
 def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
-    """The rows of a grain that the events of some hours make."""
+    """The rows of a grain, from the sums of some hours."""
     if not partials:
         return {}
     cells = _in_buckets(pa.concat_tables([partial.cells for partial in partials]), grain)
@@ -92,7 +93,7 @@ def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
 
 
 def failures_of(partials: Sequence[Partial], hour: int) -> Rows:
-    """The rows of ``usage_errors_hour`` that the events of one hour make."""
+    """The rows of ``usage_errors_hour``, from the sums of one hour."""
     if not partials:
         return {}
     names = ["org", "model", "client", "status", "code"]
@@ -105,7 +106,7 @@ def failures_of(partials: Sequence[Partial], hour: int) -> Rows:
 
 
 def _flat(events: pa.Table) -> pa.Table:
-    """The events with one summable int64 column for each figure."""
+    """The events with a column for each figure that can be summed."""
     status = events.column("status").to_numpy()
     late = events.column("late").to_numpy()
     latency = events.column("latency_ms").to_numpy().astype(np.int64)

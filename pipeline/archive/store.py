@@ -1,6 +1,6 @@
-"""Where archive files are: a bucket, or a folder. Whole files in, whole files out; nothing of their content.
+"""The store of archive files: an S3 bucket or a folder. It writes and reads whole files, whatever they hold.
 
-A name is written by one content only, so writing it again is safe, and a file is never seen half written.
+A name always has the same content, so a file may be written again. Nobody ever sees half of a file.
 """
 
 from __future__ import annotations
@@ -19,34 +19,36 @@ _CONNECT_S: Final = 5
 _READ_S: Final = 20
 _CALL_S: Final = 30
 _BYTES_S_MIN: Final = 2**18
-"""A call may take so long, and a second more for so many bytes that it sends. The client's own time-outs do
-not begin while a server that took the connection has not said anything at all.
+"""A call may take `_CALL_S`, and one more second for each `_BYTES_S_MIN` bytes that it sends.
+
+The time-outs of the S3 client are not enough: they do not begin while a server has accepted the connection
+and said nothing at all.
 """
 
 
 class StoreError(Exception):
-    """The store cannot be used now, or refuses. Every call here is safe to repeat."""
+    """The store cannot be used now, or refuses. The remedy: repeat the call; every call is safe to repeat."""
 
 
 class Missing(StoreError):
-    """The store has no file of this name."""
+    """The store has no file of this name. The remedy: restore the file from a backup."""
 
 
 class Store(Protocol):
-    """Blocking; call it from a thread."""
+    """Keeps whole files under names. Its methods block, so call them in a thread."""
 
     def write(self, name: str, data: bytes) -> None:
-        """Keep a file durably under its name, in place of an earlier one. Raises `StoreError`."""
+        """Keep a file durably under its name, and replace an earlier file. Raises `StoreError`."""
 
     def read(self, name: str) -> bytes:
-        """A file's bytes. Raises `Missing`, `StoreError`."""
+        """The bytes of a file. Raises `Missing`, `StoreError`."""
 
     def delete(self, name: str) -> None:
-        """Let a file go; nothing happens where there is none. Raises `StoreError`."""
+        """Delete a file; nothing happens if there is none. Raises `StoreError`."""
 
 
 def open_store(config: ArchiveConfig) -> Store:
-    """The store of ARCHIVE_URL."""
+    """The store that ARCHIVE_URL names: a folder for ``file://``, else a bucket."""
     parts = urlsplit(config.url)
     if parts.scheme == "file":
         return Folder(Path(url2pathname(parts.path)))
@@ -69,7 +71,7 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
-            for folder in path.parents:  # the names of new folders, too, must outlive a power cut
+            for folder in path.parents:  # the names of new folders must outlive a power cut, too
                 _sync_folder(folder)
                 if folder == self._folder:
                     break

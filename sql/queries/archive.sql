@@ -1,31 +1,31 @@
--- name: add_events
--- Leave the accepted events of a flush for the archiver; the compare-and-set before it lets none in twice.
+-- name: add_events Leave the accepted events of a flush for the archiver. The compare-and-set of the flush
+-- came first, so no event is left twice.
 INSERT INTO analytics.archive_outbox
     (partition, accepted_from, row_count, byte_count, complete_from, complete_to, flushed_at, events)
 VALUES (%(partition)s, %(accepted_from)s, %(row_count)s, %(byte_count)s, %(complete_from)s, %(complete_to)s,
     now(), %(events)s)
 
--- name: outbox
--- How much waits, by partition, with the age of the oldest in seconds.
+-- name: outbox How many rows, events and bytes wait in the outbox of each partition, and the age of the
+-- oldest row in seconds.
 SELECT partition, count(*), sum(row_count)::bigint, sum(byte_count)::bigint,
     EXTRACT(EPOCH FROM now() - min(flushed_at))::float8
 FROM analytics.archive_outbox GROUP BY partition ORDER BY partition
 
--- name: lock
--- One archiver at a time works on a partition. Kept by the session, so that it ends with the process.
+-- name: lock Let one archiver at a time work on a partition. The session holds the lock, so the lock ends
+-- with the process.
 SELECT pg_try_advisory_lock(hashtext('analytics.archive_outbox'), %(partition)s)
 
 -- name: unlock
--- Let the next archiver in.
+-- Let the next archiver work on the partition.
 SELECT pg_advisory_unlock(hashtext('analytics.archive_outbox'), %(partition)s)
 
 -- name: waiting
--- A partition's rows in the order of its events, without the events themselves.
+-- The outbox rows of a partition in the order of their events, without the events themselves.
 SELECT accepted_from, row_count, byte_count, cut FROM analytics.archive_outbox
 WHERE partition = %(partition)s ORDER BY accepted_from
 
 -- name: settle_cut
--- Say which rows become the next files, before any is uploaded: a repeat makes the very same files.
+-- Settle which rows become the next files, before any file is uploaded. So a repeat makes the same files.
 UPDATE analytics.archive_outbox SET cut = %(cut)s
 WHERE partition = %(partition)s AND accepted_from < %(cut)s
 
@@ -43,30 +43,30 @@ VALUES (%(partition)s, %(accepted_from)s, %(hour)s, %(accepted_to)s, %(path)s, %
     %(row_count)s, %(byte_count)s, %(sha256)s, now())
 
 -- name: drop_cut
--- Its events are in listed files now: the same transaction takes them from the outbox.
+-- Take the rows of a cut from the outbox, in the transaction that lists the files with their events.
 DELETE FROM analytics.archive_outbox WHERE partition = %(partition)s AND cut = %(cut)s
 
 -- name: widen_span
--- What the files hold without a hole reaches further.
+-- Widen the partition's last span by a cut that begins where the span ends.
 UPDATE analytics.archive_spans SET accepted_to = %(accepted_to)s, complete_to = %(complete_to)s
 WHERE partition = %(partition)s AND accepted_to = %(accepted_from)s
 
 -- name: begin_span
--- After a hole, or at the beginning.
+-- Begin a new span: for the first cut of a partition, or for a cut after a hole.
 INSERT INTO analytics.archive_spans (partition, accepted_from, accepted_to, complete_from, complete_to)
 VALUES (%(partition)s, %(accepted_from)s, %(accepted_to)s, %(complete_from)s, %(complete_to)s)
 
 -- name: raise_epoch
--- Whoever holds these partitions reads its rows anew: what it has in memory was loaded before the rebuild.
+-- Make the workers that own these partitions load their rows again, because a rebuild has changed the rows.
 UPDATE analytics.partitions SET epoch = epoch + 1, updated_at = now() WHERE partition = ANY(%(partitions)s)
 
 -- name: partitions
--- Which partitions there are, how many events each has accepted, and where its archive begins, in microseconds.
+-- All partitions, with the number of accepted events and the start of the archive in microseconds.
 SELECT partition, accepted, (EXTRACT(EPOCH FROM archive_from) * 1000000)::bigint
 FROM analytics.partitions ORDER BY partition
 
--- name: raise_floor
--- From now on nobody takes the archive of the hours before for whole: their files are about to go.
+-- name: raise_floor Mark the hours before a time as no longer complete in the archive, because their files
+-- are about to be deleted.
 UPDATE analytics.partitions SET archive_from = %(before)s
 WHERE (archive_from IS NULL OR archive_from < %(before)s)
     AND EXISTS (SELECT FROM analytics.archive_files WHERE hour < %(before)s)
@@ -76,11 +76,11 @@ WHERE (archive_from IS NULL OR archive_from < %(before)s)
 SELECT path FROM analytics.archive_files WHERE hour < %(before)s ORDER BY hour LIMIT %(most)s
 
 -- name: forget_files
--- Files that are gone from the archive are no longer listed.
+-- Take deleted files from the manifest.
 DELETE FROM analytics.archive_files WHERE path = ANY(%(paths)s)
 
 -- name: forget_spans
--- Holes of before need no longer be known; the last span of a partition is the one that grows.
+-- Drop the spans that end before a time, except the last span of each partition, which goes on growing.
 DELETE FROM analytics.archive_spans AS s WHERE complete_to < %(before)s
     AND EXISTS (SELECT FROM analytics.archive_spans AS later
         WHERE later.partition = s.partition AND later.accepted_from > s.accepted_from)
@@ -90,7 +90,7 @@ DELETE FROM analytics.archive_spans AS s WHERE complete_to < %(before)s
 SELECT now()
 
 -- name: spans
--- What the archive holds of each partition: by its files, then by the outbox.
+-- The pieces of the archive of each partition: the spans of its files, then the rows of the outbox.
 SELECT partition, accepted_from, accepted_to, complete_from, complete_to FROM analytics.archive_spans
 UNION ALL
 SELECT partition, accepted_from, accepted_from + row_count, complete_from, complete_to
@@ -98,37 +98,37 @@ FROM analytics.archive_outbox
 ORDER BY partition, accepted_from
 
 -- name: files
--- The files of some hours of a partition.
+-- The listed files of some hours of a partition.
 SELECT path, hour, row_count, sha256 FROM analytics.archive_files
 WHERE partition = %(partition)s AND hour >= %(start)s AND hour < %(end)s ORDER BY hour, accepted_from
 
 -- name: outbox_events
--- All events of a partition that are in no file yet.
+-- The events of a partition that still wait in the outbox.
 SELECT events FROM analytics.archive_outbox WHERE partition = %(partition)s ORDER BY accepted_from
 
 -- name: days
--- The days, as days since 1970, in which a partition has anything.
+-- The days (since 1970) for which a partition has rows in a table.
 SELECT DISTINCT floor(EXTRACT(EPOCH FROM {time}) / 86400)::bigint FROM analytics.{table}
 WHERE partition = %(partition)s AND {time} >= %(start)s AND {time} < %(end)s
 
 -- name: unknown_partitions
--- Partitions that rollup rows name and that there are not.
+-- Partition numbers that stand in rollup rows but not among the known partitions.
 SELECT DISTINCT partition FROM analytics.{table}
 WHERE bucket_start >= %(start)s AND bucket_start < %(end)s AND NOT partition = ANY(%(known)s)
 
 -- name: rollup_rows
--- The rows of a partition in some buckets, optionally of one org.
+-- The rollup rows of a partition in some buckets, of one org if an org is given.
 SELECT uuid_send(org_id), (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, uuid_send(model_id), {columns}
 FROM analytics.{table}
 WHERE bucket_start >= %(start)s AND bucket_start < %(end)s AND partition = %(partition)s
     AND (%(org)s::uuid IS NULL OR org_id = %(org)s)
 
 -- name: delete_row
--- Take away a row that no event accounts for.
+-- Delete a rollup row to which no archived event belongs.
 DELETE FROM analytics.{table}
 WHERE org_id = %s AND bucket_start = %s AND model_id = %s AND partition = %s{more}
 
 -- name: audit
--- What a rebuild changed, in the transaction that changes it.
+-- Record the changes of a rebuild, in the transaction that makes them.
 INSERT INTO analytics.audit_log (at, actor, action, outcome, detail)
 VALUES (now(), %(actor)s, 'archive.rebuild', 'repaired', %(detail)s)
