@@ -1,7 +1,8 @@
-"""Reading a partition of the embedded log alone: a file lock decides whose turn it is.
+"""Reading a partition of the embedded log alone: a file lock decides who reads.
 
-The lock goes with the process that holds it, however that ends, and the next competitor finds it free within
-``_POLL_S``. There is no broker to ask a holder to step down, so `Owner.deactivated` is never called.
+The lock is free as soon as the process that holds it ends, whether by its own will or by a kill. The next
+process finds the lock free within ``_POLL_S``. No broker asks the holder to step down, so `Owner.deactivated`
+is never called.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
             lock = folder / f"owner-{quote(group, safe='')}.lock"
             self._lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         self._decided = asyncio.Event()
-        """Set when there is something to read, or nothing ever will be."""
+        """Set when the partition is ours and can be read, and also when the subscription is dead."""
         self._competing = asyncio.create_task(self._compete())
 
     async def receive(self) -> Chunk:
@@ -70,7 +71,7 @@ class CompetingEmbeddedSubscription(EmbeddedSubscription):
         return True
 
     def _let_go(self) -> None:
-        """Release the lock, which goes with its descriptor."""
+        """Release the lock by closing its descriptor."""
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1

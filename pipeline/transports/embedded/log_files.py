@@ -1,12 +1,16 @@
 """The file format of the embedded log: segments of checksummed chunks, one writer at a time.
 
-Owns bytes on disk: append under a file lock, torn tails, segment roll, retention, and reading from any
-offset. It is synchronous and knows nothing of asyncio, credit or transports; `embedded` adds those.
+The module appends under a file lock, cuts off torn tails, begins new segment files, deletes old ones, and
+reads from any offset. It is synchronous. The other modules of `embedded` add asyncio, credit and the
+transport.
 
-A segment file is named after the offset of its first record and holds chunks back to back. A chunk is
-a header (magic, first offset, records, timestamp, payload bytes, CRC-32 of all of it) and a payload
-of records, each a 4-byte big-endian length and its bytes. A chunk exists once its checksum holds:
-what kill -9 leaves behind is invisible to readers and cut off by the next append.
+A segment file is named after the offset of its first record, and its chunks stand back to back. A chunk is a
+header and a payload. The header has a magic number, the first offset, the number of records, the timestamp,
+the payload bytes, and the CRC-32 of header and payload. The payload has the records, each as a 4-byte
+big-endian length and its bytes.
+
+A chunk exists once its checksum holds. If kill -9 leaves half a chunk behind, readers do not see it, and the
+next append cuts it off.
 """
 
 from __future__ import annotations
@@ -35,8 +39,11 @@ HEADER_BYTES = _PREFIX.size + _CRC.size
 
 
 class DamagedLog(Exception):
-    """Stored bytes are wrong and good chunks follow them: not a torn tail. Restore the file, or move
-    it away and decide what happens to the events in it; nothing is cut off or skipped silently."""
+    """Stored bytes are wrong and good chunks follow them, so this is no torn tail.
+
+    Nothing is cut off or skipped silently. The remedy: restore the file, or move the file away and decide
+    what happens to its events.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +83,7 @@ def segment_path(folder: Path, base: int) -> Path:
 
 
 def read_chunk(fd: int, position: int, size: int) -> StoredChunk | None:
-    """The chunk at ``position`` of a file of ``size`` bytes, or None when no valid one is there."""
+    """The chunk at ``position`` of a file of ``size`` bytes; None if no valid chunk is there."""
     body_at = position + HEADER_BYTES
     if body_at > size:
         return None
@@ -106,7 +113,7 @@ def encode_chunk(*, first_offset: int, timestamp_us: int, bodies: Sequence[bytes
 
 
 def split(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut the bodies of one publish into chunks within both limits (a larger body stands alone)."""
+    """Cut the bodies of one publish into chunks within both limits. A larger body is a chunk of its own."""
     start, payload_bytes = 0, 0
     for index, body in enumerate(bodies):
         entry_bytes = 4 + len(body)
@@ -120,9 +127,9 @@ def split(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
 
 
 class LogWriter:
-    """Appends to a log, sharing it with writers of other processes by a lock per append.
+    """Appends to a log. Writers of other processes may append too, because each append takes a lock.
 
-    Safe to call from several threads. Every method raises OSError as the file system does.
+    Safe to call from several threads. Every method passes the OSError of the file system on.
     """
 
     def __init__(
@@ -151,7 +158,8 @@ class LogWriter:
         """Write the bodies and sync them to disk; return the offset after the last one.
 
         Raises:
-            DamagedLog: the last segment is broken elsewhere than at its tail.
+            DamagedLog: bytes in the last segment are wrong, and good chunks follow them.
+            OSError: the bodies may be stored or not; append them again.
         """
         with self._thread_lock:
             if self._lock_fd < 0:
@@ -174,7 +182,7 @@ class LogWriter:
             self._fd = self._lock_fd = -1
 
     def _find_end(self) -> None:
-        """Move to the end of what is stored now, and cut off a torn tail."""
+        """Move to the end of the log, which other writers may have moved, and cut off a torn tail."""
         if os.fstat(self._lock_fd).st_nlink == 0:
             raise FileNotFoundError("the log was deleted under its writer")
         bases = segment_bases(self._folder)
@@ -204,7 +212,8 @@ class LogWriter:
         while written < len(payload):
             written += os.pwrite(self._fd, payload[written:], self._end + written)
         os.fdatasync(self._fd)
-        # Only now: a failure above leaves a tail that the next append finds torn, or whole and counted.
+        # These change only after the sync. If the write or the sync fails, the next append looks at the tail:
+        # it cuts off a torn chunk, and counts the records of whole chunks.
         self._end += written
         self._next_offset, self._last_us = next_offset, timestamp_us
 
@@ -231,7 +240,7 @@ class LogWriter:
         self._fd, self._base, self._end, self._next_offset = fd, base, 0, base
 
     def _timestamp_before(self, bases: Sequence[int]) -> int:
-        """The last timestamp of the segment before the last one, so that time never goes backwards."""
+        """The last timestamp of the segment before the last, so that timestamps never go backwards."""
         if len(bases) < 2:
             return 0
         return max((c.timestamp_us for c in scan(self._folder, bases[-2])), default=0)
@@ -242,7 +251,7 @@ class LogWriter:
         horizon_us = round(self._clock() * 1e6) - self._max_age_us
         for index, base in enumerate(bases[:-1]):
             newer = next(scan(self._folder, bases[index + 1]), None)
-            # All of a segment is at most as new as the first chunk of the one after it.
+            # No chunk of a segment is newer than the first chunk of the next segment.
             expired = newer is not None and newer.timestamp_us < horizon_us
             if not expired and sum(sizes[index:]) <= self._max_bytes:
                 return
@@ -262,7 +271,7 @@ def scan(folder: Path, base: int) -> Iterator[StoredChunk]:
 
 
 def holds_chunk_after(fd: int, position: int, size: int, offset: int) -> bool:
-    """Is there a valid chunk beyond the bad bytes at ``position``, of records after ``offset``?"""
+    """Does a valid chunk with records after ``offset`` follow the bad bytes at ``position``?"""
     rest = os.pread(fd, size - position, position)
     at = rest.find(_MAGIC, 1)
     while at >= 0:
@@ -274,9 +283,10 @@ def holds_chunk_after(fd: int, position: int, size: int, offset: int) -> bool:
 
 
 class LogReader:
-    """A position in a log that moves forward, following the writers of any process.
+    """A position in a log that moves forward, behind the writers of any process.
 
-    `peek` never moves, `advance` never reads: a caller that is cancelled between them loses nothing.
+    `peek` reads and does not move. `advance` moves and does not read. So a caller that is cancelled between
+    the two loses nothing.
     """
 
     def __init__(self, folder: Path, offset: int) -> None:
@@ -287,14 +297,14 @@ class LogReader:
         self._durable_size = 0
         self._checked_size = -1
         self.next_offset = offset
-        """Offset of the first record that was not handed to `advance` yet."""
+        """The offset of the first record that `advance` has not passed yet."""
 
     def peek(self) -> StoredChunk | None:
         """The next chunk that holds a record at or above ``next_offset``; None at the end.
 
         Raises:
-            LookupError: the segments that are left begin after ``next_offset``, at ``args[0]``.
-            DamagedLog: what is stored here is broken, and the log goes on behind it.
+            LookupError: the log now begins after ``next_offset``, at offset ``args[0]``.
+            DamagedLog: the stored bytes here are wrong, and the log goes on after them.
         """
         while self._fd >= 0 or self._open_segment():
             size = os.fstat(self._fd).st_size
@@ -313,9 +323,11 @@ class LogReader:
         self._position, self.next_offset = chunk.end, chunk.next_offset
 
     def undurable(self, chunk: StoredChunk) -> tuple[int, int] | None:
-        """A descriptor to sync and close before the chunk may be believed, and the size that makes
-        durable; None when it is durable already. Without this a power cut could take back records
-        that a reader has counted."""
+        """A descriptor that the caller must sync and close before it uses the chunk; None: not needed.
+
+        The second item is the file size that is durable after the sync. Without the sync, a power cut could
+        take back records that a reader has counted.
+        """
         if chunk.end <= self._durable_size:
             return None
         return os.dup(self._fd), os.fstat(self._fd).st_size
@@ -329,7 +341,7 @@ class LogReader:
             self._fd = -1
 
     def _skip_consumed(self, size: int) -> None:
-        """Step over chunks wholly below ``next_offset`` by their headers alone."""
+        """Step over chunks wholly below ``next_offset``, by reading only their headers."""
         while self._position + HEADER_BYTES <= size:
             header = os.pread(self._fd, HEADER_BYTES, self._position)
             magic, first_offset, records, _, payload_bytes = _PREFIX.unpack_from(header)
@@ -339,7 +351,7 @@ class LogReader:
             self._position = end
 
     def _open_segment(self) -> bool:
-        """Open the segment that holds ``next_offset``; False when it is open, or not yet there."""
+        """Open the segment that holds ``next_offset``; False if it is already open, or not there yet."""
         is_first = self.next_offset == self._base
         if self._fd >= 0 and (is_first or not segment_path(self._folder, self.next_offset).exists()):
             self._reject_gap()
@@ -365,14 +377,14 @@ class LogReader:
         size = os.fstat(self._fd).st_size
         if not goes_on and size > self._position and size != self._checked_size:
             goes_on = self._holds_more(size)
-        # Looked at again, because a writer may have gone on since `peek` looked.
+        # Look again, because a writer may have finished the chunk after `peek` looked.
         if goes_on and read_chunk(self._fd, self._position, os.fstat(self._fd).st_size) is None:
             if bases and bases[0] > self.next_offset:
                 raise LookupError(bases[0])
             raise self._damage()
 
     def _holds_more(self, size: int) -> bool:
-        """Are the bad bytes here followed by good chunks? Only decided while no writer is active."""
+        """Do good chunks follow the bad bytes here? False also while a writer holds the lock."""
         lock_fd = os.open(self._folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
-"""Reading the embedded log: offsets, credit, and the end that other processes move.
+"""Reading the embedded log: offsets, credit, and the end of the log, which other processes move.
 
-There is no server to tell of news, so a waiting reader polls, at most ``_POLL_MAX_S`` behind.
+No server tells a reader of new records, so a waiting reader polls. It is at most ``_POLL_MAX_S`` behind.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class EmbeddedSubscription:
                 await asyncio.to_thread(_sync_and_close, fd)
             self._raise_if_dead()
             self._reader.durable_up_to(size)
-        # Nothing above moved the reader, so a cancelled call loses nothing.
+        # Nothing above has moved the reader, so a cancelled call loses no record.
         wanted_offset = self._reader.next_offset
         self._reader.advance(stored)
         self._outstanding += 1
@@ -89,7 +89,7 @@ class EmbeddedSubscription:
                     self._tail.advance(chunk)
                     await asyncio.sleep(0)
                     self._raise_if_dead()
-            except LookupError:  # retention took a tail that was not looked at for long
+            except LookupError:  # nobody asked for long, and retention has deleted the segment meanwhile
                 self._tail.close()
                 self._tail = None
                 return await self.offset_lag(next_offset)
@@ -108,7 +108,7 @@ class EmbeddedSubscription:
                 reader.close()
 
     def _open_reader(self) -> LogReader:
-        """Start at the wanted offset; raises OffsetGone if the log does not reach from it on."""
+        """A reader at the wanted offset. Raises OffsetGone if the log has lost this offset."""
         bases = segment_bases(self._folder)
         first_offset = bases[0] if bases else 0
         if self._wanted_offset == 0:
@@ -162,7 +162,11 @@ def log_end(folder: Path) -> int:
 
 
 def stored_us(folder: Path, offset: int) -> int | None:
-    """When the chunk that holds a record was stored; None if it is gone. Raises OSError and DamagedLog."""
+    """The time at which the chunk of a record was stored; None if the record is gone.
+
+    UTC microseconds since 1970. Raises OSError, DamagedLog, and TransportError if the record is not there
+    yet.
+    """
     reader = LogReader(folder, offset)
     try:
         chunk = reader.peek()
@@ -176,7 +180,7 @@ def stored_us(folder: Path, offset: int) -> int | None:
 
 
 def _tail_reader(folder: Path) -> LogReader | None:
-    """A reader at the start of the last segment, to walk to the end of the log."""
+    """A reader at the start of the last segment, to walk to the end of the log; None if the log is empty."""
     bases = segment_bases(folder)
     return LogReader(folder, bases[-1]) if bases else None
 
@@ -190,7 +194,7 @@ def _sync_and_close(fd: int) -> None:
 
 @contextmanager
 def translated(stream: str) -> Iterator[None]:
-    """What the file system and the format raise, as TransportError."""
+    """Turn the exceptions of the file system and of the log's format into TransportError."""
     try:
         yield
     except LookupError as error:

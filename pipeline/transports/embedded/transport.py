@@ -1,7 +1,8 @@
 """The embedded stream: an append-only log in a folder, for the demo and for tests.
 
-Gives the files of `segments` the names and partitions of a broker. A stream of one partition is a log in a
-folder of its own; one of several is a folder with a log in a folder for each, and their number in a file.
+The module gives the logs of `log_files` the names and partitions of a broker's streams. A stream of one
+partition is a folder with one log. A stream of several partitions is a folder with a folder for each log, and
+with a file that holds the number of partitions.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class EmbeddedTransport:
             raise ValueError("a super stream needs at least one partition")
         with translated(self.stream):
             private.make_folder(self._folder.parent, below=self._folder.parent)
-            # Made aside and moved in place, so that nobody ever sees half of it.
+            # The stream is made in another folder and then moved here, so nobody sees half of it.
             with tempfile.TemporaryDirectory(dir=self._folder.parent, prefix=".new-") as aside:
                 made = Path(aside) / "stream"
                 for number in range(partitions):
@@ -97,7 +98,7 @@ class EmbeddedTransport:
                 (made / _COUNT_FILE).touch(private.FILE_MODE)
                 (made / _COUNT_FILE).write_text(str(partitions))
                 if not self._folder.exists():
-                    with suppress(OSError):  # made by another at the same time
+                    with suppress(OSError):  # another process has just made the stream
                         made.rename(self._folder)
                         return True
         existing = self._partition_count()
@@ -165,7 +166,7 @@ class EmbeddedTransport:
         return self._folder / str(partition) if self._partition_count() else self._folder
 
     def _partition_count(self) -> int:
-        """How many logs the stream's folder holds; 0 if it is itself one."""
+        """The number of logs in the stream's folder; 0 if the folder is itself a log."""
         with translated(self.stream):
             try:
                 return int((self._folder / _COUNT_FILE).read_text())
@@ -179,7 +180,7 @@ class EmbeddedTransport:
 
 
 class EmbeddedPublisher:
-    """See `pipeline.transports.Publisher`. One chunk for each call, up to the limits of `segments`."""
+    """See `pipeline.transports.Publisher`. Each call writes one chunk, or several if one is too small."""
 
     def __init__(self, stream: str, writer: LogWriter) -> None:
         self._stream = stream
@@ -187,7 +188,7 @@ class EmbeddedPublisher:
         self.closed = False
 
     def check(self, bodies: Sequence[bytes]) -> None:
-        """A body can be of any size."""
+        """Accept every body, because a body can be of any size."""
 
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
         with translated(self._stream):
