@@ -1,6 +1,8 @@
-"""Dead letters: what was refused, and how an operator looks at it, has it counted, or throws it away.
+"""Dead letters: how an operator looks at rejected events, has them counted after all, or deletes them.
 
-`table` reads and purges; `stream` reads back the bytes that a flood left out; `examine` says what a letter is
-worth today; `replay` asks the workers to count letters and waits for what becomes of them. Nothing is counted
-here: the worker that owns the partition does that, in its own flush (`pipeline.core.replay`).
+`table` lists and purges the dead letters. `stream` reads the bytes back that a flood left out. `examine` says
+whether a letter may be counted today. `replay` asks the workers to count letters, and waits for the outcomes.
+
+Nothing is counted here. The worker that owns the partition counts the letters, in its own flush
+(`pipeline.core.replay`).
 """

@@ -1,7 +1,12 @@
-"""What a dead letter is worth today: may it be replayed, on which evidence, and if not, why.
+"""The verdict on a dead letter today: may it be replayed, on which evidence, and if not, why.
 
-It judges what needs no memory of the partition (the wire contract, time, the archive); whether an event was
-counted within the window, only the worker that owns the partition knows.
+The verdict rests on the wire contract, on time and on the archive. One question stays open here, because only
+the worker that owns the partition can answer it: was the event counted within the dedupe window?
+
+Example: a letter has the broker time 12:00 on the 10th, and the dedupe window is 24 hours. If its event was
+counted, then its id lies in the event's own hour, or in one of the hours from 11:00 on the 9th to 12:00 on
+the 10th (`pipeline.core.replay.Hours`). If the database still has all ids of these hours, the worker can
+tell. Otherwise the archive must have all events of the hours whose ids are gone.
 """
 
 from __future__ import annotations
@@ -27,39 +32,39 @@ REPLAY: Final = "replay"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examined:
-    """A letter and the verdict on it."""
+    """A dead letter and the verdict on it."""
 
     record: RefusedRecord
     body: bytes | None
     broker_us: int
-    """The broker's time of its chunk."""
+    """The broker time of the letter's chunk, in UTC microseconds."""
     event: Event | None = None
     verdict: str
-    """`REPLAY`, or why not: malformed, invalid, future, gone, expired, conflict or unknown."""
+    """`REPLAY`, or the obstacle: malformed, invalid, future, gone, expired, conflict or unknown."""
     why: str = ""
-    """What the verdict rests on, for people."""
+    """The ground of the verdict, for people."""
     evidence: str = "none"
     """With `REPLAY`: one of `pipeline.core.replay.EVIDENCE`."""
     absent_to_hour: int = 0
-    """With the evidence ``absent``: the archive told of all hours before this one."""
+    """With the evidence ``absent``: the archive was complete for all hours before this hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What letters are held to."""
+    """The facts by which letters are judged, as they are now."""
 
     rollups_from_us: int
-    """Buckets that end before are not kept."""
+    """Events before this time (UTC microseconds) have no rollup rows any more."""
     ids_from: Mapping[int, int]
-    """Of each partition, the first hour of which the database has all ids."""
+    """By partition, the hour from which on the database has all ids."""
     window_us: int
-    """The dedupe window."""
+    """The dedupe window in microseconds."""
     live: Mapping[int, range]
-    """Of each partition, the hours whose ids its worker has in memory."""
+    """By partition, the hours whose ids its worker has in memory."""
     lookup: Lookup | None
     """None: there is no archive."""
     accept: bool = False
-    """Replay also what nothing can tell."""
+    """Replay a letter even if nothing can tell whether its event was counted."""
 
 
 def examine(records: Sequence[RefusedRecord], read_back: Found, terms: Terms) -> list[Examined]:
@@ -105,12 +110,12 @@ def _alone(record: RefusedRecord, read_back: Found, terms: Terms) -> Examined:
 
 
 def _ids_are_kept(letter: Examined, terms: Terms) -> bool:
-    """Does the database still have all ids of the hours that could hold the event's id?"""
+    """Has the database still all ids of every hour that could hold the event's id?"""
     return not _lost_hours(letter, terms)
 
 
 def _lost_hours(letter: Examined, terms: Terms) -> list[int]:
-    """The hours that could hold the event's id, and of which the database has lost ids."""
+    """The hours that could hold the event's id and whose ids the database has dropped."""
     assert letter.event is not None
     hours = Hours.of(
         letter.event.occurred_us, letter.broker_us, window_us=terms.window_us, future_us=FUTURE_US
@@ -119,7 +124,7 @@ def _lost_hours(letter: Examined, terms: Terms) -> list[int]:
 
 
 def _by_archive(letters: Sequence[Examined], partition: int, terms: Terms) -> list[Examined]:
-    """The verdicts on letters of one partition, of which some hours have lost their ids."""
+    """The verdicts on letters of one partition for which the database has dropped ids of some hours."""
     lost = [_lost_hours(letter, terms) for letter in letters]
     missing = {hour: _why_not(partition, hour, terms.lookup) for hour in set().union(*lost)}
     wanted: dict[int, set[UUID]] = {}
@@ -143,7 +148,7 @@ def _by_archive(letters: Sequence[Examined], partition: int, terms: Terms) -> li
 
 
 def _why_not(partition: int, hour: int, lookup: Lookup | None) -> str | None:
-    """Why the archive cannot tell about an hour; None: it can."""
+    """Why the archive cannot answer for an hour; None: it can."""
     if lookup is None:
         return f"{_GONE}, and there is no archive to ask (ARCHIVE_URL)"
     if not lookup.has_all(partition, hour):
@@ -152,7 +157,10 @@ def _why_not(partition: int, hour: int, lookup: Lookup | None) -> str | None:
 
 
 def _told(letter: Examined, missing: str | None, counted: Sequence[Event], terms: Terms) -> Examined:
-    """The verdict, by the archived events with its id and by why the archive cannot tell of some hour."""
+    """The verdict on a letter, from the archived events with its id.
+
+    ``missing`` is why the archive cannot answer for one of the hours; None: it can answer for all.
+    """
     if letter.event in counted:
         return replace(letter, evidence="counted", why="the archive has it: it was counted")
     if counted:

@@ -1,7 +1,7 @@
-"""Having dead letters counted: examine them, ask the workers in one transaction, wait for the outcome.
+"""Having dead letters counted: examine them, ask the workers in one transaction, and wait for the outcomes.
 
-What holds if this process dies: before the transaction is committed, nothing was asked; after it, the workers
-settle every letter all the same, and asking again finds it counted.
+If this process dies before the transaction is committed, nothing was asked for. If it dies afterwards, the
+workers settle every letter all the same, and a second request finds the letters counted.
 """
 
 from __future__ import annotations
@@ -36,48 +36,48 @@ from pipeline.sink.timescale import TimescaleSink
 from sql import queries
 
 BLOCK: Final = 2000
-"""Letters examined at once: bounds the memory."""
+"""Letters that are examined at once, to bound the memory."""
 SHOWN: Final = 100
-"""Letters that are named in a report."""
+"""The most letters that a report names."""
 _POLL_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """Where everything is, and the rules."""
+    """The database, the stream, the archive, and the rules."""
 
     database_url: str
     stream: StreamConfig | None
-    """None: the stream cannot be read."""
+    """None: no stream is configured, so no bytes can be read back."""
     store: Store | None
     """None: there is no archive."""
     window_us: int
     rollups_from_us: int
     silent_s: float = 15.0
-    """A partition in which nothing has been committed for so long has no owner."""
+    """A partition without a commit for this long has no owner."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What became of the letters that were meant."""
+    """The outcome of a request for the chosen letters."""
 
     run: UUID
     dry: bool = False
     requested: int = 0
     left: Counter[str] = field(default_factory=Counter)
-    """How many were not asked for, by verdict."""
+    """The number of letters that were not asked for, by verdict."""
     waiting_before: int = 0
-    """Letters among the chosen that were asked for earlier and still wait."""
+    """The chosen letters that an earlier request asked for and that still wait."""
     outcomes: Counter[str] = field(default_factory=Counter)
-    """What became of the requested, by outcome; of a dry run what would."""
+    """The number of requested letters, by outcome. After a dry run: by the outcome that is expected."""
     waiting: int = 0
-    """Requested and not settled when the waiting ended."""
+    """The requested letters that were not settled when the waiting ended."""
     lost: int = 0
-    """Requested, and not in the database any more: a failover to a standby lost the request."""
+    """The requested letters whose request is gone, because a failover to a standby lost it."""
     silent: list[str] = field(default_factory=list)
     """Why letters wait: partitions without an owner."""
     named: list[tuple[str, int, int, str, str]] = field(default_factory=list)
-    """The first that were not counted: (stream, offset, position, verdict, why)."""
+    """The first `SHOWN` letters that were not counted: (stream, offset, position, verdict, why)."""
 
     def name(self, letter: Examined, verdict: str, why: str) -> None:
         if len(self.named) < SHOWN:
@@ -86,7 +86,7 @@ class Report:
 
     @property
     def unknown(self) -> int:
-        """Letters that need an operator's word."""
+        """The number of letters for which an operator must decide (--accept)."""
         return self.left["unknown"] + self.outcomes["unknown"]
 
 
@@ -99,7 +99,9 @@ def request(
     accept: bool = False,
     dry_run: bool = False,
 ) -> Report:
-    """Ask for all letters that can be replayed, in one transaction; ``dry_run``: say what would come of them.
+    """Ask the workers for every chosen letter that can be replayed, in one transaction.
+
+    ``dry_run`` asks for nothing, and forecasts the outcomes.
 
     Raises:
         psycopg.Error, StoreError, TransportError: nothing was asked for.
@@ -138,9 +140,9 @@ def request(
 
 
 def wait(setup: Setup, report: Report, *, timeout_s: float) -> None:
-    """Wait until the workers have settled the letters of a run, and enter what became of them.
+    """Wait until the workers have settled the letters of a run, and enter the outcomes in the report.
 
-    Raises `psycopg.Error`: the workers go on all the same.
+    Raises `psycopg.Error`: the database is away; the workers settle the letters all the same.
     """
     deadline = time.monotonic() + timeout_s
     with table.connected(setup.database_url) as connection:
@@ -166,7 +168,7 @@ def wait(setup: Setup, report: Report, *, timeout_s: float) -> None:
 
 
 def terms_of(setup: Setup, reading: Connection, *, accept: bool = False) -> Terms:
-    """What letters are held to now. Raises `psycopg.Error`."""
+    """The facts by which letters are judged now. Raises `psycopg.Error`."""
     standing = reading.execute(_REPLAYS["standing"]).fetchall()
     return Terms(
         rollups_from_us=setup.rollups_from_us,
@@ -188,16 +190,16 @@ def terms_of(setup: Setup, reading: Connection, *, accept: bool = False) -> Term
 
 
 def examined(setup: Setup, records: Sequence[RefusedRecord], terms: Terms) -> list[Examined]:
-    """The verdicts on some letters, read back from the stream where they were left out.
+    """The verdicts on some letters. Bytes that a flood left out are read back from the stream.
 
     Raises:
-        psycopg.Error, StoreError, TransportError.
+        psycopg.Error, StoreError, TransportError: the database, the archive or the stream is away.
     """
     return examine(records, _read_back(setup, records), terms)
 
 
 def forecast(setup: Setup, letter: Examined, terms: Terms) -> str:
-    """What would become of one letter that may be replayed, as far as the committed ids tell."""
+    """The outcome to expect for one letter that may be replayed, as far as the committed ids tell."""
     return _Forecast(setup).of([letter], terms)[0]
 
 
@@ -218,7 +220,7 @@ def _read_back(setup: Setup, records: Sequence[RefusedRecord]) -> stream.Found:
 
 
 def _ask(writing: Connection, run: UUID, letters: Sequence[Examined]) -> int:
-    """How many were asked for: those that somebody else has asked for meanwhile are left to them."""
+    """Ask for letters; the number asked for. Letters that another run has asked for are left to that run."""
     with writing.cursor() as cursor:
         cursor.executemany(_REPLAYS["request"], [_row(run, letter) for letter in letters])
         return max(cursor.rowcount, 0)
@@ -239,14 +241,14 @@ def _row(run: UUID, letter: Examined) -> Mapping[str, Any]:
 
 
 class _Forecast:
-    """What the workers would make of letters, by committed ids and sums; later letters see earlier ones."""
+    """Forecasts the outcomes of letters from committed ids and sums; later letters see earlier ones."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._readers: dict[int, Reader] = {}
         self._accepted: dict[int, list[CountedIds]] = {}
         self._sums: dict[tuple[int, UUID, int], tuple[int, int, int, int]] = {}
-        """Of (partition, org, day): tokens in and out, cost and latency; the forecast events included."""
+        """By (partition, org, day): tokens in, tokens out, cost and latency, with the forecast events."""
 
     def of(self, letters: Sequence[Examined], terms: Terms) -> list[str]:
         outcomes: dict[int, str] = {}
@@ -276,7 +278,7 @@ class _Forecast:
             stored_from=terms.ids_from.get(partition, 0),
             window_us=terms.window_us,
             future_us=FUTURE_US,
-            looked_up_to=live.stop,  # what a worker has in memory is looked up in the database, too
+            looked_up_to=live.stop,  # the database also has the ids that a worker has in memory
         )
         counted = asyncio.run(self._counted(letters[0].record.stream, partition, opened))
         before = self._accepted.setdefault(partition, [])
@@ -291,7 +293,7 @@ class _Forecast:
     def _where_there_is_room(
         self, partition: int, letters: Sequence[Examined], settled: Sequence[replay.Settled]
     ) -> list[replay.Settled]:
-        """As `pipeline.core.room` judges: an event that a sum of its org's day cannot take in is invalid."""
+        """Make an event invalid if a sum of its org's day has no room, as `pipeline.core.room` does."""
         judged = []
         for letter, one in zip(letters, settled, strict=True):
             if one.outcome == "accepted" and letter.event is not None:
@@ -332,6 +334,6 @@ _WHY: Final = {
     "invalid": "breaks a rule of the wire contract, or the sums of its bucket have no room",
     "gone": "its bytes are gone",
 }
-"""What an outcome that is none means, for people."""
+"""Why a letter was not counted, by outcome, in words for people."""
 
 _REPLAYS: Final = queries.load("replays")

@@ -1,4 +1,4 @@
-"""Reading back from the stream what a flood left out of the table: the bytes at an offset."""
+"""Reading the bytes of dead letters back from the stream, where a flood left them out of the table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.transports import Extent, OffsetGone, Transport, TransportError
 from pipeline.transports.factory import open_transport
 
 SKIPPED_MAX: Final = 50_000
-"""Offsets that are read over to the next one wanted; beyond, a new subscription is cheaper."""
+"""The most offsets to read over up to the next wanted offset; beyond, a new subscription is cheaper."""
 _PATIENCE_S: Final = 30.0
 
 Found = dict[tuple[str, int], tuple[bytes, int]]
@@ -20,11 +20,11 @@ Found = dict[tuple[str, int], tuple[bytes, int]]
 
 
 async def read_back(config: StreamConfig, wanted: Mapping[str, Set[int]]) -> Found:
-    """The records at some offsets of some partitions' streams; those that are gone are left out.
+    """Read the records at the wanted offsets, by stream. Records that are gone are left out.
 
     Raises:
         TransportError: the stream cannot be read now.
-        ValueError: the URL is none.
+        ValueError: the URL is not of a stream.
     """
     transport = open_transport(config)
     found: Found = {}
@@ -35,7 +35,7 @@ async def read_back(config: StreamConfig, wanted: Mapping[str, Set[int]]) -> Fou
             while offsets:
                 try:
                     offsets = await _read_run(transport, number, extent, offsets, found)
-                except OffsetGone as gone:  # retention was faster
+                except OffsetGone as gone:  # retention has just deleted the offset
                     offsets = [
                         offset for offset in offsets if offset >= max(gone.first_offset, offsets[0] + 1)
                     ]
@@ -47,7 +47,7 @@ async def read_back(config: StreamConfig, wanted: Mapping[str, Set[int]]) -> Fou
 async def _read_run(
     transport: Transport, number: int, extent: Extent, offsets: list[int], found: Found
 ) -> list[int]:
-    """Read on from the first of some offsets for as long as the next is near; those that are left."""
+    """Read on from the first offset while the next wanted offset is near; the offsets that are left."""
     subscription = await transport.subscribe(partition=number, offset=offsets[0])
     wanted, last = set(offsets), offsets[-1]
     at = offsets[0]
@@ -69,7 +69,7 @@ async def _read_run(
     except TimeoutError:
         if await subscription.offset_lag(at):
             raise TransportError(f"stream {extent.stream!r} sent nothing for {_PATIENCE_S:g} s") from None
-        return []  # offsets that hold nothing: the broker's own records
+        return []  # the offsets hold no records of a publisher, but chunks of the broker's own
     finally:
         await subscription.close()
     return sorted(wanted)

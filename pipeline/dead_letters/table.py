@@ -1,4 +1,4 @@
-"""The table of dead letters: choosing, listing, counting and purging. It knows no event from its bytes."""
+"""The table of dead letters: choosing, listing, counting and purging. Nothing here parses an event."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Connection = psycopg.Connection[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """Which letters are meant: those that every given filter lets through."""
+    """The filters that choose letters: a letter is chosen if every given filter lets it through."""
 
     stream: str | None = None
     partition: int | None = None
@@ -28,20 +28,20 @@ class Chosen:
     offset: int | None = None
     start: datetime | None = None
     end: datetime | None = None
-    """When they were refused: [start, end)."""
+    """When the letters were rejected: [start, end)."""
 
     @property
     def everything(self) -> bool:
         return all(value is None for value in asdict(self).values())
 
     def named(self) -> dict[str, Any]:
-        """The filters that are given, for people and for the audit log."""
+        """The given filters by name, for people and for the audit log."""
         return {name: str(value) for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedRecord:
-    """One dead letter, and what has become of it."""
+    """One dead letter, and the outcome of its last replay."""
 
     stream: str
     partition: int
@@ -53,21 +53,21 @@ class RefusedRecord:
     """The original bytes; None when a flood left only the offset."""
     rejected_at: datetime
     records: int = 1
-    """More than one where a batch could not be undone: it claims so many from ``offset`` on."""
+    """More than 1 for a batch that could not be unpacked: the records that it claims, from ``offset`` on."""
     body_bytes: int | None = None
     body_sha256: bytes | None = None
-    """Length and digest of a body of which only the beginning was kept."""
+    """Length and digest of the whole body, if only its beginning was kept."""
     broker_time: datetime
-    """The broker's time of its chunk, or of the last one of its flush, where that was not kept."""
+    """The broker time of the letter's chunk. If that was not kept: of the last chunk of its flush."""
     requested_at: datetime | None
     """When a replay was last asked for."""
     settled_at: datetime | None
     outcome: str | None
-    """What became of that replay: one of `pipeline.core.replay.OUTCOMES`."""
+    """The outcome of the last replay: one of `pipeline.core.replay.OUTCOMES`."""
 
     @property
     def counted(self) -> bool:
-        """Has a replay taken it out of the refused?"""
+        """Has a replay counted the letter, so that it is no longer rejected?"""
         return self.outcome in ("accepted", "duplicate")
 
     @property
@@ -76,45 +76,45 @@ class RefusedRecord:
 
     @property
     def offsets(self) -> str:
-        """Where it is, for people."""
+        """The offset of the letter, or its offsets, for people."""
         if self.records == 1:
             return f"offset {self.offset}"
         return f"offsets {self.offset} to {self.offset + self.records - 1} ({self.records} records)"
 
 
 def newest(database_url: str, chosen: Chosen, *, limit: int = 20) -> Iterator[RefusedRecord]:
-    """Letters, newest first. Raises `psycopg.Error`."""
+    """The chosen letters, newest first. Raises `psycopg.Error`."""
     with connected(database_url) as connection:
         yield from _records(connection, "newest", {**asdict(chosen), "limit": limit})
 
 
 def uncounted(connection: Connection, chosen: Chosen) -> Iterator[RefusedRecord]:
-    """Letters that may be replayed, in the order of their streams. Raises `psycopg.Error`."""
+    """The chosen letters that may be replayed, in the order of their streams. Raises `psycopg.Error`."""
     yield from _records(connection, "uncounted", asdict(chosen))
 
 
 def count_waiting(connection: Connection, chosen: Chosen) -> int:
-    """How many of the letters wait to be replayed already. Raises `psycopg.Error`."""
+    """The number of chosen letters that already wait for a replay. Raises `psycopg.Error`."""
     return _count(connection, "waiting", asdict(chosen))
 
 
 def count_by_reason(database_url: str, chosen: Chosen) -> dict[str, int]:
-    """How many records were refused for each reason. Raises `psycopg.Error`."""
+    """The number of rejected records, by reason. Raises `psycopg.Error`."""
     with connected(database_url) as connection:
         return dict(connection.execute(_query("count_by_reason"), asdict(chosen)).fetchall())
 
 
 def count_to_purge(database_url: str, chosen: Chosen, *, replayed: bool) -> int:
-    """How many letters `purge` would delete. Raises `psycopg.Error`."""
+    """The number of letters that `purge` would delete. Raises `psycopg.Error`."""
     with connected(database_url) as connection:
         return _count(connection, "count_to_purge", {**asdict(chosen), "replayed": replayed})
 
 
 def purge(database_url: str, chosen: Chosen, *, replayed: bool) -> int:
-    """Delete letters, and say so in the audit log; how many that were.
+    """Delete the chosen letters, and say so in the audit log; the number of deleted letters.
 
-    ``replayed``: only those that a replay has settled. Those that wait for a replay stay in any case, and so
-    do the ids of the events that replays have counted.
+    ``replayed`` deletes only the letters that a replay has counted. Letters that wait for a replay always
+    stay. The ids of the events that replays have counted stay too.
 
     Raises:
         psycopg.Error: nothing was deleted.
@@ -128,13 +128,13 @@ def purge(database_url: str, chosen: Chosen, *, replayed: bool) -> int:
 
 
 def audit(connection: Connection, action: str, detail: Mapping[str, Any], *, org: UUID | None = None) -> None:
-    """Record who does something to dead letters. Raises `psycopg.Error`."""
+    """Record who did an action on dead letters. Raises `psycopg.Error`."""
     row = {"actor": actor(), "action": action, "org": org, "detail": Jsonb(dict(detail))}
     connection.execute(_DEAD_LETTERS["audit"], row)
 
 
 def connected(database_url: str) -> Connection:
-    """A connection; what it does is one transaction. Raises `psycopg.Error`."""
+    """A connection whose statements are one transaction. Raises `psycopg.Error`."""
     return connect(database_url, Session(application_name="spendstream-dead-letters"))
 
 

@@ -1,17 +1,20 @@
--- name: add_events Leave the accepted events of a flush for the archiver. The compare-and-set of the flush
+-- name: add_events
+-- Leave the accepted events of a flush for the archiver. The compare-and-set of the flush
 -- came first, so no event is left twice.
 INSERT INTO analytics.archive_outbox
     (partition, accepted_from, row_count, byte_count, complete_from, complete_to, flushed_at, events)
 VALUES (%(partition)s, %(accepted_from)s, %(row_count)s, %(byte_count)s, %(complete_from)s, %(complete_to)s,
     now(), %(events)s)
 
--- name: outbox How many rows, events and bytes wait in the outbox of each partition, and the age of the
+-- name: outbox
+-- How many rows, events and bytes wait in the outbox of each partition, and the age of the
 -- oldest row in seconds.
 SELECT partition, count(*), sum(row_count)::bigint, sum(byte_count)::bigint,
     EXTRACT(EPOCH FROM now() - min(flushed_at))::float8
 FROM analytics.archive_outbox GROUP BY partition ORDER BY partition
 
--- name: lock Let one archiver at a time work on a partition. The session holds the lock, so the lock ends
+-- name: lock
+-- Let one archiver at a time work on a partition. The session holds the lock, so the lock ends
 -- with the process.
 SELECT pg_try_advisory_lock(hashtext('analytics.archive_outbox'), %(partition)s)
 
@@ -65,7 +68,8 @@ UPDATE analytics.partitions SET epoch = epoch + 1, updated_at = now() WHERE part
 SELECT partition, accepted, (EXTRACT(EPOCH FROM archive_from) * 1000000)::bigint
 FROM analytics.partitions ORDER BY partition
 
--- name: raise_floor Mark the hours before a time as no longer complete in the archive, because their files
+-- name: raise_floor
+-- Mark the hours before a time as no longer complete in the archive, because their files
 -- are about to be deleted.
 UPDATE analytics.partitions SET archive_from = %(before)s
 WHERE (archive_from IS NULL OR archive_from < %(before)s)

@@ -1,5 +1,5 @@
 -- name: chosen
--- Which letters a command means: each filter counts only where it is given.
+-- The condition on the letters that a command chooses. A filter that is null lets every letter through.
 (%(stream)s::text IS NULL OR d.stream = %(stream)s)
 AND (%(partition)s::integer IS NULL OR d.partition = %(partition)s)
 AND (%(reason)s::text IS NULL OR d.reason = %(reason)s)
@@ -8,12 +8,12 @@ AND (%(start)s::timestamptz IS NULL OR d.rejected_at >= %(start)s)
 AND (%(end)s::timestamptz IS NULL OR d.rejected_at < %(end)s)
 
 -- name: columns
--- A letter with what has become of it.
+-- The columns of a letter and of its last replay.
 d.stream, d.partition, d."offset", d.position, d.reason, d.faults, d.body, d.rejected_at,
 d.records, d.body_bytes, d.body_sha256, COALESCE(d.broker_time, d.rejected_at), r.requested_at, r.settled_at, r.outcome
 
 -- name: newest
--- Letters, those refused last first.
+-- The chosen letters, the newest first.
 SELECT {columns}
 FROM analytics.dead_letters AS d LEFT JOIN analytics.replays AS r USING (partition, "offset", position)
 WHERE {chosen}
@@ -21,7 +21,7 @@ ORDER BY d.rejected_at DESC, d.partition, d."offset" DESC
 LIMIT %(limit)s
 
 -- name: uncounted
--- Letters that no replay has taken out of the refused and that wait for none, in the order of their streams.
+-- The chosen letters that no replay has counted and that wait for no replay, in the order of their streams.
 SELECT {columns}
 FROM analytics.dead_letters AS d LEFT JOIN analytics.replays AS r USING (partition, "offset", position)
 WHERE {chosen}
@@ -29,25 +29,26 @@ WHERE {chosen}
 ORDER BY d.partition, d."offset", d.position
 
 -- name: waiting
--- How many of the letters wait to be replayed.
+-- The number of chosen letters that wait for a replay.
 SELECT count(*)
 FROM analytics.dead_letters AS d JOIN analytics.replays AS r USING (partition, "offset", position)
 WHERE r.settled_at IS NULL AND {chosen}
 
 -- name: count_by_reason
--- How many records were refused, and why.
+-- The number of rejected records, by reason.
 SELECT d.reason, sum(d.records)::bigint FROM analytics.dead_letters AS d WHERE {chosen} GROUP BY d.reason ORDER BY d.reason
 
 -- name: count_to_purge
--- How many letters a purge would delete.
+-- The number of letters that a purge would delete.
 SELECT count(*) FROM analytics.dead_letters AS d WHERE {chosen} AND {purged}
 
 -- name: purge
--- Delete letters. What replays have counted stays known by its ids.
+-- Delete letters. The ids of the events that replays have counted stay in analytics.replays.
 DELETE FROM analytics.dead_letters AS d WHERE {chosen} AND {purged}
 
 -- name: purged
--- Not those that wait to be replayed; with ``replayed`` only those that a replay has settled for good.
+-- The condition on the letters that a purge deletes. Letters that wait for a replay stay. With
+-- ``replayed``, only letters that a replay has counted are deleted.
 NOT EXISTS (
     SELECT FROM analytics.replays AS r
     WHERE (r.partition, r."offset", r.position) = (d.partition, d."offset", d.position)
@@ -60,6 +61,6 @@ AND (NOT %(replayed)s OR EXISTS (
 ))
 
 -- name: audit
--- Who had letters counted or deleted, in the transaction that asks for it.
+-- Record who had letters counted or deleted, in the transaction that does so.
 INSERT INTO analytics.audit_log (at, actor, action, org_id, outcome, detail)
 VALUES (now(), %(actor)s, %(action)s, %(org)s, 'accepted', %(detail)s)
