@@ -1,7 +1,10 @@
-"""What a sink is to the rest of the pipeline: claims, recovery, and flushes that happen whole or not at all.
+"""The sink, as the rest of the pipeline sees it: claims, recovery and flushes.
+
+A flush commits whole or not at all.
 
 `pipeline.sink.timescale` implements `Sink` on PostgreSQL, with or without TimescaleDB. The tests have a sink
-in memory. One contract suite, ``tests/contract/test_sinks.py``, holds for both. Nothing here knows SQL.
+in memory. One contract suite, ``tests/contract/test_sinks.py``, holds for both. SQL is left to the
+implementation.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ if TYPE_CHECKING:
     from pipeline.core.windows import Grain
 
 GROUP_QUIET_S: Final = 30
-"""How long a consumer group commits nothing before another may claim. An idle worker commits, too."""
+"""A consumer group may claim a partition after another group has committed nothing there for this long.
+
+An idle worker commits too, so a group without a commit for 30 s has no worker.
+"""
 
 
 class Trouble(StrEnum):
-    """Why the database could not be used, for metrics."""
+    """The kinds of trouble with the database, as the metrics label them."""
 
     CONNECTION = "connection"
     TIMEOUT = "timeout"
     LIMIT = "limit"  # class 53: memory, disk, connections, or a configured limit
     CONFLICT = "conflict"  # class 40 and locks: other work was in the way
-    REFUSED = "refused"  # read-only, no privilege, or not to be used as it is
+    REFUSED = "refused"  # read-only, no privilege, or a server that we must not use
     OTHER = "other"
 
 
@@ -39,8 +45,8 @@ class SinkError(Exception):
 class SinkUnavailable(SinkError):
     """The database cannot be used now. The remedy: back off and make the same call again.
 
-    Every call of a sink is safe to repeat. After a flush the outcome may be unknown: then the very same batch
-    must be flushed again before anything else.
+    Every call of a sink is safe to repeat. After a flush the outcome may be unknown. The same batch must then
+    be flushed again, before any other batch.
     """
 
     def __init__(self, text: str, trouble: Trouble = Trouble.CONNECTION) -> None:
@@ -51,7 +57,7 @@ class SinkUnavailable(SinkError):
 class Contested(SinkUnavailable):
     """Another consumer group commits to the partition. The remedy: give all workers of a database one group.
 
-    Or stop the other group: the same claim succeeds once it has been quiet for `GROUP_QUIET_S`.
+    Another remedy: stop the other group. The same claim succeeds `GROUP_QUIET_S` after its last commit.
     """
 
 
@@ -65,33 +71,33 @@ class SchemaMissing(SinkError):
 class Fenced(SinkError):
     """The partition is not ours any more: another worker has claimed it, or a failover lost our commits.
 
-    Nothing was written. The remedy: throw the ledger away. The owner goes on from what is committed, and
-    whoever wants the partition back has to claim and recover it.
+    Nothing was written. The remedy: drop the ledger. The new owner goes on from the committed offset. A
+    worker that wants the partition back must claim and recover it.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to write one partition, until somebody raises its epoch."""
+    """The right to write one partition, until another claim raises the epoch."""
 
     stream: str
     partition: int
     epoch: int
     crashes: int = 0
-    """How often in a row a worker ended here without letting go of the partition."""
+    """The number of workers in a row that ended without letting go of the partition."""
     tried: tuple[int, int] | None = None
-    """The offsets [from, to) that the last of them was taking in, where it was looking for the record."""
+    """The offsets [from, to) that the last of these workers was taking in; None: it had noted none."""
 
 
 class Sink(Protocol):
     """One connection that writes one partition at a time. Not shared between tasks.
 
-    Every method but `close` raises `SinkUnavailable` and `SchemaMissing`. A method lists only what it raises
-    beside these two.
+    Every method but `close` raises `SinkUnavailable` and `SchemaMissing`. A docstring lists only the other
+    exceptions of its method.
     """
 
     async def close(self) -> None:
-        """Let go of the connection. A transaction in flight is rolled back. Never raises; may be repeated."""
+        """Close the connection, and roll back a transaction in flight. Never raises; safe to call twice."""
         ...
 
     async def check_schema(self) -> None:
@@ -101,9 +107,11 @@ class Sink(Protocol):
     # --- ownership
 
     async def claim(self, stream: str) -> tuple[Claim, Position]:
-        """Become the only writer of a stream's partition; the claim, and where the partition stands.
+        """Become the only writer of a stream's partition; the claim, and the partition's position.
 
-        Every earlier claim on it is void from now on: its next flush raises `Fenced`.
+        The claim raises the epoch. From now on, the next flush under an earlier claim raises `Fenced`.
+        Example: A holds the claim with epoch 7, and B claims and gets epoch 8. Each flush of A carries epoch
+        7, so it fails.
 
         Raises:
             Contested: another consumer group has committed there within `GROUP_QUIET_S`.
@@ -111,51 +119,51 @@ class Sink(Protocol):
         ...
 
     async def released(self, claim: Claim) -> None:
-        """Note that the partition was let go of on purpose, so that the next claim counts no crash."""
+        """Note that the worker let the partition go on purpose, so that the next claim counts no crash."""
         ...
 
     async def trying(self, claim: Claim, from_offset: int, to_offset: int) -> None:
-        """Note which records [from, to) are taken in next, for the claim after a crash (`Claim.tried`)."""
+        """Note the offsets [from, to) that are taken in next. After a crash, `Claim.tried` has them."""
         ...
 
     async def skips(self, claim: Claim, *, from_offset: int) -> dict[int, str]:
-        """The records that an operator has skipped: by offset, why and by whom."""
+        """The skipped records from ``from_offset`` on: by offset, the reason and the operator's name."""
         ...
 
     async def holds(self, claim: Claim, *, offset: int) -> bool:
-        """Is the claim the last one, and the partition committed up to ``offset``?"""
+        """Is this the partition's last claim, and is the partition committed up to exactly ``offset``?"""
         ...
 
     # --- recovery
 
     async def resident_rows(self, claim: Claim, wanted: Iterable[tuple[Grain, int]]) -> list[StoredRows]:
-        """For each (grain, bucket): all rows of the grain from that bucket on."""
+        """For each (grain, bucket) in ``wanted``: all rows of the grain from this bucket on."""
         ...
 
     async def high_days(self, claim: Claim, *, from_day: int, sum_least: int) -> list[Block]:
-        """The orgs' days from ``from_day`` on of which some sum is ``sum_least`` or more."""
+        """The days of orgs, from ``from_day`` on, with a sum of ``sum_least`` or more."""
         ...
 
     async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
-        """About how many ids `live_ids` brings; fewer where version 0.1.0 stored them."""
+        """About the number of ids that `live_ids` brings; too few for ids that version 0.1.0 stored."""
         ...
 
     def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
-        """(hour, segment) pairs of the ids of all hours from ``from_hour`` on, the oldest hour first."""
+        """The id segments of all hours from ``from_hour`` on, as (hour, segment), the oldest hour first."""
         ...
 
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
-        """The rows of the blocks, by grain."""
+        """The rows of the blocks, a `StoredRows` for each grain that has any block."""
         ...
 
     async def org_models(self, claim: Claim) -> list[tuple[UUID, UUID, int, int]]:
-        """(org, model, last event, last rollup) of the partition, in UTC microseconds."""
+        """Every (org, model, last event, last rollup) of the partition; times in UTC microseconds."""
         ...
 
     async def merge_ids(self, claim: Claim, *, before_hour: int) -> int:
-        """Merge many small segments of one hour before ``before_hour``: recovery then reads few rows.
+        """Merge many small id segments of one hour before ``before_hour``, so that recovery reads few rows.
 
-        Returns how many segments were merged, 0 when there was nothing to do. No id is lost or added.
+        Returns the number of merged segments; 0 if there was nothing to merge. No id is lost or added.
 
         Raises:
             Fenced: the partition has another owner; nothing was changed.
@@ -165,23 +173,24 @@ class Sink(Protocol):
     # --- replays of dead letters
 
     async def waiting_letters(self, claim: Claim, *, most: int) -> list[Letter]:
-        """The first ``most`` dead letters that wait to be replayed."""
+        """The first ``most`` dead letters that wait for a replay."""
         ...
 
     async def counted(self, claim: Claim, opened: Opened) -> CountedIds:
-        """Which of the letters' events were counted, by earlier replays and by stored hours."""
+        """The ids of the letters' events that were counted, by earlier replays or in stored hours."""
         ...
 
     # --- the flush
 
     async def flush(self, claim: Claim, batch: Batch, *, well: bool = False) -> bool:
-        """Write a batch whole, or not at all. True if dead letters wait to be replayed.
+        """Write a batch whole, or not at all. True if dead letters wait for a replay.
 
-        A batch that is already committed is not written again: the repeat of an unknown outcome is safe.
-        ``well``: the worker has come past whatever made an earlier one crash.
+        A batch that is committed already is not written again. So after an unknown outcome it is safe to
+        flush the same batch again. ``well``: the worker has passed the record at which earlier workers
+        crashed.
 
         Raises:
-            SinkUnavailable: the outcome may be unknown; flush the very same batch again.
+            SinkUnavailable: the outcome may be unknown; flush the same batch again.
             Fenced: the partition has another owner; nothing was written.
         """
         ...

@@ -1,6 +1,7 @@
 """The sink's connection: opened when it is needed, one transaction at a time, errors translated once.
 
-It owns the session, the deadlines and the meaning of the driver's errors. It knows no table and no query.
+This module sets up the session and its deadlines, and turns the driver's errors into `SinkError`. Tables and
+queries are left to others.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ class Database:
     """One connection to one database. Not shared between tasks."""
 
     def __init__(self, url: str, *, application_name: str, timeout_s: float, silent_s: float) -> None:
-        """``timeout_s`` bounds each transaction, at first (see `Transaction`). ``silent_s`` is how long the
-        server waits for us in one: a worker that freezes in a flush must not keep the next owner from its
-        rows.
+        """``timeout_s`` bounds each transaction at first; `Transaction` tells when it grows.
+
+        ``silent_s`` is how long the server waits for our next statement in a transaction. After that the
+        server ends the transaction, so a worker that freezes in a flush does not block the rows of the next
+        owner.
         """
         self._url = url
         self._application_name = application_name
@@ -31,14 +34,14 @@ class Database:
         self._silent_s = silent_s
         self._connection: AsyncConnection | None = None
         self._longer_s: dict[str, float] = {}
-        """How long a kind of work may take that the database could not do in time before."""
+        """By kind of work, the longer deadline after the database was late with this work."""
 
     def transaction(self, work: str = "") -> Transaction:
-        """``async with`` it: the open connection, in a transaction that is committed at the end."""
+        """For ``async with``: the open connection in a transaction, which is committed at the end."""
         return Transaction(self, work)
 
     async def connection(self) -> AsyncConnection:
-        """The open connection, made when there is none."""
+        """The open connection; opens one if there is none."""
         if self._connection is None or self._connection.closed:
             session = Session(
                 application_name=self._application_name,
@@ -57,19 +60,22 @@ class Database:
 
 
 class Transaction:
-    """A unit of work: all of it is committed at its end, or nothing of it.
+    """A transaction: at its end everything is committed, or nothing.
 
     `Fenced` rolls back and passes through. After any other error the connection is closed, because its state
-    cannot be trusted, and the error is raised as what it means for the caller:
+    is unknown, and the error is translated for the caller:
 
-    - `SinkUnavailable`: the database is away, late, full, in the way of other work, or refuses for now.
+    - `SinkUnavailable`: the database is away, late, full, busy with conflicting work, or refuses for now.
     - `SchemaMissing`: a schema, table or column is not there.
-    - Anything else is a fault of ours, and is raised as it is.
+    - Any other error is a fault of ours, and is raised as it is.
     """
 
     def __init__(self, database: Database, work: str) -> None:
-        """``work``: a kind that is repeated until it is done. Its deadline doubles, up to `_DEADLINE_MAX_S`,
-        each time that the database was at work when it came: the same one would cut the work off for ever.
+        """``work`` names a kind of work that is repeated until it is done, for instance a flush.
+
+        The deadline of this kind of work doubles each time that the database was still working when the
+        deadline came: 60 s, 120 s, up to `_DEADLINE_MAX_S`. With the same deadline, the work could be cut off
+        for ever. A commit sets the deadline back.
         """
         self._database = database
         self._work = work
@@ -109,7 +115,7 @@ class Transaction:
             await self._leave(error)
 
     async def _leave(self, error: BaseException) -> None:
-        """Close the connection and raise what the error means."""
+        """Close the connection and raise the error, translated for the caller."""
         await self._database.close()
         try:
             await self._deadline.__aexit__(type(error), error, error.__traceback__)
@@ -137,14 +143,14 @@ _ABSENT: Final = (
 )
 _AWAY: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 _FOR_NOW: Final = (
-    psycopg.errors.ReadOnlySqlTransaction,  # a primary that a failover demoted, until the address follows
-    psycopg.errors.IdleInTransactionSessionTimeout,  # said to a worker that was frozen in a transaction
-    psycopg.errors.InsufficientPrivilege,  # for an operator to grant
+    psycopg.errors.ReadOnlySqlTransaction,  # a failover demoted this server, and the address follows soon
+    psycopg.errors.IdleInTransactionSessionTimeout,  # this worker was frozen in a transaction
+    psycopg.errors.InsufficientPrivilege,  # an operator can grant the privilege
 )
 
 
 def _meaning(error: BaseException) -> SinkError | None:
-    """What the caller is told instead of the driver's error; None where only a programmer can act on it."""
+    """The sink's error for an error of the driver; None if only a programmer can act on it."""
     if isinstance(error, _ABSENT):
         return SchemaMissing(f"run `spendstream migrate`: {str(error).strip()}")
     if isinstance(error, (*_AWAY, *_FOR_NOW)) or session_is_dead(error):

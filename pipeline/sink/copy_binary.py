@@ -1,7 +1,7 @@
 """PostgreSQL's binary COPY format, built from columns.
 
-It owns the byte layout (PostgreSQL documentation, COPY, "Binary Format") and nothing about tables.
-Fixed-width columns become one structured array, columns of varying length come last, and compiled loops
+This module knows the byte layout (PostgreSQL documentation, COPY, "Binary Format"). Tables are left to
+others. Fixed-width columns become one structured array. Columns of varying length come last. Compiled loops
 put the two together.
 """
 
@@ -59,7 +59,7 @@ def payload(fixed: Sequence[IntArray], varying: Sequence[Sequence[bytes]] = ()) 
 
 
 def warm_up() -> None:
-    """Compile, or load, the loops, so that no flush waits for that."""
+    """Compile the loops, or load them, so that no flush waits for the compiler."""
     payload([np.zeros(1, np.int64)], [[b"x"]])
 
 
@@ -73,7 +73,7 @@ def _as_blobs(values: Sequence[bytes]) -> Blobs:
 
 @compiled
 def _place_fixed(out: Any, places: Any, rows: Any) -> None:
-    """Copy ``rows`` uint8[n, width] to ``places`` int64[n] in ``out``, which move behind them."""
+    """Copy ``rows`` uint8[n, width] to ``places`` int64[n] in ``out``, and move each place behind its row."""
     for i in range(len(places)):
         at = places[i]
         for j in range(rows.shape[1]):
@@ -83,7 +83,7 @@ def _place_fixed(out: Any, places: Any, rows: Any) -> None:
 
 @compiled
 def _place_varying(out: Any, places: Any, text: Any, edges: Any) -> None:
-    """Copy the strings ``text[edges[i] : edges[i + 1]]``, each behind its length, and move the places on."""
+    """Copy each string ``text[edges[i] : edges[i + 1]]`` after its length, and move each place behind it."""
     for i in range(len(places)):
         at, first = places[i], edges[i]
         length = edges[i + 1] - first

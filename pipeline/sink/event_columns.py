@@ -1,6 +1,7 @@
-"""Accepted events as an Arrow table, and that table as bytes: a row of the outbox.
+"""Accepted events as an Arrow table, and the table as bytes for a row of the outbox.
 
-It owns the columns of the archive: names, types and meaning. It knows nothing of files, hours or tables.
+This module defines the columns of the archive: their names, types and meaning. Files, hours and SQL are left
+to others.
 """
 
 from __future__ import annotations
@@ -37,14 +38,18 @@ SCHEMA: Final = pa.schema(
         ("late", pa.int8()),
     ]
 )
-"""One row an event. ``status`` is 0 success, 1 error, 2 timeout, 3 throttled; names are '' where there are
-none; the ``counted_`` names are the overflow's (`wire.OVERFLOW_CLIENT`) beyond the caps of an hour, and
-``counted_model_id`` is null where it is the event's own, as it always was up to version 0.1.0; ``late``
-is 1, 2 or 3 if the event came after the watermark had passed its minute, its hour too, its day too."""
+"""The columns of the archive, one row for each event.
+
+``status`` is 0 success, 1 error, 2 timeout, 3 throttled. A missing name is ''. The ``counted_`` columns have
+the names under which the event was counted: beyond the caps of an hour, that is the overflow's name
+(`wire.OVERFLOW_CLIENT`). ``counted_model_id`` is null if the event was counted under its own model; up to
+version 0.1.0 that was always so. ``late`` says which buckets the watermark had passed when the event came: 0
+none, 1 the minute, 2 also the hour, 3 also the day.
+"""
 
 
 def table_of(events: AcceptedEvents) -> pa.Table:
-    """The events with the columns of `SCHEMA`."""
+    """The events as a table with the columns of `SCHEMA`."""
     n = len(events)
     columns = (
         pa.array(events.offset, pa.int64()),
@@ -70,7 +75,7 @@ def table_of(events: AcceptedEvents) -> pa.Table:
 
 
 def encode(table: pa.Table) -> bytes:
-    """An Arrow IPC stream, compressed with zstd."""
+    """The table as an Arrow IPC stream, compressed with zstd."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -78,13 +83,13 @@ def encode(table: pa.Table) -> bytes:
 
 
 def decode(data: bytes) -> pa.Table:
-    """The table of `encode`'s bytes."""
+    """The table that `encode` made into these bytes."""
     with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
         return complete(reader.read_all())
 
 
 def complete(table: pa.Table) -> pa.Table:
-    """A table of this or of an earlier version with the columns of `SCHEMA`."""
+    """Complete a table of an earlier version to the columns of `SCHEMA`."""
     for field in SCHEMA:
         if field.name not in table.column_names:
             missing = pa.nulls(len(table), field.type.storage_type)
@@ -93,7 +98,7 @@ def complete(table: pa.Table) -> pa.Table:
 
 
 def _uuids(halves: IntArray, where: IntArray | None = None) -> pa.Array:
-    """Ids; null but ``where`` (bool[n]) is true, if it is given."""
+    """The ids as a column of UUIDs. With ``where`` (bool[n]), an id is null where ``where`` is false."""
     data = np.ascontiguousarray(halves, ">u8")
     valid = None if where is None else pa.py_buffer(np.packbits(where, bitorder="little"))
     stored = pa.Array.from_buffers(pa.binary(16), len(halves), [valid, pa.py_buffer(data)])

@@ -31,7 +31,7 @@ _REPLAYS: Final = queries.load("replays")
 _SEEN: Final = {"orgs_seen": "", "models_seen": "model_id", "clients_seen": "client_id"}
 _COPY_BYTES: Final = 1 << 20
 LONG_FLUSH_S: Final = 5.0
-"""A flush that took longer says at its end when that was."""
+"""A flush that took longer writes the time of its end into the partition's row."""
 
 
 class Flush(Sink):
@@ -90,7 +90,7 @@ class Flush(Sink):
             if batch.settled:
                 await _settle(connection, claim, batch)
 
-            # 8. After a long flush, when it ended. If we die now: as after step 7.
+            # 8. The time of the end, if the flush was long. If we die now: as after step 7.
             if time.monotonic() - begun_s > LONG_FLUSH_S:
                 await connection.execute(_FLUSH["committed_now"], {"partition": claim.partition})
 
@@ -102,7 +102,7 @@ class Flush(Sink):
 async def advance(
     connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch, *, well: bool = False
 ) -> bool | None:
-    """Step 1. True if dead letters wait to be replayed; None if this very batch is committed already.
+    """Step 1 of a flush. True if dead letters wait for a replay; None if this batch is committed already.
 
     Raises:
         Fenced: the partition has another owner, or does not stand where the batch begins.
@@ -177,7 +177,7 @@ async def _stage_and_write(
     upsert: str,
     rows: bytes,
 ) -> None:
-    """COPY rows into a temporary table, and upsert them from there."""
+    """COPY rows into a temporary table, and upsert the target's rows from there."""
     await connection.execute(stage)
     target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
     async with connection.cursor().copy(target) as copy:
@@ -244,10 +244,10 @@ async def _settle(connection: psycopg.AsyncConnection[Any], claim: Claim, batch:
         ],
     )
     if cursor.rowcount != len(batch.settled):
-        # A failover lost the request, too: nobody asks for these letters any more.
+        # A failover has lost the request for some of these letters, so they must not be counted.
         raise Fenced(f"{cursor.rowcount} of {len(batch.settled)} letters still waited for their replay")
     if batch.replayed_from_us is not None and batch.accepted is None:
-        # These events go to no archive, so it must not be taken for whole where they lie.
+        # These events go to no archive, so the archive is not complete in their hours.
         before = {**partition, "before": time_of(batch.replayed_from_us)}
         await connection.execute(_REPLAYS["shorten_spans"], before)
         await connection.execute(_REPLAYS["shorten_outbox"], before)

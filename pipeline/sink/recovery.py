@@ -1,4 +1,4 @@
-"""Claim a partition, and read back what a worker must know before it reads the stream: rows and ids.
+"""Claiming a partition, and reading back the rows and ids that a worker needs before it reads the stream.
 
 Nothing here changes a figure. `Recovery.merge_ids` rewrites ids in fewer rows, so that the next recovery is
 short.
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 _FLUSH: Final = queries.load("flush")
 
 SEGMENTS_MANY: Final = 16
-"""Small segments of one hour that are worth merging."""
+"""From this number of small segments on, an hour is merged."""
 SEGMENT_BYTES_MAX: Final = 64 * 2**20
-"""About the size of a merged segment of ids: 3 million of them."""
+"""About the largest size of a merged segment: 3 million ids."""
 
 
 class Recovery(Sink):
@@ -40,7 +40,7 @@ class Recovery(Sink):
     # --- ownership
 
     async def claim(self, stream: str) -> tuple[Claim, Position]:
-        """One claim at a time in the whole database, so that no two streams get the same number."""
+        """See `Sink.claim`. One claim at a time runs in a database, so that no two streams get one number."""
         named = {"stream": stream, "consumer": self.consumer, "quiet": f"{GROUP_QUIET_S} s"}
         async with self.database.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.partitions'))")
@@ -157,8 +157,9 @@ class Recovery(Sink):
             return int(found[0]) // dedupe.BYTES_AT_REST
 
     async def live_ids(self, claim: Claim, *, from_hour: int) -> AsyncIterator[tuple[int, bytes]]:
-        """One hour is in memory at a time. It has a transaction of its own, which is safe: the partition's
-        owner alone writes ids.
+        """See `Sink.live_ids`. One hour is in memory at a time, and each hour is read in its own transaction.
+
+        Several transactions are safe here, because only the partition's owner writes ids.
         """
         async with self.database.transaction() as connection:
             first = {"partition": claim.partition, "from_hour": hour_time(max(from_hour, 0))}
@@ -172,8 +173,10 @@ class Recovery(Sink):
                 yield hour, segment
 
     async def merge_ids(self, claim: Claim, *, before_hour: int) -> int:
-        """The merged segment has at most about `SEGMENT_BYTES_MAX`. It takes the place of the small ones in
-        one transaction, which holds the claim: no new owner recovers in the middle of it.
+        """See `Sink.merge_ids`. The merged segment has at most about `SEGMENT_BYTES_MAX`.
+
+        One transaction replaces the small segments by the merged one. It locks the claim, so no new owner can
+        recover half of the change.
         """
         partition = {"partition": claim.partition}
         async with self.database.transaction() as connection:
@@ -215,7 +218,7 @@ def _position(
     newest_broker_us: int | None,
     ids_from_hour: int | None,
 ) -> Position:
-    """The arguments stand in the order of the query ``claim``; what is null there was never committed."""
+    """The position in a row of the query ``claim``, in its order. A null was never committed."""
     return Position(
         next_offset=next_offset,
         newest_us=NEVER if newest_us is None else newest_us,

@@ -1,6 +1,6 @@
-"""Dead letters that wait to be replayed, and which of their events were counted before.
+"""Reading the dead letters that wait for a replay, and the ids of their events that were counted before.
 
-The flush that counts the letters also writes their outcome (`pipeline.sink.flush`).
+The flush that counts the letters also writes their outcomes (`pipeline.sink.flush`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Replays(Sink):
                 )
             ]
             if hours:
-                # One segment at a time: a busy hour has tens of megabytes of them.
+                # One segment is in memory at a time, because a busy hour has tens of megabytes of ids.
                 stored = {"partition": claim.partition, "hours": hours}
                 async for hour, segment in cursor.stream(_REPLAYS["ids_of_hours"], stored):
                     found.append(await asyncio.to_thread(replay.among, by_hour[hour], hour, segment))

@@ -1,6 +1,7 @@
 """The ledger's arrays as rows of tables, and back: columns, times, ids and COPY streams.
 
-It owns how a bucket, an id or a check looks in SQL. It knows no connection and no statement.
+This module defines how a bucket, an id or a check looks in SQL. Connections and statements are left to
+others.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def time_of(us: int) -> datetime:
 
 
 def hour_time(hour: int) -> datetime:
-    """When an hour, counted from 1970, begins."""
+    """The time at which an hour (since 1970) begins."""
     return _EPOCH + timedelta(hours=hour)
 
 
 def bucket_time(grain: Grain, bucket: int) -> datetime:
-    """When a bucket begins."""
+    """The time at which a bucket begins."""
     return time_of(bucket * grain.length_us)
 
 
@@ -52,7 +53,7 @@ def halves(ids: Iterable[UUID]) -> IntArray:
 
 
 def signed(check: int) -> int:
-    """A check of 64 bits as a bigint has it."""
+    """A check of 64 bits as a bigint, which is signed."""
     return check - 2**64 if check >= 2**63 else check
 
 
@@ -65,14 +66,14 @@ def unsigned(check: int) -> int:
 
 
 def columns(grain: Grain) -> str:
-    """What `stored_rows` wants behind org, bucket start and model."""
+    """The columns that `stored_rows` expects after org, bucket start and model."""
     if grain is ERRORS:
         return "count, client_id, status, error_code"
     return ", ".join((*MEASURES, "latency_sketch", *(("client_id",) if grain.by_client else ())))
 
 
 def stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
-    """Rows of org, bucket start (UTC microseconds), model and `columns`."""
+    """The arrays of rows that have org, bucket start (UTC microseconds), model and the `columns`."""
     measure_count = 1 if grain is ERRORS else len(MEASURES)
     rest = 3 + measure_count
     stored = StoredRows(

@@ -1,7 +1,8 @@
 """`TimescaleSink`: the `Sink` on PostgreSQL, put together from its parts.
 
-In the order in which a worker uses them: `recovery` claims a partition and reads it back, `replays` reads the
-dead letters that wait, `flush` writes. They share one `connection`; `rows` stands between arrays and SQL.
+A worker uses the parts in this order: `recovery` claims a partition and reads it back, `replays` reads the
+dead letters that wait, and `flush` writes. The parts share one `connection`. `rows` turns arrays into SQL
+rows and back.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class TimescaleSink(Recovery, Replays, Flush):
         await self.database.close()
 
     async def check_schema(self) -> None:
-        """A newer schema is well: migrations only add, so workers of the version before it go on."""
+        """See `Sink.check_schema`. A newer schema passes, because migrations only add tables and columns."""
         async with self.database.transaction() as connection:
             row = await (await connection.execute(_FLUSH["revision"])).fetchone()
         found = row[0] if row is not None else None

@@ -1,13 +1,14 @@
 -- name: revision
--- The revision of the schema: a worker refuses one that is older than it needs.
+-- The revision of the schema. A worker refuses a schema that is older than it needs.
 SELECT max(version_num) FROM analytics.alembic_version
 
 -- name: claim
 -- Make this worker the only writer of a stream's partition: give the stream its number the first time, and
 -- raise the epoch every time. It waits for a flush in flight, and that worker's next flush fails.
--- A stream that somebody reads is not retired: the column after the times says that it was. No row comes back where
--- another consumer group commits there: two groups would take the partition from each other for ever.
--- Each claim counts as a crash until the worker has let go of the partition, or come past the place (see `advance`).
+-- A claim ends a retirement, and a column of the result says that the partition was retired.
+-- No row comes back if another consumer group commits there: two groups would take the partition from each other
+-- for ever. Each claim counts as a crash until the worker lets the partition go, or a flush says that all is well
+-- (see `advance`).
 WITH before AS (SELECT retired_at FROM analytics.partitions WHERE stream = %(stream)s)
 INSERT INTO analytics.partitions AS p (partition, stream, epoch, updated_at, consumer, crashes)
 SELECT COALESCE(MAX(partition) + 1, 0), %(stream)s, 1, now(), %(consumer)s, 1 FROM analytics.partitions
@@ -23,28 +24,30 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
     EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL), crashes - 1, trying_from, trying_to
 
 -- name: flushing
--- The other consumer group whose flush is in flight: its row is locked, and tells nothing of the commit to come.
--- It must be asked before the claim, which would wait for that commit and then take a long flush for silence.
+-- The other consumer group whose flush is in flight. Its row is locked, and does not show the coming commit yet.
+-- This is asked before the claim. The claim alone would wait for the commit, find the time at which the long flush
+-- began, and take the group for silent.
 SELECT consumer FROM analytics.partitions WHERE stream = %(stream)s AND consumer <> %(consumer)s
     AND NOT EXISTS (
         SELECT FROM (SELECT FROM analytics.partitions WHERE stream = %(stream)s FOR UPDATE SKIP LOCKED) AS free
     )
 
 -- name: committed_now
--- The end of a long flush, because now() is its beginning: another group must not take the while for silence.
+-- Write the end of a long flush, because now() is its beginning. Without it, another consumer group could take the
+-- time of the flush for silence.
 UPDATE analytics.partitions SET updated_at = clock_timestamp() WHERE partition = %(partition)s
 
 -- name: consumer
--- Which consumer group reads a stream: asked when a claim was refused.
+-- The consumer group that reads a stream; asked after a claim was refused.
 SELECT consumer FROM analytics.partitions WHERE stream = %(stream)s
 
 -- name: released
--- The worker lets go of the partition by itself, so what comes next is no restart after a crash.
+-- Clear the count of crashes, because the worker lets the partition go on purpose.
 UPDATE analytics.partitions SET crashes = 0
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
 
 -- name: trying
--- The records that the worker takes in next, while it looks for the one at which it crashes.
+-- Note the records that the worker takes in next, while it looks for the record at which workers crash.
 UPDATE analytics.partitions SET trying_from = %(from_offset)s, trying_to = %(to_offset)s
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
 
@@ -53,11 +56,11 @@ WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
 SELECT "offset", note, actor FROM analytics.skips WHERE stream = %(stream)s AND "offset" >= %(from_offset)s
 
 -- name: advance
--- The compare-and-set of a flush: it finds the row only if the partition is still ours and where we left it.
+-- The compare-and-set of a flush: the row is found only if the epoch is ours and the offset is where we left it.
 -- It comes first in the transaction, so that a worker that lost the partition locks no rollup row.
--- The stream is compared as well: a failover that lost the last commits may have lost who a number was given to.
--- Whoever listens on spendstream_flush hears the partition's number once the flush is committed, and only then.
--- It also says whether dead letters wait to be replayed.
+-- The stream is compared as well: after a failover that lost commits, the number may belong to another stream.
+-- Listeners on spendstream_flush get the partition's number when the flush is committed, and not before.
+-- The result also says whether dead letters wait for a replay.
 WITH moved AS (
 UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
@@ -74,12 +77,12 @@ SELECT pg_notify('spendstream_flush', partition::text),
 FROM moved
 
 -- name: standing
--- Who holds a partition and how far it is committed: asked when a compare-and-set found no row.
+-- The epoch of a partition and its committed position; asked after a compare-and-set found no row.
 SELECT epoch, committed_offset, replays FROM analytics.partitions
 WHERE partition = %(partition)s AND stream = %(stream)s
 
 -- name: stage_rollup
--- Where COPY puts the dirty rows of a flush; empties itself at the end of each transaction.
+-- The temporary table for the dirty rows of a flush. It is empty again after each transaction.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
     org_id uuid, bucket_start timestamptz, model_id uuid,
     invocations bigint, successes bigint, errors bigint, timeouts bigint, throttles bigint,
@@ -128,7 +131,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
 ) ON COMMIT DELETE ROWS
 
 -- name: upsert_seen
--- Widen the spans of what was seen; idempotent, because the least and the greatest of a repeat are the same.
+-- Widen the times of first and last events. Idempotent, because a repeat has the same least and greatest times.
 INSERT INTO analytics.{table} AS seen
     (org_id, {name}partition, first_event_at, last_event_at, last_rollup_at)
 SELECT org_id, {name}%(partition)s::smallint, first_event_at, last_event_at, now() FROM stage_{table}
@@ -138,13 +141,13 @@ ON CONFLICT (org_id, {name}partition) DO UPDATE SET
     last_rollup_at = EXCLUDED.last_rollup_at
 
 -- name: add_ids
--- Keep the ids that a flush accepted in one hour; the segment is the flush's offset, or, where a replay alone
--- was flushed, a number above all offsets, so no two are alike.
+-- Keep the ids that a flush accepted in one hour, as one segment. The segment's number is the offset of the flush,
+-- or a number above all offsets for a flush of replays alone. So no two segments have the same number.
 INSERT INTO analytics.dedupe_ids (partition, hour, segment, ids)
 VALUES (%(partition)s, %(hour)s, %(segment)s, %(ids)s)
 
 -- name: ours
--- Hold on to the claim for the rest of the transaction: no row if the partition has another owner.
+-- Lock the claim until the end of the transaction; no row if the partition has another owner.
 SELECT 1 FROM analytics.partitions
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s FOR SHARE
 
@@ -166,7 +169,7 @@ ORDER BY segment
 DELETE FROM analytics.dedupe_ids WHERE partition = %(partition)s AND hour = %(hour)s AND segment = ANY(%(segments)s)
 
 -- name: copy_dead_letters
--- Keep the refused records of a flush; the compare-and-set before it lets none in twice.
+-- Keep the dead letters of a flush. The compare-and-set came first, so no letter is kept twice.
 COPY analytics.dead_letters (
     partition, "offset", position, stream, reason, faults, body, rejected_at, broker_time,
     records, body_bytes, body_sha256
@@ -174,13 +177,13 @@ COPY analytics.dead_letters (
 FROM STDIN
 
 -- name: resident_rows
--- The rows of all buckets from one on: what a worker holds in memory after recovery.
+-- The rows of all buckets from one bucket on: a worker holds them in memory after recovery.
 SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}
 FROM analytics.{table}
 WHERE bucket_start >= %(start)s AND partition = %(partition)s
 
 -- name: high_days
--- The orgs' days that come near the highest sum a row can hold: asked once, at recovery.
+-- The days of orgs with a sum near the highest that a row can hold; asked once, at recovery.
 SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) / 86400)::bigint AS day
 FROM analytics.usage_day
 WHERE bucket_start >= %(start)s AND partition = %(partition)s
@@ -188,7 +191,7 @@ GROUP BY org_id, bucket_start
 HAVING GREATEST(sum(input_tokens), sum(output_tokens), sum(cost_microcents), sum(latency_sum_ms)) >= %(sum_least)s
 
 -- name: block_rows
--- The rows of some (org, bucket) blocks that late events touch; the bounds let TimescaleDB skip chunks.
+-- The rows of the (org, bucket) blocks that late events need. The outer bounds let TimescaleDB skip chunks.
 SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}
 FROM analytics.{table}
 JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucket_start)
@@ -196,7 +199,7 @@ JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucke
 WHERE bucket_start BETWEEN %(first)s AND %(last)s AND partition = %(partition)s
 
 -- name: live_bytes
--- What the ids that still count take at rest.
+-- The bytes of the stored ids that still count.
 SELECT COALESCE(sum(octet_length(ids)), 0)::bigint FROM analytics.dedupe_ids
 WHERE partition = %(partition)s AND hour >= %(from_hour)s
 
