@@ -48,7 +48,7 @@ class Setup:
 
     database_url: str
     stream: StreamConfig | None
-    """None: no stream is configured, so no bytes can be read back."""
+    """None: RABBITMQ_URL is not set, so no bytes can be read back."""
     store: Store | None
     """None: there is no archive."""
     window_us: int

@@ -1,11 +1,12 @@
 """The Faust app and its agents: wiring only.
 
-One bounded channel and one agent a partition. A feeder (`mode.Service`) moves chunks from the transport
-into the channel, the agent hands each to the partition's ledger, and a flusher commits on a timer. Faust
-knows no Kafka here: its transport, topics and tables are not used, because offsets live in our database.
+Each partition has one bounded channel and one agent. A feeder (`mode.Service`) moves chunks from the
+transport into the channel. The agent hands each chunk to the partition's ledger, and a flusher commits on a
+timer. Faust runs without Kafka here: its transport, topics and tables are not used, because the offsets are
+in our database.
 
-An exception anywhere crashes the app: nothing is ever committed past a chunk that failed, and the
-restarted worker goes on from the database.
+An exception anywhere crashes the app. So nothing is committed past a chunk that failed, and the restarted
+worker goes on from the database.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from faust.app.base import BootStrategy
 from pipeline.worker.partition import PartitionWorker
 
 CHANNEL_CHUNKS = 8
-"""Chunks between the transport and the agent; credit bounds them more tightly in practice."""
+"""The most chunks between the transport and the agent. In practice the credit is the tighter bound."""
 
 
 class _NoKafka(BootStrategy):  # type: ignore[misc]
@@ -39,10 +40,10 @@ class App(faust.App):  # type: ignore[misc]
     async def on_start(self) -> None:
         self.finalize()
         await super().on_start()
-        self.flow_control.resume()  # without it every stream skips what it gets
+        self.flow_control.resume()  # without this call every Faust stream drops its items
 
     def _create_directories(self) -> None:
-        """No folder for tables: there are none, and a worker must run where it may write nothing."""
+        """Make no folder for Faust's tables. We use no tables, and a worker may run with no right to write."""
 
 
 class Feeder(mode.Service):  # type: ignore[misc]
@@ -72,7 +73,7 @@ class Flusher(mode.Service):  # type: ignore[misc]
     @mode.Service.task  # type: ignore[untyped-decorator]
     async def _flush(self) -> None:
         while not self._finishing:
-            # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the event is set.
+            # asyncio.wait_for would swallow a cancellation that comes as the event is set (Python 3.11).
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_s):
                     await self._partition.flush_wanted.wait()
@@ -80,7 +81,7 @@ class Flusher(mode.Service):  # type: ignore[misc]
         self._finished.set()
 
     async def finish(self) -> None:
-        """Flush once more and end. A flush in flight is never cut off: its outcome must be known."""
+        """Flush once more and end. A flush in flight is not cut off, because its outcome must be known."""
         self._finishing = True
         self._partition.flush_wanted.set()
         await self._finished.wait()
@@ -88,7 +89,7 @@ class Flusher(mode.Service):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """An app and the services that its shutdown needs by hand."""
+    """The app, and the services that the worker stops by hand."""
 
     app: App
     feeders: tuple[Feeder, ...]
@@ -96,7 +97,7 @@ class Wiring:
 
 
 def wire(partitions: Sequence[PartitionWorker], *, flush_interval_s: float) -> Wiring:
-    """The app that works on some recovered partitions. Start it, and watch ``app.crashed``."""
+    """Wire an app for some partitions. The caller starts the app, and watches ``app.crashed``."""
     app = App("spendstream", broker="kafka://not-used", autodiscover=False)
     feeders, flushers = [], []
     for number, partition in enumerate(partitions):

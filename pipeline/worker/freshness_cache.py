@@ -1,15 +1,18 @@
-"""The freshness of each org in Redis, written after each commit; a cache, never the truth.
+"""The freshness of each org in Redis, written after each commit. The cache is never the truth.
 
-Keys: the hash ``spendstream:org:{orgId}`` holds by partition the models seen with their last event and
-rollup (null where there are more than MODELS_MAX); the hash ``spendstream:watermarks`` holds each partition's
-committed watermark. The API computes lags from them when it is asked, so a dead worker shows a growing lag.
-While Redis is away nothing else is affected; when it is back, every org is written anew, because anything may
-be missing there. So it is when a key has gone that this worker wrote.
+There are two kinds of keys. The hash ``spendstream:org:{orgId}`` has a field for each partition: the models
+seen, with the times of their last event and last rollup, or null if there are more than `MODELS_MAX`. The
+hash ``spendstream:watermarks`` has the committed watermark of each partition. The API computes the lags when
+it is asked, so the lag of a dead worker grows.
 
-Each key lapses `LIFE_S` after it was last written. The worker writes every org that it knows anew each
-`RENEW_US`: so only what no worker knows any more lapses, whole. A worker forgets orgs that it has not heard
-of for `QUIET_US`, and the quietest ones where it would know more than `KNOWN_MAX` models. Of an org that may
-be one of those that were too many the worker knows no complete list, and says so: the API asks the database.
+While Redis is away, nothing else is affected. When Redis is back, any key may be missing, so the worker
+writes every org again. It does the same when it finds that the watermark it wrote is gone.
+
+A key lapses `LIFE_S` (30 days) after the last write. The worker writes every org that it knows again each
+`RENEW_US` (7.5 days), so only keys lapse that no worker knows any more. A worker forgets an org after
+`QUIET_US` without an event. It also forgets the quietest orgs when it would know more than `KNOWN_MAX`
+models. From then on, a new org may be one of these forgotten orgs, and the worker may not know all of its
+models. So the worker writes null for the org, and the API asks the database.
 """
 
 from __future__ import annotations
@@ -34,13 +37,14 @@ _ORGS_PER_WRITE = 500
 LIFE_HOURS: Final = 30 * 24
 """How long a key lives without a worker that writes it. `api.reading.freshness.OLD` is half of it."""
 MODELS_MAX = 1000
-"""Of an org with more models in a partition none is listed: it is read from the database, page by page."""
+"""An org with more models in a partition has no list here: the API reads them from the database by page."""
 KNOWN_MAX = 1_000_000
-"""Models of all orgs that a worker knows by partition, about 200 bytes each; an org counts as one more."""
+"""The most models that a worker knows for a partition, about 200 bytes each. An org counts as one more."""
 LIFE_S: Final = LIFE_HOURS * 3600
 RENEW_US: Final = LIFE_S * 1_000_000 // 4
 QUIET_US: Final = 400 * 86_400 * 1_000_000
-"""As long as its rows last by default. Before that, a lag of this partition is a lag of the org."""
+"""How long a worker knows a silent org: as long as rows are kept by default (400 days). Until then, the lag
+of the partition is a lag of the org."""
 
 
 class FreshnessCache:
@@ -49,10 +53,11 @@ class FreshnessCache:
     def __init__(self, url: str, *, partition: int, known: Iterable[tuple[UUID, UUID, int, int]]) -> None:
         self._redis = Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)
         self._partition = str(partition)
-        # By text: Python hashes texts with a secret, and UUIDs with none: a sender could make those collide.
+        # The keys are texts: Python hashes texts with a secret. It hashes UUIDs without one, so a sender
+        # could make many UUIDs collide.
         self._orgs: dict[str, dict[str, tuple[int, int]] | None] = {}
-        """By org, its models' last event and rollup; None: too many, or not all of them are known. The org
-        that was heard of last is the last."""
+        """By org, the last event and rollup of its models. None: the org has too many models, or not all of
+        them are known. The org that was heard of last stands last."""
         self._known = 0
         self._has_forgotten = False
         self._has_written = False
@@ -64,7 +69,7 @@ class FreshnessCache:
         self._away = False
 
     async def committed(self, batch: Batch, *, now_us: int) -> None:
-        """Take in a committed batch and write what Redis lacks. Never raises for Redis' sake."""
+        """Take in a committed batch, and bring Redis up to date. An error of Redis is logged, not raised."""
         seen = batch.models
         assert seen.model is not None
         for i in range(len(seen)):
@@ -106,7 +111,7 @@ class FreshnessCache:
             self._has_forgotten = True
 
     def _forget(self, is_to_go: Callable[[str], bool]) -> None:
-        """Forget the quietest orgs while they are to go."""
+        """Forget orgs, the quietest first, while ``is_to_go`` is true of them."""
         for org in list(self._orgs):
             if not is_to_go(org):
                 break
@@ -118,7 +123,7 @@ class FreshnessCache:
             some = [self._unwritten.pop() for _ in range(min(_ORGS_PER_WRITE, len(self._unwritten)))]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for org in some:
-                    of_org = self._orgs.get(org)  # None, too, if the org has been forgotten meanwhile
+                    of_org = self._orgs.get(org)  # also None if the org was forgotten meanwhile
                     models = None if of_org is None else [[model, *at] for model, at in of_org.items()]
                     key = f"spendstream:org:{org}"
                     pipe.hset(key, self._partition, msgspec.json.encode({"models": models}).decode())
@@ -139,5 +144,5 @@ class FreshnessCache:
 
 
 def _text(halves: npt.NDArray[Any]) -> str:
-    """An id of (high, low) as text."""
+    """The text of an id given as (high, low)."""
     return str(UUID(int=int(halves[0]) << 64 | int(halves[1])))

@@ -1,6 +1,7 @@
 """Logs of ids in files that the system may page out, so that a long dedupe window need not fit in memory.
 
-Scratch only: a file has no name from the start and is gone with the process. What counts is in the database.
+The files are scratch: they have no names, and they are gone when the process ends. The database holds the ids
+that count.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pipeline.core.dedupe import NewLog
 def logs_in(folder: Path) -> NewLog:
     """Make logs for `pipeline.core.dedupe.SeenIds` in ``folder``, which should be on a disk of this host.
 
-    Their room is reserved on the disk when they are made: a full disk is an OSError then, and never a fault
-    of a page later. Raises OSError at once if the folder cannot be written.
+    The room of a log is reserved on the disk when the log is made. So a full disk raises OSError then, and no
+    page of the log fails later. Raises OSError at once if the folder cannot be written.
     """
 
     def new_log(entries: int) -> npt.NDArray[Any]:

@@ -1,11 +1,13 @@
-"""What keeps the database from growing without bound, on every edition.
+"""Maintenance: deleting rows past their retention, so that the database does not grow without bound.
 
-The worker drops old chunks (rows on plain PostgreSQL) itself: a retention job of TimescaleDB would obey the
-database's clock alone, and nobody would notice that it fails. Every step is a transaction of its own, safe to
-run twice and from several workers. Rows go in batches, so that no step holds its locks for long: of a backlog
-of 3,000,000 rows a round drops 1,000,000 in 100 transactions, looks after the other tables, and the next
-round, soon after, drops the next. A table that refuses (somebody holds it, or took a right away) is named,
-and the round goes on with the other tables.
+The worker drops old chunks itself, and old rows on plain PostgreSQL. A retention job of TimescaleDB would
+obey the database's clock alone, and nobody would notice a failure of the job.
+
+Every step is a transaction of its own, and is safe to run twice and from several workers. Rows are deleted in
+batches, so that no step holds its locks for long. Example: of a backlog of 3,000,000 rows, one round deletes
+1,000,000 in 100 transactions and then looks after the other tables. The next round comes 10 s later and
+deletes the next 1,000,000. A table may refuse, because another session has locked it or a privilege is
+missing. The log then names the table, and the round goes on with the other tables.
 """
 
 from __future__ import annotations
@@ -30,10 +32,10 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S: Final = 3600.0
 BACKLOG_INTERVAL_S: Final = 10.0
-"""After a round that left something."""
+"""The pause after a round that left expired rows behind."""
 BATCH_ROWS: Final = 10_000
 BATCHES_MAX: Final = 100
-"""Of one table in one round."""
+"""The most batches of one table in one round."""
 _SQL: Final = queries.load("maintenance")
 _DAY: Final = timedelta(days=1)
 _SESSION: Final = Session(application_name="spendstream-maintenance")
@@ -42,7 +44,7 @@ _SEEN: Final = ("orgs_seen", "models_seen", "clients_seen")
 _AUDITED: Final = {
     "audit_log": "at < %(before)s",
     "api_keys": "revoked_at < %(before)s OR expires_at < %(before)s",
-    # An export that succeeded becomes expired when its file goes; before that its link must work.
+    # A succeeded export becomes expired when its file is deleted. Until then its link must work.
     "export_jobs": "status IN ('failed', 'expired') AND COALESCE(completed_at, created_at) < %(before)s",
 }
 _REJECTED: Final = {
@@ -54,14 +56,14 @@ _REJECTED: Final = {
 
 @dataclass(slots=True)
 class Round:
-    """What one round did."""
+    """The result of one round."""
 
     gone: dict[str, int] = field(default_factory=dict)
-    """Rows (or chunks) that went, by table."""
+    """The number of deleted rows (or chunks), by table."""
     left: set[str] = field(default_factory=set)
-    """Tables that have more than one round takes."""
+    """The tables with more expired rows than one round deletes."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Tables that refused, with the database's words."""
+    """The database's error for each table that refused."""
 
 
 async def expire(
@@ -73,7 +75,7 @@ async def expire(
     batch_rows: int = BATCH_ROWS,
     batches_max: int = BATCHES_MAX,
 ) -> Round:
-    """One round.
+    """Run one round: delete rows past their retention, of every table.
 
     Raises:
         psycopg.Error: the database is away or refuses; the next round does the rest.
@@ -90,7 +92,7 @@ async def expire(
                 await tables.drop_chunks(table, kept_s, functions=row[0])
         for table in _SEEN:
             await tables.drop_rows(table, "last_event_at < %(before)s", retention.rollup_s)
-        # Which events were counted by replays is known for as long as the rollup rows of that time.
+        # The ids of replayed events are kept as long as rollup rows: a second replay must find them.
         await tables.drop_rows("replays", "settled_at < %(before)s", retention.rollup_s)
         for table, past in _REJECTED.items():
             await tables.drop_rows(table, past, retention.dead_letters_s)
@@ -126,11 +128,11 @@ class _Tables:
             self._add(table, (await self._connection.execute(text, self._before(kept_s))).rowcount)
 
     async def drop_rows(self, table: str, past: str, kept_s: float) -> None:
-        """Drop rows in batches; ``past`` is the condition on a row that has had its time, in SQL."""
+        """Drop rows in batches; ``past`` is the SQL condition on a row past its retention."""
         text = _SQL["expire_rows"].format(table=table, past=past).encode()
         with self._named(table):
             for _ in range(self._batches_max):
-                # A transaction of its own: autocommit.
+                # With autocommit each statement is a transaction of its own.
                 gone = (await self._connection.execute(text, self._before(kept_s))).rowcount
                 self._add(table, gone)
                 if gone < self._batch_rows:
@@ -138,9 +140,12 @@ class _Tables:
             self._done.left.add(table)
 
     async def drop_ids(self, dedupe_window_us: int) -> None:
-        """Drop ids an hour of one partition at a time: a flush of that partition waits so long, and no other.
+        """Drop the ids of one hour of one partition at a time, so that only this partition's flush must wait.
 
-        The broker's time of the partition decides, so that the replay of an old stream keeps its ids.
+        An hour is dropped when the partition's newest broker time is past the hour by more than the dedupe
+        window and a day. Example: with a window of 24 hours and the newest broker time 12:30 on the 10th, the
+        hours that begin before 12:30 on the 8th are dropped. The broker time decides, not the clock, so that
+        a worker that reads an old stream keeps its ids.
         """
         window = timedelta(microseconds=dedupe_window_us) + _DAY
         with self._named("dedupe_ids"):
@@ -166,7 +171,7 @@ class _Tables:
 
     @contextmanager
     def _named(self, table: str) -> Iterator[None]:
-        """A table that refuses is noted, and the round goes on; a connection that is gone ends the round."""
+        """Note the error of a table that refuses, and go on. A lost connection ends the round."""
         try:
             yield
         except psycopg.Error as error:
@@ -176,7 +181,7 @@ class _Tables:
 
 
 async def earlier_time(database_url: str, host_now: datetime) -> datetime:
-    """The host's time or the database's, whichever is earlier: one clock that is ahead must expire nothing.
+    """The earlier of the host's time and the database's time, so that a clock that is ahead deletes nothing.
 
     Raises:
         psycopg.Error: the database is away.
@@ -195,8 +200,11 @@ async def run(
     dedupe_window_us: int,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """A round at start and then every hour, sooner where one left something; until cancelled. A failed round
-    is left to the next."""
+    """Run a round at the start and then every hour, until cancelled.
+
+    The next round comes after 10 s if a round left expired rows behind. A round that fails is logged, and the
+    next round does its work.
+    """
     while True:
         pause_s = INTERVAL_S
         try:

@@ -1,9 +1,12 @@
 """The composition root of ``spendstream worker``: builds everything, starts and stops it in order.
 
-Start: page (so that readiness can be asked), kernels, database and broker, agents (each partition joins
-its group and recovers when the broker gives it to us), maintenance. Stop, on SIGTERM or SIGINT: stop
-reading, flush what was read, let go, exit 0. A crash of any part exits 1 at once; whoever restarts us loses
-nothing.
+The start has this order: the page, so that probes get an answer; the kernels; the database and the broker;
+the agents; the maintenance. Each partition joins its consumer group, and recovers when the broker gives it to
+us.
+
+SIGTERM or SIGINT stops the worker: it stops reading, flushes, lets its partitions go, and exits with 0. A
+crash of any part exits with 1 at once. The restarted worker reads the uncommitted records again, so nothing
+is lost.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ from pipeline.worker.partition import ExponentialBackoff, PartitionWorker
 log = logging.getLogger(__name__)
 
 LAST_FLUSH_S: Final = 25.0
-"""How long a stopping worker tries to flush; what it could not commit is read again by the next one."""
+"""How long a stopping worker tries to flush. After that the next owner reads the records again."""
 
 
 async def run_worker(config: Config) -> int:
-    """Work until a signal (0) or a crash (1). The exit code is the return value."""
+    """Run a worker until a signal or a crash; the exit code: 0 after a signal, 1 after a crash."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,7 +91,7 @@ async def run_worker(config: Config) -> int:
 
 @dataclass(slots=True)
 class _State:
-    """What the page shows: why a dependency cannot be used (None: it can), and our partitions."""
+    """The state behind the page: our partitions, and why a dependency cannot be used (None: it can)."""
 
     database_error: str | None = "not connected yet"
     stream_error: str | None = "not connected yet"
@@ -96,14 +99,14 @@ class _State:
     archiver: Archiver | None = None
 
     def errors(self) -> dict[str, str | None]:
-        """By component, the first error that anything has."""
+        """The first error of each component; None: the component is ready."""
         database = [self.database_error, *(partition.database_error for partition in self.partitions)]
         stream = [self.stream_error, *(partition.stream_error for partition in self.partitions)]
         return {"database": next(filter(None, database), None), "stream": next(filter(None, stream), None)}
 
 
 async def _dependencies(config: Config, transport: Transport, state: _State) -> Sequence[str]:
-    """The partitions' streams, once database and broker can be used; waits for both as long as it takes."""
+    """Wait until the database and the broker can be used; the streams of the partitions."""
     sink = TimescaleSink(config.database_url, application_name=config.service_name)
 
     async def database() -> None:
@@ -158,8 +161,8 @@ async def _work(config: Config, state: _State, stopping: asyncio.Event) -> int:
     await app.start()
     for service in (*wiring.feeders, *wiring.flushers):
         await app.add_runtime_dependency(service)
-    # What start-up built stays for good: left in view of the collector, the first full pass over it would
-    # stop the whole worker for a tenth of a second, in the middle of its work.
+    # The objects of the start stay until the end, so the garbage collector need not look at them again. Its
+    # first full pass over them would stop the worker for a tenth of a second in the middle of its work.
     gc.collect()
     gc.freeze()
     log.info("worker_started", extra={"objects_frozen": gc.get_freeze_count()})
@@ -195,7 +198,7 @@ _T = TypeVar("_T")
 
 
 async def _unless_stopped(work: Coroutine[Any, Any, _T], stopping: asyncio.Event) -> _T | None:
-    """What ``work`` returns; None if a signal came first, and ``work`` was given up."""
+    """Do ``work`` and return its result. None if a signal came first: then ``work`` is cancelled."""
     task = asyncio.create_task(work)
     stopped = asyncio.create_task(stopping.wait())
     await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -209,7 +212,7 @@ async def _unless_stopped(work: Coroutine[Any, Any, _T], stopping: asyncio.Event
 
 
 async def _serve_page(config: Config, state: _State) -> web.AppRunner:
-    """``/metrics``, ``/healthz`` and ``/readyz`` of the worker."""
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` of the worker."""
 
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(
@@ -225,7 +228,7 @@ async def _serve_page(config: Config, state: _State) -> web.AppRunner:
             for name, error in state.errors().items()
         }
         ready = all(component["status"] == "ok" for component in components.values())
-        if state.archiver is not None:  # figures do not need it, so it makes nothing unready
+        if state.archiver is not None:  # figures do not need the archive, so readiness does not depend on it
             error = state.archiver.error
             status = "ok" if error is None else "degraded"
             components["archive"] = {"status": status, "detail": error}
@@ -249,7 +252,7 @@ async def _serve_page(config: Config, state: _State) -> web.AppRunner:
 
 
 async def serve_page(host: str, port: int, app: web.Application) -> web.AppRunner:
-    """The worker's door, open at ``host`` and ``port`` (0: a free one). Raises OSError."""
+    """Serve the worker's pages at ``host`` and ``port`` (0: a free port). Raises OSError."""
     runner = http.Runner(app, handle_signals=False)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
