@@ -1,1 +1,1 @@
-"""What an operator does and asks: streams, keys, and the doctor."""
+"""The operator's work: streams, gaps, skipped records, keys, and the doctor."""

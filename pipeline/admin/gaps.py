@@ -1,7 +1,8 @@
-"""Accepting a gap: ``spendstream stream accept-gap``, the operator's word that some events are lost for good.
+"""Accepting a gap: ``spendstream stream accept-gap``, by which an operator gives some events up for good.
 
-A worker that finds its offset gone from the stream waits; it never skips in silence. Here an operator moves
-the committed offset by hand, over exactly the gap that was named, and the audit log keeps who did it.
+A worker that finds its offset gone from the stream waits. With this command an operator moves the committed
+offset over exactly the named gap, and the audit log keeps who did it. Example: 500 is committed, and the
+stream now begins at 700. The command moves the offset from 500 to 700, and the worker goes on.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from sql import queries
 
 
 class GapRefused(OperatorError):
-    """The gap is not what was said, or there is none; nothing was changed. The message has the remedy."""
+    """There is no gap, or the gap is another one; nothing was changed. The message has the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedGap:
-    """What was recorded in the audit log."""
+    """The record in the audit log."""
 
     stream: str
     partition: int
@@ -39,10 +40,12 @@ class AcceptedGap:
 async def accept(
     config: StreamConfig, database_url: str, *, stream: str, from_offset: int, to_offset: int
 ) -> AcceptedGap:
-    """Move the committed offset of a partition's ``stream`` from exactly one offset to another.
+    """Move the committed offset of a partition's ``stream`` over a gap.
 
     Raises:
-        GapRefused: the partition stands elsewhere, or the stream still has events that this would skip.
+        GapRefused: the partition is not committed up to ``from_offset``, or the move would skip events that
+        the
+            stream still has.
         TransportError: the broker does not say what the stream holds.
         psycopg.Error: the database cannot be used; nothing was changed.
     """
@@ -62,7 +65,7 @@ async def accept(
 
 
 def _check(held: Extent, gone: OffsetGone | None, from_offset: int, to_offset: int) -> None:
-    """Is this gap in the stream, from end to end?"""
+    """Raise GapRefused if the stream does not have exactly this gap."""
     if gone is None:
         raise GapRefused(
             f"there is no gap: {held.stream!r} holds offsets from {held.first_offset} to"

@@ -1,6 +1,6 @@
-"""Making, listing and revoking the API's keys: ``spendstream keys``. The API itself can do none of it.
+"""Making, listing and revoking the API's keys: ``spendstream keys``. The API itself has no right to do so.
 
-Who made or revoked a key is in the audit log, in the same transaction.
+The same transaction records in the audit log who made or revoked the key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sql import queries
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
-    """What is known of a key: everything but the key."""
+    """The stored facts about a key. The key itself is not stored."""
 
     prefix: str
     org_id: UUID
@@ -39,7 +39,7 @@ def create(
     label: str,
     valid_s: float | None,
 ) -> str:
-    """A new key, which nobody can show a second time. Raises `psycopg.Error`."""
+    """Make a key and return it. The key cannot be shown a second time. Raises `psycopg.Error`."""
     prefix, key = keys.new_key(secret)
     with connect(database_url, _SESSION) as connection:
         connection.execute(
@@ -58,14 +58,14 @@ def create(
 
 
 def listed(database_url: str, *, org_id: UUID | None = None) -> list[KeyRecord]:
-    """Keys of one org or of all, revoked and expired ones too. Raises `psycopg.Error`."""
+    """The keys of one org or of all orgs, with revoked and expired keys. Raises `psycopg.Error`."""
     with connect(database_url, _SESSION) as connection:
         rows = connection.execute(_KEYS["list"], {"org_id": org_id}).fetchall()
     return [KeyRecord(**dict(zip(KeyRecord.__slots__, row, strict=True))) for row in rows]
 
 
 def revoke(database_url: str, prefix: str) -> datetime | None:
-    """When the key ended; None: there is no such key. Raises `psycopg.Error`."""
+    """Revoke a key; the time of its first revocation. None: there is no such key. Raises `psycopg.Error`."""
     with connect(database_url, _SESSION) as connection:
         row = connection.execute(_KEYS["revoke"], {"prefix": prefix}).fetchone()
         connection.execute(_KEYS["audit"], {"actor": actor(), "action": "keys.revoke", "prefix": prefix})

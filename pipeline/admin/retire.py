@@ -1,8 +1,9 @@
-"""Retiring a stream: ``spendstream stream retire``, the operator's word that nothing more comes from it.
+"""Retiring a stream: ``spendstream stream retire``, for a stream from which no more events come.
 
-A partition that no worker reads any more has a watermark that stands still, and each org that was ever
-counted there would be `delayed` for as long as its rows are kept. A retired partition is as complete as the
-slowest of the others (the view ``analytics.partition_watermarks``). Its rows and its counters stay.
+The watermark of a partition stands still when no worker reads the partition any more. Each org that was ever
+counted there would be `delayed` for as long as its rows are kept. So a retired partition counts as complete
+as the slowest of the other partitions (the view ``analytics.partition_watermarks``). The rows and counters of
+the partition stay.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from pipeline.transports.factory import open_transport
 from sql import queries
 
 QUIET_S: Final = 30
-"""A worker that is alive commits its watermark each second or so, also when nothing comes."""
+"""A partition without a commit for this long has no worker: even an idle worker commits each second or so."""
 _REDIS_S: Final = 1.0
 
 
 class RetireRefused(OperatorError):
-    """The stream is not done with; nothing was changed. The message has the remedy."""
+    """The stream cannot be retired now; nothing was changed. The message has the remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retired:
-    """What was recorded in the audit log. ``end_offset`` is None for a stream that is gone."""
+    """The record in the audit log. ``end_offset`` is None for a stream that is gone."""
 
     stream: str
     partition: int
@@ -39,7 +40,7 @@ class Retired:
     end_offset: int | None
     actor: str
     cache_error: str | None = None
-    """Why Redis could not be told."""
+    """Why the watermark could not be deleted in Redis; None: it was, or there is no Redis."""
 
 
 async def retire(
@@ -47,7 +48,8 @@ async def retire(
 ) -> Retired:
     """Retire the partition of ``stream``, once all its records have been counted.
 
-    ``is_gone``: the broker has the stream no more, so nobody can tell whether all of it was counted.
+    ``is_gone``: the broker does not have the stream any more, so nobody can tell whether all records were
+    counted.
 
     Raises:
         RetireRefused: records are left, a worker still reads the stream, or it is retired already.
@@ -101,9 +103,9 @@ def _record(database_url: str, stream: str, end_offset: int | None) -> Retired:
 
 
 def _forget(redis_url: str, partition: int) -> str | None:
-    """Take the watermark from the cache, so that the API asks the database; why that failed.
+    """Delete the watermark in the cache, so that the API asks the database; the error if that failed.
 
-    No worker writes the entry any more, so it would be old for ever.
+    No worker writes this watermark any more, so it would stay old.
     """
     options = {"socket_timeout": _REDIS_S, "socket_connect_timeout": _REDIS_S}
     try:

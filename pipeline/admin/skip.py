@@ -1,8 +1,8 @@
-"""Skipping a record: ``spendstream stream skip``, for a record at which the worker crashes whatever it does.
+"""Skipping a record: ``spendstream stream skip``, for a record at which the worker crashes every time.
 
-The record becomes a dead letter with the operator's words, and nobody reads its bytes. The worker takes the
-skips of its partition from the database before it takes in any chunk, and the dead letter and the offset
-are committed in one transaction, as ever. So the record is recorded once, whatever crashes.
+The record becomes a dead letter with the operator's reason, and the worker does not read its bytes. A worker
+loads the skips of its partition before it takes in the first chunk. A flush commits the dead letter and the
+offset in one transaction. So the record becomes a dead letter exactly once, even if the worker crashes again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sql import queries
 
 
 class SkipRefused(OperatorError):
-    """There is no such record to skip; nothing was changed. The message says why."""
+    """The record cannot be skipped; nothing was changed. The message says why, and what fits instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """What was recorded in the audit log."""
+    """The record in the audit log."""
 
     stream: str
     partition: int
@@ -42,10 +42,14 @@ async def skip(
     offset: int,
     note: str,
 ) -> Skipped:
-    """Have the worker make one record a dead letter unread; its partition is named by stream or by number.
+    """Have the worker make one record a dead letter without reading it.
+
+    The partition is named by ``stream`` or by its number ``partition``.
 
     Raises:
-        SkipRefused: the record was taken in already, is skipped already, or is none of the stream's.
+        SkipRefused: the record is committed or skipped already, the stream does not hold it, or not exactly
+        one
+            partition is named.
         TransportError: the broker does not say what the stream holds.
         psycopg.Error: the database cannot be used; nothing was changed.
     """

@@ -1,4 +1,4 @@
-"""`spendstream stream`: making a stream of several partitions, and looking at what a stream holds."""
+"""`spendstream stream`: creating a stream of several partitions, and listing what the partitions hold."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pipeline.transports.factory import open_transport
 
 
 async def create(config: StreamConfig, *, partitions: int) -> bool:
-    """Create the stream with its partitions; False if it has them already.
+    """Create the stream with its partitions; False if it already exists with this number of partitions.
 
     Raises:
-        ValueError: the URL is none of a transport's.
-        TransportError: the broker is away or refuses, or the stream exists otherwise.
+        ValueError: no transport takes the URL.
+        TransportError: the broker is away or refuses, or the stream exists with another number of partitions.
     """
     transport = open_transport(config)
     try:
@@ -24,7 +24,7 @@ async def create(config: StreamConfig, *, partitions: int) -> bool:
 
 
 async def extents(config: StreamConfig) -> Sequence[Extent]:
-    """What each partition holds now. Raises as `create` does."""
+    """The records that each partition holds now. Raises the same errors as `create`."""
     transport = open_transport(config)
     try:
         return await transport.extents()

@@ -1,8 +1,8 @@
-"""What a stream is to the rest of the pipeline: chunks, offsets, credit and a tail.
+"""The stream, as the rest of the pipeline sees it: chunks, offsets, credit and an end.
 
-Two streams implement this: `rabbitmq` (RabbitMQ 4 streams through rstream) and `embedded` (an
+Two transports implement these protocols: `rabbitmq` (RabbitMQ 4 streams through rstream) and `embedded` (an
 append-only log in a folder, for the demo and for tests). One contract suite,
-``tests/contract/test_transports.py``, holds for both. Nothing here knows what a message says.
+``tests/contract/test_transports.py``, holds for both. The content of a record is left to the core.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 class TransportError(Exception):
-    """The stream cannot be used now: away, cut, or the subscription died.
+    """The stream cannot be used now: it is away, the connection was cut, or the subscription died.
 
-    The remedy is always the same: drop the subscription, back off, and subscribe again from the
-    offset that the database holds. Nothing delivered but not committed counts as consumed.
+    The remedy is always the same: drop the subscription, back off, and subscribe again from the offset that
+    the database holds. Records that were delivered and not committed are read again.
     """
 
 
 class StreamAbsent(TransportError):
-    """There is no such stream. `Transport.open` declares it, so before the first worker that is no fault."""
+    """The stream does not exist. The remedy: `Transport.open` declares it, as the first worker does."""
 
 
 class OffsetGone(TransportError):
-    """The stream no longer holds the offset asked for: retention or a new stream took it.
+    """The stream does not have the wanted offset any more, because of retention or because the stream is new.
 
-    Backing off cannot help. An operator decides what happens to the gap between
-    ``wanted_offset`` and ``first_offset``; the pipeline never skips it in silence.
+    Backing off cannot help, and the worker stops reading at the gap. The remedy: an operator decides about
+    the gap between ``wanted_offset`` and ``first_offset``, and `remedy` is the command to go on past it.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class OffsetGone(TransportError):
         end_offset: int | None = None,
         replaced: bool = False,
     ) -> None:
-        """``end_offset`` is where the next record of the stream goes; below ``wanted_offset`` it
-        proves that this is not the stream that was read before. So does ``replaced``: the record before the
-        wanted one was stored at another time than the one that was read there.
+        """``end_offset`` is the offset of the stream's next record. If it is below ``wanted_offset``, the
+        stream is not the stream that was read before. ``replaced`` proves the same: the record before the
+        wanted offset was stored at another time than the record that was read there.
         """
         if replaced:
             fault = (
@@ -70,7 +70,7 @@ class OffsetGone(TransportError):
 
     @property
     def remedy(self) -> str:
-        """What an operator types to go on past what is lost."""
+        """The command by which an operator goes on past the gap."""
         return (
             f"spendstream stream accept-gap --stream {self.stream}"
             f" --from {self.wanted_offset} --to {self.first_offset}"
@@ -79,24 +79,28 @@ class OffsetGone(TransportError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What the broker delivers at once: consecutive records with one broker timestamp.
+    """Consecutive records that the broker stored at one time, and delivers together.
 
-    Record ``i`` of ``bodies`` has the stream offset ``first_offset + i``, but for the `Unreadable` runs
-    among them: `offsets` tells. ``next_offset`` is where a subscription that has consumed this chunk goes on
-    (it can lie beyond the last record, because offsets of a stream need not be contiguous between chunks).
-    What a broker stored as one chunk can come as several, where its batches unpack to much.
+    `offsets` has the stream offset of each body. Without `Unreadable` runs, body ``i`` has the offset
+    ``first_offset + i``. Each unreadable record takes an offset too. Example: a chunk begins at 100 with two
+    bodies, then an unreadable batch of 10 records, then one body. The bodies have the offsets 100, 101 and
+    112.
 
-    A body is the payload alone: AMQP 1.0 framing and sub-entry batches are already undone.
+    A subscription goes on at ``next_offset`` after this chunk. Some offsets of a stream are never used, so
+    ``next_offset`` can lie beyond the last record by more than one. A stored chunk whose batches unpack to
+    many bytes comes as several chunks.
+
+    A body is the payload alone, without AMQP 1.0 framing and unpacked from its sub-entry batch.
     """
 
     partition: int
     first_offset: int
     next_offset: int
     timestamp_us: int
-    """When the broker stored the chunk: UTC microseconds since 1970 (brokers give milliseconds)."""
+    """The broker time: UTC microseconds since 1970. Brokers give milliseconds."""
     bodies: Sequence[bytes]
     unreadable: Sequence[Unreadable] = ()
-    """Records that have offsets and no bodies: batches that a sender wrote and nobody can undo."""
+    """Records that have offsets and no bodies, because their batch cannot be unpacked."""
 
     def offsets(self) -> IntArray:
         """int64[len(bodies)]: the stream offset of each body."""
@@ -108,17 +112,17 @@ class Chunk:
 class Subscription(Protocol):
     """One partition, read in order from one offset on. Not shared between tasks.
 
-    One that competes (`Transport.compete`) starts again with each activation, from the offset that its owner
-    answers; until it is activated, `receive` waits.
+    A subscription of `Transport.compete` starts again with each activation, from the offset that its owner
+    returns. Until the broker activates it, `receive` waits.
     """
 
     partition: int
 
     async def receive(self) -> Chunk:
-        """Return the next chunk, waiting for it as long as it takes.
+        """The next chunk, waiting for it as long as it takes.
 
-        Records below the offset that was subscribed are never in it. The caller owes one `grant`
-        for each chunk received, once it has room for another.
+        The chunk has no records below the subscribed offset. The caller owes one `grant` for each received
+        chunk, as soon as it has room for another.
 
         Raises:
             OffsetGone: instead of the first chunk, if the stream has lost the offset.
@@ -128,25 +132,26 @@ class Subscription(Protocol):
         ...
 
     def grant(self) -> None:
-        """Give back the credit of one chunk; nothing happens when the subscription is dead. Never waits.
+        """Give the credit of one chunk back. Never waits, and does nothing when the subscription is dead.
 
-        At most ``credit`` chunks are ever outstanding, and each grant brings one more when there is one. A
-        chunk that was received before a deactivation is owed its grant like any other, however late it comes.
+        At most ``credit`` chunks are received and not granted at any time. Example: with a credit of 4, the
+        fifth chunk comes only after the first grant. A chunk that was received before a deactivation is
+        granted like any other, also when the grant comes after the deactivation.
         """
         ...
 
     async def caught_up(self, next_offset: int) -> bool:
-        """Has everything that the broker had committed when asked been delivered below ``next_offset``?
+        """Are all records below ``next_offset`` that the broker has committed at the time of this call?
 
-        True for an empty stream. Never True in error; it can be False once too often, when the broker
-        has stored something of its own. Raises TransportError when the broker does not answer.
+        True for an empty stream. True is always right. False can be wrong for one call, after the broker has
+        stored a chunk of its own. Raises TransportError when the broker does not answer.
         """
         ...
 
     async def offset_lag(self, next_offset: int) -> int:
-        """Roughly how many offsets the broker has committed at or above ``next_offset`` (>= 0).
+        """About the number of offsets that the broker has committed at or above ``next_offset`` (>= 0).
 
-        Granular to one chunk; 0 exactly when `caught_up`. Raises TransportError.
+        Right to within one chunk, and 0 exactly when `caught_up` is True. Raises TransportError.
         """
         ...
 
@@ -157,63 +162,69 @@ class Subscription(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReadFrom:
-    """Where the reading of a partition goes on."""
+    """The place at which the reading of a partition goes on."""
 
     offset: int
     before_us: int | None = None
-    """Broker time of the chunk that held the record before ``offset``; None: not known. A stream that has
-    another one there was made anew: `OffsetGone`."""
+    """The broker time of the chunk that held the record before ``offset``; None: not known.
+
+    If the stream has another time there, the stream was made anew, and the subscription raises `OffsetGone`.
+    """
 
 
 class Owner(Protocol):
-    """Whoever reads a partition while the broker says that it is theirs alone."""
+    """The reader of a partition, while the broker says that no other reader has the partition."""
 
     async def activated(self) -> ReadFrom:
-        """The partition is ours from now on: return where to read on.
+        """Take the partition over, and return the place to read on from.
 
-        Called in a task of its own, never in the reader; delivery starts when it returns. RabbitMQ gives
-        it 60 s (``request_timeout``) before it cuts the connection off and asks the next consumer. It is
-        cancelled when the partition is lost while it runs. It must not raise: that ends the subscription.
+        The call has a task of its own, and the delivery starts when it returns. RabbitMQ waits 60 s
+        (``request_timeout``). After that it cuts the connection off and asks the next consumer. The call is
+        cancelled if the partition is lost meanwhile. An exception ends the subscription.
         """
         ...
 
     async def deactivated(self) -> None:
-        """Another consumer is to take over: return when nothing more of ours will be written.
+        """Hand the partition over: return when this owner will write nothing more.
 
-        What was delivered and not yet received is dropped before this is called. The peer's activation
-        waits for the return, so keep it short (60 s at most, as above); it must not raise: that ends the
-        subscription. Not called when the connection is lost: then `Subscription.receive` raises. Should that
-        happen while this runs, it may come to its end, but `Subscription.close` cancels it after 2 s.
+        Chunks that were delivered and not received are dropped before this call. The next consumer is
+        activated only after the return, so keep the call short: 60 s at most, as for `activated`. An
+        exception ends the subscription.
+
+        If the connection is lost, this is not called, and `Subscription.receive` raises. If the connection is
+        lost during the call, the call may finish, but `Subscription.close` cancels it after 2 s.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """What one partition holds: the records from ``first_offset`` on, up to ``end_offset``."""
+    """The records that one partition holds: [first_offset, end_offset)."""
 
     stream: str
     first_offset: int
     end_offset: int
-    """Where the next record goes."""
+    """The offset of the next record."""
     stored_bytes: int | None
-    """On disk; None where the stream does not tell."""
+    """The bytes on disk; None if the stream does not tell."""
 
 
 class Publisher(Protocol):
     """Appends records to a stream; used by the simulator, trace replay and tests."""
 
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
-        """Append the bodies in order; return when the stream has them durably.
+        """Append the bodies in order; return when the stream has stored them durably.
 
-        ``keys`` has the routing key of each body, which is its orgId in canonical lower-case text; without
-        it, the key is the orgId found in the body. It matters only where there are several partitions
-        (`pipeline.transports.routing`); the order holds within each of them.
+        ``keys`` has the routing key of each body: its orgId in canonical lower-case text. Without ``keys``,
+        the key is the orgId in the body. Keys matter only for several partitions
+        (`pipeline.transports.routing`), and the order then holds within each partition.
 
         Raises:
-            TransportError: it cannot be known whether they are. The publisher may be dead: the same
-                bodies may be published again by another one, because consumers deduplicate.
-            ValueError: a body is larger than the stream takes, or there is not one key for each;
+            TransportError: nobody knows whether the bodies are stored. The publisher may be dead. Publish the
+            same bodies again
+                with another publisher: consumers deduplicate.
+            ValueError: a body is larger than the stream takes, or the number of keys is not that of the
+            bodies;
                 nothing was appended.
         """
         ...
@@ -222,66 +233,67 @@ class Publisher(Protocol):
 
 
 class Transport(Protocol):
-    """A stream: where its subscriptions and publishers come from."""
+    """A stream: makes the subscriptions and publishers of its partitions."""
 
     stream: str
 
     async def open(self) -> None:
-        """Connect, and declare a plain stream when there is none of the name, nor a super stream.
+        """Connect, and declare a plain stream if neither a stream nor a super stream has the name.
 
         Raises TransportError.
         """
         ...
 
     async def subscribe(self, *, partition: int, offset: int, credit: int = 4) -> Subscription:
-        """Read ``partition`` from ``offset`` on (0: from the first record the stream still has).
+        """Read ``partition`` from ``offset`` on; 0 reads from the first record that the stream still has.
 
-        ``credit`` is the number of chunks that may be delivered and not yet granted back.
-        Raises TransportError.
+        ``credit`` is the number of chunks that may be delivered and not granted. Raises TransportError.
         """
         ...
 
     async def partitions(self) -> Sequence[str]:
-        """The stream of each partition, by its number: one for a plain stream, N for a super stream.
+        """The stream of each partition, by number: one for a plain stream, N for a super stream.
 
         Raises TransportError.
         """
         ...
 
     async def compete(self, *, partition: int, owner: Owner, credit: int = 4) -> Subscription:
-        """Join the consumer group of a partition: of all who did, the broker activates one at a time.
+        """Join the consumer group of a partition. The broker activates one member of the group at a time.
 
-        While another is active, `Subscription.receive` waits. A consumer that is closed, cut off or dead
-        loses the partition to the next. ``credit`` as in `subscribe`. Raises TransportError.
+        While another member is active, `Subscription.receive` waits. A member that is closed, cut off or dead
+        loses the partition to the next member. ``credit`` is as in `subscribe`. Raises TransportError.
         """
         ...
 
     async def create_super_stream(self, *, partitions: int) -> bool:
-        """Create the stream with several partitions; False if it already exists with just so many.
+        """Create the stream with several partitions; False if it already exists with this number.
 
-        Each partition gets the retention that a plain stream would. Raises TransportError, also if it exists
-        with another number of partitions, or as a plain stream: neither can be changed without losing which
-        events were counted where.
+        Each partition gets the retention that a plain stream would get.
+
+        Raises TransportError, also if the stream exists with another number of partitions, or as a plain
+        stream. With another number, an org would move to another partition, which does not know the org's
+        event ids.
         """
         ...
 
     async def extents(self) -> Sequence[Extent]:
-        """How far each partition reaches now. Raises TransportError."""
+        """The records that each partition holds now. Raises TransportError."""
         ...
 
     async def stored_us(self, *, partition: int, offset: int) -> int | None:
-        """When the broker stored the chunk that holds a record; None if the stream has that record no more.
+        """The broker time of the chunk that holds a record; None if the stream has lost the record.
 
         UTC microseconds since 1970. Raises TransportError, also for a record that is not committed yet.
         """
         ...
 
     async def publisher(self) -> Publisher:
-        """To all partitions, however many there are. Raises TransportError."""
+        """A publisher to all partitions. Raises TransportError."""
         ...
 
     async def ping(self) -> None:
-        """Return if the stream can be read now, else raise TransportError. For doctor and readiness."""
+        """Return if the stream can be read now, else raise TransportError. The doctor uses this."""
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A chunk cut in two, and one without the records that an operator has skipped."""
+"""Cutting a chunk in two, and taking skipped records out of a chunk."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pipeline.transports import Chunk
 
 
 def split(chunk: Chunk, offset: int) -> tuple[Chunk, Chunk | None]:
-    """The records before the offset, and the rest if there is any. An unreadable batch stays whole: with
-    those before if it begins there.
+    """Cut a chunk before ``offset``; the records before, and the rest if there is any.
+
+    An unreadable batch stays whole, and goes with the records before if it begins before ``offset``.
     """
     offsets = chunk.offsets()
     cut = int(offsets.searchsorted(offset))
@@ -36,7 +37,7 @@ def split(chunk: Chunk, offset: int) -> tuple[Chunk, Chunk | None]:
 
 
 def without(chunk: Chunk, skips: Mapping[int, str]) -> Chunk:
-    """The chunk with each skipped record as one that nobody can read; ``skips``: by offset, why."""
+    """The chunk with each skipped record as an unreadable one; ``skips`` has the reasons by offset."""
     if not any(chunk.first_offset <= offset < chunk.next_offset for offset in skips):
         return chunk
     bodies, unreadable = [], list(chunk.unreadable)

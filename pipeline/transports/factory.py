@@ -1,4 +1,4 @@
-"""Which transport a stream's URL asks for."""
+"""Choosing the transport for the URL of a stream."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pipeline.transports.embedded.transport import EmbeddedTransport
 
 
 def open_transport(config: StreamConfig) -> Transport:
-    """The transport for ``config.url``; not connected yet: await its `open`.
+    """The transport for ``config.url``. The transport is not connected yet: await its `open`.
 
-    Raises ValueError if the URL's scheme is none of ``rabbitmq-stream``, ``rabbitmq-stream+tls`` and
-    ``embedded``, or the rest of it is not what its transport needs.
+    Raises ValueError if the URL's scheme is not ``rabbitmq-stream``, ``rabbitmq-stream+tls`` or ``embedded``,
+    or if the transport cannot use the rest of the URL.
     """
     scheme = urlsplit(config.url).scheme
     if scheme == "embedded":
         return EmbeddedTransport(config)
     if scheme in ("rabbitmq-stream", "rabbitmq-stream+tls"):
-        # Here, so that the demo on the embedded log starts without loading rstream.
+        # Imported here, so that the demo on the embedded log starts without loading rstream.
         from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 
         return RabbitMQTransport(config)

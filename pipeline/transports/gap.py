@@ -1,4 +1,4 @@
-"""Looking for a gap from outside: what a worker that reads on would find."""
+"""Looking for a gap from outside, as a worker would find it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pipeline.transports import Extent, OffsetGone, ReadFrom, Transport
 
 
 async def look(transport: Transport, partition: int, held: Extent, place: ReadFrom) -> OffsetGone | None:
-    """Would a worker that reads on at a place stop there, and why? Raises TransportError."""
+    """The gap at which a worker would stop that reads on from ``place``; None: no gap.
+
+    Raises TransportError.
+    """
     replaced = False
     if held.first_offset <= place.offset <= held.end_offset:
         if place.before_us is not None and place.offset > held.first_offset:

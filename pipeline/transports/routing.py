@@ -1,4 +1,4 @@
-"""Which partition a record goes to: the rule of RabbitMQ's stream clients, and a publisher that follows it.
+"""Routing records to partitions: the rule of RabbitMQ's stream clients, and a publisher that follows it.
 
 The Java, Go and .NET clients hash the UTF-8 bytes of the routing key with the 32-bit MurmurHash3 (x86) and
 seed 104729, and take the *unsigned* hash modulo the number of partitions. Read in their sources:
@@ -6,8 +6,8 @@ rabbitmq-stream-java-client (``HashUtils``; unsigned since issue 199), -go-clien
 (``super_stream_producer.go``), -dotnet-client (``RawSuperStreamProducer.cs``). rstream 1.1 does something
 else (128 bits over UTF-16), so it is not used.
 
-Figures are right whichever partition an org is in, because every rollup row has its partition. What needs the
-rule is dedupe, which is a partition's own: all copies of an event must lie in one.
+The rule matters for dedupe: each partition knows only its own event ids, so all copies of an event must lie
+in one partition. The rule does not matter for figures, because every rollup row has its partition in its key.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ _ORG_ID = re.compile(rb'"org(?:Id|_id)"\s*:\s*"([0-9A-Fa-f-]{36})"')
 
 
 def partition_of(key: str | bytes, partitions: int) -> int:
-    """The partition, from 0 on, of a routing key; bytes are taken for UTF-8."""
+    """The partition of a routing key, from 0 on; bytes are taken as UTF-8."""
     return mmh3.hash(key, SEED, signed=False) % partitions
 
 
 def org_key(body: bytes) -> bytes:
-    """The routing key that the event's router would use: its orgId in canonical lower-case text.
+    """The routing key that the API router uses for an event: its orgId in canonical lower-case text.
 
-    Taken from the text without parsing it: under 1 us. A body without any goes by the empty key; whatever
-    is wrong with it, some partition must reject it.
+    The orgId is found without parsing the body, in less than 1 us. A body without an orgId has the empty key,
+    so that one of the partitions rejects it.
     """
     found = _ORG_ID.search(body)
     return found[1].lower() if found else b""
 
 
 class PartitionPublisher(Protocol):
-    """What is needed of the publisher to each partition."""
+    """A publisher to one partition, as `RoutingPublisher` needs it."""
 
     closed: bool
 
     def check(self, bodies: Sequence[bytes]) -> None:
-        """Raises ValueError if a body is larger than the stream takes."""
+        """Raise ValueError if a body is larger than the stream takes."""
         ...
 
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None: ...
@@ -54,7 +54,7 @@ class PartitionPublisher(Protocol):
 
 
 class RoutingPublisher:
-    """See `pipeline.transports.Publisher`: one publisher a partition, and the records in order in each."""
+    """See `pipeline.transports.Publisher`. It has a publisher for each partition, each in order."""
 
     def __init__(self, publishers: Sequence[PartitionPublisher]) -> None:
         self._publishers = publishers

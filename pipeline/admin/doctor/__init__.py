@@ -1,7 +1,7 @@
-"""``spendstream doctor``: is everything there that the processes need, and if not, what to do about it.
+"""``spendstream doctor``: checks everything that the processes need, and says what to do about a fault.
 
-It looks and changes nothing: it declares no stream and migrates no schema. Each check answers with
-findings; a check that cannot be made because an earlier one failed is left out.
+The doctor only looks: it declares no stream and migrates no schema. Each check gives findings. A check is
+left out if it cannot be made because an earlier one failed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Finding", "Level", "examine"]
 
 
 def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Every finding, as it is made; each dependency is given up after a few seconds. Never raises."""
+    """Every finding, one at a time. A dependency that does not answer is given up after 5 s. Never raises."""
     try:
         values = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"))
     except settings.ConfigError as error:
@@ -47,7 +47,7 @@ def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
     for name, check in checks:
         try:
             yield from check(values)
-        except Exception as error:  # a doctor that dies of one organ does not look at the next
+        except Exception as error:  # after an unexpected error the doctor goes on with the next check
             yield Finding(
                 Level.FAIL,
                 name,

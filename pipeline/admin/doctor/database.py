@@ -1,4 +1,4 @@
-"""The database: is the schema there, may we write it, do its clock, its jobs and its extension fit?"""
+"""The doctor's checks of the database: schema, privileges, clock, partitions, extension and jobs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _connected(connection: Connection) -> Iterator[Finding]:
 
 
 def _clocks(connection: Connection) -> Finding:
-    """The worker's idle watermark and every freshness lag compare the two clocks."""
+    """Compare the database's clock with ours: the idle watermark and every freshness lag need both."""
     from sqlalchemy import text
 
     connection.scalar(text("SELECT 1"))
@@ -141,7 +141,7 @@ def _privileges(connection: Connection) -> Iterator[Finding]:
 
 
 def _crashes(row: Any) -> Finding:
-    """Workers end at one place of a partition, again and again."""
+    """The finding on a partition at which workers crash again and again."""
     tried = None if row.trying_from is None else (row.trying_from, row.trying_to)
     found = Care.found(row.crashes - 1, offset=row.committed_offset, tried=tried)
     end = f" and before {tried[1]}" if tried is not None and Care.within(tried, row.committed_offset) else ""
@@ -175,7 +175,7 @@ def _partitions(connection: Connection) -> Iterator[Finding]:
 
 
 def _hypertables(connection: Connection) -> Iterator[Finding]:
-    """An extension that came after the last migration, or in the middle of a failed one, is not in use."""
+    """Are all rollup tables hypertables? They are not if the extension came after the last migration."""
     from sqlalchemy import text
 
     from sql.editions import HYPERTABLES, extension_schema
@@ -201,7 +201,10 @@ def _hypertables(connection: Connection) -> Iterator[Finding]:
 
 
 def _jobs(connection: Connection) -> Iterator[Finding]:
-    """Jobs of TimescaleDB on our tables (compression, an operator's retention) fail in silence otherwise."""
+    """The failed jobs of TimescaleDB on our tables: compression, or an operator's retention.
+
+    Nothing else reports their failures.
+    """
     from sqlalchemy import text
 
     failed = connection.execute(

@@ -1,4 +1,4 @@
-"""What a check finds: how bad, what, and what an operator does about it."""
+"""The finding of a check: its level, its text and its remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``remedy`` says what an operator does about it; '' when there is nothing to do."""
+    """One result of a check. ``remedy`` says what an operator does; '' when there is nothing to do."""
 
     level: Level
     name: str

@@ -1,4 +1,4 @@
-"""This host: room on its disks, and the processes of ours that may run here."""
+"""The doctor's checks of this host: room on its disks, and the worker and API that may run here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DISK_FAIL_BYTES: Final = 2**30
 
 
 def disk(values: settings.Values) -> Iterator[Finding]:
-    """Of the embedded stream only: a broker's and a database's disk are not ours to see."""
+    """Check the disk of an embedded stream. The disks of a broker and a database cannot be seen from here."""
     url = urlsplit(values["RABBITMQ_URL"])
     if url.scheme != "embedded":
         return
@@ -49,7 +49,7 @@ def api(values: settings.Values) -> Iterator[Finding]:
 
 
 def _page(name: str, host: str, port: int, path: str) -> Finding:
-    """A process that runs elsewhere, or not yet, is no fault: it cannot be told from here."""
+    """Ask a process for its readiness. A process that does not answer is a warning: it may run elsewhere."""
     if port == 0:
         return Finding(Level.OK, name, "listens on a port of its own choice: not looked for")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

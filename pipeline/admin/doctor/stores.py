@@ -1,4 +1,4 @@
-"""Redis, the object store and the archive: can they be used as the processes will use them?"""
+"""The doctor's checks of Redis, the object store and the archive, as the processes will use them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def archive(values: settings.Values) -> Iterator[Finding]:
 
 
 def _bucket(name: str, values: settings.Values, bucket: str) -> Finding:
-    """Can a bucket be listed, in the way in which exports and archive will use it?"""
+    """Can the bucket be listed, with the same options as exports and archive use?"""
     import s3fs
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 

@@ -1,4 +1,4 @@
-"""The stream: does the broker have it, is it the one that was counted, and does one group read it?"""
+"""The doctor's checks of the stream: it exists, it has no gap, and one consumer group reads it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check(values: settings.Values) -> Iterator[Finding]:
 
 
 def _groups(consumer: str, standing: Sequence[Any]) -> Iterator[Finding]:
-    """Another consumer group that commits there now: workers with these settings would get no partition."""
+    """The partitions to which another consumer group commits now: our group would not get them."""
     from pipeline.sink import GROUP_QUIET_S
 
     now = time.time()
@@ -69,7 +69,7 @@ def _groups(consumer: str, standing: Sequence[Any]) -> Iterator[Finding]:
 
 
 async def _gaps(transport: Transport, standing: Sequence[Any]) -> list[OffsetGone]:
-    """Where a worker would stop because the stream has lost what it reads next."""
+    """The gaps at which a worker would stop, because the stream has lost the records that it reads next."""
     from pipeline.transports import ReadFrom
     from pipeline.transports.gap import look
 
@@ -84,7 +84,10 @@ async def _gaps(transport: Transport, standing: Sequence[Any]) -> list[OffsetGon
 
 
 def _absent(stream: str, counted: int) -> Finding:
-    """A stream that nobody has declared is how every deployment begins; one that is gone lost events."""
+    """The finding on a stream that does not exist.
+
+    A new deployment has no stream yet. A stream whose records were counted before was deleted.
+    """
     if not counted:
         remedy = (
             "`spendstream worker` declares it when it starts; several partitions: `spendstream stream create`"
@@ -100,7 +103,7 @@ def _absent(stream: str, counted: int) -> Finding:
 
 
 def _standing(values: settings.Values, stream: str) -> Sequence[Any]:
-    """The rows of the stream's partitions in the database; none where the database cannot be asked."""
+    """The rows of the stream's partitions in the database; empty if the database cannot be asked."""
     from sqlalchemy import BigInteger, cast, func, or_, select
     from sqlalchemy.exc import DBAPIError
 
@@ -126,5 +129,5 @@ def _standing(values: settings.Values, stream: str) -> Sequence[Any]:
     try:
         with engine(values["DATABASE_URL"], session).connect() as connection:
             return connection.execute(select(*columns).where(ours)).all()
-    except DBAPIError:  # `_database` has said why
+    except DBAPIError:  # the check of the database has reported the error
         return ()
