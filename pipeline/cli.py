@@ -1,8 +1,10 @@
-"""The ``spendstream`` command: which command is in which file, and what an error means for an operator.
+"""The ``spendstream`` command: finds a command in its file, and turns errors into lines for an operator.
 
-A command's file is imported when the command is asked for, and each command imports what it needs when it
-runs, so that help is quick. Exit codes: 0 done; 1 the environment or the input failed, and one line says
-what; 2 wrong usage or configuration, and every fault is listed.
+The file of a command is imported when the command is asked for. A command imports its own needs when it runs,
+so that help is quick.
+
+Exit codes: 0 is done. 1 means that the environment or the input failed, and one line names the failure. 2
+means wrong usage or wrong configuration, and every fault has a line.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _COMMANDS: Final = {
     "version": "environment:version",
     "worker": "processes:worker",
 }
-"""Of each command, the file in `pipeline.commands` and the name there."""
+"""The file in `pipeline.commands`, and the name in that file, of each command."""
 
 
 class _Commands(click.Group):
@@ -74,8 +76,8 @@ class _Commands(click.Group):
 def _explained(error: Exception) -> str | None:
     """The line for an error that an operator can act on; None: the error is a fault of ours.
 
-    The kinds of errors are looked for among the modules that the command has imported: a command that never
-    loaded the driver has no error of the driver.
+    Only modules that the command has imported are asked for their kinds of errors. A command that never
+    loaded the driver cannot have an error of the driver.
     """
     if isinstance(error, OperatorError):
         return str(error)

@@ -1,4 +1,4 @@
-"""What each part of the pipeline is told: frozen dataclasses, whose fields are settings."""
+"""The configuration of each part of the pipeline: frozen dataclasses, whose fields are settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.core.rules import Rules
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """Where the stream is and how to declare it. ``url`` holds credentials: never log it."""
+    """The address of the stream, and how to declare it. ``url`` holds credentials: never log it."""
 
     url: str = required("RABBITMQ_URL")
     stream: str = required("RABBITMQ_STREAM")
@@ -24,12 +24,12 @@ class StreamConfig:
     max_bytes: int = of("STREAM_MAX_BYTES")
     heartbeat_s: int = of("RABBITMQ_HEARTBEAT")
     address: str = of("RABBITMQ_ADDRESS")
-    """Dial what a node calls itself, or (``given``) the addresses of ``url`` alone."""
+    """Dial the address by which a node calls itself, or (``given``) only the addresses of ``url``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlushConfig:
-    """When a flush happens, and at which bounds reading stops."""
+    """The times of flushes, and the bounds at which a worker stops reading."""
 
     interval_s: float = of("FLUSH_INTERVAL")
     events_max: int = of("FLUSH_EVENTS_MAX")
@@ -50,7 +50,7 @@ class RetentionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveConfig:
-    """Where the archive is; ``store`` is None for a folder."""
+    """The address of the archive, and its limits; ``store`` is None for a folder."""
 
     url: str = required("ARCHIVE_URL")
     interval_s: float = of("ARCHIVE_INTERVAL")
@@ -61,7 +61,7 @@ class ArchiveConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything ``spendstream worker`` is built from. ``secrets`` are what no log may show."""
+    """The configuration of ``spendstream worker``. No log may show a text of ``secrets``."""
 
     stream: StreamConfig
     rules: Rules
@@ -93,7 +93,7 @@ def load(environment: Mapping[str, str]) -> Config:
 
 
 def rules(values: settings.Values) -> Rules:
-    """The numbers that decide figures. They belong to the core, which knows no settings."""
+    """The core's rules, from the settings that decide figures. The core itself knows no settings."""
     return Rules(
         allowed_lateness_us=round(values["ALLOWED_LATENESS"] * 1e6),
         dedupe_window_us=round(values["DEDUPE_WINDOW"] * 1e6),
@@ -106,7 +106,7 @@ def rules(values: settings.Values) -> Rules:
 
 
 def archive_config(values: settings.Values) -> ArchiveConfig | None:
-    """The archive's part alone; None where there is no archive."""
+    """The configuration of the archive alone; None if there is no archive."""
     if values["ARCHIVE_URL"] is None:
         return None
     in_bucket = values["ARCHIVE_URL"].startswith("s3://")
@@ -114,5 +114,5 @@ def archive_config(values: settings.Values) -> ArchiveConfig | None:
 
 
 def stream_config(values: settings.Values) -> StreamConfig:
-    """The stream's part alone, for commands that only publish."""
+    """The configuration of the stream alone, for commands that need nothing else."""
     return values.make(StreamConfig)

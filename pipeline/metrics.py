@@ -1,4 +1,4 @@
-"""The worker's Prometheus metrics. Labels are bounded: partitions, outcomes, reasons; nothing of a tenant."""
+"""The worker's Prometheus metrics. Labels are bounded: partitions, outcomes and reasons, never a tenant."""
 
 from __future__ import annotations
 
@@ -150,4 +150,4 @@ MAINTENANCE_FAILURES: Final = Counter(
     registry=REGISTRY,
 )
 OF_PARTITION: Final = (FRESHNESS_LAG, OFFSET_LAG, BUFFERED_EVENTS, DIRTY_ROWS, REMEMBERED_IDS, LEDGER_BYTES)
-"""Gauges that go when the partition does: another worker shows them then."""
+"""The gauges that a worker removes when it lets a partition go: the next owner shows them then."""

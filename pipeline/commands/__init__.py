@@ -1,1 +1,1 @@
-"""The commands of ``spendstream``, a file a group."""
+"""The commands of ``spendstream``, a file for each group."""

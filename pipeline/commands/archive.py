@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.archive.store import Store
 
 SHOWN = 100
-"""Differences printed, unless all are wanted."""
+"""The most differences that are printed without --all."""
 
 
 def _range(command: Any) -> Any:
@@ -60,11 +60,12 @@ def _setup(start: datetime, end: datetime, org: UUID | None = None) -> tuple[str
 @click.option("--all", "show_all", is_flag=True, help=f"Print every difference, not the first {SHOWN}.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: bool, as_json: bool) -> None:
-    """Count the archive again and compare every rollup row with it. Exits with 1 if any differs.
+    """Count the archive again and compare every rollup row with it. Exits with 1 if any row differs.
 
-    Compares each minute, hour and day that lies wholly in the range, by model and by client, errors, latency
-    sketches and revisions included, at one moment of the database; the service may run. Names what it cannot
-    compare, because its events were not all archived. Changes nothing.
+    Compares each minute, hour and day that lies wholly in the range, by model and by client, with errors,
+    latency sketches and revisions. All rows are compared at one moment of the database, and the service may
+    run. Names the times that it cannot compare, because not all of their events were archived. Changes
+    nothing.
     """
     from pipeline.archive import rebuild as rebuilding
     from pipeline.archive import reconcile as reconciling
@@ -94,11 +95,11 @@ def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: boo
 @click.command()
 @_range
 def rebuild(*, start: datetime, end: datetime) -> None:
-    """Write what the archive says into the rollup rows that differ from it, all at once, or none.
+    """Repair the rollup rows that differ from the archive: all of them at once, or none.
 
-    The service may run: flushes wait while the days that differ are counted, and the workers of repaired
-    partitions recover from the database. After an error nothing was changed. Recorded in analytics.audit_log.
-    `spendstream reconcile` shows beforehand what would be written.
+    The service may run. Flushes wait while the days that differ are counted again, and the workers of
+    repaired partitions recover from the database. After an error nothing was changed. The repair is recorded
+    in analytics.audit_log. `spendstream reconcile` shows beforehand which rows differ.
     """
     from pipeline.archive import rebuild as rebuilding
 

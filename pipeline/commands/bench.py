@@ -85,9 +85,9 @@ def bench(
 ) -> None:
     """Measure Spendstream and its rivals on this machine; a wrong answer is a failure (exit code 1).
 
-    With RABBITMQ_URL and DATABASE_URL also the whole path: in a stream and in databases of its own, which are
-    deleted at the end. Each stream holds --events x --copies, about 430 bytes an event.
-    DuckDB and bytewax take part where they are installed.
+    With RABBITMQ_URL and DATABASE_URL the whole path is measured too, in a stream and in databases that the
+    command creates and deletes. Each stream holds --events x --copies events of about 430 bytes. DuckDB and
+    bytewax take part if they are installed.
     """
     from pipeline.bench import latency, race, report
     from pipeline.bench.workload import Shape

@@ -27,7 +27,7 @@ BODY_SHOWN = 200
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Look at the events that were rejected, have them counted after all, or throw them away."""
+    """Look at the events that were rejected, have them counted after all, or delete them."""
 
 
 def _chosen(command: Any) -> Any:
@@ -54,7 +54,7 @@ _OFFSET = click.option("--offset", type=OFFSET, help="Only the one at this offse
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the bytes in base64.")
 def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
-    """List rejected events, the newest first: where they are in the stream, why, and what they said."""
+    """List rejected events, the newest first: their place in the stream, the reason, and their bytes."""
 
     from pipeline.dead_letters import table
 
@@ -85,7 +85,7 @@ def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
 def show(*, offset: int, stream: str | None, as_json: bool) -> None:
     """Show one rejected event whole, and whether it would count now, or why not.
 
-    Bytes that were left out in a flood are read back from the stream, where it still has them.
+    Bytes that were left out in a flood are read back from the stream, if the stream still has them.
     """
 
     from pipeline.archive.rebuild import connected
@@ -188,11 +188,12 @@ def replay_letters(
 ) -> None:
     """Have rejected events counted, each exactly once.
 
-    Each is validated again, and what is still wrong is left as it is. That it is `too_late` does not matter
-    here: an event counts if ids, archive or earlier replays show that it did not count before. The worker
-    that owns the partition counts it, in one transaction with the letter's outcome, whatever crashes.
+    Each event is validated again, and an event that still breaks a rule stays rejected. The reason `too_late`
+    does not matter here: an event counts if ids, archive or earlier replays show that it did not count
+    before. The worker that owns the partition counts the event and stores the outcome in one transaction, so
+    a crash changes nothing.
 
-    Exits with 1 if letters still wait after --timeout, or if any needs --accept.
+    Exits with 1 if letters still wait after --timeout, or if a letter needs --accept.
     """
     import psycopg
 
@@ -279,8 +280,8 @@ def purge(
 ) -> None:
     """Delete rejected events for good.
 
-    Those that wait for a replay stay. Which events replays have counted stays known: another letter of the
-    same event does not count again.
+    Events that wait for a replay stay. The ids of the events that replays have counted stay, too, so another
+    letter of the same event does not count again.
     """
 
     from pipeline.dead_letters import table

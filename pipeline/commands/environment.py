@@ -1,4 +1,4 @@
-"""``spendstream version``, ``config``, ``migrate`` and ``doctor``: is all there that the processes need?"""
+"""``spendstream version``, ``config``, ``migrate`` and ``doctor``: the environment of the processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def version() -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def config(as_json: bool) -> None:
-    """Print every setting with its value, where that came from, and what it is for.
+    """Print every setting with its value, the origin of the value, and the purpose of the setting.
 
     Secrets and the passwords in URLs are masked. Exits with 2 and lists every fault if a value is wrong.
     """
@@ -55,7 +55,7 @@ def config(as_json: bool) -> None:
 
 
 def masked(setting: settings.Setting, text: str | None) -> str | None:
-    """The value as it may be shown: no password, key or token is readable in it."""
+    """The value of a setting with its secrets masked: every password, key and token."""
     if text is None or not setting.secret:
         return text
     if "://" not in text:
@@ -67,7 +67,7 @@ def masked(setting: settings.Setting, text: str | None) -> str | None:
 
 @click.command()
 def migrate() -> None:
-    """Create or upgrade the schema in DATABASE_URL, and use what its edition offers. Safe to repeat."""
+    """Create or upgrade the schema in DATABASE_URL, and set its edition's features up. Safe to repeat."""
     from sqlalchemy.exc import DBAPIError
 
     from sql import migrate as migrations

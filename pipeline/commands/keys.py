@@ -23,7 +23,7 @@ def keys() -> None:
 @click.option("--label", default="", help="What it is for, as shown by `keys list`.")
 @click.option("--valid", type=DURATION, help="Ends after this long (90d); else when it is revoked.")
 def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | None) -> None:
-    """Make a key and print it: this is the only time it can be seen. Needs API_KEY_SECRET."""
+    """Make a key and print it. The key cannot be shown again. Needs API_KEY_SECRET."""
     from pipeline.admin import keys as making
     from pipeline.common.keys import ROLES
 
@@ -40,7 +40,7 @@ def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | 
 @click.option("--org", type=click.UUID, help="Only those of this org.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_keys(*, org: UUID | None, as_json: bool) -> None:
-    """List keys by prefix, revoked and expired ones too, with their last use (right to the hour)."""
+    """List keys by prefix, also revoked and expired keys, with their last use (right to the hour)."""
     from pipeline.admin import keys as making
 
     database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
@@ -62,7 +62,7 @@ def list_keys(*, org: UUID | None, as_json: bool) -> None:
 @keys.command("revoke")
 @click.argument("prefix")
 def revoke_key(prefix: str) -> None:
-    """End the key of this prefix (ssk_PREFIX_…); the API turns it away within API_KEY_CACHE."""
+    """Revoke the key with this prefix (ssk_PREFIX_…). The API turns the key away within API_KEY_CACHE."""
     from pipeline.admin import keys as making
 
     database_url = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]

@@ -1,4 +1,4 @@
-"""What the commands' files share: kinds of options, the stream's settings, how a command warns or fails."""
+"""The parts that all commands share: kinds of options, the stream's settings, warnings and failures."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def fail(message: str) -> NoReturn:
 
 
 def warn(message: str) -> None:
-    """Say one line beside the output, and go on."""
+    """Print a warning to stderr, and go on."""
     click.echo(f"warning: {message}", err=True)
 
 
 def stream_config() -> StreamConfig:
-    """Where the stream is, by the environment. Raises `settings.ConfigError` with every fault."""
+    """The stream's configuration from the environment. Raises `settings.ConfigError` with every fault."""
     from pipeline import config
 
     return config.stream_config(settings.read(os.environ, required=("RABBITMQ_URL",)))
@@ -62,7 +62,7 @@ class _Time(click.ParamType):
 DURATION: Final = _Duration()
 TIME: Final = _Time()
 OFFSET: Final = click.IntRange(-(2**63), 2**63 - 1)
-"""As the database keeps it."""
+"""An offset is a bigint in the database."""
 
 VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-"""Control characters must not reach a terminal."""
+"""Shows control characters as escapes, because they must not reach a terminal."""

@@ -21,8 +21,8 @@ from pipeline.common import lookalikes, settings
 def worker(processes: int) -> None:
     """Read the stream and keep the rollups up to date until stopped (SIGTERM drains and exits 0).
 
-    Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT; with
-    --processes on that port and those after it, and a process that dies is started again.
+    Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT. With
+    --processes, each process has a port, from METRICS_PORT on, and a process that dies is started again.
     """
     import asyncio
 
@@ -54,9 +54,9 @@ def api() -> None:
 
 @click.command()
 def exporter() -> None:
-    """Make the exports that the API was asked for, until stopped (with EXPORT_IN_API=false there).
+    """Make the exports that callers asked the API for, until stopped. Set EXPORT_IN_API=false for the API.
 
-    Any number may run. SIGTERM gives the job in hand back and exits 0.
+    Any number of exporters may run. On SIGTERM an exporter gives its job back and exits with 0.
     """
     from pipeline.processes import child
 

@@ -1,4 +1,4 @@
-"""``spendstream stream``: partitions, and what to do about a stream that is broken or done with."""
+"""``spendstream stream``: partitions, and the remedies for a stream that is broken or no longer used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.common import settings
 
 @click.group()
 def streams() -> None:
-    """Create the stream of RABBITMQ_URL and RABBITMQ_STREAM, and look at what it holds."""
+    """Create, list and repair the stream of RABBITMQ_URL and RABBITMQ_STREAM."""
 
 
 @streams.command("create")
@@ -26,7 +26,7 @@ def streams() -> None:
 def create_stream(partitions: int) -> None:
     """Create a super stream, to which producers route by the hash of orgId.
 
-    Each partition is bounded by STREAM_MAX_AGE and STREAM_MAX_BYTES. Safe to repeat; a stream that exists
+    Each partition is bounded by STREAM_MAX_AGE and STREAM_MAX_BYTES. Safe to repeat. A stream that exists
     with another number of partitions is left as it is, and the exit code is 1.
     """
     import asyncio
@@ -45,7 +45,7 @@ def create_stream(partitions: int) -> None:
 @streams.command("show")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def show_stream(as_json: bool) -> None:
-    """List the partitions with the offsets they hold, and their bytes on disk where those are known."""
+    """List the partitions with their offsets, and with their bytes on disk if the broker tells."""
     import asyncio
 
     from pipeline.admin import streams as stream_admin
@@ -78,8 +78,8 @@ def show_stream(as_json: bool) -> None:
 def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
     """Give up the events between two offsets, which the stream has lost (log: offset_gone), and go on.
 
-    Moves the committed offset from exactly --from to --to, and writes it into analytics.audit_log. A worker
-    that waits goes on by itself. Nothing that the stream still holds is ever skipped.
+    Moves the committed offset from exactly --from to --to, and records this in analytics.audit_log. A worker
+    that waits at the gap goes on by itself. The command refuses to skip an event that the stream still holds.
     """
     import asyncio
 
@@ -110,10 +110,10 @@ def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
 @click.option("--offset", type=click.IntRange(0), required=True, help="Of the record.")
 @click.option("--reason", required=True, help="Why; kept with the dead letter and in the audit log.")
 def skip_record(*, partition: int | None, stream: str | None, offset: int, reason: str) -> None:
-    """Make the record at an offset a dead letter unread: for one at which the worker crashes.
+    """Make a record at which the worker crashes a dead letter, without reading it.
 
     The log (worker_crashes_here) and `spendstream doctor` name the offset. The bytes are kept, with the
-    reason `skipped`. A worker that runs goes on by itself. Written into analytics.audit_log.
+    reason `skipped`. A running worker goes on by itself. The command is recorded in analytics.audit_log.
     """
     import asyncio
 
@@ -152,10 +152,10 @@ def skip_record(*, partition: int | None, stream: str | None, offset: int, reaso
 def retire_stream(*, stream: str, is_gone: bool) -> None:
     """Say that nothing more comes from STREAM, so that no org waits for it any longer.
 
-    STREAM may be a partition of a super stream. Freshness, finality and the schedules of exports leave it out
-    from then on; its figures stay. The command does nothing while records of the stream are not counted, or
-    a worker still reads them. Written into analytics.audit_log. A worker that reads the stream again takes
-    the retirement back.
+    STREAM may be a partition of a super stream. From then on freshness, finality and scheduled exports leave
+    the stream out. Its figures stay. The command refuses while records of the stream are not counted, or a
+    worker still reads them. It is recorded in analytics.audit_log. A worker that reads the stream again ends
+    the retirement.
     """
     import asyncio
 

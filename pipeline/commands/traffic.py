@@ -96,7 +96,8 @@ def simulate(
 ) -> None:
     """Publish realistic usage events to the stream (RABBITMQ_URL) at a steady rate.
 
-    A stream that is away is waited for, and the same events are published again: consumers count them once.
+    The command waits for a stream that is away, and then publishes the same events again. Workers count each
+    event once.
     """
     import asyncio
 
@@ -178,12 +179,12 @@ def replay_trace(
 ) -> None:
     """Publish an LLM inference trace (CSV: TIMESTAMP, ContextTokens, GeneratedTokens) as usage events.
 
-    Times are shifted so that the last row ends now (with --speed: when it is published), and cut to
-    microseconds. Costs follow from the tokens and the list price of the model that the seed chose.
+    Times are shifted so that the last row ends now, or with --speed at the time of its publication. Times are
+    cut to microseconds. A cost follows from the tokens and the list price of the model that the seed chose.
 
-    Row by row, the same file, --seed, --orgs, --models and --clients give the same event ids, so publishing a
-    file twice changes no figure: the first run counts (within DEDUPE_WINDOW). A second run's events are
-    rejected as `conflict`, because their shifted times differ; with --original-times they are duplicates.
+    The same file, --seed, --orgs, --models and --clients give each row the same event id. So a second run
+    within DEDUPE_WINDOW changes no figure: only the first run counts. The events of the second run are
+    rejected as `conflict`, because their shifted times differ. With --original-times they are duplicates.
     """
     import asyncio
 
