@@ -1,9 +1,10 @@
-"""What the database at hand can do beyond plain PostgreSQL, and making use of it.
+"""The editions of the database, and setting up the features that an edition offers.
 
-Three editions are told apart: plain PostgreSQL, TimescaleDB under the Apache licence (hypertables,
-drop_chunks) and TimescaleDB Community (also compression and jobs). `apply` is idempotent and runs at the end
-of every migration, so a database that gains an edition gains its features at the next ``spendstream
-migrate``. The queries are the same on all three.
+There are three editions: plain PostgreSQL, TimescaleDB under the Apache licence (hypertables, drop_chunks),
+and TimescaleDB Community (also compression and jobs). The queries are the same on all three.
+
+`apply` is idempotent and runs at the end of every migration. So if TimescaleDB is installed later, the next
+``spendstream migrate`` sets its features up.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ HYPERTABLES: Final = {
     "usage_day": "90 days",
     "client_day": "90 days",
 }
-"""Rollup tables and the span of one chunk of each."""
+"""The rollup tables, and the time that one chunk of each table spans."""
 
 DEFAULT_MINUTE_S: Final = 14 * 86_400.0
 DEFAULT_ROLLUP_S: Final = 400 * 86_400.0
-"""The defaults of RETENTION_MINUTE and RETENTION_ROLLUP, by which an earlier version made policies."""
+"""The defaults of RETENTION_MINUTE and RETENTION_ROLLUP. Version 0.1.0 made retention policies with them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What `apply` found and did, for the operator."""
+    """The result of `apply`: the edition, and notes for the operator."""
 
     edition: Edition
     notes: tuple[str, ...]
 
 
 def detect(connection: Connection) -> Edition:
-    """The edition of the database, by its extension and licence setting."""
+    """The edition of the database, from its extension and licence setting."""
     if not connection.scalar(text("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'")):
         return Edition.POSTGRESQL
     licence = connection.scalar(text("SELECT current_setting('timescaledb.license', true)"))
@@ -56,7 +57,7 @@ def detect(connection: Connection) -> Edition:
 
 
 def extension_schema(connection: Connection) -> str:
-    """The schema of the extension's functions, quoted; an operator may choose another than ``public``."""
+    """The schema of the extension's functions, quoted. An operator may choose another than ``public``."""
     found = connection.scalar(
         text("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'timescaledb'")
     )
@@ -64,7 +65,7 @@ def extension_schema(connection: Connection) -> str:
 
 
 def apply(connection: Connection, *, retention_minute_s: float, retention_rollup_s: float) -> Applied:
-    """Use what the edition offers; the notes name what it lacks, and what does the work instead."""
+    """Set up the edition's features. The notes name missing features, and the parts that replace them."""
     notes: list[str] = []
     available = connection.scalar(text("SELECT 1 FROM pg_available_extensions WHERE name = 'timescaledb'"))
     if available and detect(connection) is Edition.POSTGRESQL:
@@ -101,10 +102,11 @@ def apply(connection: Connection, *, retention_minute_s: float, retention_rollup
 def _drop_our_policy(
     connection: Connection, functions: str, table: str, ours_s: tuple[float, float]
 ) -> list[str]:
-    """Remove the retention policy that version 0.1.0 made of ``ours_s`` seconds; the notes say what is left.
+    """Remove the retention policy that version 0.1.0 made of ``ours_s`` seconds; the notes for the operator.
 
-    Such a policy obeys the database's clock alone, and drops what the worker would still keep. Ours is known
-    by its interval as it is written: we said seconds, which read ``336:00:00``; people say ``14 days``.
+    Such a policy obeys the database's clock alone, and may drop rows that the worker would still keep. We
+    know our own policy by the text of its interval. Version 0.1.0 gave seconds, and PostgreSQL writes these
+    as ``336:00:00``. An operator writes ``14 days``.
     """
     relation = {"schema": SCHEMA, "table": table, "first": ours_s[0], "second": ours_s[1]}
     notes = []

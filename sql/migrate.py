@@ -1,8 +1,8 @@
-"""Bring a database to the schema that this code needs.
+"""Bringing a database to the schema that this code needs.
 
-`upgrade` is safe to run at any time and from several processes at once: one migrates, the others wait for the
-advisory lock, a bounded time, and say for whom. All of it is one transaction, so a migration happens whole or
-not at all, and its lock ends with it, whatever pooler stands between.
+`upgrade` is safe to run at any time, and from several processes at once. One process migrates. The others
+wait for its advisory lock, for a bounded time, and name the process that holds the lock. A migration is one
+transaction, so it happens whole or not at all. The lock ends with the transaction, even behind a pooler.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sql import editions, roles
 from sql.schema import SCHEMA
 
 LOCK_WAIT_S: Final = 60.0
-"""How long a migration waits for another one, and then for whoever uses a table that it must change."""
+"""How long a migration waits for another migration, and then for each lock on a table that it must change."""
 
 _LOCK: Final = 0x5350454E44  # "SPEND"
 _LOOK_S: Final = 0.2
@@ -33,7 +33,7 @@ _SAY_AFTER_S: Final = 2.0
 
 
 class MigrationRefused(Exception):
-    """Nothing was changed. The text says why, and the remedy."""
+    """The migration had to give up; nothing was changed. The message says why, and has the remedy."""
 
 
 def upgrade(
@@ -44,9 +44,9 @@ def upgrade(
     lock_wait_s: float = LOCK_WAIT_S,
     say: Callable[[str], None] = lambda _: None,
 ) -> editions.Applied:
-    """Create or upgrade the schema, then apply what the edition offers and the rights of `sql.roles`.
+    """Create or upgrade the schema, and then set up the edition's features and the rights of `sql.roles`.
 
-    ``say`` is told when the migration has to wait, and for whom.
+    ``say`` is called with a line of text if the migration has to wait. The line names the other process.
 
     Raises:
         MigrationRefused: others held a lock for longer than ``lock_wait_s``.
@@ -78,7 +78,7 @@ def upgrade(
 
 
 def _lock(connection: Connection, lock_wait_s: float, say: Callable[[str], None]) -> None:
-    """Wait for the lock of migrations by looking now and then: the wait is told of, and ends."""
+    """Take the lock of migrations, trying for at most ``lock_wait_s``, and report the wait."""
     started = time.monotonic()
     said = False
     while not connection.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": _LOCK}):
@@ -121,7 +121,7 @@ def _sessions(connection: Connection, query: str, values: dict[str, Any]) -> str
 
 
 def revision(connection: Connection) -> str | None:
-    """The schema's revision in the database; None when there is none."""
+    """The revision of the schema in the database; None if there is no schema."""
     if not connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.alembic_version"}):
         return None
     return MigrationContext.configure(

@@ -1,8 +1,8 @@
-"""The role that the API connects with: it reads rollups, and can write nothing but its own tables.
+"""The role of the API in the database: it reads rollups, and writes only the API's own tables.
 
-``spendstream_reader`` cannot log in: an operator gives it to a login of the API's own,
-``CREATE ROLE … LOGIN PASSWORD '…' IN ROLE spendstream_reader``. `apply` is idempotent and runs at the end of
-every migration, so new tables get their rights.
+``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
+LOGIN PASSWORD '…' IN ROLE spendstream_reader``. `apply` is idempotent and runs at the end of every migration,
+so new tables get their rights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ READABLE: Final = (
     "models_seen",
     "clients_seen",
 )
-"""What the worker alone writes. Neither dedupe ids nor dead letters, which hold original events."""
+"""The tables that the API may read and only the worker writes. Dedupe ids and dead letters are not among
+them: dead letters hold original events."""
 
 OWN: Final = {
     "audit_log": "INSERT",
@@ -37,7 +38,7 @@ OWN: Final = {
     "export_jobs": "SELECT, INSERT, UPDATE",
     "export_schedules": "SELECT, INSERT, UPDATE, DELETE",
 }
-"""The API's own tables, and what it may do there: it can neither make a key nor change the audit log."""
+"""The API's own tables, and its rights there. It has no right to make a key or to change the audit log."""
 
 WRITES_ROLLUPS: Final = (
     "SELECT current_setting('is_superuser') = 'on' OR EXISTS (SELECT FROM pg_catalog.pg_class"
@@ -49,7 +50,7 @@ WRITES_ROLLUPS: Final = (
 
 
 def apply(connection: Connection) -> str:
-    """Create the role where it is missing and grant it its rights; the note says how to use it."""
+    """Create the role if it is missing, and grant its rights; a note on how to use the role."""
     try:
         with connection.begin_nested():
             _create(connection)
@@ -72,6 +73,6 @@ def _create(connection: Connection) -> None:
     try:
         with connection.begin_nested():
             connection.execute(text(f"CREATE ROLE {READER} NOLOGIN"))
-    except DBAPIError:  # of two databases on one server that are migrated at once, one comes second
+    except DBAPIError:  # another database of this server was migrated at the same time
         if not connection.scalar(exists, {"name": READER}):
             raise

@@ -1,8 +1,8 @@
 """The tables of the schema ``analytics``, as SQLAlchemy sees them.
 
-A test compares this with what the migrations make (``tests/integration/test_migrations.py``), so the two
-cannot drift apart. Times are timestamptz; money is integer microcents (10^-6 cents); a sketch is
-the bytes of `pipeline.core.sketches`.
+A test compares these tables with the tables that the migrations make
+(``tests/integration/test_migrations.py``), so the two cannot drift apart. Times are timestamptz. Money is
+integer microcents (10^-6 cents). A sketch is the bytes of `pipeline.core.sketches`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
 HEAD: Final = "0011"
-"""The revision that this code needs. Revisions are texts of four digits, so they compare as they follow."""
+"""The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 
 
@@ -39,7 +39,7 @@ def _timestamp(name: str, *, primary_key: bool = False, nullable: bool = False) 
 
 
 def _measures() -> list[Column]:  # type: ignore[type-arg]
-    """What every rollup row counts. ``revision``: events counted after the watermark passed its end."""
+    """The measures of every rollup row. ``revision`` counts the late events that the bucket has taken in."""
     return [
         Column("invocations", BigInteger, nullable=False),
         Column("successes", BigInteger, nullable=False),
@@ -77,8 +77,9 @@ usage_minute = _rollup("usage_minute", by_client=False)
 usage_hour = _rollup("usage_hour", by_client=False)
 usage_day = _rollup("usage_day", by_client=False)
 client_hour = _rollup("client_hour", by_client=True)
-"""``client_id`` is '' for events without one, and `wire.OVERFLOW_CLIENT` beyond CLIENTS_PER_ORG_HOUR_MAX.
-In rows that version 0.1.0 wrote, ``other`` may be a client of that name or what was beyond the cap."""
+"""``client_id`` is '' for events without a client, and `wire.OVERFLOW_CLIENT` for clients beyond
+CLIENTS_PER_ORG_HOUR_MAX. In rows that version 0.1.0 wrote, ``other`` may be a client of that name, or the
+clients beyond the cap."""
 client_day = _rollup("client_day", by_client=True)
 
 usage_errors_hour = Table(
@@ -124,19 +125,25 @@ partitions = Table(
     _timestamp("archive_from", nullable=True),
     postgresql_with={"fillfactor": "50"},
 )
-"""One row a partition: the flush's compare-and-set. ``committed_offset`` is the next offset to read.
+"""One row for each partition. A flush begins with a compare-and-set of this row.
 
-``partition`` is the small number that stands in every rollup key; it is given out once for each ``stream``
-(a partition of a super stream is a stream of its own), so that no two streams ever share rows.
-Always offered = accepted + duplicate + rejected: a dead letter that is replayed moves from ``rejected`` to
-one of the others. ``replays`` counts settled replays: it tells a flush that moves no offset from its repeat.
-``watermark`` is null until the first event or the first time the partition has caught up. ``ids_from`` is the
-hour after the last one whose ids maintenance has dropped, null if none. ``retired_at``: since then nothing
-more is expected of the stream. ``broker_time`` is the broker's time of the last chunk, ``newest_broker_time``
-that of the newest one: it never goes back, and less the dedupe window it is the floor of
-`pipeline.core.judge.Judge`. Null in a row that version 0.1.0 wrote last. ``consumer`` is the consumer group
-that reads the stream. ``crashes``: workers in a row that claimed the partition and neither let go of it nor
-came far; while one looks for the record at fault, ``trying_from`` and ``trying_to`` are what it takes in.
+``partition`` is the small number in every rollup key. Each ``stream`` gets its number once, so two streams
+never share rows. A partition of a super stream is a stream of its own.
+
+``committed_offset`` is the next offset to read. ``replays`` counts the settled replays: a flush of replays
+alone does not move the offset, and this count tells it from its repeat. Always offered = accepted + duplicate
++ rejected. A dead letter that is replayed moves from ``rejected`` to ``accepted`` or ``duplicate``.
+
+``watermark`` is null until the first event, or until the partition has caught up for the first time.
+``broker_time`` is the broker time of the last chunk. ``newest_broker_time`` is the newest broker time, so it
+never goes back; it is null in a row that version 0.1.0 wrote last. ``newest_broker_time`` less the dedupe
+window is the floor of `pipeline.core.judge.Judge`. ``ids_from`` is the hour after the last hour whose ids
+maintenance has dropped, and null if it has dropped none. Since ``retired_at``, no more events are expected of
+the stream.
+
+``consumer`` is the consumer group that reads the stream. ``crashes`` is the number of workers in a row that
+claimed the partition, and then neither let it go nor passed the place of the crash. While a worker looks for
+the record at fault, it takes in the offsets from ``trying_from`` up to ``trying_to``.
 """
 
 skips = Table(
@@ -157,7 +164,8 @@ partition_watermarks = Table(
     _timestamp("watermark", nullable=True),
     _timestamp("retired_at", nullable=True),
 )
-"""A view: up to when each partition is complete. A retired one is as complete as the slowest other one."""
+"""A view: the time up to which each partition is complete. A retired partition is as complete as the slowest
+of the others."""
 
 dedupe_ids = Table(
     "dedupe_ids",
@@ -167,7 +175,7 @@ dedupe_ids = Table(
     Column("segment", BigInteger, primary_key=True, autoincrement=False),
     Column("ids", LargeBinary, nullable=False),
 )
-"""Ids accepted, by the hour of their event time; ``segment`` is the flush's committed offset."""
+"""The accepted event ids, by hour of event time. ``segment`` is the offset that the flush committed."""
 
 dead_letters = Table(
     "dead_letters",
@@ -185,12 +193,14 @@ dead_letters = Table(
     Column("body_bytes", BigInteger, nullable=True),
     Column("body_sha256", LargeBinary, nullable=True),
 )
-"""Rejected events with their original bytes (null in a flood: the stream still has them).
+"""Rejected events with their original bytes. In a flood the bytes are null, and only the stream has them.
 
-A batch that cannot be undone is one row for all its ``records``, from ``offset`` on, with its own bytes.
-Of a body that was cut, ``body_bytes`` and ``body_sha256`` are the length and digest of the whole.
+A batch that cannot be unpacked is one row for all its ``records``, from ``offset`` on, with the bytes of the
+batch. If only the beginning of a body is kept, ``body_bytes`` and ``body_sha256`` are the length and digest
+of the whole body.
 
-``rejected_at`` is the broker's time of the last chunk of the flush, ``broker_time`` that of the event's own.
+``rejected_at`` is the broker time of the flush's last chunk. ``broker_time`` is the broker time of the
+event's own chunk.
 """
 
 replays = Table(
@@ -229,13 +239,15 @@ replays = Table(
     ),
     Index("replays_run", "run"),
 )
-"""Dead letters that were asked to be replayed, keyed like them (`pipeline.core.replay` has the outcomes).
+"""Requested replays of dead letters, with the same key as the letters; outcomes: see `pipeline.core.replay`.
 
-Asked for by the command, settled by the worker that owns the partition, in its flush. ``body`` has the bytes
-only where the letter lacks them, until it is settled; ``at_offset`` is how far the stream had been read then.
-``absent_to``: the archive was asked about every hour before this one that could hold the id, and lacks it.
-Rows that were accepted keep the event's ids for as long as rollups are kept, also when the letter is gone: a
-second letter of the same event counts no more.
+The command asks for a replay, and the worker that owns the partition settles it in a flush. ``body`` has the
+bytes only if the letter lacks them, and only until the replay is settled. ``at_offset`` is the offset up to
+which the stream had been read then. ``absent_to``: the archive has all events of every hour before this time
+that could hold the id, and does not have the event.
+
+A row with the outcome ``accepted`` keeps the event's id for as long as rollups are kept, also when the letter
+is gone. So a second letter of the same event does not count again.
 """
 
 orgs_seen = Table(
@@ -285,8 +297,8 @@ audit_log = Table(
     Column("detail", JSONB, nullable=False),
     Index("audit_log_at", "at"),
 )
-"""What was decided about whom: every denial (of one caller, one row a minute), every read across orgs and
-every write that was granted, and what operators did by command."""
+"""The decisions about callers, and the commands of operators. Callers: every denial (at most one row a minute
+for each caller), every granted read across orgs, and every granted write."""
 
 api_keys = Table(
     "api_keys",
@@ -302,7 +314,7 @@ api_keys = Table(
     _timestamp("last_used_at", nullable=True),
     Index("api_keys_org_id", "org_id"),
 )
-"""Keys of the API (`pipeline.common.keys`): ``digest`` is a keyed hash, ``last_used_at`` right to an hour."""
+"""The API's keys (`pipeline.common.keys`). ``digest`` is a keyed hash. ``last_used_at``: right to an hour."""
 
 export_jobs = Table(
     "export_jobs",
@@ -335,7 +347,7 @@ export_jobs = Table(
     Index("export_jobs_expiry", "expires_at", postgresql_where=text("status = 'succeeded'")),
 )
 """``status`` is pending, running, succeeded, failed or expired. A runner holds a job by ``claim`` until
-``lease_until``; ``location`` is the object's key in the store."""
+``lease_until``. ``location`` is the object's key in the store."""
 
 export_schedules = Table(
     "export_schedules",
@@ -347,7 +359,7 @@ export_schedules = Table(
     Column("created_by", Text, nullable=False),
     _timestamp("created_at"),
 )
-"""An export of each month of an org, made once its figures are final."""
+"""The orgs that get an export of each month, as soon as the figures of the month are final."""
 
 archive_outbox = Table(
     "archive_outbox",
@@ -364,10 +376,13 @@ archive_outbox = Table(
 )
 """The accepted events of one flush (`pipeline.sink.event_columns`) on their way to the archive.
 
-A partition's accepted events are numbered from 0, as ``partitions.accepted`` counts them: a row holds those
-from ``accepted_from`` on. ``cut`` is where the files end that it will be part of, once that is settled. A row
-without one before it makes a bucket complete only from ``complete_from`` on (null: from the beginning), and
-one without one after it only up to ``complete_to``.
+A partition's accepted events have numbers from 0 on, as ``partitions.accepted`` counts them. A row holds
+``row_count`` events from the number ``accepted_from`` on. ``cut`` is the number at which the row's files will
+end; null until that is settled.
+
+Rows whose numbers touch are complete together. If a row has no row before it, the archive is complete only
+for buckets that begin after its ``complete_from`` (null: for all buckets). If a row has no row after it, the
+archive is complete only for buckets that end by its ``complete_to``.
 """
 
 archive_files = Table(
@@ -387,7 +402,7 @@ archive_files = Table(
     UniqueConstraint("path", name="archive_files_path"),
     Index("archive_files_hour", "hour"),
 )
-"""The manifest: a file in the archive counts if and only if it is listed here. One hour of events each."""
+"""The manifest: a file is part of the archive exactly if it is listed here. A file has one hour of events."""
 
 archive_spans = Table(
     "archive_spans",
@@ -398,4 +413,4 @@ archive_spans = Table(
     _timestamp("complete_from", nullable=True),
     _timestamp("complete_to"),
 )
-"""Which accepted events the files hold, without a hole in each span; as in ``archive_outbox``."""
+"""The spans of accepted events that the files hold, without holes. The columns: see ``archive_outbox``."""

@@ -1,6 +1,7 @@
-"""Named SQL blocks: each begins with ``-- name:`` and one sentence on its purpose.
+"""Named SQL blocks: each block begins with ``-- name:`` and a comment on its purpose.
 
-Placeholders: ``%(name)s`` are values, bound by psycopg; ``{name}`` are identifiers that the code fills in.
+There are two kinds of placeholders. psycopg binds a value to ``%(name)s``. The code fills an identifier in
+for ``{name}``.
 """
 
 from __future__ import annotations

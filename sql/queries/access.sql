@@ -9,11 +9,11 @@ SELECT prefix, digest, org_id, roles, expires_at, last_used_at FROM analytics.ap
 WHERE length(prefix) = %(chars)s AND revoked_at IS NULL
 
 -- name: note_use
--- Keep that a key was used, unless that is known well enough; idempotent by prefix.
+-- Note the time at which a key was used, if the stored time is older than a bound. Idempotent by prefix.
 UPDATE analytics.api_keys SET last_used_at = %(now)s
 WHERE prefix = %(prefix)s AND (last_used_at IS NULL OR last_used_at < %(stale)s)
 
 -- name: audit
--- A decision about a caller. There is no RETURNING, which would take the right to read the log.
+-- Record a decision about a caller. There is no RETURNING, because that needs the right to read the log.
 INSERT INTO analytics.audit_log (at, actor, action, org_id, outcome, detail)
 VALUES (%(at)s, %(actor)s, %(action)s, %(org_id)s, %(outcome)s, %(detail)s)

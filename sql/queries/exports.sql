@@ -1,5 +1,5 @@
 -- name: create
--- Keep a new job; idempotent by (org_id, idempotency_key) where there is such a key.
+-- Keep a new job. Idempotent by (org_id, idempotency_key) if the job has an idempotency key.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
     idempotency_key, created_by, created_at, attempts)
 VALUES (%(job_id)s, %(org_id)s, 'pending', %(format)s, %(granularity)s, %(range_start)s, %(range_end)s,
@@ -7,19 +7,19 @@ VALUES (%(job_id)s, %(org_id)s, 'pending', %(format)s, %(granularity)s, %(range_
 ON CONFLICT (org_id, idempotency_key) DO NOTHING
 
 -- name: by_idempotency_key
--- The job that a key made.
+-- The job of an org that was made with an idempotency key.
 SELECT {columns} FROM analytics.export_jobs WHERE org_id = %(org_id)s AND idempotency_key = %(idempotency_key)s
 
 -- name: open_jobs
--- How many jobs of an org are yet to end.
+-- The number of an org's jobs that have not ended yet.
 SELECT count(*) FROM analytics.export_jobs WHERE org_id = %(org_id)s AND status IN ('pending', 'running')
 
 -- name: by_id
--- One job of one org: the org is part of the question, so no id of another org finds anything.
+-- One job of one org. The org is part of the condition, so the id of another org's job finds no row.
 SELECT {columns} FROM analytics.export_jobs WHERE org_id = %(org_id)s AND job_id = %(job_id)s
 
 -- name: location
--- The object of a job that can be downloaded, for whoever has a signature for it.
+-- The object of a job that can be downloaded. The caller has checked the signature of the link.
 SELECT location, format FROM analytics.export_jobs WHERE job_id = %(job_id)s AND status = 'succeeded'
 
 -- name: page
@@ -31,7 +31,7 @@ ORDER BY created_at DESC, job_id DESC
 LIMIT %(limit)s
 
 -- name: claim
--- Take the oldest job that nobody holds, or whose holder has let its lease run out.
+-- Take the oldest job that no exporter holds, or whose lease has run out.
 UPDATE analytics.export_jobs
 SET status = 'running', claim = %(claim)s, attempts = attempts + 1, lease_until = now() + %(lease)s::interval
 WHERE job_id = (
@@ -42,12 +42,12 @@ WHERE job_id = (
 RETURNING {columns}
 
 -- name: beat
--- Go on holding a job; no row means that it was taken over.
+-- Renew the lease of a job; no row if another exporter has taken the job.
 UPDATE analytics.export_jobs SET lease_until = now() + %(lease)s::interval
 WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
 
 -- name: succeed
--- The object is there: say what it is. Only who holds the job can.
+-- Store the result of a job whose object has been written. Only the exporter that holds the job can.
 UPDATE analytics.export_jobs
 SET status = 'succeeded', claim = NULL, lease_until = NULL, completed_at = %(now)s,
     expires_at = %(expires_at)s, location = %(location)s, checksum = %(checksum)s, row_count = %(rows)s,
@@ -55,7 +55,7 @@ SET status = 'succeeded', claim = NULL, lease_until = NULL, completed_at = %(now
 WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
 
 -- name: give_back
--- Let another runner have the job after a pause; ``spent`` 0: this attempt does not count.
+-- Give a job back, so that another exporter may take it after a pause. With ``spent`` 0 this attempt does not count.
 UPDATE analytics.export_jobs
 SET lease_until = now() + %(pause)s::interval, claim = NULL, attempts = attempts - 1 + %(spent)s
 WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
@@ -67,23 +67,24 @@ SET status = 'failed', claim = NULL, lease_until = NULL, completed_at = %(now)s,
 WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
 
 -- name: expired
--- Jobs whose object has had its time.
+-- The jobs whose object has expired.
 SELECT job_id, org_id, location FROM analytics.export_jobs
 WHERE status = 'succeeded' AND expires_at < %(now)s
 ORDER BY expires_at LIMIT 100
 
 -- name: expire
--- The object is gone: say so.
+-- Mark a job as expired, after its object was deleted.
 UPDATE analytics.export_jobs SET status = 'expired' WHERE job_id = %(job_id)s AND status = 'succeeded'
 
 -- name: watermark
--- How far an org's slowest partition has come; null while one of them has no watermark.
+-- The watermark of an org's slowest partition; null while one of its partitions has no watermark.
 SELECT CASE WHEN bool_and(p.watermark IS NOT NULL) THEN min(p.watermark) END
 FROM analytics.orgs_seen AS s LEFT JOIN analytics.partition_watermarks AS p USING (partition)
 WHERE s.org_id = %(org_id)s
 
 -- name: due
--- Make the job of last month for each org whose figures of it can no longer change; once, by its key.
+-- Make last month's job for each org with a schedule whose figures of that month are final. The idempotency key lets
+-- each job be made once.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
     idempotency_key, created_by, created_at, attempts)
 SELECT gen_random_uuid(), s.org_id, 'pending', s.format, s.granularity, %(start)s, %(end)s, s.models,
@@ -102,7 +103,7 @@ SELECT org_id, format, granularity, models, created_by, created_at FROM analytic
 WHERE org_id = %(org_id)s
 
 -- name: set_schedule
--- Make or change it; idempotent by org.
+-- Make or change an org's monthly schedule. Idempotent by org.
 INSERT INTO analytics.export_schedules (org_id, format, granularity, models, created_by, created_at)
 VALUES (%(org_id)s, %(format)s, %(granularity)s, %(models)s::uuid[], %(created_by)s, %(created_at)s)
 ON CONFLICT (org_id) DO UPDATE SET format = EXCLUDED.format, granularity = EXCLUDED.granularity,
@@ -110,5 +111,5 @@ ON CONFLICT (org_id) DO UPDATE SET format = EXCLUDED.format, granularity = EXCLU
 RETURNING org_id, format, granularity, models, created_by, created_at
 
 -- name: drop_schedule
--- End it; idempotent.
+-- End an org's monthly schedule. Idempotent.
 DELETE FROM analytics.export_schedules WHERE org_id = %(org_id)s

@@ -1,5 +1,5 @@
 -- name: figures
--- For each org the figures of one minute, hour, day and month. The outer bounds let TimescaleDB skip chunks.
+-- The figures of one minute, hour, day and month for each org. The outer bounds let TimescaleDB skip chunks.
 SELECT org_id, 'minute' AS name, sum(invocations), sum(errors + timeouts + throttles),
     sum(input_tokens), sum(output_tokens), sum(cost_microcents)
 FROM analytics.usage_minute

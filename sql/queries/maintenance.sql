@@ -3,8 +3,8 @@
 SELECT partition FROM analytics.partitions ORDER BY partition
 
 -- name: expire_ids
--- Drop the ids of one partition's oldest hour that counts no more by the broker's newest time there, and say from
--- where on they are whole. The partition is locked first, as a flush does; so one hour at a time.
+-- Drop the ids of a partition's oldest hour, if the hour began before the newest broker time less a window. Store the
+-- hour from which on the ids are complete. The statement locks the partition as a flush does, so it drops one hour.
 WITH held AS (
     SELECT partition, GREATEST(newest_broker_time, broker_time) - %(window)s::interval AS before
     FROM analytics.partitions WHERE partition = %(partition)s FOR UPDATE
@@ -22,8 +22,8 @@ WITH held AS (
 SELECT count(*) FROM gone
 
 -- name: expire_rows
--- Drop at most so many rows past their retention, so that no transaction is long; {past} says which those are.
--- Rows that another worker is just dropping are left to it.
+-- Drop rows past their retention, and at most a given number of rows, so that no transaction is long.
+-- Rows that another worker is dropping now are left to that worker.
 DELETE FROM analytics.{table} WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM analytics.{table} WHERE {past} LIMIT %(most)s FOR UPDATE SKIP LOCKED
 ))

@@ -1,5 +1,5 @@
 -- name: columns
--- The tables of the schema with their columns: what readiness compares with what is read.
+-- The tables of the schema with their columns. Readiness compares them with the columns that the API reads.
 SELECT c.relname, a.attname
 FROM pg_catalog.pg_attribute AS a
 JOIN pg_catalog.pg_class AS c ON c.oid = a.attrelid

@@ -1,13 +1,13 @@
 -- name: standings
--- How far each partition of some orgs has come.
+-- The partitions of some orgs, with their watermarks and the orgs' last event and rollup there.
 SELECT o.org_id, o.partition, p.watermark, o.last_event_at, o.last_rollup_at
 FROM analytics.orgs_seen AS o
 LEFT JOIN analytics.partition_watermarks AS p ON p.partition = o.partition
 WHERE o.org_id = ANY(%(org_ids)s)
 
 -- name: standings_of_models
--- How far each partition of an org has come with its models after one of them, by model. A model has at most one
--- row in each partition of the org, so ``rows`` is a number of models times the org's partitions.
+-- The partitions of an org's models, by model, after a given model. A model has at most one row in each partition of
+-- the org, so ``rows`` is a number of models times the number of the org's partitions.
 SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at
 FROM analytics.models_seen AS m
 LEFT JOIN analytics.partition_watermarks AS p ON p.partition = m.partition
