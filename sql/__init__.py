@@ -1,5 +1,6 @@
-"""What the pipeline and the API share: the schema, its migrations, the named queries, the settings.
+"""The SQL that the pipeline and the API share: the schema, its migrations, and the named queries.
 
-``schema`` is the truth about tables; ``migrations`` brings a database there; ``editions`` applies what
-the TimescaleDB edition at hand allows; ``queries`` holds the pipeline's SQL as named blocks.
+``schema`` has the tables. ``migrations`` brings a database to this schema, and `migrate` runs them.
+``editions`` sets up the features of the TimescaleDB edition. ``roles`` has the rights of the API. ``queries``
+has the SQL as named blocks.
 """

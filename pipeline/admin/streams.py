@@ -1,4 +1,4 @@
-"""`spendstream stream`: creating a stream of several partitions, and listing what the partitions hold."""
+"""`spendstream stream`: creating a stream of several partitions, and listing the partitions' offsets."""
 
 from __future__ import annotations
 

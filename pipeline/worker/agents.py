@@ -43,7 +43,7 @@ class App(faust.App):  # type: ignore[misc]
         self.flow_control.resume()  # without this call every Faust stream drops its items
 
     def _create_directories(self) -> None:
-        """Make no folder for Faust's tables. We use no tables, and a worker may run with no right to write."""
+        """Make no folder for Faust's tables: we use none, and a worker need not have the right to write."""
 
 
 class Feeder(mode.Service):  # type: ignore[misc]

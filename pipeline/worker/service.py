@@ -1,8 +1,8 @@
 """The composition root of ``spendstream worker``: builds everything, starts and stops it in order.
 
-The start has this order: the page, so that probes get an answer; the kernels; the database and the broker;
-the agents; the maintenance. Each partition joins its consumer group, and recovers when the broker gives it to
-us.
+The start has this order: first the page, so that probes get an answer, then the kernels, the database and the
+broker, the agents, and the maintenance. Each partition joins its consumer group, and recovers when the broker
+activates it.
 
 SIGTERM or SIGINT stops the worker: it stops reading, flushes, lets its partitions go, and exits with 0. A
 crash of any part exits with 1 at once. The restarted worker reads the uncommitted records again, so nothing

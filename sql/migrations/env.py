@@ -1,4 +1,4 @@
-"""Alembic's entry: `sql.migrate` hands over an open connection; there is no offline mode."""
+"""Alembic's entry. `sql.migrate` hands an open connection over, and there is no offline mode."""
 
 from alembic import context
 

@@ -81,7 +81,7 @@ class CompetingSubscription(RabbitMQSubscription):
 
     def _on_chunk(self, chunk: DeliveredChunk) -> None:
         if chunk.subscription_id == SUBSCRIPTION and not self._active:
-            self._kept_credit += 1  # dropped: the chunk comes again to whoever reads its records next
+            self._kept_credit += 1  # the chunk is dropped: its records come again in the next term
         else:
             super()._on_chunk(chunk)
 

@@ -260,7 +260,7 @@ class StreamConnection(Client):  # type: ignore[misc]
         except (ClientError, OSError, AssertionError, LookupError, ValueError) as error:
             raise TransportError(f"{self.address} failed {what}: {error!r}") from error
 
-    # --- what replaces rstream's own ---------------------------------------------------------------
+    # --- overrides of rstream's client -------------------------------------------------------------
 
     async def send_frame(self, frame: Any, version: int = 1) -> None:
         self.raise_if_dead()

@@ -129,7 +129,7 @@ class _Entries:
 
 
 def _find_entries(data: bytes | memoryview, start: int, end: int, entries: int, records: int) -> _Entries:
-    """Find the entries of a chunk, of whatever kinds. Raises BrokenChunk if their lengths do not add up."""
+    """Find the entries of a chunk, of all three kinds. Raises BrokenChunk if their lengths do not add up."""
     if 4 * entries > end - start:
         raise BrokenChunk(f"{entries} entries do not fit in {end - start} bytes")
     found = _Entries(*(np.empty(entries, np.int64) for _ in range(4)))

@@ -91,7 +91,7 @@ class _Frames(asyncio.BufferedProtocol):
             await self._news.wait()
         return self._complete.popleft()
 
-    # --- what the event loop calls -----------------------------------------------------------------
+    # --- called by the event loop ------------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._large is not None:

@@ -33,7 +33,7 @@ class RabbitMQSubscription:
         self._wanted_offset = offset
         self._credit = credit
         self._ungranted = 0
-        """Chunks of which every part was received, and whose credit is not given back yet."""
+        """The number of chunks whose last part was received, and whose credit is not given back yet."""
         self._outstanding: deque[bool] = deque()
         """One item for each part that was received and not granted: is the part the last of its chunk?"""
         self._parts: tuple[DeliveredChunk, Iterator[frames.Part]] | None = None
@@ -250,8 +250,7 @@ class RabbitMQSubscription:
         )
 
     async def _gap_is_harmless(self, delivered: DeliveredChunk, expected: int) -> bool:
-        """Is nothing lost where the offsets jump to a chunk? False also if ``delivered`` is not the next
-        chunk.
+        """Is nothing lost where the offsets jump? False: ``delivered`` is no longer the next chunk.
 
         Offsets jump without loss where the broker keeps a chunk of its own. They jump with loss where
         retention has deleted records that were not read. Example: 500 is expected and the chunk begins at

@@ -1,7 +1,7 @@
-"""Rollups, partitions, dedupe ids, dead letters, what was seen, and the audit log.
+"""Rollups, partitions, dedupe ids, dead letters, the orgs, models and clients seen, and the audit log.
 
-Written out, not generated from `sql.schema`: a migration must do next year what it does today.
-Hypertables and policies are not here but in `sql.editions`, because the edition can change later.
+The migration is written out and not generated from `sql.schema`, because it must do the same next year as
+today. Hypertables and policies are in `sql.editions`, because the edition can change later.
 """
 
 from alembic import op
@@ -69,8 +69,8 @@ def upgrade() -> None:
         ) WITH (fillfactor = 50)
         """
     )
-    # Rows arrive in the order of time, so a BRIN index costs nearly nothing; recovery, retention and
-    # reads over all orgs find their time range by it where there are no hypertable chunks.
+    # Rows arrive in the order of time, so a BRIN index costs nearly nothing. Without hypertable chunks,
+    # recovery, retention and reads over all orgs find their time range by this index.
     for table in (
         "usage_minute",
         "usage_hour",
@@ -111,7 +111,7 @@ def upgrade() -> None:
         )
         """
     )
-    # Ids are random: trying to compress them costs time and saves nothing.
+    # Ids are random, so to compress them costs time and saves nothing.
     op.execute("ALTER TABLE analytics.dedupe_ids ALTER COLUMN ids SET STORAGE EXTERNAL")
     op.execute(
         """

@@ -1,7 +1,7 @@
 """API keys, export jobs and the monthly schedule of each org.
 
-The reader role and what it may do are not here but in `sql.roles`: roles belong to the server, not to the
-database, and whoever migrates may lack the right to create them.
+The reader role and its rights are in `sql.roles`. Roles belong to the server, not to the database, and the
+user who migrates may lack the right to create a role.
 """
 
 from alembic import op

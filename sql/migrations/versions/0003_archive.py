@@ -1,4 +1,4 @@
-"""The archive's outbox, its manifest, and which events of a partition it holds."""
+"""The archive's outbox, its manifest, and the spans of events that the archive holds of each partition."""
 
 from alembic import op
 
@@ -23,7 +23,7 @@ def upgrade() -> None:
         )
         """
     )
-    # It is compressed already: trying again costs time and saves nothing.
+    # The events are compressed already, so to compress them again costs time and saves nothing.
     op.execute("ALTER TABLE analytics.archive_outbox ALTER COLUMN events SET STORAGE EXTERNAL")
     op.execute(
         """

@@ -1,4 +1,4 @@
-"""Replays of dead letters: what an operator asked for, what came of it, and which events were counted so."""
+"""Replays of dead letters: the requests of operators, the outcomes, and the events that replays counted."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""From which hour on a partition's ids are whole, so that a longer DEDUPE_WINDOW counts nothing twice."""
+"""The hour from which on a partition's ids are complete, so that a longer DEDUPE_WINDOW counts none twice."""
 
 from alembic import op
 

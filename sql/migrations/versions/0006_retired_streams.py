@@ -1,4 +1,4 @@
-"""Streams that are read no more: freshness and finality leave them out."""
+"""Retired streams: no worker reads them any more, so freshness and finality leave them out."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""The broker's newest time in a partition: the dedupe window's floor must not go back with its clock."""
+"""The newest broker time of a partition, so that the dedupe window never goes back with the broker's clock."""
 
 from alembic import op
 

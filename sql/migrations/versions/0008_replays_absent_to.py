@@ -1,4 +1,4 @@
-"""Up to which hour the archive was asked about a letter: its id may lie in another hour than its own."""
+"""The hour up to which the archive was asked about a letter; its id may lie in another hour than its own."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Who reads a partition, how often its worker crashed, and records that an operator has skipped."""
+"""The consumer group of a partition, the crashes of its workers, and the records that operators skipped."""
 
 from alembic import op
 

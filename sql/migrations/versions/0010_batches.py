@@ -1,4 +1,4 @@
-"""Dead letters of a whole batch, and of a body of which only the beginning is kept."""
+"""Dead letters that stand for a batch of records, or keep only the beginning of a body."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""From which hour on a partition's archive is whole: its files of before are past their retention."""
+"""The hour from which on a partition's archive is complete, because older files are past their retention."""
 
 from alembic import op
 
