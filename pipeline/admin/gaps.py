@@ -43,9 +43,8 @@ async def accept(
     """Move the committed offset of a partition's ``stream`` over a gap.
 
     Raises:
-        GapRefused: the partition is not committed up to ``from_offset``, or the move would skip events that
-        the
-            stream still has.
+        GapRefused: the partition is not committed up to ``from_offset``, or the stream still has events that
+            the move would skip.
         TransportError: the broker does not say what the stream holds.
         psycopg.Error: the database cannot be used; nothing was changed.
     """

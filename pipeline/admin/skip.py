@@ -47,9 +47,8 @@ async def skip(
     The partition is named by ``stream`` or by its number ``partition``.
 
     Raises:
-        SkipRefused: the record is committed or skipped already, the stream does not hold it, or not exactly
-        one
-            partition is named.
+        SkipRefused: the record is committed or skipped already, the stream does not hold the record, or the
+            names do not fit exactly one partition.
         TransportError: the broker does not say what the stream holds.
         psycopg.Error: the database cannot be used; nothing was changed.
     """

@@ -141,7 +141,7 @@ class Subscription(Protocol):
         ...
 
     async def caught_up(self, next_offset: int) -> bool:
-        """Are all records below ``next_offset`` that the broker has committed at the time of this call?
+        """Does every record that the broker has committed at this moment lie below ``next_offset``?
 
         True for an empty stream. True is always right. False can be wrong for one call, after the broker has
         stored a chunk of its own. Raises TransportError when the broker does not answer.
@@ -220,12 +220,10 @@ class Publisher(Protocol):
         (`pipeline.transports.routing`), and the order then holds within each partition.
 
         Raises:
-            TransportError: nobody knows whether the bodies are stored. The publisher may be dead. Publish the
-            same bodies again
-                with another publisher: consumers deduplicate.
-            ValueError: a body is larger than the stream takes, or the number of keys is not that of the
-            bodies;
-                nothing was appended.
+            TransportError: nobody knows whether the bodies are stored, and the publisher may be dead. Publish
+                the same bodies again with another publisher: consumers deduplicate.
+            ValueError: a body is larger than the stream takes, or there is not one key for each body; nothing
+                was appended.
         """
         ...
 

@@ -184,8 +184,7 @@ class PartitionWorker:
         """Recover the partition that the broker gave us; the place to read on. Waits for the database.
 
         Raises:
-            TransportError: the worker is stopping. The connection ends, and the broker activates another
-            worker.
+            TransportError: the worker is stopping. The broker activates another one when the connection ends.
         """
         try:
             return await self._activate()

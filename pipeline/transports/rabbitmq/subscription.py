@@ -135,8 +135,7 @@ class RabbitMQSubscription:
         stands_still = committed_chunk == self._asked_chunk
         self._asked_chunk = committed_chunk
         if committed_chunk < 0:
-            # A new leader has no committed chunk until its replicas answer, although its stream may hold
-            # some.
+            # A new leader has no committed chunk until its replicas answer, even if its stream holds chunks.
             return 0 if stats["first_chunk_id"] < 0 else 1
         if self._received is not None and self._received[0] == committed_chunk:
             return max(0, self._received[1] - next_offset)
@@ -254,8 +253,8 @@ class RabbitMQSubscription:
 
         Offsets jump without loss where the broker keeps a chunk of its own. They jump with loss where
         retention has deleted records that were not read. Example: 500 is expected and the chunk begins at
-        510. If the stream still begins at or below 500, nothing is lost; if the stream begins at 505, records
-        are.
+        510. If the stream still begins at or below 500, nothing is lost. If the stream begins at 505, the
+        records 500 to 504 may be lost.
 
         Raises TransportError if retention took records.
         """

@@ -1,4 +1,4 @@
-"""The newest broker time of a partition, so that the dedupe window never goes back with the broker's clock."""
+"""The newest broker time of a partition: the dedupe window must not go back with the broker's clock."""
 
 from alembic import op
 
