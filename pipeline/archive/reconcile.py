@@ -311,11 +311,11 @@ def spans_of(pieces: Sequence[tuple[Any, ...]], accepted: int, floor_us: int | N
     """Join pieces of the archive into spans without holes.
 
     A piece is (accepted from, accepted to, complete from, complete to), and the pieces come in order. Two
-    pieces touch if the first ends with the number at which the second begins. Example: the pieces of the
-    events 0 to 100, 100 to 250 and 300 to 400 become two spans. The events 250 to 299 were left out of the
-    archive, so the first span vouches for buckets up to its last "complete to", and the second span for
-    buckets after its first "complete from". If the partition has accepted 400 events, nothing is missing at
-    the end, and the second span has no end.
+    pieces touch if the first ends with the number at which the second begins. Example: the pieces [0, 100),
+    [100, 250) and [300, 400) become two spans. The 50 events from 250 on were left out of the archive. So the
+    first span vouches for buckets up to its last "complete to", and the second span for buckets after its
+    first "complete from". If the partition has accepted 400 events, nothing is missing at the end, and the
+    second span has no end.
 
     ``accepted``: how many events the partition has accepted. ``floor_us``: the files of the hours before are
     past their retention, so no span begins earlier.

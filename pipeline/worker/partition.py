@@ -393,9 +393,7 @@ class PartitionWorker:
                 return False
             if rest is None and chunk.next_offset >= care.until:
                 if care.narrowed:
-                    suspicion.well_at_us = (
-                        0  # we have passed the place of the crashes: the flush forgets them
-                    )
+                    suspicion.well_at_us = 0  # the place of the crashes is passed: the flush forgets them
                 await self.flush()
                 suspicion.care = None
         return True

@@ -27,9 +27,9 @@ from pipeline.transports.rabbitmq.amqp import amqp_payload
 
 PART_BYTES: Final = 8 * 2**20
 PART_RECORDS: Final = 2**14
-"""A part that reaches 8 MiB or 16,384 records is handed on, and the rest of the chunk follows in more parts.
+"""The bounds at which a part of a chunk with batches is handed on: 8 MiB or 16,384 records.
 
-Each part takes one credit, as a chunk does.
+The rest of the chunk follows in more parts. Each part takes one credit, as a chunk does.
 """
 _BATCH_BYTES: Final = 1024
 """Each batch counts 1,024 bytes more than it unpacks to, because even an empty batch takes time."""

@@ -145,8 +145,9 @@ class RabbitMQSubscription:
         end = await self._end_of_last_chunk(committed_chunk)
         if end is not None:
             return max(0, end - next_offset)
-        # The probe saw no record. If a chunk is committed, and we had credit left and got nothing, then the
-        # stream has no record of a publisher: the lag is 0. Otherwise the last chunk is not committed yet.
+        # The probe saw no record. If a committed chunk begins at or above `next_offset`, and did not come
+        # although we had credit left, then no publisher's record is there, and the lag is 0. Otherwise the
+        # last chunk is not committed yet.
         return 0 if undelivered and self._ungranted < self._credit else 1
 
     async def extent(self) -> tuple[int, int]:

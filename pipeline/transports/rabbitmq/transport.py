@@ -321,7 +321,7 @@ class RabbitMQTransport:
         fails, we try again: behind a load balancer another attempt may land on another node. Exception: with
         RABBITMQ_ADDRESS=given we dial only the addresses of the URL, until one of them is the leader.
 
-        Raises TransportError if the leader is not reached in `LEADER_ATTEMPTS` attempts.
+        Raises TransportError if the leader is not reached in `LEADER_ATTEMPTS` (or `LEADER_ATTEMPTS_GIVEN`).
         """
         name = f"{self._config.consumer}-{purpose}"
         failure: TransportError | None = None
