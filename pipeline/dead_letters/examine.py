@@ -3,9 +3,9 @@
 The verdict rests on the wire contract, on time and on the archive. One question stays open here, because only
 the worker that owns the partition can answer it: was the event counted within the dedupe window?
 
-Example: a letter has the broker time 12:00 on the 10th, and the dedupe window is 24 hours. If its event was
-counted, then its id lies in the event's own hour, or in one of the hours from 11:00 on the 9th to 12:00 on
-the 10th (`pipeline.core.replay.Hours`). If the database still has all ids of these hours, the worker can
+Example: a letter has the broker time 12:00 on the 10th, and the dedupe window is 24 hours. If the event was
+counted, its id lies in the event's own hour, or in an hour from 11:00 on the 9th to 12:00 on the 10th
+(`pipeline.core.replay.Hours`). If the database still has all ids of these hours, the worker can
 tell. Otherwise the archive must tell: either it has the event, or it has all events of the hours whose ids
 are gone.
 """

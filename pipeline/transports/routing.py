@@ -1,7 +1,7 @@
 """Routing records to partitions: the rule of RabbitMQ's stream clients, and a publisher that follows it.
 
 The Java, Go and .NET clients hash the UTF-8 bytes of the routing key with the 32-bit MurmurHash3 (x86) and
-seed 104729, and take the *unsigned* hash modulo the number of partitions. Read in their sources:
+seed 104729. The partition is the *unsigned* hash modulo the number of partitions. Their sources say so:
 rabbitmq-stream-java-client (``HashUtils``; unsigned since issue 199), -go-client
 (``super_stream_producer.go``), -dotnet-client (``RawSuperStreamProducer.cs``). rstream 1.1 does something
 else (128 bits over UTF-16), so it is not used.

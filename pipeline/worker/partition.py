@@ -474,7 +474,8 @@ class PartitionWorker:
         backoff = self._backoff()
         ledger = owned.ledger
         while True:
-            # The clock is read before the question: the broker's answer then holds for this moment at least.
+            # The clock is read before the question. Read afterwards, it could count as complete a moment in
+            # which the broker has just stored a record.
             now_us = self._broker_clock.now_us(host_us=self._clock_us(), monotonic_us=self._steady_us())
             caught_up = await self._caught_up(owned)
             try:
@@ -562,7 +563,7 @@ class PartitionWorker:
 
         async def show() -> None:
             while True:
-                # Not wait_for: in Python 3.11 it swallows a cancellation that comes as the event is set.
+                # wait_for would swallow a cancellation that comes as the event is set (Python 3.11).
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LAG_INTERVAL_S):
                         await known.wait()

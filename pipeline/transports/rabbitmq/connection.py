@@ -2,9 +2,9 @@
 
 rstream speaks the protocol: handshake, metadata, subscribe, publishers. This module changes how its client
 reads: reads are large, and delivered chunks are handed over undecoded. The module adds StreamStats, which
-rstream lacks. It also changes how the client dies, and one rule holds for every fault: `fail` is called,
-every waiting task is woken with a TransportError, and the connection is never used again. Offsets, credit and
-payloads are left to others.
+rstream lacks. It also changes how the client dies: after any fault `fail` is called. That wakes every waiting
+task with a TransportError, and the connection is never used again. Offsets, credit and payloads are left to
+others.
 """
 
 from __future__ import annotations

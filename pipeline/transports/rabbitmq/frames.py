@@ -5,9 +5,9 @@ length and one record, or a sub-entry batch, which has the top bit of its first 
 codecs, and `amqp` knows the framing of a message. Connections, credit and JSON are left to others.
 
 There are two kinds of fault, by who wrote the bytes. A sender wrote the entries, the batches and their
-headers, and a fault in these never fails the chunk: a broken entry is delivered as it is, and a batch that
-cannot be unpacked becomes an `Unreadable`. Both are rejected later and kept as dead letters. The broker wrote
-the lengths and counts of the chunk, and a fault in these raises `BrokenChunk`.
+headers. A fault in these never fails the chunk: a broken entry is delivered as it is, and a batch that cannot
+be unpacked becomes an `Unreadable`. Both are rejected later and kept as dead letters. The broker wrote the
+lengths and counts of the chunk. A fault in these raises `BrokenChunk`.
 """
 
 from __future__ import annotations
