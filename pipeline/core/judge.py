@@ -1,10 +1,14 @@
-"""What becomes of each event: accepted, duplicate, or rejected with a reason.
+"""The judge: each event is accepted, a duplicate, or rejected with a reason.
 
 The judge owns the dedupe window, the room in the days' sums, the dead letters of the open batch, and the
-counters of all outcomes. It knows nothing of tables: `CountedDays` tells it what has been counted so far.
+counters of all outcomes. The judge knows nothing of tables: `CountedDays` tells it the sums so far.
 
-Events are judged in this order: can they be read (`pipeline.core.events`), is their time good, is there room,
-has their id been counted before.
+Each event is asked four questions, in this order:
+
+1. Can the event be read (`pipeline.core.events`)?
+2. Is its event time good?
+3. Is there room for it in the sums of its day?
+4. Has its id been counted before?
 """
 
 from __future__ import annotations
@@ -31,39 +35,45 @@ from pipeline.core.wire import Fault
 IntArray = npt.NDArray[Any]
 
 LETTER_BYTES: Final = 512
-"""About what a dead letter takes in memory beside its body."""
+"""A dead letter takes about this much memory besides its body."""
 
 IDS_KEPT_US: Final = DAY_US
-"""How much longer than for the dedupe window the database keeps ids (`pipeline.worker.maintenance`)."""
+"""The database keeps ids for the dedupe window and this much longer (`pipeline.worker.maintenance`)."""
 
 _CONFLICT: Final = Fault("eventId", "was counted before with another payload")
 
 
 def stored_hours_from(newest_broker_us: int, window_us: int, ids_from_hour: int) -> int:
-    """The first hour of which the database has all ids; see `Position` for the arguments."""
+    """The first hour of which the database still has every id.
+
+    ``newest_broker_us`` and ``ids_from_hour`` are those of `Position`; ``window_us`` is the dedupe window.
+    """
     return max(-((window_us + IDS_KEPT_US - newest_broker_us) // HOUR_US), ids_from_hour)
 
 
 class CountedDays(Protocol):
-    """What the judge must know of the sums of each org and day; `pipeline.core.rollups` tells it."""
+    """Tells the judge how much each org has summed up on each day; `pipeline.core.rollups` implements it."""
 
     def cold_days(self, org: IntArray, day: IntArray) -> IntArray:
         """Mask (bool[n]) of the days that are not in memory."""
 
     def sums_by_day(self) -> list[tuple[IntArray, IntArray]]:
-        """All that was counted in the days in memory, in parts: (org, day) int[n, 2] and sums int64[n, 4]."""
+        """The sums of the days in memory, in parts: (org, day) int[n, 2] and sums int64[n, 4].
+
+        A day may be in several parts. Its sums are then those of all its parts together.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """Whether the events have room cannot be told before these days are in memory."""
+    """No answer yet: the judge needs these days in memory before it can say which events have room."""
 
     days: frozenset[Day]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What a batch says of the events that were judged for it; see `Batch`."""
+    """The judge's part of a `Batch`: dead letters, ids to store, and backfilled dead letters."""
 
     dead_letters: list[DeadLetter]
     id_segments: dict[int, bytes]
@@ -72,7 +82,11 @@ class Outcomes:
 
 
 class DeadLetters:
-    """The dead letters of the open batch. Only so many of them keep their bodies."""
+    """The dead letters of the open batch.
+
+    A letter keeps its body while the bodies of the batch stay within ``dead_letter_bodies_max`` and
+    ``dead_letter_bytes_max`` of the `Rules`. Otherwise the letter has no body.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -84,7 +98,7 @@ class DeadLetters:
 
     @property
     def memory_bytes(self) -> int:
-        """About what the letters hold."""
+        """About how much memory the letters and their bodies take."""
         return self._body_bytes + LETTER_BYTES * len(self._letters)
 
     def add(
@@ -125,23 +139,27 @@ class DeadLetters:
         )
 
     def drain(self) -> list[DeadLetter]:
-        """The letters since the last time."""
+        """Take out the letters that were added since the last drain."""
         letters, self._letters = self._letters, []
         self._bodies = self._body_bytes = 0
         return letters
 
 
 class Judge:
-    """Decides what becomes of each event of one partition, and counts that. Not thread-safe.
+    """Accepts or rejects each event of one partition, and counts the outcomes. Not thread-safe.
 
-    The dedupe window has one *floor*: the newest broker time of any chunk so far, less the window. Ids of
-    hours before the floor are forgotten, in memory and in the database, and an event before the floor is
-    ``too_late``. The floor depends on the stream alone and never goes back, whatever the broker's clock does.
-    For example, the window is 24 h and one chunk at 12:00 says 16:00: from then on, an event from before
-    16:00 of the day before is ``too_late``, until the clock has passed 16:00 and the window moves again. A
-    clock that jumps days ahead for one chunk makes all events ``too_late`` for so many days: to let the
-    floor go back would count events twice, and a dead letter can still be counted. ``future`` is judged by
-    the time of an event's own chunk, because a clock that was ahead once says nothing about later chunks.
+    The dedupe window begins at its *floor*: the newest broker time of any chunk so far, less the length of
+    the window. The ids of hours before the floor are forgotten, in memory and in the database. An event
+    before the floor is therefore rejected as ``too_late``.
+
+    The floor depends on the stream alone. The floor stays where it is when the broker's clock goes back,
+    because a floor that went back would let an event count twice. For example, the window is 24 h, and a
+    chunk that comes at 12:00 carries the broker time 16:00. The floor is then 16:00 of the day before, and it
+    stays there until the broker's clock has passed 16:00. A chunk that is three days ahead makes every event
+    ``too_late`` for two days. Their dead letters can be counted later, by a backfill.
+
+    An event is ``future`` by the broker time of its own chunk, because a clock that was ahead once says
+    nothing about later chunks.
     """
 
     def __init__(
@@ -154,9 +172,10 @@ class Judge:
         *,
         new_log: dedupe.NewLog | None = None,
     ) -> None:
-        """``position`` tells where the stream is. The judge counts outcomes in it and in ``tally``.
+        """Judge from ``position`` on. The judge counts the outcomes in ``position`` and in ``tally``.
 
-        ``new_log``: see `pipeline.core.dedupe`.
+        ``reader`` numbers the orgs, and ``days`` tells the sums of their days. ``new_log`` makes the files of
+        ids: see `pipeline.core.dedupe`.
         """
         self._rules = rules
         self._position = position
@@ -176,23 +195,26 @@ class Judge:
         return self._position.newest_broker_us - self._rules.dedupe_window_us
 
     def live_hours_from(self) -> int:
-        """First hour whose ids still count, which is the hour of the floor."""
+        """First hour whose ids still count: the hour of the floor, unless older ids have been dropped."""
         return max(self.floor_us // HOUR_US, self._position.ids_from_hour)
 
     def live_days_from(self) -> int:
-        """First day for which an event of the stream may still be counted."""
+        """First day in which an event of the stream can still be accepted: the day of the floor."""
         return self.floor_us // DAY_US
 
     # --- events of the stream --------------------------------------------------------------------------
 
     def reject(self, records: Records, source: int, reason: str, faults: tuple[Fault, ...]) -> None:
-        """Make one record a dead letter: the one at place ``source``."""
+        """Make a dead letter of the record at place ``source``."""
         self._count_rejected(reason, 1)
         offset, broker_us = int(records.offset[source]), int(records.broker_us[source])
         self.dead_letters.add(offset, broker_us, reason, faults, records.bodies.view(source))
 
     def reject_unreadable(self, run: Unreadable, broker_us: int) -> None:
-        """Make one dead letter for all records of a batch; each of them was offered, and is rejected."""
+        """Make one dead letter for all records of a batch that nobody can unpack.
+
+        Every record of the batch counts as offered and as rejected.
+        """
         self._position.offered += run.records
         self._count_rejected(run.reason, run.records)
         faults = (Fault("", run.fault),)
@@ -205,7 +227,7 @@ class Judge:
         self._tally.rejected[reason] += records
 
     def in_time(self, columns: Columns, records: Records) -> Columns:
-        """The events that are neither too old nor ahead of time; the others are rejected."""
+        """Keep the events whose time is good; reject the others as ``future`` or ``too_late``."""
         broker = records.broker_us[columns.source]
         future = columns.occurred_us > broker + FUTURE_US
         too_late = columns.occurred_us < records.floor_us[columns.source]
@@ -230,9 +252,10 @@ class Judge:
         return columns.take(~rejected)
 
     def with_room(self, columns: Columns, records: Records) -> Columns | Undecided:
-        """The events for which the sums have room; the others are rejected.
+        """Keep the events for which the sums of their day have room; reject the others as ``invalid``.
 
-        Where the answer is `Undecided`, nothing has been rejected or counted: load the days and ask again.
+        When the answer is `Undecided`, nothing has been rejected or counted yet. The caller loads the days
+        and asks again with the same events.
         """
         if self._suffices(columns):
             return columns
@@ -246,7 +269,7 @@ class Judge:
         return columns.take(short == 0)
 
     def _suffices(self, columns: Columns) -> bool:
-        """Is there room for all these events, whatever they are? If not, each must be judged."""
+        """Is there room for all these events together? If not, each event is judged alone."""
         if self._room.suffices(columns):
             return True
         if not self._room.looked:
@@ -254,7 +277,11 @@ class Judge:
         return self._room.suffices(columns)
 
     def not_counted_before(self, columns: Columns, records: Records) -> Columns:
-        """The events to count: from now on their ids are remembered. Those that conflict are rejected."""
+        """Keep the events whose id is new, and remember their ids.
+
+        An event whose id is known counts as a duplicate. An event whose id is known with another payload is
+        rejected as ``conflict``.
+        """
         outcomes = self.ids.add(columns, _live_from(columns, records))
         fresh = outcomes == kernels.ids.NEW
         accepted = int(np.count_nonzero(fresh))
@@ -274,7 +301,7 @@ class Judge:
     # --- dead letters back in ----------------------------------------------------------------------------
 
     def open(self, letters: Sequence[Letter]) -> Opened:
-        """Read dead letters that are to be replayed; see `pipeline.core.replay`."""
+        """Read dead letters for a backfill; see `pipeline.core.replay`."""
         stored_from = stored_hours_from(
             self._position.newest_broker_us, self._rules.dedupe_window_us, self._position.ids_from_hour
         )
@@ -288,7 +315,7 @@ class Judge:
         )
 
     def replay(self, opened: Opened, counted: CountedIds) -> Columns:
-        """The events to count of dead letters that were opened; see `Ledger.replay`."""
+        """Judge the opened dead letters, and return the events that now count; see `Ledger.replay`."""
         outcomes = replay.judge(
             opened, counted, self.ids.seen, future_us=FUTURE_US, has_room=self._has_room_again
         )
@@ -310,7 +337,7 @@ class Judge:
         return columns
 
     def _has_room_again(self, columns: Columns) -> IntArray:
-        """For which replayed events (bool[n]) the sums have room."""
+        """Mask (bool[n]) of the backfilled events for which the sums of their day have room."""
         if self._suffices(columns):
             return np.ones(len(columns), np.bool_)
         live_from = np.full(len(columns), self.live_hours_from(), np.int32)
@@ -322,32 +349,35 @@ class Judge:
 
     @property
     def high_sum_least(self) -> int:
-        """See `recover_high_days`."""
+        """`recover_high_days` wants the days with at least this sum."""
         return self._room.stored_most
 
     def recover_high_days(self, days: Sequence[Block]) -> None:
-        """The days from `live_days_from` on of which a sum is `high_sum_least` or more."""
+        """Take in the nearly full days that recovery found in the database.
+
+        ``days`` are all days from `live_days_from` on in which one of the sums is `high_sum_least` or more.
+        """
         orgs = self._reader.orgs.number(np.array([block.org for block in days], np.uint64).reshape(-1, 2))
         day = np.array([block.bucket for block in days], np.int64)
         cold = self._days.cold_days(orgs, day)
         self._room.high.update(zip(orgs[cold].tolist(), day[cold].tolist(), strict=True))
 
     def days_recovered(self) -> None:
-        """Recovery has brought days into memory, of any sums."""
+        """Hear that recovery has brought days into memory, and that their sums may be of any size."""
         self._room.doubt()
 
     def days_came(self, days: Sequence[Day], sums: IntArray) -> None:
-        """These days have come into memory, with rows of these sums (int64[n, 4])."""
+        """Hear that days have come into memory, with rows of these sums (int64[n, 4])."""
         self._room.came(days, sums)
 
     def days_left(self, keys: IntArray, sums: IntArray) -> None:
-        """The days of the rows ``keys`` (org and day, int[n, 2]) have left memory with sums int64[n, 4]."""
+        """Hear that days have left memory: rows of org and day int[n, 2], with sums int64[n, 4]."""
         self._room.let_go(keys, sums, days_from=self.live_days_from())
 
     # --- batches out -----------------------------------------------------------------------------------
 
     def drain(self) -> Outcomes:
-        """What the open batch says of the events, and start a new one."""
+        """Hand out the outcomes of the open batch, and begin the next batch."""
         outcomes = Outcomes(
             dead_letters=self.dead_letters.drain(),
             id_segments=self.ids.drain(),
@@ -359,11 +389,11 @@ class Judge:
         return outcomes
 
     def orgs_in_use(self) -> list[IntArray]:
-        """The orgs (int[n] each) whose numbers must go on to mean them. Call it after `drain`."""
+        """The orgs (int[n] each) that must keep their numbers. Call it after `drain`."""
         high = np.array([org for org, _ in self._room.high], np.int64)
         return [self.ids.orgs(live_from=self.floor_us // HOUR_US), high]
 
 
 def _live_from(columns: Columns, records: Records) -> IntArray:
-    """The first hour (int32[n]) whose ids count for each event."""
+    """For each event, the first hour whose ids still count (int32[n])."""
     return (records.floor_us[columns.source] // HOUR_US).astype(np.int32)

@@ -1,11 +1,11 @@
-"""The rows of all tables of one partition, as far as they are in memory, and what waits for the others.
+"""The rollup rows of one partition that are in memory, and the events that wait for other rows.
 
 Accepted events are gathered in cells (`pipeline.core.cells`). The cells are added to the tables
 (`pipeline.core.windows`) once their blocks are in memory. A block is all rows of one org and bucket of a
-table. A block whose end lies well behind the watermark leaves memory. It is *cold* then: only late events
-still touch it. A cell that touches a cold block waits, until `missing` has named the block and `adopt` has
-brought its rows. For example, an event of 09:10 comes at 12:00. Its day is in memory, but its minute and its
-hour have been let go: the event waits for the rows of both, and is added to all tables then.
+table. A block leaves memory when its end lies well behind the watermark. The block is *cold* then: only late
+events still touch it. A cell that touches a cold block waits, until `missing` has named the block and `adopt`
+has brought its rows. For example, an event of 09:10 comes at 12:00. Its day is in memory, but its minute and
+its hour have left memory. The event waits for the rows of both, and is then added to all tables at once.
 
 The rollups know nothing of duplicates, dead letters or offsets: whoever adds events has judged them.
 """
@@ -48,15 +48,15 @@ IntArray = npt.NDArray[Any]
 ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
 LOADED_BLOCKS_MAX: Final = 20_000
 NAMES_MAX: Final = 200_000
-"""More orgs, models, clients or error codes are looked through after a batch for those that no row has."""
+"""With more orgs (or models, clients, error codes) than this, those that no row has are looked for."""
 
 _CELL_ROWS: Final = len(GRAINS) + 3
-"""Rows that one cell of events can make: one in each table, and one each of orgs, models and clients seen."""
+"""Rows that one cell of events can change: one in each table, and one each of orgs, models and clients."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """What a batch writes of the rollups; see `Batch`."""
+    """The rollups' part of a `Batch`: the changed rows, and when each org, model and client was seen."""
 
     tables: list[StoredRows]
     orgs: SeenRows
@@ -68,7 +68,7 @@ class Rollups:
     """All rollup rows of one partition that are in memory. Not thread-safe."""
 
     def __init__(self, rules: Rules, reader: Reader, tally: Tally) -> None:
-        """``reader`` numbers what the rows are of; ``tally`` counts events that are late or under a cap."""
+        """``reader`` numbers the orgs and names. Late events and capped names are counted in ``tally``."""
         self._reader = reader
         self._tally = tally
         self._tables = {grain: Table(grain) for grain in (*GRAINS, ERRORS)}
@@ -84,7 +84,7 @@ class Rollups:
 
     @property
     def dirty_rows(self) -> int:
-        """Rows the next drain would write, at most; exact after `gather` if no event waits for blocks."""
+        """At most how many rows the next drain writes. Exact after `gather`, if no event waits for blocks."""
         tables = sum(table.dirty_count for table in self._tables.values())
         seen = len(self._orgs) + len(self._models) + len(self._clients)
         cells, failures = self._gathering.cell_count, self._gathering.failure_count
@@ -101,16 +101,17 @@ class Rollups:
     # --- events in -----------------------------------------------------------------------------------
 
     def add(self, columns: Columns, met_us: IntArray) -> None:
-        """Add accepted events that met the watermarks ``met_us`` int64[n]."""
+        """Add accepted events. ``met_us`` int64[n] is the watermark that each event met on arrival."""
         self._gathering.add(columns, met_us)
 
     def gather(self) -> None:
-        """Add the cells of all events to the tables, or hold them back until their blocks are loaded."""
+        """Add the gathered cells to the tables. A cell with a cold block waits until the block is loaded."""
         cells = self._gathering.take()
         if cells is None:
             return
-        # Names are settled in stream order wherever the hour is in memory, even for events that wait below
-        # for other rows: who comes first must not depend on when a flush happens.
+        # The first names of an hour get rows of their own, so names must be settled in stream order. Where
+        # the hour is in memory, names are settled now, even if the event then waits for its minute or day.
+        # Otherwise the moment of a flush would decide which name came first.
         with_names = [table for grain, table in self._tables.items() if grain.capped]
         unsettled, failures_unsettled = (
             _is_cold(keys, with_names) for keys in (cells.keys, cells.failure_keys)
@@ -128,7 +129,10 @@ class Rollups:
         self._add(settled)
 
     def _settle_names(self, cells: Cells) -> None:
-        """Put models, clients and error codes of cells under the caps of their org and hour, in order."""
+        """Decide which models, clients and error codes of the cells keep a row of their own, in order.
+
+        The caps of the org and hour decide. The other names are replaced by the number of the overflow.
+        """
         if cells.named:
             return
         cells.named = True
@@ -165,11 +169,11 @@ class Rollups:
 
     @property
     def waits(self) -> bool:
-        """Do gathered events wait for blocks that only `missing` and `adopt` bring?"""
+        """Do gathered events wait for cold blocks? `missing` names the blocks, and `adopt` brings them."""
         return bool(self._cold)
 
     def missing(self, days: Collection[Day] = ()) -> list[Block]:
-        """The blocks that held-back events need, and those of ``days``."""
+        """The cold blocks that waiting events need, and the blocks of ``days``."""
         wanted: list[Block] = []
         orgs = self._reader.orgs.keys
         for grain, table in self._tables.items():
@@ -183,10 +187,12 @@ class Rollups:
         return wanted
 
     def adopt(self, stored: Sequence[StoredRows], blocks: Sequence[Block] = ()) -> tuple[list[Day], IntArray]:
-        """Take in rows as the database has them and the blocks they make whole, and add what waited.
+        """Take in rows from the database, then add the events that waited for these rows.
 
-        With ``blocks`` empty this is recovery: the rows of all buckets of `resident_from`. Returns the days
-        among the blocks, and the sums of the days' rows (int64[n, 4]).
+        ``blocks`` are resident from now on, also a block for which ``stored`` has no row. In recovery
+        ``blocks`` is empty, and ``stored`` has the rows of all buckets that `resident_from` names.
+
+        Returns the days among the blocks, and the sums of the days' rows (int64[n, 4]).
         """
         by_grain: dict[Grain, list[tuple[int, int]]] = {}
         for org, block in zip(numbering.numbered_orgs(self._reader, blocks).tolist(), blocks, strict=True):
@@ -217,7 +223,10 @@ class Rollups:
         return _cold_blocks(self._tables[USAGE_DAY], columns.org, columns.occurred_us // DAY_US)
 
     def sums_by_day(self) -> list[tuple[IntArray, IntArray]]:
-        """All that was added, in parts: (org, day) int[n, 2] and sums int64[n, 4]."""
+        """The sums of all events that were added, in parts: (org, day) int[n, 2] and sums int64[n, 4].
+
+        Waiting events make parts of their own.
+        """
         self.gather()
         keys, measures = self._tables[USAGE_DAY].measures_before(2**31)
         held = [(row_keys(cells.keys, USAGE_DAY)[:, :2], cells.totals[:, SUMS]) for cells in self._cold]
@@ -226,7 +235,7 @@ class Rollups:
     # --- batches out ----------------------------------------------------------------------------------------
 
     def drain(self) -> Changes:
-        """The rows that have changed since the last time. No event may wait for blocks."""
+        """Hand out the rows that have changed since the last drain. No event may wait for blocks."""
         reader = self._reader
 
         def in_key_order(keys: IntArray) -> IntArray:
@@ -246,10 +255,10 @@ class Rollups:
         return [(grain, table.horizon) for grain, table in self._tables.items()]
 
     def let_go(self, watermark_us: int) -> tuple[IntArray, IntArray] | None:
-        """Let go of blocks that only late events can still touch. No row may be dirty.
+        """Drop the blocks from memory that only late events can still touch. No row may be dirty.
 
-        Returns the days that leave memory, by row: org and day int[n, 2], and sums int64[n, 4]. None: days
-        were not looked at.
+        Returns the days that leave memory, row by row: org and day int[n, 2], and sums int64[n, 4]. Returns
+        None when the table of days kept all its blocks.
         """
         days = None
         for grain, table in self._tables.items():
@@ -264,7 +273,7 @@ class Rollups:
                 self.caps[column].evict(table.horizon)
         return days
 
-    # --- forgetting of names: orgs, models, clients and error codes, once they have doubled -----------------
+    # --- forgetting orgs, models, clients and error codes, each time their number has doubled ---------------
 
     @property
     def has_orgs_to_forget(self) -> bool:
@@ -272,9 +281,9 @@ class Rollups:
         return self._must_sweep("orgs", len(self._reader.orgs))
 
     def forget_orgs(self, *in_use: IntArray) -> None:
-        """Forget the orgs that no row refers to, but for those ``in_use`` elsewhere (int[n] each).
+        """Forget the orgs that no row refers to. Orgs ``in_use`` elsewhere (int[n] each) are kept.
 
-        The number of an org that is forgotten is free for the next one.
+        The number of a forgotten org is free for the next new org.
         """
         orgs = self._reader.orgs
         of_rows = (table.orgs() for table in self._tables.values())
@@ -303,7 +312,7 @@ class Rollups:
         self._sweep_at[kind] = max(NAMES_MAX, 2 * left)
 
     def _renumbered(self, names: Names, column: int) -> Names:
-        """Only the names that a key column uses, with new numbers. The column takes up these numbers."""
+        """The names that a key column uses, with new numbers. The tables and the cap take the new numbers."""
         cap = self.caps[column]
         tables = [table for table in self._tables.values() if column in table.grain.key]
         used = np.unique(np.concatenate([cap.names(), *(table.column(column) for table in tables)]))
@@ -317,7 +326,7 @@ class Rollups:
 
 
 def _is_cold(keys: IntArray, tables: Iterable[Table]) -> IntArray:
-    """Mask (bool[n]) of the cells or failures with a block outside memory."""
+    """Mask (bool[n]) of the cells or failures that touch a cold block of one of the tables."""
     cold = np.zeros(len(keys), np.bool_)
     for table in tables:
         cold |= table.cold(keys[:, ORG], buckets(keys, table.grain))
@@ -325,7 +334,7 @@ def _is_cold(keys: IntArray, tables: Iterable[Table]) -> IntArray:
 
 
 def _cold_blocks(table: Table, org: IntArray, bucket: IntArray) -> set[tuple[int, int]]:
-    """The blocks (org, bucket) of a table that are not in memory, of those of int[n] each."""
+    """Of the blocks (org, bucket), given as int[n] each: those that the table does not have in memory."""
     cold = table.cold(org, bucket)
     return set(zip(org[cold].tolist(), bucket[cold].tolist(), strict=True))
 
