@@ -1,15 +1,16 @@
-"""Exact dedupe: every (org, event id) of the window behind one compact index, and its bytes at rest.
+"""Exact dedupe: the index that finds every (org, event id) of the dedupe window, and the stored form of ids.
 
-It owns what "seen" means. It knows nothing of partitions, offsets or the database: `pipeline.core.remembered`
-hands it numbered orgs and tells it from which hour on an id still counts.
+This module decides whether an id has been seen. It knows nothing of partitions, offsets or the database:
+`pipeline.core.remembered` hands it numbered orgs and tells it from which hour on an id still counts.
 
-An id is remembered under the UTC hour of the event time of its first occurrence. Hour numbers are
-hours since 1970.
+An id is remembered under an hour: the UTC hour of the event time of its first occurrence. Hours are numbered
+since 1970. For example, an event of 09:59 UTC puts its id into the hour from 09:00. A copy with the event
+time 10:01 finds the id there. When the dedupe window begins at 10:00, the id has *lapsed* and counts no more.
 
-Ids are kept whole in logs, in the order of their arrival, and found by an index of eight bytes a slot. A log
-is written at its end, and read again only where an id repeats and where lapsed ids are dropped: so it may lie
-in a file that the system pages out (``new_log``). What must stay in memory is the index, 11 to 16 bytes an
-id; a log takes 32 bytes an id, and up to half as much again for ids that have lapsed.
+Ids are kept whole in logs, in the order of their arrival. An index of eight bytes a slot finds them. A log is
+written at its end. It is read again only when an id repeats and when lapsed ids are dropped. So a log may lie
+in a file that the system pages out (``new_log``). The index must stay in memory: it takes 11 to 16 bytes an
+id. A log takes 32 bytes an id, and up to half as much again for ids that have lapsed.
 """
 
 from __future__ import annotations
@@ -27,27 +28,34 @@ from pipeline.core.secret import SECRET
 TABLES: Final = 16
 _ENTRY_BYTES: Final = 32
 BYTES_AT_REST: Final = 24
-"""An id takes so much in a segment, which has 20 bytes more for each of its orgs (version 0.1.0 took 20)."""
+"""Bytes of one id in a segment (in version 0.1.0: 20). Each org of the segment takes 20 bytes more."""
 _ENTRIES_MIN: Final = 768
 _GROWTH: Final = 1.5
 _GAIN_MIN: Final = 1.125
-"""A larger index that keeps the lapsed ids must bring so much room: else a table is renewed again at once."""
+"""When a full table keeps its lapsed ids, its new index must have at least this much more room.
+
+With less room the table would soon be full again. For example, 1000 entries are used, and 800 of them are
+live. The new index has room for 800 * 1.5 = 1200 entries. That is more than 1125, so the 200 lapsed entries
+stay. With 700 live entries the room would be 1050, so the 300 lapsed entries are dropped.
+"""
 _LOG_GROWTH: Final = 2
-"""The unused end of a log takes no memory: the system gives a page when it is written."""
+"""A new log is twice as long as its index has room. The unused end takes no memory, because the system gives
+a page only when somebody writes to the page."""
 _LOAD_MAX: Final = 0.75
 
 IntArray = npt.NDArray[Any]
 
 NewLog = Callable[[int], IntArray]
-"""Makes room for a number of entries: uint32[entries, 8], whatever it holds."""
+"""Makes a log for a number of entries: uint32[entries, 8]. Its first values may be anything."""
 
 
 NarrowChecks = Callable[[IntArray], IntArray]
-"""Gives the `kernels.hashing.narrow_checks`, of version 0.1.0, of the pairs at some places (int64[m])."""
+"""Computes the payload checks of version 0.1.0 (`kernels.hashing.narrow_checks`) of the pairs at some places
+(int64[m])."""
 
 
 class TooManyIds(Exception):
-    """The window holds more ids than it may."""
+    """The dedupe window of a partition holds more ids than DEDUPE_IDS_MAX."""
 
 
 def _log_in_memory(entries: int) -> IntArray:
@@ -55,14 +63,15 @@ def _log_in_memory(entries: int) -> IntArray:
 
 
 class SeenIds:
-    """The ids of the dedupe window. Size in memory: `memory_bytes`.
+    """Remembers the ids of the dedupe window.
 
-    Sixteen tables, by the hash of the id, because a table is copied when it grows: so that growing takes a
-    sixteenth of the memory and of the time. Their sizes differ from the start, so that they grow in turn.
+    The ids are spread over sixteen tables by their hash. A table is copied when it grows, so sixteen small
+    tables take a sixteenth of the memory and of the time at each growth. Their sizes differ from the start,
+    so that the tables grow one after another.
     """
 
     def __init__(self, *, new_log: NewLog | None = None, ids_max: int = 2**32) -> None:
-        """``new_log``: where the logs are, if not in memory. ``ids_max``: see `add`."""
+        """``new_log`` makes the logs; None: they are in memory. For ``ids_max`` see `add`."""
         self._new_log = new_log or _log_in_memory
         self._logs_in_memory = new_log is None
         self._ids_max = ids_max
@@ -76,15 +85,16 @@ class SeenIds:
 
     @property
     def memory_bytes(self) -> int:
-        """Of the index, and of the logs if they are in memory."""
+        """Memory of the index, and of the logs if they are in memory."""
         logs = len(self) * _ENTRY_BYTES if self._logs_in_memory else 0
         return sum(index.nbytes for index in self._indexes) + logs
 
     def reserve(self, count: int) -> None:
-        """Make room for about ``count`` ids in all, where that is known before they come. Raises OSError."""
+        """Make room for about ``count`` ids in all, before they come. Raises OSError: no room for a log."""
         count = min(count, self._ids_max)
         for number in range(TABLES):
-            # Chance gives no table the same share, and they must not all grow at once afterwards.
+            # By chance some tables get more ids than others, so each gets some room more than its share. The
+            # rooms differ, because the tables must not all grow at once afterwards.
             room = round((count + 16 * count**0.5) / TABLES * _GROWTH ** (number / TABLES))
             if self._room(number) < room:
                 self._renew(number, room, drop_before=None)
@@ -99,15 +109,22 @@ class SeenIds:
         kept_from: int | None = None,
         narrow_checks: NarrowChecks | None = None,
     ) -> IntArray:
-        """Look up and remember n pairs in order; returns outcomes uint8[n]: `kernels.ids.NEW` and the others.
+        """Look up n (org, id) pairs in order, and remember the new ones.
+
+        Returns an outcome for each pair, uint8[n]: `kernels.ids.NEW`, ``DUPLICATE``, ``CONFLICT`` or
+        ``NARROW``.
 
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint64[n] (of the
-        payload), ``live_from`` int32[n], which never goes back: entries of earlier hours are forgotten for
-        that event. Those before ``kept_from`` (the least of ``live_from``) may be given up for good.
-        ``narrow_checks`` is asked about those whose id version 0.1.0 stored; without it they are `NARROW`.
+        payloads), ``live_from`` int32[n]. ``live_from`` is the first hour that counts for each pair: the pair
+        does not see an entry of an earlier hour. ``live_from`` must never go back.
+
+        Entries of hours before ``kept_from`` may be dropped for good. None: the least of ``live_from``.
+
+        A pair may meet an id that version 0.1.0 stored with a shorter check. ``narrow_checks`` then decides
+        between duplicate and conflict. Without ``narrow_checks`` the outcome of that pair is ``NARROW``.
 
         Raises:
-            TooManyIds: more than ``ids_max`` ids are live, found when a table has to grow.
+            TooManyIds: more than ``ids_max`` ids are live. This is found out when a table has to grow.
             OSError: there is no room for a larger log.
         """
         n = len(ids)
@@ -145,7 +162,7 @@ class SeenIds:
         return outcomes
 
     def known(self, ids: IntArray, orgs: IntArray, live_from: IntArray) -> IntArray:
-        """Which of n pairs `add` would find (bool[n]), remembering none. Shapes as there."""
+        """Mask (bool[n]) of the pairs that `add` would find. Nothing is remembered. Shapes as in `add`."""
         n = len(ids)
         found = np.empty(n, np.bool_)
         hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
@@ -158,7 +175,10 @@ class SeenIds:
         return found
 
     def renew(self, number: int, *, live_from: int) -> None:
-        """Make room in a table: drop its ids of hours before ``live_from``, or grow where they are few."""
+        """Make room in a table: drop its ids of hours before ``live_from``, or grow if they are few.
+
+        Raises TooManyIds: the live ids are more than ``ids_max``.
+        """
         used = int(self._used[number])
         live = kernels.ids.count_live(self._logs[number][:used], live_from)
         if len(self) - used + live > self._ids_max:
@@ -170,11 +190,14 @@ class SeenIds:
         self._renew(number, room, drop_before=None if grows else live_from)
 
     def _room(self, number: int) -> int:
-        """Entries that a table can have before it is renewed."""
+        """How many entries a table can have before it must be renewed."""
         return min(int(len(self._indexes[number]) * _LOAD_MAX), len(self._logs[number]))
 
     def _renew(self, number: int, room: int, *, drop_before: int | None) -> None:
-        """Make an index for ``room`` entries, and a log where one must be dropped or it is too short."""
+        """Give a table an index for ``room`` entries, and a new log if the old one does not do.
+
+        The old log does not do if it is too short, or if entries of hours before ``drop_before`` must go.
+        """
         log, index, used = self._logs[number], _index(room), int(self._used[number])
         if drop_before is None and room <= len(log):
             kernels.ids.grow_index(self._indexes[number], index)
@@ -190,16 +213,17 @@ def _index(entries: int) -> IntArray:
 
 
 def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: IntArray) -> bytes:
-    """The ids of one hour as bytes: `BYTES_AT_REST` an id and 20 an org.
+    """Encode the ids of one hour as a segment: `BYTES_AT_REST` bytes an id and 20 an org.
 
-    ``org_uuids`` uint64[orgs, 2] by org number. Layout (little endian, but ids as 16 bytes in their order)::
+    ``org_uuids`` uint64[orgs, 2] has the id of each org by its number. ``orgs``, ``ids`` uint64[n, 2] and
+    ``checks`` uint64[n] belong together. Layout (little endian; an id is its 16 bytes in their order)::
 
         u32 2^32 - 1, u32 version of the layout: 1
-        u32 orgs, then for each: 16 bytes org id, u32 ids of it
+        u32 number of orgs, then for each org: 16 bytes org id, u32 number of its ids
         all ids, 16 bytes each
         all checks, u64 each
 
-    Version 0.1.0 began with the number of orgs, and its checks were u32 each.
+    A segment of version 0.1.0 began with the number of orgs, and its checks were u32 each.
     """
     counts = np.bincount(orgs)
     numbers = np.flatnonzero(counts)
@@ -220,8 +244,10 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
 
 
 def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """What `encode_segment` was given: org ids uint64[k, 2] and how many ids each has int64[k], by which ids
-    uint64[n, 2] and checks uint64[n] are ordered; those of version 0.1.0 too, whose checks are below 2^32.
+    """Decode a segment that `encode_segment` or version 0.1.0 made.
+
+    Returns the org ids uint64[k, 2], how many ids each org has int64[k], then all ids uint64[n, 2] and their
+    checks uint64[n], org by org. The checks of version 0.1.0 are below 2^32.
 
     Raises:
         ValueError: the segment has a layout of a later version.
@@ -241,7 +267,7 @@ def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray, IntArr
 
 
 def merge_segments(segments: Sequence[bytes]) -> bytes:
-    """One segment with the ids of all, in their order: an id that is in two stays twice."""
+    """Make one segment of several, with all ids in their order. An id that is in two segments stays twice."""
     parts = [decode_segment(segment) for segment in segments]
     uuids = Uuids()
     orgs = np.concatenate([np.repeat(uuids.number(orgs), counts) for orgs, counts, _, _ in parts])

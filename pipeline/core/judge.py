@@ -174,7 +174,7 @@ class Judge:
     ) -> None:
         """Judge from ``position`` on. The judge counts the outcomes in ``position`` and in ``tally``.
 
-        ``reader`` numbers the orgs, and ``days`` tells the sums of their days. ``new_log`` makes the files of
+        ``reader`` numbers the orgs, and ``days`` tells the sums of their days. ``new_log`` makes the logs of
         ids: see `pipeline.core.dedupe`.
         """
         self._rules = rules

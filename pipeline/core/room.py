@@ -1,16 +1,20 @@
-"""Whether a sum has room for another event: a row holds at most 2^63 - 1.
+"""Room in the sums: an event is rejected when a sum of its day would pass 2^63 - 1.
 
-The day of an org is judged: the sums over everything that a partition counted for one org in one UTC day.
-Every row of that org and day is a part of these sums, at every grain, and under whatever model and client an
-event is counted. So what fits into the day fits everywhere. The answer depends on the stream alone, not on
-chunks, flushes or restarts.
+The sums of an org's day are judged: the sums over all events that a partition has counted for one org in one
+UTC day. Every row of that org and day is a part of these sums, at every grain, and under every model and
+client. So an event that fits into the day fits into every row. For example, the input tokens of a day sum up
+to 2^63 - 11. An event with 10 input tokens is the last one to fit, and an event with 11 is rejected. The
+answer depends on the stream alone, not on chunks, flushes or restarts.
 
-In normal life no event is looked at. `Room` keeps a bound that no day passes. Each fold adds all that it
-brings to the bound. Only when the bound comes near the limit are the days added up, and events judged one by
-one.
+Most of the time no event is looked at alone. `Room` keeps a bound: no sum of any day is higher. Each fold
+adds the sums of all its events to the bound. When the bound passes half the limit, the days are added up and
+the bound is set anew. If the new bound passes half the limit too, or if `Room.high` has days, events are
+judged one by one.
 
-A day that is not in memory has at most `Room.stored_most`, unless it is among `Room.high`. Where that does
-not decide, the day is loaded first.
+A day outside memory has sums of at most `Room.stored_most`, a quarter of the limit, unless the day is in
+`Room.high`. For example, waiting events bring 5 % of the limit to a day outside memory. The day then has at
+most 30 %, so the events fit and nobody needs the day. A day is loaded only if it is in `Room.high`, or if it
+could pass 99 % of the limit.
 """
 
 from __future__ import annotations
@@ -32,30 +36,33 @@ Day = tuple[int, int]
 """(org's number, day)"""
 
 SUMS: Final = slice(5, 9)
-"""The columns of `windows.MEASURES`, and of the totals of cells, that are judged."""
+"""The columns of `windows.MEASURES` that are judged. The totals of cells have the same columns."""
 
 _FIELDS: Final = ("inputTokens", "outputTokens", "costEstimateCents", "latencyMs")
 _LATENCY_MAX: Final = 2**31
 _EXACT_EVENTS: Final = 90_000
-"""So many events at the highest cost (10^14) can be added up in int64."""
+"""Up to this many events at the highest cost (10^14) can be added up in int64."""
 
 
 class Room:
-    """Knows how full the days of a partition are. Not thread-safe."""
+    """Knows how full the days of one partition are. Not thread-safe."""
 
     def __init__(self, sum_max: int) -> None:
         self._sum_max = sum_max
         self.stored_most = sum_max // 4
-        """No day that is not in memory has a higher sum when it leaves, or comes into `high`."""
+        """A day that leaves memory with a higher sum than this goes into `high`."""
         self.high: set[Day] = set()
-        """Days that are not in memory and may be above `stored_most`."""
+        """Days outside memory that may have a sum above `stored_most`."""
         self._most = float(self.stored_most)
-        """No sum of any day is higher, but for those of `high`."""
+        """The bound: no sum of any day is higher, except in the days of `high`."""
         self._days: Rows | None = None
-        """While events are judged one by one: the sums of the days; of those not in memory, what waits."""
+        """The sums of the days, once they have been added up; None before.
+
+        Of a day outside memory only the events that wait for it are in here.
+        """
 
     def suffices(self, columns: Columns) -> bool:
-        """Is there room for all the events, without a look at each? Then they are taken for counted."""
+        """Is there surely room for all the events together? If so, the bound grows by their sums."""
         most = self._most + _total(columns)
         if self.high or most > self._sum_max // 2:
             return False
@@ -67,7 +74,11 @@ class Room:
         return self._days is not None
 
     def look(self, parts: Iterable[tuple[IntArray, IntArray]]) -> None:
-        """Add the days up: (org, day) int32[n, 2] and sums int64[n, 4], together all that was counted."""
+        """Add up the days, and set the bound anew.
+
+        The parts are (org, day) int32[n, 2] and sums int64[n, 4]. All parts together are all that was
+        counted.
+        """
         days = self._days = Rows(2, 4)
         for keys, sums in parts:
             rows = days.locate(np.ascontiguousarray(keys, np.int32))
@@ -75,16 +86,19 @@ class Room:
         self._most = float(self.stored_most) + float(days.measures.max())
 
     def forget(self) -> None:
-        """After a batch: if events were judged one by one, look again whether they still must be."""
+        """Give up the sums of the days after a batch: the next fold adds them up again if it must."""
         if self._days is not None:
             self.doubt()
 
     def doubt(self) -> None:
-        """Nothing is known of the days in memory: look before the next event is counted."""
+        """Give up the bound: the days must be added up before the next event is counted."""
         self._days, self._most = None, np.inf
 
     def undecided(self, columns: Columns, cold: IntArray) -> set[Day]:
-        """The days outside memory (events ``cold`` bool[n]) that must be loaded before anything is judged."""
+        """The days that must be loaded before any of the events is judged.
+
+        ``cold`` bool[n] marks the events whose day is outside memory.
+        """
         assert self._days is not None
         if not cold.any():
             return set()
@@ -104,11 +118,14 @@ class Room:
         return wanted
 
     def judge(self, columns: Columns, known: IntArray, live_from: IntArray) -> IntArray:
-        """Judge n events in order, taking the room of those that are to be counted.
+        """Judge n events in order. Each event that will count takes its room in the sums.
 
-        ``known`` bool[n]: those whose ids are remembered, which take no room. The second of two events of one
-        id takes none either, unless the first lies before the hour ``live_from`` (int32[n]) of the second.
-        Returns uint8[n]: 0, or a bit for each of the sums without room (see `faults`).
+        ``known`` bool[n] marks the events whose ids are remembered. They will not count and take no room.
+        When two of the n events have the same id and the first counts, the second takes no room either. The
+        exception: the first lies before ``live_from`` (int32[n]), the first hour that counts for the second.
+        Then the id of the first has lapsed, and both events count.
+
+        Returns uint8[n]: 0 for an event that fits, else a bit for each sum without room (see `faults`).
         """
         assert self._days is not None
         rows = self._days.locate(_days_of(columns))
@@ -134,7 +151,10 @@ class Room:
         return short
 
     def let_go(self, keys: IntArray, sums: IntArray, *, days_from: int) -> None:
-        """The days ``keys`` leave memory with these sums; no event comes for days before ``days_from``."""
+        """Note that the days ``keys`` leave memory with these sums. A day may have several rows.
+
+        Days before ``days_from`` are forgotten, because no event is accepted for them any more.
+        """
         left = Rows(2, 4)
         rows = left.locate(np.ascontiguousarray(keys, np.int32))
         kernels.rows.add_sums(left.measures, rows, np.ascontiguousarray(sums), self._sum_max)
@@ -143,7 +163,7 @@ class Room:
         self.high = {day for day in self.high if day[1] >= days_from}
 
     def came(self, days: Sequence[Day], sums: IntArray) -> None:
-        """These days are in memory now, with rows of these sums int64[n, 4]."""
+        """Note that these days have come into memory, with rows of these sums (int64[n, 4])."""
         highest = sums.sum(axis=0, dtype=np.float64).max()
         if self._days is not None or highest > self.stored_most or not self.high.isdisjoint(days):
             self.high.difference_update(days)
@@ -151,7 +171,7 @@ class Room:
 
 
 def faults(short: int) -> tuple[Fault, ...]:
-    """What a dead letter says of an event that `Room.judge` gave these bits."""
+    """The faults of a dead letter: one for each bit that `Room.judge` set."""
     return tuple(
         Fault(field, "no room in the bucket's sum") for bit, field in enumerate(_FIELDS) if short >> bit & 1
     )
@@ -167,7 +187,7 @@ def _sums_of(columns: Columns) -> IntArray:
 
 
 def _total(columns: Columns) -> float:
-    """At least the highest of the sums over the events."""
+    """A bound on the four sums over the events: none of them is higher."""
     n = len(columns)
     kind = np.int64 if n < _EXACT_EVENTS else np.float64
     sums = (columns.input_tokens, columns.output_tokens, columns.cost_microcents)

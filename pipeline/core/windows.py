@@ -1,12 +1,14 @@
 """Rollup rows in memory: tables of buckets keyed by small integers, with counts and latency sketches.
 
-A `Table` owns its rows, which of them are dirty, and which blocks are resident. A *block* is all rows
-of one org and one bucket: it is either wholly in memory or wholly not, and every block that begins at or
-after the table's ``horizon`` is. An event for a block that is not resident is *cold*: `pipeline.core.rollups`
-holds it back until the block has been loaded. Tables know nothing of partitions or of the database.
+A `Table` owns its rows. It knows which rows are dirty and which blocks are resident. A *block* is all rows of
+one org and one bucket. A block is either wholly in memory or wholly not. Every block that begins at or after
+the table's ``horizon`` is in memory, and an earlier block only if it has been loaded. A block outside memory
+is *cold*: `pipeline.core.rollups` holds events for it back until the block has been loaded. For example, the
+horizon of the hours is 09:00. The block of 10:00 is resident even if it has no row yet. The block of 08:00
+must be loaded before an event is added to it. Tables know nothing of partitions or of the database.
 
-Keys are int32 columns (org, bucket, model[, client[, status, error code]]): numbers that
-`events.Reader` gave out; ``bucket`` is the bucket's start divided by its length.
+Keys are int32 columns (org, bucket, model[, client[, status, error code]]). `events.Reader` gives out the
+numbers in them, except that ``bucket`` is the bucket's start divided by the bucket's length.
 """
 
 from __future__ import annotations
@@ -61,9 +63,9 @@ class Grain:
     measures: tuple[str, ...] = MEASURES
     """`MEASURES`, with a sketch for each row, or `COUNT` without."""
     late: int | None = None
-    """The column of the cells' totals that is the measure ``revision`` here; None without that measure."""
+    """The column of the cells' totals that becomes the measure ``revision``; None without that measure."""
     capped: tuple[int, ...] = ()
-    """Key columns under a `NameCap` of the hour. The rows of this grain tell which names it let in."""
+    """Key columns under a `NameCap` of the hour. The rows of this grain show which names the cap let in."""
     resident_us: int
     """How far behind the watermark a block's end must lie before the block leaves memory."""
 
@@ -124,7 +126,7 @@ GRAINS: Final = (USAGE_MINUTE, USAGE_HOUR, USAGE_DAY, CLIENT_HOUR, CLIENT_DAY)
 
 
 class Rows:
-    """Growing rows of int64 measures found by an int32 key: the bare hash table under every table here."""
+    """A growing hash table of int64 measures by a key of int32 columns. All tables here are built on it."""
 
     def __init__(self, key_width: int, measure_count: int) -> None:
         self.keys: IntArray = np.empty((256, key_width), np.int32)
@@ -140,14 +142,14 @@ class Rows:
         return self.keys.nbytes + self.measures.nbytes + self._slots.nbytes
 
     def locate(self, wanted: IntArray) -> IntArray:
-        """Rows (int64[n]) of the keys ``wanted`` int32[n, k]; unknown keys get new rows of zeros."""
+        """Find the row (int64[n]) of each key of ``wanted`` int32[n, k]. A new key gets a row of zeros."""
         self.reserve(len(wanted))
         rows = np.empty(len(wanted), np.int64)
         self.used = kernels.rows.locate(SECRET, self._slots, self.keys, self.used, wanted, rows)
         return rows
 
     def reserve(self, more: int) -> None:
-        """Make room for ``more`` keys. Called by whoever passes the arrays to a kernel."""
+        """Make room for ``more`` keys. Whoever passes the arrays to a kernel must call this first."""
         room = self.used + more
         if room > len(self.keys):
             size = max(room, 2 * len(self.keys))
@@ -162,7 +164,7 @@ class Rows:
         kernels.rows.locate(SECRET, self._slots, self.keys, 0, known, np.empty(len(known), np.int64))
 
     def keep(self, kept: IntArray) -> None:
-        """Forget all rows but ``kept`` (ascending row numbers), which are renumbered in that order."""
+        """Keep only the rows ``kept`` (ascending row numbers). They get new numbers in the same order."""
         size = max(256, len(kept))
         self.keys = _grown(self.keys[kept], size)
         self.measures = _grown(self.measures[kept], size)
@@ -177,7 +179,10 @@ def _grown(array: IntArray, size: int) -> IntArray:
 
 
 class Blobs(Sequence[bytes]):
-    """Byte strings kept as one array ``text`` uint8[...] and ``edges`` int64[n + 1]."""
+    """A sequence of n byte strings in one array: number i is ``text[edges[i]:edges[i + 1]]``.
+
+    ``text`` is uint8[...], and ``edges`` is int64[n + 1].
+    """
 
     def __init__(self, text: IntArray, edges: IntArray) -> None:
         self.text, self.edges = text, edges
@@ -203,23 +208,23 @@ class TableRows:
 
     grain: Grain
     keys: IntArray
-    """int32[n, k] numbers, as in the table."""
+    """int32[n, k], the same numbers as in the table."""
     measures: IntArray
     """int64[n, m]"""
     sketches: Sequence[bytes]
-    """n sketches, or none at all for a table without."""
+    """One sketch a row; empty for a table that only counts."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 class Table:
-    """The resident rows of one grain, with their sketches unless the grain only counts."""
+    """The resident rows of one grain. Each row has a sketch, unless the grain only counts."""
 
     def __init__(self, grain: Grain) -> None:
         self.grain = grain
         self.horizon = -(2**31)
-        """First bucket from which every block is resident."""
+        """Every block from this bucket on is resident."""
         self._rows = Rows(len(grain.key), len(grain.measures))
         self._dirty: IntArray = np.zeros(256, np.bool_)
         self._loaded: set[tuple[int, int]] = set()
@@ -237,7 +242,7 @@ class Table:
 
     @property
     def loaded_count(self) -> int:
-        """Blocks before the horizon that are resident because they were loaded."""
+        """How many blocks before the horizon have been loaded and are resident."""
         return len(self._loaded)
 
     @property
@@ -263,8 +268,8 @@ class Table:
     def add(self, keys: IntArray, totals: IntArray, pairs: tuple[IntArray, IntArray, IntArray]) -> None:
         """Add n cells of resident blocks to their rows.
 
-        Shapes: ``keys`` int32[n, k], ``totals`` int64[n, 15] (`cells.TOTALS`); ``pairs`` are
-        (cell, bin, count) int64[m] each, by cell and bin.
+        ``keys`` is int32[n, k], and ``totals`` is int64[n, 15] (`cells.TOTALS`). ``pairs`` has the bins of
+        the sketches: (cell, bin, count), int64[m] each, sorted by cell and bin.
         """
         assert self.grain.late is not None, f"{self.grain.name} only counts"
         rows = self._touch(keys)
@@ -274,7 +279,7 @@ class Table:
         self._add_bins(rows[cells], bins, counts)
 
     def count(self, keys: IntArray, counts: IntArray) -> None:
-        """Add to the row of each key: for a table of counts only."""
+        """Add a count to the row of each key, in a table that only counts."""
         rows = self._touch(keys)  # first: it may move the measures to a larger array
         kernels.rows.count(self._rows.measures, rows, counts)
 
@@ -309,9 +314,10 @@ class Table:
     # --- to and from the database -------------------------------------------------------------------
 
     def adopt(self, rows: TableRows, blocks: Sequence[tuple[int, int]] = ()) -> None:
-        """Take in rows as the database has them; ``blocks`` are resident from now on, rows or none.
+        """Take in rows from the database. ``blocks`` are resident from now on, also a block without rows.
 
-        Only for blocks that were not resident: what the table already counted would be lost.
+        The blocks must be cold. In a resident block the rows from the database would replace rows that have
+        counted since, and these counts would be lost.
         """
         self._loaded.update(blocks)
         if not len(rows):
@@ -326,9 +332,11 @@ class Table:
             self._add_bins(np.repeat(places, [len(b) for b, _ in parts]), bins, counts)
 
     def drain(self, order: Callable[[IntArray], IntArray]) -> TableRows:
-        """The dirty rows in full, marked clean: what is drained must be committed, or the ledger dies.
+        """Hand out the dirty rows in full, and mark them clean.
 
-        ``order`` takes keys int32[n, k] and returns the places in which to hand them out (int64[n]).
+        The rows must then be committed. If they cannot be committed, the ledger must be thrown away.
+
+        ``order`` takes keys int32[n, k] and returns the order in which to hand the rows out (int64[n]).
         """
         rows = np.flatnonzero(self._dirty[: len(self._rows)])
         self._dirty[rows] = False
@@ -346,12 +354,12 @@ class Table:
         return Blobs(out[: edges[-1]], edges)
 
     def measures_before(self, bucket: int) -> tuple[IntArray, IntArray]:
-        """Keys int32[n, k] and measures int64[n, m] of the resident rows of earlier buckets."""
+        """Keys int32[n, k] and measures int64[n, m] of the resident rows before ``bucket``."""
         mine = self._rows.keys[: len(self._rows), 1] < bucket
         return self._rows.keys[: len(self._rows)][mine], self._rows.measures[: len(self._rows)][mine]
 
     def evict(self, horizon: int) -> None:
-        """Forget the blocks before ``horizon``. Every row must be clean; what was drained gets committed."""
+        """Drop the blocks before ``horizon`` from memory. Every row must be clean."""
         rows = self._rows
         self._loaded.clear()
         self.horizon = max(self.horizon, horizon)
@@ -379,13 +387,13 @@ class Table:
         return self._rows.keys[: len(self._rows), column]
 
     def orgs(self) -> IntArray:
-        """The orgs (int64[n]) of all resident rows and blocks, each once or more."""
+        """The orgs (int64[n]) of all resident rows and blocks. An org may appear more than once."""
         loaded = np.array([org for org, _ in self._loaded], np.int64)
         return np.concatenate((self.column(0), loaded))
 
 
 class Spans:
-    """First and last event time by key since the last `drain`."""
+    """The first and the last event time of each key, since the last `drain`."""
 
     def __init__(self, key_width: int) -> None:
         self._key_width = key_width
@@ -399,16 +407,20 @@ class Spans:
         kernels.rows.span(self._rows.measures, rows, first_us, last_us)
 
     def drain(self) -> tuple[IntArray, IntArray]:
-        """Keys int32[n, k] and (first, last) int64[n, 2] in microseconds, and start anew."""
+        """Hand out keys int32[n, k] and (first, last) int64[n, 2] in microseconds, and start anew."""
         rows, self._rows = self._rows, Rows(self._key_width, 2)
         return rows.keys[: rows.used], rows.measures[: rows.used]
 
 
 class NameCap:
-    """Which names (models, clients, codes) have rows of their own in an org's hour: the first ``cap``.
+    """Lets the first ``cap`` names of an org's hour have rows of their own.
 
-    All others of the hour are counted under one name, whose number is ``overflow``. It and the numbers below
-    it are under no cap.
+    A name is a model, a client or an error code: one cap is for one of the three. All other names of the hour
+    are counted under one name, the *overflow*. For example, the cap is 1000, and
+    an org calls 1003 models between 09:00 and 10:00. The 1000 models that came first have rows of their own.
+    The other three share the row of the overflow.
+
+    The number ``overflow`` and the numbers below it are under no cap.
     """
 
     def __init__(self, cap: int, *, overflow: int) -> None:
@@ -418,9 +430,10 @@ class NameCap:
         self._groups = Rows(2, 1)
 
     def settle(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
-        """Give the overflow's number to those of the names int32[n] that the cap keeps out; which (int64[m]).
+        """Settle names int32[n] in their order: those over the cap become the overflow, in place.
 
-        The names are taken in order of appearance.
+        A name that the cap has let in once in the org's hour stays in. Returns the places (int64[m]) of the
+        names that became the overflow.
         """
         named = np.flatnonzero(name > self.overflow)
         refused = named[~self._admit(org[named], hour[named], name[named], self._cap)]
@@ -428,12 +441,12 @@ class NameCap:
         return refused
 
     def restore(self, org: IntArray, hour: IntArray, name: IntArray) -> None:
-        """Let in names that have rows: they were let in before, whatever the cap is now."""
+        """Let in names that have rows in the database. The cap let them in before, and may be lower now."""
         named = np.flatnonzero(name > self.overflow)
         self._admit(org[named], hour[named], name[named], 2**62)
 
     def counted(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
-        """The name (int32[n]) under which `settle` had each name counted."""
+        """The name under which `settle` had each name counted (int32[n]): its own, or the overflow."""
         counted = name.astype(np.int32)
         named = np.flatnonzero(counted > self.overflow)
         known = self._admit(org[named], hour[named], counted[named], 0)
@@ -441,7 +454,7 @@ class NameCap:
         return counted
 
     def _admit(self, org: IntArray, hour: IntArray, name: IntArray, cap: int) -> IntArray:
-        """Mask (bool[n]) of the names that have a row of their own, under this cap for new ones."""
+        """Mask (bool[n]) of the names that have a row of their own. New names get one up to ``cap``."""
         groups = self._groups.locate(np.stack((org, hour), axis=1).astype(np.int32))
         counts = self._groups.measures[:, 0]
         names = self._names
