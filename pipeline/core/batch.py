@@ -1,7 +1,7 @@
-"""What goes between a ledger and its database: rows, dead letters, ids, and a batch of all of them.
+"""The data that pass between a ledger and its database: rows, dead letters, ids, and the batch of all these.
 
-These are data and nothing else. `pipeline.core.ledger` makes them; the sink, the freshness cache and the
-archive read them. Orgs and models have their real ids here, and no numbers.
+The classes here are data and nothing else. `pipeline.core.ledger` makes them. The sink, the freshness cache
+and the archive read them. Orgs and models have their real ids here instead of numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.core.wire import Fault
 IntArray = npt.NDArray[Any]
 
 REPLAY_SEGMENTS: Final = 2**62
-"""Where the numbers of id segments begin that came with no offset: no stream gets that far."""
+"""Batches that bring no new offset number their id segments from here on. No stream has offsets this high."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,25 +32,34 @@ class Position:
 
     next_offset: int = 0
     newest_us: int = NEVER
-    """Newest accepted event time, no later than its chunk's broker time; `watermark.NEVER` at first."""
+    """Newest time of an accepted event, or the broker time of its chunk if that is earlier.
+
+    `watermark.NEVER` until an event has been accepted.
+    """
     broker_us: int = 0
     """Broker timestamp of the last chunk."""
     newest_broker_us: int = 0
-    """Newest broker timestamp of any chunk so far: the broker's clock may have gone back since."""
+    """Newest broker timestamp of any chunk so far. The last chunk's may be older, if the clock went back."""
     ids_from_hour: int = 0
-    """Ids of earlier hours may have been dropped, under another window. Maintenance writes it, no flush."""
+    """Ids of earlier hours may have been dropped, under another dedupe window.
+
+    Maintenance writes this hour. A flush does not.
+    """
     watermark_us: int | None = None
     offered: int = 0
     accepted: int = 0
     duplicate: int = 0
     rejected: int = 0
     replays: int = 0
-    """Replays of dead letters that were settled, one way or another."""
+    """How many dead letters have been backfilled, with any outcome."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One refused record, with all that is needed to look at it and to replay it; or a whole batch."""
+    """One rejected record, with everything that an operator needs to look at it and to backfill it.
+
+    A dead letter may also stand for all records of a sub-entry batch that nobody can unpack.
+    """
 
     offset: int
     position: int
@@ -59,28 +68,28 @@ class DeadLetter:
     reason: str
     faults: tuple[Fault, ...]
     body: bytes | None
-    """The original bytes, or the first `KEPT_BYTES_MAX`; None in a flood, when only the offset is kept."""
+    """The original bytes, at most the first `KEPT_BYTES_MAX`. None in a flood: then only the offset is kept."""
     body_bytes: int | None = None
     body_sha256: bytes | None = None
-    """Of a body that was cut: length and digest of the whole."""
+    """Length and digest of the whole body, if ``body`` is only its beginning."""
     records: int = 1
-    """How many from ``offset`` on: more than one where a batch cannot be undone; ``body`` is the batch."""
+    """How many records from ``offset`` on. For more than one, ``body`` is the batch that holds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """All rows of one org and one bucket of a table, by their real names."""
+    """All rows of one org and one bucket of a table; the org has its real id."""
 
     grain: Grain
     org: tuple[int, int]
-    """(high, low) 64 bits of the org id."""
+    """The org id as (high, low), 64 bits each."""
     bucket: int
     """Bucket start divided by the bucket's length."""
 
 
 @dataclass(slots=True, kw_only=True)
 class StoredRows:
-    """Rows with real ids instead of numbers: what the sink writes and reads. Arrays of one length n."""
+    """Rows with real ids, as the sink writes and reads them: arrays of one length n."""
 
     grain: Grain
     org: IntArray
@@ -115,7 +124,10 @@ class SeenRows:
 
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """Everything that one transaction writes, and what it must find (``from_offset``, ``from_replays``)."""
+    """Everything that one flush commits.
+
+    The transaction must find the partition at ``from_offset`` and ``from_replays``.
+    """
 
     from_offset: int
     from_replays: int
@@ -126,14 +138,14 @@ class Batch:
     models: SeenRows
     clients: SeenRows
     id_segments: Mapping[int, bytes]
-    """Hour number to the ids accepted in it since the last batch."""
+    """By the number of the hour: a segment of the ids accepted since the last batch."""
     dead_letters: list[DeadLetter]
     accepted: AcceptedEvents | None = None
-    """For the archive; None without one, or without events."""
+    """The accepted events for the archive; None if there is no archive or no accepted event."""
     settled: Sequence[Settled] = ()
-    """What became of replayed dead letters."""
+    """The outcomes of backfilled dead letters."""
     replayed_from_us: int | None = None
-    """Time of the oldest event that a replay has counted in this batch."""
+    """Time of the oldest event that a backfill has counted in this batch."""
 
     @property
     def row_count(self) -> int:
@@ -141,7 +153,7 @@ class Batch:
 
     @property
     def segment(self) -> int:
-        """Tells the ids of this batch from those of all others of the partition."""
+        """The number of this batch's id segments; no other batch of the partition has the same number."""
         moved = self.position.next_offset > self.from_offset
         return self.position.next_offset if moved else REPLAY_SEGMENTS + self.position.replays
 

@@ -1,8 +1,9 @@
 """Bodies in, columns out: the fast reader of the wire contract.
 
-It owns speed and nothing else: the compiled `scan` reads what is plainly right, ids and names become small
-numbers, and everything else goes to `wire.read`, which has the last word. So the fast path may refuse too
-much, and never too little (``tests/unit/test_events.py`` holds the two together).
+This module owns speed and nothing else. The compiled `scan` reads the bodies that are plainly right. Ids and
+names become small numbers. All other bodies go to `wire.read`, which has the last word. So the fast path may
+pass on a body that is valid after all, but it must never accept a body that `wire.read` rejects.
+``tests/unit/test_events.py`` compares the two.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ IntArray = npt.NDArray[Any]
 
 
 class Names:
-    """Strings numbered in order of first sight; '' is 0, `OVERFLOW` is 1. By number: ``texts``,
-    ``digests``."""
+    """Numbers strings in the order in which they first come.
+
+    '' has the number 0, and the overflow has the number `OVERFLOW`. ``texts`` and ``digests`` have the text
+    and its digest by number.
+    """
 
     OVERFLOW: Final = 1
-    """What is beyond the cap of an org and hour. No event has this name."""
+    """The number of the name for everything over the cap of an org's hour. No event has this name."""
 
     def __init__(self, overflow: str) -> None:
-        """``overflow``: a text that no event can hold."""
+        """``overflow`` is a text that no event can hold, so that it stands for the overflow alone."""
         self.texts: list[str] = [""]
         self.digests: IntArray = np.zeros(256, np.uint64)
         self._pool: IntArray = np.empty(4096, np.uint8)
@@ -50,7 +54,7 @@ class Names:
         return sum(array.nbytes for array in arrays) + _TEXT_BYTES * len(self.texts)
 
     def numbers(self, texts: Sequence[str]) -> IntArray:
-        """Numbers (int32[n]) of strings."""
+        """The numbers (int32[n]) of some strings. A new string gets the next number."""
         encoded = [text.encode() for text in texts]
         edges = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, encoded), np.int64, count=len(encoded)), out=edges[1:])
@@ -58,9 +62,10 @@ class Names:
         return self.number(np.frombuffer(b"".join((*encoded, PADDING)), np.uint8), ranges)
 
     def number(self, text: IntArray, ranges: IntArray) -> IntArray:
-        """Numbers (int32[n]) of the strings ``text[first:end]``, for ranges int64[n, 2] in UTF-8.
+        """The numbers (int32[n]) of strings in a text. A new string gets the next number.
 
-        `PADDING` ends ``text``.
+        ``ranges`` int64[n, 2] has (first, end) of each string in ``text``, which is UTF-8 and ends with
+        `PADDING`.
         """
         known = len(self.texts)
         room = known + len(ranges) + 1
@@ -86,7 +91,7 @@ class Names:
     def _intern(
         self, text: IntArray, ranges: IntArray, out: IntArray, *, used: int, done: int
     ) -> tuple[int, int]:
-        """As `kernels.names.intern_texts`."""
+        """Call `kernels.names.intern_texts`, which returns how many names there are and where it stopped."""
         pool, edges = self._pool, self._edges
         stopped: tuple[int, int] = kernels.names.intern_texts(
             SECRET,
@@ -104,7 +109,7 @@ class Names:
 
 
 _TEXT_BYTES: Final = 80
-"""About what a short text takes in Python."""
+"""A short text takes about this much memory in Python."""
 
 
 def _grown(array: IntArray, size: int) -> IntArray:
@@ -114,9 +119,10 @@ def _grown(array: IntArray, size: int) -> IntArray:
 
 
 class Uuids:
-    """128-bit ids numbered in order of first sight. ``keys`` uint64[..., 2] holds (high, low) by number.
+    """Numbers 128-bit ids in the order in which they first come.
 
-    A number means the same id until `keep` frees it; then the next new id may have it.
+    ``keys`` uint64[..., 2] holds (high, low) of each id by its number. A number means the same id until
+    `keep` frees the number. Then the next new id may get it.
     """
 
     def __init__(self) -> None:
@@ -126,7 +132,7 @@ class Uuids:
         self._slots: IntArray = np.full(4096, -1, np.int32)
         self._used = 0
         self._top = 0
-        """No number was ever this high."""
+        """All numbers that were ever taken are lower."""
         self._ranks: IntArray = np.empty(0, np.int64)
         self._ranked = 0
 
@@ -138,7 +144,7 @@ class Uuids:
         return self.keys.nbytes + self._numbers.nbytes + self._slots.nbytes + self._ranks.nbytes
 
     def ranks(self) -> IntArray:
-        """The place of each number that is taken (int64[numbers]) in the order of the ids."""
+        """Sort the ids: for each taken number, the place of its id among all ids (int64[numbers])."""
         if self._ranked != self._used:
             taken = self._numbers[: self._used]
             keys = self.keys[taken]
@@ -147,7 +153,7 @@ class Uuids:
         return self._ranks
 
     def number(self, wanted: IntArray) -> IntArray:
-        """Numbers (int32[n]) of ``wanted`` uint64[n, 2]."""
+        """The numbers (int32[n]) of the ids ``wanted`` uint64[n, 2]. A new id gets a free number."""
         room = self._used + len(wanted)
         if room > len(self.keys):
             more = np.arange(len(self.keys), len(self.keys) + room, dtype=np.int32)
@@ -163,7 +169,7 @@ class Uuids:
         return out
 
     def keep(self, *used: IntArray) -> None:
-        """Free all numbers but ``used`` (int[n] each, all taken): nothing may hold the others any more."""
+        """Keep the numbers ``used`` (int[n] each, all taken), and free the others. Nobody may hold those."""
         is_used = np.zeros(self._top, np.bool_)
         for numbers in used:
             is_used[numbers] = True
@@ -182,7 +188,7 @@ class Uuids:
 
 @dataclass(slots=True)
 class Columns:
-    """Valid events as arrays of one length, in stream order; ids and names are numbers."""
+    """Valid events as arrays of one length, in stream order. Orgs, models and names are numbers."""
 
     source: IntArray
     """int64: place of the body in the batch."""
@@ -207,7 +213,7 @@ class Columns:
         return len(self.source)
 
     def take(self, which: IntArray) -> Columns:
-        """The events at some places (or of a mask), as new columns."""
+        """New columns with the events at some places, or with the events of a mask."""
         if which.dtype == np.bool_:
             which = np.flatnonzero(which)
         return Columns(*(getattr(self, f.name).take(which, axis=0) for f in fields(self)))
@@ -221,7 +227,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A body that is no valid event: its place in the batch, the reason and every fault."""
+    """A body that is no valid event: its place among the bodies, the reason and every fault."""
 
     source: int
     reason: str
@@ -234,7 +240,7 @@ def _halves(ids: Sequence[int]) -> IntArray:
 
 
 class Reader:
-    """Turns bodies into `Columns`; numbers orgs, models, clients and error codes as it meets them."""
+    """Turns bodies into `Columns`, and numbers orgs, models, clients and error codes on the way."""
 
     OVERFLOW_MODEL: Final = 0
     """The number of `wire.OVERFLOW_MODEL`. No event has this model."""
@@ -249,17 +255,17 @@ class Reader:
 
     @property
     def memory_bytes(self) -> int:
-        """What the numbered names hold, about."""
+        """About how much memory the numbered orgs, models and names take."""
         known = (self.orgs, self.models, self.clients, self.error_codes)
         return sum(names.memory_bytes for names in known)
 
     @property
     def names_known(self) -> int:
-        """Orgs, models, clients and error codes that have a number."""
+        """How many orgs, models, clients and error codes have a number."""
         return len(self.orgs) + len(self.models) + len(self.clients) + len(self.error_codes)
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
-        """Read bodies in stream order. Every body is in the columns or among the refused, never in both."""
+        """Read bodies in stream order. Each body ends up either in the columns or among the refused ones."""
         if not isinstance(bodies, Bodies) or not bodies.padded:
             bodies = Bodies.join([bodies])
         columns, doubtful = self._scan(bodies)
@@ -304,7 +310,7 @@ class Reader:
         return out
 
     def _scan(self, bodies: Bodies) -> tuple[Columns, IntArray]:
-        """The columns of what is plainly right, and the places of the rest."""
+        """Read the bodies that are plainly right: their columns, and the places of the other bodies."""
         n = len(bodies)
         text: IntArray = np.frombuffer(bodies.text, np.uint8)
         event, org, model = (np.empty((n, 2), np.uint64) for _ in range(3))
@@ -382,7 +388,7 @@ class Reader:
         output_tokens: IntArray,
         cost_microcents: IntArray,
     ) -> Columns:
-        """Columns with numbers for orgs and models (given as uint64[n, 2]), and the payload checks."""
+        """Make `Columns`: orgs and models (uint64[n, 2] each) get numbers, and payloads get checks."""
         check = np.empty(len(source), np.uint64)
         kernels.hashing.payload_checks(
             model,

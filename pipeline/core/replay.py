@@ -1,18 +1,20 @@
-"""Judging dead letters that an operator wants counted: the one way into the books beside the stream.
+"""Backfill: decides which of the dead letters that an operator wants counted may count.
 
-A letter is judged like an event of the stream, by its own place in it, but it may be older than the dedupe
-window. That rule protects exactness, so something else must: an event counts only where it can be shown that
-its id has not been counted before. An id may have been counted under the hour of another event time than the
-letter's own, so every hour of `Hours` is looked at. These can tell of an hour:
+A backfill is the only way into the books beside the stream. The code calls it a replay, as the command does.
 
-1. an earlier replay of the same event (kept for as long as rollups are, and found whatever the hour),
-2. the archive, as far as the command that asked for the replay has looked it up,
-3. the ids of the window, in memory,
-4. the ids of older hours that the database still stores.
+A letter is judged like an event of the stream, at the letter's own place in the stream. One rule of the
+stream does not apply: the letter may be older than the dedupe window. So the window alone cannot show that
+the event is new. An event counts only if every hour in which its id could be has been checked (`Hours`), and
+the id is in none of them. Four sources can tell about an hour:
 
-Where one of the hours is told by none of them, the letter stays what it is, and so does every ``conflict``:
-that letter is itself the proof that its id was counted. Only an operator who takes the risk (``accept``) has
-such letters counted.
+1. An earlier backfill of the same event. It is kept as long as the rollups, and found under any hour.
+2. The archive, as far as the command that asked for the backfill has looked the event up.
+3. The ids of the dedupe window, in memory.
+4. The ids of older hours that the database still stores.
+
+If no source tells about one of the hours, the letter stays a dead letter. A letter with the reason
+``conflict`` always stays one, because it is itself the proof that its id was counted. The exception: an
+operator can take the risk and ask for such letters to be counted (``accept``).
 """
 
 from __future__ import annotations
@@ -34,8 +36,12 @@ Key = tuple[int, ...]
 """(org high, org low, event high, event low)"""
 
 EVIDENCE: Final = ("none", "absent", "counted", "accept")
-"""What the command found out: nothing; by the archive, that the event was not counted, or that it was, with
-this payload; or that the operator wants it counted where nothing tells."""
+"""The evidence that the command brings for a letter.
+
+``none``: the command found nothing. ``absent``: by the archive, the event was not counted. ``counted``: by
+the archive, the event was counted with this payload. ``accept``: the operator wants the event counted even if
+no source tells about an hour.
+"""
 
 OUTCOMES: Final = (
     "accepted",
@@ -47,20 +53,25 @@ OUTCOMES: Final = (
     "invalid",
     "gone",
 )
-"""What becomes of a replay. The first two take the letter out of ``rejected``; ``unknown``: nothing tells
-whether the event was counted; ``gone``: its bytes are nowhere any more."""
+"""The outcomes of a backfilled letter.
+
+``accepted`` and ``duplicate`` take the letter out of the count of rejected events. ``unknown``: no source
+tells whether the event was counted. ``gone``: the bytes of the event are nowhere any more.
+"""
 
 LETTERS_MAX: Final = 1000
-"""Letters replayed in one flush: bounds the rows that must be loaded for them."""
+"""At most this many letters are backfilled in one flush, because their rows must be loaded for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hours:
-    """The hours that could hold the id of a letter's event, if that id has been counted.
+    """The hours in which the id of a letter's event can be, if the id has been counted.
 
-    These are the event's own hour, and all of the dedupe window as it lay at the letter's broker time: from
-    an hour before the window to 5 minutes after the broker time. For example, X was counted at 11:30, and a
-    copy with the same id and the event time 10:30 became a letter at 12:00: the id is in the hour from 11:00.
+    One is the hour of the event's own time. The others are those of the dedupe window as it lay at the
+    letter's broker time: from one hour before the window to 5 minutes after the broker time. The others are
+    needed because a copy with another event time may have counted first. For example, an event of 11:30 was
+    counted. At 12:00 a copy with the same id and the event time 10:30 became a letter. The letter's own hour
+    is the one from 10:00, but its id is in the hour from 11:00.
     """
 
     window: range
@@ -68,7 +79,7 @@ class Hours:
 
     @classmethod
     def of(cls, occurred_us: int, broker_us: int, *, window_us: int, future_us: int) -> Hours:
-        """Of an event at ``occurred_us`` in a chunk of ``broker_us``; ``future_us``: see `judge`."""
+        """The hours of an event at ``occurred_us`` in a chunk of ``broker_us``; ``future_us``: see `judge`."""
         first = (broker_us - window_us) // HOUR_US - 1
         return cls(range(first, (broker_us + future_us) // HOUR_US + 1), occurred_us // HOUR_US)
 
@@ -76,7 +87,7 @@ class Hours:
         return hour == self.own or hour in self.window
 
     def between(self, first: int, end: int) -> list[int]:
-        """Those from ``first`` on and before ``end``."""
+        """The hours from ``first`` on and before ``end``."""
         hours = list(range(max(first, self.window.start), min(end, self.window.stop)))
         if first <= self.own < end and self.own not in self.window:
             hours.append(self.own)
@@ -85,7 +96,7 @@ class Hours:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
-    """One dead letter to replay."""
+    """One dead letter to backfill."""
 
     offset: int
     position: int
@@ -94,22 +105,25 @@ class Letter:
     evidence: str
     """One of `EVIDENCE`."""
     reason: str
-    """Why it was refused; empty where its row has been purged."""
+    """Why the event was rejected; empty if the row of the dead letter has been purged."""
     body: bytes | None
     absent_to_hour: int = 0
-    """With the evidence ``absent``: the archive told of all hours before this one."""
+    """With the evidence ``absent``: the archive tells about all hours before this one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """What became of one letter; where it was accepted, its ids as (high, low) and its payload's check."""
+    """The outcome of one backfilled letter. An accepted one has its ids as (high, low) and its check."""
 
     offset: int
     position: int
     outcome: str
     """One of `OUTCOMES`."""
     at_offset: int
-    """How far the stream had been read: reading it so far and then replaying gives the same rows again."""
+    """The offset that the stream had been read to.
+
+    Whoever reads the stream up to this offset and then backfills the letter gets the same rows again.
+    """
     org: tuple[int, int] | None = None
     event: tuple[int, int] | None = None
     check: int | None = None
@@ -126,13 +140,13 @@ class CountedIds:
     event: IntArray
     """uint64[n, 2] each, (high, low)"""
     hour: IntArray
-    """int64[n]: the hour in which it was found, `ANY_HOUR` for those of earlier replays."""
+    """int64[n]: the hour in which the id was found. An event of an earlier backfill has `ANY_HOUR`."""
     check: IntArray
     """uint64[n]: see `kernels.hashing.payload_checks`, or ``narrow_checks`` if version 0.1.0 counted it."""
 
     @staticmethod
     def of_settled(settled: Sequence[Settled]) -> CountedIds:
-        """What replays have counted."""
+        """The events that earlier backfills have counted."""
         mine = [one for one in settled if one.outcome == "accepted"]
         return CountedIds(
             org=np.array([one.org for one in mine], np.uint64).reshape(-1, 2),
@@ -153,27 +167,31 @@ class CountedIds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """Letters with what their bodies say. ``columns.source`` is the place of the letter."""
+    """Letters whose bodies have been read. ``columns.source`` is the place of each event's letter."""
 
     letters: Sequence[Letter]
     columns: Columns
     refused: Sequence[Refused]
     orgs: IntArray
-    """uint64[n, 2]: the columns' orgs by their ids."""
+    """uint64[n, 2]: the id of each event's org."""
     narrow_checks: IntArray
     """uint64[n]: see `kernels.hashing.narrow_checks`."""
     hours: Sequence[Hours]
-    """Of each of the columns' events."""
+    """For each event of the columns, the hours in which its id can be."""
     live_from: int
     """First hour whose ids are all in memory."""
     stored_from: int
     """First hour whose ids are all in the database."""
     looked_up_to: int
-    """First hour whose ids are not looked up in the database: ``live_from``, or later without a memory."""
+    """The ids of this hour and of later ones are not looked up in the database.
+
+    A worker sets ``live_from``, because it has the later ids in memory. A caller without such a memory sets a
+    later hour.
+    """
 
     @property
     def keys(self) -> list[Key]:
-        """Of each event."""
+        """(org high, org low, event high, event low) of each event."""
         return _keys(self.orgs, self.columns.event)
 
     def of_stored_hours(self) -> dict[int, set[Key]]:
@@ -198,7 +216,7 @@ def open_letters(
     future_us: int,
     looked_up_to: int | None = None,
 ) -> Opened:
-    """Read the letters' bodies. For the hours see `Opened`; ``looked_up_to`` None: as ``live_from``."""
+    """Read the bodies of letters. For the hours see `Opened`. ``looked_up_to`` None means ``live_from``."""
     held = [place for place, letter in enumerate(letters) if letter.body is not None]
     columns, refused = reader.read([letters[place].body or b"" for place in held])
     places = np.array(held, np.int64)
@@ -228,11 +246,11 @@ def judge(
     future_us: int,
     has_room: Callable[[Columns], IntArray] | None = None,
 ) -> list[str]:
-    """The outcome of each event of ``opened.columns``, remembering those that are accepted.
+    """Decide the outcome of each event of ``opened.columns``, and remember the accepted ones in ``seen``.
 
-    ``counted`` has what earlier replays and the stored hours say of these events. ``future_us`` is how far
-    after its broker time an event may lie. ``has_room`` says for which events (bool[n]) the sums
-    have room, if they are counted in this order; None: for all.
+    ``counted`` has the events that earlier backfills or the stored hours know. An event may lie ``future_us``
+    after its broker time. ``has_room`` gives a mask (bool[n]) of the events for which the sums have room,
+    when the events are counted in this order. None: the sums have room for all.
     """
     columns = opened.columns
     hours = columns.occurred_us // HOUR_US
@@ -247,7 +265,8 @@ def judge(
         known.setdefault(key, []).append((hour, check))
     outcomes = ["unknown"] * len(columns)
     asked: list[int] = []
-    # Those of the window first: an older one with the same id finds them in memory then, not the reverse.
+    # Events inside the dedupe window come first. An older event with the same id then finds the id in memory.
+    # The other way round, the younger event would not see the older one, whose hour has lapsed.
     for i in np.argsort(~live, kind="stable").tolist():
         letter = opened.letters[int(columns.source[i])]
         if columns.occurred_us[i] > letter.broker_us + future_us:
@@ -284,7 +303,7 @@ def judge(
             outcomes[i] = "duplicate"
         elif how == kernels.ids.CONFLICT:
             outcomes[i] = "conflict"
-        elif firsts := _counted(known.get(keys[i], ()), opened, i):  # another letter of these
+        elif firsts := _counted(known.get(keys[i], ()), opened, i):  # another of these letters was accepted
             outcomes[i] = _repeat(firsts, checks[i])
         else:
             known.setdefault(keys[i], []).append((ANY_HOUR, checks[i][0]))
@@ -293,7 +312,7 @@ def judge(
 
 
 def settle(opened: Opened, outcomes: Sequence[str], *, at_offset: int) -> list[Settled]:
-    """What became of every letter, in their order."""
+    """Put together the outcome of every letter, in the order of the letters."""
     by_place = {bad.source: bad.reason for bad in opened.refused}
     events: dict[int, dict[str, Any]] = {}
     columns = opened.columns
@@ -319,7 +338,11 @@ def settle(opened: Opened, outcomes: Sequence[str], *, at_offset: int) -> list[S
 
 
 def among(wanted: Collection[Key], hour: int, segment: bytes) -> CountedIds:
-    """Which of the wanted are in a segment of an hour's ids: they are few, its ids may be millions."""
+    """Find the ``wanted`` keys in the id segment of an hour.
+
+    The wanted keys are few, and a segment may hold millions of ids. So all ids are first compared by their
+    lower half, and only the matches become Python objects.
+    """
     orgs, counts, event, check = dedupe.decode_segment(segment)
     org = np.repeat(orgs, counts, axis=0)
     lows = np.array(sorted({key[3] for key in wanted}), np.uint64)
@@ -336,17 +359,24 @@ def _keys(org: IntArray, event: IntArray) -> list[Key]:
 
 
 def _counted(found: Sequence[tuple[int, int]], opened: Opened, i: int) -> list[int]:
-    """The checks of those that were counted before event ``i``, among (hour, check) with its id."""
+    """The checks under which the id of event ``i`` has counted before.
+
+    ``found`` has (hour, check) of all known events with this id. Such an event matters if an earlier backfill
+    counted it, if its hour is in memory, or if its hour is one of the `Hours` of event ``i``.
+    """
     hours, live_from = opened.hours[i], opened.live_from
     return [check for hour, check in found if hour == ANY_HOUR or hour >= live_from or hour in hours]
 
 
 def _has_gap(letter: Letter, hours: Hours, stored_from: int) -> bool:
-    """Is there an hour that could hold the id, and of which neither the database nor the archive tells?"""
+    """Is there an hour that could hold the id, and about which neither database nor archive tells?"""
     told_to = letter.absent_to_hour if letter.evidence == "absent" else 0
     return bool(hours.between(told_to, stored_from))
 
 
 def _repeat(counted_checks: Collection[int], checks: tuple[int, int]) -> str:
-    """Of an event whose id was counted with some checks; its own are the wide one and the narrow one."""
+    """The outcome of an event whose id has counted: a duplicate if one of the checks is the same.
+
+    ``checks`` are the event's own: the wide one, and the narrow one of version 0.1.0.
+    """
     return "conflict" if set(checks).isdisjoint(counted_checks) else "duplicate"

@@ -416,9 +416,9 @@ class NameCap:
     """Lets the first ``cap`` names of an org's hour have rows of their own.
 
     A name is a model, a client or an error code: one cap is for one of the three. All other names of the hour
-    are counted under one name, the *overflow*. For example, the cap is 1000, and
-    an org calls 1003 models between 09:00 and 10:00. The 1000 models that came first have rows of their own.
-    The other three share the row of the overflow.
+    are counted under one name, the *overflow*. For example, the cap is 1000, and an org calls 1003 models
+    between 09:00 and 10:00. The 1000 models that came first have rows of their own. The other three share the
+    row of the overflow.
 
     The number ``overflow`` and the numbers below it are under no cap.
     """
