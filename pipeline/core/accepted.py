@@ -1,7 +1,7 @@
-"""The accepted events of a batch, one by one: what the archive keeps, beside the sums of the tables.
+"""The accepted events of a batch, one by one, for the archive.
 
-It owns which names an event was counted under, and how late it was. It holds events only between two drains,
-and knows nothing of files.
+This module knows which names each event was counted under, and how late each event was. It holds events only
+between two drains, and it knows nothing of files.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ class AcceptedEvents:
     """Accepted events as arrays of one length, in stream order."""
 
     first_number: int
-    """How many events the partition had accepted before these."""
+    """How many events the partition had accepted before these: the number of the first one of these."""
     complete_from_us: int | None
-    """No event before these lies in a bucket that begins here or later; None: there are none before."""
+    """A bucket that begins here or later holds no event that was accepted before these.
+
+    None: these are the first events of the partition. For example, the newest broker time before these events
+    was 12:00. An accepted event lies at most 5 minutes after its broker time, so ``complete_from_us`` is
+    12:05.
+    """
     complete_to_us: int
-    """No event after these lies in a bucket that ends here or earlier."""
+    """A bucket that ends here or earlier gets no more events from the stream.
+
+    For example, the newest broker time is now 12:10, and the dedupe window is 24 h. An event before 12:10 of
+    yesterday is too late from now on, so ``complete_to_us`` is 12:10 of yesterday.
+    """
     offset: IntArray
     broker_us: IntArray
     """int64 each"""
@@ -37,17 +46,17 @@ class AcceptedEvents:
     org: IntArray
     model: IntArray
     counted_model: IntArray
-    """uint64[n, 2] each, (high, low); the model is the event's own, and the one it was counted under."""
+    """uint64[n, 2] each, (high, low). ``model`` is the event's own; ``counted_model`` may be the overflow."""
     client: IntArray
     counted_client: IntArray
-    """int32 each, places in ``clients``: the event's own, and the one it was counted under."""
+    """int32 each, places in ``clients``: the event's own client, and the client it was counted under."""
     clients: list[str]
     occurred_us: IntArray
     latency_ms: IntArray
     status: IntArray
     error_code: IntArray
     counted_error_code: IntArray
-    """int32 each, places in ``error_codes``; an event that did not fail counts under no code."""
+    """int32 each, places in ``error_codes``. An event that did not fail was counted under the code ''."""
     error_codes: list[str]
     input_tokens: IntArray
     output_tokens: IntArray
@@ -64,7 +73,7 @@ class AcceptedLog:
     """Collects accepted events from one drain to the next."""
 
     def __init__(self, *, accepted: int, newest_broker_us: int) -> None:
-        """Where the partition stands: how many it has accepted, and the broker's newest time."""
+        """Begin where ``accepted`` events have been accepted, with the newest broker time so far."""
         self._accepted = accepted
         self._newest_broker_us = newest_broker_us
         self._parts: list[tuple[Columns, IntArray, IntArray, IntArray]] = []
@@ -74,7 +83,7 @@ class AcceptedLog:
         return sum(len(part[0]) for part in self._parts) * _EVENT_BYTES
 
     def add(self, columns: Columns, offset: IntArray, broker_us: IntArray, met_us: IntArray) -> None:
-        """Accepted events with, for each (int64[n]), its offset, broker time and the watermark it met."""
+        """Add accepted events, each with its offset, its broker time and the watermark it met (int64[n])."""
         self._parts.append((columns, offset, broker_us, met_us))
 
     def drain(
@@ -86,11 +95,11 @@ class AcceptedLog:
         window_us: int,
         future_us: int,
     ) -> AcceptedEvents | None:
-        """What was added since the last time; None if nothing. Names must have been settled by now.
+        """Take out the events that were added since the last drain. None if there is no event.
 
-        ``caps`` are those of the key columns `MODEL`, `CLIENT` and `CODE`.
-        ``newest_broker_us`` is the newest broker time of any chunk so far; ``window_us`` and ``future_us``
-        are how far before and after it an accepted event can lie.
+        The names must have been settled (`NameCap.settle`). ``caps`` has the caps of the key columns `MODEL`,
+        `CLIENT` and `CODE`. ``newest_broker_us`` is the newest broker time of any chunk so far. An accepted
+        event lies at most ``window_us`` before and at most ``future_us`` after that time.
         """
         parts, self._parts = self._parts, []
         before_us, self._newest_broker_us = self._newest_broker_us, newest_broker_us
@@ -142,7 +151,7 @@ _EVENT_BYTES = 16 + 4 + 4 * 4 + 10 * 8
 
 
 def _texts(names: Names, *columns: IntArray) -> tuple[list[IntArray], list[str]]:
-    """The columns with places in a list of only the texts that they use, and that list."""
+    """Replace the numbers of names by places in a list that has only the used names; returns both."""
     used, places = np.unique(np.concatenate(columns), return_inverse=True)
     split = np.split(places.reshape(-1).astype(np.int32), len(columns))
     return split, [names.texts[number] for number in used.tolist()]

@@ -68,7 +68,7 @@ class DeadLetter:
     reason: str
     faults: tuple[Fault, ...]
     body: bytes | None
-    """The original bytes, at most the first `KEPT_BYTES_MAX`. None in a flood: then only the offset is kept."""
+    """The original bytes, at most the first `KEPT_BYTES_MAX`. None in a flood, when the offset must do."""
     body_bytes: int | None = None
     body_sha256: bytes | None = None
     """Length and digest of the whole body, if ``body`` is only its beginning."""

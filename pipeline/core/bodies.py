@@ -1,4 +1,4 @@
-"""Many bodies in one buffer: what a chunk of a stream is, with no copy and no object for each of them."""
+"""Many bodies in one buffer, as a chunk brings them: no copy and no Python object for each body."""
 
 from __future__ import annotations
 
@@ -13,20 +13,23 @@ import numpy.typing as npt
 IntArray = npt.NDArray[Any]
 
 PADDING: Final = bytes(32)
-"""At the end of a joined buffer: compiled readers look some bytes ahead."""
+"""These bytes end a joined buffer, because compiled readers look some bytes ahead."""
 
 KEPT_BYTES_MAX: Final = 64 * 1024 + 1
-"""Of a body that is refused no more is kept: one byte more than an event may have, so that it shows."""
+"""A dead letter keeps at most this much of its body: one byte more than an event may have.
+
+The one byte more shows that the body was too large.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """What is kept of some bytes: the first `KEPT_BYTES_MAX`; of more, how many they were, and a digest."""
+    """The part of a body that is kept: at most the first `KEPT_BYTES_MAX` bytes."""
 
     body: bytes
     whole_bytes: int | None = None
     sha256: bytes | None = None
-    """Length and digest of the whole; None where ``body`` is the whole."""
+    """Length and digest of the whole body. None if ``body`` is the whole."""
 
     @classmethod
     def of(cls, body: bytes | memoryview) -> Kept:
@@ -38,9 +41,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """Consecutive records that cannot be told apart: the batch that claims to hold them cannot be undone.
+    """The records of a sub-entry batch that nobody can unpack.
 
-    They have offsets, ``records`` of them from ``first_offset`` on, and no bodies; ``stored`` is the batch.
+    These records have offsets, ``records`` of them from ``first_offset`` on, but no bodies. ``stored`` is the
+    batch as it came.
     """
 
     first_offset: int
@@ -50,15 +54,18 @@ class Unreadable:
     reason: str = "malformed"
 
     def since(self, offset: int) -> Unreadable:
-        """Without the records below an offset."""
+        """The same, without the records below an offset."""
         below = max(0, offset - self.first_offset)
         return replace(self, first_offset=self.first_offset + below, records=self.records - below)
 
 
 def offsets_of(first_offset: int, count: int, unreadable: Sequence[Unreadable]) -> IntArray:
-    """The offsets (int64[count]) of a chunk's bodies: from ``first_offset`` on, without unreadable records.
+    """The offset of each body of a chunk (int64[count]).
 
-    ``unreadable`` is in the order of offsets and lies among or around the bodies.
+    The offsets begin at ``first_offset`` and leave out those of ``unreadable`` records. ``unreadable`` is in
+    the order of offsets and lies before, among or after the bodies. For example, a chunk begins at offset 100
+    and has a body, an unreadable batch of 3 records, and a second body. The bodies have the offsets 100 and
+    104.
     """
     offsets: IntArray = np.arange(first_offset, first_offset + count)
     if unreadable:
@@ -72,9 +79,10 @@ def offsets_of(first_offset: int, count: int, unreadable: Sequence[Unreadable]) 
 
 
 class Bodies(Sequence[bytes]):
-    """The bodies ``text[begins[i]:ends[i]]``; what lies between them is not looked at.
+    """A sequence of bodies in one buffer: body i is ``text[begins[i]:ends[i]]``.
 
-    Shapes: ``begins`` and ``ends`` int64[n], not overlapping, in order. ``padded``: `PADDING` ends ``text``.
+    ``begins`` and ``ends`` are int64[n]. The bodies are in order and do not overlap; there may be other bytes
+    between them. ``padded`` says that `PADDING` ends ``text``.
     """
 
     __slots__ = ("begins", "ends", "padded", "text")
@@ -90,7 +98,7 @@ class Bodies(Sequence[bytes]):
 
     @classmethod
     def of(cls, bodies: Iterable[bytes]) -> Bodies:
-        """One after another, in a buffer of their own."""
+        """Copy bodies one after another into a buffer of their own."""
         bodies = list(bodies)
         ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=len(bodies)))
         begins = np.zeros(len(ends), np.int64)
@@ -99,7 +107,7 @@ class Bodies(Sequence[bytes]):
 
     @classmethod
     def join(cls, parts: Sequence[Sequence[bytes]]) -> Bodies:
-        """The bodies of all parts in order, in one buffer that `PADDING` ends."""
+        """Join the bodies of all parts in order, in one buffer that `PADDING` ends."""
         if not any(isinstance(part, Bodies) for part in parts):
             return cls.of(body for part in parts for body in part)
         whole = [part if isinstance(part, Bodies) else cls.of(part) for part in parts]
@@ -124,7 +132,7 @@ class Bodies(Sequence[bytes]):
         return bytes(self.text[int(self.begins[at]) : int(self.ends[at])])
 
     def view(self, at: int) -> memoryview:
-        """One body without a copy."""
+        """One body, without a copy."""
         return memoryview(self.text)[int(self.begins[at]) : int(self.ends[at])]
 
     def __iter__(self) -> Iterator[bytes]:

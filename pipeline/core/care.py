@@ -1,12 +1,13 @@
-"""Looking for the record at which a worker crashes: take in few records at a time, and note which before.
+"""The search for the record at which workers crash: take in fewer and fewer records at a time.
 
-A worker that follows two that ended without letting go of the partition takes in small parts of the stream,
-each in a flush of its own. The part at which the worker crashes again is known then, and the next worker
-divides that part by `PARTS`.
+When two workers in a row have ended without letting go of the partition, the next worker takes care. It takes
+in the stream in small parts, each in a flush of its own, and notes each part before it takes the part in. If
+the worker crashes again, the note names the part. The next worker divides that part by `PARTS`.
 
-Example: the worker crashes somewhere after offset 80,000. The parts [80,000, 84,096) and [84,096, 88,192) go
-well, and in [88,192, 92,288) the worker crashes. The next one takes in 256 records at a time and crashes in
-[91,264, 91,520), the next one 16 at a time, and the last one takes in the record 91,401 alone.
+For example, workers crash somewhere after offset 80,000. The next worker takes in the parts [80,000, 84,096)
+and [84,096, 88,192) without trouble, and crashes in [88,192, 92,288). The second worker takes in 256 records
+at a time and crashes in [91,264, 91,520). The third worker takes in 16 records at a time. The fourth worker
+takes in single records and crashes at record 91,401.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 CRASHES_MIN: Final = 2
-"""One crash may have any cause."""
+"""This many crashes in a row make a record suspect. A single crash may have any cause."""
 FIRST_PART: Final = 4096
 SUSPECTS: Final = 8 * FIRST_PART
-"""How many offsets are taken in with care where nothing is known yet."""
+"""This many offsets are taken in with care when nothing is known of the record yet."""
 PARTS: Final = 16
 
 
@@ -29,13 +30,14 @@ class Care:
     part: int
     until: int
     narrowed: bool = False
-    """The last worker crashed in these offsets. Whoever comes past them shows that none of them kills."""
+    """The last worker crashed in these offsets. A worker that comes past them has shown them harmless."""
 
     @classmethod
     def after(cls, crashes: int, *, offset: int, tried: tuple[int, int] | None) -> Care | None:
-        """What to do at ``offset`` after so many crashes in a row; None: nothing is suspected.
+        """Decide how carefully to go on at ``offset`` after a number of crashes in a row.
 
-        ``tried``: the offsets [from, to) that the last worker was taking in.
+        ``tried`` has the offsets [from, to) that the last worker was taking in. Returns None when no record
+        is suspect.
         """
         if crashes < CRASHES_MIN:
             return None
@@ -56,5 +58,5 @@ class Care:
 
 
 def remedy(stream: str, offset: int) -> str:
-    """What an operator types to pass a record at which workers crash."""
+    """The command with which an operator skips a record at which workers crash."""
     return f"spendstream stream skip --stream {stream} --offset {offset} --reason 'crashes the worker'"

@@ -1,9 +1,11 @@
 """Accepted events added up by org, minute, model and client, before they reach any table.
 
-Every row of every table is a sum of such cells: an hour is sixty minutes, a model's row is the sum over its
-clients. So an event costs one look-up and one addition here, whatever the number of tables, and the tables
-are brought up to date cell by cell. Cells keep the order in which their first events came. Which cells may be
-added, because their rows are in memory, `pipeline.core.rollups` decides.
+Every row of every table is a sum of cells: an hour is sixty minutes, and a model's row is the sum over its
+clients. So an event costs one look-up and one addition here, however many tables there are. Later the tables
+are updated cell by cell. For example, 500 events of one org, minute, model and client are one cell, and each
+table then gets one addition instead of 500. Cells keep the order in which their first events came.
+
+`pipeline.core.rollups` decides which cells can be added, because it knows which rows are in memory.
 """
 
 from __future__ import annotations
@@ -22,13 +24,17 @@ from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, Grain, Rows
 IntArray = npt.NDArray[Any]
 
 MINUTE: Final = BUCKET
-"""Cells have the minute where rows have their bucket."""
+"""The column of the minute in the key of a cell. In the key of a row this column is the bucket."""
 CELL_KEY: Final = CLIENT + 1
 FAILURE_KEY: Final = CODE + 1
 """Widths of the keys of cells and of failures."""
 
 TOTALS: Final = 15
-"""The first ten `windows.MEASURES`, events late for their minute, hour and day, first and last event time."""
+"""Columns of the totals of a cell.
+
+The first ten of `windows.MEASURES`, then the events that were late for their minute, hour and day, then the
+first and the last event time.
+"""
 FIRST_US, LAST_US = LATE_DAY + 1, LATE_DAY + 2
 
 _LOW_BINS: Final = sketches.bin_of(np.arange(1 << 16)).astype(np.uint16)
@@ -36,7 +42,7 @@ _LOW_BINS: Final = sketches.bin_of(np.arange(1 << 16)).astype(np.uint16)
 
 @dataclass(slots=True, kw_only=True)
 class Cells:
-    """Sums of events, by cell and by failure."""
+    """Sums of events, by cell, and counts of failed events, by failure."""
 
     keys: IntArray
     """int32[n, 4]"""
@@ -45,19 +51,19 @@ class Cells:
     pair_cells: IntArray
     pair_bins: IntArray
     pair_counts: IntArray
-    """int64[m] each: how many events of a cell fell into a bin of the sketch, by cell and bin."""
+    """int64[m] each, sorted by cell and bin: how many events of a cell fell into a bin of the sketch."""
     failure_keys: IntArray
     """int32[f, 6]"""
     failure_counts: IntArray
     """int64[f]"""
     named: bool = False
-    """Clients and error codes have been put under the hour's caps already."""
+    """The caps of the hour have already been applied to the models, clients and error codes."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, cells: IntArray, failures: IntArray) -> Cells:
-        """The cells and failures of two masks."""
+        """The cells and the failures that two masks select."""
         numbers = np.cumsum(cells) - 1
         pairs = cells[self.pair_cells]
         return Cells(
@@ -73,12 +79,12 @@ class Cells:
 
 
 def buckets(keys: IntArray, grain: Grain) -> IntArray:
-    """The bucket of a grain (int64[n]) that each key's minute lies in."""
+    """For each key, the bucket of a grain that its minute lies in (int64[n])."""
     return keys[:, MINUTE].astype(np.int64) // (grain.length_us // MINUTE_US)
 
 
 def row_keys(keys: IntArray, grain: Grain) -> IntArray:
-    """The key (int32[n, k]) of the row of a grain that each cell or failure is a part of."""
+    """For each cell or failure, the key of the row of a grain that it is added to (int32[n, k])."""
     # copy() makes C-ordered arrays, the one kind that the kernels are compiled for.
     rows: IntArray = keys[:, : len(grain.key)].copy()
     rows[:, BUCKET] = buckets(keys, grain)
@@ -86,7 +92,7 @@ def row_keys(keys: IntArray, grain: Grain) -> IntArray:
 
 
 class Gathering:
-    """Adds events to cells until they are taken."""
+    """Adds events to cells until the cells are taken out."""
 
     def __init__(self) -> None:
         self._start()
@@ -97,7 +103,7 @@ class Gathering:
         self._events: list[tuple[IntArray, IntArray]] = []
 
     def add(self, columns: Columns, met_us: IntArray) -> None:
-        """Add events that met the watermarks ``met_us`` int64[n]."""
+        """Add events. ``met_us`` int64[n] is the watermark that each event met on arrival."""
         c = columns
         minute = c.occurred_us // MINUTE_US
         keys = np.stack((c.org, minute, c.model, c.client), axis=1).astype(np.int32)
@@ -125,7 +131,7 @@ class Gathering:
 
     @property
     def cell_count(self) -> int:
-        """Cells that wait to be taken."""
+        """How many cells have been gathered."""
         return len(self._cells)
 
     @property
@@ -133,7 +139,7 @@ class Gathering:
         return len(self._failures)
 
     def take(self) -> Cells | None:
-        """What has been added since the last time; None if nothing has."""
+        """Take out the cells since the last time. None if no event has been added."""
         if not self._events:
             return None
         cells = np.concatenate([cells for cells, _ in self._events])

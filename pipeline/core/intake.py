@@ -1,7 +1,7 @@
 """Chunks between their arrival and the fold that works them into the books.
 
-Columns pay from some thousands of events on, and a chunk may have a few. So chunks wait here until they are
-worth a fold.
+Working in columns pays off from some thousands of events on, and a chunk may have only a few events. So
+chunks wait here until together they are worth a fold.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pipeline.core.bodies import Bodies, Unreadable, offsets_of
 IntArray = npt.NDArray[Any]
 
 FOLD_EVENTS: Final = 8192
-"""Buffered events that are folded at once: large enough for columns to pay, small enough for the loop."""
+"""This many buffered events start a fold: enough for columns to pay off, few enough for the event loop."""
 
 FOLD_BYTES: Final = 16 * 2**20
-"""Buffered bytes that are folded at once, however few events they are: once folded, a body is gone."""
+"""This many buffered bytes start a fold, even with few events, because a fold frees the bodies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """What one chunk of the stream held; `bodies.offsets_of` tells the offset of each body."""
+    """The content of one chunk of the stream. `bodies.offsets_of` tells the offset of each body."""
 
     first_offset: int
     timestamp_us: int
@@ -37,7 +37,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """The records of some chunks that have a body, in stream order: arrays of one length."""
+    """The records with a body of some chunks, in stream order: arrays of one length."""
 
     bodies: Bodies
     offset: IntArray
@@ -48,7 +48,7 @@ class Records:
 
 
 class Intake:
-    """The chunks that wait, and how many events and bytes they are."""
+    """Chunks that wait for a fold, and how many events and bytes they have."""
 
     def __init__(self) -> None:
         self._chunks: list[Chunk] = []
@@ -64,21 +64,22 @@ class Intake:
         self.bytes += size
 
     def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
-        """Is it worth a fold, together with these bodies?"""
+        """Are the waiting chunks worth a fold, together with these bodies?"""
         events, size = _extent(bodies, unreadable)
         return self.events + events >= FOLD_EVENTS or self.bytes + size >= FOLD_BYTES
 
     def take(self) -> list[Chunk]:
-        """All that waits, in the order of arrival; from now on nothing waits."""
+        """Take out all chunks that wait, in the order of arrival."""
         chunks, self._chunks = self._chunks, []
         self.events = self.bytes = 0
         return chunks
 
 
 def join(chunks: Sequence[Chunk], *, newest_us: int, window_us: int) -> tuple[Records, int]:
-    """The records of the chunks, and the newest broker time of these and all chunks before (``newest_us``).
+    """Join the records of the chunks; returns them, and the newest broker time of any chunk so far.
 
-    ``window_us`` is the length of the dedupe window.
+    ``newest_us`` is the newest broker time before these chunks. ``window_us`` is the length of the dedupe
+    window.
     """
     lengths = [len(chunk.bodies) for chunk in chunks]
     times = np.array([chunk.timestamp_us for chunk in chunks], np.int64)

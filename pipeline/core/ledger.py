@@ -1,19 +1,20 @@
 """The books of one partition: chunks in, one batch for the database out.
 
-The `Ledger` is everything between the transport and the transaction, without either: it reads bodies,
-judges time, deduplicates, adds to the windows and says what a flush must write. Its state is always
-"exactly the events below `next_offset`"; a `Batch` moves the database from the last committed state to that
-one, whole. It never sees a connection, a clock or a task; the caller brings ``now``.
+The `Ledger` stands between the transport and the transaction. It reads bodies, judges times, finds
+duplicates, adds up the accepted events and says which rows a flush must write. Its state is always "exactly
+the events below `next_offset`". A `Batch` takes the database from the last committed state to this state,
+wholly or not at all. The ledger never sees a connection, a clock or a task. The caller brings ``now``.
 
 The cycle (`pipeline.worker.agents` drives it)::
 
     ingest(chunk) ...            as chunks come
-    open(letters) -> replay(..)  dead letters that an operator wants counted: `pipeline.core.replay`
+    open(letters) -> replay(..)  backfill of dead letters: `pipeline.core.replay`
     missing() -> adopt(rows)     before a drain: late events may touch rows that are not in memory
-    drain(now) -> Batch          freeze what is dirty
-    (commit the batch, retrying the very same one until its outcome is known)
+    drain(now) -> Batch          take out all changes since the last drain
+    (commit the batch; retry the very same batch until its outcome is known)
 
-A ledger whose batch is lost, or fenced, is thrown away: recovery builds a new one from the database.
+If a batch is lost, or fails because another worker has a newer epoch, the ledger is thrown away. Recovery
+builds a new ledger from the database.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ IntArray = npt.NDArray[Any]
 class Ledger:
     """The state of one partition: exactly the accepted events below ``next_offset``. Not thread-safe.
 
-    It composes three parts, which do not know each other: the `Intake` holds chunks, the `Judge` decides what
-    becomes of each event, and the `Rollups` add up the accepted ones.
+    It composes three parts that do not know each other. The `Intake` holds chunks, the `Judge` accepts or
+    rejects each event, and the `Rollups` add up the accepted events.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class Ledger:
         new_log: dedupe.NewLog | None = None,
         decoding: AbstractContextManager[object] | None = None,
     ) -> None:
-        """``keep_accepted``: batches bring the accepted events, for the archive.
+        """Begin at ``position``; None: at the beginning of the stream, with nothing counted.
 
-        ``new_log``: where the ids of the window are kept, if not in memory; see `pipeline.core.dedupe`.
-        ``decoding`` is entered again and again, each time that bodies are read: a timer's place, since there
-        is no clock here.
+        With ``keep_accepted`` the batches bring the accepted events, for the archive. ``new_log`` makes the
+        logs of ids, if they are not in memory: see `pipeline.core.dedupe`. ``decoding`` is entered each time
+        that bodies are read. A caller can measure the time with it, since the ledger has no clock.
         """
         self._rules = rules
         self.position = position or Position()
@@ -79,7 +80,7 @@ class Ledger:
                 accepted=self.position.accepted, newest_broker_us=self.position.newest_broker_us
             )
         self._waiting: tuple[Columns, Records] | None = None
-        """Events that wait for days."""
+        """Events that wait until the days of ``_waiting_for`` are in memory."""
         self._waiting_for: frozenset[Day] = frozenset()
         self._received_offset = self.position.next_offset
         self._received_us = self.position.broker_us
@@ -91,7 +92,7 @@ class Ledger:
     # --- recovery ------------------------------------------------------------------------------------
 
     def resident_from(self) -> list[tuple[Grain, int]]:
-        """First resident bucket of every table: the rows from there on are what recovery must `adopt`."""
+        """First resident bucket of every table. Recovery must `adopt` all rows from that bucket on."""
         return self._rollups.resident_from()
 
     def expect_ids(self, count: int) -> None:
@@ -104,19 +105,22 @@ class Ledger:
 
     @property
     def high_sum_least(self) -> int:
-        """See `recover_high_days`."""
+        """`recover_high_days` wants the days with at least this sum."""
         return self._judge.high_sum_least
 
     def recover_high_days(self, days: Sequence[Block]) -> None:
-        """The days from `high_days_from` on of which a sum is `high_sum_least` or more."""
+        """Take in the nearly full days that recovery found in the database.
+
+        ``days`` are all days from `high_days_from` on in which one of the sums is `high_sum_least` or more.
+        """
         self._judge.recover_high_days(days)
 
     def high_days_from(self) -> int:
-        """First day for which an event of the stream may still be counted: see `recover_high_days`."""
+        """First day in which an event of the stream can still be accepted: see `recover_high_days`."""
         return self._judge.live_days_from()
 
     def live_hours_from(self) -> int:
-        """First hour whose ids still count, which is the hour of the floor: what recovery must bring."""
+        """First hour whose ids still count. Recovery must bring the ids from this hour on."""
         return self._judge.live_hours_from()
 
     # --- chunks in -------------------------------------------------------------------------------------
@@ -147,11 +151,14 @@ class Ledger:
             self.fold()
 
     def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
-        """Would `ingest` fold now, with these bodies? That takes some 10 ms, and long where many are bad."""
+        """Would `ingest` fold at once with these bodies? A fold takes about 10 ms, more if many are bad."""
         return self._intake.is_filled_by(bodies, unreadable)
 
     def fold(self) -> None:
-        """Work the buffered chunks into the books: read, judge, deduplicate, add."""
+        """Work the buffered chunks into the books: read, judge, find duplicates, add up.
+
+        While events wait for days, nothing is folded.
+        """
         if not self._intake or self._waiting is not None:
             return
         position, judge = self.position, self._judge
@@ -172,7 +179,7 @@ class Ledger:
         self._count(judge.in_time(columns, records), records)
 
     def _count(self, columns: Columns, records: Records) -> None:
-        """Count what has room and was not counted before, or let it wait for `missing` days."""
+        """Count the events that have room and are new. If days are missing for that, all of them wait."""
         fitting = self._judge.with_room(columns, records)
         if isinstance(fitting, Undecided):
             self._waiting, self._waiting_for = (columns, records), fitting.days
@@ -181,7 +188,8 @@ class Ledger:
         accepted = self._judge.not_counted_before(fitting, records)
         if not len(accepted):
             return
-        # A producer's clock may be minutes ahead. The watermark must not follow it: what it passed is final.
+        # A producer's clock may be minutes ahead. The watermark must not follow that clock, because a bucket
+        # that the watermark has passed is final.
         broker_us = records.broker_us[accepted.source]
         reached_us = np.minimum(accepted.occurred_us, broker_us)
         met_us = watermark.arrivals(reached_us, self.position.newest_us, self._rules.allowed_lateness_us)
@@ -189,7 +197,7 @@ class Ledger:
         self._add(accepted, records.offset[accepted.source], broker_us, met_us)
 
     def _add(self, columns: Columns, offset: IntArray, broker_us: IntArray, met_us: IntArray) -> None:
-        """Put accepted events into the books; int64[n] each."""
+        """Put accepted events into the books. The arrays are int64[n] each."""
         self._rollups.add(columns, met_us)
         if self._accepted_log is not None:
             self._accepted_log.add(columns, offset, broker_us, met_us)
@@ -197,19 +205,20 @@ class Ledger:
     # --- dead letters back in -----------------------------------------------------------------------------
 
     def open(self, letters: Sequence[Letter]) -> Opened:
-        """Read dead letters that are to be replayed: whose ids must be looked up, and for which hours.
+        """Read dead letters for a backfill, and say which ids must be looked up in which hours.
 
-        Nothing is counted yet. No chunk may be ingested before they are given to `replay`.
+        Nothing is counted yet. The letters must be given to `replay` before the next chunk is ingested.
         """
         self.fold()
         return self._judge.open(letters)
 
     def replay(self, opened: Opened, counted: CountedIds) -> None:
-        """Count the letters that are good and not counted yet; the next batch says what became of them.
+        """Count the letters that are good and have not been counted. The next batch has all outcomes.
 
-        ``counted``: which of the events were counted, by earlier replays or in `Opened.of_stored_hours`.
-        Neither the offset nor the watermark moves: for both the letters were read long ago. Load `missing`
-        before, with ``opened``: of a day that is not in memory nobody knows whether it is full.
+        ``counted`` has the events that have been counted, by earlier backfills or in the hours of
+        `Opened.of_stored_hours`. Neither the offset nor the watermark moves, because the stream brought the
+        letters long ago. Before this call, load the blocks of `missing` with ``opened``: nobody knows whether
+        a day outside memory is full.
         """
         columns = self._judge.replay(opened, counted)
         if not len(columns):
@@ -223,9 +232,10 @@ class Ledger:
     # --- blocks that are not in memory -------------------------------------------------------------------
 
     def missing(self, opened: Opened | None = None) -> list[Block]:
-        """The blocks that held-back events need; load and `adopt` them, until there are none, before `drain`.
+        """The cold blocks that waiting events need.
 
-        With ``opened`` also those that must be in memory before these letters are given to `replay`.
+        Before `drain`, load these blocks and `adopt` them, and ask again until no block is missing. With
+        ``opened`` the blocks that `replay` needs for these letters are among them.
         """
         self.gather()
         days = self._waiting_for
@@ -234,9 +244,10 @@ class Ledger:
         return self._rollups.missing(days)
 
     def adopt(self, stored: Sequence[StoredRows], blocks: Sequence[Block] = ()) -> None:
-        """Take in rows as the database has them and the blocks they make whole, and add what waited.
+        """Take in rows from the database, then add the events that waited for these rows.
 
-        With ``blocks`` empty this is recovery: the rows of all buckets of `resident_from`.
+        ``blocks`` are resident from now on, also a block for which ``stored`` has no row. In recovery
+        ``blocks`` is empty, and ``stored`` has the rows of all buckets that `resident_from` names.
         """
         days, sums = self._rollups.adopt(stored, blocks)
         if blocks:
@@ -248,24 +259,26 @@ class Ledger:
 
     @property
     def waits(self) -> bool:
-        """Does reading wait for days that only `missing` and `adopt` bring?"""
+        """Does reading wait for days? `missing` names their blocks, and `adopt` brings them."""
         return self._waiting is not None
 
     # --- batches out ----------------------------------------------------------------------------------------
 
     def gather(self) -> None:
-        """Add what was read to the tables now rather than at the next drain: then `dirty_rows` is exact."""
+        """Fold, and add all events to the tables now instead of at the drain. `dirty_rows` is exact then."""
         self.fold()
         self._rollups.gather()
 
     def drain(self, *, now_us: int, caught_up: bool) -> Batch:
-        """Freeze everything that happened since the last drain as one batch.
+        """Take out everything that changed since the last drain, as one batch.
 
-        ``now_us`` is when the broker was asked whether the partition had ``caught_up``. The batch must be
-        committed before the next `missing` is answered, or the ledger be thrown away.
+        ``caught_up`` is the broker's answer whether the partition has been read to its end, and ``now_us`` is
+        the time of that question. The batch must be committed before the blocks of the next `missing` are
+        loaded, because the rows in the database must have the batch in them. If the batch cannot be
+        committed, the ledger must be thrown away.
 
         Raises:
-            ValueError: held-back events still wait for `missing` blocks.
+            ValueError: events still wait for `missing` blocks.
         """
         self.gather()
         if self._rollups.waits or self.waits:
@@ -313,7 +326,7 @@ class Ledger:
         )
 
     def _let_go(self) -> None:
-        """Let go of blocks that only late events can still touch. Called when nothing is dirty."""
+        """Drop the blocks from memory that only late events can still touch. Called when no row is dirty."""
         if self.position.newest_us == NEVER:
             return
         days = self._rollups.let_go(self.position.newest_us - self._rules.allowed_lateness_us)
@@ -321,7 +334,7 @@ class Ledger:
             self._judge.days_left(*days)
 
     def _forget_names(self) -> None:
-        """Forget orgs, models, clients and error codes that nothing refers to, once they have doubled."""
+        """Forget the orgs and names that nothing refers to, each kind when its number has doubled."""
         if self._rollups.has_orgs_to_forget:
             self._rollups.forget_orgs(*self._judge.orgs_in_use())
         self._rollups.forget_names()
@@ -330,32 +343,35 @@ class Ledger:
 
     @property
     def received_offset(self) -> int:
-        """Where the last ingested chunk ended; the next drain comes at least this far."""
+        """Where the last ingested chunk ended. The next batch moves the partition at least to this offset."""
         return self._received_offset
 
     @property
     def received_us(self) -> int | None:
-        """Broker time of the last ingested chunk; None before the first one of the partition."""
+        """Broker time of the last ingested chunk. None until the partition has had a chunk."""
         return self._received_us or None
 
     @property
     def unflushed_events(self) -> int:
-        """Events taken in since the last drain: bound it, and stop reading at the bound."""
+        """Events taken in since the last drain. The caller stops reading when they reach a bound."""
         return self.position.offered - self._drained_offered + self._intake.events
 
     @property
     def unflushed_bytes(self) -> int:
-        """Bytes of what waits to be folded, and of dead letters since the last drain: bound it likewise."""
+        """Bytes of chunks that wait for a fold, and of dead letters since the last drain.
+
+        The caller stops reading when they reach a bound.
+        """
         return self._intake.bytes + self._judge.dead_letters.memory_bytes
 
     @property
     def dirty_rows(self) -> int:
-        """Rows the next drain would write, at most; exact after `gather` if no event waits for blocks."""
+        """At most how many rows the next drain writes. Exact after `gather`, if no event waits for blocks."""
         return self._rollups.dirty_rows + len(self._judge.dead_letters)
 
     @property
     def memory_bytes(self) -> int:
-        """What the tables, the ids and the names hold, about."""
+        """About how much memory the tables, the ids and the names take."""
         accepted = 0 if self._accepted_log is None else self._accepted_log.memory_bytes
         return (
             self._rollups.memory_bytes + self._judge.ids.memory_bytes + self._reader.memory_bytes + accepted
@@ -363,7 +379,7 @@ class Ledger:
 
     @property
     def names_known(self) -> int:
-        """Orgs, models, clients and error codes that have a number."""
+        """How many orgs, models, clients and error codes have a number."""
         return self._reader.names_known
 
     @property

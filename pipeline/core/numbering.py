@@ -1,4 +1,4 @@
-"""Rows with numbers, as in memory, to rows with real ids, as in the database; and back."""
+"""Translates rows between numbers, as in memory, and real ids, as in the database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IntArray = npt.NDArray[Any]
 
 
 def numbered(reader: Reader, rows: StoredRows) -> TableRows:
-    """Numbers for real ids."""
+    """Rows with numbers, from rows with real ids. New ids get numbers."""
     parts = [reader.orgs.number(rows.org), rows.bucket, reader.models.number(rows.model)]
     if CLIENT in rows.grain.key:
         parts.append(reader.clients.numbers(rows.client))
@@ -29,7 +29,7 @@ def numbered(reader: Reader, rows: StoredRows) -> TableRows:
 
 
 def stored(reader: Reader, rows: TableRows) -> StoredRows:
-    """Real ids for numbers."""
+    """Rows with real ids, from rows with numbers."""
     keys, key = rows.keys, rows.grain.key
     return StoredRows(
         grain=rows.grain,
@@ -45,19 +45,19 @@ def stored(reader: Reader, rows: TableRows) -> StoredRows:
 
 
 def seen_orgs(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
-    """Real ids for the keys (org) of `windows.Spans.drain`."""
+    """Rows of orgs with real ids, from the keys (org) and spans of `windows.Spans.drain`."""
     keys, span_us = spans
     return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us)
 
 
 def seen_models(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
-    """Real ids for the keys (org, model) of `windows.Spans.drain`."""
+    """Rows of models with real ids, from the keys (org, model) and spans of `windows.Spans.drain`."""
     keys, span_us = spans
     return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us, model=reader.models.keys[keys[:, 1]])
 
 
 def seen_clients(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
-    """Real ids for the keys (org, client) of `windows.Spans.drain`."""
+    """Rows of clients with real ids, from the keys (org, client) and spans of `windows.Spans.drain`."""
     keys, span_us = spans
     clients = _texts(reader.clients.texts, keys[:, 1])
     return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us, client=clients)
@@ -69,7 +69,10 @@ def numbered_orgs(reader: Reader, blocks: Sequence[Block]) -> IntArray:
 
 
 def key_order(reader: Reader, keys: IntArray) -> IntArray:
-    """The order of the tables' primary keys, as far as it is cheap: the database writes faster in it."""
+    """Sort keys by org, bucket and model (int64[n]), because the database writes faster in key order.
+
+    The rest of a table's primary key is left out of the order, because sorting by names would cost more.
+    """
     if not len(keys):
         return np.empty(0, np.int64)
     org, model = reader.orgs.ranks()[keys[:, ORG]], reader.models.ranks()[keys[:, MODEL]]

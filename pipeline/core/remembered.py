@@ -1,7 +1,8 @@
 """The ids that one partition remembers: those of the dedupe window, and those that the next batch stores.
 
-It puts together what must agree: the index that finds an id (`pipeline.core.dedupe`), the segments that the
-database keeps, and the orgs whose ids are remembered, which must keep their numbers.
+Three things must agree, and this module keeps them together: the index that finds an id
+(`pipeline.core.dedupe`), the id segments that the database keeps, and the orgs of the remembered ids. Such an
+org must keep its number.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _NO_HOUR: Final = np.iinfo(np.int64).min
 
 
 class RememberedIds:
-    """Which (org, event id) pairs a partition has counted, as far as its dedupe window goes."""
+    """The (org, event id) pairs that a partition has counted inside its dedupe window."""
 
     def __init__(self, reader: Reader, *, new_log: dedupe.NewLog | None = None, ids_max: int = 2**32) -> None:
         """``reader`` numbers the orgs. For the rest see `dedupe.SeenIds`."""
@@ -30,7 +31,7 @@ class RememberedIds:
         self.seen = SeenIds(new_log=new_log, ids_max=ids_max)
         self._unstored: list[tuple[IntArray, IntArray, IntArray, IntArray]] = []
         self._org_hours: IntArray = np.empty(0, np.int64)
-        """By the org's number, the last hour of which an id of the org may be remembered."""
+        """By the number of the org: the last hour in which an id of the org may be remembered."""
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -45,7 +46,8 @@ class RememberedIds:
         org = np.repeat(self._reader.orgs.number(orgs), counts)
         hours = np.full(len(ids), hour, np.int32)
         self.note_orgs(org, hours)
-        # An id that lapsed and was accepted anew has two entries: the later hour takes over the earlier.
+        # An id that lapsed and was accepted again is in two segments. Each id here sees only entries of its
+        # own hour or later, so the entry of the later hour replaces the entry of the earlier one.
         self.seen.add(ids, org, hours, checks, hours, live_from)
 
     def add(self, columns: Columns, live_from: IntArray) -> IntArray:
@@ -63,16 +65,19 @@ class RememberedIds:
         )
 
     def known(self, columns: Columns, live_from: IntArray) -> IntArray:
-        """Whose ids are remembered (bool[n]) from these hours (int32[n]) on; none is remembered anew."""
+        """Mask (bool[n]) of the events whose ids are remembered, in hour ``live_from`` int32[n] or later.
+
+        No id is added.
+        """
         return self.seen.known(columns.event, columns.org, live_from)
 
     def store(self, columns: Columns) -> None:
-        """Have the next segments hold the ids of these events, which have been counted."""
+        """Put the ids of these events, which have been counted, into the next segments."""
         hours = columns.occurred_us // HOUR_US
         self._unstored.append((hours, columns.org, columns.event, columns.check))
 
     def drain(self) -> dict[int, bytes]:
-        """By hour, a segment of the ids to store since the last time."""
+        """Hand out the ids to store since the last drain: by hour, one segment."""
         parts, self._unstored = self._unstored, []
         if not parts:
             return {}
@@ -95,7 +100,7 @@ class RememberedIds:
         return dedupe.encode_segment(uuids, org, event, check)
 
     def note_orgs(self, org: IntArray, hour: IntArray) -> None:
-        """Ids of these orgs, up to these hours, are remembered: int[n] each."""
+        """Note that ids of these orgs are remembered up to these hours (int[n] each)."""
         if not len(org):
             return
         short = int(org.max()) + 1 - len(self._org_hours)
@@ -105,9 +110,10 @@ class RememberedIds:
         np.maximum.at(self._org_hours, org, hour)
 
     def orgs(self, *, live_from: int) -> IntArray:
-        """The orgs of which ids may be remembered from an hour on; the others lose their note.
+        """The orgs that may have ids remembered in hour ``live_from`` or later. The others lose their note.
 
-        The entry of an id may still name another org, but the entry has lapsed for every later event.
+        An entry of the index may still name an org that lost its note. The entry has lapsed for every later
+        event.
         """
         lapsed = self._org_hours < live_from
         self._org_hours[lapsed] = _NO_HOUR

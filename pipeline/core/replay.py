@@ -13,7 +13,7 @@ the id is in none of them. Four sources can tell about an hour:
 4. The ids of older hours that the database still stores.
 
 If no source tells about one of the hours, the letter stays a dead letter. A letter with the reason
-``conflict`` always stays one, because it is itself the proof that its id was counted. The exception: an
+``conflict`` does not count either, because it is itself the proof that its id was counted. The exception: an
 operator can take the risk and ask for such letters to be counted (``accept``).
 """
 
@@ -79,7 +79,7 @@ class Hours:
 
     @classmethod
     def of(cls, occurred_us: int, broker_us: int, *, window_us: int, future_us: int) -> Hours:
-        """The hours of an event at ``occurred_us`` in a chunk of ``broker_us``; ``future_us``: see `judge`."""
+        """The hours of an event at ``occurred_us`` in a chunk of ``broker_us``. Rule `future_us`: `judge`."""
         first = (broker_us - window_us) // HOUR_US - 1
         return cls(range(first, (broker_us + future_us) // HOUR_US + 1), occurred_us // HOUR_US)
 

@@ -1,4 +1,4 @@
-"""The numbers that decide figures. A change of one is a change of what the figures mean."""
+"""The numbers that decide the figures. Whoever changes one of them changes the meaning of the figures."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from typing import Final
 
 REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict", "skipped")
-"""Why an event is refused, in the order of judgement; ``skipped``: an operator said so, unread."""
+"""Why an event is rejected, in the order of judgement. ``skipped``: an operator passed over it unread."""
 
 
 FUTURE_US: Final = 5 * 60 * 1_000_000
-"""An event this much after the broker's timestamp of its chunk is refused as ``future``."""
+"""An event that lies more than this after the broker time of its chunk is rejected as ``future``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Set by ALLOWED_LATENESS, DEDUPE_WINDOW and the _MAX settings of the same names."""
+    """The rules of one deployment, set by ALLOWED_LATENESS, DEDUPE_WINDOW and the _MAX settings."""
 
     allowed_lateness_us: int = 10_000_000
     dedupe_window_us: int = 24 * 3_600_000_000
     clients_per_org_hour_max: int = 1000
     models_per_org_hour_max: int = 1000
     dedupe_ids_max: int = 200_000_000
-    """Ids of the dedupe window in one partition; beyond, the worker stops rather than forget one."""
+    """Most ids of the dedupe window in one partition. With more, the worker stops and forgets none."""
     sum_max: int = 2**63 - 1
     """The highest sum of an org's day in one partition (`pipeline.core.room`). Only tests lower it."""
     dead_letter_bodies_max: int = 10_000
-    """Original bodies kept in one batch; beyond, a dead letter has its offset alone."""
+    """Most original bodies kept in one batch. Further dead letters have their offset alone."""
     dead_letter_bytes_max: int = 64 * 2**20
-    """Bytes of original bodies kept in one batch; likewise."""
+    """Most bytes of original bodies kept in one batch. Further dead letters have their offset alone."""

@@ -1,6 +1,6 @@
 """The secret behind every hash table of this process: random numbers that no sender can know.
 
-Nothing that is stored or shown depends on the secret; only where values lie in memory does.
+The secret decides where values lie in memory. No stored value and no shown value depends on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 _NUMBERS: Final = 130
-"""As many as `kernels.names.intern_texts` takes for a name of 512 bytes; all other hashes take fewer."""
+"""`kernels.names.intern_texts` takes this many for a name of 512 bytes. All other hashes take fewer."""
 
 
 def new_secret() -> npt.NDArray[Any]:
@@ -21,4 +21,4 @@ def new_secret() -> npt.NDArray[Any]:
 
 
 SECRET: Final = new_secret()
-"""That of this process."""
+"""The secret of this process."""

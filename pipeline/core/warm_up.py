@@ -1,4 +1,4 @@
-"""Running every compiled loop once, before the first event comes."""
+"""Warming up: run every compiled loop once before the first event comes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.core.rules import Rules
 
 
 def warm_up() -> None:
-    """Run every kernel once, so that compiling (once a machine) or loading them delays no event."""
+    """Run every kernel once. Otherwise the first event would wait while kernels are compiled or loaded."""
     event = (
         b'{"eventId":"00000000-0000-4000-8000-00000000000%d","orgId":"00000000-0000-4000-8000-000000000000",'
         b'"modelId":"00000000-0000-4000-8000-000000000000","clientId":"c","occurredAt":"2026-01-01T00:00:00Z",'

@@ -22,9 +22,14 @@ NEVER = -(2**62)
 def arrivals(reached_us: npt.NDArray[Any], newest_us: int, lateness_us: int) -> npt.NDArray[Any]:
     """The watermark that each event met on arrival (int64[n]), for events in stream order.
 
-    ``reached_us`` is each event's time, or the broker's where that is earlier. The watermark is the newest of
-    them before the event (``newest_us`` before the first), less the allowed lateness. It follows from the
-    stream alone, never from a clock, so that a replay finds the same events late.
+    ``reached_us`` is the event time of each event, or its broker time if that is earlier. ``newest_us`` is
+    the newest of these times before the first event. An event meets the newest time before it, less the
+    allowed lateness. For example, the lateness is 10 s and the newest time so far is 12:01:15, so the next
+    event meets the watermark 12:01:05. If that event is of 12:00:59, it is late for its minute, which ended
+    at 12:01:00, but not for its hour, which ends at 13:00.
+
+    The watermark follows from the stream alone and from no clock. So whoever reads the stream again finds the
+    same events late.
     """
     met = np.empty(len(reached_us), np.int64)
     if len(met):
@@ -41,12 +46,16 @@ def advance(
     now_us: int,
     caught_up: bool,
 ) -> int | None:
-    """The partition's watermark after a flush; it never goes back, but from a time that is yet to come.
+    """The partition's watermark after a flush. None: nothing is known yet.
 
-    A consumer that has read all that the broker had committed at ``now_us`` knows that nothing older
-    waits, so the watermark follows the clock: a quiet stream is fresh. Where that clock was ahead, and has
-    been set right, its watermark is ahead of now and of every event; kept, it would hide the lag and call
-    buckets final that are not. None: nothing is known yet.
+    The watermark is the latest of three times: the watermark before the flush, the newest event time less the
+    allowed lateness, and, if the consumer has ``caught_up``, ``now_us`` less the allowed lateness. A consumer
+    has caught up when it has read all that the broker had committed at ``now_us``. No older event waits then,
+    so the watermark follows the clock, and a quiet stream stays fresh.
+
+    The watermark never goes back, with one exception: it lies after ``now_us`` and after every event. Then it
+    comes from a clock that was ahead and has been set right. Such a watermark is dropped, because it would
+    hide the lag and call buckets final that are not.
     """
     candidates = []
     if watermark_us is not None and watermark_us <= max(now_us, newest_us):
@@ -60,23 +69,24 @@ def advance(
 
 @dataclass(slots=True)
 class BrokerClock:
-    """The broker's time, by what its chunks tell, for a watermark that must not run ahead of it.
+    """The broker's clock, worked out from chunks, so that the watermark does not run ahead of the broker.
 
-    What is final can only be told by the broker's time: an event is too late by that time, whatever our own
-    clock says. A chunk that was waited for bears the broker's time of just now, and from then on a monotonic
-    clock goes on from it. Until there is such a chunk, the host's clock must do.
+    The broker's time decides whether an event is too late. So the broker's time decides whether a bucket is
+    final, and the host's clock must not. A worker that waits for a chunk gets it as soon as the broker has
+    stored it. Such a chunk tells the broker's time of this moment, and a monotonic clock counts on from
+    there. Before the first such chunk, the host's clock must do.
 
-    Example: the host says 12:00:00 and is an hour ahead. A chunk of 11:00:00 that was waited for comes; ten
-    seconds later, by the monotonic clock, it is 11:00:10 at the broker.
+    For example, the host's clock says 12:00:00 and is an hour ahead. The worker waits, and a chunk of
+    11:00:00 comes. When the monotonic clock has counted ten more seconds, the broker's time is 11:00:10.
     """
 
     _ahead_us: int | None = None
     """The broker's time less the monotonic clock's."""
 
     def heard(self, broker_us: int, *, monotonic_us: int) -> None:
-        """A chunk came that the broker had just stored."""
+        """Note the time of a chunk that the broker has just stored."""
         self._ahead_us = broker_us - monotonic_us
 
     def now_us(self, *, host_us: int, monotonic_us: int) -> int:
-        """The earlier of the host's time and the broker's: neither clock alone makes anything final."""
+        """The earlier of the host's time and the broker's, so that a clock ahead makes no bucket final."""
         return host_us if self._ahead_us is None else min(host_us, self._ahead_us + monotonic_us)
