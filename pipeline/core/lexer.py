@@ -1,8 +1,9 @@
-"""The tokens of JSON in compiled loops: strings, numbers and whole values, wherever they stand.
+"""The lexer of JSON, in compiled loops: strings, numbers and whole values.
 
-Positions are indices into a text (`kernels.compile.handle`), which `bodies.PADDING` ends, because eight bytes
-are read at a time. A function that skips a token returns where the token ends, or `BAD` if the token is
-not plainly right. The lexer knows nothing of the fields of an event: `scan` does.
+Positions are indices into a text (`kernels.compile.handle`). `bodies.PADDING` ends the text, because eight
+bytes are read at a time. A function that skips a token returns the place after the token, or `BAD` if the
+token is not plainly right. The lexer knows nothing of the fields of an event. `pipeline.core.scan` knows
+them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ POWERS_OF_TEN: Final = np.array([10**power for power in range(DIGITS_MAX + 1)], 
 _DEPTH_MAX: Final = 60
 
 _EACH: Final = np.uint64(0x0101010101010101)
-"""A word with 1 in each of its eight bytes; times c, eight characters c."""
+"""A word with 1 in each of its eight bytes. Multiplied by c, it is a word of eight characters c."""
 _TOPS: Final = np.uint64(0x8080808080808080)
 """A word with the highest bit of each of its eight bytes."""
 _IS_HEX: Final = np.array([chr(c) in "0123456789abcdefABCDEF" for c in range(256)])
 _IS_IN_NUMBER: Final = np.array([chr(c) in "0123456789+-.eE" for c in range(256)])
 _IS_SPACE: Final = np.array([chr(c) in "\t\n\r " for c in range(256)])
 _IS_ESCAPED: Final = np.array([chr(c) in '"\\/bfnrt' for c in range(256)])
-"""What a backslash and one character can stand for."""
+"""The characters that can follow a backslash alone."""
 _NULL_WORD, _TRUE_WORD = (np.uint64(int.from_bytes(text, "little")) for text in (b"null", b"true"))
 _FALSE_WORD: Final = np.uint64(int.from_bytes(b"false", "little"))
 _FOUR, _FIVE = np.uint64(2**32 - 1), np.uint64(2**40 - 1)
@@ -43,13 +44,14 @@ _FOUR, _FIVE = np.uint64(2**32 - 1), np.uint64(2**40 - 1)
 
 # --- eight characters at a time --------------------------------------------------------------------------
 
-# The first one is in the lowest byte of a word. The tests for a zero and for a small byte in a word
-# (Anderson, Bit Twiddling Hacks) may also mark bytes above the first one that they are right about.
+# The first character is in the lowest byte of a word. The tests for a zero byte and for a small byte in a
+# word come from Anderson, Bit Twiddling Hacks. The lowest byte that such a test marks is right. Bytes above
+# it may be marked wrongly, so only the lowest mark is used.
 
 
 @compiled
 def skip_plain(text: Any, at: int, end: int) -> int:
-    """The first character from ``at`` on that is not plain: a quote, a backslash, a control, or not ASCII."""
+    """Skip plain characters: the place of the first quote, backslash, control or non-ASCII character."""
     while at < end:
         chars = word(text, at)
         quote, slash = chars ^ _EACH * np.uint64(QUOTE), chars ^ _EACH * np.uint64(BACKSLASH)
@@ -67,7 +69,7 @@ def skip_plain(text: Any, at: int, end: int) -> int:
 
 @compiled
 def read_hex(digits: Any) -> Any:
-    """The number in eight hex digits, and 0 if that is what they all are."""
+    """The number in eight hex digits, and a word that is 0 if all eight characters are hex digits."""
     letter = digits >> np.uint64(6) & _EACH
     lower = digits | letter << np.uint64(5)
     not_digit = ~(lower + _EACH * np.uint64(128 - ZERO)) | lower + _EACH * np.uint64(127 - NINE)
@@ -81,10 +83,10 @@ def read_hex(digits: Any) -> Any:
 
 @compiled
 def _number_of_digits(digits: Any, count: int) -> Any:
-    """The number in the first ``count`` characters, 1 to 8, of a word of digits less 48 each.
+    """The number in the first ``count`` bytes (1 to 8) of a word. Each byte is the value of a digit, 0 to 9.
 
-    Neighbours are joined three times over: digits to pairs, to fours, to eight (Lemire, "Quickly parsing
-    eight digits", 2018).
+    Neighbours are joined three times: digits into pairs, pairs into fours, fours into eight (Lemire, "Quickly
+    parsing eight digits", 2018).
     """
     digits <<= np.uint64(64 - 8 * count)  # zeros in front
     pairs = (digits * np.uint64(10) + (digits >> np.uint64(8))) & np.uint64(0x00FF00FF00FF00FF)
@@ -94,9 +96,9 @@ def _number_of_digits(digits: Any, count: int) -> Any:
 
 @compiled
 def read_digits(text: Any, at: int, end: int) -> tuple[int, int]:
-    """The number in the digits from ``at`` on, 0 if there is none, and where they end.
+    """Read the digits from ``at`` on: their number, and the place after them. No digits give 0.
 
-    The number means nothing if there are more than `DIGITS_MAX` of them.
+    With more than `DIGITS_MAX` digits the number has overflowed. The caller must count the digits.
     """
     number = 0
     while True:
@@ -113,7 +115,7 @@ def read_digits(text: Any, at: int, end: int) -> tuple[int, int]:
 
 @compiled
 def read_few_digits(text: Any, at: int, count: int) -> int:
-    """The number in ``count`` digits at ``at``, or -1."""
+    """The number in the ``count`` digits at ``at``, or -1 if one of them is no digit."""
     value = 0
     for j in range(at, at + count):
         c = byte(text, j)
@@ -128,7 +130,7 @@ def read_few_digits(text: Any, at: int, count: int) -> int:
 
 @compiled
 def skip_space(text: Any, at: int, end: int) -> int:
-    """At the first character that is no space."""
+    """Skip white space: the place of the first other character."""
     while at < end and _IS_SPACE[byte(text, at)]:
         at += 1
     return at
@@ -136,7 +138,7 @@ def skip_space(text: Any, at: int, end: int) -> int:
 
 @compiled
 def skip_string(text: Any, at: int, end: int) -> int:
-    """After any valid string that begins at ``at``."""
+    """Skip a valid string that begins at ``at``."""
     if at >= end or byte(text, at) != QUOTE:
         return BAD
     at += 1
@@ -170,7 +172,7 @@ def skip_string(text: Any, at: int, end: int) -> int:
 
 @compiled
 def skip_utf8(text: Any, at: int, end: int) -> int:
-    """After one valid character of two to four bytes (Unicode standard, table 3-7)."""
+    """Skip one valid character of two to four bytes (Unicode standard, table 3-7)."""
     c = byte(text, at)
     if 0xC2 <= c <= 0xDF:
         more = 1
@@ -198,7 +200,7 @@ def skip_utf8(text: Any, at: int, end: int) -> int:
 
 @compiled
 def skip_number_chars(text: Any, at: int, end: int) -> int:
-    """After the characters that a JSON number can have; whether it is one, the reader of it says."""
+    """Skip the characters that a JSON number can have. The caller must check that they are a number."""
     first = at
     while at < end and _IS_IN_NUMBER[byte(text, at)]:
         at += 1
@@ -207,7 +209,7 @@ def skip_number_chars(text: Any, at: int, end: int) -> int:
 
 @compiled
 def _skip_number(text: Any, at: int, end: int) -> int:
-    """After any valid JSON number."""
+    """Skip a valid JSON number."""
     if at < end and byte(text, at) == MINUS:
         at += 1
     first = at
@@ -239,7 +241,7 @@ def _skip_number(text: Any, at: int, end: int) -> int:
 
 @compiled
 def skip_null(text: Any, at: int, end: int) -> int:
-    """After ``null``, if that is what stands at ``at``."""
+    """Skip ``null`` at ``at``."""
     return at + 4 if at + 4 <= end and word(text, at) & _FOUR == _NULL_WORD else BAD
 
 
@@ -255,7 +257,7 @@ def _skip_false(text: Any, at: int, end: int) -> int:
 
 @compiled
 def skip_value(text: Any, at: int, end: int) -> int:
-    """After any valid JSON value, nested at most `_DEPTH_MAX` deep."""
+    """Skip a valid JSON value that is nested at most `_DEPTH_MAX` deep."""
     depth = 0
     objects = 0  # bit d: at depth d + 1 there is an object, else an array
     while True:
@@ -293,7 +295,7 @@ def skip_value(text: Any, at: int, end: int) -> int:
             at = _skip_number(text, at, end)
         if at < 0:
             return BAD
-        # What follows a value: the next one, or the ends of what it is in.
+        # After a value comes the next value, or the ends of the objects and arrays around the value.
         while depth:
             at = skip_space(text, at, end)
             if at >= end:
@@ -316,7 +318,7 @@ def skip_value(text: Any, at: int, end: int) -> int:
 
 @compiled
 def skip_name_and_colon(text: Any, at: int, end: int) -> int:
-    """After a string and the colon that follows it."""
+    """Skip a string and the colon that follows it."""
     at = skip_string(text, at, end)
     if at < 0:
         return BAD

@@ -1,13 +1,14 @@
 """Bodies to columns in one compiled pass: a strict JSON scanner that knows the contract's fields.
 
-It owns the common case: any order and any spacing of the fields, all three variants, unknown fields of any
-kind, UTF-8 in every string. What is not plainly right it leaves to `wire.read`: an event is ``ok`` only if
-`wire.read` would give the same values (``tests/unit/test_events.py`` holds the two together). Escapes in
-names or keys, a key that comes twice and both spellings in one event are left to `wire.read`, too.
+The scanner owns the common case: any order and any spacing of the fields, all three variants, unknown fields
+of any kind, UTF-8 in every string. It leaves every body that is not plainly right to `wire.read`. The scanner
+takes an event only if `wire.read` would give the same values (``tests/unit/test_events.py`` compares the
+two). So it leaves escapes in names or keys, a key that comes twice, and both spellings in one event to
+`wire.read`, too.
 
-The tokens of JSON are read by `pipeline.core.lexer`; here are the fields and what their values must be. As
-there, a function returns where it stopped, or `BAD`. Nothing is allocated and no state is kept, but for the
-guess of which key follows which.
+`pipeline.core.lexer` reads the tokens of JSON. This module knows the fields and checks their values. As in
+the lexer, a function returns the place after what it has read, or `BAD`. Nothing is allocated. The only state
+is the guess of which key follows which key, and the minute of the last time.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ _REQUIRED: Final = (1 << len(_FIELDS)) - 1 - _OPTIONAL
 _CAMEL, _SNAKE = 1, 2
 _HAS_VERSION, _HAS_TYPE = 1, 2
 
-# Keys by number: the text with its quotes and colon, what it means, and in which spelling.
+# Keys by number: the name, the field that it means, and the spelling that it belongs to.
 _KEYS: Final = (
     [(name, field, _CAMEL if wire.SNAKE_NAMES[name] != name else 0) for field, name in enumerate(_FIELDS)]
     + [(snake, field, _SNAKE) for field, snake in enumerate(wire.SNAKE_NAMES.values()) if "_" in snake]
@@ -121,7 +122,7 @@ _days_in_month = compiled(wire.days_in_month)
 
 
 def new_guesses() -> Any:
-    """What `scan` remembers (int64[...]): which key followed each key, and the minute of the last time."""
+    """The memory of `scan` (int64[...]): which key followed each key, and the minute of the last time."""
     guesses = np.full(_MINUTE_AT + 3, _UNKNOWN, np.int64)
     guesses[_MINUTE_AT:] = 0
     return guesses
@@ -129,7 +130,7 @@ def new_guesses() -> Any:
 
 @compiled
 def _literal(text: Any, at: int, end: int, number: int) -> int:
-    """After literal ``number``, if that is what stands at ``at``."""
+    """Skip literal ``number`` at ``at``."""
     if at + _LENGTHS[number] > end:
         return BAD
     differs = (
@@ -162,10 +163,12 @@ def scan(
 ) -> int:
     """Read the bodies ``text[begins[i]:ends[i]]``, int64[n] each; returns how many are plainly right.
 
-    Of those, one after another: ``event``, ``org``, ``model`` uint64[n, 2] (high, low); ``occurred_us``,
-    ``latency_ms``, ``status``, ``tokens_in``, ``tokens_out``, ``cost`` (microcents) int64[n]; ``client``,
-    ``code`` int64[n, 2], the range of the name in ``text`` (empty: absent); ``source`` int64[n], the place of
-    the body. The places of the others go to ``doubtful`` int64[n].
+    The columns get the values of these bodies, from the front. ``event``, ``org`` and ``model`` are uint64[n,
+    2] (high, low). ``occurred_us``, ``latency_ms``, ``status``, ``tokens_in``, ``tokens_out`` and ``cost``
+    (microcents) are int64[n]. ``client`` and ``code`` are int64[n, 2]: the range of the name in ``text``,
+    empty if the name is absent. ``source`` int64[n] gets the place of each body.
+
+    ``doubtful`` int64[n] gets the places of all other bodies, for `wire.read`.
     """
     good = bad = 0
     for i in range(len(ends)):
@@ -176,7 +179,8 @@ def scan(
         is_object = at < end and byte(text, at) == BRACE and end - begin <= _BODY_BYTES_MAX
         at += 1
         seen = spelling = envelope = 0
-        inside = wrapped = False  # of the envelope's data; there is an envelope
+        # wrapped: the event is in an envelope. inside: the scan is in the data of the envelope.
+        inside = wrapped = False
         last = _START
         while is_object:
             at = skip_space(text, at, end)
@@ -284,7 +288,10 @@ def scan(
 
 @compiled
 def _key(text: Any, at: int, end: int, guess: int) -> Any:
-    """A key and its colon: its number and where its value begins. The guess is tried first."""
+    """Read a key and its colon: the number of the key, and the place after the colon.
+
+    The guess is tried first.
+    """
     if guess < _UNKNOWN:
         after = _literal(text, at, end, guess)
         if after >= 0:
@@ -311,7 +318,7 @@ def _key(text: Any, at: int, end: int, guess: int) -> Any:
 
 @compiled
 def _uuid(text: Any, at: int, end: int) -> Any:
-    """A UUID in quotes, as high and low half, and where it ends."""
+    """Read a UUID in quotes: its high half, its low half, and the place after it."""
     if at + 38 > end or byte(text, at) != QUOTE or byte(text, at + 37) != QUOTE:
         return np.uint64(0), np.uint64(0), BAD
     at += 1
@@ -332,7 +339,7 @@ def _uuid(text: Any, at: int, end: int) -> Any:
 
 @compiled
 def _name(text: Any, at: int, end: int, chars_max: int) -> Any:
-    """A string of at most ``chars_max`` characters, without escapes: its range, and where its quotes end."""
+    """Read a string of at most ``chars_max`` characters, without escapes: its range, and the place after."""
     if at >= end or byte(text, at) != QUOTE:
         return 0, 0, BAD
     at += 1
@@ -364,7 +371,10 @@ def _status(text: Any, at: int, end: int) -> Any:
 
 @compiled
 def _integer(text: Any, at: int, end: int, largest: int) -> Any:
-    """A whole number from 0 to ``largest``, and where it ends; what comes after it the caller checks."""
+    """Read a whole number from 0 to ``largest``: the number, and the place after it.
+
+    The caller checks the character after the number. A point there would make it a fraction.
+    """
     value, after = read_digits(text, at, end)
     count = after - at
     if not 1 <= count <= DIGITS_MAX or value > largest or (count > 1 and byte(text, at) == ZERO):
@@ -374,7 +384,7 @@ def _integer(text: Any, at: int, end: int, largest: int) -> Any:
 
 @compiled
 def _metadata(text: Any, at: int, end: int) -> int:
-    """After an object whose values are strings."""
+    """Skip an object whose values are strings."""
     if byte(text, at) != BRACE:
         return BAD
     at = skip_space(text, at + 1, end)
@@ -402,7 +412,8 @@ def _time(text: Any, at: int, end: int, guesses: Any) -> int:
     """UTC microseconds of the RFC 3339 time from ``at`` to ``end``, or -1."""
     if end - at < 20 or end - at > _NUMBER_CHARS_MAX:
         return -1
-    # Most events are of the minute of the one before: compare its sixteen characters instead of reading them.
+    # Most events have the minute of the event before. So the sixteen characters of the minute are compared
+    # with the last ones, and only read if they differ.
     date, clock = np.int64(word(text, at)), np.int64(word(text, at + 8))
     if date != guesses[_MINUTE_AT] or clock != guesses[_MINUTE_AT + 1]:
         minute_s = _minute(text, at)
@@ -473,7 +484,8 @@ def _minute(text: Any, at: int) -> int:
 def _cost(text: Any, at: int, end: int) -> int:
     """Microcents of the JSON decimal from ``at`` to ``end``, rounded half-even, or -1.
 
-    More than 18 digits, a sign and anything near the bound are left to `wire.read`.
+    The answer is -1 for more than 18 digits, for a sign, and for costs near the bound. `wire.read` decides
+    about these.
     """
     if not 0 < end - at <= _NUMBER_CHARS_MAX:
         return -1

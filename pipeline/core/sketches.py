@@ -1,15 +1,17 @@
-"""A latency sketch: counts in logarithmic bins, mergeable by addition, within 1 % of any quantile.
+"""Latency sketches: counts in logarithmic bins, which can be added up and give any quantile within 1 %.
 
-It owns the bin edges, the byte format and the quantile rule. It knows nothing of rows, time or
-where the bytes are kept. The API imports this module alone, so it needs NumPy and no compiler; the
-worker's compiled twin is `pipeline.core.kernels.sketches`, held to the same bytes by a test.
+This module owns the bin edges, the byte format and the quantile rule. It knows nothing of rows or time, or of
+the place where the bytes are kept. The API imports this module, which needs NumPy and no compiler. The worker
+has a compiled twin, `pipeline.core.kernels.sketches`, and a test sees that both give the same bytes.
 
-Bins (after DDSketch, Masson et al., VLDB 2019, with integer edges so that they are the same on
-every machine): a bin that begins at ``lo`` milliseconds ends at ``lo + lo * 197 // 10000``. Below 51 ms
-every integer has a bin of its own. A bin answers with the harmonic middle ``2*lo*hi / (lo+hi)``, which
-is off by at most ``(hi-lo) / (hi+lo) <= 0.00976``; the rest of the 1 % is left to rounding.
+Bins are made after DDSketch (Masson et al., VLDB 2019). Their edges are integers, so that the bins are the
+same on every machine. A bin that begins at ``lo`` milliseconds ends at ``lo + lo * 197 // 10000``. Below 51
+ms every integer has a bin of its own. A quantile that falls into a bin is answered with the harmonic middle
+of the bin, ``2*lo*hi / (lo+hi)``. The middle is off by at most ``(hi-lo) / (hi+lo) <= 0.00976``, and the rest
+of the 1 % is left to rounding. For example, the bin that begins at 997 ms ends at 1016 ms. Its answer is
+1006.41 ms, less than 1 % off for each latency of the bin.
 
-Bytes (little endian; the shortest form is the only form, so equal sketches are equal bytes)::
+Bytes (little endian). A sketch has only one form, the shortest, so equal sketches are equal bytes::
 
     u8   widths: low nibble = bytes per gap (1, 2), high nibble = bytes per count (1, 2, 4, 8)
     u16  first bin
@@ -47,7 +49,7 @@ BINS: Final = len(EDGES) - 1
 _LOW = EDGES[:-1].astype(np.float64)
 _HIGH = (EDGES[1:] - 1).astype(np.float64)
 MIDDLES: Final = np.where(_LOW == 0, 0.0, 2 * _LOW * _HIGH / np.maximum(_LOW + _HIGH, 1))
-"""float64[BINS]: what a bin answers, in ms."""
+"""float64[BINS]: the harmonic middle of each bin, in ms, with which the bin answers."""
 
 
 class SketchError(ValueError):
@@ -103,7 +105,7 @@ def of(latencies_ms: npt.ArrayLike) -> bytes:
 
 
 def merge(sketches: Iterable[bytes]) -> npt.NDArray[np.int64]:
-    """Counts by bin (int64[BINS]) of all sketches together; feed it to `quantiles` or `from_dense`."""
+    """Add up sketches: counts by bin (int64[BINS]), for `quantiles` or `from_dense`."""
     dense = np.zeros(BINS, np.int64)
     for sketch in sketches:
         bins, counts = decode(sketch)
@@ -113,7 +115,7 @@ def merge(sketches: Iterable[bytes]) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Many sketches, as a database sends them fastest: their bytes end to end, and the length of each."""
+    """Many sketches, with their bytes end to end and the length of each: a database sends this fastest."""
 
     data: bytes
     lengths: npt.NDArray[np.integer[Any]]
@@ -122,16 +124,16 @@ class Packed:
         return len(self.lengths)
 
     def halves(self) -> tuple[Packed, Packed]:
-        """The same sketches as two."""
+        """The same sketches, divided into two halves."""
         half = len(self) // 2
         edge = int(self.lengths[:half].sum(dtype=np.int64))
         return Packed(self.data[:edge], self.lengths[:half]), Packed(self.data[edge:], self.lengths[half:])
 
 
 def merge_each(groups: Sequence[Packed]) -> npt.NDArray[np.int64]:
-    """Counts by bin (int64[len(groups), BINS]) of the sketches of each group together.
+    """Add up the sketches of each group: counts by bin, int64[len(groups), BINS].
 
-    Sketches of one form and length are read together, which takes a tenth of the time of one by one.
+    Sketches of one form and length are read together. That takes a tenth of the time of reading each alone.
 
     Raises:
         SketchError: the bytes are damaged or of another format.
@@ -185,7 +187,7 @@ def _add(
 
 
 def _shape(form: int, length: int) -> tuple[int, int, int]:
-    """(bytes of a gap, bytes of a count, bins) of a sketch of ``length`` bytes that begins with ``form``."""
+    """(bytes of a gap, bytes of a count, bins) of a sketch with first byte ``form`` and ``length`` bytes."""
     gap_width, count_width = form & 0xF, form >> 4
     if gap_width not in (1, 2) or count_width not in (1, 2, 4, 8) or length < 3:
         raise SketchError("unknown widths")
@@ -202,7 +204,7 @@ def from_dense(dense: npt.NDArray[np.int64]) -> bytes:
 
 
 def quantiles(dense: npt.NDArray[np.int64], qs: Sequence[float]) -> list[float | None]:
-    """Latencies in ms at each q of 0..1 by the nearest-rank rule; None each when there is no event.
+    """The latency in ms at each q of 0..1, by the nearest-rank rule. All are None when there is no event.
 
     The answer is within 1 % of the exact value of the same rank.
     """

@@ -1,9 +1,9 @@
-"""The wire contract v1: what a usage event may look like, and what is wrong with one that may not.
+"""The wire contract v1: reads one usage event in any of its three variants, and names every fault.
 
-This is the contract's one full statement: it reads a single body slowly, takes any of the three variants
-and names every fault. `pipeline.core.events` reads the common case fast and asks here for the rest; the
-API's ``POST /events/validate`` asks here alone. It decides nothing that needs a clock or a memory
-(``future``, ``too_late``, duplicates): those belong to the ledger.
+This module is the one full statement of the contract. It reads a single body, slowly. `pipeline.core.events`
+reads the common case fast and asks this module about all other bodies. The API's ``POST /events/validate``
+asks this module alone. Nothing here needs a clock or a memory: the ledger decides about ``future``,
+``too_late`` and duplicates.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ OVERFLOW_CLIENT: Final = (
     "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
     " which are counted under their own names"
 )
-"""Stands in place of a clientId where an org's hour has too many clients. No client can have this name: the
-name is longer than `CLIENT_ID_CHARS_MAX`. Version 0.1.0 wrote ``other``, as for a client of that name."""
+"""The name under which clients over the cap of an org's hour are counted. No client can have this name,
+because it is longer than `CLIENT_ID_CHARS_MAX`. Version 0.1.0 wrote ``other``, which a client can have as its
+name."""
 OVERFLOW_ERROR_CODE: Final = (
     "other error codes: all of this hour beyond the first 100, which are counted by name"
 )
-"""The same for error codes; longer than `ERROR_CODE_CHARS_MAX`."""
+"""The same for error codes. The name is longer than `ERROR_CODE_CHARS_MAX`."""
 OVERFLOW_MODEL: Final = UUID(int=2**128 - 1)
-"""The same for models, beyond MODELS_PER_ORG_HOUR_MAX. An event that names this model is refused; it is the
-Max UUID of RFC 9562, which identifies nothing."""
+"""The same for models over MODELS_PER_ORG_HOUR_MAX. It is the Max UUID of RFC 9562, which identifies nothing.
+An event that names this model is rejected."""
 LATENCY_MS_MAX: Final = 2**31 - 1
 TOKENS_MAX: Final = 10**12
 COST_MICROCENTS_MAX: Final = 10**8 * 10**6
 NUMBER_CHARS_MAX: Final = 64
 DEPTH_MAX: Final = 200
-"""How deep a body may nest. Python's own bound differs by version and by who calls; this one does not."""
+"""How deep a body may nest. Python has a bound of its own, but it differs by version and by caller."""
 EVENT_TYPE: Final = "analytics.usage.v1"
 
 STATUSES: Final = ("success", "error", "timeout", "throttled")
-"""A status is kept as its place in this tuple; all but the first count as errors."""
+"""A status is kept as its place in this tuple. All statuses but the first count as errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One broken rule: the field as the sender spelled it ('' for the whole body), and what is expected."""
+    """One broken rule: the field as the sender spelled it ('' for the whole body), and the message."""
 
     field: str
     message: str
@@ -54,7 +55,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One valid usage event in canonical form. Absent client and error code are ''."""
+    """One valid usage event in canonical form. An absent client or error code is ''."""
 
     event_id: UUID
     org_id: UUID
@@ -71,7 +72,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invalid:
-    """Why a body is no event: ``malformed`` (not a JSON object, too large) or ``invalid`` (a broken rule)."""
+    """The reason why a body is no event, and its faults.
+
+    The reason is ``malformed`` (not a JSON object, or too large) or ``invalid`` (a broken rule).
+    """
 
     reason: str
     faults: tuple[Fault, ...]
@@ -90,13 +94,13 @@ def _no_constant(word: str) -> Any:
 
 
 def check(body: bytes) -> list[Fault]:
-    """Every fault of a body; an empty list means that the event is valid."""
+    """List every fault of a body. An empty list means that the event is valid."""
     verdict = read(body)
     return list(verdict.faults) if isinstance(verdict, Invalid) else []
 
 
 def read(body: bytes) -> Event | Invalid:
-    """Read one body in any of the three variants, completely. Never raises."""
+    """Read one body in any of the three variants, and find every fault. Never raises."""
     if len(body) > BODY_BYTES_MAX:
         return _malformed(f"larger than {BODY_BYTES_MAX} bytes")
     if _is_too_deep(body):
@@ -224,7 +228,7 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
     )
 
 
-# --- the rule of each field: the value, or ValueError with what is expected ----------------------
+# --- the rule of each field: returns the value, or raises ValueError with the expectation ---------
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
@@ -260,9 +264,10 @@ _NUMBER: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]+
 
 
 def _integer(value: Any, maximum: int) -> int:
-    """A number without a fraction, however it is written: 812, 812.0 and 8.12e2 are one integer.
+    """An integer in any spelling of a number: 812, 812.0 and 8.12e2 are the same integer.
 
-    The digits decide, never a float. No power of ten is computed before its size is known.
+    The digits decide, and no float is made. A power of ten is computed only when its size is known, because a
+    sender may write 1e999999999.
     """
     match = _NUMBER.fullmatch(value) if isinstance(value, _Number) else None
     if not match:
@@ -272,7 +277,7 @@ def _integer(value: Any, maximum: int) -> int:
     significant = digits.rstrip("0")
     if not significant:
         return 0
-    # A body is far shorter than any exponent of seven digits, so no digits of its can make up for one.
+    # A body is far shorter than an exponent of seven digits, so its digits cannot make up for the exponent.
     power = int(exponent_sign + (exponent if len(exponent) < 7 else "9999999")) if exponent else 0
     power += len(digits) - len(significant) - len(fraction)  # the value is significant * 10**power
     if power < 0:

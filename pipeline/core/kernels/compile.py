@@ -1,8 +1,9 @@
-"""What the compiled loops are made of: how they are compiled, and what of the machine numba does not offer.
+"""The compiler of the loops, with text access and two machine instructions that numba does not offer.
 
-Text in a compiled loop is whatever `handle` makes of an array of bytes; `byte` and `word` read it at a place.
-That is an address, because numba counts references to an array wherever it is passed on, which would take
-most of the time. Under NUMBA_BOUNDSCHECK, as in the tests, it is the array, and every access is checked.
+A compiled loop reads text through a handle: `handle` makes the handle of an array of bytes, and `byte` and
+`word` read at a place. The handle is an address. With the array itself, numba would count references wherever
+the array is passed on, and counting would take most of the time. Under NUMBA_BOUNDSCHECK, as in the tests,
+the handle is the array, and every access is checked.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ word: Final = _checked_word if _CHECKED else _loader(64)
 
 
 def handle(text: Any) -> Any:
-    """What compiled loops take for ``text`` uint8[...]. Keep the array alive while they run."""
+    """The handle by which compiled loops read ``text`` uint8[...]. Keep the array alive while they run."""
     if not _CHECKED:
         return text.ctypes.data
     read_only = text.view()  # of one type for numba, whoever owns the bytes
@@ -82,7 +83,7 @@ def _trailing_zeros(typing_context: Any, bits: Any) -> Any:
 
 
 trailing_zeros: Final = numba.extending.intrinsic(_trailing_zeros)
-"""How many bits of an uint64 are 0 below the lowest one that is 1, as int64; 64 if none is."""
+"""How many bits of an uint64 are 0 below its lowest 1, as int64. For 0 the answer is 64."""
 
 
 def _prefetch(typing_context: Any, address: Any) -> Any:
@@ -98,4 +99,4 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
 
 
 prefetch: Final = numba.extending.intrinsic(_prefetch)
-"""Begin to load the cache line at an address (int64), which a later access then need not wait for."""
+"""Begin to load the cache line at an address (int64), so that a later access need not wait for it."""

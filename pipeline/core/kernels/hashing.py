@@ -1,6 +1,6 @@
-"""How values become bits: places in hash tables, and the checks of payloads.
+"""Hashes: the places of values in hash tables, and the checks of payloads.
 
-A place in a table depends on the process's secret. A check does not, because the database keeps it.
+A place in a table depends on the secret of the process. A check does not, because the database keeps it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mix(h: Any) -> Any:
 
 @compiled
 def pair_sum(high: Any, low: Any, k1: Any, k2: Any, k3: Any, k4: Any) -> Any:
-    """What the secret makes of 128 bits, before it is mixed."""
+    """Hash 128 bits with four numbers of the secret. The caller mixes the sum."""
     upper = k1 * (high >> np.uint64(32)) + k2 * (high & np.uint64(0xFFFFFFFF))
     return upper + k3 * (low >> np.uint64(32)) + k4 * (low & np.uint64(0xFFFFFFFF))
 
@@ -34,7 +34,7 @@ def _hash_pair(high: Any, low: Any) -> Any:
 
 
 WIDE: Final = np.uint64(1 << 63)
-"""Set in every payload check, but in those of 32 bits that version 0.1.0 made and stored."""
+"""The bit that every payload check has, except the checks of 32 bits that version 0.1.0 stored."""
 
 
 @compiled
@@ -52,10 +52,12 @@ def payload_checks(
     cost: Any,
     out: Any,
 ) -> None:
-    """64 bits of each payload (everything that counts but the two ids) to tell a repeat from a conflict.
+    """The check of each payload, 64 bits, which tells a duplicate from a conflict.
 
-    ``model`` uint64[n, 2]; ``client`` and ``error_code`` are places in their digests; ``out`` uint64[n], with
-    `WIDE` set. The bits are stored: a change of them makes every stored id a conflict.
+    A payload is everything that counts of an event, except its own id and the id of its org. ``model`` is
+    uint64[n, 2]. ``client`` and ``error_code`` are places in their digests. ``out`` is uint64[n], with `WIDE`
+    set. The database stores the checks. If this function gave other bits, every stored id would meet a
+    conflict.
     """
     for i in range(len(out)):
         h = _hash_pair(model[i, 0], model[i, 1])
@@ -83,9 +85,10 @@ def narrow_checks(
     cost: Any,
     out: Any,
 ) -> None:
-    """The checks of version 0.1.0, for events that meet an id which it stored: ``out`` uint64[n], below 2^32.
+    """The payload checks of version 0.1.0: ``out`` uint64[n], below 2^32.
 
-    ``client_crcs`` and ``error_crcs`` uint32[n] are of the events' texts.
+    An event needs this check when it meets an id that version 0.1.0 stored. ``client_crcs`` and
+    ``error_crcs``, uint32[n] each, are the CRCs of the event's texts.
     """
     for i in range(len(out)):
         h = _hash_pair(model[i, 0], model[i, 1])

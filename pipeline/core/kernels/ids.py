@@ -13,26 +13,31 @@ _LOW: Final = np.uint64(0xFFFFFFFF)
 _HIGH: Final = np.uint64(0xFFFFFFFF00000000)
 
 _AHEAD: Final = 8
-"""Look-ups between the prefetch of a slot and its use: an index is larger than any cache."""
+"""A slot is prefetched this many look-ups before its use, because an index is larger than any cache."""
 
 NEW: Final = 0
 DUPLICATE: Final = 1
 CONFLICT: Final = 2
 NARROW: Final = 3
-"""The id is known by a check of version 0.1.0, which the caller must compare."""
+"""The id is known with a check of version 0.1.0. The caller must compare that check."""
 
 
 @compiled
 def _first_slot(h: Any, slots: int) -> Any:
-    """The slot where a hash belongs among any number of slots: its low 32 bits as a fraction of them."""
+    """The slot where the search for a hash begins, among any number of slots.
+
+    The low 32 bits of the hash are taken as a fraction of the slots. For example, 2^31 is one half, and among
+    1000 slots it belongs into slot 500.
+    """
     return np.int64(((h & _LOW) * np.uint64(slots)) >> np.uint64(32))
 
 
 @compiled
 def spread(secret: Any, ids: Any, orgs: Any, hashes: Any, order: Any, begins: Any) -> None:
-    """Share n pairs out to 16 tables by their ``hashes`` uint64[n] (made here), each table's in their order.
+    """Hash n pairs of id and org, and share the pairs out to 16 tables by their hashes.
 
-    Those of table t are ``order[begins[t] : begins[t + 1]]``, int64[n] and int64[17].
+    ``hashes`` uint64[n] gets the hash of each pair. The pairs of table t, in their old order, are
+    ``order[begins[t] : begins[t + 1]]``. ``order`` is int64[n], and ``begins`` is int64[17].
     """
     begins[:] = 0
     k0, k1, k2, k3, k4, k5 = secret[0], secret[1], secret[2], secret[3], secret[4], secret[5]
@@ -65,13 +70,19 @@ def remember(
     outcomes: Any,
     narrow: Any,
 ) -> Any:
-    """Look up and add those (org, id) pairs that ``order`` names; returns (pairs done, entries used).
+    """Look up the (org, id) pairs that ``order`` names, and add the new ones.
 
-    It stops short only when ``used_max`` entries are used. ``entries``, the log, uint32[capacity, 8], filled
-    from the front: an id in four words, org, hour and the check, its low word first. ``index`` uint64[slots]:
-    0, or 32 bits of the hash above the entry's place + 1. An entry counts as forgotten for pair ``i`` when
-    its hour is below ``live_from[i]``; then a new entry takes its slot. ``outcomes`` uint8[n], by the number
-    of the pair; ``narrow`` uint64[n]: the entry's check where the outcome is `NARROW`.
+    Returns (pairs done, entries used). The loop stops short only when ``used_max`` entries are used.
+
+    ``entries`` uint32[capacity, 8] is the log, filled from the front. An entry is an id in four words, the
+    org, the hour, and the check with its low word first. A slot of ``index`` uint64[slots] is 0 if it is
+    empty. Else its upper 32 bits are the lower 32 bits of the hash, and its lower 32 bits are the place of
+    the entry, plus 1.
+
+    An entry has lapsed for pair ``i`` if its hour is below ``live_from[i]``. A new entry then takes its slot.
+
+    ``outcomes`` uint8[n] gets the outcome of each pair. ``narrow`` uint64[n] gets the check of the entry that
+    a pair has met, if the outcome is `NARROW`.
     """
     slots, address = len(index), index.ctypes.data
     for done in range(len(order)):
@@ -132,7 +143,10 @@ def remember(
 def known(
     index: Any, entries: Any, hashes: Any, order: Any, ids: Any, orgs: Any, live_from: Any, out: Any
 ) -> None:
-    """Which of the pairs that ``order`` names `remember` would find; ``out`` bool[n] by the pair's number."""
+    """Look up the pairs that ``order`` names as `remember` does, and add none.
+
+    ``out`` bool[n] says of each pair whether `remember` would find it.
+    """
     slots = len(index)
     for i in order:
         high, low, h = ids[i, 0], ids[i, 1], hashes[i]
@@ -158,7 +172,7 @@ def known(
 
 @compiled
 def grow_index(index: Any, fresh: Any) -> None:
-    """Put what is in an index of `remember` into the empty and larger ``fresh``; the entries are not read."""
+    """Move the slots of an index into the empty and larger ``fresh``, without a look at the entries."""
     for i in range(len(index)):
         if index[i] != 0:
             slot = _first_slot(index[i] >> np.uint64(32), len(fresh))
@@ -171,7 +185,7 @@ def grow_index(index: Any, fresh: Any) -> None:
 
 @compiled
 def count_live(entries: Any, live_from: int) -> int:
-    """Entries (uint32[n, 8] as in `remember`) of hour ``live_from`` or later."""
+    """Count the entries (uint32[n, 8] as in `remember`) of hour ``live_from`` or later."""
     live = 0
     for i in range(len(entries)):
         if np.int64(entries[i, 5]) >= live_from:
@@ -181,10 +195,10 @@ def count_live(entries: Any, live_from: int) -> int:
 
 @compiled
 def move_ids(secret: Any, entries: Any, fresh: Any, index: Any, live_from: int) -> int:
-    """Copy the entries from hour ``live_from`` on to the front of ``fresh``, in order; returns how many.
+    """Copy the entries of hour ``live_from`` or later to the front of ``fresh``; returns how many there are.
 
-    ``index`` (empty) becomes theirs. Of two entries of one id, one that had lapsed and was accepted anew, the
-    later counts and both are kept.
+    ``index`` is empty before, and then finds the copied entries. An id that lapsed and was accepted again has
+    two entries. Both are copied, and ``index`` finds the later one.
     """
     count = 0
     k0, k1, k2, k3, k4, k5 = secret[0], secret[1], secret[2], secret[3], secret[4], secret[5]
@@ -226,9 +240,9 @@ def move_ids(secret: Any, entries: Any, fresh: Any, index: Any, live_from: int) 
 
 @compiled
 def order_by_org(orgs: Any, ids: Any, checks: Any, places: Any, ids_out: Any, checks_out: Any) -> None:
-    """Put n ids (uint64[n, 2]) and checks in the order of their orgs, and of their arrival in each.
+    """Sort n ids (uint64[n, 2]) and checks by org. The ids of one org stay in the order of their arrival.
 
-    ``places`` int64[orgs]: where those of an org begin; it ends as where they end.
+    ``places`` int64[orgs] has where the ids of each org begin. The loop moves it to where they end.
     """
     for i in range(len(orgs)):
         place = places[orgs[i]]

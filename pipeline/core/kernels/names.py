@@ -1,4 +1,4 @@
-"""Numbers for ids and names: the loops of `events.Uuids` and `events.Names`."""
+"""Numbering of ids and names: the loops of `events.Uuids` and `events.Names`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.core.kernels.hashing import mix, pair_sum
 
 @compiled
 def intern_pairs(secret: Any, slots: Any, keys: Any, numbers: Any, used: int, wanted: Any, out: Any) -> int:
-    """Number 128-bit values: ``wanted`` uint64[n, 2] to ``out`` int32[n], the place in ``keys``.
+    """Number 128-bit values: ``out`` int32[n] gets the place of ``wanted`` uint64[n, 2] in ``keys``.
 
-    ``numbers`` int32[...]: the first ``used`` are taken, new values get the next ones. Returns how many are
-    taken then.
+    The first ``used`` of ``numbers`` int32[...] are taken. A new value gets the next number. Returns how many
+    numbers are taken afterwards.
     """
     mask = np.uint64(len(slots) - 1)
     k0, k1, k2, k3, k4 = secret[0], secret[1], secret[2], secret[3], secret[4]
@@ -41,7 +41,7 @@ def intern_pairs(secret: Any, slots: Any, keys: Any, numbers: Any, used: int, wa
 
 @compiled
 def _masked_word(text: Any, at: int, length: int) -> Any:
-    """The eight bytes at a place, with zeros for those from ``length`` (at least 1) on."""
+    """The eight bytes at a place, with zeros in place of the bytes from ``length`` (at least 1) on."""
     whole = word(text, at)
     return whole if length >= 8 else whole & ((np.uint64(1) << np.uint64(8 * length)) - np.uint64(1))
 
@@ -61,9 +61,10 @@ def intern_texts(
 ) -> Any:
     """Number the names ``text[ranges[i, 0] : ranges[i, 1]]`` for i from ``begin``: ``out`` int32[n].
 
-    ``text`` is a `compile.handle`, and ``pool_text`` that of ``pool`` uint8[...]; of both, seven bytes behind
-    a name are read. Name ``k`` is ``pool[edges[k] : edges[k + 1]]``; name 0 is the empty one. Returns how
-    many names there are then and where it stopped: short of n only when ``pool`` is full.
+    ``text`` is a `compile.handle`. ``pool_text`` is the handle of ``pool`` uint8[...]. In both, up to seven
+    bytes behind a name are read. Name ``k`` is ``pool[edges[k] : edges[k + 1]]``, and name 0 is the empty
+    one. Returns how many names there are afterwards, and the place where the loop stopped. The loop stops
+    short of n only when ``pool`` is full.
     """
     mask = np.uint64(len(slots) - 1)
     for i in range(begin, len(ranges)):

@@ -1,4 +1,4 @@
-"""Rows found by a key, and sums in them: the loops of `windows`, `cells` and `room`."""
+"""Finding rows by their key and adding to them: the loops of `windows`, `cells` and `room`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pipeline.core.kernels.hashing import mix
 
 @compiled
 def locate(secret: Any, slots: Any, keys: Any, used: int, wanted: Any, rows: Any) -> int:
-    """Find or append the row of each key: ``wanted`` int32[n, k] to ``rows`` int64[n]; returns rows used."""
+    """Find the row of each key, or append one; returns how many rows are used afterwards.
+
+    ``rows`` int64[n] gets the row of each key of ``wanted`` int32[n, k].
+    """
     mask = np.uint64(len(slots) - 1)
     width = wanted.shape[1]
     for i in range(len(wanted)):
@@ -53,9 +56,10 @@ def admit(
     cap: int,
     out: Any,
 ) -> int:
-    """Give names a place of their own, in order, until a group has ``cap``; the rest gets ``out`` False.
+    """Admit names in order, until their group has ``cap`` names; returns how many names are known afterwards.
 
-    ``wanted`` int32[n, k] are (group, name) keys, ``groups`` int64[n] the place of the group in ``counts``.
+    ``out`` bool[n] says which names are in. A name that is in stays in, and counts once. ``wanted`` int32[n,
+    k] are keys of group and name. ``groups`` int64[n] has the place of the group in ``counts``.
     """
     mask = np.uint64(len(slots) - 1)
     width = wanted.shape[1]
@@ -107,7 +111,11 @@ def accumulate(
 ) -> bool:
     """Add events to cells of ``totals`` int64[cells, 15] (columns as `cells.TOTALS`).
 
-    Returns False, with nothing of that event added, if a sum would pass 2^63 - 1.
+    An event is late for a bucket if the watermark ``met_us`` that it met has reached the end of the bucket.
+    For example, an event of 12:00:59 that meets the watermark 12:01:05 is late for its minute, but not for
+    its hour.
+
+    Returns False at the first event that would take a sum beyond 2^63 - 1. Nothing of that event is added.
     """
     for i in range(len(cells)):
         row = cells[i]
@@ -139,9 +147,10 @@ def accumulate(
 
 @compiled
 def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
-    """Add cells to rows of ``measures`` int64[rows, 11]; ``late``: the cells' column of late events.
+    """Add cells to rows of ``measures`` int64[rows, 11].
 
-    Returns False, with nothing of that cell added, if a sum would pass 2^63 - 1.
+    ``late`` is the column of the cells' ``totals`` that counts the late events of this grain. Returns False
+    at the first cell that would take a sum beyond 2^63 - 1. Nothing of that cell is added.
     """
     for i in range(len(rows)):
         row = rows[i]
@@ -160,7 +169,7 @@ def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
 
 @compiled
 def add_sums(days: Any, rows: Any, sums: Any, sum_max: int) -> None:
-    """Add ``sums`` int64[n, 4] to rows of ``days`` int64[rows, 4], up to ``sum_max``."""
+    """Add ``sums`` int64[n, 4] to rows of ``days`` int64[rows, 4]. No sum passes ``sum_max``."""
     for i in range(len(rows)):
         for j in range(4):
             days[rows[i], j] += min(sums[i, j], sum_max - days[rows[i], j])
@@ -179,7 +188,11 @@ def take_room(
     sum_max: int,
     short: Any,
 ) -> None:
-    """The loop of `room.Room.judge`; ``counted_in`` int64[groups]: the hour of an id's event, or least."""
+    """The loop of `room.Room.judge`.
+
+    ``counted_in`` int64[groups] has, for each id, the hour of the event with this id that counts. The least
+    int64 means that no event with this id counts yet.
+    """
     for i in range(len(rows)):
         group = groups[i]
         if known[i] or counted_in[group] >= live_from[i]:
@@ -195,14 +208,14 @@ def take_room(
 
 @compiled
 def count(measures: Any, rows: Any, counts: Any) -> None:
-    """Add to column 0 of each row."""
+    """Add ``counts[i]`` to column 0 of row ``rows[i]``."""
     for i in range(len(rows)):
         measures[rows[i], 0] += counts[i]
 
 
 @compiled
 def span(measures: Any, rows: Any, first: Any, last: Any) -> None:
-    """Widen rows of ``measures`` int64[rows, 2] (first, last; first 0 when fresh)."""
+    """Widen the spans in ``measures`` int64[rows, 2]: (first, last). In a fresh row the first is 0."""
     for i in range(len(rows)):
         row = rows[i]
         if measures[row, 0] == 0 or first[i] < measures[row, 0]:

@@ -1,4 +1,4 @@
-"""Latency sketches: the bins of events, and sketches in a pool (`windows.Table`)."""
+"""Latency sketches: the bins of events, and the sketches of rows in a pool (`windows.Table`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pipeline.core.kernels.compile import compiled
 
 @compiled
 def bins_of(latency_ms: Any, low_bins: Any, edges: Any, out: Any) -> None:
-    """`sketches.bin_of`, by ``low_bins`` (of 0 to 65535 ms) where that goes: ``out`` int64[n]."""
+    """The bin of each latency, as `sketches.bin_of` gives it: ``out`` int64[n].
+
+    ``low_bins`` has the bins of 0 to 65535 ms, so that most latencies need no search.
+    """
     for i in range(len(out)):
         value = latency_ms[i]
         if value < len(low_bins):
@@ -38,10 +41,16 @@ def pair_up(
     pair_bins: Any,
     pair_counts: Any,
 ) -> int:
-    """Count events by cell and bin, in this order; returns how many pairs there are.
+    """Count events by cell and bin; returns how many pairs of a cell and a bin there are.
 
-    ``cells``, ``bins`` int64[n]; ``places``: where each cell's events begin among all; ``by_cell`` int64[n]
-    and ``dense`` int64[bins], all 0, are working space. Out: int64[n] each, filled from the front.
+    ``cells`` and ``bins``, int64[n] each, are those of the events. ``places`` has, for each cell, where its
+    events begin when the events are sorted by cell. ``by_cell`` int64[n], and ``dense`` int64[bins], all 0,
+    are working space. The pairs go into ``pair_cells``, ``pair_bins`` and ``pair_counts``, int64[n] each,
+    from the front, sorted by cell and bin. For example, a cell with latencies in the bins 7, 9, 7 gives the
+    pairs (cell, 7, 2) and (cell, 9, 1).
+
+    The bins of a cell with few events are sorted. The bins of a cell with more than 12 events are counted in
+    ``dense``.
     """
     for i in range(len(cells)):
         by_cell[places[cells[i]]] = bins[i]
@@ -83,7 +92,7 @@ def pair_up(
     return found
 
 
-# --- sketches in a pool: each row has one block of a power of two of (bin, count) pairs -------------
+# --- sketches in a pool: the pairs (bin, count) of a row lie in one block of 4, 8, 16 … pairs ------
 
 
 @compiled
@@ -92,11 +101,16 @@ def add(
 ) -> int:
     """Add ``counts[i]`` to bin ``bins[i]`` of row ``rows[i]`` for i from ``begin``; returns where it stopped.
 
-    It stops short of n only when the pool is full: grow it and call again. ``place`` int64[rows, 3]: start,
-    length, size class (capacity 2**class, 0 when there is no block). ``state`` int64[16]: [0] the
-    first unused pair, [c] the head of the list of free blocks of class c, or -1.
+    The loop stops short of n only when the pool is full. The caller then grows the pool and calls again.
 
-    Ascending bins of one row are merged with its own, which are in order too, in one go.
+    ``place`` int64[rows, 3] has the block of each row: its start, its length, and its size class. A block of
+    class c has room for 2**c pairs; class 0 means that the row has no block. ``state`` int64[16] has in [0]
+    the first pair that was never used, and in [c] the first free block of class c, or -1. A free block has
+    the next free block of its class in its first count.
+
+    When ascending bins of one row follow each other, they are merged with the row's own bins in one go. For
+    example, a row has the bins 3 and 8, and the bins 5, 8 and 9 come. The row then has 3, 5, 8 and 9, and the
+    counts of the two 8 are added up.
     """
     while begin < len(rows):
         row = rows[begin]
@@ -104,7 +118,7 @@ def add(
         while end < len(rows) and rows[end] == row and bins[end] > bins[end - 1]:
             end += 1
         start, length, size = place[row, 0], place[row, 1], place[row, 2]
-        first, high = start, start + length  # first: of the row's own bins, not below the first to add
+        first, high = start, start + length  # first: the first own bin not below the first to add
         while first < high:
             middle = (first + high) >> 1
             if pool_bins[middle] < bins[begin]:
@@ -142,7 +156,7 @@ def add(
             place[row, 2] = larger
         place[row, 1] = length + more
         own, i = own_end - 1, end - 1
-        while i >= begin:  # from the last one on, so that none is written over before it was moved
+        while i >= begin:  # from the last to the first, so that no pair is overwritten before it moves
             if own >= first and pool_bins[own] > bins[i]:
                 pool_bins[own + more] = pool_bins[own]
                 pool_counts[own + more] = pool_counts[own]
@@ -163,9 +177,10 @@ def add(
 
 @compiled
 def encode(pool_bins: Any, pool_counts: Any, place: Any, rows: Any, out: Any, ends: Any) -> None:
-    """The bytes of `sketches.encode` for each row, one after another in ``out``; ``ends`` int64[n].
+    """Encode the sketch of each row as `sketches.encode` does, one after another in ``out``.
 
-    ``out`` must have room for 3 + 10 bytes a pair and row.
+    ``ends`` int64[n] gets the end of each sketch. ``out`` must have room for 3 bytes a row and 10 bytes a
+    pair.
     """
     at = 0
     for i in range(len(rows)):
