@@ -1,1 +1,1 @@
-"""What the API may know of the pipeline's rooms, too: nothing here knows streams, rollups or requests."""
+"""Code that the pipeline and the API share. Nothing here knows streams, rollups or requests."""

@@ -1,4 +1,4 @@
-"""Who runs a command, as the audit log names them."""
+"""The name of the person who runs a command, for the audit log."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
 """The one way to connect to the database, for every process.
 
-A session starts with what the server, the database, the role and our environment say: text encoding, date
-format, time limits, isolation. Each of them can bend a figure or stop a flush, so every session is told the
-same values of ours (`_PINNED`), and nothing else in the code opens a connection (a test sees to that).
+A new session has settings of the server, the database, the role and our environment: text encoding, date
+format, time limits, isolation. Each of these settings can change a figure or stop a flush. So every session
+gets the same values of ours (`_PINNED`), and only this module opens connections (a test sees to that).
 
-Three databases are refused with `Refused`, whose text says the remedy: one that cannot hold every name (its
-encoding is not UTF8), one whose TimescaleDB is being restored, and one behind a pooler that sets another
-encoding.
+Three databases are refused with `Refused`, whose text says the remedy: a database that cannot hold every name
+(its encoding is not UTF8), a database whose TimescaleDB is being restored, and a database behind a pooler
+that sets another encoding.
 
 A connection pooler (PgBouncer with ``pool_mode = transaction``) may give each transaction another session of
-the server, so settings of a session would be lost, and would reach other people's transactions. The pooler is
-known by its process id, which is not the server's. Behind one, each transaction begins with our settings
-instead, and they end with it. A statement outside a transaction then has the database's own limits.
+the server. Settings of a session would then be lost, and they would reach other people's transactions. A
+pooler is recognised by its process id, which differs from the server's. Behind a pooler, each transaction
+begins with our settings, and the settings end with the transaction. A statement outside a transaction has the
+database's own limits there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _REPORTED: Final = {
     "standard_conforming_strings": "on",
     "timezone": "UTC",
 }
-"""What a server reports when it changes; a pooler then keeps it for each of its clients."""
+"""Settings whose changes a server reports. A pooler keeps these settings for each of its clients."""
 
 _PINNED: Final = {
     "bytea_output": "hex",
@@ -51,32 +52,33 @@ _PINNED: Final = {
     "timescaledb.max_tuples_decompressed_per_dml_transaction": "0",  # late events go into compressed chunks
     "transaction_timeout": "0",
 }
-"""What every session is told, where the server knows the setting."""
+"""Settings that every session gets, if the server knows the setting."""
 
 
 class Refused(psycopg.OperationalError):
-    """The database answers, and must not be used as it is. The text says why, and the remedy."""
+    """The database answers but must not be used as it is. The text says why, and the remedy."""
 
 
 def session_is_dead(error: BaseException | None) -> bool:
-    """Would a new session do what this one cannot? So it is after an update of an extension under us.
+    """Is the session lost, so that a new session would work? This happens when an extension is updated.
 
-    TimescaleDB then ends the session with 42710 ("already loaded with a different version"). Its like: a plan
-    or a prepared statement of before (0A000, 26000), a library that is not the one that the catalog means
-    (42883, 58P01), and what the server itself calls internal (XX, as "cache lookup failed").
+    After an update TimescaleDB ends the session with 42710 ("already loaded with a different version"). Other
+    signs are a plan or a prepared statement from before the update (0A000, 26000), a library that does not
+    match the catalog (42883, 58P01), and an internal error of the server (XX, for example "cache lookup
+    failed").
     """
     state = getattr(error, "sqlstate", None) or ""
     if state == "42883":
-        return "in file" in str(error)  # else a function is missing, in every session
+        return "in file" in str(error)  # otherwise a function is missing, and in a new session too
     return state in ("42710", "0A000", "26000", "58P01") or state.startswith("XX")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What one kind of connection is told. A limit of 0 is none.
+    """The settings of one kind of connection. 0 means that there is no limit.
 
-    ``impatient``: a peer that vanished without a word is noticed in about 10 s rather than 25 s, also while
-    it owes us an answer. For reads that somebody waits for.
+    An ``impatient`` connection notices in about 10 s instead of 25 s that its peer has vanished, also while
+    the peer owes an answer. Use it for reads that somebody waits for.
     """
 
     application_name: str
@@ -87,7 +89,7 @@ class Session:
     impatient: bool = False
 
     def settings(self) -> dict[str, str]:
-        """Every setting of the session by name, as the server reads it."""
+        """All settings of the session by name, with values as the server reads them."""
         limits_s = {
             "statement_timeout": self.statement_timeout_s,
             "lock_timeout": self.lock_timeout_s,
@@ -101,7 +103,7 @@ class Session:
         }
 
     def options(self) -> dict[str, Any]:
-        """What libpq is told, over anything that the URL or the environment says."""
+        """The options for libpq. They override the URL and the environment."""
         return {
             "client_encoding": "UTF8",
             "application_name": self.application_name,
@@ -111,31 +113,33 @@ class Session:
             "keepalives_interval": 2 if self.impatient else 5,
             "keepalives_count": 3,
             **({"tcp_user_timeout": 10_000} if self.impatient else {}),
-            # The planner always sees the values, which lets TimescaleDB leave out chunks. And what was
-            # prepared in one session of a pooler is not there in the next.
+            # Without prepared statements the planner always sees the values, and TimescaleDB can leave out
+            # chunks. Also, a statement prepared in one session of a pooler is missing in the next session.
             "prepare_threshold": None,
         }
 
 
 class _Pooled:
-    """What both kinds of connection have beyond psycopg's."""
+    """The part that both kinds of connection have in addition to psycopg's."""
 
     pooled: bool = False
-    """Does a pooler stand between? Then nothing of a session may be relied on beyond a transaction."""
+    """Is there a pooler between us and the server? Then a session lasts for one transaction only."""
     local: tuple[str, ...] = ()
-    """Our settings behind a pooler, to be said in each transaction. They take no snapshot, so that whoever
-    must lock first still can."""
+    """Behind a pooler: the statements that set our settings in each transaction.
+
+    These statements take no snapshot, so a transaction that must lock first still can.
+    """
 
     @property
     def begin(self) -> str:
-        """How to begin a transaction by a statement of one's own; psycopg's own beginnings do the same.
+        """The statement with which our code begins a transaction. psycopg's own transactions begin alike.
 
-        Behind a pooler the session may hold a stranger's temporary tables: they go.
+        Behind a pooler the session may hold a stranger's temporary tables. The statement drops them.
         """
         return "; ".join((_BEGIN, "DISCARD TEMP", *self.local)) if self.pooled else "BEGIN"
 
     def stand_behind_pooler(self, settings: dict[str, str], known: Sequence[str]) -> None:
-        """Say those of the settings that the server knows in each transaction from now on."""
+        """From now on, set those of the settings that the server knows in each transaction."""
         self.pooled = True
         self.local = tuple(
             psql.SQL("SET LOCAL {} = {}").format(psql.Identifier(*name.split(".")), value).as_string(None)
@@ -146,7 +150,7 @@ class _Pooled:
     def _exec_command(
         self, command: QueryNoTemplate, result_format: pq.Format = pq.Format.TEXT
     ) -> PQGen[Any]:
-        """What psycopg sends beside the statements of cursors, its BEGIN among it."""
+        """Send a command of psycopg's own, such as BEGIN. Behind a pooler our settings follow the BEGIN."""
         if not (self.pooled and isinstance(command, bytes) and command.startswith(b"BEGIN")):
             return (yield from super()._exec_command(command, result_format))  # type: ignore[misc]
         begin = command if b"ISOLATION" in command else _BEGIN.encode() + command.removeprefix(b"BEGIN")
@@ -168,11 +172,11 @@ class AsyncConnection(_Pooled, psycopg.AsyncConnection[Any]):
 
 
 def connect(url: str, session: Session, *, autocommit: bool = False) -> Connection:
-    """A connection that says and reads everything in one way, whatever its surroundings say.
+    """Open a connection that has the same settings in all surroundings.
 
     Raises:
         Refused: the database must not be used as it is.
-        psycopg.OperationalError: it is away, or does not let us in.
+        psycopg.OperationalError: the database is away, or does not let us in.
     """
     connection = Connection.connect(url, autocommit=True, **session.options())
     try:
@@ -203,8 +207,8 @@ async def connect_async(url: str, session: Session, *, autocommit: bool = False)
 
 
 def engine(url: str, session: Session) -> Engine:
-    """SQLAlchemy's view of `connect`, without a pool."""
-    # An error's text would have the parameters, and goes into the log.
+    """An SQLAlchemy engine that connects by `connect`, without a pool."""
+    # The text of an error goes into the log, and the text must not have the parameters.
     return create_engine(
         _URL, creator=lambda: connect(url, session), poolclass=NullPool, hide_parameters=True
     )
@@ -214,7 +218,10 @@ def engine(url: str, session: Session) -> Engine:
 
 
 def _first_words(connection: Connection | AsyncConnection, session: Session) -> psql.Composed:
-    """One round trip: set everything, for good unless a pooler stands between, and ask what must be known."""
+    """The first statement: sets all settings and asks about the server, in one round trip.
+
+    The settings last for the session. Behind a pooler they last for this transaction only.
+    """
     ours = psql.SQL("pg_catalog.pg_backend_pid() <> {}").format(connection.info.backend_pid)
     return psql.SQL(
         "SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('server_encoding'),"
@@ -224,13 +231,19 @@ def _first_words(connection: Connection | AsyncConnection, session: Session) -> 
 
 
 def _known(session: Session) -> psql.Composed:
-    """Behind a pooler: set what it keeps for us, and ask which settings the server knows."""
+    """The second statement behind a pooler: asks which settings the server knows.
+
+    It also sets the settings that the pooler keeps for us.
+    """
     kept = psql.SQL("name <> ALL({})").format(list(_REPORTED))
     return _set_config(session.settings(), local=kept)
 
 
 def _set_config(settings: dict[str, str], *, local: psql.Composed) -> psql.Composed:
-    """(name, value) rows; ``local``: an expression that says which hold for this transaction alone."""
+    """A query that sets the settings and returns (name, value) rows.
+
+    ``local`` is an SQL expression: where it is true, a setting holds for this transaction only.
+    """
     pairs = psql.SQL(", ").join(psql.SQL("({}, {})").format(*pair) for pair in settings.items())
     return psql.SQL(
         "SELECT name, pg_catalog.set_config(name, value, {}) FROM (VALUES {}) AS ours (name, value)"

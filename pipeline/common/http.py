@@ -1,9 +1,9 @@
-"""An HTTP door: aiohttp's server, but for what it says of a request that it could not read.
+"""aiohttp's server, with an answer and a log line of our own for a request that cannot be read.
 
-aiohttp answers such a request before any middleware, and logs it with a traceback and the bytes of the line
-that is wrong, be it a credential. Here it is one line of the log, without anything that the peer sent. There
-is no public place for that in aiohttp; this replaces `handle_error` and the log of its protocol, and nothing
-else.
+aiohttp answers an unreadable request before any middleware. It logs a traceback with the bytes of the wrong
+line, and these bytes may be a credential. Here the log gets one line, with nothing that the peer sent.
+aiohttp has no public way to change this. So this module replaces `handle_error` and the log of aiohttp's
+protocol, and leaves the rest of aiohttp alone.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.common.logs import is_unread
 log = logging.getLogger(__name__)
 
 _MASKED_CHARS_MIN: Final = 6
-"""Shorter ones are words that a traceback has of its own."""
+"""Shorter words of a header are not masked, because a traceback has them anyway."""
 
 
 def failure(error: BaseException, request: BaseRequest) -> str:
-    """The traceback of a fault of ours, without a word that stands in a header of the request."""
+    """The traceback of an error of ours, with all words masked that are in a header of the request."""
     text = "".join(traceback.format_exception(error))
     for value in request.headers.values():
         for word in (value, *value.split()):
@@ -34,13 +34,13 @@ def failure(error: BaseException, request: BaseRequest) -> str:
 
 
 class Runner(web.AppRunner):
-    """An `aiohttp.web.AppRunner` without an access log, whose log has no header and no body."""
+    """An `aiohttp.web.AppRunner` without an access log, which logs no header and no body of a request."""
 
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
         super().__init__(app, **{"access_log": None, **kwargs})
 
     def refusal(self, status: int) -> web.Response:
-        """The answer to what is no request (400), or to a fault of ours (500)."""
+        """The answer to an unreadable request (400), or after an error of ours (500)."""
         return web.Response(status=status, text="The request is not HTTP as this server reads it.\n")
 
     async def _make_server(self) -> web.Server:
@@ -89,8 +89,8 @@ class _Protocol(web_protocol.RequestHandler):
     def log_exception(self, *args: Any, **kwargs: Any) -> None:
         error = kwargs.get("exc_info")
         if isinstance(error, Exception) and is_unread(error):
-            return  # what is left of a body that cannot be read, after the answer: the answer was its line
+            return  # the rest of an unreadable body, after the answer: `handle_error` has logged its line
         log.error("connection_failed", exc_info=error)
 
     def log_debug(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: that clients come and go is no news."""
+        """Log nothing, because clients come and go all the time."""

@@ -1,11 +1,11 @@
-"""Logs: one JSON object a line on standard error, the same of every process.
+"""Logs: every process writes one JSON object a line to standard error, in the same form.
 
 A line has ``time``, ``level``, ``event``, ``logger`` and ``service``, then the facts of the event, and a
-``traceback`` where there is one. A fact never replaces one of the first five.
+``traceback`` if there is one. A fact never replaces one of the first five.
 
-Nothing secret is written: the values of the secret settings are masked wherever they turn up, and what a
-library says is cut to its first line. A request that could not be read as HTTP is in the text of aiohttp's
-exception with its bytes, credentials among them: such an exception is its type's name and no more.
+No secret is written. The values of the secret settings are masked everywhere in a line. A message of a
+library is cut to its first line. When aiohttp cannot read a request, the text of its exception holds bytes of
+the request, perhaps a credential. Of such an exception only the name of its type is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "
 _OURS: Final = frozenset(("api", "pipeline", "sql", "deploy", "root", "__main__"))
 _MASK: Final = "…"
 _NO_LINE_BREAKS: Final = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
-"""What ends a line, or commands a terminal, and JSON lets stand."""
+"""Characters that end a line or command a terminal, and that JSON does not escape."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, service: str, secrets: Iterable[str] = ()) -> None:
         super().__init__()
         self._service = service
-        # The longest first: a password is part of its URL.
+        # The longest secret comes first, because a password is a part of its URL.
         self._secrets = sorted(filter(None, {shown(secret) for secret in secrets}), key=len, reverse=True)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -61,35 +61,35 @@ class JsonFormatter(logging.Formatter):
 
 
 def shown(value: str) -> str:
-    """A text as it stands inside of a JSON string."""
+    """A text as it appears inside a JSON string."""
     return json.dumps(value, ensure_ascii=False)[1:-1]
 
 
 def is_ours(record: logging.LogRecord) -> bool:
-    """Did our own code write this, which says facts, and not a library, which may say anything?"""
+    """Did our own code write this record? Our code logs facts, and a library may log anything."""
     return record.name.partition(".")[0] in _OURS
 
 
 def configure(level: str, service: str, *, secrets: Iterable[str] = ()) -> None:
-    """Send our records at or above ``level`` to standard error, and those of libraries from warnings on."""
+    """Send our records from ``level`` on to standard error, and the warnings and errors of libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service, secrets))
     handler.addFilter(lambda record: is_ours(record) or record.levelno >= logging.WARNING)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for noisy in ("faust", "mode", "aiokafka", "rstream", "numba", "aiohttp", "asyncio", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
-    # SQLAlchemy reports a cancelled connection as an error with a traceback; ours says it in one line.
+    # SQLAlchemy reports a cancelled connection as an error with a traceback. Our code logs it in one line.
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def is_unread(error: BaseException) -> bool:
-    """Is this about a request that was not read, head or body? Its text may have the request's bytes."""
+    """Is the error about an unreadable head or body of a request? Its text may hold bytes of the request."""
     return isinstance(error, HttpProcessingError | RequestPayloadError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that it came from."""
+    """The error, and the errors that it came from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

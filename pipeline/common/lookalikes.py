@@ -1,4 +1,7 @@
-"""Variables that resemble a setting and are none: a slip would else leave the default, without a word."""
+"""Finds environment variables that look like a misspelled setting.
+
+A misspelled setting would otherwise leave the default in force, and nobody would hear of it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ log = logging.getLogger(__name__)
 _PREFIX: Final = "SPENDSTREAM_"
 _SHORT_NAME_CHARS: Final = 9
 _TRIED_CHARS_MAX: Final = 64
-"""No name of ours is nearly as long: what is longer costs nothing."""
+"""Longer names are skipped, because no setting has a name nearly as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookalike:
-    """``variable`` is in the environment and nothing reads it; ``setting`` is what was probably meant."""
+    """A ``variable`` of the environment that nothing reads, and the ``setting`` that was probably meant."""
 
     variable: str
     setting: str
@@ -29,9 +32,11 @@ class Lookalike:
 
 
 def find(environment: Mapping[str, str]) -> list[Lookalike]:
-    """Variables near a name of ours: one slip in a short name, two in a longer one, another case, a prefix.
+    """Find the variables whose names are near the name of a setting.
 
-    Values are not looked at. All other variables belong to somebody else and are left alone.
+    A name is near with another case, with the prefix ``SPENDSTREAM_``, and with one slip in a short name or
+    two slips in a longer name. For example, DATABASE_ULR is near DATABASE_URL. Only names are looked at, and
+    a variable that is empty is skipped. All other variables belong to somebody else.
     """
     names = {setting.name for setting in SETTINGS}
     found = []
@@ -46,13 +51,13 @@ def find(environment: Mapping[str, str]) -> list[Lookalike]:
 
 
 def warn(environment: Mapping[str, str]) -> None:
-    """A warning in the log for each, as a process says it at its start."""
+    """Log a warning for each lookalike. A process does so at its start."""
     for lookalike in find(environment):
         log.warning("setting_unknown", extra={"variable": lookalike.variable, "meant": lookalike.setting})
 
 
 def _slips(given: str, meant: str) -> int:
-    """How many letters were added, left out, changed, or swapped with their neighbour."""
+    """Count the letters that were added, left out, changed, or swapped with their neighbour."""
     if abs(len(given) - len(meant)) > 2:
         return 3
     before: list[int] = []

@@ -1,7 +1,7 @@
-"""How exports and the archive reach the object store: the one set of options for s3fs.
+"""The options of s3fs with which exports and the archive reach the object store.
 
-Requests and links are signed by Signature Version 4, which every store of today takes. AWS takes nothing else
-in newer regions or for keys of KMS.
+Requests and links are signed by Signature Version 4, which every store accepts today. In newer regions and
+for keys of KMS, AWS accepts only this version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.common.settings import of, required
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectStore:
-    """Where the store is, and who we are there. ``addressing``: is the bucket in the path or in the host?"""
+    """The address of the store and our credentials. ``addressing`` puts the bucket into path or host."""
 
     endpoint: str = required("S3_ENDPOINT")
     access_key: str = required("S3_ACCESS_KEY")
@@ -23,7 +23,7 @@ class ObjectStore:
     addressing: Literal["path", "virtual"] = of("S3_ADDRESSING")
 
     def options(self, *, connect_s: int, read_s: int, attempts: int) -> dict[str, Any]:
-        """The arguments of ``s3fs.S3FileSystem``: waits in seconds, and how often a call is made at most."""
+        """The arguments of ``s3fs.S3FileSystem``: timeouts in seconds, and the most attempts of a call."""
         return {
             "key": self.access_key,
             "secret": self.secret_key,

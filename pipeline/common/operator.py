@@ -1,4 +1,4 @@
-"""What an operator asked for and cannot have: one root of errors, each one line with exit code 1."""
+"""The root of all errors that a command reports to its operator: one line each, and exit code 1."""
 
 from __future__ import annotations
 

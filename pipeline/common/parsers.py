@@ -1,6 +1,6 @@
-"""What the text of a setting means: text in, value out, or a ValueError that says what is expected.
+"""Parsers of settings: each takes a text and returns a value, or raises ValueError with the expected form.
 
-No text of an error holds a part of the value: the value may be a password.
+The text of an error holds no part of the value, because the value may be a password.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def duration_s(text: str) -> float:
 
 
 def written(seconds: float) -> str:
-    """A duration as a person would set it: 3600 is ``1h``, 0.05 is ``50ms``."""
+    """Write a duration as a person would set it: 3600 is ``1h``, 0.05 is ``50ms``."""
     for unit, length in reversed(_DURATION_UNITS_S.items()):
         count = round(seconds / length)
         if count and abs(count * length - seconds) < 1e-9 * seconds:
@@ -37,7 +37,7 @@ _SIZE_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 def size_bytes(text: str) -> int:
-    """Bytes from ``65536``, ``64KiB``, ``20GB`` (binary units either way)."""
+    """Bytes from ``65536``, ``64KiB`` or ``20GB``. Units are binary in both spellings."""
     match = re.fullmatch(r"(\d+)\s*([kmgt]?)(?:i?b)?", text.strip(), re.IGNORECASE)
     if not match:
         raise ValueError("expected a size such as 64KiB, 512MiB or 20GiB")
@@ -85,14 +85,14 @@ def url(*schemes: str) -> Callable[[str], str]:
 
 
 def hosts_url(*schemes: str) -> Callable[[str], str]:
-    """As libpq reads it: also with several hosts, of which the first that fits is taken."""
+    """A parser of URLs with one or several hosts, of which libpq takes the first that fits."""
     one_host = url(*schemes)
 
     def parse(text: str) -> str:
         try:
             parts = urlsplit(text)
         except ValueError:
-            return one_host(text)  # it says what is wrong
+            return one_host(text)  # raises with the reason
         user, at, hosts = parts.netloc.rpartition("@")
         for host in hosts.split(","):
             one_host(parts._replace(netloc=f"{user}{at}{host}").geturl())
@@ -103,7 +103,7 @@ def hosts_url(*schemes: str) -> Callable[[str], str]:
 
 def database_url(text: str) -> str:
     hosts_url("postgresql", "postgres")(text)
-    # Here, because help, completion and the embedded log need no driver.
+    # The imports are here, because help, completion and the embedded log need no driver.
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
@@ -133,7 +133,7 @@ def redis_url(text: str) -> str:
 
 
 def stream_url(text: str) -> str:
-    """Several nodes, each with a host of its own; or the folder of the embedded log."""
+    """The URL of one or several RabbitMQ nodes, each with its own host, or of an embedded log's folder."""
     hosts_url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded")(text)
     parts = urlsplit(text)
     hosts = parts.netloc.rpartition("@")[2].split(",")
@@ -188,12 +188,12 @@ def secret(characters_min: int) -> Callable[[str], str]:
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Networks in CIDR, with commas between them."""
+    """Networks in CIDR form, separated by commas."""
     return tuple(ip_network(part) for part in (one.strip() for one in text.split(",")) if part)
 
 
 class OutOfBounds(ValueError):
-    """Its text goes on where the setting and its value have been named."""
+    """A value outside its bounds. The text continues a sentence that has named the setting and its value."""
 
 
 def _beside(value: float, minimum: float) -> str:
@@ -204,7 +204,8 @@ def span(minimum_s: float, maximum_s: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = duration_s(text)
         if not minimum_s <= value <= maximum_s:
-            # A number alone is taken for seconds, which is rarely what was meant where it does not fit.
+            # A bare number counts as seconds. A number that does not fit was probably meant in another unit,
+            # so the text repeats it with its unit.
             size = f"{text.strip()} s" if text.strip()[-1].isdigit() else _beside(value, minimum_s)
             bounds = f"at least {written(minimum_s)}, at most {written(maximum_s)}"
             raise OutOfBounds(f"is {size}; {bounds}")
@@ -236,7 +237,7 @@ def whole_seconds(minimum_s: int, maximum_s: int) -> Callable[[str], int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Is this host name or address one that only this machine can reach?"""
+    """Can only this machine reach this host name or address?"""
     if host == "localhost":
         return True
     try:

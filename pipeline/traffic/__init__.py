@@ -1,1 +1,1 @@
-"""Usage events to publish: simulated ones, and those of a recorded trace."""
+"""Usage events to publish: simulated events, and the events of a recorded trace."""

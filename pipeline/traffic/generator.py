@@ -1,9 +1,10 @@
 """Realistic usage events from a seed, encoded as the producers in the field encode them.
 
-It owns what traffic looks like: a `World` of orgs, models with list prices and clients, and `Traffic`,
-an endless deterministic sequence of events on it. It reads no clock (the caller gives the times) and
-knows no stream. Events are drawn as columns, in blocks, and kept as JSON text with a gap where the
-time goes, so that a batch costs little more than joining strings (170,000 to 270,000 events/s on one core).
+This module decides how traffic looks. A `World` has orgs, models with list prices, and clients. `Traffic` is
+an endless sequence of events in a world, and the same seed gives the same sequence. The module reads no clock
+(the caller gives the times) and knows no stream. Events are drawn as columns, in blocks. They are kept as
+JSON text with a gap for the time, so that a batch costs little more than joining strings (170,000 to 270,000
+events/s on one core).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 BLOCK: Final = 4096
-"""Events drawn at once. It is part of what a seed means: another block size gives other events."""
+"""Events drawn at once. With another block size, the same seed would give other events."""
 
 STATUSES: Final = ("success", "error", "timeout", "throttled")
 _STATUS_SHARES: Final = (0.97, 0.012, 0.006, 0.012)
@@ -39,7 +40,7 @@ _MINUTE_US: Final = 60_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """``usd_per_million_*`` are list prices in hundredths of a dollar, so a token costs whole microcents."""
+    """A model, with list prices in cents for a million tokens: a token then costs whole microcents."""
 
     model_id: str
     name: str
@@ -71,10 +72,10 @@ def _uuid_text(h: str) -> str:
 
 
 class World:
-    """Who sends and what they use; the same for the same arguments, on every machine.
+    """The orgs that send, their models and their clients. The same arguments give the same world everywhere.
 
-    A few orgs make most of the traffic and so do a few models of each org (Zipf); every org has its own
-    favourite models, and up to ``clients_per_org`` clients.
+    A few orgs make most of the traffic, and a few models make most of the traffic of an org (Zipf). Every org
+    has its own favourite models, and up to ``clients_per_org`` clients.
     """
 
     def __init__(self, *, seed: int = 0, orgs: int = 50, models: int = 8, clients_per_org: int = 12) -> None:
@@ -88,7 +89,7 @@ class World:
         self._client_of = _zipf(clients_per_org, 0.9)
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Ints, Ints, Ints]:
-        """Indices of org, model and client of ``n`` events: int64[n] each."""
+        """Draw the indices of org, model and client of ``n`` events: int64[n] each."""
         org, model_rank, client = (
             np.searchsorted(cumulated, rng.random(n))
             for cumulated in (self._org_of, self._model_of, self._client_of)
@@ -96,16 +97,16 @@ class World:
         return org, (model_rank + org * 3) % len(self.models), client
 
     def latency_ms(self, rng: np.random.Generator, model: Ints, output_tokens: Ints) -> Ints:
-        """Log-normal around the time a model needs for this many tokens: int64[n]."""
+        """Draw latencies, int64[n]: log-normal around the time that a model needs for its tokens."""
         first_ms = np.array([each.first_token_ms for each in self.models])[model]
         token_ms = np.array([each.token_ms for each in self.models])[model]
         middle_ms = first_ms + token_ms * output_tokens
         return np.minimum(middle_ms * rng.lognormal(0.0, 0.3, len(model)), 600_000).astype(np.int64)
 
     def cost_microcents(self, model: Ints, input_tokens: Ints, output_tokens: Ints) -> Ints:
-        """List price, exact: a cent for a million tokens is one microcent a token. int64[n].
+        """Compute the exact cost by list price, int64[n]: a cent a million tokens is a microcent a token.
 
-        Never above what the contract allows for one event (10^8 cents).
+        A cost is at most the highest that the contract allows for one event (10^8 cents).
         """
         input_price = np.array([each.input_cents_per_million for each in self.models])[model]
         output_price = np.array([each.output_cents_per_million for each in self.models])[model]
@@ -147,7 +148,10 @@ def daily_shape(at_us: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Parts of the traffic, each 0..1. The first three exclude each other; variants are independent."""
+    """Shares of the traffic, each 0..1.
+
+    An event is a duplicate, late, bad, or none of these. The variant of its encoding does not depend on that.
+    """
 
     duplicates: float = 0.0
     late: float = 0.0
@@ -196,7 +200,7 @@ class Columns:
 
 
 def draw_statuses(rng: np.random.Generator, n: int) -> tuple[Ints, Ints]:
-    """Status (97 % success) and a number that picks one of its error codes: int64[n] each."""
+    """Draw statuses (97 % success), and numbers that pick an error code of the status: int64[n] each."""
     cumulated = np.cumsum(_STATUS_SHARES)
     cumulated[-1] = 1.0
     return np.searchsorted(cumulated, rng.random(n)), rng.integers(0, 60, n)
@@ -208,9 +212,10 @@ def draw_variants(rng: np.random.Generator, n: int, shares: Shares) -> Ints:
 
 
 def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
-    """What stands before and after the time (``YYYY-MM-DDThh:mm:ss.ffffff``) of each event's JSON.
+    """Encode events as JSON; returns the text before and the text after the time of each event.
 
-    Costs are exact decimals, as a number or, from every other org, as a string.
+    The time between the two is ``YYYY-MM-DDThh:mm:ss.ffffff``. Costs are exact decimals. Every other org
+    writes its costs as strings, and the others write numbers.
     """
     heads, tails = [], []
     actors: dict[tuple[int, int], str] = {}
@@ -279,7 +284,7 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
 
 
 def time_texts(times_us: Ints) -> list[str]:
-    """RFC 3339 without the zone, to the microsecond, of UTC microseconds."""
+    """Write UTC microseconds as RFC 3339, to the microsecond and without the zone."""
     texts: list[str] = np.datetime_as_string(times_us.astype("datetime64[us]"), unit="us").tolist()
     return texts
 
@@ -288,9 +293,9 @@ def time_texts(times_us: Ints) -> list[str]:
 
 
 class Traffic:
-    """An endless sequence of events. What it says depends on the arguments alone; when, on the caller.
+    """An endless sequence of events. The arguments decide the events, and the caller gives their times.
 
-    How the sequence is cut into `take` calls changes nothing.
+    The sequence is the same in few large calls of `take` and in many small ones.
     """
 
     def __init__(self, world: World, *, seed: int, shares: Shares | None = None) -> None:
@@ -303,8 +308,8 @@ class Traffic:
     def take(self, times_us: Ints) -> list[bytes]:
         """The next events, one for each time (UTC microseconds, int64[n]), encoded as JSON.
 
-        Late ones occurred 15 s to 2 h before their time; duplicates repeat one of the last 1024 good
-        bodies; bad ones break one rule of the contract each.
+        A late event occurred 15 s to 2 h before its time. A duplicate repeats one of the last 1024 good
+        bodies. A bad event breaks one rule of the contract.
         """
         bodies: list[bytes] = []
         while len(bodies) < len(times_us):
@@ -355,7 +360,7 @@ class Traffic:
         rows = slice(self._at, self._at + len(times_us))
         texts = time_texts(times_us - self._late_us[rows])
         triples = zip(self._heads[rows], texts, self._tails[rows], strict=True)
-        # One encode for all is twice as fast as one each; no event has a newline in it.
+        # One call of encode for all events is twice as fast as a call for each. No event has a newline in it.
         bodies = "\n".join([head + at + tail for head, at, tail in triples]).encode().split(b"\n")
         kept_from = 0
         for i in np.flatnonzero(self._is_odd[rows]).tolist():
@@ -374,7 +379,7 @@ class Traffic:
 
 
 def _set(name: str, value: Any) -> Callable[[bytes], bytes]:
-    """Change one field of a body in whichever variant it is; ``...`` removes it."""
+    """A function that sets one field of a body, in any variant. The value ``...`` removes the field."""
     snake_name = "".join("_" + c.lower() if c.isupper() else c for c in name)
 
     def change(body: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """`spendstream simulate`: publish traffic at a steady rate, without drift, until told to stop.
 
-It owns pacing and patience: how many events are due now, and publishing the same bodies again when
-the stream cannot say whether it has them (consumers deduplicate). What the events say is `traffic`'s.
+This module decides how many events are due now. It publishes the same bodies again when the stream cannot say
+whether it has them, because consumers count an event once. `pipeline.traffic.generator` makes the events.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pipeline.transports import Publisher, Transport, TransportError
 
 TICK_S: Final = 0.025
 STEP_S_MAX: Final = 1.0
-"""What a step makes at most, so that a stream that was away for an hour does not cost an hour's memory."""
+"""A step makes the events of at most this time. Otherwise a stream that was away for an hour would cost the
+memory of an hour's events."""
 BATCH_EVENTS_MAX: Final = 20_000
 BACKOFF_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 
@@ -29,10 +30,10 @@ Warn = Callable[[str], None]
 
 
 class PatientPublisher:
-    """Publishes until the stream has the bodies, however long it is away.
+    """Publishes until the stream has the bodies, even if the stream is away for long.
 
-    After a TransportError the publisher is opened anew and the same bodies go out again, in the
-    same order: the stream may then hold them twice, and consumers count them once.
+    After a TransportError a new publisher is opened, and the same bodies go out again in the same order. The
+    stream may then hold them twice, and consumers count them once.
     """
 
     def __init__(self, transport: Transport, *, warn: Warn) -> None:
@@ -66,7 +67,7 @@ class PatientPublisher:
 
 
 async def open_patiently(transport: Transport, *, warn: Warn) -> None:
-    """Open the transport, waiting for a stream that is away."""
+    """Open the transport, and wait as long as the stream is away."""
     failures = 0
     while True:
         try:
@@ -82,7 +83,7 @@ async def open_patiently(transport: Transport, *, warn: Warn) -> None:
 async def until_signal(work: Callable[[asyncio.Event], Awaitable[None]], *, grace_s: float = 2.0) -> bool:
     """Run ``work`` with an event that SIGINT or SIGTERM sets; cancel it ``grace_s`` after that.
 
-    True if the work came to its end by itself or within the grace, False if it had to be cancelled.
+    Returns True if the work ended by itself or within the grace, and False if it had to be cancelled.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -110,7 +111,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """``rate`` events a second, times ``shape`` of the moment; for ``duration_s``, or without end."""
+    """The pace of a simulation: ``rate`` events a second, multiplied by ``shape`` of the moment.
+
+    The simulation takes ``duration_s``, or has no end if that is None.
+    """
 
     rate: float
     duration_s: float | None = None
@@ -128,11 +132,12 @@ async def simulate(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Progress:
-    """Publish what is due every 25 ms; ``report`` after each batch. Returns at ``stop`` or the end.
+    """Publish the events that are due, every 25 ms; returns at ``stop`` or at the end of the duration.
 
-    What is due follows from the time since the start alone, so neither slow batches nor rounding add
-    up: a stream that was away is caught up with at full speed. An event occurred when it was
-    due; after a pause of the stream its events therefore arrive late, as those of real producers do.
+    ``report`` is called after each batch. The number of due events follows from the time since the start
+    alone, so slow batches and rounding do not add up. After a pause of the stream, the missing events are
+    published at full speed. For example, at 100 events/s and after a pause of 10 s, 1000 events follow at
+    once. An event occurred when it was due, so these events arrive late, as the events of real producers do.
     """
     started_s, started_us = monotonic(), now_us()
     published, due, until_s, tick = 0, 0.0, 0.0, 0
@@ -148,7 +153,7 @@ async def simulate(
         since_us = started_us + round(until_s * 1e6)
         till_us = started_us + round(elapsed_s * 1e6)
         n = int(due + 1e-9) - published
-        # Half a step in, so that no event lies on the edge of two batches.
+        # Each event lies half a step after the edge, so that no event lies on the edge of two batches.
         times_us = (since_us + (np.arange(n) + 0.5) * (till_us - since_us) / max(n, 1)).astype(np.int64)
         until_s = elapsed_s
         for first in range(0, n, BATCH_EVENTS_MAX):

@@ -1,8 +1,8 @@
 """`spendstream replay-trace`: a public LLM inference trace, published as usage events.
 
-It reads the CSV of the Azure LLM inference traces (``TIMESTAMP,ContextTokens,GeneratedTokens``; times in
-UTC with 100 ns digits) and adds what the trace lacks from a seed. Row ``i`` of the same file with the
-same seed is always the same event, id included, so publishing a file twice changes no figure.
+The module reads the CSV of the Azure LLM inference traces (``TIMESTAMP,ContextTokens,GeneratedTokens``; times
+in UTC with 100 ns digits). A seed gives the fields that the trace lacks. Row ``i`` of the same file with the
+same seed is always the same event with the same id, so publishing a file twice changes no figure.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Trace:
 
 
 def read(path: Path, *, limit: int | None = None) -> Trace:
-    """Read a trace; line ends may be LF or CRLF, and the last may lack its own.
+    """Read a trace. Lines end with LF or CRLF, and the last line need not end.
 
-    Times are cut (not rounded) to the microsecond. ``digest`` covers the whole file even under ``limit``,
-    so the first rows are the same events either way.
+    Times are cut (not rounded) to the microsecond. ``digest`` covers the whole file even under ``limit``, so
+    that the first rows are the same events with and without a limit.
 
     Raises:
         TraceError: naming the first bad line.
@@ -125,12 +125,12 @@ def _row(text: str) -> tuple[int, int, int]:
 
 
 def shift_us(trace: Trace, *, end_us: int) -> int:
-    """What to add to the times so that the last one is ``end_us`` (0 for an empty trace)."""
+    """The microseconds to add to all times so that the last time is ``end_us`` (0 for an empty trace)."""
     return end_us - int(trace.times_us.max()) if len(trace) else 0
 
 
 def window_needed_s(trace: Trace, *, now_us: int) -> int:
-    """The DEDUPE_WINDOW that reaches back to the first row: whole hours, and one to two to spare."""
+    """The DEDUPE_WINDOW in seconds that reaches the first row: whole hours, with 1 to 2 hours to spare."""
     if not len(trace):
         return 0
     back_s = (now_us - int(trace.times_us.min())) // 1_000_000
@@ -138,10 +138,12 @@ def window_needed_s(trace: Trace, *, now_us: int) -> int:
 
 
 def end_us(trace: Trace, *, now_us: int, speed: float) -> int:
-    """When the last row shall have occurred: now, or when it will be published at ``speed``.
+    """The time that the last row gets: now, or the moment when it will be published at ``speed``.
 
-    So no event is ahead of its publication, and at the trace's own speed (1) each occurs just then. Slower
-    than that, the first row is now, and every other is published after it occurred.
+    No event occurs after it is published. At the trace's own speed (1), each event occurs when it is
+    published. At a lower speed, the first row occurs now, and every other row occurs before it is published.
+    For example, a trace of 1 h that is published at speed 2 takes 30 minutes, so its last row occurs 30
+    minutes from now.
     """
     if not speed or not len(trace):
         return now_us
@@ -159,10 +161,11 @@ async def replay(
     monotonic: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> int:
-    """Publish the rows in file order; the number published, which is less than all after ``stop``.
+    """Publish the rows in file order; returns how many were published. After ``stop`` that may not be all.
 
-    ``speed`` is trace seconds per second, 0 as fast as the stream takes them. ``report`` gets the number of
-    rows of each batch. A row out of order is published with the rows around it.
+    ``speed`` is in trace seconds per second. At speed 0 the rows are published as fast as the stream takes
+    them. ``report`` gets the number of rows of each batch. A row out of order is published with the rows
+    around it.
     """
     published, started_s, first_us, newest_us = 0, monotonic(), None, 0
     for times_us, bodies in blocks:
@@ -194,16 +197,16 @@ def events(
 ) -> Iterator[tuple[Ints, list[bytes]]]:
     """The rows in file order, in blocks: their shifted times (int64[n]) and their bodies.
 
-    The trace gives times and tokens; org, model, client, status, latency and variant come from the
-    seed and the row, the cost from the model's list price. A failed request keeps its tokens, so that
-    sums equal the file's. The id depends on the file's content, the row and the seed.
+    The trace gives times and tokens. The seed and the row give org, model, client, status, latency and
+    variant. The cost comes from the model's list price. A failed request keeps its tokens, so that the sums
+    equal those of the file. The id depends on the content of the file, the row and the seed.
     """
     shares = shares or Shares()
     for block, first in enumerate(range(0, len(trace), BLOCK)):
         rows = slice(first, min(first + BLOCK, len(trace)))
         n = rows.stop - first
         rng = np.random.default_rng([seed & (2**64 - 1), int(trace.digest[:16], 16), block])
-        # Whole blocks are drawn, so that a limit changes nothing about the rows before it.
+        # Whole blocks are drawn, so that the rows before a limit are the same as without the limit.
         org, model, client = (column[:n] for column in world.draw(rng, BLOCK))
         status, code = (column[:n] for column in draw_statuses(rng, BLOCK))
         variant = draw_variants(rng, BLOCK, shares)[:n]
