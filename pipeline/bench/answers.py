@@ -1,4 +1,4 @@
-"""What a contender must answer: the exact hourly sums of every org and model, and where every event went."""
+"""The answer of a contender: the exact hourly sums of every org and model, and the outcomes of all events."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Answer:
     sums: Mapping[Key, Sums]
     accepted: int
     duplicate: int | None = None
-    """Kept out because the id was counted before, `conflict` among them."""
+    """Events whose id was counted before, the conflicts among them."""
     conflict: int | None = None
-    """Those of them whose payload differs from what was counted."""
+    """Duplicates with another payload than the event that counted."""
     rejected: int | None = None
-    """Refused for what they are."""
+    """Events that break a rule."""
 
     def faults(self, truth: Answer) -> list[str]:
-        """What is wrong with this answer; empty when it is exact."""
+        """List the differences between this answer and the truth. The list of an exact answer is empty."""
         found = []
         for name in ("accepted", "duplicate", "conflict", "rejected"):
             mine, right = getattr(self, name), getattr(truth, name)
@@ -49,18 +49,18 @@ class Outcome:
     """One run of one contender."""
 
     events: int
-    """Read, good or bad."""
+    """How many events were read, good and bad ones."""
     seconds: float
     cpu_s: float
-    """Of the contender's own process; servers not included."""
+    """CPU time of the contender's own process, without the servers."""
     peak_mib: float
     answer: Answer | None
-    """None for a floor: it answers nothing."""
+    """None for a contender that only reads, and so shows the least time that is possible."""
     figures: Mapping[str, float] = field(default_factory=dict)
-    """More that was measured on the way."""
+    """Other measured figures, by name."""
 
     def record(self) -> dict[str, object]:
-        """For the JSON report: everything but the answer."""
+        """The outcome for the JSON report, without the answer."""
         whole = asdict(self)
         del whole["answer"]
         return whole

@@ -1,7 +1,7 @@
-"""Rivals that need no server: each takes bodies in stream order to exact hourly sums in one process.
+"""Rivals that need no server: each turns bodies in stream order into exact hourly sums, in one process.
 
-Imports and start-up are outside the clock; reading bodies from memory (DuckDB: from the page cache),
-counting and making the answer's rows inside. Turning rows into an `Answer` is outside again.
+The clock covers reading bodies from memory (DuckDB: from the page cache), counting, and making the rows of
+the answer. It does not cover imports and start-up, nor turning the rows into an `Answer`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pipeline.bench.answers import Answer, Key, Outcome, Sums
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 CHUNK_EVENTS: Final = 4096
-"""About what a broker delivers at once when it is behind."""
+"""A broker delivers about this many events at once to a reader that is behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What a contender is told. URLs are None for those that need no server."""
+    """The task of a contender. URLs are None for a contender that needs no server."""
 
     file: Path
     """The bodies, one a line."""
@@ -43,18 +43,18 @@ class Task:
     stream: str = ""
     """A stream that holds the bodies of all copies."""
     partitions: int = 1
-    """Of the stream."""
+    """How many partitions the stream has."""
     processes: int = 1
-    """Of the worker."""
+    """How many processes the worker has."""
     database_url: str | None = None
     """An empty database of the run's own."""
     folder: Path = Path()
-    """For logs."""
+    """The folder for logs."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """Wall and CPU seconds of a block, by `timed`."""
+    """Wall and CPU seconds of a block that `timed` has timed."""
 
     seconds: float = 0.0
     cpu_s: float = 0.0
@@ -63,11 +63,11 @@ class Clock:
 
 @contextmanager
 def timed() -> Iterator[Clock]:
-    """Time the block, after a full garbage collection that then leaves out what survived it: the imports.
+    """Time a block, after a full garbage collection that freezes the surviving objects, mostly imports.
 
-    Without it, each process makes one full pass over them (0.1 s) at some moment of its own: a third of a
-    short race for whom it falls inside, nothing for whom it falls outside. What a contender allocates while
-    it is timed is still collected on its own time.
+    Without the freeze, each process would once collect all imports, which takes 0.1 s, at some moment of its
+    own. The collection would cost one contender a third of a short race, and the next contender nothing.
+    Objects that a contender makes while it is timed are still collected on its own time.
     """
     clock = Clock()
     gc.collect()
@@ -89,9 +89,9 @@ def outcome(events: int, clock: Clock, answer: Answer | None, **figures: float) 
 
 
 def peak_mib(pid: int | None = None) -> float:
-    """The most memory that a process and its children have had resident; 0 where /proc does not tell.
+    """The peak of resident memory of a process and its children, in MiB. 0 if /proc does not tell.
 
-    Not from getrusage: there a child begins with the peak of the process that it was forked from.
+    getrusage would not do: there a child begins with the peak of its parent.
     """
     folder = Path(f"/proc/{pid or 'self'}")
     try:
@@ -109,7 +109,7 @@ def peak_mib(pid: int | None = None) -> float:
 
 
 class Event(msgspec.Struct, gc=False):
-    """The event as any Python service would type it, rules included."""
+    """The event with types and rules, as any Python service would declare it."""
 
     eventId: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
     orgId: Annotated[str, msgspec.Meta(min_length=36, max_length=36)]
@@ -136,7 +136,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 def decode(task: Task) -> Outcome:
-    """Typed JSON decoding by msgspec and nothing else: no faster Python exists."""
+    """Decode typed JSON by msgspec, and do nothing else. No Python is faster."""
     bodies = workload.load_bodies(task.file)
     decoder = msgspec.json.Decoder(Event)
     with timed() as clock:
@@ -156,7 +156,7 @@ def decode(task: Task) -> Outcome:
 
 
 def core(task: Task) -> Outcome:
-    """`pipeline.core` alone: bytes to the rows of six tables, with sketches, dedupe and dead letters."""
+    """`pipeline.core` alone: from bytes to the rows of six tables, with sketches, dedupe and dead letters."""
     from pipeline.core.batch import Batch
     from pipeline.core.ledger import Ledger
     from pipeline.core.rules import Rules
@@ -224,7 +224,7 @@ def _hourly(rows: Any) -> dict[Key, Sums]:
 
 
 class Counting:
-    """Dedupe and hourly sums an event at a time, in dictionaries: what the per-event rivals share."""
+    """Dedupe and hourly sums in dictionaries, for the rivals that take one event at a time."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, str]] = set()
@@ -314,8 +314,10 @@ def faust_agent(task: Task) -> Outcome:
 
 
 def bytewax(task: Task) -> Outcome:
-    """bytewax with the tables that ours keeps, but for sketches: windows of minute, hour and day by model, of
-    hour and day by model and client."""
+    """bytewax with the same tables as ours, but without sketches.
+
+    The windows are minute, hour and day by model, and hour and day by model and client.
+    """
     from bytewax import operators as op
     from bytewax.testing import TestingSink
 
@@ -342,7 +344,7 @@ def bytewax_hourly(task: Task) -> Outcome:
 
 
 def _bytewax_window(fresh: Any, length: timedelta, *, by_client: bool = False) -> Any:
-    """The stream of (``org model window``, totals), which a window sends when event time has passed it."""
+    """A stream of (``org model window``, totals). A window sends its totals when event time has passed it."""
     from bytewax import operators as op
     from bytewax.operators import windowing
 
@@ -360,7 +362,7 @@ def _bytewax_window(fresh: Any, length: timedelta, *, by_client: bool = False) -
 
 
 def bytewax_batch(task: Task) -> Outcome:
-    """bytewax without windows: sums that appear when the input ends, so never on a live stream."""
+    """bytewax without windows. The sums appear when the input ends, so on a live stream never."""
     from bytewax import operators as op
 
     def fold(fresh: Any) -> Any:
@@ -371,7 +373,7 @@ def bytewax_batch(task: Task) -> Outcome:
 
 
 def _bytewax(task: Task, sum_up: Callable[[Any], Any]) -> Outcome:
-    """``sum_up`` turns the stream of fresh events into one of (``org model hour``, totals)."""
+    """Run bytewax. ``sum_up`` turns the stream of fresh events into (``org model hour``, totals)."""
     from bytewax import operators as op
     from bytewax.dataflow import Dataflow
     from bytewax.testing import TestingSink, TestingSource, run_main
@@ -437,7 +439,10 @@ _DUCKDB: Final = """
 
 
 def duckdb(task: Task) -> Outcome:
-    """DuckDB on one thread: dedupe (the first in the file counts) and group, no sketches, no dead letters."""
+    """DuckDB on one thread: dedupe and GROUP BY, without sketches or dead letters.
+
+    Of several events with one id, the first in the file counts.
+    """
     import duckdb as duck
 
     connection = duck.connect(config={"threads": 1})
@@ -450,5 +455,5 @@ def duckdb(task: Task) -> Outcome:
 
 
 def as_sums(rows: Sequence[tuple[Any, ...]]) -> dict[Key, Sums]:
-    """(org, model, hour, six sums) rows of a database."""
+    """Sums by key, from the rows (org, model, hour, six sums) of a database."""
     return {(str(row[0]), str(row[1]), int(row[2])): tuple(map(int, row[3:])) for row in rows}  # type: ignore[misc]

@@ -1,11 +1,11 @@
-"""How long after it was due an event is in the answers of the REST API.
+"""Measures the latency of an event: from the time it is due until the REST API counts it.
 
-Traffic is published at a steady rate to one partition while the real worker and the real API run. The API is
-asked again and again for the totals of the busiest org: an answer of one point, so that asking costs little,
-and exact, because every event of the traffic is good and how many of them are the org's is known of each
-publication. A flush commits all orgs at once, so the org speaks for all. Each answer with a higher count
-tells when those events became visible: at its arrival, so at most one poll too late. At the end the totals
-of all orgs must be what was published.
+Traffic is published at a steady rate to one partition, while the real worker and the real API run. The API is
+asked again and again for the totals of the busiest org. The answer has one point, so asking costs little. The
+answer is exact, because every event of the traffic is good, and each publication knows how many of its events
+are the org's. A flush commits all orgs at once, so the busiest org stands for all. When an answer has a
+higher count than the last one, the new events became visible before the answer arrived. So the measured time
+is at most one poll too long. At the end the totals of all orgs must equal the published events.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from sql import migrate
 TICK_S: Final = 0.02
 POLL_S: Final = 0.02
 WARM_S: Final = 3.0
-"""The first seconds do not count: the worker's first flush makes its tables."""
+"""The first seconds do not count, because the worker's first flush makes its tables."""
 VISIBLE_S_MAX: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Seconds from when an event was due to be published to its visibility; ``lost`` must be 0.
+    """Percentiles of the latency in seconds, over the events of the busiest org.
 
-    The percentiles are by event, of the busiest org; ``lost`` is of all orgs.
+    ``lost`` is the number of events of all orgs that never became visible. It must be 0.
     """
 
     rate: float
     published: int
     published_per_s: float
-    """Below ``rate`` if publisher or broker could not keep up; what that delayed counts as latency."""
+    """Below ``rate`` if publisher or broker could not keep up. The delay counts as latency."""
     lost: int
     p50_s: float
     p95_s: float
@@ -71,7 +71,7 @@ def _ints() -> array[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Moments:
-    """(when, how many events by then), ascending in both; 16 bytes a moment, 50 of them a second."""
+    """Moments (time, events up to this time), ascending in both. 16 bytes a moment, 50 moments a second."""
 
     at_s: array[float] = field(default_factory=_floats)
     events: array[int] = field(default_factory=_ints)
@@ -82,7 +82,7 @@ class _Moments:
 
 
 def measure(options: Options, *, rate: float, seconds: float) -> Latency:
-    """Publish ``rate`` events/s for some seconds, in a stream and a database of their own.
+    """Measure the latency at ``rate`` events/s for some seconds, in a stream and a database of its own.
 
     Raises:
         BenchError: the worker or the API failed.
@@ -173,7 +173,7 @@ async def _measure(task: Task, world: World, *, seed: int, rate: float, seconds:
 
 
 class _Figures:
-    """Counts of events as the API tells them, of yesterday to tomorrow, over one connection."""
+    """Asks the API for counts of events, from yesterday to tomorrow, over one connection."""
 
     def __init__(self, port: int) -> None:
         self._connection = HTTPConnection("127.0.0.1", port, timeout=30)
@@ -182,7 +182,7 @@ class _Figures:
         self._range = f"start={start:%Y-%m-%dT%H:%M:%SZ}&end={end:%Y-%m-%dT%H:%M:%SZ}"
 
     def of_org(self, org: str) -> int:
-        """Raises OSError or HTTPException when there is no answer."""
+        """The count of an org's events. Raises OSError or HTTPException if there is no answer."""
         answer = self._get(f"/orgs/{org}/usage?{self._range}&granularity=day&groupBy=none")
         return int(answer["totals"]["invocations"])
 
@@ -218,9 +218,10 @@ def _watch(
     done: threading.Event,
     check: Callable[[], None],
 ) -> None:
-    """Note when more became visible, until ``wanted[0]`` events are, or ``done``.
+    """Note each time at which more events became visible, until ``wanted[0]`` are visible, or until ``done``.
 
-    An answer that fails (the API sheds load, say) is asked for again: the wait counts as latency.
+    If the API does not answer, for example because it sheds load, it is asked again. The wait counts as
+    latency.
     """
     while not done.is_set():
         check()
@@ -234,7 +235,7 @@ def _watch(
 
 
 def _visible_of_all(figures: _Figures, wanted: int) -> int:
-    """Events of all orgs, once that is ``wanted`` or `VISIBLE_S_MAX` have passed."""
+    """Wait until ``wanted`` events of all orgs are visible, at most `VISIBLE_S_MAX`; returns how many are."""
     until = time.monotonic() + VISIBLE_S_MAX
     while True:
         try:
@@ -256,9 +257,12 @@ def percentiles(
     *,
     warm_s: float = 0.0,
 ) -> tuple[float, float, float]:
-    """p50, p95 and p99 of (first moment with at least so many visible - moment published), by event.
+    """p50, p95 and p99 of the latencies of single events.
 
-    Events that were never seen count as infinitely late; those of the first ``warm_s`` do not count.
+    The n-th event is visible at the first moment with at least n visible events. Its latency is that moment
+    less the moment of its publication. For example, event 40 is published at 2.0 s. At 2.5 s 38 events are
+    visible, and at 3.0 s 41 events are. The latency of event 40 is 1.0 s. An event that is never seen counts
+    as infinitely late. Events of the first ``warm_s`` do not count.
     """
     delays, weights = [], []
     before = 0

@@ -1,4 +1,4 @@
-"""The race: which contenders there are, runs in turn, the check of every answer, and medians."""
+"""The race: the list of contenders, their runs in turn, the check of every answer, and the medians."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ Run = Callable[[Task], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A name for ``--only``, what it is, and what it needs."""
+    """A contender: its name for ``--only``, its description, and its needs."""
 
     name: str
     about: str
     run: Run
     _: KW_ONLY
     slow: bool = False
-    """An event at a time: it gets only the head of the events."""
+    """It takes one event at a time, so it gets only the head of the events."""
     module: str | None = None
-    """Skipped where this cannot be imported."""
+    """The contender is skipped if this module cannot be imported."""
     stream: bool = False
     database: bool = False
     worker: bool = False
@@ -80,17 +80,20 @@ BY_NAME: Final[Mapping[str, Contender]] = {contender.name: contender for contend
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What to race over."""
+    """The options of a race."""
 
     shape: workload.Shape = field(default_factory=workload.Shape)
     repeat: int = 3
     copies: int = 5
-    """How many minutes of `shape` the stream holds for contenders behind the broker."""
+    """The stream of contenders behind the broker holds this many copies of the minute of `shape`."""
     slow_events: int = 30_000
     partitions: tuple[int, ...] = (1,)
-    """Of the stream; with several numbers, each contender behind the broker races once on each."""
+    """Numbers of partitions. Each contender behind the broker races once on each number."""
     processes: tuple[int, ...] = (1,)
-    """Of the worker, likewise; more than there are partitions would only stand by, and do not race."""
+    """Numbers of worker processes. The worker races once with each number.
+
+    A number above the number of partitions is left out, because the other processes would only stand by.
+    """
     only: tuple[str, ...] = tuple(BY_NAME)
     rabbitmq_url: str | None = None
     database_url: str | None = None
@@ -98,9 +101,10 @@ class Options:
 
 @dataclass(slots=True, kw_only=True)
 class Result:
-    """All runs of one contender on one layout; ``faults`` say what was wrong with them.
+    """All runs of one contender on one layout. ``faults`` has the faults of these runs.
 
-    ``partitions`` is None for what reads no stream, ``processes`` for what is no worker.
+    ``partitions`` is None for a contender that reads no stream. ``processes`` is None for a contender that is
+    no worker.
     """
 
     contender: Contender
@@ -124,7 +128,7 @@ class Result:
         return statistics.median(one.events / one.seconds for one in self.outcomes)
 
     def rate_by_cpu(self) -> float:
-        """Median events a second of the process's own CPU time."""
+        """Median events a second of CPU time of the contender's own process."""
         return statistics.median(one.events / max(one.cpu_s, 1e-9) for one in self.outcomes)
 
     def spread(self) -> float:
@@ -134,7 +138,7 @@ class Result:
 
 
 def why_not(contender: Contender, options: Options) -> str | None:
-    """Why a contender cannot run here; None if it can."""
+    """The reason why a contender cannot run here. None if it can."""
     if contender.module is not None and importlib.util.find_spec(contender.module) is None:
         return f"{contender.module} is not installed"
     if contender.stream and not options.rabbitmq_url:
@@ -213,7 +217,7 @@ def _one(result: Result, task: Task, truth: Answer) -> None:
 
 
 def judge(result: Result, outcome: Outcome, truth: Answer) -> None:
-    """Keep the outcome, and what is wrong with its answer."""
+    """Keep the outcome of a run, and the faults of its answer."""
     result.outcomes.append(outcome)
     if outcome.answer is not None:
         result.faults.extend(outcome.answer.faults(truth))
@@ -243,7 +247,7 @@ class _Track:
 def _stream(
     whole: workload.Workload, options: Options, partitions: int, echo: Callable[[str], None]
 ) -> Iterator[str]:
-    """A stream that holds all copies; deleted afterwards."""
+    """Fill a stream with all copies, and delete it afterwards."""
     assert options.rabbitmq_url is not None
     url, stream = options.rabbitmq_url, servers.new_name()
     echo(f"publishing {options.copies * len(whole.bodies)} events to {partitions} partition(s)")
@@ -258,10 +262,10 @@ def _stream(
 
 
 def in_a_process_of_its_own(contender: Contender, task: Task) -> Outcome:
-    """Run a contender in a fresh Python, so that none inherits another's memory or imports.
+    """Run a contender in a fresh Python, so that it inherits no memory and no imports of another.
 
     Raises:
-        BenchError: it failed, or took longer than `RUN_S_MAX`.
+        BenchError: the contender failed, or it took longer than `RUN_S_MAX`.
     """
     told, answer = task.folder / "task", task.folder / "outcome"
     told.write_bytes(pickle.dumps(task))

@@ -15,7 +15,7 @@ from pipeline.bench.race import Options, Result
 
 
 def machine() -> dict[str, Any]:
-    """Where this was measured, and how busy the machine was with other work."""
+    """Describe the machine of the measurement, and how busy it was with other work."""
     model = "unknown"
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -72,7 +72,7 @@ def _exact(result: Result) -> bool | None:
 
 
 def table(options: Options, results: Sequence[Result], found_on: dict[str, Any]) -> str:
-    """A Markdown table; ratios are to the first row of `committed`, or else to `core`."""
+    """A Markdown table. Ratios compare with the first row of `committed`, or with `core` if there is none."""
     shape = options.shape
     lines = [
         f"{found_on['date'][:10]}, {found_on['cores']} cores ({found_on['processor']}), Python"
@@ -105,7 +105,7 @@ def _lines(results: Sequence[Result], best: float | None) -> Iterator[str]:
 
 
 def _layout(result: Result) -> str:
-    """How many partitions were read, and by how many processes of the worker."""
+    """The layout of a result as text: how many partitions and how many worker processes."""
     if result.partitions is None:
         return "-"
     by = f" by {result.processes} processes" if result.processes not in (None, 1) else ""

@@ -1,6 +1,6 @@
-"""Contenders that need servers, and what a race needs from servers: a filled stream and empty databases.
+"""Contenders that need servers, and the filled streams and empty databases for them.
 
-An existing stack is left as it was: the stream has a name of its own and so has every database, and both are
+The bench leaves an existing stack as it was. Its streams and databases have names of their own, and they are
 deleted at the end. The user of DATABASE_URL must be allowed to create databases.
 """
 
@@ -42,7 +42,7 @@ _SESSION: Final = Session(application_name="spendstream-bench")
 
 
 class BenchError(OperatorError):
-    """A run could not be made, or a process of it failed."""
+    """A run could not start, or one of its processes failed."""
 
 
 # --- streams -------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def new_name() -> str:
 
 
 async def fill(url: str, stream: str, copies: Iterator[Sequence[bytes]], *, partitions: int) -> None:
-    """Make the stream and publish all copies, each event to the partition of its org as producers do."""
+    """Make a stream and publish all copies. Each event goes to the partition of its org, as in the field."""
     transport = open_transport(stream_config(url, stream))
     try:
         if partitions > 1:
@@ -72,7 +72,7 @@ async def fill(url: str, stream: str, copies: Iterator[Sequence[bytes]], *, part
 
 
 async def delete_stream(url: str, stream: str) -> None:
-    """Take a stream of ours away again; an embedded one stays in its folder."""
+    """Delete a stream of ours. An embedded stream stays in its folder."""
     if not url.startswith("rabbitmq-stream"):
         return
     from pipeline.transports.rabbitmq.transport import RabbitMQTransport
@@ -85,7 +85,7 @@ async def delete_stream(url: str, stream: str) -> None:
 
 
 def drain(task: Task) -> Outcome:
-    """Chunks from the broker, unread: the floor of everything behind a stream."""
+    """Take chunks from the broker without reading them: no contender behind a stream can be faster."""
     assert task.rabbitmq_url is not None
     url, clock = task.rabbitmq_url, Clock()
 
@@ -117,7 +117,10 @@ def drain(task: Task) -> Outcome:
 
 @contextmanager
 def database(url: str) -> Iterator[str]:
-    """The URL of an empty database on the same server, with TimescaleDB if it has that; gone afterwards."""
+    """Make an empty database on the same server, and drop it afterwards; yields its URL.
+
+    The database has TimescaleDB if the server has it.
+    """
     name = new_name()
     mine = urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
     with connect(url, _SESSION, autocommit=True) as connection:
@@ -139,7 +142,7 @@ _ROLLED_UP: Final = """
 
 
 def stored_answer(connection: psycopg.Connection[Any]) -> Answer:
-    """The hourly rows as they are stored. Raises BenchError if the other tables say anything else."""
+    """The answer in the stored hourly rows. Raises BenchError if the other tables disagree with them."""
 
     def sums(table: str) -> Any:
         query = _ROLLED_UP.format(table=table)
@@ -187,10 +190,10 @@ def _free_ports(count: int) -> int:
 
 
 class Service:
-    """A process of ours as a user runs it, with no setting but those given; killed at the end of `with`."""
+    """A process of ours as a user runs it, with the given settings only. The end of `with` kills it."""
 
     def __init__(self, task: Task, *command: str, pages: Sequence[str], **environment: str) -> None:
-        """``pages`` answer 200 when it is ready."""
+        """Start the process. It is ready when all ``pages`` answer 200."""
         names = {setting.name for setting in settings.SETTINGS}
         inherited = {name: value for name, value in os.environ.items() if name not in names}
         self._name, self._pages = command[0], pages
@@ -216,7 +219,7 @@ class Service:
                 time.sleep(0.02)
 
     def stop(self) -> tuple[float, float]:
-        """SIGTERM, and wait: CPU seconds of its whole life and peak MiB, with those of its children."""
+        """Stop by SIGTERM; returns CPU seconds of its whole life and peak MiB, both with its children."""
         peak_mib = contenders.peak_mib(self.pid)
         self._child.ask_to_end()
         code, cpu_s = self._child.wait_usage()
@@ -266,7 +269,7 @@ class Worker(Service):
                     page = answer.read().decode()
             except urllib.error.URLError as error:
                 if isinstance(error.reason, ConnectionRefusedError):
-                    continue  # it has not started yet, and counted nothing; `check` sees one that ended
+                    continue  # not started yet, so it has counted nothing; `check` finds an ended process
                 raise
             found = re.findall(rf"^{re.escape(name)}(?:{{[^}}]*}})? (\S+)$", page, re.MULTILINE)
             total += sum(map(float, found))
@@ -302,9 +305,10 @@ _OFFERED: Final = """
 def committed(task: Task, **environment: str) -> Outcome:
     """From a full broker to committed rows, by the real worker, in the steady state.
 
-    The clock of a partition runs from the start of its first flush (so that the start of the process does not
-    count, nor the events of that flush) to the moment at which the last event of all is visible to another
-    session, by the database's clock. The rate is the sum of the partitions'.
+    The clock of a partition starts at the start of its first flush. So neither the start of the process
+    counts nor the events of the first flush. The clock stops when the last event of all partitions is visible
+    to another session. All times are those of the database's clock. The rate is the sum of the rates of the
+    partitions.
     """
     assert task.database_url is not None
     migrate.upgrade(task.database_url)
@@ -388,7 +392,7 @@ _ROLL_UP: Final = """
 
 
 def insert_then_roll_up(task: Task) -> Outcome:
-    """Raw rows by 500-row ``INSERT ... ON CONFLICT DO NOTHING``, then an hourly GROUP BY in SQL."""
+    """The usual design: raw rows by 500-row ``INSERT ... ON CONFLICT DO NOTHING``, then GROUP BY hour."""
     assert task.database_url is not None
     bodies = workload.load_bodies(task.file)
     decoder = msgspec.json.Decoder(Event)

@@ -1,9 +1,10 @@
 """The events of a bench, and their exact totals by a recount that shares no code with the pipeline.
 
-A `Workload` is one minute of traffic, camelCase, about 430 bytes an event, with 2 % duplicates (far back, a
-tenth of them with another payload), ids reused by another org (no duplicates), and 0.5 % bodies cut off in a
-string. Longer streams repeat the minute with new ids, each copy a minute later, so that the truth of a copy
-follows from the first.
+A `Workload` is one minute of traffic in camelCase, with about 430 bytes an event. 2 % of the events are
+duplicates of an event far back, and a tenth of these have another payload. Some ids are used by two orgs,
+which makes no duplicate. 0.5 % of the bodies are cut off in a string. A longer stream repeats the minute.
+Each copy is a minute later and has new ids, so the truth of a copy follows from the truth of the first
+minute.
 """
 
 from __future__ import annotations
@@ -24,32 +25,32 @@ from pipeline.traffic.generator import Shares, Traffic, World
 MINUTE_US: Final = 60_000_000
 DUPLICATES: Final = 0.02
 CONFLICTS: Final = 0.1
-"""Share of the duplicates whose payload differs: the first in the stream counts."""
+"""Share of the duplicates whose payload differs. Of such events the first in the stream counts."""
 OTHER_ORGS: Final = 0.002
 MALFORMED: Final = 0.005
 
 _ID = slice(12, 48)
 _ORG = slice(59, 95)
 _CUT_AT: Final = 80
-"""In the middle of the org id."""
+"""A bad body ends after this many bytes, in the middle of the org id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How many events of what traffic."""
+    """The size and the kind of the traffic."""
 
     events: int = 300_000
     orgs: int = 500
     models: int = 20
     clients: int = 1
     late: float = 0.0
-    """Share of the events that occurred 15 s to 2 h before the minute's. With any, there are no copies."""
+    """Share of the events that occurred 15 s to 2 h before the minute. If above 0, there are no copies."""
     seed: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One minute of events in stream order, and what they add up to."""
+    """One minute of events in stream order, and their exact totals."""
 
     minute_us: int
     bodies: Sequence[bytes]
@@ -57,7 +58,7 @@ class Workload:
     has_late: bool = False
 
     def copy(self, number: int) -> Sequence[bytes]:
-        """The same minute ``number`` minutes later, with ids of its own; copy 0 is `bodies`."""
+        """The same minute, ``number`` minutes later and with ids of its own. Copy 0 is `bodies`."""
         if number == 0:
             return self.bodies
         assert not self.has_late, "a late event is not of the minute that a copy moves"
@@ -84,14 +85,14 @@ class Workload:
         )
 
     def head(self, events: int) -> Workload:
-        """The first events alone, for contenders that would take too long over all."""
+        """The first events only, for contenders that would take too long over all of them."""
         if events >= len(self.bodies):
             return self
         bodies = self.bodies[:events]
         return Workload(self.minute_us, bodies, recount(bodies))
 
     def save(self, file: Path) -> None:
-        """One body a line (no body holds a newline)."""
+        """Write one body a line (no body holds a newline)."""
         file.write_bytes(b"\n".join(self.bodies) + b"\n")
 
 
@@ -100,7 +101,7 @@ def load_bodies(file: Path) -> list[bytes]:
 
 
 def make(shape: Shape, *, end_us: int) -> Workload:
-    """The minute that holds ``end_us``, full of events. Which events, the seed decides."""
+    """Make the workload of the minute that holds ``end_us``. The seed decides the events."""
     minute_us = end_us // MINUTE_US * MINUTE_US
     world = World(orgs=shape.orgs, models=shape.models, clients_per_org=shape.clients)
     traffic = Traffic(world, seed=shape.seed, shares=Shares(late=shape.late, snake_case=0, cloudevents=0))
@@ -126,7 +127,7 @@ def make(shape: Shape, *, end_us: int) -> Workload:
 
 
 def recount(bodies: Sequence[bytes]) -> Answer:
-    """Exact totals, event by event, with nothing but the standard library."""
+    """Count the exact totals event by event, with nothing but the standard library."""
     seen: dict[tuple[str, str], dict[str, Any]] = {}
     sums: dict[Key, list[int]] = {}
     duplicate = conflict = rejected = 0

@@ -1,1 +1,1 @@
-"""What several tests use, a module a subject: oracles, traffic, fakes, servers, processes and callers."""
+"""Code that several tests share, a module a subject: oracles, traffic, fakes, servers, processes, callers."""

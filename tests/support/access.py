@@ -1,4 +1,4 @@
-"""What a caller needs to be let in, and the login that lets the API into the database."""
+"""Access for tests: keys that let a caller in, and a login that lets the API into the database."""
 
 import uuid
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from tests.support.api_facts import ORG
 
 SECRET = "the server's own secret, 32 characters"
 ENV = {"AUTH_MODE": "gateway", "API_KEY_SECRET": SECRET}
-"""Settings of an API that takes keys made with `SECRET`, and the headers of a gateway."""
+"""Settings of an API that accepts keys made with `SECRET` and the headers of a gateway."""
 
 
 def reader_of(url: str) -> Iterator[str]:
-    """For fixtures: the URL with a new login that has only the role of the API, until the fixture ends."""
+    """Make a login with only the role of the API, until a fixture ends; yields the URL with this login."""
     name = f"api_{uuid.uuid4().hex}"
     role = pgsql.Identifier(name)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -37,7 +37,7 @@ def _as(url: str, user: str) -> str:
 
 
 def new_key(url: str, org: uuid.UUID = ORG, *roles: str, valid_s: float | None = None) -> str:
-    """Make a key of the org in the database; it may ask for usage unless roles are given."""
+    """Make a key of the org in the database. Without given roles the key may ask for usage."""
     return keys.create(
         url,
         SECRET.encode(),

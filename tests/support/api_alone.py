@@ -1,4 +1,4 @@
-"""The API with no database: a caller that it lets in, and the form of the problems it answers."""
+"""The API without a database: a caller that the API lets in, and the form of its problems."""
 
 import json
 from datetime import UTC, datetime

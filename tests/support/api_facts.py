@@ -1,6 +1,6 @@
-"""What the tests of the API load: two orgs, random events, and the rows that a worker would have written.
+"""The facts that tests of the API load: two orgs, random events, and the rows that a worker would write.
 
-The rows are counted the slow way from the events; the only code of ours that counts here is the sketch's.
+The rows are counted from the events in plain Python. Only the sketches are made by our own code.
 """
 
 import random
@@ -51,7 +51,7 @@ class Event:
 
 
 def random_events(count: int, seed: int) -> list[Event]:
-    """Dense in the last days and around changes of the clock, thin over the year before."""
+    """Random events: many in the last days and around changes of the clock, few over the year before."""
     rng = random.Random(seed)
     changes = [datetime(2026, 3, 8, 10, tzinfo=UTC), datetime(2026, 11, 1, 9, tzinfo=UTC)]
     events = []
@@ -89,7 +89,7 @@ def floor(at: datetime, grain: str) -> datetime:
 
 
 def insert(url: str, table: Any, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows in the order of the table's first columns; the others get their defaults."""
+    """Insert rows. Their values are those of the table's first columns; other columns get their defaults."""
     columns = list(table.columns)[: len(rows[0]) if rows else 0]
     statement = pgsql.SQL("INSERT INTO analytics.{} ({}) VALUES ({})").format(
         pgsql.Identifier(table.name),
@@ -101,7 +101,7 @@ def insert(url: str, table: Any, rows: Sequence[tuple[Any, ...]]) -> None:
 
 
 def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | None]) -> None:
-    """What the worker writes, counted the slow way."""
+    """Load the rows that the worker would write, counted in plain Python."""
     for table, grain, by_client in (
         (schema.usage_minute, "minute", False),
         (schema.usage_hour, "hour", False),
@@ -154,7 +154,7 @@ def measures(events: Sequence[Event]) -> tuple[Any, ...]:
 
 @cache
 def local_start(zone: str, year: int, month: int, day: int | None) -> datetime:
-    """The first minute of UTC that a local day (or month) has, found by walking."""
+    """The first UTC minute of a local day (or month), found by trying one minute after the other."""
     at = datetime(year, month, day or 1, tzinfo=UTC) - timedelta(days=2)
     while True:
         local = at.astimezone(ZoneInfo(zone))
@@ -164,7 +164,7 @@ def local_start(zone: str, year: int, month: int, day: int | None) -> datetime:
 
 
 def bucket_of(at: datetime, granularity: str, zone: str) -> datetime:
-    """The start of the bucket, in the calendar of the zone, that has the instant."""
+    """The start of the bucket that holds an instant, in the calendar of the zone."""
     if granularity in ("minute", "hour"):
         return floor(at, granularity)
     local = at.astimezone(ZoneInfo(zone))

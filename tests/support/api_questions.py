@@ -1,4 +1,4 @@
-"""Random questions for the figures of an org, and what the answers must be by a naive count of the events."""
+"""Random questions about the figures of an org, and the right answers by a naive count of the events."""
 
 import math
 import uuid
@@ -30,7 +30,7 @@ EVENTS = random_events(5000, seed=11)
 
 
 def expected_usage(events: Sequence[Event]) -> dict[str, Any]:
-    """What a point of usage must say of its events, in the form of `shown_usage`."""
+    """The right figures of a usage point with these events, in the form of `shown_usage`."""
     microcents = sum(e.microcents for e in events)
     cents = (Decimal(microcents) / 10**6).quantize(Decimal(1), ROUND_HALF_EVEN)
     return {
@@ -51,7 +51,7 @@ def shown_usage(point: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A range of `ORG`, and how it is cut, grouped and filtered."""
+    """A question about `ORG`: a range of time, and how it is cut, grouped and filtered."""
 
     start: datetime
     end: datetime
@@ -147,7 +147,7 @@ def key_of(point: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
 
 
 def check_reliability(shown: Mapping[str, Any], events: Sequence[Event]) -> None:
-    """The point must say of its events what a count of them says; quantiles within 1 %."""
+    """Check a reliability point against a count of its events. Quantiles may be 1 % off."""
     failures = {name: sum(e.status == status for e in events) for status, name in FAILURES.items()}
     assert shown["invocations"] == len(events)
     assert shown["errors"] == failures

@@ -1,4 +1,4 @@
-"""The API served from a thread on a free port, a migrated database for it, and a client that asks it."""
+"""The API served from a thread on a free port, a migrated database for the API, and a client."""
 
 import asyncio
 import http.client
@@ -50,7 +50,7 @@ class Client:
             connection.close()
 
     def get(self, path: str, query: Any = (), **options: Any) -> tuple[int, Any]:
-        """Status and body of an answer, whose content type is the right one for its status."""
+        """Ask; returns status and body. The content type must be right for the status."""
         status, headers, body = self.request("GET", path, query, **options)
         if headers["Content-Type"].partition(";")[0] == "text/plain":
             return status, body.decode()
@@ -60,7 +60,7 @@ class Client:
         return status, json.loads(body)
 
     def ok(self, path: str, query: Any = (), **options: Any) -> Any:
-        """The body of an answer that must be a 200."""
+        """Ask; returns the body. The status must be 200."""
         status, answer = self.get(path, query, **options)
         assert status == 200, answer
         return answer
@@ -100,7 +100,7 @@ class Api(Client):
 
 @contextmanager
 def served(environment: Mapping[str, str], now: datetime | None = None) -> Iterator[Api]:
-    """An API with these settings, whose clock stands at ``now``."""
+    """Serve an API with these settings. Its clock stands at ``now``, if that is given."""
     server = Api(environment, now)
     server.start()
     try:
@@ -111,7 +111,7 @@ def served(environment: Mapping[str, str], now: datetime | None = None) -> Itera
 
 @contextmanager
 def fresh_database(server: "PostgresServer") -> Iterator[str]:
-    """The URL of a database that is migrated and empty."""
+    """Make a migrated and empty database, and drop it afterwards; yields its URL."""
     name = f"api_{uuid.uuid4().hex}"
     server.psql(f'CREATE DATABASE "{name}"')
     try:

@@ -1,4 +1,4 @@
-"""What an archive must hold, by the oracle; what it does hold; and a partition that fills it."""
+"""Archives in tests: the rows by the oracle, the rows in the files, and a partition that fills an archive."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _COLUMNS = (
 
 
 def accepted(oracle: naive.Oracle, stream: Iterable[tuple[int, int, bytes]]) -> list[Row]:
-    """Feed (offset, broker time, body) to the oracle: the events that it accepts, in stream order."""
+    """Feed (offset, broker time, body) to the oracle; returns the accepted events in stream order."""
     found = []
     for offset, broker_us, body in stream:
         outcome = oracle.feed(offset, broker_us, body)
@@ -72,7 +72,7 @@ def rows(table: Any) -> list[Row]:
 
 
 def archived(database_url: str, store: Store, *, partition: int = 0) -> list[Row]:
-    """Every event of a partition in listed files, by offset; each file is checked against the manifest."""
+    """Every event of a partition in listed files, by offset. Each file must agree with the manifest."""
     found: list[Row] = []
     with psycopg.connect(database_url) as connection:
         listed = connection.execute(
@@ -89,7 +89,7 @@ def archived(database_url: str, store: Store, *, partition: int = 0) -> list[Row
 def outbox_difference(
     outbox: Sequence[AcceptedEvents], oracle: naive.Oracle, wanted: Sequence[Row]
 ) -> list[str]:
-    """Is every accepted event in the outbox once, under the names and as late as it was counted?"""
+    """List the faults of an outbox. It must have every accepted event once, as the event was counted."""
     lines = []
     offsets = [offset for part in outbox for offset in part.offset.tolist()]
     if offsets != [row[0] for row in wanted]:
@@ -113,7 +113,7 @@ def outbox_difference(
 
 
 async def recover(sink: Sink, rules: Rules, *, stream: str = books.STREAM) -> tuple[Claim, Ledger]:
-    """A ledger as a worker with an archive builds it at start."""
+    """Build a ledger as a worker with an archive does at its start."""
     claim, position = await sink.claim(stream)
     ledger = Ledger(rules, position, keep_accepted=True)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
@@ -133,11 +133,11 @@ class Partition:
         self._ledger: Ledger | None = None
 
     async def recover(self) -> None:
-        """Begin anew, as a worker that restarts."""
+        """Begin anew, as a worker does after a restart."""
         self._claim, self._ledger = await recover(self.sink, RULES)
 
     async def feed(self, upto: int, *, leave_out: bool = False, broker_us: int = NOW_US) -> None:
-        """Read and flush up to a body; ``leave_out``: as with a full outbox."""
+        """Read and flush up to a body. With ``leave_out`` the outbox gets no events, as when it is full."""
         if self._ledger is None:
             await self.recover()
         assert self._ledger is not None
@@ -154,7 +154,7 @@ class Partition:
         await self.sink.flush(self._claim, batch)
 
     def accepted(self) -> list[Row]:
-        """What the archive must hold of all bodies."""
+        """The rows that the archive must hold after all bodies."""
         stream = ((i, NOW_US, body) for i, body in enumerate(self.bodies))
         return accepted(self.oracle, stream)
 

@@ -1,4 +1,4 @@
-"""Comparing what is stored with what the oracle counted: every row, every grain, every figure."""
+"""Compares stored rows with the oracle's count: every row, every grain, every figure."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
 
 
 def stored(sink: MemorySink) -> dict[str, Any]:
-    """What a `MemorySink` has committed."""
+    """The committed tables of a `MemorySink`."""
     return stored_state(sink.state)
 
 
@@ -104,9 +104,10 @@ def stored_state(state: State) -> dict[str, Any]:
 def difference(
     have: dict[str, Any], want: dict[str, Any], *, fields: bool = False, flooded: bool = False
 ) -> list[str]:
-    """Readable differences, empty when there are none; ``fields``: of dead letters, the faulty fields too.
+    """List the differences between two sets of tables, for a person to read.
 
-    ``flooded``: dead letters may have been so many or so large that their bodies were left out or cut.
+    With ``fields`` the faulty fields of dead letters are compared too. With ``flooded`` the dead letters were
+    perhaps too many or too large to be kept whole, so a stored body may be cut or missing.
     """
     lines: list[str] = []
     for name, rows in want.items():
@@ -128,12 +129,12 @@ def difference(
 
 
 def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:
-    """What may be stored of a body in a flood: nothing, or its beginning."""
+    """A body as it may be stored in a flood: None, or its beginning."""
     return None if stored is None else body[: naive.BODY_BYTES_MAX + 1]
 
 
 async def recover(sink: Sink, rules: Rules) -> tuple[Claim, Ledger]:
-    """A ledger as a worker builds it at start."""
+    """Build a ledger as a worker does at its start."""
     claim, position = await sink.claim(STREAM)
     ledger = Ledger(rules, position)
     ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
@@ -155,7 +156,7 @@ async def flush(sink: Sink, claim: Claim, ledger: Ledger, *, now_us: int = 0) ->
 def chunks_of(
     bodies: Sequence[bytes], *, size: int, broker_us: int, first_offset: int = 0
 ) -> Iterable[dict[str, Any]]:
-    """Arguments of `Ledger.ingest`, one chunk each."""
+    """Cut bodies into chunks; yields the arguments of `Ledger.ingest` for each chunk."""
     for at in range(0, len(bodies), size):
         part = bodies[at : at + size]
         yield {
@@ -167,9 +168,9 @@ def chunks_of(
 
 
 def stored_in_database(database_url: str, partition: int | None = None) -> dict[str, Any]:
-    """What a database has committed of one partition, or of all together, in the form of `stored`.
+    """The committed tables of a database, in the form of `stored`: of one partition, or of all.
 
-    Rows of one key in several partitions are not added up: with one partition there are none.
+    Rows of one key in several partitions are not added up. A database with one partition has no such rows.
     """
     tables: dict[str, Any] = {}
     measures = ", ".join((*MEASURES, "latency_sketch"))

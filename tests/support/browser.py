@@ -1,7 +1,7 @@
-"""A real browser without a window, driven over its own protocol (Chrome DevTools), and all that a page did.
+"""A real browser without a window, driven over Chrome DevTools, and a record of everything that a page did.
 
-Chromium is taken from PATH, else installed from Debian's packages where this is Debian or Ubuntu and we are
-root, as the servers of the local stack are. It can reach this machine only: every other name does not exist.
+Chromium is taken from PATH. Otherwise it is installed from Debian's packages, if we are root on Debian or
+Ubuntu, like the servers of the local stack. The browser can reach this machine only: no other name resolves.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _TIMEOUT_S: Final = 60
 
 
 def executable() -> str:
-    """Where the browser is, installed now if it is not there. Raises `Unavailable`."""
+    """The path of the browser, which is installed first if it is missing. Raises `Unavailable`."""
     return packages.executable(_PACKAGE, _NAMES)
 
 
 @dataclass(slots=True)
 class Page:
-    """An open page: what it asked for, and what it complained of."""
+    """An open page, with its requests and its complaints."""
 
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Page:
         await self._call("Page.navigate", url=url)
 
     async def value(self, script: str) -> Any:
-        """What the script's value is in the page. Raises `AssertionError` when it throws."""
+        """Run a script in the page; returns its value. Raises `AssertionError` if the script throws."""
         answer = await self._call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -114,10 +114,10 @@ class Page:
 
 @contextmanager
 def running() -> Iterator[str]:
-    """A browser of its own and the address it is driven at. Raises `Unavailable`."""
+    """Run a browser; yields the address at which it is driven. Raises `Unavailable`."""
     path = executable()
     with tempfile.TemporaryDirectory(prefix="spendstream-browser-", ignore_cleanup_errors=True) as folder:
-        # A session of its own: its helpers end with it, whichever way.
+        # The browser has a session of its own, so that its helper processes end with it in every case.
         argv = (path, *_FLAGS, f"--user-data-dir={folder}")
         with subprocess.Popen(argv, stderr=subprocess.DEVNULL, cwd=folder, start_new_session=True) as process:
             try:
@@ -127,7 +127,7 @@ def running() -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[bytes], note: Path) -> str:
-    """Where the browser listens, once its folder says so: the port, and a path."""
+    """Wait until the browser has written its port and path into its folder; returns the address."""
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -140,7 +140,7 @@ def _address(process: subprocess.Popen[bytes], note: Path) -> str:
 
 @asynccontextmanager
 async def page(browser: str) -> AsyncIterator[Page]:
-    """A new page of the browser at this address."""
+    """Open a new page in the browser at this address."""
     async with aiohttp.ClientSession() as session, session.ws_connect(browser, max_msg_size=0) as socket:
         opened = Page(_socket=socket)
         listening = asyncio.create_task(opened._listen())

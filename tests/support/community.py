@@ -1,8 +1,8 @@
-"""A plain PostgreSQL in the shape of TimescaleDB Community, whose own parts no package may bring.
+"""A plain PostgreSQL in the shape of TimescaleDB Community, because no package may bring the Community parts.
 
-The extension is written into the catalog, its functions do what ours ask of them on plain tables, and
-``timescaledb_information`` has the views' columns. Its functions lie in a schema of their own, as an operator
-may have it.
+The extension is written into the catalog. Its functions do on plain tables as much as our code asks of them,
+and ``timescaledb_information`` has the columns of the views. The functions are in a schema of their own, as
+an operator may have set it up.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def shape(url: str) -> None:
 
 
 def add_retention(url: str, table: str, interval: str) -> None:
-    """A policy on one of our tables, with the interval as somebody wrote it."""
+    """Add a retention policy to one of our tables, with the interval in the given spelling."""
     with psycopg.connect(url) as connection:
         query = f"SELECT {FUNCTIONS}.add_retention_policy(('analytics.' || %s)::regclass, %s::interval)"
         connection.execute(query.encode(), (table, interval))
@@ -72,7 +72,7 @@ def retentions(url: str) -> dict[str, str]:
 
 
 def fail_a_job(url: str, table: str, message: str) -> int:
-    """A job of compression on the table, which has failed twice; its number."""
+    """Add a compression job on the table that has failed twice; returns its number."""
     with psycopg.connect(url) as connection:
         row = connection.execute(
             "INSERT INTO timescaledb_information.jobs (proc_name, config, hypertable_schema, hypertable_name)"

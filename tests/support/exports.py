@@ -37,11 +37,11 @@ EVIL = {
     "a;=cmd|'/C calc'!A0;b": "a;'=cmd|'/C calc'!A0;b",
     "a| |-1": "a|' |'-1",
 }
-"""Client ids, and as a spreadsheet may see them: what would run there is text now."""
+"""Client ids that a spreadsheet would run as formulas, and the harmless text that the export writes."""
 
 
 def with_evil_clients(events: Sequence[Event]) -> list[Event]:
-    """The events, a fifth of them from clients of `EVIL`."""
+    """The events, with a fifth of them given to clients of `EVIL`."""
     return [
         replace(e, client=list(EVIL)[i // 5 % len(EVIL)]) if i % 5 == 0 else e for i, e in enumerate(events)
     ]
@@ -53,20 +53,20 @@ EVENTS = with_evil_clients(random_events(2500, seed=12))
 def order(
     server: Client, body: Mapping[str, Any], headers: Mapping[str, str] = {}, path: str = EXPORTS
 ) -> tuple[int, Any]:
-    """Order an export: status and body of the answer."""
+    """Order an export; returns status and body of the answer."""
     status, _, answer = server.request("POST", path, headers=headers, body=json.dumps(body).encode())
     return status, json.loads(answer)
 
 
 def made(server: Client, body: Mapping[str, Any], path: str = EXPORTS) -> Any:
-    """Order an export and wait for its end: the job."""
+    """Order an export and wait for its end; returns the job."""
     status, job = order(server, body, path=path)
     assert (status, job["status"]) == (202, "pending"), job
     return ended(server, job, path)
 
 
 def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
-    """Wait until the job has ended, well or badly."""
+    """Wait until a job has ended, well or badly."""
     deadline = time.monotonic() + 60
     while job["status"] in ("pending", "running"):
         assert time.monotonic() < deadline, job
@@ -76,7 +76,7 @@ def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
 
 
 def downloaded(server: Client, job: Any, path: str = EXPORTS) -> bytes:
-    """The file of a job, from the API itself or from the bucket."""
+    """Download the file of a job, from the API itself or from the bucket."""
     status, headers, _ = server.request("GET", f"{path}/{job['jobId']}/download")
     assert status == 302
     if headers["Location"].startswith("http"):
@@ -94,7 +94,7 @@ def shown_client(client: str) -> str:
 
 
 def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
-    """Rows of a file by (bucket, model, client)."""
+    """The rows of an export file, by (bucket, model, client)."""
     if body["format"] == "parquet":
         table = pq.read_table(io.BytesIO(data))
         return {

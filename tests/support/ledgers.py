@@ -1,4 +1,4 @@
-"""A ledger over a sink in memory with the oracle beside it, and what both read: events and dead letters."""
+"""A ledger over a sink in memory with the oracle beside it, and the events and dead letters for both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def event(number: int, *, ago_us: int = 0, **fields: Any) -> bytes:
 
 
 class Books:
-    """Feeds a ledger and the oracle the same bodies; its sink is in memory."""
+    """Feeds the same bodies to a ledger, whose sink is in memory, and to the oracle."""
 
     def __init__(self, *, keep_accepted: bool = False, rules: Rules = RULES) -> None:
         self.rules = rules
@@ -75,7 +75,7 @@ class Books:
         await self.flush_read(*bodies, broker_us=broker_us)
 
     async def flush_read(self, *bodies: bytes, broker_us: int) -> None:
-        """Read and flush what the oracle does not hear of."""
+        """Read and flush bodies that the oracle does not get."""
         first = self.ledger.received_offset
         self.ledger.ingest(
             first_offset=first, next_offset=first + len(bodies), timestamp_us=broker_us, bodies=bodies
@@ -83,7 +83,7 @@ class Books:
         await self.flush()
 
     async def replay(self, *letters: Letter) -> list[str]:
-        """The outcomes, having committed them; the oracle agrees with each."""
+        """Backfill letters and commit; returns the outcomes. The oracle must agree with each outcome."""
         await self.load()
         opened = self.ledger.open(letters)
         await self.load(opened)

@@ -1,4 +1,4 @@
-"""The live figures of an org as a client hears them, and as REST says them."""
+"""The live figures of an org, as a client of the event stream gets them, and as REST gives them."""
 
 import http.client
 import json
@@ -18,7 +18,7 @@ class Events:
         self.answer = self._connection.getresponse()
 
     def next(self) -> tuple[str, str | None, Any]:
-        """(event, id, data). The retry line at the start is skipped."""
+        """The next message: (event, id, data). The retry line at the start is skipped."""
         fields: dict[str, str] = {}
         while True:
             line = self.answer.readline().decode()
@@ -44,7 +44,7 @@ class Events:
 
 
 def check_equals_rest(server: Client, org: Any, data: Any) -> None:
-    """Every bucket of the message is what REST says of that bucket."""
+    """Check that REST gives the same figures for every bucket of the message."""
     watermark = datetime.fromisoformat(data["watermark"])
     for name in ("minute", "hour", "day", "month"):
         shown = data[name]

@@ -1,4 +1,4 @@
-"""The log of this process, caught where a test can read it."""
+"""Catches the log of this process, so that a test can read it."""
 
 import io
 import json
@@ -14,7 +14,7 @@ KEY = "ssk_0123456789ab_NEVER-IN-A-LOG-0123456789abcdefghijklmnopq"
 
 
 class Written:
-    """What this process wrote to its log."""
+    """The lines that this process has written to its log."""
 
     def __init__(self) -> None:
         self.stream = io.StringIO()
@@ -30,7 +30,7 @@ class Written:
 
 @contextmanager
 def written_log() -> Iterator[Written]:
-    """The log as `logs.configure` sets it up, at the most talkative level and with two secrets."""
+    """Set the log up as `logs.configure` does, at level debug and with two secrets; yields its lines."""
     found = Written()
     root = logging.getLogger()
     before, level = list(root.handlers), root.level

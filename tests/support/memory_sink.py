@@ -1,8 +1,8 @@
 """A `Sink` that keeps its tables in dictionaries: the fake beside `pipeline.sink.timescale`.
 
-It keeps the same promises (one batch wholly or not at all, the compare-and-set, an unknown outcome) and
-passes the same contract suite (``tests/contract/test_sinks.py``). Tests can make it fail, or break its
-promises.
+The fake keeps the same promises: one batch is committed wholly or not at all, a flush compares and sets, and
+the outcome of a flush can be unknown. The fake passes the same contract suite
+(``tests/contract/test_sinks.py``). Tests can make it fail, or break its promises.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def uuid_of(halves: Any) -> UUID:
 
 @dataclass
 class State:
-    """What is committed."""
+    """The committed state of one stream."""
 
     epoch: int = 0
     position: Position = field(default_factory=Position)
@@ -46,9 +46,9 @@ class State:
     dead_letters: list[Any] = field(default_factory=list)
     outbox: list[AcceptedEvents] = field(default_factory=list)
     waiting: dict[tuple[int, int], Letter] = field(default_factory=dict)
-    """Replays that were asked for, by (offset, position)."""
+    """Dead letters that wait for their backfill, by (offset, position)."""
     settled: list[tuple[Letter, Settled]] = field(default_factory=list)
-    """What became of them, in the order of their commits."""
+    """Backfilled dead letters with their outcomes, in the order of their commits."""
 
     def copy(self) -> State:
         return State(
@@ -65,18 +65,18 @@ class State:
 
 
 class MemoryDatabase:
-    """What all sinks of one test share: the committed state of each stream."""
+    """The database that all sinks of one test share: the committed state of each stream."""
 
     def __init__(self) -> None:
         self.states: dict[str, State] = {}
         self._standby: dict[str, State] | None = None
 
     def replicate(self) -> None:
-        """What is committed by now has reached the standby."""
+        """Copy everything that is committed to the standby."""
         self._standby = {stream: state.copy() for stream, state in self.states.items()}
 
     def fail_over(self) -> None:
-        """The standby takes over; what was committed since `replicate` is lost."""
+        """Let the standby take over. Everything that was committed since `replicate` is lost."""
         if self._standby is not None:
             self.states = self._standby
             self.replicate()
@@ -95,18 +95,18 @@ class MemorySink(Sink):
         *,
         switch: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """``switch`` is awaited wherever the real sink waits for its server."""
+        """``switch`` is awaited at each place where the real sink waits for its server."""
         self.database = database or MemoryDatabase()
         self._switch = switch
         self._stream = ""
         self.down = False
-        """The database is away: everything fails."""
+        """If set, the database is away and every call fails."""
         self.fail_before_commit = 0
-        """So many next flushes fail with nothing written."""
+        """The next flushes, this many, fail before anything is written."""
         self.fail_after_commit = 0
-        """So many next flushes are written whole, and fail all the same."""
+        """The next flushes, this many, are written whole and then fail."""
         self.offset_apart = False
-        """The broken promise: the offset is committed even if the rows are not."""
+        """If set, the sink breaks its promise: the offset is committed even if the rows are not."""
 
     @property
     def state(self) -> State:
@@ -180,7 +180,7 @@ class MemorySink(Sink):
             yield pair
 
     async def org_models(self, claim: Claim) -> list[tuple[UUID, UUID, int, int]]:
-        """There is no clock here: the last event stands for the last rollup, too."""
+        """Orgs and models with two times. The fake has no clock, so both are the time of the last event."""
         await self._reach()
         return [(*key, last_us, last_us) for key, (_, last_us) in self.state.seen["models_seen"].items()]
 
@@ -211,11 +211,11 @@ class MemorySink(Sink):
         self.write(claim, batch)
         waiting = bool(self.state.waiting)
         if self._switch is not None:
-            await self._switch()  # the answer to COMMIT is on its way: whoever dies here never hears it
+            await self._switch()  # the answer to COMMIT is on its way; a worker that dies here never hears it
         return waiting
 
     def write(self, claim: Claim, batch: Batch) -> None:
-        """The transaction: all of it at once, as the database's clients see it."""
+        """The transaction: writes all of the batch at once, as the clients of a database see it."""
         state = self.state
         if claim.epoch != state.epoch:
             raise Fenced("another epoch")

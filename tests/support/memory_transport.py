@@ -1,7 +1,7 @@
-"""A broker in memory, with partitions, credit and a single active consumer each: the fake of the transports.
+"""The fake of the transports: a broker in memory with partitions, credit and single active consumers.
 
-Time passes only where `switch` is awaited, so that a seed decides every interleaving. Tests cut connections,
-hide their death from their owner (a zombie), and move partitions about.
+Tasks switch only where `switch` is awaited, so a seed decides every interleaving. A test can cut a
+connection, hide the cut from its owner (a zombie), and move a partition to another owner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MemoryPartition:
         return self.chunks[-1].next_offset if self.chunks else 0
 
     def stored_us(self, offset: int) -> int | None:
-        """When the chunk that holds a record was stored."""
+        """The time at which the chunk of a record was stored."""
         for chunk in self.chunks:
             if chunk.first_offset <= offset < chunk.next_offset:
                 return chunk.timestamp_us
@@ -39,7 +39,7 @@ class MemoryPartition:
 
 
 class MemoryBroker:
-    """Keeps the streams; survives all its clients."""
+    """Keeps the streams, and goes on when its clients die."""
 
     def __init__(self, name: str = "s", partitions: int = 1) -> None:
         self.name = name
@@ -62,7 +62,7 @@ class MemoryBroker:
             competitor.news.set()
 
     def elect(self, partition: int) -> None:
-        """Give the partition to the first living competitor, if nobody has it and none is being asked."""
+        """Make the first living competitor the owner, if there is no owner and nobody is being asked."""
         stored = self.partitions[partition]
         if stored.moving is not None and not stored.moving.done():
             return
@@ -76,10 +76,10 @@ class MemoryBroker:
         stored.active = chosen
         await chosen.activate()
         stored.moving = None
-        self.elect(partition)  # the chosen may have gone meanwhile
+        self.elect(partition)  # the chosen competitor may have gone meanwhile
 
     def move(self, partition: int) -> None:
-        """Take the partition from its owner, in good order, and give it to the next in line."""
+        """Take the partition from its owner in good order, and give it to the next competitor."""
         stored = self.partitions[partition]
         if stored.active is None or (stored.moving is not None and not stored.moving.done()):
             return
@@ -94,7 +94,7 @@ class MemoryBroker:
         self.elect(partition)
 
     async def close(self) -> None:
-        """End the tasks that the broker itself still has."""
+        """End the tasks of the broker itself."""
         for stored in self.partitions:
             if stored.moving is not None:
                 stored.moving.cancel()
@@ -102,7 +102,7 @@ class MemoryBroker:
 
 
 class PartialTransport:
-    """A `pipeline.transports.Transport` that can do nothing: each fake overrides what it stands for."""
+    """A `pipeline.transports.Transport` whose methods all fail. A fake overrides the methods that it has."""
 
     stream: str
 
@@ -138,7 +138,7 @@ class PartialTransport:
 
 
 class MemoryTransport(PartialTransport):
-    """One client of a `MemoryBroker`, for workers: it competes for partitions."""
+    """One client of a `MemoryBroker`, through which a worker competes for partitions."""
 
     def __init__(self, broker: MemoryBroker, *, switch: Callable[[], Awaitable[None]] = _no_wait) -> None:
         self.stream = broker.name
@@ -169,16 +169,16 @@ class MemoryTransport(PartialTransport):
 
     @property
     def credit_owed(self) -> int:
-        """Chunks that were received over living connections and not granted back."""
+        """How many chunks have come over living connections without a grant since."""
         return sum(one._outstanding for one in self._opened if not one.gone)
 
     def cut(self, *, secretly: bool = False) -> None:
-        """Lose every connection. ``secretly``: the client hears of it only by `reveal`."""
+        """Lose every connection. With ``secretly`` the client hears of the loss only by `reveal`."""
         for subscription in self._opened:
             subscription.lose(secretly=secretly)
 
     def reveal(self) -> None:
-        """Let the client hear of what it lost."""
+        """Let the client hear of the connections that it lost."""
         for subscription in self._opened:
             if subscription.gone:
                 subscription.lose(secretly=False)
@@ -207,7 +207,7 @@ class MemorySubscription:
         self._credit = credit
         self._outstanding = 0
         self._offset: int | None = None
-        """Where delivery goes on; None while another consumer is active."""
+        """The offset at which delivery goes on. None while another consumer is active."""
         self._asking: asyncio.Task[Any] | None = None
 
     @property
@@ -215,7 +215,7 @@ class MemorySubscription:
         return self._broker.partitions[self.partition]
 
     async def activate(self) -> None:
-        """Ask the owner for the offset; a client that goes away meanwhile stays without."""
+        """Ask the owner for the offset. If the client goes away meanwhile, nothing is delivered to it."""
         asking = await self._ask(self._owner.activated)
         if asking is not None:
             place = asking.result()
@@ -230,7 +230,7 @@ class MemorySubscription:
             asking.result()
 
     async def _ask(self, question: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any] | None:
-        """The owner's answer; None once the connection is lost. A zombie goes on by itself."""
+        """The owner's answer, or None if the connection is lost first. A zombie's task goes on by itself."""
         if self.gone:
             return None
         asking = self._asking = asyncio.create_task(question())

@@ -4,8 +4,8 @@
     for framing, bodies in groups(mix.bodies, ("raw", "amqp", "gzip", "pika"), seed=1):
         ...publish...
 
-Every body is also labelled with its kind and, if bad, the reason it must be rejected for. What the stream
-adds up to is the oracle's to say, on the offsets and broker times that the stream really gave.
+Every body has a label with its kind and, if it is bad, with the reason for which it must be rejected. The
+oracle knows the sums of the stream, from the offsets and broker times that the stream really gave.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HOUR_US = 3_600_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Fields = dict[str, str]
-"""JSON text by camelCase name: text, not values, because how a number is written matters."""
+"""JSON text by camelCase name. It is text because the spelling of a number matters."""
 
 SNAKE = {
     "eventId": "event_id",
@@ -39,7 +39,7 @@ VARIANTS = ("camel", "snake", "snake_cost_estimate", "cloudevent", "cloudevent_s
 
 
 def encode(fields: Fields, variant: str) -> bytes:
-    """One body in the variant; every variant of the same fields means the same event."""
+    """Encode one body in a variant. Every variant of the same fields is the same event."""
     if "snake" in variant:
         cost = "cost_estimate" if variant == "snake_cost_estimate" else "cost_estimate_cents"
         fields = {cost if k == "costEstimateCents" else SNAKE.get(k, k): v for k, v in fields.items()}
@@ -54,7 +54,7 @@ def encode(fields: Fields, variant: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class BadKind:
-    """``spoil`` makes the bad body from good fields, a variant and a source of luck."""
+    """A kind of bad event. ``spoil`` makes the body from good fields, a variant and a source of luck."""
 
     name: str
     reason: str
@@ -67,7 +67,7 @@ def _bytes_kind(name: str, change: Callable[[bytes], bytes]) -> BadKind:
 
 
 def _field_kind(name: str, value: str | None) -> BadKind:
-    """The field holds ``value`` (JSON text), or is missing if None."""
+    """A kind in which a field holds ``value`` (JSON text). None: the field is missing."""
 
     def spoil(fields: Fields, variant: str, _: random.Random) -> bytes:
         changed = {**fields, name: value or ""}
@@ -82,7 +82,7 @@ def _field_kind(name: str, value: str | None) -> BadKind:
 
 
 def _whole_kind(name: str, text: str, *fields: str) -> BadKind:
-    """The body is ``text``, in which ``@`` stands for a good event."""
+    """A kind in which the body is ``text``, with a good event in place of ``@``."""
 
     def spoil(good: Fields, variant: str, _: random.Random) -> bytes:
         inner = encode(good, "snake" if "snake" in variant else "camel")
@@ -229,7 +229,7 @@ INVALID: tuple[BadKind, ...] = (
 
 
 def _untimely(now_us: int, window_us: int) -> tuple[BadKind, ...]:
-    """Far enough from the edges that a publication of an hour cannot move them across."""
+    """Kinds with a time that is too late or in the future, even if the mix is published an hour later."""
 
     def at(us: int) -> Callable[[Fields, str, random.Random], bytes]:
         return lambda fields, variant, luck: encode({**fields, "occurredAt": _time(us, luck)}, variant)
@@ -254,7 +254,7 @@ def _uuid(luck: random.Random) -> str:
 
 
 def _time(at_us: int, luck: random.Random) -> str:
-    """One of the many spellings of the time, as JSON text."""
+    """A time in one of its many spellings, as JSON text."""
     zone_minutes = luck.choice((0, 0, 0, 0, 60, -300, 330, 765, -1439, 1439))
     at = (EPOCH + timedelta(microseconds=at_us)).astimezone(timezone(timedelta(minutes=zone_minutes)))
     fraction = luck.choice(("us", "us", "us", "ns", "long", "cut"))
@@ -294,7 +294,7 @@ _INTEGERS: dict[int, Callable[[int], str]] = {
     2: lambda n: f"{n}000e-3",
     3: lambda n: f"{n / 100:.2f}e2",
 }
-"""Other spellings of the same integer, by what is left of it when it is divided by 97."""
+"""Other spellings of an integer, by its remainder when divided by 97."""
 
 
 def _count(luck: random.Random, middle: float, most: int) -> str:
@@ -334,11 +334,12 @@ _EXTRAS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """``bodies`` in order; of each its ``kinds`` and the ``reasons`` it must be rejected for ('' if good).
+    """A mix: its ``bodies`` in order, with the kind and the reason of each.
 
-    A kind is ``good``, ``late``, ``duplicate`` (the same bytes), ``respelled`` (the same event in another
-    variant), ``reused`` (id and org of another event, other payload), ``other_org`` (id of another org's
-    event; counts) or the name of a `BadKind`. ``orgs`` and ``models`` are the ids used.
+    ``reasons`` has the reason for which a body must be rejected, or '' for a good body. A kind is ``good``,
+    ``late``, ``duplicate`` (the same bytes), ``respelled`` (the same event in another variant), ``reused``
+    (id and org of another event, with another payload), ``other_org`` (the id of another org's event, which
+    counts) or the name of a `BadKind`. ``orgs`` and ``models`` are the ids that occur.
     """
 
     bodies: list[bytes] = field(default_factory=list)
@@ -422,10 +423,11 @@ def make(
     late: float = 0.02,
     bad: float = 0.01,
 ) -> Mix:
-    """``n`` bodies: 5 % duplicates of some sort, 2 % late, 1 % bad, going through every kind in turn.
+    """Make a mix of ``n`` bodies: 5 % duplicates of some sort, 2 % late events, and 1 % bad events.
 
-    Good events occur in order over ``span_us`` up to ``now_us``, late ones up to the window less two hours
-    before. With 35,000 bodies or more every kind of bad event is in it.
+    The bad events go through all kinds in turn.
+    Good events occur in order over ``span_us`` up to ``now_us``. A late event may occur earlier, by at most
+    the dedupe window less two hours. With 35,000 bodies or more the mix has every kind of bad event.
     """
     maker = _Maker(seed, now_us, span_us, orgs, models, clients)
     luck = maker.luck
@@ -486,7 +488,7 @@ Framing = TypeVar("Framing", bound=str)
 def groups(
     bodies: Sequence[bytes], framings: Sequence[Framing], *, seed: int, most: int = 400
 ) -> Iterator[tuple[Framing, list[bytes]]]:
-    """Consecutive groups of 1 to ``most`` bodies, each with how it is to be framed and published."""
+    """Cut bodies into consecutive groups of 1 to ``most``. Each group has the framing for its publication."""
     luck = random.Random(seed)
     at = 0
     while at < len(bodies):

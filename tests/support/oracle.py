@@ -1,8 +1,8 @@
 """The naive oracle: decides every event of a stream alone, in order, in plain Python.
 
-It is the second opinion on `pipeline.core` and shares no code with it: json, decimal, uuid, datetime and
-dicts only. Slow, and close to the words of the wire contract.
-One `Oracle` sees one partition.
+The oracle is the second opinion on `pipeline.core` and shares no code with it. It uses json, decimal, uuid,
+datetime and dicts only. It is slow, and close to the words of the wire contract. One `Oracle` sees one
+partition.
 
     oracle = Oracle(Rules(dedupe_window_us=24 * HOUR_US))
     for offset, broker_us, body in stream:
@@ -30,7 +30,7 @@ DAY_US = 24 * HOUR_US
 BODY_BYTES_MAX = 64 * 1024
 FUTURE_US = 5 * MINUTE_US
 STATUSES = ("success", "error", "timeout", "throttled")
-"""The position is the number that `usage_errors_hour.status` holds."""
+"""The place of a status in this tuple is its number in `usage_errors_hour.status`."""
 OVERFLOW_CLIENT = (
     "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
     " which are counted under their own names"
@@ -41,7 +41,7 @@ OVERFLOW_ERROR_CODE = "other error codes: all of this hour beyond the first 100,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The settings that decide figures."""
+    """The settings that decide the figures."""
 
     dedupe_window_us: int = 24 * HOUR_US
     lateness_us: int = 10 * SECOND_US
@@ -53,7 +53,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A valid event. ``client_id`` and ``error_code`` are '' when absent; cost in 10^-6 cents."""
+    """A valid event. An absent ``client_id`` or ``error_code`` is ''. The cost is in 10^-6 cents."""
 
     event_id: UUID
     org_id: UUID
@@ -83,7 +83,7 @@ class Rejected:
     reason: str
     """malformed, invalid, future, too_late or conflict."""
     fields: tuple[str, ...] = ()
-    """For `invalid`: the faulty fields by their camelCase name, or `specversion`, `type`, `data`."""
+    """With `invalid`: the faulty fields by their camelCase names, or `specversion`, `type`, `data`."""
 
 
 Outcome = Accepted | Duplicate | Rejected
@@ -99,7 +99,7 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class Row:
-    """One rollup row, with every latency instead of a sketch."""
+    """One rollup row. It keeps every latency instead of a sketch."""
 
     invocations: int = 0
     successes: int = 0
@@ -121,7 +121,7 @@ class Row:
         return max(self.latencies_ms, default=0)
 
     def percentile_ms(self, percent: int) -> int:
-        """The smallest latency that at least ``percent`` % of all are not above (nearest rank)."""
+        """The smallest latency L such that at least ``percent`` % of all are at most L (nearest rank)."""
         rank = max(1, -(-percent * len(self.latencies_ms) // 100))
         return sorted(self.latencies_ms)[rank - 1]
 
@@ -143,7 +143,7 @@ class Row:
 
     @property
     def measures(self) -> tuple[int, ...]:
-        """In the order of the database's columns, without the sketch: ready to compare."""
+        """The measures in the order of the database's columns, without the sketch."""
         return (
             self.invocations,
             self.successes,
@@ -160,7 +160,7 @@ class Row:
 
 
 def total(rows: Iterable[Row]) -> Row:
-    """The sum of rows, as a range, a group or a month of the API is."""
+    """The sum of rows. The API sums rows up like this for a range, a group or a month."""
     result = Row()
     for row in rows:
         result.invocations += row.invocations
@@ -178,19 +178,19 @@ def total(rows: Iterable[Row]) -> Row:
 
 @dataclass(slots=True)
 class Seen:
-    """First and last event time (not order of arrival)."""
+    """The first and the last event time. The order of arrival does not matter."""
 
     first: datetime
     last: datetime
 
 
 class Oracle:
-    """What the database must hold after the stream fed so far.
+    """The contents that the database must have after the part of the stream that has been fed.
 
-    Keys of the rollups: ``(org, bucket_start, model)`` and ``(org, bucket_start, model, client)``; of
-    ``usage_errors_hour``: ``(org, hour, model, client, status, error_code)``. Clients and codes stand
-    there under the name they are counted by, so with the overflow's and ''. Only the codes of failed events
-    take one of the slots of an hour.
+    The keys of the rollups are ``(org, bucket_start, model)`` and ``(org, bucket_start, model, client)``. The
+    keys of ``usage_errors_hour`` are ``(org, hour, model, client, status, error_code)``. Clients and codes
+    appear under the names by which they are counted, so the names of the overflow and '' are among them. Only
+    the codes of failed events take one of the slots of an hour.
     """
 
     def __init__(self, rules: Rules | None = None) -> None:
@@ -233,7 +233,7 @@ class Oracle:
         return outcome
 
     def feed_unreadable(self, offset: int, records: int, broker_us: int, stored: bytes) -> None:
-        """Records that nobody can tell apart, because their batch cannot be undone: one dead letter."""
+        """Feed the records of a batch that nobody can unpack. Together they make one dead letter."""
         self.newest_broker_us = max(self.newest_broker_us, broker_us)
         self.offered += records
         self.rejected += records
@@ -249,7 +249,7 @@ class Oracle:
 
     @property
     def floor_us(self) -> int:
-        """Where the dedupe window begins; it never goes back, whatever the broker's clock does."""
+        """The beginning of the dedupe window. It never goes back, even if the broker's clock does."""
         return self.newest_broker_us - self.rules.dedupe_window_us
 
     def _decide(self, broker_us: int, body: bytes) -> Outcome:
@@ -271,7 +271,7 @@ class Oracle:
         return Accepted(event)
 
     def _lacking(self, event: Event) -> tuple[str, ...]:
-        """The fields for which the sums of the org's day have no room."""
+        """The fields of the event for which the sums of the org's day have no room."""
         sums = self._sums_of_day[event.org_id, event.occurred_us // DAY_US]
         return tuple(
             field for field, value in _summed(event).items() if sums[field] + value > self.rules.sum_max
@@ -315,7 +315,7 @@ class Oracle:
 
 
 def _summed(event: Event) -> dict[str, int]:
-    """What of an event is added up, by its field."""
+    """The values of an event that are added up, by field."""
     return {
         "inputTokens": event.input_tokens,
         "outputTokens": event.output_tokens,
@@ -352,11 +352,11 @@ def _see(seen: dict[Any, Seen], key: Any, at: datetime) -> None:
     entry.last = max(entry.last, at)
 
 
-# --- decoding: bytes to an Event, or why not ----------------------------------------------------
+# --- decoding: from bytes to an Event, or to a rejection ----------------------------------------
 
 
 class _Number(str):
-    """A JSON number, kept as its text: no float and no limit on digits comes near it."""
+    """A JSON number, kept as its text, so that no float and no limit on digits changes it."""
 
     __slots__ = ()
 
@@ -388,7 +388,7 @@ _SNAKE = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in 
 
 
 def decode(body: bytes) -> Event | Rejected:
-    """Rules of one body alone: no clock, no memory."""
+    """Decode one body by the rules that need no clock and no memory."""
     if len(body) > BODY_BYTES_MAX:
         return Rejected("malformed")
     if _depth(body) > 200:
@@ -440,7 +440,7 @@ def decode(body: bytes) -> Event | Rejected:
 
 
 def _depth(body: bytes) -> int:
-    """How deep a body nests, read one byte after the other."""
+    """How deep a body nests, counted byte by byte."""
     depth = deepest = 0
     is_string = is_escaped = False
     for byte in body if body.count(b"[") + body.count(b"{") > 200 else b"":
@@ -611,7 +611,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def records(chunks: Iterable[Any]) -> Iterator[tuple[int, int, bytes]]:
-    """What `Oracle.feed` takes, from objects like `pipeline.transports.Chunk`."""
+    """(offset, broker time, body) for `Oracle.feed`, from objects like `pipeline.transports.Chunk`."""
     for chunk in chunks:
         for offset, body in zip(chunk.offsets().tolist(), chunk.bodies, strict=True):
             yield offset, chunk.timestamp_us, bytes(body)

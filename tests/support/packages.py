@@ -1,6 +1,6 @@
-"""Programs that tests need and Debian has.
+"""Programs that tests need, taken from PATH or installed from Debian's packages.
 
-They are taken from PATH, else installed where this is Debian and we are root.
+A program is installed only if this is Debian and we are root.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from deploy.local import rootfs
 
 
 class Unavailable(Exception):
-    """The program is not there and cannot be installed; the text says why."""
+    """A program is missing and cannot be installed. The text says why."""
 
 
 def executable(package: str, names: Sequence[str]) -> str:
-    """Where a program is that goes by one of the names, installed now if need be. Raises `Unavailable`."""
+    """The path of a program with one of the names, installed first if missing. Raises `Unavailable`."""
     if found := _found(names):
         return found
     if os.geteuid() != 0 or shutil.which("apt-get") is None:

@@ -1,4 +1,4 @@
-"""A real PgBouncer before a test's PostgreSQL, in the mode that gives each transaction another session."""
+"""A real PgBouncer in front of a test's PostgreSQL, which may give each transaction another session."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TIMEOUT_S: Final = 20.0
 
 @contextmanager
 def running(url: str, *, mode: str = "transaction", pool_size: int = 4) -> Iterator[str]:
-    """The URL of the same database through a pooler of ``pool_size`` sessions.
+    """Run a pooler of ``pool_size`` sessions; yields the URL of the same database through the pooler.
 
-    Raises `packages.Unavailable` where PgBouncer cannot be had.
+    Raises `packages.Unavailable` if PgBouncer cannot be installed here.
     """
     program = packages.executable(_PACKAGE, (_PACKAGE,))
     parts = urlsplit(url)

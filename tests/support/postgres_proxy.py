@@ -1,4 +1,4 @@
-"""A TCP door to a PostgreSQL server that listens on a socket file, for an API that runs in a thread."""
+"""A TCP proxy for a PostgreSQL server that listens on a socket file, for an API that runs in a thread."""
 
 import socket
 import threading
@@ -31,7 +31,7 @@ class PostgresProxy:
         threading.Thread(target=self._accept, args=(self._door,), daemon=True).start()
 
     def shut(self) -> None:
-        """As when the server has gone: nobody listens, every connection is cut."""
+        """Behave as if the server has gone: stop listening, and cut every connection."""
         assert self._door is not None
         self._door.shutdown(socket.SHUT_RDWR)
         self._door.close()
@@ -44,7 +44,7 @@ class PostgresProxy:
         self._pairs.clear()
 
     def freeze(self) -> None:
-        """As when the server hangs: connections are taken, and not a byte comes through."""
+        """Behave as if the server hangs: accept connections, and pass on no byte."""
         self._running.clear()
 
     def thaw(self) -> None:

@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 def get(url: str, *, timeout_s: float = 10.0) -> tuple[int, Any]:
-    """Status and body (JSON where it is) of a GET; an error status is an answer, not an exception."""
+    """GET a page; returns status and body, decoded if it is JSON. An error status raises nothing."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             status, body = answer.status, answer.read()
@@ -54,7 +54,7 @@ def command(
 
 
 def _base() -> dict[str, str]:
-    """The environment without anything that configures Spendstream by accident."""
+    """The environment without variables that would configure Spendstream by accident."""
     from pipeline.common import settings
 
     names = {setting.name for setting in settings.SETTINGS}
@@ -85,7 +85,7 @@ class Process:
         return self._process
 
     def status(self) -> int:
-        """The readiness page's status; 0 while nothing listens."""
+        """The status of the readiness page. 0 while nothing listens."""
         try:
             return get(self.ready_url, timeout_s=2)[0]
         except OSError:
@@ -96,7 +96,7 @@ class Process:
         assert self.process.poll() is None, self.log()
 
     def has_log(self) -> bool:
-        """Has it been started yet?"""
+        """Has the process been started yet?"""
         return self._log.exists()
 
     def log(self, most: int | None = 4000) -> str:
@@ -109,12 +109,12 @@ class Process:
         return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
 
     def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Kill the process (kill -9), and wait until it is gone."""
         self.process.kill()
         self.process.wait()
 
     def stop(self, *, timeout_s: float = 40) -> int:
-        """SIGTERM; the exit code."""
+        """Stop the process by SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
@@ -153,7 +153,7 @@ class Api(Process):
         )
 
     def ask(self, path: str, **parameters: Any) -> tuple[int, Any]:
-        """GET a path below ``/analytics/v1``; list values repeat the parameter."""
+        """GET a path below ``/analytics/v1``. A parameter with a list as its value is repeated."""
         return get(f"{self._root}{path}?{urllib.parse.urlencode(parameters, doseq=True)}")
 
     def answer(self, path: str, **parameters: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The oracle of replays: what a dead letter becomes, and what the books hold then."""
+"""The oracle of backfills: the outcome of each dead letter, and the books afterwards."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink, State
 
 STORED_US = naive.DAY_US
-"""How much longer than for the window ids are stored."""
+"""The database stores ids for the dedupe window and this much longer."""
 
 
 class ReplayingOracle(naive.Oracle):
-    """An oracle that also takes dead letters back in."""
+    """An oracle that also backfills dead letters."""
 
     def __init__(self, rules: naive.Rules | None = None) -> None:
         super().__init__(rules)
         self._counted: dict[Any, naive.Event] = {}
-        """By org, event and hour; by org and event alone what replays have counted."""
+        """Counted events by org, id and hour. Events that a backfill has counted are by org and id alone."""
 
     def _count(self, event: naive.Event, broker_us: int) -> None:
         super()._count(event, broker_us)
         self._counted[event.org_id, event.event_id, event.occurred_us // naive.HOUR_US] = event
 
     def replay(self, letter: Letter) -> str:
-        """The outcome of a letter; counts it if it is accepted."""
+        """Judge a letter, and count it if it is accepted; returns the outcome."""
         broker_us, body = letter.broker_us, letter.body
         outcome = self._judge(broker_us, body, letter.evidence, letter.reason)
         if outcome in ("accepted", "duplicate"):
@@ -87,12 +87,12 @@ class ReplayingOracle(naive.Oracle):
 
 
 def request(sink: MemorySink, letters: Sequence[Letter]) -> None:
-    """Ask for letters to be replayed."""
+    """Ask for the backfill of letters."""
     sink.state.waiting.update({(letter.offset, letter.position): letter for letter in letters})
 
 
 def request_in_database(database_url: str, letters: Sequence[Letter], *, partition: int = 0) -> None:
-    """Likewise, as the command does."""
+    """Ask for the backfill of letters in a database, as the command does."""
     with psycopg.connect(database_url) as connection:
         for letter in letters:
             row = {
@@ -111,9 +111,10 @@ def request_in_database(database_url: str, letters: Sequence[Letter], *, partiti
 def follow(
     state: State, records: list[tuple[int, int, bytes]], rules: naive.Rules
 ) -> tuple[ReplayingOracle, list[archives.Row], list[str]]:
-    """An oracle that has read a stream and replayed what a database has settled, in the order of its commits.
+    """Let an oracle read a stream, and backfill as the database has done, in the order of the commits.
 
-    With the rows that an archive must hold, and what was settled otherwise than the oracle would.
+    Returns the oracle, the rows that an archive must hold, and the outcomes on which database and oracle
+    differ.
     """
     oracle = ReplayingOracle(rules)
     accepted: list[archives.Row] = []

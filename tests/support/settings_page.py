@@ -1,4 +1,4 @@
-"""docs/settings.md, made from the declarations; ``python -m tests.support.settings_page`` writes the page."""
+"""Makes docs/settings.md from the declarations. ``python -m tests.support.settings_page`` writes the page."""
 
 from __future__ import annotations
 

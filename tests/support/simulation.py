@@ -1,8 +1,8 @@
 """A whole deployment under one seed: workers, a broker, a database, and everything that goes wrong with them.
 
-`run(seed)` plays one schedule on a real event loop whose every wait is decided by the seed: real
-`PartitionWorker`s and ledgers over the fakes `MemoryTransport` and `MemorySink`. At the end the faults stop,
-everything drains, and each partition's rows must equal the oracle's.
+`run(seed)` plays one schedule on a real event loop, and the seed decides how long each wait takes. Real
+`PartitionWorker`s and ledgers run over the fakes `MemoryTransport` and `MemorySink`. At the end the faults
+stop, everything drains, and the rows of each partition must equal the oracle's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MODELS = [str(uuid.UUID(int=100 + i)) for i in range(3)]
 
 @dataclass
 class Outcome:
-    """What one schedule did."""
+    """The counts of one schedule: how often each thing happened."""
 
     events: int
     faults: int
@@ -48,7 +48,7 @@ class Outcome:
 
 
 class Worker:
-    """One worker process: a feeder and a flusher a partition, as `pipeline.worker.agents` wires them."""
+    """One worker process, with a feeder and a flusher a partition, as in `pipeline.worker.agents`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -88,14 +88,14 @@ class Worker:
                 return
 
     async def kill(self) -> None:
-        """kill -9: nothing of it runs on, and the broker notices."""
+        """Kill the worker as kill -9 does: all its tasks end at once, and the broker notices."""
         for task in (*self._feeders, *self._flushers):
             task.cancel()
         self.transport.cut()
         await self._gather()
 
     async def terminate(self) -> None:
-        """SIGTERM: stop reading, flush, let go."""
+        """Stop the worker as SIGTERM does: stop reading, flush, let go of the partitions."""
         for feeder in self._feeders:
             feeder.cancel()
         self._stopping = True
@@ -104,7 +104,7 @@ class Worker:
                 break
             await asyncio.sleep(0)
         for flusher in self._flushers:
-            flusher.cancel()  # the database is away for too long: the next owner reads it again
+            flusher.cancel()  # the database is away for too long; the next owner reads the events again
         await self._gather()
         for partition in self.partitions:
             await partition.close()
@@ -118,7 +118,7 @@ class Worker:
                 continue
 
     def crashed(self) -> BaseException | None:
-        """What ended a task that should have gone on."""
+        """The exception that ended a task too early. None if no task has failed."""
         for task in (*self._feeders, *self._flushers):
             if task.done() and not task.cancelled() and task.exception() is not None:
                 return task.exception()
@@ -126,7 +126,7 @@ class Worker:
 
 
 class World:
-    """Broker, database, clock, workers and the luck that moves them. Also the workers' `Backoff`."""
+    """Broker, database, clock and workers, and the luck that moves them. Also the workers' `Backoff`."""
 
     def __init__(self, seed: int, *, partitions: int) -> None:
         self.luck = random.Random(seed)
@@ -140,12 +140,12 @@ class World:
         self._bodies: list[list[bytes]] = [[] for _ in range(partitions)]
 
     async def apart(self, work: Callable[..., Any], **arguments: Any) -> Any:
-        """Work in a thread, as other tasks see it: they may go on before it is done."""
+        """Run work as if in a thread: other tasks may go on before the work is done."""
         await self.switch()
         return work(**arguments)
 
     async def switch(self) -> None:
-        """Let the others run, for as long as luck will have it."""
+        """Let the other tasks run, for a time that luck decides."""
         for _ in range(self.luck.choice((0, 0, 1, 1, 2, 5))):
             await asyncio.sleep(0)
 
@@ -157,7 +157,7 @@ class World:
     # --- what happens ------------------------------------------------------------------------------
 
     def replay(self) -> None:
-        """An operator asks for some dead letters of a partition to be replayed, also of what is under way."""
+        """Ask for the backfill of some dead letters of a partition, also of records that are under way."""
         luck = self.luck
         state = self.database.state(luck.choice(self.broker.partitions).name)
         done = {letter.offset for letter, one in state.settled if one.outcome in ("accepted", "duplicate")}
@@ -210,7 +210,7 @@ class World:
         ).encode()
 
     async def misfortune(self) -> None:
-        """One fault of one kind."""
+        """Let one fault happen, of a kind that luck decides."""
         luck = self.luck
         self.faults += 1
         worker = luck.choice(self.workers)
@@ -272,7 +272,7 @@ class World:
                 sink.fail_before_commit = sink.fail_after_commit = 0
 
     async def _drain(self) -> None:
-        """Wait until all that was published is committed, and all credit given back."""
+        """Wait until all published events are committed and all credit is given back."""
         for _ in range(STEPS_TO_DRAIN):
             await asyncio.sleep(0)
             self._no_crash()
@@ -295,7 +295,7 @@ class World:
             assert error is None, f"a worker crashed: {error!r}"
 
     def compare(self) -> None:
-        """Every partition's rows against a recount of its stream."""
+        """Compare the rows of every partition with a recount of its stream."""
         for stored in self.broker.partitions:
             state = self.database.state(stored.name)
             records = list(naive.records(stored.chunks))
@@ -307,7 +307,7 @@ class World:
 
 
 def run(seed: int, *, steps: int = 14) -> Outcome:
-    """Play one schedule. Raises AssertionError, with the seed, where the figures are not the oracle's."""
+    """Play one schedule. Raises AssertionError with the seed if a figure differs from the oracle's."""
     logging.disable(logging.CRITICAL)
     world = World(seed, partitions=1 + seed % 2)
     try:

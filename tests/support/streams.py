@@ -1,4 +1,4 @@
-"""Publishing to a stream, reading back what it holds, and waiting until a worker has committed all of it."""
+"""Publishes to a stream, reads its records back, and waits until a worker has committed all of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Record:
     broker_us: int
     body: bytes
     unreadable: int = 0
-    """How many records these are whose batch, ``body``, cannot be undone; 0 for a record of its own."""
+    """0 for a single record. Else ``body`` is a batch of this many records that nobody can unpack."""
 
 
 def config(url: str, stream: str) -> StreamConfig:
@@ -34,7 +34,7 @@ def config(url: str, stream: str) -> StreamConfig:
 
 
 async def publish(url: str, stream: str, bodies: list[bytes], framing: Sending, *, amqp_url: str) -> None:
-    """Publish by the stream protocol (raw, amqp, gzip) or by AMQP 0.9.1 (pika), confirmed."""
+    """Publish by the stream protocol (raw, amqp, gzip) or by AMQP 0.9.1 (pika), and wait for confirmation."""
     if framing == "pika":
         await asyncio.to_thread(_publish_by_amqp091, amqp_url, stream, bodies)
         return
@@ -58,7 +58,7 @@ def _publish_by_amqp091(amqp_url: str, stream: str, bodies: list[bytes]) -> None
 
 
 async def read_all(url: str, stream: str, *, upto: int) -> list[Record]:
-    """Every record below the offset ``upto``, by a plain subscription."""
+    """Read every record below the offset ``upto``, by a plain subscription."""
     transport = RabbitMQTransport(config(url, stream))
     records: list[Record] = []
     try:
@@ -94,7 +94,7 @@ def wait_committed(database_url: str, offset: int, worker: Process, *, timeout_s
 
 
 def offered(database_url: str) -> int:
-    """Events that are committed, in all partitions."""
+    """How many offered events are committed, in all partitions together."""
     with psycopg.connect(database_url) as connection:
         row = connection.execute("SELECT sum(offered)::bigint FROM analytics.partitions").fetchone()
     return (row and row[0]) or 0

@@ -1,4 +1,4 @@
-"""A database that has settings of its own, and events whose text suffers where those settings are obeyed."""
+"""A database with odd settings, and events whose text would be damaged if a session obeyed the settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def bodies(count: int) -> list[bytes]:
 
 
 def alter(url: str, settings: dict[str, str]) -> None:
-    """Make these the settings of all new connections to the database."""
+    """Give these settings to all new connections to the database."""
     with psycopg.connect(url, autocommit=True) as connection:
         name = psql.Identifier(connection.info.dbname)
         for setting, value in settings.items():
@@ -71,7 +71,7 @@ SESSION = connect.Session(application_name="test", statement_timeout_s=30)
 
 
 async def flushed(url: str, events: Sequence[bytes]) -> None:
-    """Committed in two parts, with a restart between them."""
+    """Commit events in two parts, with a restart between them."""
     for first, last in ((0, len(events) // 2), (len(events) // 2, len(events))):
         sink = TimescaleSink(url)
         claim, ledger = await books.recover(sink, RULES)
@@ -82,7 +82,7 @@ async def flushed(url: str, events: Sequence[bytes]) -> None:
 
 
 def expected(events: Sequence[bytes]) -> dict[str, Any]:
-    """The rows that the oracle counts, in the form of `books`."""
+    """The rows that the oracle counts, in the form of `books.stored`."""
     oracle = naive.Oracle(books.oracle_rules(RULES))
     oracle.feed_all((i, NOW_US, body) for i, body in enumerate(events))
     return books.expected(oracle)

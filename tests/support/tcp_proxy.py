@@ -12,7 +12,7 @@ Moment = Literal["before", "in", "after"]
 
 @dataclass(slots=True)
 class _Link:
-    """What both directions of one connection know of each other."""
+    """The state that the two directions of one connection share."""
 
     cut_at_answer: bool = False
 
@@ -20,19 +20,23 @@ class _Link:
 class TcpProxy:
     """Listens on a free port of 127.0.0.1 and forwards to a target. Use as an async context manager.
 
-    ``tls`` makes it terminate TLS: clients speak TLS to it, and it speaks plain TCP to the target.
+    With ``tls`` the proxy ends TLS: clients speak TLS to the proxy, and the proxy speaks plain TCP to the
+    target.
     """
 
     def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self.connections = 0
         """Connections accepted so far."""
         self.replace: tuple[bytes, bytes] | None = None
-        """Replace these bytes in what the target sends (when they arrive in one read)."""
+        """(old, new): replaces these bytes of the target's answers, if they arrive in one read."""
         self.cut_at: tuple[bytes, Moment] | None = None
-        """Cut the next connection whose client sends these bytes, once: before they reach the target, right
-        after, or when the target's answer has come, which the client then never sees."""
+        """Cut once, the next connection whose client sends these bytes.
+
+        The moment is before the bytes reach the target, right after, or when the target's answer has come.
+        The client then never sees the answer.
+        """
         self.target = (host, port)
-        """Where new connections go."""
+        """The address to which new connections go."""
         self._tls = tls
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -117,11 +121,11 @@ class TcpProxy:
             await writer.drain()
             if moment == "in":
                 raise ConnectionResetError
-        # One direction has ended; so shall the other, as a broker's and a client's close do.
+        # One direction has ended. The other direction must end too, as when a broker or a client closes.
         raise ConnectionResetError
 
     def _moment(self, data: bytes) -> Moment | None:
-        """When to cut, if this is what `cut_at` waits for; it is then spent."""
+        """The moment to cut, if the data hold the bytes of `cut_at`. `cut_at` is None afterwards."""
         if self.cut_at is None or self.cut_at[0] not in data:
             return None
         (_, moment), self.cut_at = self.cut_at, None

@@ -1,4 +1,4 @@
-"""Bearer tokens as an issuer signs them, the keys that it publishes, and the API's judgement of a token."""
+"""Bearer tokens as an issuer signs them, the keys that an issuer publishes, and the check of a token."""
 
 import json
 import uuid
@@ -33,7 +33,7 @@ ANA = Caller(subject="ana", roles=frozenset(("analytics:usage:read",)), orgs=fro
 """The caller of a token with `CLAIMS`."""
 SECRET = "a shared secret of more than 32 characters"
 HS = TokenConfig(issuer=ISSUER, audience=AUDIENCE, secret=SECRET)
-"""Tokens are signed with `SECRET`."""
+"""A configuration under which tokens are signed with `SECRET`."""
 
 
 def jwk(key: Any, kid: str | None, **more: str) -> dict[str, Any]:
@@ -58,7 +58,7 @@ SET = jwks(jwk(RSA, "r"), jwk(EC, "e", use="sig"), jwk(ED, "d"))
 
 
 def token(key: Any, algorithm: str, kid: str | None = None, **claims: Any) -> str:
-    """A signed token with `CLAIMS`; a claim that is given replaces its own, None leaves it out."""
+    """A signed token with `CLAIMS`. A given claim replaces the claim of the same name; None leaves it out."""
     payload = {name: value for name, value in {**CLAIMS, **claims}.items() if value is not None}
     return jwt.encode(payload, key, algorithm, headers={"kid": kid} if kid else None)
 
@@ -77,12 +77,12 @@ class Clock:
 
 
 def tokens_of(config: TokenConfig, clock: Clock | None = None) -> Tokens:
-    """Who checks tokens, at the time of the clock."""
+    """A checker of tokens that reads the time from the clock."""
     return Tokens(config, clock or Clock())
 
 
 async def refused(tokens: Tokens, text: str) -> str:
-    """The token must be refused as invalid: why."""
+    """Check that a token is refused as invalid; returns the reason."""
     with pytest.raises(Problem) as caught:
         await tokens.caller(text)
     assert caught.value.status == 401

@@ -1,4 +1,4 @@
-"""The public traces that tests replay: excerpts in tests/data, or the whole files where somebody has them."""
+"""The public traces that tests replay: excerpts in tests/data, or the whole files in SPENDSTREAM_TRACES."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ EXCERPTS: Final = Path(__file__).parent.with_name("data")
 
 
 def path(name: str) -> Path:
-    """The trace in the folder SPENDSTREAM_TRACES, which must have it; without that folder, its excerpt."""
+    """The path of a trace: its whole file if SPENDSTREAM_TRACES names a folder, else its excerpt.
+
+    The folder must have the file.
+    """
     found = Path(os.environ.get("SPENDSTREAM_TRACES") or EXCERPTS) / name
     assert found.is_file(), f"no trace {found}: unset SPENDSTREAM_TRACES, and the excerpts are used"
     return found
