@@ -93,9 +93,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def wanted(services: Sequence[str] | None, stack: Stack) -> Sequence[str]:
-    """The services that were asked for; by default all that can be had here. If S3 cannot, it says so.
+    """The services that were asked for. The default is all services that can run here.
 
-    The environment of the README's first command lacks its server, and the other three serve without it.
+    A message says if S3 is left out. After the README's first command S3's server is not installed, and the
+    other three servers work without S3.
     """
     if services is not None:
         return services
@@ -110,7 +111,7 @@ def _wait(child: "subprocess.Popen[bytes]") -> int:
         try:
             code = child.wait()
             return code if code >= 0 else 128 - code
-        except KeyboardInterrupt:  # Ctrl-C reached the command too; it says when it is done
+        except KeyboardInterrupt:  # Ctrl-C reached the command too, and the command decides when to end
             continue
 
 

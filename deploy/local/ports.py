@@ -1,7 +1,7 @@
 """Free ports of the loopback address.
 
-Taken below the range from which the kernel serves outgoing connections, so that no client's connection can
-take a server's port while that server is down for a restart.
+The ports lie below the range from which the kernel takes ports for outgoing connections. So no client's
+connection can take the port of a server that is down for a restart.
 """
 
 import secrets
@@ -12,7 +12,7 @@ FIRST, LAST = 20000, 31999
 
 
 def free_port(taken: Collection[int] = ()) -> int:
-    """A port nobody listens on, and not one of `taken`."""
+    """Find a port that nobody listens on and that is not in `taken`."""
     while True:
         port = FIRST + secrets.randbelow(LAST - FIRST + 1)  # not `random`, which tests seed
         if port not in taken and is_free(port):

@@ -1,8 +1,8 @@
-"""Processes that we started, and no others.
+"""Starts, finds and kills processes of servers, and touches no other process.
 
-A process is known by its pid *and* its start time, so a recycled pid is never signalled.  What a server
-forks is found by walking down from its leader, and, for what daemonizes itself, by a mark in its
-environment.  Linux only: it reads /proc.
+A process is known by its pid *and* its start time, so a recycled pid is never signalled.  The processes that
+a server forks are found by walking down from its leader.  A process that daemonizes itself is found by a mark
+in its environment.  The module reads /proc, so it works on Linux only.
 """
 
 import os
@@ -34,13 +34,19 @@ class Process:
 
 
 def start_mark(pid: int) -> str | None:
-    """What tells this process from any other that ever has its pid; None when it is gone or a zombie."""
+    """The boot's id and the start of a process, which no other process with its pid ever has.
+
+    None if the process is gone or a zombie.
+    """
     stat = _stat(pid)
     return None if stat is None or stat[0] in "ZX" else f"{_boot_id()}:{stat[19]}"
 
 
 def spawn(argv: Sequence[str], *, env: dict[str, str], log: Path, cwd: Path, mark: str) -> "Spawned":
-    """A process in a session of its own that waits for `go()`; without, it ends with us and runs nothing."""
+    """Start a process in a session of its own, which waits for `go()` before it runs the command.
+
+    If `go()` never comes, the process ends with us and runs nothing.
+    """
     gate = ["/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh", *argv]
     with log.open("ab") as out:
         child = subprocess.Popen(
@@ -57,7 +63,7 @@ def spawn(argv: Sequence[str], *, env: dict[str, str], log: Path, cwd: Path, mar
 
 
 class Spawned:
-    """A process held at its gate, so that its pid can be written down before it does anything."""
+    """A process that waits at its gate, so that its pid can be written down before it does anything."""
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
         started = start_mark(child.pid)
@@ -73,7 +79,7 @@ class Spawned:
 
 
 def members(leader: Process | None, mark: str) -> list[int]:
-    """Pids of a server, parents first: its leader, all below it, and all that carry its mark."""
+    """Pids of a server, parents first: its leader, all descendants, and all processes with its mark."""
     tree: dict[int, list[int]] = {}
     marked = []
     needle = f"{MARK}={mark}".encode()
@@ -98,7 +104,7 @@ def children(pid: int) -> list[int]:
 
 
 def freeze(leader: Process | None, mark: str) -> list[int]:
-    """Stop every member with SIGSTOP, also those forked meanwhile; their pids."""
+    """Stop every member with SIGSTOP, also members that are forked meanwhile; returns their pids."""
     stopped: list[int] = []
     while new := [pid for pid in members(leader, mark) if pid not in stopped]:
         send(new, signal.SIGSTOP)
@@ -107,7 +113,7 @@ def freeze(leader: Process | None, mark: str) -> list[int]:
 
 
 def kill(leader: Process | None, mark: str) -> None:
-    """SIGKILL every member at one moment (all are stopped first), and wait until they are gone."""
+    """Kill every member at one moment with SIGKILL, and wait until all are gone. All are stopped first."""
     while pids := freeze(leader, mark):
         send(pids, signal.SIGKILL)
         wait_until(lambda pids=pids: not any(map(start_mark, pids)), timeout_s=10)  # type: ignore[misc]

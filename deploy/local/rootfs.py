@@ -1,8 +1,9 @@
 """A Debian 13 root folder with the servers, built once by mmdebstrap and kept in the cache.
 
-Debian 12 and Ubuntu carry too old a RabbitMQ, and packages of Debian 13 would upgrade their libc; a root
-folder leaves the host alone.  It is built under a temporary name and renamed, so an interrupted build is
-never used, and in a mount and pid namespace of its own, so that one leaves no mount and no process behind.
+The RabbitMQ of Debian 12 and Ubuntu is too old, and packages of Debian 13 would upgrade the libc of the host.
+A root folder leaves the host alone.  The folder is built under a temporary name and then renamed, so an
+interrupted build is never used.  The build runs in a mount and pid namespace of its own, so an interrupted
+build leaves no mount and no process behind.
 """
 
 import fcntl
@@ -34,20 +35,20 @@ NAMESPACE = ("unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child")
 
 
 def cache_folder() -> Path:
-    """Where built things are kept: $SPENDSTREAM_CACHE, else the user's cache folder."""
+    """The folder that keeps built things: $SPENDSTREAM_CACHE, else the user's cache folder."""
     if given := os.environ.get("SPENDSTREAM_CACHE"):
         return Path(given).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "spendstream"
 
 
 def path() -> Path:
-    """The folder's place; its name changes with the recipe."""
+    """The path of the root folder. Its name changes with the recipe."""
     recipe = "\n".join((SUITE, *PACKAGES, HOOK, *LEFT_OUT))
     return cache_folder() / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
 
 
 def impossible() -> str | None:
-    """Why a root folder cannot be built and entered here, or None."""
+    """The reason why a root folder cannot be built and entered here, or None."""
     if not sys.platform.startswith("linux") or shutil.which("apt-get") is None:
         return "needs Debian or Ubuntu"
     if os.geteuid() != 0:
@@ -56,7 +57,10 @@ def impossible() -> str | None:
 
 
 def no_namespaces() -> str | None:
-    """Why this root cannot give a server mounts and processes of its own, or None.  Tries it."""
+    """The reason why we cannot make namespaces, which give a server its own mounts and processes, or None.
+
+    The function tries to make them.
+    """
     attempt = [*NAMESPACE, "mount", "-t", "proc", "proc", "/proc"]
     try:
         tried = subprocess.run(attempt, capture_output=True, text=True, timeout=20, check=False)
@@ -66,9 +70,9 @@ def no_namespaces() -> str | None:
 
 
 def build() -> Path:
-    """The root folder, built when missing (about half a minute and 450 MB).
+    """Build the root folder if it is missing (about half a minute and 450 MB); returns its path.
 
-    Raises RuntimeError with the end of the log when the build fails.
+    Raises RuntimeError with the end of the log if the build fails.
     """
     final = path()
     if final.is_dir():
@@ -101,9 +105,9 @@ def build() -> Path:
 
 @contextmanager
 def exclusive(lock: Path) -> Iterator[int]:
-    """Hold a lock file against other processes and threads; its descriptor.
+    """Hold a lock file against other processes and threads; yields its descriptor.
 
-    The kernel frees it when we die, and all to whom we passed the descriptor.
+    The kernel frees the lock when we have died, and all processes to which we passed the descriptor.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
@@ -112,7 +116,10 @@ def exclusive(lock: Path) -> Iterator[int]:
 
 
 def _run(lock: int, *argv: str) -> None:
-    """Run to the end.  It holds the lock too: if we are killed, the next build waits until it has ended."""
+    """Run a command to its end.  The command holds the lock too.
+
+    So if we are killed, the next build waits until the command has ended.
+    """
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         argv,

@@ -1,8 +1,9 @@
-"""What a server is, and what a way to run it is: the two halves that know each other.
+"""Servers, and ways to run them: the two abstract halves that know each other.
 
 A `Server` owns a folder: `server.json` (its ports and its process), `server.log` and `data/`. Any process
 that opens the same folder has the same handle, so one command brings a server up and another takes it down.
-A `Way` starts, stops and signals; it knows no protocol. The servers are in `servers/`, the ways in `ways/`.
+A `Way` starts, stops and signals a server, and knows no protocol. The servers are in `servers/`, and the ways
+are in `ways/`.
 """
 
 import json
@@ -20,14 +21,15 @@ from .processes import Process
 
 
 class Unavailable(RuntimeError):
-    """The servers cannot be had here; the message names each way and why not."""
+    """The servers cannot be run here. The message gives the reason for each way."""
 
 
 class Way(Protocol):
-    """How a server's processes are started and ended.
+    """A way to start and end the processes of a server.
 
-    `spawn` returns at once; readiness is the server's to tell.  `leave` removes, when all servers of the
-    stack are down, what the way itself made around them, and with `purge` the server's data.
+    `spawn` returns at once, and the server itself tells when it is ready.  `leave` is called when all servers
+    of the stack are down.  It removes all that the way has made around the servers, and with `purge` the
+    server's data.
     """
 
     @property
@@ -46,7 +48,7 @@ class Way(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """Where the servers are, as seen from inside their root folder."""
+    """The paths of the servers' programs, as seen from inside their root folder."""
 
     rabbitmq_server: Path
     pg_bin: Path
@@ -54,29 +56,29 @@ class Binaries:
 
 
 class BinariesWay(Way, Protocol):
-    """A way that runs binaries: what a server may ask of it."""
+    """A way that runs binaries, with the methods that a server may call."""
 
     @property
     def binaries(self) -> Binaries: ...
     def run(self, server: "Server", *argv: str) -> None:
-        """A command of the server's to its end, as its user. Raises RuntimeError with its output."""
+        """Run a command to its end as the server's user. Raises RuntimeError with the command's output."""
 
     def data_seen(self, server: "Server") -> Path:
-        """The data folder's path as the server sees it."""
+        """The path of the data folder as the server sees it."""
 
 
 class ServerFailed(RuntimeError):
-    """A server did not become ready; the message carries the end of its log."""
+    """A server did not become ready. The message has the end of its log."""
 
 
 class Server:
-    """One server of a stack.  All methods may be called from any thread, also by several processes.
+    """One server of a stack.  Several threads and several processes may call all methods.
 
-    Its ports and data survive `stop()`, `kill()` and `restart()`.
+    The ports and the data of a server survive `stop()`, `kill()` and `restart()`.
     """
 
     name: ClassVar[str]
-    user: ClassVar[str | None] = None  # who runs it inside a root folder; None runs it on the host as we are
+    user: ClassVar[str | None] = None  # its user inside a root folder; None: on the host, as our user
     port_names: ClassVar[tuple[str, ...]]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     patience_s: ClassVar[float] = 30  # how long `stop()` waits before it kills
@@ -93,20 +95,20 @@ class Server:
     # -- what tests call
 
     def start(self, timeout_s: float = 90) -> None:
-        """Bring it up and wait until it really answers; nothing happens when it already does.
+        """Start the server, and wait until it answers. If the server answers already, nothing happens.
 
-        Raises ServerFailed at the deadline, or at once when its process ends; it then leaves nothing running.
+        Raises ServerFailed at the deadline, or at once if the process ends.  Nothing is left running then.
         """
         with self._locked():
             self._start(timeout_s)
 
     def stop(self) -> None:
-        """End it as an operator would: it closes its connections and writes what it holds."""
+        """Stop the server as an operator would: it closes its connections and writes its data."""
         with self._locked():
             self._stop()
 
     def kill(self) -> None:
-        """SIGKILL all its processes at one moment."""
+        """Kill all processes of the server at one moment with SIGKILL."""
         with self._locked():
             if self._known():
                 self._way().kill(self)
@@ -117,7 +119,7 @@ class Server:
             self._start(timeout_s)
 
     def pause(self) -> None:
-        """SIGSTOP all its processes: connections stay open and nothing answers."""
+        """Stop all processes of the server with SIGSTOP: connections stay open, and nothing answers."""
         with self._locked():
             self._way().pause(self)
 
@@ -126,13 +128,13 @@ class Server:
             self._way().resume(self)
 
     def leave(self, *, purge: bool) -> None:
-        """Clear away what is left once all servers of the stack are down, with `purge` also the data."""
+        """Clear away the rest once all servers of the stack are down. With `purge` the data go too."""
         with self._locked():
             if self._known():
                 self._way().leave(self, purge=purge)
 
     def is_up(self) -> bool:
-        """Whether it runs and answers within a second or two."""
+        """Does the server run, and does it answer within a second or two?"""
         if not self.is_running():
             return False
         try:
@@ -142,12 +144,12 @@ class Server:
         return True
 
     def is_running(self) -> bool:
-        """Whether its process runs, answering or not."""
+        """Does the server's process run, even if it does not answer?"""
         return self._known() and self._way().alive(self)
 
     @property
     def ports(self) -> dict[str, int]:
-        """Its ports, chosen at the first start and kept."""
+        """The ports of the server, chosen at the first start and kept."""
         ports: dict[str, int] = self._load().get("ports", {})
         if not ports:
             raise ServerFailed(f"{self.name} has no ports yet: it was never started")
@@ -155,7 +157,7 @@ class Server:
 
     @property
     def process(self) -> Process | None:
-        """The process we started last; it may be gone."""
+        """The process that was started last. It may be gone."""
         known = self._load().get("process")
         return Process(**known) if known else None
 
@@ -165,27 +167,30 @@ class Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment by which programs find it."""
+        """The environment variables by which programs find the server."""
         raise NotImplementedError
 
-    # -- what each server tells
+    # -- each server implements these
 
     def prepare(self, way: BinariesWay) -> None:
-        """Write its configuration into `data` (as it is seen at `way.data_seen(self)`)."""
+        """Write the configuration into `data`, which the server sees at `way.data_seen(self)`."""
 
     def command(self, way: BinariesWay) -> tuple[list[str], dict[str, str]]:
-        """The command line and environment that run it in the foreground."""
+        """The command line and the environment that run the server in the foreground."""
         raise NotImplementedError
 
     def probe(self) -> None:
-        """Speak to it in its protocol; raises whatever its client raises when it does not answer."""
+        """Speak to the server in its protocol. Without an answer, the client's own exception is raised."""
         raise NotImplementedError
 
     def settle(self) -> None:
-        """What has to be made once it answers (a database, a bucket); repeated until it works."""
+        """Make the things that the stack needs (a database, a bucket), once the server answers.
+
+        The call is repeated until it works.
+        """
 
     def compose_env(self) -> dict[str, str]:
-        """Variables of compose.yaml: ports, and how durable."""
+        """The variables of compose.yaml: the ports, and whether the data must be durable."""
         known = {
             f"{self.name}_{port}_PORT".upper(): str(number)
             for port, number in self._load().get("ports", {}).items()
@@ -193,7 +198,7 @@ class Server:
         return known | {"POSTGRES_FSYNC": "on" if self.durable else "off"}
 
     def tidy(self) -> None:
-        """Remove what it leaves outside its folder; its processes are gone."""
+        """Remove the server's files outside its folder. Its processes are gone by now."""
 
     # -- inside
 
@@ -213,7 +218,7 @@ class Server:
             if spawned:
                 way.kill(self)
             raise
-        self._save(env=self.env)  # for who reads the file; we compute it
+        self._save(env=self.env)  # for readers of the file; we compute the environment ourselves
 
     def _stop(self) -> None:
         if self._known():
@@ -238,7 +243,7 @@ class Server:
             time.sleep(0.1)
 
     def _choose_ports(self) -> None:
-        """The ports it had, if they are free or soon are, else new ones."""
+        """Choose the ports: the server's old ports if they become free soon, else new ones."""
         ports = self._load().get("ports", {})
         patience = time.monotonic() + 5  # somebody's passing connection, or the end of a killed server
         while not all(map(is_free, ports.values())) and time.monotonic() < patience:
@@ -260,7 +265,7 @@ class Server:
         return state
 
     def _save(self, **changes: object) -> None:
-        """Written whole and renamed: a reader never sees half of it."""
+        """Save changes to server.json. The file is written whole and then renamed, for readers meanwhile."""
         self.folder.mkdir(parents=True, exist_ok=True)
         new = self.folder / "server.json.new"
         new.write_text(json.dumps(self._load() | changes, indent=1) + "\n")

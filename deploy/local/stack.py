@@ -22,19 +22,19 @@ _REPOSITORY = Path(__file__).parents[2]
 
 
 def default_folder() -> Path:
-    """Where `up` keeps its stack: $SPENDSTREAM_STACK, else the user's state folder."""
+    """The folder of `up`'s stack: $SPENDSTREAM_STACK, else the user's state folder."""
     if given := os.environ.get("SPENDSTREAM_STACK"):
         return Path(given)
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "spendstream/stack"
 
 
 class Stack:
-    """RabbitMQ, TimescaleDB, Redis and S3 in `folder`; start what you need, by handle or together.
+    """RabbitMQ, TimescaleDB, Redis and S3 in `folder`.  Start one by its handle, or several together.
 
-    `temporary=True` is for tests: leaving the `with` block purges it, and when this process ends without
-    that, however it ends, a watcher does.  Otherwise the servers outlive the process, as `up` wants.
-    `way` is "compose", "host" or "rootfs"; by default $SPENDSTREAM_WAY, else the first that works.
-    `durable=False` lets PostgreSQL skip fsync.
+    `temporary=True` is for tests: the end of the `with` block purges the stack.  If this process ends before
+    that, even by SIGKILL, a watcher purges the stack.  Without `temporary` the servers outlive the process,
+    as `up` wants.  `way` is "compose", "host" or "rootfs".  The default is $SPENDSTREAM_WAY, else the first
+    way that works.  `durable=False` lets PostgreSQL skip fsync.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Stack:
         }
 
     def start(self, services: Iterable[str] = SERVICES, timeout_s: float = 90) -> None:
-        """Bring these up, side by side; those already up are left as they are.
+        """Start these servers side by side.  Servers that are up already are left as they are.
 
-        Raises Unavailable when no way works here, and ServerFailed for a server that does not
-        come up; the others then keep running.
+        Raises Unavailable if no way works here.  Raises ServerFailed for a server that does not come up.  The
+        other servers then keep running.
         """
         self._bind()
         chosen = [self.servers[name] for name in services]
@@ -78,7 +78,7 @@ class Stack:
             outcome.result()
 
     def stop(self, *, purge: bool = False) -> None:
-        """Take down what runs.  The data and the ports stay, unless `purge`."""
+        """Stop all running servers.  The data and the ports stay, unless `purge` is set."""
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             stopped = [pool.submit(server.stop) for server in self.servers.values()]
         for outcome in stopped:
@@ -90,25 +90,25 @@ class Stack:
             self._lifeline = None
 
     def purge(self) -> None:
-        """`stop()`, and delete the data and all else that a stack puts into its folder, but nothing more."""
+        """Stop the servers, and delete everything that a stack has put into its folder, and nothing else."""
         self.stop(purge=True)
         for server in self.servers.values():
             shutil.rmtree(server.folder, ignore_errors=True)
         for name in ("stack.json", "lock"):
             (self.folder / name).unlink(missing_ok=True)
-        self.__dict__.pop("way", None)  # chosen anew, should it start again
-        with suppress(OSError):  # not there, or not only ours
+        self.__dict__.pop("way", None)  # the next start chooses the way anew
+        with suppress(OSError):  # the folder is missing, or it has files of others
             self.folder.rmdir()
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment by which programs find what runs."""
+        """The environment variables by which programs find the running servers."""
         running = [server for server in self.servers.values() if server.is_running()]
         return {name: value for server in running for name, value in server.env.items()}
 
     @cached_property
     def way(self) -> Way:
-        """How it runs: as it did before in this folder, else the first way that works."""
+        """The way that runs the servers: the earlier way of this folder, else the first way that works."""
         record = self.folder / "stack.json"
         with rootfs.exclusive(self.folder / "lock"):
             if record.exists():
@@ -139,9 +139,10 @@ class Stack:
 
 
 class Lifeline:
-    """A waiting shell that runs a command when this process ends without `release()`.
+    """A waiting shell that runs a command if this process ends without `release()`.
 
-    It notices by the end of a pipe, so neither SIGKILL nor the end of a thread can fool it.
+    The shell waits for the end of a pipe.  The pipe ends with the process, also by SIGKILL, and does not end
+    with a thread.
     """
 
     def __init__(self, command: Sequence[str], cwd: Path | None = None) -> None:
@@ -155,5 +156,5 @@ class Lifeline:
         )
 
     def release(self) -> None:
-        """Let it end without running its command."""
+        """Let the shell end without running its command."""
         self._shell.communicate(b"released\n")

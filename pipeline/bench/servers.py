@@ -202,7 +202,7 @@ class Service:
         self.pid = self._child.pid
 
     def check(self) -> None:
-        """Raises BenchError when it has ended."""
+        """Raise BenchError if the process has ended."""
         if (code := self._child.exit_code()) is not None:
             raise self._failure(f"ended with code {code}")
 

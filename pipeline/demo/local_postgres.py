@@ -175,7 +175,7 @@ class LocalPostgres:
 
 
 def _account(folder: Path) -> pwd.struct_passwd:
-    """Who the server runs as when we are root: the owner of the data, or an account without rights."""
+    """The account that runs the server when we are root: the owner of the data, or one without rights."""
     if (folder / "PG_VERSION").exists() and (owner := folder.stat().st_uid) != 0:
         return pwd.getpwuid(owner)
     for name in _ACCOUNTS:

@@ -47,7 +47,7 @@ def dies_with_parent(number: signal.Signals) -> Callable[[], None] | None:
 
 
 class Child:
-    """A process that we keep: in a session of its own, ended by the kernel when we end, with its log."""
+    """A child process in a session of its own, with its log. The kernel ends the child when we end."""
 
     def __init__(
         self,
@@ -59,10 +59,11 @@ class Child:
         cwd: str | None = None,
         account: struct_passwd | None = None,
     ) -> None:
-        """Start it. ``log`` is appended to; without a log the child writes where we do.
+        """Start the child. It appends to ``log``. Without a log it writes to our own outputs.
 
-        ``ends_by`` is the signal that asks the child to end. ``account`` is whose process it is, if not ours.
-        The session of its own keeps a Ctrl-C at the terminal from the child: we end children in our order.
+        ``ends_by`` is the signal that asks the child to end. ``account`` owns the process, if it is not ours.
+        The child has a session of its own, so that a Ctrl-C at the terminal reaches us alone, and we end the
+        children in our order.
 
         Raises:
             OSError: the command cannot be run.
@@ -87,11 +88,11 @@ class Child:
 
     @classmethod
     def of_ours(cls, module: str, *arguments: str, env: Mapping[str, str], log: Path | None = None) -> Child:
-        """A process of this very copy of the code: see `command_line` and `environment`."""
+        """Start a module of this copy of the code: see `command_line` and `environment`."""
         return cls(command_line(module, *arguments), env=environment(env), log=log)
 
     def exit_code(self) -> int | None:
-        """None while the child runs; below 0 after a signal."""
+        """The exit code. None while the child runs, and below 0 after a signal."""
         return self._process.poll()
 
     def ask_to_end(self) -> None:
@@ -100,7 +101,7 @@ class Child:
             self._process.send_signal(self._ends_by)
 
     def stop(self, *, timeout_s: float) -> int:
-        """Ask the child to end, wait, kill it after ``timeout_s``; its exit code (-9 if it was killed)."""
+        """Ask the child to end, and kill it after ``timeout_s``; returns its exit code (-9 if killed)."""
         self.ask_to_end()
         try:
             return self._process.wait(timeout_s)
@@ -108,22 +109,22 @@ class Child:
             return self.kill()
 
     def kill(self) -> int:
-        """Kill the child, if it runs, and wait; its exit code."""
+        """Kill the child if it runs, and wait for its end; returns its exit code."""
         self._process.kill()
         return self._process.wait()
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the child's end; returns its exit code."""
         return self._process.wait()
 
     def wait_usage(self) -> tuple[int, float]:
-        """Wait for the end; the exit code, and the CPU seconds of the child's whole life."""
+        """Wait for the child's end; returns its exit code, and the CPU seconds of its whole life."""
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._process.returncode, usage.ru_utime + usage.ru_stime
 
     def tail(self) -> str:
-        """The end of the child's log, to be shown to a person."""
+        """The last lines of the child's log, for a person to read."""
         return "(no log)" if self._log is None else tail(self._log)
 
 

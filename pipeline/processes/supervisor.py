@@ -34,7 +34,7 @@ _REFUSED: Final = 2
 
 @dataclass(slots=True)
 class _Kept:
-    """One of the K: its environment, and its process or when to start the next."""
+    """One of the K workers: its environment, and its process or the time of its next start."""
 
     number: int
     environment: Mapping[str, str]
@@ -78,7 +78,7 @@ def _environment(config: Config, environment: Mapping[str, str], number: int) ->
 
 
 def _keep_alive(kept: _Kept) -> int:
-    """Start the process when its time has come; 0, or the exit code that a further start would repeat."""
+    """Start the process when its time has come; returns 0, or the exit code that ends the supervisor."""
     now = time.monotonic()
     if kept.process is None:
         if now >= kept.start_at:
@@ -105,7 +105,7 @@ def _keep_alive(kept: _Kept) -> int:
 
 
 def _end(parts: list[_Kept]) -> int:
-    """Ask all at once, so that they flush side by side; 1 if any did not end well."""
+    """Stop all workers at once, so that they flush side by side; returns 1 if one did not end well."""
     running = [kept.process for kept in parts if kept.process is not None]
     for process in running:
         process.ask_to_end()

@@ -1,4 +1,4 @@
-"""The four servers: how each is configured, started, asked whether it is ready, and reached."""
+"""The four servers: the configuration, the command, the readiness check and the address of each."""
 
 from .postgres import Postgres
 from .rabbitmq import RabbitMQ

@@ -27,8 +27,9 @@ class Postgres(Server):
         return f"postgresql://postgres:postgres@127.0.0.1:{self.ports['sql']}/{database}"
 
     def create_database(self, database: str) -> str:
-        """A new database with the extension timescaledb; its URL."""
-        # template0 takes no connections; TimescaleDB's launcher visits template1, and then its copy fails.
+        """Make a database with the extension timescaledb; returns its URL."""
+        # TimescaleDB's launcher connects to template1, and a template with a connection cannot be copied.
+        # Nobody can connect to template0.
         self._execute("postgres", f'CREATE DATABASE "{database}" TEMPLATE template0')
         self._execute(database, "CREATE EXTENSION IF NOT EXISTS timescaledb")
         return self.database_url(database)
@@ -39,7 +40,7 @@ class Postgres(Server):
     def prepare(self, way: BinariesWay) -> None:
         if not (self.data / "pg").exists():
             seen, password = way.data_seen(self), self.data / "password"
-            shutil.rmtree(self.data / "pg.new", ignore_errors=True)  # an initdb that was interrupted
+            shutil.rmtree(self.data / "pg.new", ignore_errors=True)  # left by an interrupted initdb
             password.write_text("postgres\n")
             auth = ("--username=postgres", "--auth=scram-sha-256", f"--pwfile={seen / 'password'}")
             kind = ("--encoding=UTF8", "--locale=C.UTF-8", "--no-sync")
@@ -69,7 +70,7 @@ class Postgres(Server):
     def settle(self) -> None:
         if not self._execute("postgres", "SELECT 1 FROM pg_database WHERE datname = 'spendstream'"):
             self._execute("postgres", "CREATE DATABASE spendstream TEMPLATE template0")
-        # A hot standby has it and takes no command that could make it.
+        # A hot standby has the extension already, and a standby cannot make one.
         if not self._execute("spendstream", "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'"):
             self._execute("spendstream", "CREATE EXTENSION IF NOT EXISTS timescaledb")
 

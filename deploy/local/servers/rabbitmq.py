@@ -74,7 +74,7 @@ disk_free_limit.absolute = 50MB
         return [str(way.binaries.rabbitmq_server)], env
 
     def probe(self) -> None:
-        """The stream and AMQP listeners greet, and the management API answers."""
+        """Check that the stream and AMQP listeners greet and that the management API answers."""
         with tcp.connect(self.ports["stream"]) as stream:
             stream.sendall(struct.pack(">IHHII", 12, 0x0011, 1, 1, 0))  # PeerProperties, none
             _, key = struct.unpack(">IH", tcp.receive(stream, 6))
@@ -87,7 +87,7 @@ disk_free_limit.absolute = 50MB
         self.management("/api/overview")
 
     def management(self, path: str) -> Any:
-        """What the management API says at `path`."""
+        """The answer of the management API at `path`."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports['management']}{path}")
         request.add_header("Authorization", "Basic " + base64.b64encode(b"guest:guest").decode())
         with urllib.request.urlopen(request, timeout=2) as answer:

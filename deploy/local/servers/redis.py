@@ -5,7 +5,7 @@ from . import tcp
 
 
 class Redis(Server):
-    """Redis, in memory only: it comes back empty."""
+    """Redis, in memory only. It is empty after each start."""
 
     name = "redis"
     user = "redis"
@@ -31,7 +31,7 @@ class Redis(Server):
         self.ask("FLUSHALL")
 
     def ask(self, command: str) -> bytes:
-        """The first line of its answer to an inline command."""
+        """Send an inline command; returns the first line of the answer."""
         with tcp.connect(self.ports["redis"]) as connection:
             connection.sendall(command.encode() + b"\r\n")
             with connection.makefile("rb") as answer:

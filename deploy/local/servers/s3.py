@@ -36,7 +36,7 @@ class S3(Server):
         }
 
     def client(self) -> Any:
-        """A botocore client, which does not retry."""
+        """A botocore client that does not retry."""
         import botocore.session  # type: ignore[import-untyped]
         from botocore.config import Config  # type: ignore[import-untyped]
 
@@ -51,7 +51,7 @@ class S3(Server):
 
     @staticmethod
     def lacking(way: Way) -> str | None:
-        """Why it cannot be had, with the remedy, or None. Containers bring their own."""
+        """The reason why SeaweedFS cannot run here, with the remedy, or None. Containers bring SeaweedFS."""
         return NO_S3 if way.name != "compose" and _weed() is None else None
 
     def command(self, way: BinariesWay) -> tuple[list[str], dict[str, str]]:
@@ -82,7 +82,7 @@ class S3(Server):
             "HOME": str(self.data),
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            # Without a key of its own it refuses what is to be encrypted at rest.
+            # Without a key, SeaweedFS refuses objects that must be encrypted at rest.
             "WEED_S3_SSE_KEK": "5350454e" * 8,
         }
         return [
@@ -100,7 +100,7 @@ class S3(Server):
         self.client().list_buckets()
 
     def settle(self) -> None:
-        """The bucket, and one object: it takes a moment until there is a volume to write to."""
+        """Make the bucket, and write one object: it takes a moment until there is a volume to write to."""
         client, name = self.client(), {"Bucket": self.bucket, "Key": ".ready"}
         if self.bucket not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
             client.create_bucket(Bucket=self.bucket)

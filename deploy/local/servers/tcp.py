@@ -1,4 +1,4 @@
-"""Asking a port of this machine whether somebody answers."""
+"""Connections to a port of this machine, to see whether a server answers."""
 
 import socket
 
@@ -8,7 +8,7 @@ def connect(port: int) -> socket.socket:
 
 
 def receive(connection: socket.socket, length: int) -> bytes:
-    """Exactly `length` bytes.  Raises ConnectionError when the peer closes before."""
+    """Receive exactly `length` bytes.  Raises ConnectionError if the peer closes before."""
     got = b""
     while len(got) < length:
         if not (more := connection.recv(length - len(got))):

@@ -1,6 +1,6 @@
 """The three ways to run a server, and the choice between them.
 
-`compose` drives a Docker engine; `binaries` runs those of the host, or those of the root folder, inside
+`compose` drives a Docker engine.  `binaries` runs the host's binaries or those of the root folder, inside
 namespaces that vanish with the server.
 """
 
@@ -12,7 +12,7 @@ from . import binaries, compose
 
 
 def choose(wanted: str | None = None) -> Way:
-    """The first way that works here, or the `wanted` one.
+    """Choose the first way that works here, or the `wanted` way.
 
     Raises Unavailable, with the reason for every way tried.
     """
@@ -27,7 +27,7 @@ def choose(wanted: str | None = None) -> Way:
 
 
 def recorded(name: str, root: str | None) -> Way:
-    """The way of a stack that exists already; nothing is checked or built."""
+    """The way of a stack that exists already. Nothing is checked or built."""
     if name == "compose":
         return compose.Compose(compose.compose_command() or ("docker", "compose"))
     return binaries.Processes(name, Path(root) if root else None)

@@ -1,4 +1,4 @@
-"""Commands that are tried: whatever goes wrong is an exit code."""
+"""Tries commands. Every failure is an exit code, and none is an exception."""
 
 import subprocess
 

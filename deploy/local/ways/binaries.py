@@ -1,6 +1,6 @@
-"""Servers as binaries: those of the host, or those of a Debian root folder (`rootfs`).
+"""Servers as binaries of the host, or of a Debian root folder (`rootfs`).
 
-What runs in a root folder is in namespaces of its own, which vanish with the server.
+A server in a root folder has namespaces of its own, which vanish with the server.
 """
 
 import os
@@ -21,7 +21,10 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def host() -> "Processes":
-    """The host's own binaries.  As root they run in namespaces too, since PostgreSQL refuses root."""
+    """The way that runs the host's own binaries.
+
+    If we are root, they run in namespaces too, because PostgreSQL refuses to run as root.
+    """
     if not sys.platform.startswith("linux"):
         raise Unavailable("needs Linux")
     find_binaries(Path("/"))
@@ -44,9 +47,9 @@ def debian() -> "Processes":
 
 @cache
 def find_binaries(root: Path) -> Binaries:
-    """Binaries that are new enough, on PATH (of the host) or where packages put them.
+    """Find binaries that are new enough, on the host's PATH or in the folders of the packages.
 
-    Raises Unavailable naming each one that is missing.
+    Raises Unavailable, with the name of each missing binary.
     """
 
     def first(
@@ -55,7 +58,7 @@ def find_binaries(root: Path) -> Binaries:
         on_path = shutil.which(name) if root == Path("/") else None
         candidates = (
             [Path(on_path)] if on_path else []
-        )  # not resolved: some look at the name they are called by
+        )  # links are not resolved, because some programs look at the name they are called by
         candidates += [path / name for folder in packaged for path in root.glob(folder)]
         return next((path for path in candidates if path.exists() and good(path)), None)
 
@@ -96,7 +99,7 @@ exec chroot --userspec="$user" "$root" "$@"
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Binaries run directly (`root` is None) or inside a root folder, as the server's own user."""
+    """The way that runs binaries: directly (`root` is None), or in a root folder as the server's own user."""
 
     name: str
     root: Path | None
@@ -106,7 +109,7 @@ class Processes:
         return find_binaries(self.root or Path("/"))
 
     def spawn(self, server: Server) -> None:
-        """Start it, after ending what an earlier run of this very server may have left."""
+        """Start the server, after ending the processes that an earlier run of it may have left."""
         self.kill(server)
         server.data.mkdir(parents=True, exist_ok=True)
         os.chown(server.data, *self._ids(server))
@@ -115,25 +118,25 @@ class Processes:
         spawned = processes.spawn(
             self._enter(server, argv), env=_env(env), log=server.log, cwd=server.data, mark=server.mark
         )
-        server.remember(spawned.process)  # before it runs, so that no crash of ours can lose it
+        server.remember(spawned.process)  # saved before it runs, so that a crash of ours cannot lose it
         spawned.go()
 
     def run(self, server: Server, *argv: str) -> None:
-        """A command of the server's to its end, as its user.  Raises RuntimeError with its output."""
+        """Run a command to its end as the server's user.  Raises RuntimeError with the command's output."""
         env = _env({processes.MARK: server.mark})
         done = subprocess.run(self._enter(server, argv), env=env, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{argv[0]} failed: {(done.stdout + done.stderr).strip()}")
 
     def data_seen(self, server: Server) -> Path:
-        """The data folder's path as the server sees it."""
+        """The path of the data folder as the server sees it."""
         return Path("/mnt") if self._wraps(server) else server.data
 
     def alive(self, server: Server) -> bool:
         return server.process is not None and server.process.alive()
 
     def stop(self, server: Server) -> None:
-        """Ask its main process to end; SIGKILL for what is still there after the deadline."""
+        """Ask the main process to end, and kill all processes that are left after the deadline."""
         self.resume(server)
         if (leader := server.process) is not None and leader.alive():
             main = processes.children(leader.pid) if self._wraps(server) else [leader.pid]
@@ -179,7 +182,7 @@ class Processes:
         return enter + list(argv)
 
     def _ids(self, server: Server) -> tuple[int, int]:
-        """Uid and gid of the server's user in its root folder: the packages' own, else nobody."""
+        """Uid and gid of the server's user in its root folder: the packages' user, else nobody."""
         if self.root is None or server.user is None:
             return os.getuid(), os.getgid()
         lines = (self.root / "etc/passwd").read_text().splitlines()

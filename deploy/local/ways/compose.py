@@ -1,4 +1,4 @@
-"""Servers as containers of compose.yaml, where a Docker engine runs."""
+"""Servers as containers of compose.yaml, for machines with a Docker engine."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def compose_command() -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Compose:
-    """Containers of compose.yaml, in a project of the stack's own name."""
+    """The way that runs the containers of compose.yaml, in a project with the name of the stack."""
 
     command: tuple[str, ...]
     name: str = "compose"
