@@ -1,4 +1,4 @@
-"""What a sink promises, for the fake in memory and for the real one on each edition at hand."""
+"""The promises of a sink, tested with the fake in memory and with the real sink on each edition at hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
 
 
 class Held:
-    """A sink of some kind: how to open it (again) and how to read all that it has committed."""
+    """A kind of sink, with functions to open it (again) and to read all that it has committed."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Held:
         self.open = open_
         self.stored = stored
         self.request = request
-        """Ask for letters to be replayed."""
+        """Asks for the backfill of letters."""
 
 
 @pytest.fixture(params=["memory", "postgresql", "timescaledb"])
@@ -342,7 +342,7 @@ async def test_a_flush_of_another_group_that_takes_long_is_not_taken_for_silence
         second = TimescaleSink(url, consumer="second")
         refused = 0
         while not flushing.done():
-            await asyncio.sleep(0.3)  # after the first second the row looks quiet, were it not locked
+            await asyncio.sleep(0.3)  # after a second the row would look quiet if it were not locked
             if not flushing.done():
                 with pytest.raises(Contested, match="'first' and 'second'"):
                     await second.claim(books.STREAM)

@@ -1,4 +1,4 @@
-"""What every transport promises, held against each of them: the embedded log and a real RabbitMQ."""
+"""The promises of every transport, tested with the embedded log and with a real RabbitMQ."""
 
 import asyncio
 import subprocess
@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def make(url: str) -> AsyncIterator[Make]:
-    """Make transports of one stream of the test's own; `opened=False` leaves it undeclared."""
+    """Make transports for a stream of the test's own. With `opened=False` the stream is not declared."""
     stream = f"test.{uuid.uuid4().hex}"
     made: list[Transport] = []
 
@@ -70,7 +70,7 @@ async def receive(subscription: Subscription) -> Chunk:
 
 
 async def read(subscription: Subscription, *, from_offset: int, up_to: int) -> list[bytes]:
-    """All bodies up to an offset, with the offsets of each chunk checked."""
+    """Read all bodies up to an offset, and check the offsets of each chunk."""
     bodies: list[bytes] = []
     next_offset, timestamp_us = from_offset, 0
     while next_offset < up_to:
@@ -138,7 +138,7 @@ async def test_no_more_chunks_than_credit_arrive_until_granted(transport: Transp
     # The answer to a question comes after any chunk that the broker has sent before.
     assert not await subscription.caught_up(first[-1].next_offset)
     assert not more.done()
-    # One grant is one chunk, however many were withheld: no second grant is needed to go on.
+    # One grant lets one chunk come, however many grants were withheld. A second grant is not needed.
     subscription.grant()
     fourth = await more
     subscription.grant()
@@ -452,7 +452,7 @@ async def test_retention_of_one_partition_takes_no_offset_of_another(make: Make)
 
 
 class Turn:
-    """An owner that reads from an offset, and records what it is told."""
+    """An owner that reads from an offset, and records the calls that it gets."""
 
     def __init__(self, offset: int = 0, before_us: int | None = None) -> None:
         self.offset = offset

@@ -1,10 +1,9 @@
 """``python -m tests.faults --faults 200 --seed 1``: a storm of real faults, and the books at its end.
 
-After the storm comes the poison: what one sender can send to hurt all others, of each kind, among ten
-other orgs.
-Exits with 1 if any bucket differs from the oracle, a worker ended by itself, or the other orgs' events became
-visible more than 5 s later with poison than without. Where it may (as root,
-without Docker), each PostgreSQL gets a small file system, so that a full disk is a full disk.
+After the storm comes the poison: one sender sends every kind of harmful record, among the traffic of ten
+other orgs. The command exits with 1 if any bucket differs from the oracle, if a worker ended by itself, or if
+the other orgs' events became visible more than 5 s later with poison than without. As root and without
+Docker, each PostgreSQL gets a small file system, so that the disk can really become full.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _OWN_MOUNTS = "SPENDSTREAM_FAULTS_OWN_MOUNTS"
 
 
 def mounts_of_our_own() -> bool:
-    """Go on in a mount namespace, which ends with us, if there can be one; is this it?"""
+    """Go on in a mount namespace that ends with us, if we can make one. Are we in it now?"""
     if os.environ.get(_OWN_MOUNTS):
         return True
     probe = ("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt")

@@ -1,6 +1,7 @@
-"""The clock of one process, which jumps when a test says so: libfaketime, told by a file.
+"""The clock of one process, which jumps when a test says so: libfaketime reads the jump from a file.
 
-Only the time of day jumps, as when a host's clock is set; monotonic time, by which programs wait, does not.
+Only the time of day jumps, as when somebody sets a host's clock. Programs wait by monotonic time, which does
+not jump.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 
 NOTICED_S = 1
-"""How long a process goes on with the time that it had."""
+"""A process notices a jump after at most this many seconds."""
 
 
 class Clock:
-    """Of the processes that have its ``env``; right until it is set otherwise."""
+    """The clock of all processes that have its ``env``. It is right until `set` is called."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -21,7 +22,7 @@ class Clock:
         self.set(0)
 
     def set(self, ahead_s: int) -> None:
-        """Let it be so many seconds ahead of the host's clock from now on, or behind it if negative."""
+        """Put the clock some seconds ahead of the host's clock, or behind it if ``ahead_s`` is negative."""
         part = self._file.with_suffix(".part")
         part.write_text(f"{ahead_s:+d}\n")
         part.replace(self._file)

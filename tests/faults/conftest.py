@@ -1,4 +1,4 @@
-"""What the tests of faults share."""
+"""Fixtures of the tests of faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy.local.server import Server
 
 @pytest.fixture
 def servers(stack: Stack, up: Callable[[Server], None]) -> Stack:
-    """The session's stack, with all that a world needs running."""
+    """The session's stack, with all servers running that a world needs."""
     for server in (stack.rabbitmq, stack.postgres, stack.redis, stack.s3):
         up(server)
     return stack

@@ -1,6 +1,6 @@
 """Streaming replication from one stack's PostgreSQL to another's, and its promotion: a failover for tests.
 
-It needs servers that run as processes; inside Docker's containers there is no second place to copy to.
+The servers must run as processes. Inside Docker's containers there is no second folder to copy the data to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def possible(*stacks: Stack) -> bool:
 
 
 def follow(standby: Stack, primary: Stack) -> None:
-    """Make the first a hot standby of the second, whatever it was. Both were started before."""
+    """Make ``standby`` a hot standby of ``primary``. Its old data go. Both must have been started before."""
     way, server = standby.way, standby.postgres
     assert isinstance(way, Processes)
     server.kill()
@@ -39,7 +39,7 @@ def follow(standby: Stack, primary: Stack) -> None:
 
 
 def promote(standby: Stack) -> None:
-    """Make it a primary of its own; returns when it takes writes."""
+    """Make a standby a primary of its own; returns when it accepts writes."""
     url = standby.postgres.database_url("postgres")
     with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
         row = connection.execute("SELECT pg_promote(true, %s)", (PROMOTE_S,)).fetchone()

@@ -1,7 +1,8 @@
-"""Every kind of fault: what is hurt, how, for how long, and how it is healed.
+"""Every kind of fault: its target, the damage, how long the damage lasts, and the healing.
 
-A fault is a coroutine that takes the world, a worker's slot (for the kinds that hurt one) and some luck,
-leaves all healed, and returns whether it did strike: a cut at a COMMIT that never came is none.
+A fault is a coroutine that takes the world, a worker's slot (if it hurts a worker) and some luck. At its end
+everything is healed. It returns whether it has struck. For example, a fault that waits to cut a connection at
+a COMMIT has not struck if no COMMIT came.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SQLSTATES = {
     "io_error": "58030",
     "serialization_failure": "40001",
 }
-"""What a trigger refuses a flush with, in place of the database itself."""
+"""The errors with which a trigger refuses a flush, in place of the database itself."""
 JUMPS_S = (-2 * 86_400, -3600, -90, 90, 3600, 2 * 86_400, 500 * 86_400)
 
 OnWorker = Callable[[World, Slot, random.Random], Awaitable[bool]]
@@ -41,8 +42,11 @@ OnServer = Callable[[World, random.Random], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """``target``: ``worker``, or the server that it keeps busy. ``weight``: how often in one round of all.
-    ``needs``: what the world must be able to."""
+    """One kind of fault.
+
+    ``target`` is ``worker``, or the server that the fault keeps busy. ``weight`` says how often the kind
+    comes in one round of all kinds. ``needs`` names the ability that the world must have for it.
+    """
 
     name: str
     target: str
@@ -88,7 +92,7 @@ async def worker_killed(world: World, slot: Slot, luck: random.Random) -> bool:
 @_worker(2)
 async def worker_terminated(world: World, slot: Slot, luck: random.Random) -> bool:
     code = await world.stop(slot)
-    if code not in (0, -signal.SIGTERM):  # by the signal itself while it was being started
+    if code not in (0, -signal.SIGTERM):  # -SIGTERM: it was still being started
         slot.crashes.append(f"worker {slot.number}: SIGTERM was answered with exit code {code}")
     await asyncio.sleep(luck.uniform(0, 2))
     world.start(slot)
@@ -97,7 +101,7 @@ async def worker_terminated(world: World, slot: Slot, luck: random.Random) -> bo
 
 @_worker(2)
 async def worker_stopped_past_a_takeover(world: World, slot: Slot, luck: random.Random) -> bool:
-    """A zombie: it wakes up believing that its partitions are still its own."""
+    """A zombie: when the worker wakes up, it believes that it still owns its partitions."""
     owned = await asyncio.to_thread(slot.owned)
     before = await asyncio.to_thread(world.standing)
     slot.signal(signal.SIGSTOP)
@@ -128,7 +132,7 @@ async def worker_paused(world: World, slot: Slot, luck: random.Random) -> bool:
 
 @_worker(2)
 async def worker_leaves_and_another_joins(world: World, slot: Slot, luck: random.Random) -> bool:
-    """Fewer workers for a while; sometimes without asking."""
+    """For a while there are fewer workers. Sometimes the worker is killed instead of asked to leave."""
     if luck.random() < 0.3:
         slot.wanted = False
         await asyncio.to_thread(slot.process.kill)
@@ -141,7 +145,7 @@ async def worker_leaves_and_another_joins(world: World, slot: Slot, luck: random
 
 @_worker(3)
 async def worker_clock_jumps(world: World, slot: Slot, luck: random.Random) -> bool:
-    """Somebody sets the host's clock, and mostly sets it right again; sometimes a worker starts with it."""
+    """Somebody sets a worker's clock wrong, and mostly right again. Sometimes the worker starts meanwhile."""
     if luck.random() < 0.3:
         await asyncio.to_thread(slot.process.kill)
     slot.clock.set(luck.choice(JUMPS_S))
@@ -245,7 +249,7 @@ async def broker_paused(world: World, luck: random.Random) -> bool:
 
 @_server("publisher")
 async def publisher_connection_cut(world: World, luck: random.Random) -> bool:
-    """What was published without a confirmation is published again."""
+    """The publisher loses its connection, and publishes all unconfirmed events again."""
     world.publisher_proxy.cut()
     return True
 
@@ -279,7 +283,7 @@ async def database_paused(world: World, luck: random.Random) -> bool:
 
 @_server("database", 2)
 async def database_locks_held(world: World, luck: random.Random) -> bool:
-    """Somebody else's transaction stands in the way: short of the lock timeout, or beyond it."""
+    """Somebody else's transaction holds locks, for less than the lock timeout or for longer."""
     what = luck.choice(
         (
             "LOCK TABLE analytics.usage_hour IN EXCLUSIVE MODE",
@@ -302,7 +306,7 @@ async def database_locks_held(world: World, luck: random.Random) -> bool:
 
 @_server("database", 2)
 async def database_sessions_ended(world: World, luck: random.Random) -> bool:
-    """What an administrator does: end the statements, or the connections."""
+    """An administrator ends the statements, or the connections."""
     end = luck.choice(("pg_terminate_backend", "pg_cancel_backend"))
     query = (
         f"SELECT {end}(pid) FROM pg_stat_activity"
@@ -318,7 +322,7 @@ async def database_sessions_ended(world: World, luck: random.Random) -> bool:
 
 @_server("database", 3, needs="second")
 async def database_failed_over(world: World, luck: random.Random) -> bool:
-    """The primary goes, at another address a standby takes over; what it had not received yet is lost."""
+    """The primary dies, and a standby at another address takes over. Commits that it lacks are lost."""
     lose_s, demote = luck.choice((0, 0.5, 2)), luck.random() < 0.5
     world.say(
         f"  what was committed in the last {lose_s} s is lost; the old one is {'back' if demote else 'gone'}"
@@ -329,7 +333,7 @@ async def database_failed_over(world: World, luck: random.Random) -> bool:
 
 @_server("database", 3)
 async def database_read_only(world: World, luck: random.Random) -> bool:
-    """As a primary that was demoted, or that its operator protects: 25006."""
+    """The database refuses writes (25006), as a demoted primary does, or one that its operator protects."""
     since = world.logged()
     async with _configured(world, "default_transaction_read_only", "on") as done:
         struck = done and await world.has_logged("read-only", since=since, within_s=NOTICE_S)
@@ -339,7 +343,7 @@ async def database_read_only(world: World, luck: random.Random) -> bool:
 
 @asynccontextmanager
 async def _configured(world: World, name: str, value: str) -> AsyncIterator[bool]:
-    """The server runs with the setting; was it made?"""
+    """Run the server with a setting, and undo it afterwards; yields whether the setting could be made."""
     reload = "SELECT pg_reload_conf()"
     done = False
     with suppress(psycopg.Error):
@@ -365,7 +369,7 @@ async def _insist(world: World, *statements: str) -> None:
 
 @_server("database", 2, needs="disk")
 async def database_disk_full(world: World, luck: random.Random) -> bool:
-    """Not a byte is left on the file system of data and log; the server may well end of it."""
+    """No byte is left on the file system of data and log. The server may end because of it."""
     since, server = world.logged(), world.postgres
     filler = server.data / "filler"
     try:
@@ -390,7 +394,7 @@ def _fill(filler: Path) -> None:
 
 @_server("database", 2)
 async def database_refuses_flushes(world: World, luck: random.Random) -> bool:
-    """A trigger raises what the server would raise; any flush fails with that state."""
+    """A trigger raises an error as the server would, and every flush fails with its state."""
     name, state = luck.choice(list(SQLSTATES.items()))
     world.say(f"  refused as {name} ({state})")
     try:
@@ -408,7 +412,7 @@ async def database_refuses_flushes(world: World, luck: random.Random) -> bool:
     return True
 
 
-# --- what figures do not need -----------------------------------------------------------------------------
+# --- servers that the figures do not need -----------------------------------------------------------------
 
 
 @_server("redis")

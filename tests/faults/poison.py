@@ -1,8 +1,9 @@
-"""What one sender can send to hurt all others, and how late the others' events become visible meanwhile.
+"""Poisons: records with which one sender could hurt all others, and the delay of the others' events.
 
-Each poison is published into a partition as a stream client would, by frames of its own making. The probe
-is ten orgs that publish an event each, again and again, and ask the database when it is counted, while a
-worker is killed now and then: first without poison, then with one of each kind.
+Each poison is published into a partition as a stream client would publish it, in frames made by hand. The
+probe is ten orgs. Each of them publishes one event again and again, and asks the database when the event is
+counted. A worker is killed now and then. The probe runs first without poison, then with one poison of each
+kind.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tests.faults.world import Report, World
 
 SLOWER_S_MAX = 5.0
-"""So much later at most may other orgs' events become visible while a partition is poisoned."""
+"""With poison, the events of other orgs may become visible at most this much later than without."""
 PROBE_ORGS = 10
 VISIBLE_S_MAX = 120.0
 _ROUND_S = 0.5
@@ -43,7 +44,10 @@ Entries = Iterator[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """``calm_s``, ``hurt_s``: the slowest event of the other orgs, from its publication to its figure."""
+    """The result: the seconds of the other orgs' slowest event, from its publication to its figure.
+
+    ``calm_s`` is without poison, and ``hurt_s`` is with poison.
+    """
 
     calm_s: float
     hurt_s: float
@@ -62,7 +66,7 @@ class Poisoned:
 
 
 async def poisoned(world: World, *, seed: int) -> Poisoned:
-    """Ten orgs without poison and with one of each kind, workers being killed; then the books."""
+    """Run the probe without poison and with one poison of each kind, then compare the books."""
     for slot in world.slots:
         world.start(slot)
     await world.ready()
@@ -80,12 +84,12 @@ class Poison:
 
 
 def batch(codec: int, *, records: int, unpacked: int, stored: bytes) -> bytes:
-    """A sub-entry batch that claims what it likes."""
+    """A sub-entry batch whose header may claim anything."""
     return _BATCH.pack(0x80 | codec << 4, records, unpacked, len(stored)) + stored
 
 
 def event(luck: random.Random, *, org: uuid.UUID | None = None, **fields: str) -> bytes:
-    """A valid event of now, with ``fields`` (JSON text) in place of its own."""
+    """A valid event of now. ``fields`` (JSON text) replace its own fields."""
 
     def new() -> uuid.UUID:
         return uuid.UUID(int=luck.getrandbits(128), version=4)
@@ -106,7 +110,7 @@ def event(luck: random.Random, *, org: uuid.UUID | None = None, **fields: str) -
 
 
 def gzip_batches(bodies: Sequence[bytes], *, each: int = 700) -> Entries:
-    """Valid batches with all bodies: many events in few bytes of the sender's."""
+    """Valid batches that hold all bodies: many events in few bytes."""
     for at in range(0, len(bodies), each):
         some = bodies[at : at + each]
         plain = b"".join(len(body).to_bytes(4, "big") + body for body in some)
@@ -120,11 +124,11 @@ def gzip_batches(bodies: Sequence[bytes], *, each: int = 700) -> Entries:
 _FULL_ORG = uuid.UUID("f0000000-0000-4000-8000-000000000001")
 _FULL_MODEL = "f0000000-0000-4000-8000-000000000002"
 _EVENTS_TO_FILL_A_SUM = 92_234
-"""So many events at the highest cost, 10^14 microcents, pass 2^63 - 1 of a bucket's sum."""
+"""The sum of a bucket passes 2^63 - 1 with this many events at the highest cost, 10^14 microcents."""
 
 
 def _full_sum(luck: random.Random) -> Entries:
-    """One org's bucket at the highest cost until its sum has no room, and some events more."""
+    """Events of one org at the highest cost, until the sum has no room, and then some more events."""
     at = f'"{datetime.now(UTC).replace(second=0, microsecond=0).isoformat()}"'
     fields = {"occurredAt": at, "modelId": f'"{_FULL_MODEL}"', "costEstimateCents": '"100000000"'}
     bodies = [event(luck, org=_FULL_ORG, **fields) for _ in range(_EVENTS_TO_FILL_A_SUM + 500)]
@@ -138,7 +142,7 @@ def _claims(luck: random.Random) -> Entries:
 
 
 def _bombs(luck: random.Random) -> Entries:
-    """256 KiB each that unpack to 250 MiB: of one body, and of thousands that are too large."""
+    """Batches of 256 KiB that unpack to 250 MiB: one body, or thousands of bodies that are too large."""
     size = 250 * 2**20
     for length in (size - 4, 70_000):
         packer = zlib.compressobj(9, wbits=31)
@@ -151,19 +155,19 @@ def _bombs(luck: random.Random) -> Entries:
 
 
 def _codecs(luck: random.Random) -> Entries:
-    """Every codec that three bits can name, known or not, with bytes that are none of it."""
+    """Every codec that three bits can name, known or not, with bytes that the codec cannot unpack."""
     for codec in range(8):
         yield batch(codec, records=luck.randint(1, 9), unpacked=500, stored=luck.randbytes(200))
 
 
 def _keys(luck: random.Random) -> Entries:
-    """Events of one org that would share no row: each has a model and a client of its own."""
+    """Events of one org that share no row, because each has a model and a client of its own."""
     org = uuid.UUID(int=luck.getrandbits(128), version=4)
     return gzip_batches([event(luck, org=org, clientId=f'"{luck.getrandbits(64):x}"') for _ in range(60_000)])
 
 
 def _oversized(luck: random.Random) -> Entries:
-    """Bodies beyond the limit, entry by entry, and bodies that the slow reader must refuse."""
+    """Bodies beyond the size limit, and bodies that only the slow reader can reject."""
     for _ in range(200):
         body = b"{" + b'"a":0,' * luck.randint(10_000, 12_000)
         yield len(body).to_bytes(4, "big") + body
@@ -183,17 +187,17 @@ POISONS = (
 
 
 class _RawPublisher(RabbitMQPublisher):
-    """Publishes entries as they are given, however wrong."""
+    """Publishes entries unchanged, also wrong ones."""
 
     def _entries(self, bodies: Sequence[bytes]) -> Iterator[bytes]:
         return iter(bodies)
 
     def check(self, bodies: Sequence[bytes]) -> None:
-        """No entry of ours is longer than a frame."""
+        """Check nothing, because no entry here is longer than a frame."""
 
 
 async def publish(url: str, stream: str, entries: Sequence[bytes]) -> None:
-    """Append entries to one stream. Raises TransportError where the broker is away."""
+    """Append entries to one stream. Raises TransportError if the broker is away."""
     transport = RabbitMQTransport(streams.config(url, stream))
     try:
         publisher = await transport._partition_publisher(0, "raw")
@@ -207,7 +211,7 @@ async def publish(url: str, stream: str, entries: Sequence[bytes]) -> None:
 
 
 async def poison(world: World, entries: Sequence[bytes], luck: random.Random) -> None:
-    """Publish a poison into one partition, again for as long as the broker is away."""
+    """Publish a poison into one partition, and try again as long as the broker is away."""
     stream = luck.choice(world.streams)
     while True:
         try:
@@ -222,7 +226,7 @@ async def poison(world: World, entries: Sequence[bytes], luck: random.Random) ->
 
 @dataclass(slots=True)
 class Probe:
-    """Ten orgs' events on their way: when each was published, and how long it took to be counted."""
+    """The events of ten orgs: when each was published, and how long it took until each was counted."""
 
     orgs: list[uuid.UUID] = field(default_factory=lambda: [uuid.uuid4() for _ in range(PROBE_ORGS)])
     waiting: dict[uuid.UUID, deque[float]] = field(default_factory=dict)
@@ -245,15 +249,16 @@ class Probe:
 async def visible_delays(
     world: World, *, rounds: int, luck: random.Random, poisons: Sequence[Poison] = ()
 ) -> list[float]:
-    """Seconds from an event's confirmed publication to its figure, for every probe event; workers are killed.
+    """Measure, for every probe event, the seconds from its confirmed publication to its figure.
 
-    ``rounds`` of half a second, an event of each org in each; a worker is killed in every tenth. The poisons
-    come evenly between them. Raises AssertionError if an event is not visible after `VISIBLE_S_MAX`.
+    There are ``rounds`` rounds of half a second, with an event of each org in each round. In every tenth
+    round a worker is killed. The poisons come evenly between the rounds. Raises AssertionError if an event is
+    not visible after `VISIBLE_S_MAX`.
     """
     probe = Probe()
     transport = RabbitMQTransport(streams.config(world.stack.rabbitmq.url, world.stream))
     poisoning: list[asyncio.Task[None]] = []
-    # Made before: making them takes long, and the probe would wait for that and not for any figure.
+    # The entries are made now, because making them takes long, and the probe would measure that time too.
     left = [(kind.name, list(kind.entries(luck))) for kind in poisons]
     every = max(1, rounds // (len(poisons) + 1))
     try:

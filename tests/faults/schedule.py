@@ -1,9 +1,9 @@
-"""The scheduler: which fault comes when, and which of them overlap, all from one seed.
+"""The scheduler: decides by one seed which fault comes when, and which faults overlap.
 
     report = await storm(world, faults=200, seed=7)
 
-The seed decides kinds, targets, pauses and overlap; how far each process has come when a fault strikes is the
-machine's, so two runs of a seed are alike and not the same.
+The seed decides kinds, targets, pauses and overlap. The machine decides how far each process has come when a
+fault strikes. So two runs of a seed are similar, but not equal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAUSE_S = (0.2, 1.8)
 
 @dataclass(slots=True)
 class Storm:
-    """What was injected, by kind; and what came of it."""
+    """The faults that were injected, by kind, and the report afterwards."""
 
     injected: Counter[str] = field(default_factory=Counter)
     report: Report | None = None
@@ -40,9 +40,9 @@ class Storm:
 def deck(
     count: int, luck: random.Random, kinds: Sequence[str] | None = None, able: Container[str] = ()
 ) -> list[Fault]:
-    """``count`` kinds in rounds: each round has every kind as often as it weighs, in an order of its own.
+    """Draw ``count`` faults in rounds. Each round has every kind as often as its weight says, in a new order.
 
-    Kinds that need what the world is not ``able`` to are left out.
+    A kind that needs an ability which the world does not have (``able``) is left out.
     """
     possible = [fault for fault in FAULTS.values() if fault.needs is None or fault.needs in able]
     if kinds is not None:
@@ -58,7 +58,7 @@ def deck(
 async def storm(
     world: World, *, faults: int, seed: int, kinds: Sequence[str] | None = None, workers: int = 3
 ) -> Storm:
-    """Inject ``faults`` faults (or just these ``kinds``) under load, heal, drain, and settle the books."""
+    """Inject faults (of these ``kinds``, if given) under load, heal, drain, and compare the books."""
     luck = random.Random(seed)
     result = Storm()
     for slot in world.slots[:workers]:
@@ -119,7 +119,7 @@ async def storm(
 def _choose(
     world: World, cards: list[Fault], busy: set[str], luck: random.Random
 ) -> tuple[Fault, str] | None:
-    """Take the first card whose target is free: one worker always stays out of it."""
+    """Take the first fault whose target is free. One worker always stays unhurt."""
     for place, fault in enumerate(cards):
         targets = [fault.target]
         if fault.target == "worker":

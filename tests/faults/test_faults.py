@@ -1,4 +1,4 @@
-"""A short storm for every run of the tests; `tox -e faults` has the long one."""
+"""A short storm of faults for every run of the tests. `tox -e faults` runs the long storm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORT = (
     "database_read_only",
     "database_sessions_ended",
 )
-"""A kind of each sort; all kinds are in the long run."""
+"""One kind of each sort. The long storm has all kinds."""
 
 
 async def test_a_fault_of_each_sort_leaves_every_bucket_of_every_grain_and_the_archive_exact(
@@ -53,7 +53,7 @@ async def test_a_fault_of_each_sort_leaves_every_bucket_of_every_grain_and_the_a
         assert done.report.archived == done.report.accepted > 0
         assert min(done.report.late, done.report.duplicate, done.report.reasons["conflict"]) > 0
 
-        # The comparison can fail: a figure altered by hand, and one taken away, are found.
+        # The comparison itself is tested: it must find one figure altered by hand, and one deleted.
         world.sql("UPDATE analytics.usage_day SET cost_microcents = cost_microcents + 1 WHERE partition = 0")
         world.sql("DELETE FROM analytics.dead_letters WHERE partition = 1")
         found = (await world.settle()).mismatches

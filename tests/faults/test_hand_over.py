@@ -19,7 +19,7 @@ STEP_S = 3.0
 
 
 class Progress:
-    """For each partition, the longest time in which its committed offset stood still though events came."""
+    """For each partition, the longest time for which its committed offset stood still while events came."""
 
     def __init__(self, world: World) -> None:
         self.longest_s = dict.fromkeys(world.streams, 0.0)
@@ -59,7 +59,7 @@ async def test_adding_and_removing_workers_loses_nothing_and_stalls_no_partition
             world.start(slot)
             await world.ready()
             await asyncio.sleep(STEP_S)
-        for slot in (first, third):  # asked to go: the last flush, then the next owner
+        for slot in (first, third):  # each makes its last flush, then the next owner takes over
             world.say(f"worker {slot.number} leaves")
             assert await world.stop(slot) == 0
             await asyncio.sleep(STEP_S)

@@ -1,6 +1,7 @@
-"""A database that is away for long: memory stays bounded, the lag is told truthfully, and nothing is lost.
+"""A database that is away for long: memory stays bounded, the reported lag is true, and nothing is lost.
 
-Half a minute in every run of the tests; ``SPENDSTREAM_OUTAGE_S=600`` makes it the ten minutes promised.
+In every run of the tests the outage takes half a minute. ``SPENDSTREAM_OUTAGE_S=600`` makes it ten minutes,
+which is the promise.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ OUTAGE_S = float(os.environ.get("SPENDSTREAM_OUTAGE_S", "30"))
 PARTITIONS = 2
 BUFFER_EVENTS_MAX = 4_000
 CHUNK_EVENTS_MAX = 4_000
-"""What the chunks under way can hold beyond the bound: those of the credit, of some hundred events each."""
+"""Events beyond the bound: the credit lets some chunks come, of some hundred events each."""
 MORE_RSS_MIB = 150
-"""The stated bound: so much above what the worker had before the outage."""
+"""The promised bound: the worker takes at most this much more memory than before the outage."""
 LATE_S = 5.0
-"""How old a gauge may be: LAG_INTERVAL_S and a busy machine."""
+"""A gauge may be this old, by LAG_INTERVAL_S and on a busy machine."""
 
 pytestmark = pytest.mark.timeout(900 + 3 * OUTAGE_S)
 
@@ -111,12 +112,12 @@ async def test_a_long_outage_is_bounded_in_memory_truthful_in_lag_and_lossless(
     assert report.crashes == []
     assert status == 503
 
-    # Bounded: reading stopped, so the stream is the buffer.
+    # Memory is bounded: the worker has stopped reading, so the stream keeps the events.
     assert peak_mib < before_mib + MORE_RSS_MIB
     assert max(row[4] for row in seen) <= BUFFER_EVENTS_MAX + CHUNK_EVENTS_MAX
     assert backlog > RATE * OUTAGE_S / 2
 
-    # Truthful: the unread grows as events are published, and the age of the figures with the time.
+    # The lag is true: the unread events grow as events are published, and the age of the figures with time.
     taken_in = PARTITIONS * 2 * (BUFFER_EVENTS_MAX + CHUNK_EVENTS_MAX)  # a batch in flight, and the next
     for away_s, came, unread, age_s, _, _, answer in seen:
         if away_s > LATE_S:

@@ -1,4 +1,4 @@
-"""One sender's poison of every kind, among the traffic of ten other orgs, while workers are killed."""
+"""One sender's poisons of every kind, among the traffic of ten other orgs, while workers are killed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 async def test_no_poison_stops_a_partition_or_bends_a_figure(servers: Stack, tmp_path: Path) -> None:
-    """How long the others wait is printed here, and judged by `python -m tests.faults`."""
+    """The wait of the other orgs is printed here. `python -m tests.faults` fails if the wait is too long."""
     async with World(servers, tmp_path, seed=3, workers=3, partitions=2, archive=True, say=print) as world:
         done = await poisoned(world, seed=3)
     print(done.line())

@@ -1,13 +1,14 @@
-"""A deployment to be hurt: real servers, a super stream under load, workers behind proxies, and the books.
+"""A deployment for faults: real servers, a super stream under load, workers behind proxies, and the books.
 
     async with World(stack, folder, seed=1) as world:
         ...faults...
         await world.heal()
         report = await world.settle()      # every bucket of every grain, against the oracle
 
-Each worker reaches broker and database through proxies of its own, so that its network alone can be bad. It
-has a clock of its own. With a second stack the database has two places, one of which holds the primary: half
-of the workers know both, the others one name that leads to the primary.
+Each worker reaches broker and database through proxies of its own, so that one worker alone can have a bad
+network. Each worker also has a clock of its own. With a second stack the database has two places, and one of
+them holds the primary. Half of the workers know both places. The others know one name that leads to the
+primary.
 """
 
 from __future__ import annotations
@@ -50,38 +51,38 @@ READY_S = 180.0
 DRAIN_S = 240.0
 ARCHIVED_S = 120.0
 STOP_S = 45.0
-"""A worker tries its last flush for 25 s."""
+"""A worker must have stopped after this time. It tries its last flush for 25 s."""
 _BLOCK_EVENTS = 5_000
 _AGAIN_SHARE = 0.02
-"""On top of the mix: bodies of any time before, published once more."""
+"""Share of bodies, in addition to the mix, that were published at any time before and are published again."""
 _CONFLICTS = 40
-"""On top of the mix, to a block: ids of blocks before, with another time."""
+"""Events in a block, in addition to the mix, that have the id of an earlier event and another time."""
 _ARCHIVE_INTERVAL = "15s"
 
 
 @dataclass(slots=True)
 class Slot:
-    """Where one worker runs, or could: its proxies stay while processes come and go."""
+    """The place of one worker. Its proxies stay while processes come and go."""
 
     number: int
     broker: TcpProxy
     databases: tuple[TcpProxy, ...]
-    """One to each place of the database, or a single one that always leads to the primary."""
+    """A proxy to each place of the database, or a single proxy that always leads to the primary."""
     process: processes.Process
     clock: clock.Clock
     place: int = 0
-    """Where the primary is."""
+    """The place of the primary."""
     wanted: bool = False
-    """Should it run? Then it is started again when it dies by itself."""
+    """Should the worker run? If so, it is started again when it dies by itself."""
     busy: bool = False
-    """A fault has it in hand."""
+    """Is a fault hurting the worker just now?"""
     stopped: bool = False
-    """By SIGSTOP."""
+    """Has the worker been stopped by SIGSTOP?"""
     crashes: list[str] = field(default_factory=list)
 
     @property
     def database(self) -> TcpProxy:
-        """The way to the primary."""
+        """The proxy that leads to the primary."""
         return self.databases[min(self.place, len(self.databases) - 1)]
 
     def running(self) -> bool:
@@ -93,7 +94,7 @@ class Slot:
         return self.process.has_log()
 
     def events(self) -> list[dict[str, Any]]:
-        """The log's lines; one that a kill cut off is left out."""
+        """The lines of the log. A line that a kill has cut off is left out."""
         events = []
         for line in self.process.log(None).splitlines():
             with suppress(ValueError):
@@ -101,7 +102,7 @@ class Slot:
         return [event for event in events if isinstance(event, dict)]
 
     def owned(self) -> set[str]:
-        """The partitions' streams that it holds, as far as its log tells."""
+        """The streams of the partitions that the worker owns, by its log."""
         owned: set[str] = set()
         for line in self.events():
             if line["event"] == "worker_starting":
@@ -119,10 +120,12 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """``mismatches``: differences of stored and counted. ``crashes``: workers that ended by themselves.
+    """The comparison at the end of a world.
 
-    ``late`` are among the accepted, ``reasons`` those of the rejected. ``archived`` is how many events the
-    archive was found to hold, each in its place; None if the world has none.
+    ``mismatches`` are the differences between stored and counted figures. ``crashes`` are workers that ended
+    by themselves. ``late`` counts late events, which are among the accepted. ``reasons`` counts the rejected
+    events by reason. ``archived`` is the number of events that the archive holds, each in its place. It is
+    None for a world without an archive.
     """
 
     events: int
@@ -137,10 +140,11 @@ class Report:
 
 
 class World:
-    """``workers`` slots, ``partitions`` partitions, ``rate`` events a second. An async context manager.
+    """A deployment with ``workers`` slots, ``partitions`` partitions and ``rate`` events a second.
 
-    ``second``: a stack whose PostgreSQL may become the primary. ``archive``: workers archive to the stack's
-    S3. ``disks_small``: both PostgreSQL have their data on a file system that can be filled.
+    Use it as an async context manager. ``second`` is a stack whose PostgreSQL may become the primary. With
+    ``archive`` the workers archive to the stack's S3. With ``disks_small`` each PostgreSQL has its data on a
+    file system that can be filled.
     """
 
     def __init__(
@@ -165,7 +169,7 @@ class World:
         self.slots: list[Slot] = []
         self.published = 0
         self.flooded = False
-        """Have dead letters been so many or so large that their bodies may be left out?"""
+        """Have dead letters been too many or too large to keep all bodies?"""
         self.publisher_proxy = TcpProxy("127.0.0.1", 1)
         self.s3_proxy = TcpProxy("127.0.0.1", 1)
         self.archive = archive
@@ -177,7 +181,7 @@ class World:
         self._place = 0
         has = {"second": can_follow, "archive": archive, "disk": disks_small}
         self.able = {need for need, there in has.items() if there}
-        """What faults need and this world has."""
+        """The abilities of this world that some faults need."""
         self._workers = workers
         self._settings = settings or {}
         self._began = time.monotonic()
@@ -234,7 +238,7 @@ class World:
         for proxy in self._proxies():
             await proxy.__aexit__(None, None, None)
         await self.servers_up()
-        if self._place != 0:  # as who comes after expects
+        if self._place != 0:  # the next user of the stack expects this
             await self.fail_over(lose_s=0, demote=False)
         await asyncio.to_thread(self.postgres.drop_database, self.database)
 
@@ -286,7 +290,7 @@ class World:
             yield from slot.databases
 
     def aim(self) -> None:
-        """Point the proxies at the servers, which may have come back on other ports."""
+        """Point the proxies at the servers. A server may have come back on other ports."""
         broker = ("127.0.0.1", self.stack.rabbitmq.ports["stream"])
         places = [("127.0.0.1", stack.postgres.ports["sql"]) for stack in self._places]
         self.publisher_proxy.target = broker
@@ -304,8 +308,10 @@ class World:
         self.aim()
 
     async def fail_over(self, *, lose_s: float, demote: bool) -> None:
-        """Let a fresh standby in the other place take over: by a clean switch, or losing what was committed
-        in the last ``lose_s`` seconds. The old primary stays dead, or comes back as a standby (``demote``).
+        """Let a fresh standby in the other place take over.
+
+        With ``lose_s`` 0 the switch is clean. Otherwise the commits of the last ``lose_s`` seconds are lost.
+        With ``demote`` the old primary comes back as a standby. Otherwise it stays dead.
         """
         old, new = self._places[self._place], self._places[1 - self._place]
         await asyncio.to_thread(failover.follow, new, old)
@@ -331,7 +337,10 @@ class World:
             slot.process.start(wait=False)
 
     async def stop(self, slot: Slot, *, timeout_s: float = STOP_S) -> int:
-        """SIGTERM; the exit code. One that does not end says where it is, and is noted as crashed."""
+        """Stop a worker by SIGTERM; returns its exit code.
+
+        A worker that does not end writes where its threads are, and counts as crashed.
+        """
         slot.wanted = False
         if not slot.running():
             return 0
@@ -349,7 +358,7 @@ class World:
         return [slot for slot in self.slots if slot.wanted]
 
     async def ready(self, slots: Iterable[Slot] | None = None) -> None:
-        """Wait until the workers say that they are."""
+        """Wait until the workers say that they are ready."""
         for slot in list(self.slots if slots is None else slots):
             if slot.wanted:
                 await asyncio.to_thread(
@@ -360,7 +369,7 @@ class World:
                 )
 
     async def _keep_workers(self) -> None:
-        """As a supervisor would: what died by itself is started again, and noted."""
+        """Start a worker again when it has died by itself, as a supervisor would, and note the crash."""
         while True:
             for slot in self.slots:
                 if slot.wanted and not slot.busy and not slot.running():
@@ -375,11 +384,11 @@ class World:
             await asyncio.sleep(0.3)
 
     def logged(self) -> dict[int, int]:
-        """How much each worker has logged; see `has_logged`."""
+        """The length of each worker's log, for `has_logged`."""
         return {slot.number: len(slot.process.log(None)) for slot in self.slots if slot.has_log()}
 
     async def has_logged(self, *texts: str, since: dict[int, int], within_s: float) -> bool:
-        """Does any worker log one of the texts before the time is over?"""
+        """Does any worker log one of the texts within ``within_s``?"""
         until = time.monotonic() + within_s
         while True:
             for slot in self.slots:
@@ -397,7 +406,7 @@ class World:
         self._load = asyncio.create_task(self._publish())
 
     async def stop_load(self) -> None:
-        """Wait for what is being published, and end."""
+        """Wait until the current publication is done, then end the load."""
         self._loading.clear()
         load, self._load = self._load, None
         if load is not None:
@@ -405,7 +414,7 @@ class World:
                 await load
 
     async def _publish(self) -> None:
-        """Steadily, in bursts, with the mix's duplicates and late events; retried until they are in."""
+        """Publish steadily, in bursts, with the mix's duplicates and late events. Retry until all are in."""
         luck = random.Random(self.seed)
         url = through(self.stack.rabbitmq.url, self.publisher_proxy)
         transport = RabbitMQTransport(streams.config(url, self.stream))
@@ -420,7 +429,7 @@ class World:
                     seed = luck.getrandbits(32)
                     now_us = time.time_ns() // 1000
                     block = (await asyncio.to_thread(_block, seed, now_us)).bodies
-                    if seeds:  # the same ids again, but all that happened at another time
+                    if seeds:  # the same ids again, with another event time
                         other = (await asyncio.to_thread(_block, luck.choice(seeds), now_us)).bodies
                         for body in luck.sample(other, _CONFLICTS):
                             block.insert(luck.randrange(len(block)), body)
@@ -440,7 +449,7 @@ class World:
     # --- the end
 
     async def heal(self) -> None:
-        """Everything works again: servers, networks, and every worker that should run."""
+        """Make everything work again: servers, networks, and every worker that should run."""
         for proxy in self._proxies():
             proxy.cut_at = None
             proxy.thaw()
@@ -451,7 +460,7 @@ class World:
                 slot.signal(signal.SIGCONT)
 
     async def ends(self) -> dict[str, int]:
-        """Where each partition's stream ends."""
+        """The end of each partition's stream."""
         transport = RabbitMQTransport(streams.config(self.stack.rabbitmq.url, self.stream))
         try:
             return {extent.stream: extent.end_offset for extent in await transport.extents()}
@@ -468,7 +477,7 @@ class World:
         return {}
 
     async def drained(self, *, timeout_s: float = DRAIN_S) -> None:
-        """Wait until the database has all that the streams hold."""
+        """Wait until the database has all records of the streams."""
         ends = await self.ends()
         until = time.monotonic() + timeout_s
         while True:
@@ -486,21 +495,21 @@ class World:
             await asyncio.sleep(0.2)
 
     async def _archived(self, *, timeout_s: float = ARCHIVED_S) -> None:
-        """Wait until nothing waits for the archive."""
+        """Wait until no event waits for the archive."""
         until = time.monotonic() + timeout_s
         while waiting := (await asyncio.to_thread(self.sql, _WAITING))[0][0]:
             if time.monotonic() > until:
                 held = await asyncio.to_thread(self.sql, _SESSIONS)
                 for slot in self.slots:
                     if slot.running():
-                        slot.signal(signal.SIGABRT)  # each says where its threads are
+                        slot.signal(signal.SIGABRT)  # each worker writes where its threads are
                         await asyncio.to_thread(slot.process.process.wait)
                 logs = "\n".join(f"worker {slot.number}: {slot.process.log(9000)}" for slot in self.slots)
                 raise AssertionError(f"{waiting} rows wait for the archive: {held}\n{logs}")
             await asyncio.sleep(0.2)
 
     def _reconcile(self, accepted: int) -> list[str]:
-        """``spendstream reconcile`` over everything: what it says if it is not content."""
+        """Run ``spendstream reconcile`` over everything; returns its complaints."""
         env = {"DATABASE_URL": self.database_url, **self._archive_env()}
         done = processes.command("reconcile", "--from", "2020-01-01", "--to", "2040-01-01", env=env)
         if done.returncode == 0 and f"compared with {accepted} archived events" in done.stdout:
@@ -508,7 +517,7 @@ class World:
         return [f"reconcile, exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"]
 
     async def settle(self) -> Report:
-        """End the load, drain, stop the workers, and hold every partition, and the archive, to the oracle."""
+        """End the load, drain, stop the workers, and compare partitions and archive with the oracle."""
         await self.stop_load()
         await self.drained()
         if self.archive:
@@ -560,7 +569,7 @@ class World:
         )
 
     def sql(self, *statements: str) -> list[Any]:
-        """Run statements, each alone, whatever the server's defaults; the rows of the last."""
+        """Run statements, each alone and under fixed settings; returns the rows of the last one."""
         options = "-c lock_timeout=5s -c default_transaction_read_only=off"
         with psycopg.connect(
             self.database_url, connect_timeout=5, autocommit=True, options=options
@@ -575,7 +584,7 @@ def _block(seed: int, now_us: int) -> mix.Mix:
 
 
 def oracle_of(records: list[streams.Record]) -> tuple[naive.Oracle, list[archives.Row]]:
-    """The oracle fed with all records, and the events that it accepts, in order."""
+    """Feed an oracle with all records; returns the oracle, and the accepted events in order."""
     oracle = naive.Oracle(books.oracle_rules(Rules()))
     accepted: list[archives.Row] = []
     for r in records:
@@ -587,7 +596,7 @@ def oracle_of(records: list[streams.Record]) -> tuple[naive.Oracle, list[archive
 
 
 def through(url: str, *proxies: TcpProxy) -> str:
-    """The URL with the proxy's address; with those of several, of which one leads to the primary."""
+    """The URL with the addresses of the proxies. If there are several, one of them leads to the primary."""
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)

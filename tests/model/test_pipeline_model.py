@@ -1,8 +1,8 @@
-"""The ledger and its sink under every order of events and accidents, against a naive recount.
+"""The ledger and its sink, under random orders of events and accidents, against a naive recount.
 
-Hypothesis publishes, duplicates, delays and spoils events, ingests, flushes, cuts flushes before and after
-their commit, crashes, restarts, steals the partition, and has dead letters replayed. Whenever something is
-committed, every row must equal what the oracle counts from the start of the stream to the committed offset.
+Hypothesis publishes, duplicates, delays and spoils events. It ingests, flushes, cuts flushes before and after
+their commit, crashes, restarts, steals the partition, and asks for backfills of dead letters. After each
+commit, every row must equal the oracle's count from the start of the stream to the committed offset.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
 
 @pytest.fixture(autouse=True)
 def _names_are_looked_through_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As few as there are, else none would ever be forgotten."""
+    """Look through the names even if they are few. Otherwise no name would ever be forgotten here."""
     monkeypatch.setattr(Rollups, "_must_sweep", lambda self, kind, count: True)
 
 
@@ -71,7 +71,7 @@ class PipelineMachine(RuleBasedStateMachine):
         self.claim: Any
         self.ledger: Ledger
         self.unknown: Batch | None = None
-        """A batch whose flush failed: nothing else may happen before its outcome is known."""
+        """A batch whose flush failed. Nothing else may happen until its outcome is known."""
 
     # --- the stream --------------------------------------------------------------------------------
 
@@ -158,14 +158,14 @@ class PipelineMachine(RuleBasedStateMachine):
         self.try_again()
 
     def load(self, opened: Opened | None = None) -> None:
-        """Bring into memory what the drain, or the replay of letters, needs."""
+        """Load the blocks that the drain needs, or that the backfill of letters needs."""
         while blocks := self.ledger.missing(opened):
             self.ledger.adopt(asyncio.run(self.sink.load(self.claim, blocks)), blocks)
 
     @precondition(lambda self: self.unknown is None)
     @rule(then_us=st.sampled_from([0, 7 * MINUTE_US, 2 * HOUR_US]))
     def settle(self, then_us: int) -> None:
-        """Everything published is committed, and time passes: what comes next may be late for it."""
+        """Commit everything that is published, and let time pass, so that the next events may be late."""
         while self.ledger.received_offset < len(self.stream):
             self.ingest(most=6)
         self.flush(before=0, after=0)
@@ -189,7 +189,7 @@ class PipelineMachine(RuleBasedStateMachine):
 
     @rule()
     def rival_takes_over_and_crashes(self) -> None:
-        """Another worker claims the partition and commits; our flush must fail whole."""
+        """Let another worker claim the partition and commit. Our flush must then fail whole."""
         claim, ledger = asyncio.run(books.recover(self.sink, self.terms))
         self.sink.fail_before_commit = self.sink.fail_after_commit = 0
         if ledger.received_offset < len(self.stream):
@@ -243,7 +243,7 @@ TestPipeline.settings = SETTINGS
 
 
 class ReplayMachine(PipelineMachine):
-    """Dead letters are replayed as well."""
+    """The machine with backfills of dead letters."""
 
     @precondition(lambda self: self.unknown is None and self.sink.state.dead_letters)
     @rule(
@@ -253,7 +253,7 @@ class ReplayMachine(PipelineMachine):
         after=st.integers(0, 1),
     )
     def replay(self, which: list[int], evidence: str, before: int, after: int) -> None:
-        """An operator asks for dead letters; the worker takes in all that wait, and flushes."""
+        """Ask for the backfill of dead letters, as an operator does. The worker takes in all, and flushes."""
         state = self.sink.state
         done = {letter.offset for letter, one in state.settled if one.outcome in ("accepted", "duplicate")}
         for refused in (state.dead_letters[i % len(state.dead_letters)] for i in which):
@@ -280,7 +280,7 @@ TestReplays.settings = SETTINGS
 
 
 class FullDaysMachine(ReplayMachine):
-    """A day of an org is full after two events of the highest cost."""
+    """The machine with days that are full after two events of the highest cost."""
 
     terms = replace(RULES, sum_max=8_000_000)
 
@@ -290,7 +290,7 @@ TestFullDays.settings = SETTINGS
 
 
 class OffsetApartMachine(PipelineMachine):
-    """A broken sink: the offset is committed even where the rows are not."""
+    """The machine with a broken sink, which commits the offset even if it does not commit the rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
 
 
 def _replays_forget_what_was_counted(patch: pytest.MonkeyPatch) -> None:
-    """Neither the stored hours nor the earlier replays are asked."""
+    """A backfill asks neither the stored hours nor the earlier backfills."""
 
     async def nothing(self: MemorySink, claim: Any, opened: Any) -> CountedIds:
         return CountedIds.join([])

@@ -1,4 +1,4 @@
-"""Thousands of seeded schedules of a whole deployment, and proof that they would find the classic bugs.
+"""Thousands of seeded schedules of a whole deployment, and a proof that they find planted bugs.
 
 See `tests.support.simulation`. A failure names its seed; ``simulation.run(seed)`` plays it again.
 """
@@ -23,13 +23,13 @@ from tests.support import simulation
 from tests.support.memory_sink import MemorySink
 
 SCHEDULES_ALWAYS = 2000
-"""In so many a planted bug must be found: every run plays them."""
+"""Every run of the tests plays this many schedules. A planted bug must be found in them."""
 SCHEDULES = int(os.environ.get("SPENDSTREAM_SCHEDULES", "10000" if CI else str(SCHEDULES_ALWAYS)))
 SLICE = 250
 
 
 def play(first: int, count: int = SLICE) -> simulation.Outcome:
-    """So many schedules from one seed on, added up."""
+    """Play ``count`` schedules, from seed ``first`` on; returns their outcomes added up."""
     outcomes = [simulation.run(seed) for seed in range(first, first + count)]
     return simulation.Outcome(
         sum(o.events for o in outcomes), sum(o.faults for o in outcomes), sum(o.replayed for o in outcomes)
@@ -60,7 +60,7 @@ def _offset_is_committed_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def _ids_are_kept_from_a_lost_ledger(patch: pytest.MonkeyPatch) -> None:
-    """What was never committed, and is read again, looks like a repeat."""
+    """An event that was never committed and is read again looks like a duplicate."""
     release, recover = PartitionWorker._release, PartitionWorker._recover
     kept: dict[int, Any] = {}
 
@@ -94,7 +94,7 @@ def _zombies_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
 
 
 def _commits_lost_in_a_failover_are_not_noticed(patch: pytest.MonkeyPatch) -> None:
-    """The flush compares the epoch only."""
+    """The flush compares only the epoch and not the offset."""
     write = MemorySink.write
 
     def broken(self: MemorySink, claim: Claim, batch: Batch) -> None:
@@ -106,7 +106,7 @@ def _commits_lost_in_a_failover_are_not_noticed(patch: pytest.MonkeyPatch) -> No
 
 
 def _replays_are_not_marked_in_the_flush(patch: pytest.MonkeyPatch) -> None:
-    """A transaction of its own is to mark them afterwards, and does not always come to it."""
+    """A second transaction marks the backfilled letters, and sometimes this transaction never happens."""
     write = MemorySink.write
 
     def broken(self: MemorySink, claim: Claim, batch: Batch) -> None:
