@@ -139,7 +139,7 @@ class Server:
             return False
         try:
             self.probe()
-        except Exception:  # whatever a client raises, it means "not up"
+        except Exception:  # every exception of a client means "not up"
             return False
         return True
 

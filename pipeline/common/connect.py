@@ -139,7 +139,7 @@ class _Pooled:
         return "; ".join((_BEGIN, "DISCARD TEMP", *self.local)) if self.pooled else "BEGIN"
 
     def stand_behind_pooler(self, settings: dict[str, str], known: Sequence[str]) -> None:
-        """From now on, set those of the settings that the server knows in each transaction."""
+        """From now on, begin each transaction with the settings that the server knows."""
         self.pooled = True
         self.local = tuple(
             psql.SQL("SET LOCAL {} = {}").format(psql.Identifier(*name.split(".")), value).as_string(None)

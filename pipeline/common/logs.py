@@ -5,7 +5,7 @@ A line has ``time``, ``level``, ``event``, ``logger`` and ``service``, then the 
 
 No secret is written. The values of the secret settings are masked everywhere in a line. A message of a
 library is cut to its first line. When aiohttp cannot read a request, the text of its exception holds bytes of
-the request, perhaps a credential. Of such an exception only the name of its type is written.
+the request, perhaps a credential. For this exception only the name of its type is written.
 """
 
 from __future__ import annotations

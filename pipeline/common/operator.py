@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class OperatorError(Exception):
-    """A command cannot do what it was asked for. The message says why, what was changed, and the remedy."""
+    """A command cannot do its work. The message gives the reason, the changes so far, and the remedy."""

@@ -62,10 +62,10 @@ class Unreadable:
 def offsets_of(first_offset: int, count: int, unreadable: Sequence[Unreadable]) -> IntArray:
     """The offset of each body of a chunk (int64[count]).
 
-    The offsets begin at ``first_offset`` and leave out those of ``unreadable`` records. ``unreadable`` is in
-    the order of offsets and lies before, among or after the bodies. For example, a chunk begins at offset 100
-    and has a body, an unreadable batch of 3 records, and a second body. The bodies have the offsets 100 and
-    104.
+    The offsets begin at ``first_offset`` and leave out the offsets of ``unreadable`` records. ``unreadable``
+    is in the order of offsets and lies before, among or after the bodies. For example, a chunk begins at
+    offset 100 and has a body, an unreadable batch of 3 records, and a second body. The bodies have the
+    offsets 100 and 104.
     """
     offsets: IntArray = np.arange(first_offset, first_offset + count)
     if unreadable:

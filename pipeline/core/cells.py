@@ -1,7 +1,7 @@
 """Accepted events added up by org, minute, model and client, before they reach any table.
 
 Every row of every table is a sum of cells: an hour is sixty minutes, and a model's row is the sum over its
-clients. So an event costs one look-up and one addition here, however many tables there are. Later the tables
+clients. So an event costs one look-up and one addition here, with any number of tables. Later the tables
 are updated cell by cell. For example, 500 events of one org, minute, model and client are one cell, and each
 table then gets one addition instead of 500. Cells keep the order in which their first events came.
 

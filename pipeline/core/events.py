@@ -169,7 +169,7 @@ class Uuids:
         return out
 
     def keep(self, *used: IntArray) -> None:
-        """Keep the numbers ``used`` (int[n] each, all taken), and free the others. Nobody may hold those."""
+        """Keep the numbers ``used`` (int[n] each, all taken). Nobody may use the others any more: they are free."""
         is_used = np.zeros(self._top, np.bool_)
         for numbers in used:
             is_used[numbers] = True
@@ -265,7 +265,7 @@ class Reader:
         return len(self.orgs) + len(self.models) + len(self.clients) + len(self.error_codes)
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
-        """Read bodies in stream order. Each body ends up either in the columns or among the refused ones."""
+        """Read bodies in stream order. Each body becomes either an event of the columns or a `Refused`."""
         if not isinstance(bodies, Bodies) or not bodies.padded:
             bodies = Bodies.join([bodies])
         columns, doubtful = self._scan(bodies)

@@ -79,7 +79,10 @@ class Hours:
 
     @classmethod
     def of(cls, occurred_us: int, broker_us: int, *, window_us: int, future_us: int) -> Hours:
-        """The hours of an event at ``occurred_us`` in a chunk of ``broker_us``. Rule `future_us`: `judge`."""
+        """The hours of an event at ``occurred_us`` in a chunk of ``broker_us``; both in microseconds.
+
+        ``window_us`` is the length of the dedupe window. For ``future_us`` see `judge`.
+        """
         first = (broker_us - window_us) // HOUR_US - 1
         return cls(range(first, (broker_us + future_us) // HOUR_US + 1), occurred_us // HOUR_US)
 
@@ -122,7 +125,7 @@ class Settled:
     at_offset: int
     """The offset that the stream had been read to.
 
-    Whoever reads the stream up to this offset and then backfills the letter gets the same rows again.
+    A reader that reads the stream up to this offset and then backfills the letter gets the same rows again.
     """
     org: tuple[int, int] | None = None
     event: tuple[int, int] | None = None

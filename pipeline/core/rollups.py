@@ -7,7 +7,7 @@ events still touch it. A cell that touches a cold block waits, until `missing` h
 has brought its rows. For example, an event of 09:10 comes at 12:00. Its day is in memory, but its minute and
 its hour have left memory. The event waits for the rows of both, and is then added to all tables at once.
 
-The rollups know nothing of duplicates, dead letters or offsets: whoever adds events has judged them.
+The rollups know nothing of duplicates, dead letters or offsets. Events are judged before they are added here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IntArray = npt.NDArray[Any]
 ERROR_CODES_PER_ORG_HOUR_MAX: Final = 100
 LOADED_BLOCKS_MAX: Final = 20_000
 NAMES_MAX: Final = 200_000
-"""With more orgs (or models, clients, error codes) than this, those that no row has are looked for."""
+"""With more orgs (or models, clients, error codes) than this, a batch ends by forgetting the unused ones."""
 
 _CELL_ROWS: Final = len(GRAINS) + 3
 """Rows that one cell of events can change: one in each table, and one each of orgs, models and clients."""
@@ -212,7 +212,7 @@ class Rollups:
         days = rows_by_grain.get(USAGE_DAY, _no_rows(USAGE_DAY))
         return by_grain.get(USAGE_DAY, []), days.measures[:, SUMS]
 
-    # --- what the room in the days' sums is judged by ------------------------------------------------------
+    # --- days, for the judge of the room in their sums -----------------------------------------------------
 
     def cold_days(self, org: IntArray, day: IntArray) -> IntArray:
         """Mask (bool[n]) of the days that are not in memory."""
@@ -277,7 +277,7 @@ class Rollups:
 
     @property
     def has_orgs_to_forget(self) -> bool:
-        """Are there so many orgs that `forget_orgs` is worth its time?"""
+        """Are there enough orgs to make `forget_orgs` worth its time?"""
         return self._must_sweep("orgs", len(self._reader.orgs))
 
     def forget_orgs(self, *in_use: IntArray) -> None:
@@ -334,7 +334,7 @@ def _is_cold(keys: IntArray, tables: Iterable[Table]) -> IntArray:
 
 
 def _cold_blocks(table: Table, org: IntArray, bucket: IntArray) -> set[tuple[int, int]]:
-    """Of the blocks (org, bucket), given as int[n] each: those that the table does not have in memory."""
+    """The blocks among (org, bucket), int[n] each, that the table does not have in memory."""
     cold = table.cold(org, bucket)
     return set(zip(org[cold].tolist(), bucket[cold].tolist(), strict=True))
 

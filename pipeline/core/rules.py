@@ -1,4 +1,4 @@
-"""The numbers that decide the figures. Whoever changes one of them changes the meaning of the figures."""
+"""The numbers that decide the figures. A change of one of them changes the meaning of the figures."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ two). So it leaves escapes in names or keys, a key that comes twice, and both sp
 `wire.read`, too.
 
 `pipeline.core.lexer` reads the tokens of JSON. This module knows the fields and checks their values. As in
-the lexer, a function returns the place after what it has read, or `BAD`. Nothing is allocated. The only state
-is the guess of which key follows which key, and the minute of the last time.
+the lexer, a function returns the place after the token that it has read, or `BAD`. Nothing is allocated. The
+only state is the guess of which key follows which key, and the minute of the last time.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ HOUR_US = 3_600_000_000
 DAY_US = 86_400_000_000
 
 NEVER = -(2**62)
-"""Earlier than every event: the newest event time of a partition that has seen none."""
+"""A time before every event: the newest event time of a partition that has had no event."""
 
 
 def arrivals(reached_us: npt.NDArray[Any], newest_us: int, lateness_us: int) -> npt.NDArray[Any]:
@@ -28,7 +28,7 @@ def arrivals(reached_us: npt.NDArray[Any], newest_us: int, lateness_us: int) -> 
     event meets the watermark 12:01:05. If that event is of 12:00:59, it is late for its minute, which ended
     at 12:01:00, but not for its hour, which ends at 13:00.
 
-    The watermark follows from the stream alone and from no clock. So whoever reads the stream again finds the
+    The watermark follows from the stream alone and from no clock. So a second reader of the stream finds the
     same events late.
     """
     met = np.empty(len(reached_us), np.int64)
@@ -74,7 +74,7 @@ class BrokerClock:
     The broker's time decides whether an event is too late. So the broker's time decides whether a bucket is
     final, and the host's clock must not. A worker that waits for a chunk gets it as soon as the broker has
     stored it. Such a chunk tells the broker's time of this moment, and a monotonic clock counts on from
-    there. Before the first such chunk, the host's clock must do.
+    there. Before the first chunk of this kind, the host's clock must do.
 
     For example, the host's clock says 12:00:00 and is an hour ahead. The worker waits, and a chunk of
     11:00:00 comes. When the monotonic clock has counted ten more seconds, the broker's time is 11:00:10.

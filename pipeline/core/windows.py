@@ -149,7 +149,7 @@ class Rows:
         return rows
 
     def reserve(self, more: int) -> None:
-        """Make room for ``more`` keys. Whoever passes the arrays to a kernel must call this first."""
+        """Make room for ``more`` keys. Call this before the arrays are passed to a kernel."""
         room = self.used + more
         if room > len(self.keys):
             size = max(room, 2 * len(self.keys))
@@ -430,10 +430,11 @@ class NameCap:
         self._groups = Rows(2, 1)
 
     def settle(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
-        """Settle names int32[n] in their order: those over the cap become the overflow, in place.
+        """Settle names int32[n] in their order: a name over the cap becomes the overflow, in place.
 
-        A name that the cap has let in once in the org's hour stays in. Returns the places (int64[m]) of the
-        names that became the overflow.
+        A name that the cap has let in stays in for the org's hour. For example, the cap is 2, and the names
+        5, 7, 5, 9 come. 5 and 7 are let in, the second 5 stays, and 9 becomes the overflow. Returns the
+        places (int64[m]) of the names that became the overflow: here the last place.
         """
         named = np.flatnonzero(name > self.overflow)
         refused = named[~self._admit(org[named], hour[named], name[named], self._cap)]

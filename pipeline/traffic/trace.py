@@ -40,7 +40,7 @@ _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})
 
 
 class TraceError(OperatorError):
-    """The file is not a trace; the message names the file, the line and what is wrong there."""
+    """The file is not a trace. The message names the file, the line and the fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

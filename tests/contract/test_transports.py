@@ -138,7 +138,7 @@ async def test_no_more_chunks_than_credit_arrive_until_granted(transport: Transp
     # The answer to a question comes after any chunk that the broker has sent before.
     assert not await subscription.caught_up(first[-1].next_offset)
     assert not more.done()
-    # One grant lets one chunk come, however many grants were withheld. A second grant is not needed.
+    # One grant lets one chunk come, even after several grants were withheld. A second grant is not needed.
     subscription.grant()
     fourth = await more
     subscription.grant()

@@ -18,9 +18,8 @@ class S3(Server):
     bucket = "spendstream"
     access_key = "spendstream"
     secret_key = "spendstream-local"
-    patience_s = (
-        1  # its filer would wait 15 s for its own subscriptions; what it acknowledged is written already
-    )
+    # The filer would wait 15 s for its own subscriptions, and all acknowledged data are written already.
+    patience_s = 1
 
     @property
     def url(self) -> str:

@@ -67,7 +67,7 @@ def handle(text: Any) -> Any:
     """The handle by which compiled loops read ``text`` uint8[...]. Keep the array alive while they run."""
     if not _CHECKED:
         return text.ctypes.data
-    read_only = text.view()  # of one type for numba, whoever owns the bytes
+    read_only = text.view()  # read-only, so that numba sees one type for all owners of bytes
     read_only.flags.writeable = False
     return read_only
 
