@@ -169,7 +169,7 @@ class Uuids:
         return out
 
     def keep(self, *used: IntArray) -> None:
-        """Keep the numbers ``used`` (int[n] each, all taken). Nobody may use the others any more: they are free."""
+        """Keep the numbers ``used`` (int[n] each, all taken) and free the others. Nobody may hold a free one."""
         is_used = np.zeros(self._top, np.bool_)
         for numbers in used:
             is_used[numbers] = True

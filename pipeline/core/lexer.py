@@ -45,7 +45,7 @@ _FOUR, _FIVE = np.uint64(2**32 - 1), np.uint64(2**40 - 1)
 # --- eight characters at a time --------------------------------------------------------------------------
 
 # The first character is in the lowest byte of a word. The tests for a zero byte and for a small byte in a
-# word come from Anderson, Bit Twiddling Hacks. The lowest byte that such a test marks is right. Bytes above
+# word come from Anderson, Bit Twiddling Hacks. The lowest byte that a test marks is right. Bytes above
 # it may be marked wrongly, so only the lowest mark is used.
 
 

@@ -14,7 +14,8 @@ the id is in none of them. Four sources can tell about an hour:
 
 If no source tells about one of the hours, the letter stays a dead letter. A letter with the reason
 ``conflict`` does not count either, because it is itself the proof that its id was counted. The exception: an
-operator can take the risk and ask for such letters to be counted (``accept``).
+operator can take the risk and ask for these letters to be counted (``accept``). Even then a letter does not
+count if one of the sources finds its id.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ tells whether the event was counted. ``gone``: the bytes of the event are nowher
 """
 
 LETTERS_MAX: Final = 1000
-"""At most this many letters are backfilled in one flush, because their rows must be loaded for it."""
+"""At most this many letters are backfilled in one flush, because the flush must load all their rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Hours:
     One is the hour of the event's own time. The others are those of the dedupe window as it lay at the
     letter's broker time: from one hour before the window to 5 minutes after the broker time. The others are
     needed because a copy with another event time may have counted first. For example, an event of 11:30 was
-    counted. At 12:00 a copy with the same id and the event time 10:30 became a letter. The letter's own hour
+    counted. At 12:00 a copy with the same id and the event time 10:30 became a dead letter. Its own hour
     is the one from 10:00, but its id is in the hour from 11:00.
     """
 

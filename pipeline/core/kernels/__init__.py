@@ -11,7 +11,7 @@ every array that it hands over.
 Loops are compiled once per machine and cached on disk by numba. Numba compiles a loop again when the loop's
 own file has changed. The functions of ``hashing`` and ``compile`` are built into the loops of other files,
 and numba does not notice a change in these two. Remove the cache (NUMBA_CACHE_DIR, or ``__pycache__``) after
-such a change.
+a change in one of them.
 
 Hash tables are open addressing with linear probing over a power of two. ``slots`` holds a row number or -1.
 Callers keep the slots at most half full. (The index of ``ids`` is different: see `ids.remember`.)
