@@ -3,10 +3,11 @@
   eval "$(python -m deploy.local up)"      start (or find) the stack, and export its URLs
   python -m deploy.local run -- CMD ...    a fresh stack for one command, gone when it ends
 
-The servers run by Docker compose where an engine runs, else from the host's binaries (RabbitMQ >= 4.0,
-PostgreSQL 17 with TimescaleDB, redis-server), else, on Debian or Ubuntu as root, from a Debian 13 root
-folder that is built once (half a minute) in $SPENDSTREAM_CACHE or the user's cache folder.  They listen on
-127.0.0.1 only, on free ports, which they keep.  Servers that the stack did not start are never touched.
+If a Docker engine runs, the servers run by Docker compose.  Otherwise they run from the host's binaries
+(RabbitMQ >= 4.0, PostgreSQL 17 with TimescaleDB, redis-server).  If these are missing, on Debian or Ubuntu as
+root, they run from a Debian 13 root folder, which is built once (half a minute) in $SPENDSTREAM_CACHE or the
+user's cache folder.  The servers listen on 127.0.0.1 only, on free ports, which they keep.  Servers that the
+stack did not start are never touched.
 """
 
 import argparse

@@ -4,9 +4,11 @@ A new session has settings of the server, the database, the role and our environ
 format, time limits, isolation. Each of these settings can change a figure or stop a flush. So every session
 gets the same values of ours (`_PINNED`), and only this module opens connections (a test sees to that).
 
-Three databases are refused with `Refused`, whose text says the remedy: a database that cannot hold every name
-(its encoding is not UTF8), a database whose TimescaleDB is being restored, and a database behind a pooler
-that sets another encoding.
+Three kinds of databases are refused with `Refused`, whose text says the remedy:
+
+- The encoding of the database is not UTF8, so it cannot hold every name.
+- The TimescaleDB of the database is being restored.
+- A pooler in front of the database sets another encoding.
 
 A connection pooler (PgBouncer with ``pool_mode = transaction``) may give each transaction another session of
 the server. Settings of a session would then be lost, and they would reach other people's transactions. A

@@ -169,7 +169,10 @@ class Uuids:
         return out
 
     def keep(self, *used: IntArray) -> None:
-        """Keep the numbers ``used`` (int[n] each, all taken) and free the others. Nobody may hold a free one."""
+        """Keep the numbers ``used`` (int[n] each, all taken), and free the others.
+
+        Nobody may hold a number that is freed.
+        """
         is_used = np.zeros(self._top, np.bool_)
         for numbers in used:
             is_used[numbers] = True

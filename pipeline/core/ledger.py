@@ -60,7 +60,7 @@ class Ledger:
         new_log: dedupe.NewLog | None = None,
         decoding: AbstractContextManager[object] | None = None,
     ) -> None:
-        """Begin at ``position``; None: at the beginning of the stream, with nothing counted.
+        """Begin at ``position``. None: begin with the stream, with nothing counted.
 
         With ``keep_accepted`` the batches bring the accepted events, for the archive. ``new_log`` makes the
         logs of ids, if they are not in memory: see `pipeline.core.dedupe`. ``decoding`` is entered each time

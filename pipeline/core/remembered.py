@@ -1,8 +1,8 @@
 """The ids that one partition remembers: those of the dedupe window, and those that the next batch stores.
 
 Three things must agree, and this module keeps them together: the index that finds an id
-(`pipeline.core.dedupe`), the id segments that the database keeps, and the orgs of the remembered ids. Such an
-org must keep its number.
+(`pipeline.core.dedupe`), the id segments that the database keeps, and the orgs of the remembered ids. An org
+with remembered ids must keep its number.
 """
 
 from __future__ import annotations

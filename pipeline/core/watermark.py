@@ -1,6 +1,6 @@
 """Event time of one partition: how far it has come, and which events are late.
 
-Plain functions over integers; the caller brings the clock. All times are UTC microseconds.
+These are plain functions over integers. The caller brings the clock. All times are UTC microseconds.
 """
 
 from __future__ import annotations
