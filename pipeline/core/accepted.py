@@ -27,7 +27,7 @@ class AcceptedEvents:
     first_number: int
     """How many events the partition had accepted before these: the number of the first one of these."""
     complete_from_us: int | None
-    """A bucket that begins here or later holds no event that was accepted before these.
+    """A bucket that begins later than this holds no event that was accepted before these.
 
     None: these are the first events of the partition. For example, the newest broker time before these events
     was 12:00. An accepted event lies at most 5 minutes after its broker time, so ``complete_from_us`` is
