@@ -149,14 +149,16 @@ class Judge:
     """Accepts or rejects each event of one partition, and counts the outcomes. Not thread-safe.
 
     The dedupe window begins at its *floor*: the newest broker time of all chunks up to now, less the length
-    of the window. The ids of hours before the floor count no more, and the database drops them `IDS_KEPT_US`
-    later. An event before the floor is therefore rejected as ``too_late``.
+    of the window. Ids of before the floor are not looked up any more, so an event of before the floor is
+    rejected as ``too_late``. The database keeps such ids for `IDS_KEPT_US` more, for backfills. An event of
+    an hour whose ids were dropped under another window (`Position.ids_from_hour`) is ``too_late`` as well.
 
     The floor depends on the stream alone. The floor stays where it is when the broker's clock goes back,
-    because a floor that went back would let an event count twice. For example, the window is 24 h, and a
-    chunk that comes at 12:00 carries the broker time 16:00. The floor is then 16:00 of the day before, and it
-    stays there until the broker's clock has passed 16:00. A chunk that is three days ahead makes every event
-    ``too_late`` for two days. An operator can count the dead letters of these events later, by a backfill.
+    because a floor that went back would let an event count twice. For example, the window is 24 h. At 12:00
+    the broker's clock is wrong, and a chunk carries the broker time 16:00. The floor is then 16:00 of the day
+    before, and it stays there until the broker's clock has passed 16:00. If the clock is wrong by three days
+    for one chunk, the floor is two days ahead of now: every event is ``too_late`` for two days. An operator
+    can count the dead letters of these events later, by a backfill.
 
     An event is ``future`` by the broker time of its own chunk, because a clock that was ahead once says
     nothing about later chunks.

@@ -6,15 +6,17 @@ client. So an event that fits into the day fits into every row. For example, the
 to 2^63 - 11. An event with 10 input tokens is the last one to fit, and an event with 11 is rejected. The
 answer depends on the stream alone, not on chunks, flushes or restarts.
 
-Most of the time no event is looked at alone. `Room` keeps a bound: no sum of any day is higher. Each fold
-adds the sums of all its events to the bound. When the bound passes half the limit, the days are added up and
-the bound is set anew. If the new bound passes half the limit too, or if `Room.high` has days, events are
-judged one by one.
+Most of the time no event is looked at alone. `Room` keeps a bound: no sum of any day is higher. Each time
+that the ledger folds buffered events into columns, it adds their sums to the bound. When the bound passes
+half the limit, the sums of each day in memory are reckoned again, and the highest of them becomes the bound.
+If that bound passes half the limit too, events are judged one by one.
 
-A day outside memory has sums of at most `Room.stored_most`, a quarter of the limit, unless the day is in
-`Room.high`. For example, waiting events bring 5 % of the limit to a day outside memory. The day then has at
-most 30 %, so the events fit and nobody needs the day. A day is loaded only if it is in `Room.high`, or if it
-could pass 99 % of the limit.
+The days outside memory are of two kinds. `Room.high` names those that may have a sum above
+`Room.stored_most`, a quarter of the limit; while there is one, events are judged one by one. All other days
+have at most a quarter. For example, waiting events bring 5 % of the limit to such a day. The day then has at
+most 25 % + 5 % = 30 %, so the events fit and the day need not be loaded. A day is loaded if it is in
+`Room.high`, or if its sums could pass 99 % of the limit. The missing 1 % is for the rounding of the estimate,
+which is in floating point.
 """
 
 from __future__ import annotations

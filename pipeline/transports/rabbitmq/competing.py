@@ -3,12 +3,13 @@
 The broker activates one of all subscriptions with the same group name. It asks the subscription that it
 activates for the offset to read from. When another subscription is to take over, the broker first tells the
 active one to step down, waits for the answer, and only then activates the other. This module keeps the
-broker's questions in order and answers them. `Owner` knows the offsets, and works while the partition is
-ours.
+broker's questions in order and answers them. The caller's `Owner` object knows the offsets, and works while
+the partition is ours.
 
-A *term* lasts from the answer to an activation to the next deactivation. Every received chunk takes one
-credit until its grant, and the grant counts even when the term of the chunk is over. A chunk that was
-delivered but not received is dropped at a deactivation, and its credit is free at once.
+A *term* lasts from the answer to an activation to the next deactivation. Every chunk that the broker delivers
+takes one credit. If the caller has received the chunk, the credit is free when the caller calls `grant`, even
+after the chunk's term. If the caller has not received the chunk by the end of the term, the chunk is dropped
+and its credit is free at once.
 
 Example: with a credit of 4, the broker has delivered four chunks and the caller has received two of them. At
 the deactivation the other two are dropped, so two credits are free. If the next term begins now, the broker
@@ -26,7 +27,7 @@ from pipeline.transports.rabbitmq.subscription import SUBSCRIPTION, RabbitMQSubs
 
 
 class CompetingSubscription(RabbitMQSubscription):
-    """See `pipeline.transports.Transport.compete`."""
+    """A subscription that delivers chunks only while the broker says that the partition is ours."""
 
     def __init__(
         self,
