@@ -63,6 +63,11 @@ class Intake:
         self.events += events
         self.bytes += size
 
+    @property
+    def is_full(self) -> bool:
+        """Are the waiting chunks worth a fold?"""
+        return self.events >= FOLD_EVENTS or self.bytes >= FOLD_BYTES
+
     def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
         """Are the waiting chunks worth a fold, together with these bodies?"""
         events, size = _extent(bodies, unreadable)

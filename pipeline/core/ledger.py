@@ -141,13 +141,12 @@ class Ledger:
         """
         if first_offset < self._received_offset:
             raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
-        is_full = self.is_filled_by(bodies, unreadable)
         self._received_offset = next_offset
         self._received_us = timestamp_us
         self._intake.add(
             Chunk(first_offset=first_offset, timestamp_us=timestamp_us, bodies=bodies, unreadable=unreadable)
         )
-        if is_full:
+        if self._intake.is_full:
             self.fold()
 
     def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
