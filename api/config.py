@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -131,6 +132,9 @@ def load(environment: Mapping[str, str]) -> Config:
     values = settings.read(environment, required=("DATABASE_URL",))
     secret = values["CURSOR_SECRET"]
     tokens = values.make(TokenConfig) if values["AUTH_MODE"] == "jwt" else None
+    # The other processes share the environment and need not have the file.
+    if tokens is not None and tokens.jwks_file is not None and not os.access(tokens.jwks_file, os.R_OK):
+        raise settings.ConfigError([f"JWT_JWKS_FILE={tokens.jwks_file!r}: expected a file that can be read"])
     s3 = values.make(S3Config, store=values.make(ObjectStore)) if values["S3_BUCKET"] else None
     return values.make(
         Config,

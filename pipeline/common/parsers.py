@@ -151,12 +151,6 @@ def archive_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def file(text: str) -> str:
-    if not os.path.isfile(text) or not os.access(text, os.R_OK):
-        raise ValueError("expected a file that exists and can be read")
-    return text
-
-
 def folder(text: str) -> Path:
     if not os.path.isabs(text) or not os.access(text, os.W_OK | os.X_OK) or not os.path.isdir(text):
         raise ValueError("expected the absolute path of a folder that exists and can be written")

@@ -148,7 +148,7 @@ _STREAM: Final = (
     ),
     _setting(
         "RABBITMQ_CA_FILE",
-        parsers.file,
+        parsers.not_empty,
         None,
         "The CA bundle for `rabbitmq-stream+tls://`. Without the setting, the system's.",
     ),
@@ -274,7 +274,7 @@ _ACCESS: Final = (
         None,
         "Where the issuer's public keys are (RS256, ES256, EdDSA): https, or http on loopback.",
     ),
-    _setting("JWT_JWKS_FILE", parsers.file, None, "The issuer's public keys as a file."),
+    _setting("JWT_JWKS_FILE", parsers.not_empty, None, "The issuer's public keys as a file."),
     _setting(
         "JWT_SECRET",
         parsers.secret(32),

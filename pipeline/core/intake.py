@@ -66,12 +66,12 @@ class Intake:
     @property
     def is_full(self) -> bool:
         """Are the waiting chunks worth a fold?"""
-        return self.events >= FOLD_EVENTS or self.bytes >= FOLD_BYTES
+        return _is_worth_a_fold(self.events, self.bytes)
 
     def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
         """Are the waiting chunks worth a fold, together with these bodies?"""
         events, size = _extent(bodies, unreadable)
-        return self.events + events >= FOLD_EVENTS or self.bytes + size >= FOLD_BYTES
+        return _is_worth_a_fold(self.events + events, self.bytes + size)
 
     def take(self) -> list[Chunk]:
         """Take out all chunks that wait, in the order of arrival."""
@@ -97,6 +97,10 @@ def join(chunks: Sequence[Chunk], *, newest_us: int, window_us: int) -> tuple[Re
         floor_us=np.repeat(newest - window_us, lengths),
     )
     return records, int(newest[-1])
+
+
+def _is_worth_a_fold(events: int, size: int) -> bool:
+    return events >= FOLD_EVENTS or size >= FOLD_BYTES
 
 
 def _extent(bodies: Sequence[bytes], unreadable: Sequence[Unreadable]) -> tuple[int, int]:

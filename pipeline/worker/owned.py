@@ -154,13 +154,7 @@ async def recover(
         new_log=new_log,
         decoding=metrics.DECODE_SECONDS.time(),
     )
-    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    high = await sink.high_days(claim, from_day=ledger.high_days_from(), sum_least=ledger.high_sum_least)
-    ledger.recover_high_days(high)
-    from_hour = ledger.live_hours_from()
-    ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
-    async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
-        ledger.recover_ids(hour, segment)
+    await read_back(sink, claim, ledger)
     cache = None
     if redis_url:
         known = await sink.org_models(claim)
@@ -185,3 +179,14 @@ async def recover(
         },
     )
     return owned
+
+
+async def read_back(sink: Sink, claim: Claim, ledger: Ledger) -> None:
+    """Bring into a new ledger the rows, the nearly full days and the ids that it must know from the start."""
+    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
+    high = await sink.high_days(claim, from_day=ledger.high_days_from(), sum_least=ledger.high_sum_least)
+    ledger.recover_high_days(high)
+    from_hour = ledger.live_hours_from()
+    ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
+    async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
+        ledger.recover_ids(hour, segment)

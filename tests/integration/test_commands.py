@@ -17,7 +17,7 @@ from pipeline.common import settings
 from pipeline.config import StreamConfig
 from pipeline.processes import child as children
 from pipeline.transports.factory import open_transport
-from tests.support import processes
+from tests.support import processes, traces
 from tests.support.oracle import Event, Oracle, decode, records
 
 CLEAN = {setting.name: None for setting in settings.SETTINGS}
@@ -181,15 +181,10 @@ def test_a_signal_ends_simulate_that_waits_for_its_stream(tmp_path: Path) -> Non
     assert "geheim" not in errors
 
 
-TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + "\r\n".join(
-    f"2023-11-16 18:17:{second:02d}.9799609,{second * 10},{second}" for second in range(60)
-)
-
-
 @pytest.fixture
 def trace_file(tmp_path: Path) -> Path:
     path = tmp_path / "trace.csv"
-    path.write_text(TRACE, newline="")
+    path.write_text(traces.MINUTE, newline="")
     return path
 
 

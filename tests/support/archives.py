@@ -17,7 +17,6 @@ from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import DAY_US
-from pipeline.sink import Claim, Sink
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books
@@ -112,16 +111,6 @@ def outbox_difference(
     return lines
 
 
-async def recover(sink: Sink, rules: Rules, *, stream: str = books.STREAM) -> tuple[Claim, Ledger]:
-    """Build a ledger as a worker with an archive does at its start."""
-    claim, position = await sink.claim(stream)
-    ledger = Ledger(rules, position, keep_accepted=True)
-    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    async for hour, segment in sink.live_ids(claim, from_hour=ledger.live_hours_from()):
-        ledger.recover_ids(hour, segment)
-    return claim, ledger
-
-
 class Partition:
     """A worker's partition in a database of its own, fed from a list of bodies."""
 
@@ -134,7 +123,7 @@ class Partition:
 
     async def recover(self) -> None:
         """Begin anew, as a worker does after a restart."""
-        self._claim, self._ledger = await recover(self.sink, RULES)
+        self._claim, self._ledger = await books.recover(self.sink, RULES, keep_accepted=True)
 
     async def feed(self, upto: int, *, leave_out: bool = False, broker_us: int = NOW_US) -> None:
         """Read and flush up to a body. With ``leave_out`` the outbox gets no events, as when it is full."""

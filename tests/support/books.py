@@ -13,6 +13,7 @@ from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.windows import MEASURES
 from pipeline.sink import Claim, Sink
+from pipeline.worker.owned import read_back
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink, State
 
@@ -133,17 +134,13 @@ def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:
     return None if stored is None else body[: naive.BODY_BYTES_MAX + 1]
 
 
-async def recover(sink: Sink, rules: Rules) -> tuple[Claim, Ledger]:
+async def recover(
+    sink: Sink, rules: Rules, *, stream: str = STREAM, keep_accepted: bool = False
+) -> tuple[Claim, Ledger]:
     """Build a ledger as a worker does at its start."""
-    claim, position = await sink.claim(STREAM)
-    ledger = Ledger(rules, position)
-    ledger.adopt(await sink.resident_rows(claim, ledger.resident_from()))
-    high = await sink.high_days(claim, from_day=ledger.high_days_from(), sum_least=ledger.high_sum_least)
-    ledger.recover_high_days(high)
-    from_hour = ledger.live_hours_from()
-    ledger.expect_ids(await sink.live_ids_count(claim, from_hour=from_hour))
-    async for hour, segment in sink.live_ids(claim, from_hour=from_hour):
-        ledger.recover_ids(hour, segment)
+    claim, position = await sink.claim(stream)
+    ledger = Ledger(rules, position, keep_accepted=keep_accepted)
+    await read_back(sink, claim, ledger)
     return claim, ledger
 
 

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 from pipeline.core.batch import Batch
-from pipeline.core.ledger import Ledger
 from pipeline.core.replay import Letter, Opened
 from pipeline.core.rules import Rules
 from tests.support import books
@@ -56,17 +55,9 @@ class Books:
         return self.sink.state
 
     async def recover(self) -> None:
-        self.claim, position = await self.sink.claim(books.STREAM)
-        self.ledger = Ledger(self.rules, position, keep_accepted=self._keep_accepted)
-        self.ledger.adopt(await self.sink.resident_rows(self.claim, self.ledger.resident_from()))
-        self.ledger.recover_high_days(
-            await self.sink.high_days(
-                self.claim, from_day=self.ledger.high_days_from(), sum_least=self.ledger.high_sum_least
-            )
+        self.claim, self.ledger = await books.recover(
+            self.sink, self.rules, keep_accepted=self._keep_accepted
         )
-        from_hour = self.ledger.live_hours_from()
-        async for hour, segment in self.sink.live_ids(self.claim, from_hour=from_hour):
-            self.ledger.recover_ids(hour, segment)
 
     async def read(self, *bodies: bytes, broker_us: int = NOW_US) -> None:
         first = self.ledger.received_offset

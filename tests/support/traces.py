@@ -18,3 +18,9 @@ def path(name: str) -> Path:
     found = Path(os.environ.get("SPENDSTREAM_TRACES") or EXCERPTS) / name
     assert found.is_file(), f"no trace {found}: unset SPENDSTREAM_TRACES, and the excerpts are used"
     return found
+
+
+MINUTE: Final = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + "\r\n".join(
+    f"2023-11-16 18:17:{second:02d}.9799609,{second * 10},{second}" for second in range(60)
+)
+"""A trace of one minute in the format of the public ones: a row a second."""

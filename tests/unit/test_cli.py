@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.commands.environment import masked
 from pipeline.common import settings
+from tests.support import traces
 
 DATABASE_URL = next(setting for setting in settings.SETTINGS if setting.name == "DATABASE_URL")
 S3_SECRET_KEY = next(setting for setting in settings.SETTINGS if setting.name == "S3_SECRET_KEY")
@@ -154,20 +155,16 @@ def test_a_stream_url_without_a_folder_is_wrong_usage() -> None:
 
 # --- replay-trace -------------------------------------------------------------------------------------
 
-TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n" + "\r\n".join(
-    f"2023-11-16 18:17:{second:02d}.9799609,{second * 10},{second}" for second in range(60)
-)
-
 
 @pytest.fixture
 def trace_file(tmp_path: Path) -> Path:
     path = tmp_path / "trace.csv"
-    path.write_text(TRACE, newline="")
+    path.write_text(traces.MINUTE, newline="")
     return path
 
 
 def test_a_bad_row_is_one_line_and_exit_1(trace_file: Path, tmp_path: Path) -> None:
-    trace_file.write_text(TRACE.replace("180,18", "180,many"), newline="")
+    trace_file.write_text(traces.MINUTE.replace("180,18", "180,many"), newline="")
     exit_code, _, errors = invoke("replay-trace", str(trace_file), RABBITMQ_URL=f"embedded://{tmp_path}")
     assert exit_code == 1
     assert "trace.csv, line 20: GeneratedTokens must be a whole number" in errors

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import api.config
 from pipeline import config
 from pipeline.common import lookalikes, parsers, settings
 from pipeline.core.rules import Rules
@@ -98,8 +99,6 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
         ({"REDIS_URL": "redis://h?foo=bar"}, "behind the ? may stand db, password"),
         ({"REDIS_URL": "redis://h?db=x"}, "expected a number as db"),
         ({"SERVICE_NAME": "a\udcff"}, "SERVICE_NAME holds bytes that are no text in UTF-8"),
-        ({"JWT_JWKS_FILE": "/nowhere"}, "expected a file that exists and can be read"),
-        ({"RABBITMQ_CA_FILE": "/"}, "expected a file that exists and can be read"),
         ({"RABBITMQ_URL": "rabbitmq-stream://h:0"}, "expected a port from 1 to 65535"),
         ({"DATABASE_URL": "postgresql://h/d?foo=bar"}, "only parameters of libpq such as sslmode=require"),
     ],
@@ -163,6 +162,15 @@ def test_bounds_are_said_as_people_write_them(environment: dict[str, str], fault
     with pytest.raises(settings.ConfigError) as caught:
         settings.read(environment)
     assert caught.value.faults == [fault]
+
+
+def test_the_file_of_keys_must_be_there_for_the_api_alone() -> None:
+    """The worker's host may share the environment without the file."""
+    jwt = {**NEEDED, "AUTH_MODE": "jwt", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_JWKS_FILE": "/nowhere"}
+    config.load(jwt)
+    with pytest.raises(settings.ConfigError, match="JWT_JWKS_FILE='/nowhere': expected a file"):
+        api.config.load(jwt)
+    assert api.config.load({**jwt, "JWT_JWKS_FILE": __file__}).auth.tokens is not None
 
 
 def test_a_value_that_is_wrong_by_itself_is_one_fault_and_not_missed_elsewhere_too() -> None:
