@@ -237,6 +237,17 @@ class Refused:
     faults: tuple[Fault, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """Bodies that the compiled scan has read: see `Reader.scan`."""
+
+    bodies: Bodies
+    columns: Columns
+    """The events whose bodies are plainly right."""
+    doubtful: IntArray
+    """int64: the places of all other bodies, in ascending order. They are for `wire.read`."""
+
+
 def _halves(ids: Sequence[int]) -> IntArray:
     """Ids of 128 bits as uint64[n, 2]."""
     return np.array([(i >> 64, i & (2**64 - 1)) for i in ids], np.uint64).reshape(-1, 2)
@@ -269,6 +280,13 @@ class Reader:
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
         """Read bodies in stream order. Each body becomes either an event of the columns or a `Refused`."""
+        return self.read_doubtful(self.scan(bodies))
+
+    def scan(self, bodies: Sequence[bytes]) -> Scanned:
+        """The quick half of `read`, in compiled code: about 0.7 µs a body.
+
+        The slow half, `read_doubtful`, takes 10 to 50 µs for each body that the scan leaves over.
+        """
         if not isinstance(bodies, Bodies) or not bodies.padded:
             bodies = Bodies.join([bodies])
         columns, doubtful = self._scan(bodies)
@@ -276,12 +294,15 @@ class Reader:
         if reserved.any():
             doubtful = np.sort(np.concatenate((doubtful, columns.source[reserved])))
             columns = columns.take(~reserved)
-        if not len(doubtful):
-            return columns, []
+        return Scanned(bodies, columns, doubtful)
+
+    def read_doubtful(self, scanned: Scanned) -> tuple[Columns, list[Refused]]:
+        """The slow half of `read`: let `wire.read` decide about each body that the scan left over."""
+        columns = scanned.columns
         refused: list[Refused] = []
         rescued: list[tuple[int, Event]] = []
-        for source in doubtful.tolist():
-            verdict = wire.read(bytes(bodies.view(source)[:KEPT_BYTES_MAX]))
+        for source in scanned.doubtful.tolist():
+            verdict = wire.read(bytes(scanned.bodies.view(source)[:KEPT_BYTES_MAX]))
             if isinstance(verdict, Invalid):
                 refused.append(Refused(source, verdict.reason, verdict.faults))
             else:

@@ -23,6 +23,9 @@ FOLD_EVENTS: Final = 8192
 FOLD_BYTES: Final = 16 * 2**20
 """This many buffered bytes start a fold, even with few events, because a fold frees the bodies."""
 
+LARGE_EVENTS: Final = 2 * FOLD_EVENTS
+"""A fold of more events than this takes long: 16,384 events take 12 ms, or 75 ms if each is a conflict."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
@@ -66,12 +69,12 @@ class Intake:
     @property
     def is_full(self) -> bool:
         """Are the waiting chunks worth a fold?"""
-        return _is_worth_a_fold(self.events, self.bytes)
+        return self.events >= FOLD_EVENTS or self.bytes >= FOLD_BYTES
 
-    def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
-        """Are the waiting chunks worth a fold, together with these bodies?"""
-        events, size = _extent(bodies, unreadable)
-        return _is_worth_a_fold(self.events + events, self.bytes + size)
+    @property
+    def is_large(self) -> bool:
+        """Are the waiting chunks so large that even compiled code works on them for long?"""
+        return self.events > LARGE_EVENTS or self.bytes >= FOLD_BYTES
 
     def take(self) -> list[Chunk]:
         """Take out all chunks that wait, in the order of arrival."""
@@ -97,10 +100,6 @@ def join(chunks: Sequence[Chunk], *, newest_us: int, window_us: int) -> tuple[Re
         floor_us=np.repeat(newest - window_us, lengths),
     )
     return records, int(newest[-1])
-
-
-def _is_worth_a_fold(events: int, size: int) -> bool:
-    return events >= FOLD_EVENTS or size >= FOLD_BYTES
 
 
 def _extent(bodies: Sequence[bytes], unreadable: Sequence[Unreadable]) -> tuple[int, int]:

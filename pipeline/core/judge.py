@@ -228,29 +228,33 @@ class Judge:
         self._position.rejected += records
         self._tally.rejected[reason] += records
 
+    def out_of_time(self, columns: Columns, records: Records) -> IntArray:
+        """Mask (bool[n]) of the events that `in_time` rejects."""
+        occurred_us, source = columns.occurred_us, columns.source
+        counts_from_us = np.maximum(records.floor_us[source], self._position.ids_from_hour * HOUR_US)
+        return (occurred_us < counts_from_us) | (occurred_us > records.broker_us[source] + FUTURE_US)
+
     def in_time(self, columns: Columns, records: Records) -> Columns:
         """Keep the events whose time is good; reject the others as ``future`` or ``too_late``."""
-        broker = records.broker_us[columns.source]
-        future = columns.occurred_us > broker + FUTURE_US
-        too_late = columns.occurred_us < records.floor_us[columns.source]
-        unknown = columns.occurred_us < self._position.ids_from_hour * HOUR_US
-        rejected = future | too_late | unknown
+        rejected = self.out_of_time(columns, records)
         if not rejected.any():
             return columns
+        window_h = self._rules.dedupe_window_us / HOUR_US
         for i in np.flatnonzero(rejected).tolist():
-            if future[i]:
+            occurred_us, source = columns.occurred_us[i], columns.source[i]
+            broker_us = records.broker_us[source]
+            if occurred_us > broker_us + FUTURE_US:
                 reason, message = "future", "more than 5 minutes after the broker received it"
-            elif too_late[i]:
-                window_h = self._rules.dedupe_window_us / HOUR_US
+            elif occurred_us < records.floor_us[source]:
                 message = f"more than {window_h:g} h before the broker received it"
-                if columns.occurred_us[i] >= broker[i] - self._rules.dedupe_window_us:
+                if occurred_us >= broker_us - self._rules.dedupe_window_us:
                     message = (
                         f"more than {window_h:g} h before a time that the broker's clock has shown before"
                     )
                 reason = "too_late"
             else:
                 reason, message = "too_late", "its ids were dropped, under a shorter DEDUPE_WINDOW"
-            self.reject(records, int(columns.source[i]), reason, (Fault("occurredAt", message),))
+            self.reject(records, int(source), reason, (Fault("occurredAt", message),))
         return columns.take(~rejected)
 
     def with_room(self, columns: Columns, records: Records) -> Columns | Undecided:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ from pipeline.core import dedupe, intake, watermark
 from pipeline.core.accepted import AcceptedEvents, AcceptedLog
 from pipeline.core.batch import Batch, Block, Position, StoredRows, Tally
 from pipeline.core.bodies import Unreadable
-from pipeline.core.events import Columns, Reader
+from pipeline.core.events import Columns, Reader, Scanned
 from pipeline.core.intake import Chunk, Intake, Records
 from pipeline.core.judge import Judge, Undecided
 from pipeline.core.replay import CountedIds, Letter, Opened
@@ -42,6 +42,12 @@ from pipeline.core.watermark import NEVER
 from pipeline.core.windows import Grain
 
 IntArray = npt.NDArray[Any]
+
+SLOW_EVENTS_MAX: Final = 512
+"""A fold takes long if more events than this need work of their own, 6 to 45 µs each.
+
+That is an event whose body is doubtful, or whose time is not good.
+"""
 
 
 class Ledger:
@@ -79,6 +85,8 @@ class Ledger:
             self._accepted_log = AcceptedLog(
                 accepted=self.position.accepted, newest_broker_us=self.position.newest_broker_us
             )
+        self._begun: tuple[Records, Scanned] | None = None
+        """The fold that has begun: see `begin_fold`."""
         self._waiting: tuple[Columns, Records] | None = None
         """Events that wait until the days of ``_waiting_for`` are in memory."""
         self._waiting_for: frozenset[Day] = frozenset()
@@ -134,33 +142,80 @@ class Ledger:
         bodies: Sequence[bytes],
         unreadable: Sequence[Unreadable] = (),
     ) -> None:
-        """Take in one chunk, in stream order; `bodies.offsets_of` tells the offset of each body.
+        """Take in one chunk, in stream order, and fold when the chunks that wait are worth a fold.
+
+        `bodies.offsets_of` tells the offset of each body.
 
         Raises:
             ValueError: the chunk does not follow the last one.
         """
+        self.receive(
+            first_offset=first_offset,
+            next_offset=next_offset,
+            timestamp_us=timestamp_us,
+            bodies=bodies,
+            unreadable=unreadable,
+        )
+        if self._intake.is_full:
+            self.fold()
+
+    def receive(
+        self,
+        *,
+        first_offset: int,
+        next_offset: int,
+        timestamp_us: int,
+        bodies: Sequence[bytes],
+        unreadable: Sequence[Unreadable] = (),
+    ) -> None:
+        """As `ingest`, but leave the fold to the caller, who calls `fold_if_quick` next."""
         if first_offset < self._received_offset:
             raise ValueError(f"chunk at {first_offset} overlaps what was read up to {self._received_offset}")
+        if self._begun is not None:
+            self.fold()
         self._received_offset = next_offset
         self._received_us = timestamp_us
         self._intake.add(
             Chunk(first_offset=first_offset, timestamp_us=timestamp_us, bodies=bodies, unreadable=unreadable)
         )
-        if self._intake.is_full:
-            self.fold()
 
-    def is_filled_by(self, bodies: Sequence[bytes], unreadable: Sequence[Unreadable] = ()) -> bool:
-        """Would `ingest` fold at once with these bodies? A fold takes about 10 ms, more if many are bad."""
-        return self._intake.is_filled_by(bodies, unreadable)
+    def fold_if_quick(self) -> bool:
+        """Fold if the buffered chunks are worth a fold, and the fold takes only about 10 ms.
+
+        Returns False if a fold is due that takes longer, up to 0.4 s for 8,192 bad bodies. The caller then
+        calls `fold`, in a thread if other work must go on.
+        """
+        if not self._intake.is_full or self._waiting is not None:
+            return True
+        if self._intake.is_large:
+            return False
+        records, scanned = self._begun = self._begin()
+        out_of_time = np.count_nonzero(self._judge.out_of_time(scanned.columns, records))
+        if len(scanned.doubtful) + out_of_time > SLOW_EVENTS_MAX:
+            return False
+        self.fold()
+        return True
 
     def fold(self) -> None:
         """Work the buffered chunks into the books: read, judge, find duplicates, add up.
 
         While events wait for days, nothing is folded.
         """
-        if not self._intake or self._waiting is not None:
+        if self._waiting is not None or not (self._begun or self._intake):
             return
-        position, judge = self.position, self._judge
+        records, scanned = self._begun or self._begin()
+        self._begun = None
+        columns = scanned.columns
+        if len(scanned.doubtful):
+            with self._decoding:
+                columns, refused = self._reader.read_doubtful(scanned)
+            for bad in refused:
+                self._judge.reject(records, bad.source, bad.reason, bad.faults)
+        self._count(self._judge.in_time(columns, records), records)
+
+    def _begin(self) -> tuple[Records, Scanned]:
+        """Take the buffered chunks, and scan their bodies."""
+        position = self.position
         chunks = self._intake.take()
         records, position.newest_broker_us = intake.join(
             chunks, newest_us=position.newest_broker_us, window_us=self._rules.dedupe_window_us
@@ -170,12 +225,9 @@ class Ledger:
         position.offered += len(records.bodies)
         for chunk in chunks:
             for run in chunk.unreadable:
-                judge.reject_unreadable(run, chunk.timestamp_us)
+                self._judge.reject_unreadable(run, chunk.timestamp_us)
         with self._decoding:
-            columns, refused = self._reader.read(records.bodies)
-        for bad in refused:
-            judge.reject(records, bad.source, bad.reason, bad.faults)
-        self._count(judge.in_time(columns, records), records)
+            return records, self._reader.scan(records.bodies)
 
     def _count(self, columns: Columns, records: Records) -> None:
         """Count the events that have room and are new. If days are missing for that, all of them wait."""

@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from pipeline import metrics
@@ -355,18 +354,15 @@ class PartitionWorker:
                 return False
             ledger = owned.ledger
             started = time.perf_counter()
-            ingest = partial(
-                ledger.ingest,
+            ledger.receive(
                 first_offset=chunk.first_offset,
                 next_offset=chunk.next_offset,
                 timestamp_us=chunk.timestamp_us,
                 bodies=chunk.bodies,
                 unreadable=chunk.unreadable,
             )
-            if ledger.is_filled_by(chunk.bodies, chunk.unreadable):
-                await self._apart(ingest)
-            else:
-                ingest()
+            if not ledger.fold_if_quick():
+                await self._apart(ledger.fold)
             if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
                 await self._apart(ledger.gather)  # the count is a bound; this makes it exact
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)

@@ -17,7 +17,7 @@ from pipeline.core.judge import LETTER_BYTES
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
-from tests.support import books, mix
+from tests.support import books, ledgers, mix
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
 
@@ -47,10 +47,11 @@ class Stopwatch:
         self.accepted.append(self.ledger.position.accepted)
 
 
-def test_decoding_is_timed_once_a_fold_without_dedupe_and_adding_up() -> None:
+@pytest.mark.parametrize(("doubtful", "halves"), [(0, 1), (3, 2)])
+def test_decoding_is_timed_without_dedupe_and_adding_up(doubtful: int, halves: int) -> None:
     stopwatch = Stopwatch()
     ledger = stopwatch.ledger = Ledger(Rules(), decoding=stopwatch)
-    bodies = mix.make(300, seed=1, now_us=NOW_US).bodies
+    bodies = [*(_event(number, NOW_US) for number in range(300 - doubtful)), *([b"x"] * doubtful)]
     for first in (0, 100, 200):
         ledger.ingest(
             first_offset=first,
@@ -61,9 +62,55 @@ def test_decoding_is_timed_once_a_fold_without_dedupe_and_adding_up() -> None:
     assert stopwatch.entered == 0, "so few events wait"
     ledger.fold()
     ledger.fold()
-    assert (stopwatch.entered, stopwatch.left) == (1, 1)
-    assert stopwatch.accepted == [0, 0]
-    assert ledger.position.accepted > 0
+    assert (stopwatch.entered, stopwatch.left) == (halves, halves)
+    assert set(stopwatch.accepted) == {0}
+    assert ledger.position.accepted == 300 - doubtful
+
+
+@pytest.mark.parametrize("fold_what_is_due", [True, False])
+async def test_folds_in_two_halves_come_out_as_the_oracle_says(fold_what_is_due: bool) -> None:
+    sink, oracle = MemorySink(), naive.Oracle()
+    claim, ledger = await books.recover(sink, Rules())
+    bodies = mix.make(20_000, seed=5, now_us=NOW_US, bad=0.05).bodies
+    due = 0
+    for chunk in books.chunks_of(bodies, size=3000, broker_us=NOW_US):
+        for i, body in enumerate(chunk["bodies"]):
+            oracle.feed(chunk["first_offset"] + i, NOW_US, body)
+        ledger.receive(**chunk)
+        if not ledger.fold_if_quick():
+            due += 1
+            if fold_what_is_due:
+                ledger.fold()
+    assert due > 1
+    await books.flush(sink, claim, ledger)
+    assert not books.difference(books.stored(sink), books.expected(oracle))
+
+
+FOLD = 8192
+
+
+@pytest.mark.parametrize(
+    ("bodies", "is_quick"),
+    [
+        pytest.param([ledgers.event(n) for n in range(FOLD - 1)], True, id="not due yet"),
+        pytest.param([ledgers.event(n) for n in range(FOLD)], True, id="good"),
+        pytest.param([ledgers.event(n) for n in range(2 * FOLD + 1)], False, id="very many"),
+        pytest.param([ledgers.event(n) for n in range(FOLD - 512)] + 512 * [b"x"], True, id="few bad"),
+        pytest.param([ledgers.event(n) for n in range(FOLD - 513)] + 513 * [b"x"], False, id="many bad"),
+        pytest.param([ledgers.event(n, ago_us=99 * HOUR_US) for n in range(FOLD)], False, id="too late"),
+        pytest.param([ledgers.event(n, ago_us=-HOUR_US) for n in range(FOLD)], False, id="future"),
+        pytest.param([b" " * (FOLD_BYTES // 16)] * 16, False, id="very large"),
+    ],
+)
+def test_a_fold_that_takes_long_is_left_to_the_caller(bodies: list[bytes], is_quick: bool) -> None:
+    ledger = Ledger(Rules())
+    ledger.receive(first_offset=0, next_offset=len(bodies), timestamp_us=ledgers.NOW_US, bodies=bodies)
+    assert ledger.fold_if_quick() is is_quick
+    position = ledger.position
+    assert position.accepted + position.rejected == (len(bodies) if is_quick and len(bodies) >= FOLD else 0)
+    assert ledger.unflushed_events == len(bodies)
+    ledger.fold()
+    assert position.accepted + position.rejected == len(bodies)
 
 
 class Restarted:
