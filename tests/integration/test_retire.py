@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import redis
 
+from deploy.local.ports import free_port
 from pipeline.config import StreamConfig
 from pipeline.transports.factory import open_transport
 from sql import migrate
@@ -84,7 +85,7 @@ async def count_in(env: dict[str, str], stream: str, count: int, folder: Path) -
     await publish(env, stream, count)
     before = streams.offered(env["DATABASE_URL"])
     with processes.worker({**env, "RABBITMQ_STREAM": stream}, folder) as worker:
-        processes.wait_for(lambda: streams.offered(env["DATABASE_URL"]) == before + count, 60, worker.log)
+        processes.wait_for(lambda: streams.offered(env["DATABASE_URL"]) == before + count, 180, worker.log)
         assert worker.stop() == 0
 
 
@@ -102,19 +103,19 @@ async def test_a_retired_stream_makes_no_org_delayed_and_a_worker_takes_the_reti
     code, said = retire(env, "never")
     assert code == 1, said
     with processes.worker({**env, "RABBITMQ_STREAM": "old"}, tmp_path) as worker:
-        processes.wait_for(lambda: streams.offered(url) == 5, 60, worker.log)
+        processes.wait_for(lambda: streams.offered(url) == 5, 180, worker.log)
         assert worker.stop() == 0
     await publish(env, "new", 4)
-    port = processes.free_port()
+    port = free_port()
     api = processes.Process(
         "pipeline.cli",
         ["api"],
-        env={**env, "HTTP_PORT": str(port), "API_ALLOW_PRIVILEGED": "true"},
+        env={**processes.SLOW_MACHINE, **env, "HTTP_PORT": str(port), "API_ALLOW_PRIVILEGED": "true"},
         log=tmp_path / "api.log",
         ready=f"http://127.0.0.1:{port}/analytics/v1/status/readyz",
     )
     with processes.worker({**env, "RABBITMQ_STREAM": "new"}, tmp_path) as worker, api:
-        processes.wait_for(lambda: streams.offered(url) == 9, 60, worker.log)
+        processes.wait_for(lambda: streams.offered(url) == 9, 180, worker.log)
         an_hour_later(env)
 
         def freshness() -> dict[str, object]:
@@ -125,7 +126,7 @@ async def test_a_retired_stream_makes_no_org_delayed_and_a_worker_takes_the_reti
         assert freshness()["status"] == "delayed"
         code, said = retire(env, "old")
         assert (code, "retired: old" in said) == (0, True), said
-        processes.wait_for(lambda: freshness()["status"] == "fresh", 30, worker.log)
+        processes.wait_for(lambda: freshness()["status"] == "fresh", 120, worker.log)
         lags = processes.get(f"http://127.0.0.1:{port}/metrics")[1]
         assert 'analytics_freshness_lag_seconds{partition="1"}' in lags
         assert 'analytics_freshness_lag_seconds{partition="0"}' not in lags
@@ -140,7 +141,7 @@ async def test_a_retired_stream_makes_no_org_delayed_and_a_worker_takes_the_reti
 
     await publish(env, "old", 1)
     with processes.worker({**env, "RABBITMQ_STREAM": "old"}, tmp_path) as worker:
-        processes.wait_for(lambda: streams.offered(url) == 10, 60, worker.log)
+        processes.wait_for(lambda: streams.offered(url) == 10, 180, worker.log)
         assert "retired_stream_is_read_again" in worker.log(None)
         assert worker.stop() == 0
     assert execute(url, "SELECT count(*) FROM analytics.partitions WHERE retired_at IS NOT NULL") == [(0,)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.ports import free_port, is_free
 from deploy.local.processes import children as children_of
 from deploy.local.processes import start_mark
 from deploy.local.servers import RabbitMQ
@@ -23,7 +23,7 @@ from pipeline.transports.factory import open_transport
 from sql import migrate
 from tests.support import mix, processes, streams
 
-PATIENCE_S = 90
+PATIENCE_S = 240
 
 
 class Workers(processes.Process):
@@ -44,7 +44,7 @@ class Workers(processes.Process):
         owned = []
         for page in self._pages:
             try:
-                _, answer = processes.get(page, timeout_s=2)
+                _, answer = processes.get(page, timeout_s=10)
                 owned.append([name for name, active in answer["partitions"].items() if active])
             except (OSError, TypeError):
                 owned.append([])
@@ -54,13 +54,9 @@ class Workers(processes.Process):
 def two_free_ports() -> int:
     """The first of two adjacent ones."""
     while True:
-        port = processes.free_port()
-        try:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", port + 1))
-                return port
-        except OSError:
-            continue
+        port = free_port()
+        if is_free(port + 1):
+            return port
 
 
 async def test_two_processes_share_the_partitions_and_one_that_is_killed_comes_back(
@@ -145,5 +141,5 @@ def test_a_signal_ends_all_of_them_with_0_though_nothing_is_there_to_work_on(
         assert line, "it ended"
         waiting += "database_not_ready" in line
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 0

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from deploy.local.ports import free_port
 from tests.support import packages
-from tests.support.processes import free_port
 
 _PACKAGE: Final = "pgbouncer"
-_TIMEOUT_S: Final = 20.0
+_TIMEOUT_S: Final = 120.0
 
 
 @contextmanager
@@ -46,7 +46,7 @@ auth_type = trust
 auth_file = {folder / "users"}
 pool_mode = {mode}
 default_pool_size = {pool_size}
-query_wait_timeout = 20
+query_wait_timeout = 120
 """
         )
         user = ("-u", "nobody") if os.geteuid() == 0 else ()  # it refuses to run as root
@@ -66,7 +66,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
             return
         except OSError:
             assert process.poll() is None, log.read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,18 +14,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from deploy.local.ports import free_port
 from pipeline.processes import child as children
 
-READY_S = 60.0
+READY_S = 180.0
+SLOW_MACHINE = {"API_DATABASE_TIMEOUT": "5s"}
+"""Settings of an API under test: a busy machine may pause for half a second, which is the default."""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def get(url: str, *, timeout_s: float = 10.0) -> tuple[int, Any]:
+def get(url: str, *, timeout_s: float = 60.0) -> tuple[int, Any]:
     """GET a page; returns status and body, decoded if it is JSON. An error status raises nothing."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s) as answer:
@@ -40,7 +36,7 @@ def get(url: str, *, timeout_s: float = 10.0) -> tuple[int, Any]:
 
 
 def command(
-    *arguments: str, env: Mapping[str, str], timeout_s: float = 300
+    *arguments: str, env: Mapping[str, str], timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run ``spendstream …`` to its end."""
     return subprocess.run(
@@ -87,7 +83,7 @@ class Process:
     def status(self) -> int:
         """The status of the readiness page. 0 while nothing listens."""
         try:
-            return get(self.ready_url, timeout_s=2)[0]
+            return get(self.ready_url, timeout_s=10)[0]
         except OSError:
             return 0
 
@@ -113,7 +109,7 @@ class Process:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, *, timeout_s: float = 40) -> int:
+    def stop(self, *, timeout_s: float = 120) -> int:
         """Stop the process by SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
@@ -147,7 +143,7 @@ class Api(Process):
         super().__init__(
             "api",
             [],
-            env={"API_ALLOW_PRIVILEGED": "true", **env, "HTTP_PORT": str(port)},
+            env={"API_ALLOW_PRIVILEGED": "true", **SLOW_MACHINE, **env, "HTTP_PORT": str(port)},
             log=folder / "api.log",
             ready=f"{self._root}/status/readyz",
         )
