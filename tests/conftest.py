@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from deploy.local import Stack, Unavailable
 from deploy.local.server import Server
@@ -26,8 +26,10 @@ pytest.register_assert_rewrite("tests.support")  # so that its asserts, too, sho
 
 CI = os.environ.get("CI") == "true"
 
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
-settings.register_profile("dev", deadline=None)
+# Speed decides no test: no example has a deadline, and no strategy is refused because it was slow.
+no_clock = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", no_clock, derandomize=True, print_blob=True)
+settings.register_profile("dev", no_clock)
 settings.load_profile("ci" if CI else "dev")
 
 

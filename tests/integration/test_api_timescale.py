@@ -32,7 +32,7 @@ def server(database_url: str) -> Iterator[Api]:
         yield server
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(question=questions())
 def test_figures_on_timescaledb_equal_a_naive_count(server: Api, question: Question) -> None:
     expected = question.series(EVENTS)
