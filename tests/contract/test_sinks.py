@@ -274,7 +274,7 @@ async def test_a_schema_that_is_older_is_refused_and_a_newer_one_is_not(embedded
 
 async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(embedded_postgres_url: str) -> None:
     migrate.upgrade(embedded_postgres_url)
-    sink = TimescaleSink(embedded_postgres_url, timeout_s=0.3)
+    sink = TimescaleSink(embedded_postgres_url, timeout_s=2)
     claim, ledger = await books.recover(sink, RULES)
     bodies = mix.make(200, seed=10, now_us=NOW_US).bodies
     ingest(ledger, bodies, upto=200)
@@ -292,7 +292,7 @@ async def test_a_batch_that_the_database_works_on_is_not_cut_off_by_the_same_dea
     embedded_postgres_url: str,
 ) -> None:
     migrate.upgrade(embedded_postgres_url)
-    sink = TimescaleSink(embedded_postgres_url, timeout_s=0.5)
+    sink = TimescaleSink(embedded_postgres_url, timeout_s=2)
     claim, ledger = await books.recover(sink, RULES)
     bodies = mix.make(200, seed=10, now_us=NOW_US).bodies
     ingest(ledger, bodies, upto=200)
@@ -300,7 +300,7 @@ async def test_a_batch_that_the_database_works_on_is_not_cut_off_by_the_same_dea
     async with await psycopg.AsyncConnection.connect(embedded_postgres_url, autocommit=True) as other:
         await other.execute(
             "CREATE FUNCTION analytics.slow() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$BEGIN PERFORM pg_sleep(1.2); RETURN NULL; END$$"
+            " $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$"
         )
         await other.execute(
             "CREATE TRIGGER slow BEFORE INSERT ON analytics.usage_hour"
@@ -332,27 +332,37 @@ async def test_a_flush_of_another_group_that_takes_long_is_not_taken_for_silence
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as other:
         await other.execute(
             "CREATE FUNCTION analytics.slow() RETURNS trigger LANGUAGE plpgsql AS"
-            " $$BEGIN PERFORM pg_notify('slow', ''); PERFORM pg_sleep(3); RETURN NULL; END$$"
+            " $$BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END$$"
         )
         await other.execute(
             "CREATE TRIGGER slow BEFORE INSERT ON analytics.usage_hour"
             " FOR EACH STATEMENT EXECUTE FUNCTION analytics.slow()"
         )
+
+        async def value(query: str) -> Any:
+            row = await (await other.execute(query)).fetchone()
+            assert row is not None
+            return row[0]
+
+        await other.execute("SELECT pg_advisory_lock(1)")  # holds the flush back
         flushing = asyncio.create_task(first.flush(claim, ledger.drain(now_us=NOW_US, caught_up=False)))
         second = TimescaleSink(url, consumer="second")
-        refused = 0
-        while not flushing.done():
-            await asyncio.sleep(0.3)  # after a second the row would look quiet if it were not locked
-            if not flushing.done():
-                with pytest.raises(Contested, match="'first' and 'second'"):
-                    await second.claim(books.STREAM)
-                refused += 1
-        assert refused > 3
+        async with asyncio.timeout(120):
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            while not await value(held):  # noqa: ASYNC110 - the server tells
+                await asyncio.sleep(0.01)
+            looks_quiet = "SELECT clock_timestamp() > updated_at + interval '2 s' FROM analytics.partitions"
+            while not await value(looks_quiet):  # noqa: ASYNC110 - if it were not locked
+                await asyncio.sleep(0.1)
+        for _ in range(3):
+            with pytest.raises(Contested, match="'first' and 'second'"):
+                await second.claim(books.STREAM)
+        assert not flushing.done()
+        released_at = await value("SELECT clock_timestamp()")
+        await other.execute("SELECT pg_advisory_unlock(1)")
         await flushing
-        age = await other.execute(
-            "SELECT EXTRACT(EPOCH FROM clock_timestamp() - updated_at) FROM analytics.partitions"
-        )
-        assert (await age.fetchone() or (9,))[0] < 3, "the flush began over 3 s ago"
+        ended_at = await value("SELECT updated_at FROM analytics.partitions")
+        assert ended_at >= released_at, "the flush began seconds before"
     await first.close()
     await second.close()
 
