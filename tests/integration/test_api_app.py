@@ -32,9 +32,10 @@ from api.contract import openapi
 from api.contract.operations import BASE, OPERATIONS, Operation
 from api.errors import ApiError
 from api.exports import jobs
+from api.reading import database
 from api.serving import Runner
 from pipeline.common.settings import ConfigError
-from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, problem
+from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, WITHIN_S, problem
 
 OTHER = "aaaaaaaa-0000-4000-8000-000000000002"
 
@@ -367,7 +368,7 @@ async def test_without_a_database_the_answer_is_503_within_a_second(client: Clie
     response = await client.get(filled(path), params=RANGE if ranged else {})
     await problem(response, 503)
     assert int(response.headers["Retry-After"]) > 0
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < WITHIN_S
 
 
 @pytest.fixture
@@ -391,10 +392,12 @@ async def test_servers_that_hang_cost_less_than_a_second(silent_port: int) -> No
         "REDIS_URL": f"redis://127.0.0.1:{silent_port}/0",
         "API_POOL_SIZE": "2",
     }
+    waits_s = database._PATIENCE_S + api.config.load(environment).database.timeout_s
+    assert waits_s < 1
     async with serving(environment) as client:
         started = time.monotonic()
         responses = await asyncio.gather(*(client.get(f"{BASE}/orgs/{ORG}/freshness") for _ in range(6)))
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < WITHIN_S
         for response in responses:
             body = await problem(response, 503)
             assert "a:b" not in json.dumps(body)

@@ -21,9 +21,11 @@ import pytest
 import redis
 from psycopg import sql as pgsql
 
+from api.reading import freshness
 from api.reading.freshness import FreshnessCache
 from pipeline.worker.freshness_cache import MODELS_MAX
 from pipeline.worker.freshness_cache import FreshnessCache as WorkersCache
+from tests.support.api_alone import WITHIN_S
 from tests.support.api_facts import (
     MODELS,
     NEIGHBOUR,
@@ -45,6 +47,8 @@ EVENTS = random_events(200, seed=5)
 RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-10T00:00:00Z"}
 USAGE = f"{BASE}/orgs/{ORG}/usage"
 FRESHNESS = f"{BASE}/orgs/{ORG}/freshness"
+PROMPT = {"API_DATABASE_TIMEOUT": "500ms"}
+"""The default, which other tests raise."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,13 @@ def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
     with fresh_database(embedded_postgres) as url:
         load(url, EVENTS, WATERMARKS)
         yield url
+
+
+@pytest.fixture
+def patient_redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty Redis, for whose answer the API waits on a slow machine, too."""
+    monkeypatch.setattr(freshness, "REDIS_TIMEOUT_S", 60)
+    return redis_url
 
 
 @pytest.fixture
@@ -68,7 +79,7 @@ def timed(server: Api, path: str, query: Any = ()) -> tuple[int, Any, float]:
     return status, answer, time.monotonic() - started
 
 
-def eventually(server: Api, path: str, query: Any = (), within_s: float = 15) -> Any:
+def eventually(server: Api, path: str, query: Any = (), within_s: float = 120) -> Any:
     deadline = time.monotonic() + within_s
     while True:
         status, answer = server.get(path, query)
@@ -85,7 +96,7 @@ def test_a_database_that_goes_away_is_503_and_comes_back(proxy: PostgresProxy) -
         for _ in range(3):
             status, problem, took_s = timed(server, USAGE, RANGE)
             assert (status, problem["status"]) == (503, 503)
-            assert took_s < 1
+            assert took_s < WITHIN_S
         assert server.get(f"{BASE}/status/readyz")[0] == 503
         assert server.get(f"{BASE}/status/healthz")[0] == 200
         assert server.get("/metrics")[0] == 200
@@ -104,28 +115,28 @@ def test_a_restart_between_two_requests_is_not_noticed(proxy: PostgresProxy) -> 
 
 
 def test_a_database_that_hangs_is_503_within_a_second_and_comes_back(proxy: PostgresProxy) -> None:
-    with served({"DATABASE_URL": proxy.url, "API_POOL_SIZE": "2"}, NOW) as server:
+    with served({"DATABASE_URL": proxy.url, "API_POOL_SIZE": "2"} | PROMPT, NOW) as server:
         before = server.ok(USAGE, RANGE)
         proxy.freeze()
         for _ in range(4):  # more than there are connections
             status, _, took_s = timed(server, USAGE, RANGE)
             assert status == 503
-            assert took_s < 1
+            assert took_s < WITHIN_S
         proxy.thaw()
         assert eventually(server, USAGE, RANGE) == before
 
 
 def test_a_slow_query_on_a_living_database_is_waited_for(database_url: str) -> None:
     """A view that dawdles stands in for a heavy range; a bound on waiting alone would refuse it."""
-    environment = {"DATABASE_URL": database_url, "API_STATEMENT_TIMEOUT": "2s"}
-    with served(environment, NOW) as server, dawdling(database_url, 1.2):
+    environment = {"DATABASE_URL": database_url, "API_DATABASE_TIMEOUT": "2s"}
+    with served(environment | {"API_STATEMENT_TIMEOUT": "60s"}, NOW) as server, dawdling(database_url, 3):
         status, _, took_s = timed(server, FRESHNESS)
-        assert (status, took_s > 1) == (200, True)
-    with served(environment, NOW) as server, dawdling(database_url, 3):
+        assert (status, took_s > 2.5) == (200, True)
+    with served(environment | {"API_STATEMENT_TIMEOUT": "1s"}, NOW) as server, dawdling(database_url, 60):
         status, problem, took_s = timed(server, FRESHNESS)
         assert status == 503
         assert "too long" in problem["detail"]
-        assert took_s < 3
+        assert took_s < 30
 
 
 @contextmanager
@@ -145,13 +156,14 @@ def dawdling(url: str, seconds: float) -> Iterator[None]:
 
 
 def test_a_locked_table_is_503_within_a_second(database_url: str) -> None:
-    with served({"DATABASE_URL": database_url}, NOW) as server, psycopg.connect(database_url) as connection:
+    environment = {"DATABASE_URL": database_url} | PROMPT
+    with served(environment, NOW) as server, psycopg.connect(database_url) as connection:
         server.ok(USAGE, RANGE)
         connection.execute("LOCK TABLE analytics.usage_day IN ACCESS EXCLUSIVE MODE")
         status, problem, took_s = timed(server, USAGE, RANGE)
         assert status == 503
         assert "locked" in problem["detail"]
-        assert took_s < 1
+        assert took_s < WITHIN_S
 
 
 def test_a_missing_or_old_schema_is_said_to_be_so(
@@ -196,13 +208,16 @@ def test_an_answer_is_of_one_instant(embedded_postgres: "PostgresServer") -> Non
 
         writer = threading.Thread(target=write)
         writer.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
         # Rows that are grouped, a whole series of rows as they are, and a page of one with its totals.
         grouped = RANGE | {"limit": 2, "groupBy": "none", "start": "2026-11-01T05:00:00Z"}
         try:
             with served({"DATABASE_URL": url}, NOW) as server:
-                seen = set()
-                for number in range(90):
+                seen = set[int]()
+                number, deadline = 0, time.monotonic() + 120
+                while number < 90 or len(seen) <= 5:
+                    assert time.monotonic() < deadline, (number, seen)
+                    number += 1
                     query = (grouped, RANGE, RANGE | {"limit": 2})[number % 3]
                     answer = server.ok(USAGE, query)
                     watermark = datetime.fromisoformat(answer["freshness"]["watermark"])
@@ -210,7 +225,6 @@ def test_an_answer_is_of_one_instant(embedded_postgres: "PostgresServer") -> Non
                     seen.add(count)
                     figures = [point["invocations"] for point in answer["series"]]
                     assert all(figure % count == 0 for figure in (*figures, answer["totals"]["invocations"]))
-                assert len(seen) > 5
         finally:
             stop.set()
             writer.join()
@@ -330,7 +344,7 @@ def test_denied_attempts_of_one_caller_are_one_row_a_minute_with_their_count(dat
 
 
 def eventually_equal(found: Any, wanted: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while found() != wanted:
         assert time.monotonic() < deadline, found()
         time.sleep(0.05)
@@ -352,12 +366,12 @@ def cache(url: str, entries: Mapping[int, Any], watermarks: Mapping[int, datetim
 
 
 def test_freshness_comes_from_redis_and_else_from_the_database(
-    database_url: str, redis_url: str, proxy: PostgresProxy
+    database_url: str, patient_redis: str, proxy: PostgresProxy
 ) -> None:
     event, rollup = NOW - timedelta(seconds=7, microseconds=5), NOW - timedelta(seconds=2)
     entry = {"models": [[str(MODELS[0]), us(event), us(rollup)]]}
-    with served({"DATABASE_URL": proxy.url, "REDIS_URL": redis_url}, NOW) as server:
-        cache(redis_url, {0: entry}, {0: NOW - timedelta(seconds=3), 7: NOW - timedelta(days=1)})
+    with served({"DATABASE_URL": proxy.url, "REDIS_URL": patient_redis}, NOW) as server:
+        cache(patient_redis, {0: entry}, {0: NOW - timedelta(seconds=3), 7: NOW - timedelta(days=1)})
         cached = {
             "orgId": str(ORG),
             "status": "fresh",
@@ -385,12 +399,12 @@ def test_freshness_comes_from_redis_and_else_from_the_database(
             ({0: {"models": "?"}}, {0: NOW}),
         )
         for entries, watermarks in incomplete:
-            cache(redis_url, entries, watermarks)
+            cache(patient_redis, entries, watermarks)
             assert server.ok(FRESHNESS)["lagSeconds"] == 90.0
 
 
 def test_the_freshness_of_an_org_with_very_many_models_comes_page_by_page(
-    embedded_postgres: "PostgresServer", redis_url: str
+    embedded_postgres: "PostgresServer", patient_redis: str
 ) -> None:
     many = 300_000
     with fresh_database(embedded_postgres) as url:
@@ -408,8 +422,8 @@ def test_the_freshness_of_an_org_with_very_many_models_comes_page_by_page(
                 (ORG, NOW, NOW, NOW, many),
             )
         bare = {"DATABASE_URL": url}
-        cached = {**bare, "REDIS_URL": redis_url}
-        cache(redis_url, {0: {"models": None}, 1: {"models": None}}, {0: NOW, 1: NOW})
+        cached = {**bare, "REDIS_URL": patient_redis}
+        cache(patient_redis, {0: {"models": None}, 1: {"models": None}}, {0: NOW, 1: NOW})
         for environment in (bare, cached):
             with served(environment, NOW) as server:
                 status, _, body = server.request("GET", FRESHNESS)
@@ -432,7 +446,7 @@ def test_the_freshness_of_an_org_with_very_many_models_comes_page_by_page(
 
 
 def test_the_pages_of_freshness_are_all_models_from_redis_and_from_the_database(
-    database_url: str, redis_url: str
+    database_url: str, patient_redis: str
 ) -> None:
     with served({"DATABASE_URL": database_url}, NOW) as server:
         whole = server.ok(FRESHNESS)
@@ -445,8 +459,8 @@ def test_the_pages_of_freshness_are_all_models_from_redis_and_from_the_database(
             ).fetchall()
         for partition, model, event, rollup in rows:
             entries[partition].append([str(model), us(event), us(rollup)])
-    cache(redis_url, {p: {"models": models} for p, models in entries.items()}, WATERMARKS)
-    for environment in ({}, {"REDIS_URL": redis_url}):
+    cache(patient_redis, {p: {"models": models} for p, models in entries.items()}, WATERMARKS)
+    for environment in ({}, {"REDIS_URL": patient_redis}):
         with served({"DATABASE_URL": database_url, **environment}, NOW) as server:
             assert server.ok(FRESHNESS) == whole
             found, query = [], {"limit": "1"}
@@ -463,25 +477,25 @@ def test_the_pages_of_freshness_are_all_models_from_redis_and_from_the_database(
             assert len(found) == len(MODELS)
 
 
-async def test_the_worker_keeps_no_long_list_of_models_in_redis(redis_url: str) -> None:
+async def test_the_worker_keeps_no_long_list_of_models_in_redis(patient_redis: str) -> None:
     known = [(ORG, uuid.UUID(int=n), us(NOW), us(NOW)) for n in range(MODELS_MAX + 1)]
     known += [(NEIGHBOUR, uuid.UUID(int=n), us(NOW), us(NOW)) for n in range(MODELS_MAX)]
-    worker = WorkersCache(redis_url, partition=0, known=known)
+    worker = WorkersCache(patient_redis, partition=0, known=known)
     await worker._write(us(NOW))
     await worker.close()
-    reader = FreshnessCache(redis_url, lambda: NOW)
+    reader = FreshnessCache(patient_redis, lambda: NOW)
     assert await reader.org(ORG) is None
     assert len(await reader.org(NEIGHBOUR) or ()) == MODELS_MAX
     await reader.close()
-    with redis.Redis.from_url(redis_url) as client:
+    with redis.Redis.from_url(patient_redis) as client:
         assert client.hget(f"spendstream:org:{ORG}", "0") == b'{"models":null}'
 
 
-def test_an_answer_that_cannot_be_audited_is_not_given(redis_url: str, proxy: PostgresProxy) -> None:
+def test_an_answer_that_cannot_be_audited_is_not_given(patient_redis: str, proxy: PostgresProxy) -> None:
     entry = {"models": [[str(MODELS[0]), us(NOW), us(NOW)]]}
-    environment = {"DATABASE_URL": proxy.url, "REDIS_URL": redis_url, "AUTH_MODE": "gateway"}
+    environment = {"DATABASE_URL": proxy.url, "REDIS_URL": patient_redis, "AUTH_MODE": "gateway"}
     with served(environment, NOW) as server:
-        cache(redis_url, {0: entry}, {0: NOW})
+        cache(patient_redis, {0: entry}, {0: NOW})
         proxy.shut()
         own = actor("analytics:usage:read", ORG)
         assert server.get(FRESHNESS, headers=own)[0] == 200
@@ -548,12 +562,12 @@ def test_the_process_listens_while_the_database_is_away_and_ends_well(proxy: Pos
         query = {"start": rfc3339(now - timedelta(days=30)), "end": rfc3339(now)}
         assert server.get(USAGE, query)[0] == 200
         child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == 0
+        assert child.wait(60) == 0
 
 
 def test_a_bad_configuration_lists_every_fault_and_exits_2() -> None:
     with process({"HTTP_PORT": "x", "AUTH_MODE": "open", "API_POOL_SIZE": "0"}) as child:
-        _, errors = child.communicate(timeout=30)
+        _, errors = child.communicate(timeout=120)
         assert child.returncode == 2
         for name in ("DATABASE_URL", "HTTP_PORT", "AUTH_MODE", "API_POOL_SIZE"):
             assert name in errors

