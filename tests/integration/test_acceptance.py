@@ -27,7 +27,7 @@ from sql import migrate
 from tests.support import books, mix, processes, streams, traces
 from tests.support import oracle as naive
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 DOLLARS_PER_MICROCENT = Decimal("1e-8")
 
@@ -296,30 +296,36 @@ async def test_freshness_is_true_to_fact(setup: Setup) -> None:
     made = mix.make(500, seed=3, now_us=time.time_ns() // 1000, late=0, span_us=60_000_000)
     org = made.orgs[0]
     worker = processes.worker(setup.env | {"ALLOWED_LATENESS": "1s"}, setup.folder)
-    env = setup.env | {"FRESH_LAG": "4s", "STALE_LAG": "8s"}
+    env = setup.env | {"FRESH_LAG": "10s", "STALE_LAG": "14s"}
     with worker, processes.Api(env, setup.folder) as api:
         assert isinstance(api, processes.Api)
         await setup.publish(made.bodies)
         streams.wait_committed(setup.database_url, 500, worker)
-        idle_s = 6.0  # longer than FRESH_LAG: without the caught-up rule the answer would be stale
+        idle_s = 12.0  # longer than FRESH_LAG: without the caught-up rule the answer would be stale
         ends = time.monotonic() + idle_s
         while time.monotonic() < ends:
             answer = api.answer(f"/orgs/{org}/freshness")
             await asyncio.sleep(0.5)
         assert answer["status"] == "fresh"
-        assert answer["lagSeconds"] < 4
+        assert answer["lagSeconds"] < 10
         assert {entry["modelId"] for entry in answer["entries"]} <= set(made.models)
 
         assert worker.stop() == 0
-        stopped = time.monotonic()
-        lags = []
-        while time.monotonic() - stopped < 10:
-            lags.append(api.answer(f"/orgs/{org}/freshness"))
+        last: tuple[float, float, float] | None = None
+        deadline = time.monotonic() + 120
+        while answer["status"] != "delayed":
+            assert time.monotonic() < deadline, answer
+            asked = time.monotonic()
+            answer = api.answer(f"/orgs/{org}/freshness")
+            answered, lag_s = time.monotonic(), answer["lagSeconds"]
+            assert answer["status"] == ("fresh" if lag_s < 10 else "stale" if lag_s < 14 else "delayed")
+            if last is not None:  # the lag grows as time passes: no machine is too slow for that
+                asked_before, answered_before, lag_before_s = last
+                grown_s = lag_s - lag_before_s
+                assert asked - answered_before - 0.01 <= grown_s <= answered - asked_before + 0.01
+            last = asked, answered, lag_s
             await asyncio.sleep(1)
-        seconds = [answer["lagSeconds"] for answer in lags]
-        assert seconds == sorted(seconds)
-        assert seconds[-1] - seconds[0] > 8
-        assert [lags[0]["status"], lags[-1]["status"]] == ["fresh", "delayed"]
+        assert last is not None
         status, problem = api.ask("/orgs/00000000-0000-4000-8000-000000000000/freshness")
         assert (status, problem["status"]) == (404, 404)
 
@@ -345,17 +351,17 @@ async def test_a_database_and_a_broker_that_are_away_at_start_are_waited_for(
     worker = processes.worker(setup.env, setup.folder)
     try:
         worker.start(wait=False)
-        processes.wait_for(lambda: worker.status() == 503, 60, worker.log)
-        processes.wait_for(lambda: "database_not_ready" in worker.log(), 30, worker.log)
+        processes.wait_for(lambda: worker.status() == 503, 180, worker.log)
+        processes.wait_for(lambda: "database_not_ready" in worker.log(), 180, worker.log)
         up(stack.postgres)
-        processes.wait_for(lambda: "stream_away" in worker.log(), 60, worker.log)
+        processes.wait_for(lambda: "stream_away" in worker.log(), 180, worker.log)
 
         def components() -> dict[str, str]:
             _, page = processes.get(worker.ready_url)
             return {name: component["status"] for name, component in page["components"].items()}
 
         here_and_away = {"database": "ok", "stream": "unavailable"}
-        processes.wait_for(lambda: components() == here_and_away, 30, worker.log)
+        processes.wait_for(lambda: components() == here_and_away, 180, worker.log)
         assert worker.status() == 503
         up(stack.rabbitmq)
         worker.wait_ready()
