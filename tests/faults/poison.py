@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SLOWER_S_MAX = 5.0
 """With poison, the events of other orgs may become visible at most this much later than without."""
 PROBE_ORGS = 10
-VISIBLE_S_MAX = 120.0
+VISIBLE_S_MAX = 400.0
 _ROUND_S = 0.5
 _BATCH = struct.Struct(">BHII")  # 1, codec and 4 unused bits; records; bytes unpacked; bytes stored
 

@@ -10,7 +10,7 @@ from deploy.local import Stack
 from tests.faults.poison import poisoned
 from tests.faults.world import World
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 async def test_no_poison_stops_a_partition_or_bends_a_figure(servers: Stack, tmp_path: Path) -> None:

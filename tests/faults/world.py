@@ -47,10 +47,10 @@ from tests.support.tcp_proxy import TcpProxy
 
 Made = TypeVar("Made")
 
-READY_S = 180.0
-DRAIN_S = 240.0
-ARCHIVED_S = 120.0
-STOP_S = 45.0
+READY_S = 400.0
+DRAIN_S = 600.0
+ARCHIVED_S = 400.0
+STOP_S = 120.0
 """A worker must have stopped after this time. It tries its last flush for 25 s."""
 _BLOCK_EVENTS = 5_000
 _AGAIN_SHARE = 0.02
@@ -469,7 +469,7 @@ class World:
 
     def standing(self) -> dict[str, tuple[int, int, int]]:
         """Partition, epoch and committed offset by stream; empty while the database is away."""
-        with suppress(psycopg.Error), psycopg.connect(self.database_url, connect_timeout=2) as connection:
+        with suppress(psycopg.Error), psycopg.connect(self.database_url, connect_timeout=5) as connection:
             rows = connection.execute(
                 "SELECT stream, partition, epoch, committed_offset FROM analytics.partitions"
             ).fetchall()

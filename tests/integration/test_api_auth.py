@@ -328,7 +328,7 @@ def test_the_api_refuses_to_run_as_superuser_owner_or_writer(
         assert "IN ROLE spendstream_reader" in problem["detail"]
     process = processes.Api(env, tmp_path)
     process.start(wait=False)
-    assert process.process.wait(30) == 2
+    assert process.process.wait(120) == 2
     assert "database_role_privileged" in process.log()
     writer = psycopg.conninfo.conninfo_to_dict(reader_url)["user"]
     with psycopg.connect(database_url, autocommit=True) as connection:

@@ -23,7 +23,6 @@ def chromium() -> Iterator[str]:
         yield address
 
 
-@pytest.mark.timeout(300)
 async def test_a_browser_shows_every_operation_and_asks_nobody_else(chromium: str) -> None:
     nowhere = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}  # the page needs no database
     with served(nowhere, NOW) as server:
@@ -53,7 +52,6 @@ async def test_a_browser_shows_every_operation_and_asks_nobody_else(chromium: st
         assert {urlsplit(url).path for url in page.requests} == {f"{BASE}/docs", f"{BASE}/openapi.json"}
 
 
-@pytest.mark.timeout(300)
 async def test_what_a_page_should_not_do_would_be_noticed(chromium: str) -> None:
     async with browser.page(chromium) as page:
         await page.goto("data:text/html,<img src='http://tracker.example/x.png'><script>oops()</script>")

@@ -218,7 +218,7 @@ def test_a_store_that_never_answers_is_given_up(silent_store: Store, monkeypatch
         began = time.monotonic()
         with pytest.raises(StoreError):
             call()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
 
 
 def test_a_worker_ends_though_its_upload_does_not(silent_store: Store) -> None:
@@ -233,4 +233,4 @@ def test_a_worker_ends_though_its_upload_does_not(silent_store: Store) -> None:
 
     began = time.monotonic()
     asyncio.run(end_amid_an_upload())
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25

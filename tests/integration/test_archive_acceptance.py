@@ -19,7 +19,7 @@ from sql import migrate
 from tests.support import archives, books, mix, processes, streams
 from tests.support import oracle as naive
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def waiting(database_url: str) -> int:
@@ -70,12 +70,13 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
                 stack.s3.stop()
             if i == 9:
                 streams.wait_committed(timescale, published, worker)
-                processes.wait_for(lambda: component() == "degraded", 60, worker.log)
+                processes.wait_for(lambda: component() == "degraded", 180, worker.log)
                 assert waiting(timescale) > 0
         streams.wait_committed(timescale, published, worker)
+        worker.wait_ready()
         up(stack.s3)
-        processes.wait_for(lambda: waiting(timescale) == 0, 90, worker.log)
-        processes.wait_for(lambda: component() == "ok", 60, worker.log)
+        processes.wait_for(lambda: waiting(timescale) == 0, 300, worker.log)
+        processes.wait_for(lambda: component() == "ok", 180, worker.log)
 
         records = await streams.read_all(rabbitmq.url, stream, upto=published)
         oracle = naive.Oracle(books.oracle_rules(Rules()))

@@ -65,7 +65,7 @@ async def publish(env: dict[str, str], entries: Sequence[bytes]) -> None:
     )
     assert len(payload) < 2**20
     await connection.write(struct.pack(">IHH", 4 + len(payload), 0x0002, 1) + payload)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         await done.wait()
     await connection.close()
 

@@ -21,7 +21,7 @@ from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
 from tests.bench import bench_flush, bench_growth
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1200)
 SHAPE = workload.Shape(events=5000, orgs=40, models=3)
 COPIES = 8
 END_US = 1_790_000_000_000_000

@@ -158,7 +158,7 @@ def test_a_signal_ends_simulate_cleanly(tmp_path: Path, number: signal.Signals) 
     try:
         wait_for_stream(tmp_path, running)
         running.send_signal(number)
-        output, errors = running.communicate(timeout=20)
+        output, errors = running.communicate(timeout=120)
     finally:
         running.kill()
     assert running.returncode == 0, errors
@@ -173,7 +173,7 @@ def test_a_signal_ends_simulate_that_waits_for_its_stream(tmp_path: Path) -> Non
     try:
         assert "stream unavailable" in running.stderr.readline()
         running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=20)
+        _, errors = running.communicate(timeout=120)
     finally:
         running.kill()
     assert running.returncode == 0, errors
@@ -197,10 +197,11 @@ async def replayed(folder: Path, *arguments: str, **environment: str) -> tuple[l
 
 
 async def test_replay_trace_publishes_every_row_ending_now(trace_file: Path, tmp_path: Path) -> None:
+    started = time.time()
     events, output, _ = await replayed(tmp_path, str(trace_file))
     assert "published 60 of 60 rows of trace.csv" in output
     assert [event.input_tokens for event in events] == [second * 10 for second in range(60)]
-    assert 0 <= time.time() - events[-1].occurred_us / 1e6 < 30
+    assert started - 1 <= events[-1].occurred_us / 1e6 <= time.time()
     assert events[-1].occurred_us - events[0].occurred_us == 59_000_000
 
 
@@ -250,7 +251,7 @@ def test_an_interrupted_replay_says_how_to_go_on(trace_file: Path, tmp_path: Pat
     try:
         wait_for_stream(tmp_path, running)
         running.send_signal(signal.SIGINT)
-        output, errors = running.communicate(timeout=20)
+        output, errors = running.communicate(timeout=120)
     finally:
         running.kill()
     assert running.returncode == 1
@@ -265,7 +266,7 @@ async def in_thread(*arguments: str, **environment: str) -> tuple[int, str, str]
 
     def run() -> tuple[int, str, str]:
         running = process(*arguments, **environment)
-        output, errors = running.communicate(timeout=60)
+        output, errors = running.communicate(timeout=300)
         return running.returncode, output, errors
 
     return await asyncio.to_thread(run)
@@ -273,7 +274,7 @@ async def in_thread(*arguments: str, **environment: str) -> tuple[int, str, str]
 
 def wait_for_stream(folder: Path, running: subprocess.Popen[str]) -> None:
     """Until the process has written the first bytes of the embedded log."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(
         path.stat().st_size > 200 for path in folder.rglob("*") if path.is_file() and path.suffix != ".csv"
     ):

@@ -73,12 +73,12 @@ async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_onc
     with processes.worker(env, tmp_path) as worker:
         assert failures(worker) == 0
         await publish_embedded(env, made.bodies)
-        processes.wait_for(lambda: failures(worker) >= 4, 60, worker.log)
+        processes.wait_for(lambda: failures(worker) >= 4, 180, worker.log)
         status, page = processes.get(worker.ready_url)
         said = [line for line in worker.events() if line["event"] == "flush_failed"]
         relent(url)
         streams.wait_committed(url, len(made.bodies), worker)
-        processes.wait_for(lambda: processes.get(worker.ready_url)[0] == 200, 10, worker.log)
+        processes.wait_for(lambda: processes.get(worker.ready_url)[0] == 200, 120, worker.log)
         assert worker.stop() == 0
     assert status == 503
     assert LIMIT in page["components"]["database"]["detail"]

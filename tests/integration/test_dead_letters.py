@@ -24,7 +24,7 @@ from tests.support import books, mix, processes
 from tests.support import oracle as naive
 from tests.support.replays import ReplayingOracle
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 HOUR_US = 3_600_000_000
 EVERYTHING = ("--from", "2020-01-01", "--to", "2100-01-01")
@@ -73,7 +73,7 @@ class World:
         return int(self.ask("SELECT count(*) FROM analytics.replays WHERE settled_at IS NOT NULL")[0][0])
 
     def wait_offered(self, count: int) -> None:
-        processes.wait_for(lambda: self.offered() >= count, 120, self.worker.log)
+        processes.wait_for(lambda: self.offered() >= count, 400, self.worker.log)
 
     def ask(self, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.env["DATABASE_URL"]) as connection:
@@ -255,13 +255,13 @@ async def test_a_worker_killed_at_any_moment_of_a_replay_counts_each_letter_once
         in_the_middle = 0
         for beyond in (-1, 0, 0, 2000, 4000):
             worker.start(wait=False)
-            processes.wait_for(lambda n=beyond: world.settled() > n, 60, worker.log)
+            processes.wait_for(lambda n=beyond: world.settled() > n, 180, worker.log)
             await asyncio.sleep(luck.random() * (1.5 if beyond < 0 else 0.1))
             worker.kill()
             in_the_middle += 0 < world.settled() < wanted
         assert in_the_middle > 0
         worker.start()
-        processes.wait_for(lambda: world.settled() == wanted, 60, worker.log)
+        processes.wait_for(lambda: world.settled() == wanted, 180, worker.log)
         oracle = await world.check()
         assert world.ask("SELECT replays FROM analytics.partitions") == [(6000,)]
         more = world.replay("--reason", "too_late")
@@ -299,7 +299,7 @@ async def test_without_ids_and_archive_a_letter_needs_the_operators_word(plain_w
     assert "asked for before, and still waiting" in world.run("replay", "--accept")
     with world.worker as worker:  # they were asked for, and are counted by whoever comes
         processes.wait_for(
-            lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 60, worker.log
+            lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 180, worker.log
         )
         await world.check()
         assert worker.stop() == 0
@@ -311,7 +311,7 @@ async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) 
     with world.worker as worker:
         await world.publish(counted)
         world.wait_offered(400)
-        processes.wait_for(lambda: not world.ask("SELECT 1 FROM analytics.archive_outbox"), 60, worker.log)
+        processes.wait_for(lambda: not world.ask("SELECT 1 FROM analytics.archive_outbox"), 180, worker.log)
         accepted = world.ask("SELECT accepted FROM analytics.partitions")
         assert worker.stop() == 0
     # Four days pass for the partition: its ids are dropped, and the same events are too late now.
@@ -344,7 +344,7 @@ async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) 
     world.replay("--reason", "too_late", "--no-wait")
     with world.worker as worker:
         processes.wait_for(
-            lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 60, worker.log
+            lambda: not world.ask("SELECT 1 FROM analytics.replays WHERE settled_at IS NULL"), 180, worker.log
         )
         assert worker.stop() == 0
     assert world.ask("SELECT accepted FROM analytics.partitions") == accepted

@@ -355,6 +355,6 @@ def simulate(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         env=children.environment({**os.environ, **environment}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )

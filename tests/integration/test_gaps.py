@@ -17,7 +17,7 @@ from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
 from tests.support import processes, streams
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 JUNK = b"x" * 1000
 """Malformed, so each record is a dead letter: gaps and repeats are easy to see."""
 

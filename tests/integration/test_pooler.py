@@ -92,7 +92,7 @@ def test_a_lock_that_a_pooled_session_keeps_is_named_and_not_waited_for_in_silen
     started = time.monotonic()
     with pytest.raises(migrate.MigrationRefused, match=f"process {pid} .*pg_terminate_backend"):
         migrate.upgrade(timescale, lock_wait_s=3, say=said.append)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert [f"process {pid} (" in line for line in said] == [True]
     with psycopg.connect(timescale, autocommit=True) as connection:
         connection.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))

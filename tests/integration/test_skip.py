@@ -76,13 +76,13 @@ async def test_a_record_that_kills_the_worker_is_found_named_and_skipped_once(
     for _ in range(12):
         worker.start(wait=False)
         processes.wait_for(
-            lambda: worker.process.poll() is not None or said in worker.log(None), 60, worker.log
+            lambda: worker.process.poll() is not None or said in worker.log(None), 180, worker.log
         )
         if said in worker.log(None):
             break
     assert said in worker.log(None), worker.log()
     if worker.process.poll() is None:
-        worker.process.wait(60)  # it tries the record once more
+        worker.process.wait(180)  # it tries the record once more
     facts = [line for line in worker.events() if line["event"] == "worker_crashes_here"][-1]
     assert (facts["partition"], facts["offset"], facts["level"]) == (0, PLACE, "critical")
     assert ask(url, "SELECT committed_offset FROM analytics.partitions") == [(PLACE,)]

@@ -55,7 +55,7 @@ async def test_frames_come_out_as_they_were_sent(cut_max: int) -> None:
             if cut_max <= 100:
                 await asyncio.sleep(0)
 
-    async with asyncio.timeout(30), connected(speak) as socket:
+    async with asyncio.timeout(120), connected(speak) as socket:
         for sent in frames:
             assert bytes(await socket.read_frame_bytes()) == sent
         with pytest.raises(ConnectionClosed):
@@ -67,7 +67,7 @@ async def test_a_large_frame_cannot_be_written_to() -> None:
     async def speak(writer: asyncio.StreamWriter) -> None:
         writer.write(framed(bytes(2 * BUFFER_BYTES)))
 
-    async with asyncio.timeout(30), connected(speak) as socket:
+    async with asyncio.timeout(120), connected(speak) as socket:
         frame = await socket.read_frame_bytes()
         assert memoryview(frame).readonly
 
@@ -80,7 +80,7 @@ async def test_the_end_of_the_stream_inside_a_frame_ends_the_reading_after_the_w
     async def speak(writer: asyncio.StreamWriter) -> None:
         writer.write(whole + part)
 
-    async with asyncio.timeout(30), connected(speak) as socket:
+    async with asyncio.timeout(120), connected(speak) as socket:
         read = b""
         while len(read) < len(whole):
             read += framed(bytes(await socket.read_frame_bytes()))
@@ -93,7 +93,7 @@ async def test_a_frame_longer_than_any_chunk_is_refused_after_the_whole_ones() -
     async def speak(writer: asyncio.StreamWriter) -> None:
         writer.write(framed(b"one") + (CHUNK_BYTES_MAX + 1).to_bytes(4, "big") + bytes(3 * BUFFER_BYTES))
 
-    async with asyncio.timeout(30), connected(speak) as socket:
+    async with asyncio.timeout(120), connected(speak) as socket:
         assert await socket.read_frame_bytes() == b"one"
         for _ in range(100_000):
             if socket.reads >= 4:
@@ -109,6 +109,6 @@ async def test_a_connection_that_is_reset_ends_the_reading() -> None:
     async def speak(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
-    async with asyncio.timeout(30), connected(speak) as socket:
+    async with asyncio.timeout(120), connected(speak) as socket:
         with pytest.raises((ConnectionClosed, OSError)):
             await socket.read_frame_bytes()

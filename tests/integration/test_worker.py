@@ -62,7 +62,7 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
     with processes.worker(env | caps, tmp_path) as worker:
         await publish_embedded(env, made.bodies)
         streams.wait_committed(env["DATABASE_URL"], len(made.bodies), worker)
-        processes.wait_for(lambda: metrics(worker)["analytics_event_to_visible_seconds_count"] > 0, 10)
+        processes.wait_for(lambda: metrics(worker)["analytics_event_to_visible_seconds_count"] > 0, 60)
         found = metrics(worker)
         for name in METRICS:
             assert any(key.split("{")[0] == name for key in found), name
@@ -101,7 +101,7 @@ async def test_sigterm_commits_what_was_read_and_exits_0(
     slow = env | {"FLUSH_INTERVAL": "60s"}  # only the last flush can have committed it
     with processes.worker(slow, tmp_path) as worker:
         await publish_embedded(env, made.bodies)
-        processes.wait_for(lambda: metrics(worker).get(BUFFERED) == len(made.bodies), 20, worker.log)
+        processes.wait_for(lambda: metrics(worker).get(BUFFERED) == len(made.bodies), 120, worker.log)
         assert streams.committed_offset(env["DATABASE_URL"]) == 0
         assert worker.stop() == 0
         assert streams.committed_offset(env["DATABASE_URL"]) == len(made.bodies)
@@ -126,7 +126,7 @@ def test_a_worker_takes_no_partition_of_an_older_schema_and_goes_on_once_it_is_m
     worker = processes.worker(env, tmp_path)
     worker.start(wait=False)
     try:
-        processes.wait_for(lambda: "database_not_ready" in worker.log(), 60, worker.log)
+        processes.wait_for(lambda: "database_not_ready" in worker.log(), 180, worker.log)
         status, page = processes.get(worker.ready_url)
         assert (status, page["partitions"]) == (503, {})
         said = page["components"]["database"]["detail"]
@@ -145,7 +145,7 @@ async def test_a_flood_of_bad_events_keeps_their_offsets_and_bounds_their_bytes(
         env | {"DEAD_LETTER_BODIES_MAX": "10", "FLUSH_INTERVAL": "60s"}, tmp_path
     ) as worker:
         await publish_embedded(env, [b"{"] * 500)
-        processes.wait_for(lambda: metrics(worker).get(BUFFERED) == 500, 20, worker.log)
+        processes.wait_for(lambda: metrics(worker).get(BUFFERED) == 500, 120, worker.log)
         assert worker.stop() == 0
     with psycopg.connect(env["DATABASE_URL"]) as connection:
         rows = connection.execute('SELECT "offset", body FROM analytics.dead_letters ORDER BY 1').fetchall()
@@ -192,13 +192,13 @@ async def test_ids_in_files_keep_every_duplicate_out_across_a_restart(
     more = mix.make(30_000, seed=7, now_us=time.time_ns() // 1000, bad=0, duplicates=0)
     with processes.worker(env, tmp_path) as worker:
         await publish_embedded(env, more.bodies)
-        processes.wait_for(lambda: worker.process.poll() is not None, 60, worker.log)
+        processes.wait_for(lambda: worker.process.poll() is not None, 180, worker.log)
     assert worker.process.returncode == 1
     assert "more than DEDUPE_IDS_MAX=40000 ids" in worker.log(None)
 
     worker = processes.worker(env | {"DEDUPE_IDS_MAX": "5000"}, tmp_path)
     worker.start(wait=False)
-    assert worker.process.wait(60) == 1, worker.log()
+    assert worker.process.wait(180) == 1, worker.log()
     assert "more than DEDUPE_IDS_MAX=5000 ids" in worker.log(None)
     with psycopg.connect(env["DATABASE_URL"]) as connection:
         row = connection.execute("SELECT offered, accepted + duplicate + rejected FROM analytics.partitions")
@@ -232,7 +232,7 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
             oracle.feed(i, now_us, body)
         cache = redis.Redis.from_url(redis_url)
         orgs = {f"spendstream:org:{org}".encode() for org in oracle.orgs_seen}
-        processes.wait_for(lambda: set(cache.keys("spendstream:org:*")) == orgs, 10)
+        processes.wait_for(lambda: set(cache.keys("spendstream:org:*")) == orgs, 60)
         assert cache.hexists("spendstream:watermarks", "0")
         org = next(iter(oracle.orgs_seen))
         seen = {str(model): seen.last for (of, model), seen in oracle.models_seen.items() if of == org}
@@ -242,7 +242,7 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
         redis_away_and_back.stop()
         await publish_embedded(env, more.bodies)
         streams.wait_committed(env["DATABASE_URL"], 800, worker)
-        processes.wait_for(lambda: metrics(worker)["analytics_freshness_cache_failures_total"] > 0, 10)
+        processes.wait_for(lambda: metrics(worker)["analytics_freshness_cache_failures_total"] > 0, 60)
         assert worker.status() == 200
         assert api.answer(f"/orgs/{org}/freshness")["status"] == "fresh"
 
@@ -251,7 +251,7 @@ async def test_redis_tells_the_same_freshness_and_its_absence_hurts_nothing(
             oracle.feed(400 + i, now_us, body)
         orgs = {f"spendstream:org:{org}".encode() for org in oracle.orgs_seen}
         cache = redis.Redis.from_url(redis_url)
-        processes.wait_for(lambda: set(cache.keys("spendstream:org:*")) == orgs, 20, worker.log)
+        processes.wait_for(lambda: set(cache.keys("spendstream:org:*")) == orgs, 120, worker.log)
         assert worker.stop() == 0
 
 
@@ -270,8 +270,8 @@ async def test_a_worker_whose_clock_is_ahead_does_not_let_the_watermark_pass_the
     with processes.worker({**env, **ahead.env()}, tmp_path) as worker:
         for count in (10, 20):  # the second ones come while the worker waits for them
             await publish_embedded(env, bodies[count - 10 : count])
-            processes.wait_for(lambda n=count: streams.offered(url) == n and caught_up(url), 60, worker.log)
-        processes.wait_for(lambda: -30 < watermark_s(url) - time.time() < 0, 30, worker.log)
+            processes.wait_for(lambda n=count: streams.offered(url) == n and caught_up(url), 180, worker.log)
+        processes.wait_for(lambda: -30 < watermark_s(url) - time.time() < 0, 120, worker.log)
         for _ in range(20):  # some flushes, each of which could take it ahead again
             assert watermark_s(url) < time.time()
             await asyncio.sleep(0.05)
@@ -303,11 +303,11 @@ async def test_of_two_consumer_groups_on_one_database_the_second_waits_and_says_
         folder.mkdir()
     second = processes.worker({**env, "RABBITMQ_CONSUMER": "second"}, folders[1])
     with processes.worker({**env, "RABBITMQ_CONSUMER": "first"}, folders[0]) as first:
-        processes.wait_for(lambda: streams.offered(url) == 10, 60, first.log)
+        processes.wait_for(lambda: streams.offered(url) == 10, 180, first.log)
         second.start(wait=False)
         with psycopg.connect(url) as connection:
             before = connection.execute("SELECT epoch, consumer FROM analytics.partitions").fetchone()
-        processes.wait_for(lambda: "two_consumer_groups" in second.log(None), 30, second.log)
+        processes.wait_for(lambda: "two_consumer_groups" in second.log(None), 180, second.log)
         status, answer = processes.get(second.ready_url)
         assert status == 503
         detail = answer["components"]["stream"]["detail"]

@@ -36,7 +36,7 @@ def play(first: int, count: int = SLICE) -> simulation.Outcome:
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_no_schedule_loses_or_doubles_an_event(capsys: pytest.CaptureFixture[str]) -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         outcomes = list(pool.map(play, range(0, SCHEDULES, SLICE)))

@@ -35,7 +35,7 @@ _FLAGS: Final = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--remote-debugging-port=0",
 )
-_TIMEOUT_S: Final = 60
+_TIMEOUT_S: Final = 180
 
 
 def executable() -> str:

@@ -67,7 +67,7 @@ def made(server: Client, body: Mapping[str, Any], path: str = EXPORTS) -> Any:
 
 def ended(server: Client, job: Any, path: str = EXPORTS) -> Any:
     """Wait until a job has ended, well or badly."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while job["status"] in ("pending", "running"):
         assert time.monotonic() < deadline, job
         time.sleep(0.05)

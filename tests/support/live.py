@@ -13,7 +13,7 @@ class Events:
     """An open stream of server-sent events."""
 
     def __init__(self, server: Client, org: Any, **headers: str) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
         self._connection.request("GET", f"{BASE}/orgs/{org}/live", headers=headers)
         self.answer = self._connection.getresponse()
 

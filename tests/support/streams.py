@@ -66,7 +66,7 @@ async def read_all(url: str, stream: str, *, upto: int) -> list[Record]:
         subscription = await transport.subscribe(partition=0, offset=0)
         next_offset = 0
         while next_offset < upto:
-            chunk: Chunk = await asyncio.wait_for(subscription.receive(), 30)
+            chunk: Chunk = await asyncio.wait_for(subscription.receive(), 120)
             subscription.grant()
             found = [
                 Record(offset, chunk.timestamp_us, bytes(body))
@@ -89,7 +89,7 @@ def committed_offset(database_url: str) -> int:
     return (row and row[0]) or 0
 
 
-def wait_committed(database_url: str, offset: int, worker: Process, *, timeout_s: float = 120) -> None:
+def wait_committed(database_url: str, offset: int, worker: Process, *, timeout_s: float = 400) -> None:
     wait_for(lambda: committed_offset(database_url) >= offset, timeout_s, worker.log)
 
 
