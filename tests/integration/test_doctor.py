@@ -341,7 +341,7 @@ def test_servers_that_hang_do_not_hang_the_doctor(
     try:
         started = time.monotonic()
         findings = examine(DATABASE_URL=timescale, REDIS_URL=redis_url, RABBITMQ_URL=stream_url)
-        assert time.monotonic() - started < 45
+        assert time.monotonic() - started < 120
     finally:
         stack.postgres.resume()
         stack.redis.resume()

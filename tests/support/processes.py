@@ -17,7 +17,7 @@ from typing import Any, Self
 from deploy.local.ports import free_port
 from pipeline.processes import child as children
 
-READY_S = 180.0
+READY_S = 400.0
 SLOW_MACHINE = {"API_DATABASE_TIMEOUT": "5s"}
 """Settings of an API under test: a busy machine may pause for half a second, which is the default."""
 
