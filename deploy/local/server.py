@@ -94,7 +94,7 @@ class Server:
 
     # -- what tests call
 
-    def start(self, timeout_s: float = 90) -> None:
+    def start(self, timeout_s: float = 300) -> None:
         """Start the server, and wait until it answers. If the server answers already, nothing happens.
 
         Raises ServerFailed at the deadline, or at once if the process ends.  Nothing is left running then.
@@ -113,7 +113,7 @@ class Server:
             if self._known():
                 self._way().kill(self)
 
-    def restart(self, timeout_s: float = 90) -> None:
+    def restart(self, timeout_s: float = 300) -> None:
         with self._locked():
             self._stop()
             self._start(timeout_s)

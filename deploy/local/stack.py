@@ -63,7 +63,7 @@ class Stack:
             server.name: server for server in (self.rabbitmq, self.postgres, self.redis, self.s3)
         }
 
-    def start(self, services: Iterable[str] = SERVICES, timeout_s: float = 90) -> None:
+    def start(self, services: Iterable[str] = SERVICES, timeout_s: float = 300) -> None:
         """Start these servers side by side.  Servers that are up already are left as they are.
 
         Raises Unavailable if no way works here.  Raises ServerFailed for a server that does not come up.  The

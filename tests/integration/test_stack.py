@@ -237,7 +237,7 @@ def test_a_paused_server_runs_but_does_not_answer(full_stack: Stack, name: str) 
         assert not server.is_up()
     finally:
         server.resume()
-    assert server.is_up()
+    assert processes.wait_until(server.is_up, timeout_s=120)
 
 
 def test_starting_what_is_up_changes_nothing(full_stack: Stack) -> None:

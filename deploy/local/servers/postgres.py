@@ -65,7 +65,7 @@ class Postgres(Server):
         return argv + [word for name, value in settings.items() for word in ("-c", f"{name}={value}")], {}
 
     def probe(self) -> None:
-        self._execute("postgres", "SELECT 1")
+        self._execute("postgres", "SELECT 1", patience_s=2)
 
     def settle(self) -> None:
         if not self._execute("postgres", "SELECT 1 FROM pg_database WHERE datname = 'spendstream'"):
@@ -74,9 +74,10 @@ class Postgres(Server):
         if not self._execute("spendstream", "SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'"):
             self._execute("spendstream", "CREATE EXTENSION IF NOT EXISTS timescaledb")
 
-    def _execute(self, database: str, sql: str) -> list[tuple[Any, ...]]:
+    def _execute(self, database: str, sql: str, *, patience_s: int = 30) -> list[tuple[Any, ...]]:
         import psycopg
 
-        with psycopg.connect(self.database_url(database), autocommit=True, connect_timeout=2) as connection:
+        url = self.database_url(database)
+        with psycopg.connect(url, autocommit=True, connect_timeout=patience_s) as connection:
             done = connection.execute(sql.encode())
             return done.fetchall() if done.description else []

@@ -84,11 +84,11 @@ disk_free_limit.absolute = 50MB
             amqp.sendall(b"AMQP\x00\x00\x09\x01")
             if tcp.receive(amqp, 1) != b"\x01":
                 raise ServerFailed("the AMQP listener did not greet")
-        self.management("/api/overview")
+        self.management("/api/overview", patience_s=2)
 
-    def management(self, path: str) -> Any:
+    def management(self, path: str, *, patience_s: float = 30) -> Any:
         """The answer of the management API at `path`."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports['management']}{path}")
         request.add_header("Authorization", "Basic " + base64.b64encode(b"guest:guest").decode())
-        with urllib.request.urlopen(request, timeout=2) as answer:
+        with urllib.request.urlopen(request, timeout=patience_s) as answer:
             return json.load(answer)

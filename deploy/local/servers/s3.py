@@ -45,7 +45,7 @@ class S3(Server):
             region_name="us-east-1",
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
-            config=Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1}),
+            config=Config(connect_timeout=2, read_timeout=20, retries={"total_max_attempts": 1}),
         )
 
     @staticmethod
