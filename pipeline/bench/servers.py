@@ -10,7 +10,6 @@ import asyncio
 import os
 import re
 import secrets
-import secrets
 import socket
 import time
 import urllib.error
