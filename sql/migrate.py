@@ -22,14 +22,17 @@ from sqlalchemy.exc import DBAPIError
 
 from pipeline.common import connect
 from sql import editions, roles
-from sql.schema import SCHEMA
+from sql.schema import HEAD, SCHEMA
 
 LOCK_WAIT_S: Final = 60.0
-"""How long a migration waits for another migration, and then for each lock on a table that it must change."""
+"""How long a migration waits for another migration, and then for the tables that it must change."""
 
 _LOCK: Final = 0x5350454E44  # "SPEND"
 _LOOK_S: Final = 0.2
 _SAY_AFTER_S: Final = 2.0
+_TABLE_S: Final = 1.0
+"""How long one try waits for a table. Whoever needs that table waits behind us, and so do those who need the
+tables that we have changed already. So after this time the try is rolled back, and they have their turn."""
 
 
 class MigrationRefused(Exception):
@@ -52,29 +55,54 @@ def upgrade(
         MigrationRefused: others held a lock for longer than ``lock_wait_s``.
         sqlalchemy.exc.DBAPIError: the database is away or refused (`pipeline.common.connect.Refused`).
     """
-    session = connect.Session(application_name="spendstream-migrate", lock_timeout_s=lock_wait_s)
+    session = connect.Session(
+        application_name="spendstream-migrate", lock_timeout_s=min(_TABLE_S, lock_wait_s)
+    )
     engine = connect.engine(database_url, session)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    try:
-        with engine.begin() as connection:
-            _lock(connection, lock_wait_s, say)
-            connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            applied = editions.apply(
-                connection, retention_minute_s=retention_minute_s, retention_rollup_s=retention_rollup_s
-            )
-            return replace(applied, notes=(*applied.notes, roles.apply(connection)))
-    except DBAPIError as error:
-        if not isinstance(error.orig, LockNotAvailable):
-            raise
-        with engine.connect() as other:
-            users = _sessions(other, _TABLE_USERS, {"schema": SCHEMA})
+    started = time.monotonic()
+    said = False
+    while True:
+        try:
+            with engine.begin() as connection:
+                # Else a migration that was killed would keep its locks until its statement is done.
+                connection.execute(text("SET LOCAL client_connection_check_interval = '1s'"))
+                _lock(connection, lock_wait_s, say)
+                connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+                _refuse_newer(connection)
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                applied = editions.apply(
+                    connection, retention_minute_s=retention_minute_s, retention_rollup_s=retention_rollup_s
+                )
+                return replace(applied, notes=(*applied.notes, roles.apply(connection)))
+        except DBAPIError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            waited_s = time.monotonic() - started
+            if not said or waited_s >= lock_wait_s:
+                with engine.connect() as other:
+                    users = _sessions(other, _TABLE_USERS, {"schema": SCHEMA})
+            if waited_s >= lock_wait_s:
+                raise MigrationRefused(
+                    f"a table was in use for more than {lock_wait_s:g} s by {users}: end that work, or"
+                    " migrate when it is done; nothing was changed"
+                ) from error
+            if not said:
+                say(f"waiting up to {lock_wait_s:g} s for a table in use by {users}")
+                said = True
+            time.sleep(_TABLE_S)
+
+
+def _refuse_newer(connection: Connection) -> None:
+    """A later version may have migrated the database; then this version can change nothing."""
+    found = revision(connection)
+    if found is not None and found > HEAD:
         raise MigrationRefused(
-            f"a table was in use for more than {lock_wait_s:g} s by {users}: end that work, or migrate when"
-            " it is done; nothing was changed"
-        ) from error
+            f"its schema is at revision {found}, and this version knows no later one than {HEAD}: migrate"
+            " with the version that made it, or a later one; nothing was changed"
+        )
 
 
 def _lock(connection: Connection, lock_wait_s: float, say: Callable[[str], None]) -> None:

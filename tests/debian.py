@@ -76,6 +76,8 @@ def _furnish(root: Path, own: Path) -> None:
         (own / name).mkdir(parents=True, exist_ok=True)
         shutil.chown(own / name, USER, USER)
     shutil.chown(own, USER, USER)
+    for above in own.relative_to(CLONE).parents:  # tox lets nobody else into the folder of its environments
+        (CLONE / above).chmod((CLONE / above).stat().st_mode | 0o001)
     if authorities := os.environ.get("PIP_CERT"):
         shutil.copy(authorities, own / "etc/pip-authorities.pem")
 

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import msgspec
 import psycopg
@@ -26,7 +26,7 @@ from psycopg import sql as psql
 from pipeline.bench import contenders, workload
 from pipeline.bench.answers import Answer, Outcome
 from pipeline.bench.contenders import Clock, Event, Task, timed
-from pipeline.common import settings
+from pipeline.common import settings, urls
 from pipeline.common.connect import Session, connect
 from pipeline.common.operator import OperatorError
 from pipeline.config import StreamConfig
@@ -122,7 +122,7 @@ def database(url: str) -> Iterator[str]:
     The database has TimescaleDB if the server has it.
     """
     name = new_name()
-    mine = urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+    mine = urlunsplit(urls.split(url)._replace(path=f"/{name}"))
     with connect(url, _SESSION, autocommit=True) as connection:
         connection.execute(psql.SQL("CREATE DATABASE {} TEMPLATE template0").format(psql.Identifier(name)))
         try:

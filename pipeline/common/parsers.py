@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
+from pipeline.common import urls
+
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -90,7 +92,7 @@ def hosts_url(*schemes: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         try:
-            parts = urlsplit(text)
+            parts = urls.split(text)
         except ValueError:
             return one_host(text)  # raises with the reason
         user, at, hosts = parts.netloc.rpartition("@")
@@ -135,7 +137,7 @@ def redis_url(text: str) -> str:
 def stream_url(text: str) -> str:
     """The URL of one or several RabbitMQ nodes, each with its own host, or of an embedded log's folder."""
     hosts_url("rabbitmq-stream", "rabbitmq-stream+tls", "embedded")(text)
-    parts = urlsplit(text)
+    parts = urls.split(text)
     hosts = parts.netloc.rpartition("@")[2].split(",")
     if parts.scheme != "embedded" and not all(urlsplit(f"//{host}").hostname for host in hosts):
         raise ValueError("expected a host in it, or several with commas between them")

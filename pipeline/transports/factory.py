@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
+from pipeline.common import urls
 from pipeline.config import StreamConfig
 from pipeline.transports import Transport
 from pipeline.transports.embedded.transport import EmbeddedTransport
@@ -15,7 +14,7 @@ def open_transport(config: StreamConfig) -> Transport:
     Raises ValueError if the URL's scheme is not ``rabbitmq-stream``, ``rabbitmq-stream+tls`` or ``embedded``,
     or if the transport cannot use the rest of the URL.
     """
-    scheme = urlsplit(config.url).scheme
+    scheme = urls.split(config.url).scheme
     if scheme == "embedded":
         return EmbeddedTransport(config)
     if scheme in ("rabbitmq-stream", "rabbitmq-stream+tls"):

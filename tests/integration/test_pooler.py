@@ -108,6 +108,40 @@ def test_a_table_in_use_is_not_waited_for_in_silence(timescale: str) -> None:
             migrate.upgrade(timescale, lock_wait_s=1)
 
 
+def test_others_have_their_turn_at_a_table_that_a_migration_waits_for(timescale: str) -> None:
+    migrate.upgrade(timescale)
+    with psycopg.connect(timescale, autocommit=True) as connection:
+        connection.execute("ALTER TABLE analytics.partitions DROP COLUMN archive_from")
+        connection.execute("UPDATE analytics.alembic_version SET version_num = '0010'")
+    said: list[str] = []
+    longest_s = 0.0
+    with (
+        psycopg.connect(timescale, autocommit=True) as other,
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(timescale) as report,
+    ):
+        report.execute("SELECT FROM analytics.partitions")
+        pid = report.info.backend_pid
+        migration = pool.submit(migrate.upgrade, timescale, say=said.append)
+        until = time.monotonic() + 6
+        while (began := time.monotonic()) < until:
+            other.execute("SELECT FROM analytics.partitions")
+            longest_s = max(longest_s, time.monotonic() - began)
+        assert not migration.done()
+        report.rollback()
+        migration.result()
+    assert longest_s < 4
+    assert [f"process {pid} " in line for line in said] == [True]
+
+
+def test_a_schema_of_a_later_version_is_left_alone(timescale: str) -> None:
+    migrate.upgrade(timescale)
+    with psycopg.connect(timescale, autocommit=True) as connection:
+        connection.execute("UPDATE analytics.alembic_version SET version_num = '9999'")
+    with pytest.raises(migrate.MigrationRefused, match="at revision 9999"):
+        migrate.upgrade(timescale)
+
+
 @pytest.mark.parametrize("isolation", [None, psycopg.IsolationLevel.REPEATABLE_READ])
 def test_each_transaction_has_our_settings_and_leaves_none_behind(
     timescale: str, pooled: str, isolation: psycopg.IsolationLevel | None

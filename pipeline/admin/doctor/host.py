@@ -10,10 +10,10 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
-from pipeline.common import settings
+from pipeline.common import settings, urls
 
 _DISK_WARN_BYTES: Final = 5 * 2**30
 _DISK_FAIL_BYTES: Final = 2**30
@@ -21,7 +21,7 @@ _DISK_FAIL_BYTES: Final = 2**30
 
 def disk(values: settings.Values) -> Iterator[Finding]:
     """Check the disk of an embedded stream. The disks of a broker and a database cannot be seen from here."""
-    url = urlsplit(values["RABBITMQ_URL"])
+    url = urls.split(values["RABBITMQ_URL"])
     if url.scheme != "embedded":
         return
     folder = Path(unquote(url.path))

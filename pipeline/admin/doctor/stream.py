@@ -6,10 +6,9 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
-from pipeline.common import settings
+from pipeline.common import settings, urls
 from pipeline.config import stream_config
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def check(values: settings.Values) -> Iterator[Finding]:
             await transport.close()
 
     remedy = "is the broker running, and do host, port, user, password and vhost in RABBITMQ_URL fit?"
-    if urlsplit(config.url).scheme == "embedded":
+    if urls.split(config.url).scheme == "embedded":
         remedy = "check the folder's permissions"
     try:
         gaps = asyncio.run(ping())

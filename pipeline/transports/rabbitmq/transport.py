@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from rstream.exceptions import StreamAlreadyExists
 
+from pipeline.common import urls
 from pipeline.config import StreamConfig
 from pipeline.transports import Extent, Owner, StreamAbsent, TransportError
 from pipeline.transports.rabbitmq.competing import CompetingSubscription
@@ -48,7 +49,7 @@ class RabbitMQTransport:
 
         Raises ValueError if the URL is not of a RabbitMQ stream, or the CA file cannot be read.
         """
-        url = urlsplit(config.url)
+        url = urls.split(config.url)
         if url.scheme not in ("rabbitmq-stream", "rabbitmq-stream+tls"):
             raise ValueError("expected a URL like rabbitmq-stream://user:password@host:5552/vhost")
         self.stream = config.stream
@@ -389,7 +390,7 @@ def addresses(url: str) -> list[tuple[str, int]]:
 
     A node without a port gets 5552, or 5551 with TLS. Raises ValueError if a node has no host name.
     """
-    parts = urlsplit(url)
+    parts = urls.split(url)
     default = 5551 if parts.scheme.endswith("+tls") else 5552
     found = []
     for host in parts.netloc.rpartition("@")[2].split(","):
