@@ -18,7 +18,7 @@ from pipeline.common.connect import Session, connect_async
 from pipeline.config import ArchiveConfig
 from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.sink import Fenced
-from tests.support import books, mix
+from tests.support import books, ledgers, mix
 from tests.support.archives import END_US, EVERYTHING, NOW_US, Partition, reconciled
 
 TABLES = ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day", "usage_errors_hour")
@@ -81,6 +81,27 @@ ALTERATIONS = (
     "INSERT INTO analytics.usage_errors_hour SELECT gen_random_uuid(), bucket_start, model_id, client_id,"
     " status, error_code, partition, count FROM analytics.usage_errors_hour LIMIT 1",
 )
+
+
+async def test_a_day_that_is_full_to_its_highest_sum_is_rebuilt_as_it_was(
+    config: ArchiveConfig, embedded_postgres_url: str
+) -> None:
+    """The dearest events fill the sum of their day; the archive has those that had room, and no more."""
+    room_for = (2**63 - 1) // 10**14
+    dear = [
+        ledgers.event(number, costEstimateCents="100000000", clientId=f"c{number % 3}")
+        for number in range(room_for + 3)
+    ]
+    partition = Partition(embedded_postgres_url, dear)
+    await partition.feed(len(dear), broker_us=ledgers.NOW_US)
+    store = open_store(config)
+    await Archiver(partition.url, store, config).round(everything=True)
+    true = books.stored_in_database(partition.url)
+    assert len(true["dead_letters"]) == 3
+    change(partition.url, "UPDATE analytics.usage_day SET cost_microcents = 0, revision = 1")
+    [difference] = rebuild.rebuild(partition.url, store, EVERYTHING).differences
+    assert f"cost_microcents 0 instead of {room_for * 10**14}" in str(difference)
+    assert books.stored_in_database(partition.url) == true
 
 
 async def test_every_alteration_is_found_and_repaired(

@@ -153,3 +153,22 @@ def test_the_table_of_the_event_is_the_wire_contract() -> None:
         without = {key: value for key, value in example.items() if key != name}
         for event, counts in ((without, "optional" in rule), ({**example, name: None}, "null" in rule)):
             assert isinstance(wire.read(json.dumps(event).encode()), wire.Event) is counts, (name, rule)
+
+
+def test_the_versions_of_the_database_that_were_run_are_said_and_no_test_takes_an_edition_for_granted() -> (
+    None
+):
+    said = " ".join((ROOT / "CONTRIBUTING.md").read_text().split())
+    for version in ("PostgreSQL 17.12", "TimescaleDB 2.19.3", "PostgreSQL 18.6", "2.28.3", "2.29.2", "15.18"):
+        assert version in said, version
+    for path in ROOT.glob("tests/**/test_*.py"):
+        assert not re.search(r"== Edition\.APACHE", path.read_text()), path
+
+
+def test_the_page_on_compression_says_what_was_measured_and_keeps_the_window_out() -> None:
+    page = " ".join((ROOT / "docs/howto/compression.md").read_text().split())
+    for words in ("661 MB", "128 MB", "segmentby", "DEDUPE_WINDOW", "timescaledb_pre_restore()"):
+        assert words in page, words
+    after = re.search(r"compress_after => INTERVAL '(\d+) days'", page)
+    assert after is not None
+    assert int(after[1]) > 7 + 1, "a chunk of hours has seven days, and the window a day"

@@ -134,3 +134,14 @@ def test_every_image_is_an_exact_version() -> None:
     for image in images:
         assert re.search(r":v?\d+\.\d+(\.\d+)?[\w.-]*$|@sha256:[0-9a-f]{64}$", image), f"unpinned: {image}"
         assert "latest" not in image
+
+
+def test_each_python_that_is_promised_has_an_environment_that_runs_its_tests() -> None:
+    promised = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    found = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", promised)
+    assert found is not None
+    minors = range(int(found[1]), int(found[2]))
+    readme = (ROOT / "README.md").read_text()
+    environments = re.findall(r"^\[testenv:(py3\d+)\]", (ROOT / "tox.ini").read_text(), re.MULTILINE)
+    assert environments == [f"py3{minor}" for minor in minors[1:]], "the oldest runs every test"
+    assert all(f"3.{minor}" in readme for minor in minors)
