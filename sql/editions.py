@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -73,6 +74,8 @@ def apply(connection: Connection, *, retention_minute_s: float, retention_rollup
             with connection.begin_nested():
                 connection.execute(text("CREATE EXTENSION timescaledb SCHEMA public"))
         except DBAPIError as error:
+            if isinstance(error.orig, LockNotAvailable):
+                raise
             notes.append(f"TimescaleDB is installed but could not be created: {str(error.orig).strip()}")
     edition = detect(connection)
     if edition is Edition.POSTGRESQL:

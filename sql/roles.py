@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from psycopg.errors import LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -61,6 +62,8 @@ def apply(connection: Connection) -> str:
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {READER}"))
             connection.execute(text(f"GRANT SELECT ON {SCHEMA}.alembic_version TO {READER}"))
     except DBAPIError as error:
+        if isinstance(error.orig, LockNotAvailable):
+            raise
         cause = str(error.orig).strip().partition("\n")[0]
         return f"role {READER} could not be set up ({cause}): create it as a superuser and migrate again"
     return f"role {READER} may read rollups: let the API log in as a role that is IN ROLE {READER}"

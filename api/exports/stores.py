@@ -135,12 +135,10 @@ class S3Store:
     """Objects in a bucket: multipart uploads, encrypted at rest, tagged with org and job."""
 
     def __init__(self, config: S3Config) -> None:
-        import s3fs
-
         self._bucket = config.bucket
         self._encryption = {"ServerSideEncryption": "AES256"} if config.encryption == "aes256" else {}
         # Every wait ends well before a lease does: a runner that lost its job hardly finishes it later.
-        self._files = s3fs.S3FileSystem(**config.store.options(connect_s=5, read_s=15, attempts=3))
+        self._files = config.store.files(connect_s=5, read_s=15, attempts=3)
 
     def upload(self, key: str, *, org_id: UUID, job_id: UUID) -> Upload:
         file = self._files.open(

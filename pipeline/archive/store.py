@@ -142,10 +142,7 @@ class Bucket:
             raise StoreError(f"s3://{path}: {cause or type(error).__name__}") from error
 
     def _connect(self) -> Any:
-        import s3fs
-
         assert self._config.store is not None
-        options = self._config.store.options(connect_s=_CONNECT_S, read_s=_READ_S, attempts=2)
-        files = s3fs.S3FileSystem(**options)
+        files = self._config.store.files(connect_s=_CONNECT_S, read_s=_READ_S, attempts=2)
         files.retries = 1
         return files

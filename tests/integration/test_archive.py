@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import gc
 import socket
 import time
 from collections.abc import Iterator
@@ -234,3 +236,26 @@ def test_a_worker_ends_though_its_upload_does_not(silent_store: Store) -> None:
     began = time.monotonic()
     asyncio.run(end_amid_an_upload())
     assert time.monotonic() - began < 25
+
+
+async def test_a_store_that_our_own_loop_drops_closes_its_session_where_the_session_runs(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(endpoint=s3.url, access_key=s3.access_key, secret_key=s3.secret_key)
+    files = store.files(connect_s=5, read_s=5, attempts=1)
+    await asyncio.to_thread(files.ls, s3.bucket)
+    session, runs_on = files._s3creator, files.loop
+    leave = type(session).__aexit__
+    closed: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    async def noted(self: Any, *error: Any) -> None:
+        try:
+            await leave(self, *error)
+            closed.set_result(asyncio.get_running_loop())
+        except BaseException as failure:
+            closed.set_exception(failure)
+
+    monkeypatch.setattr(type(session), "__aexit__", noted)
+    del files
+    gc.collect()
+    assert await asyncio.wait_for(asyncio.wrap_future(closed), 60) is runs_on

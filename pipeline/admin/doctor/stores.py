@@ -67,11 +67,9 @@ def archive(values: settings.Values) -> Iterator[Finding]:
 
 def _bucket(name: str, values: settings.Values, bucket: str) -> Finding:
     """Can the bucket be listed, with the same options as exports and archive use?"""
-    import s3fs
     from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
-    options = values.make(ObjectStore).options(connect_s=TIMEOUT_S, read_s=TIMEOUT_S, attempts=1)
-    store = s3fs.S3FileSystem(**options)
+    store = values.make(ObjectStore).files(connect_s=TIMEOUT_S, read_s=TIMEOUT_S, attempts=1)
     store.retries = 1
     try:
         store.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
