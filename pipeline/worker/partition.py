@@ -13,8 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline import metrics
 from pipeline.archive.gate import ArchiveGate
@@ -24,9 +23,12 @@ from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Ledger
 from pipeline.core.replay import LETTERS_MAX, Opened
 from pipeline.core.rules import Rules
-from pipeline.core.watermark import HOUR_US, BrokerClock
+from pipeline.core.watermark import HOUR_US
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, Trouble
-from pipeline.transports import Chunk, OffsetGone, ReadFrom, Subscription, Transport, TransportError, chunks
+from pipeline.transports import Chunk, ReadFrom, Subscription, Transport, TransportError, chunks
+from pipeline.worker.backoff import Backoff, ExponentialBackoff
+from pipeline.worker.life import Event, Life, State
+from pipeline.worker.membership import Delivery, Membership
 from pipeline.worker.owned import Owned, recover
 
 log = logging.getLogger(__name__)
@@ -34,9 +36,6 @@ log = logging.getLogger(__name__)
 
 for _kind in Trouble:  # shown from the start, at 0
     metrics.FLUSH_FAILURES.labels(_kind)
-
-BACKOFF_FIRST_S = 0.1
-BACKOFF_LAST_S = 5.0
 
 
 def wall_clock_us() -> int:
@@ -64,36 +63,6 @@ HAND_OVER_S = 3.0
 """How long a hand-over waits for the last flush. After that the next owner reads these records again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A chunk, the subscription that is owed its grant, and the term in which the chunk came."""
-
-    chunk: Chunk
-    subscription: Subscription
-    term: int
-
-
-class Backoff(Protocol):
-    """Waits longer each time, until `reset`."""
-
-    async def wait(self) -> None: ...
-    def reset(self) -> None: ...
-
-
-class ExponentialBackoff:
-    """Waits 0.1 s, then twice as long each time, up to 5 s."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self._next_s = BACKOFF_FIRST_S
-
-    async def wait(self) -> None:
-        wait_s, self._next_s = self._next_s, min(2 * self._next_s, BACKOFF_LAST_S)
-        await asyncio.sleep(wait_s)
-
-
 class PartitionWorker:
     """One partition in this process: its `Owner` while the broker says so, standing by otherwise.
 
@@ -102,8 +71,8 @@ class PartitionWorker:
     Example: worker A has claimed the partition with epoch 7 and freezes. Worker B claims it and gets epoch 8.
     When A wakes, its flush with epoch 7 writes nothing, and A lets the partition go.
 
-    A *term* is the time from one activation to the next deactivation or loss. A delivery of an earlier term
-    is dropped, because the new term reads on from an offset of its own.
+    `Life` has the states of the partition, and `Membership` the subscription. `Owned` is there while the
+    partition is owned or handed over.
     """
 
     def __init__(
@@ -127,8 +96,6 @@ class PartitionWorker:
         stream. ``apart`` does long work while other tasks go on.
         """
         self.stream = stream
-        self._index = index
-        self._transport = transport
         self._sink = sink
         self._rules = rules
         self._flush_config = flush
@@ -137,21 +104,24 @@ class PartitionWorker:
         self._new_log = new_log
         self._clock_us = clock_us
         self._steady_us = steady_us
-        self._broker_clock = BrokerClock()
-        self._waits_for_news = False
         self._backoff = backoff
         self._apart = apart
         self._flushing = asyncio.Lock()
         self._books = asyncio.Lock()
-        self._term = 0
+        self._life = Life()
+        self._group = Membership(
+            transport,
+            index=index,
+            stream=stream,
+            owner=self,
+            life=self._life,
+            steady_us=steady_us,
+            backoff=backoff,
+        )
         self._is_ending = False
         self._owned: Owned | None = None
-        self._subscription: Subscription | None = None
+        self._refusal: str | None = None
         self._withheld: list[Subscription] = []
-        self._recovery_failure: Exception | None = None
-        self._gap: OffsetGone | None = None
-        self._away: str | None = "not connected yet"
-        self._contested: str | None = None
         self.flush_wanted = asyncio.Event()
         self.database_error: str | None = None
 
@@ -162,16 +132,11 @@ class PartitionWorker:
 
     @property
     def stream_error(self) -> str | None:
-        """Why nothing can be read; None while all is well.
-
-        A gap is reported until the ledger has passed it, even when the group has been joined again meanwhile.
-        """
-        gap, owned = self._gap, self._owned
-        if self._contested is not None:
-            return self._contested
-        if gap is not None and owned is not None and owned.ledger.received_offset == gap.wanted_offset:
-            return str(gap)
-        return self._away
+        """Why nothing can be read; None while all is well."""
+        if self._life.state is State.CONTESTED:
+            return self._refusal
+        owned = self._owned
+        return self._group.error(None if owned is None else owned.ledger.received_offset)
 
     # --- ownership
 
@@ -190,7 +155,7 @@ class PartitionWorker:
         except TransportError:
             raise
         except Exception as error:
-            self._recovery_failure = error  # so `receive` raises it, and does not join the group again
+            self._group.failure = error
             raise
 
     async def _activate(self) -> ReadFrom:
@@ -207,19 +172,21 @@ class PartitionWorker:
                         owned = await self._recover()
                     break
                 except Contested as error:
-                    self._contested = str(error)
+                    self._life.follow(Event.REFUSED)
+                    self._refusal = str(error)
                     log.critical("two_consumer_groups", extra={"stream": self.stream, "error": str(error)})
                     await backoff.wait()
                 except (SinkUnavailable, SchemaMissing) as error:
                     self._database_away("database_not_ready", error)
                     await backoff.wait()
-            self.database_error = self._contested = None
-            self._term += 1
+            self._life.follow(Event.ACTIVATED)
+            self.database_error = None
             return ReadFrom(owned.ledger.received_offset, owned.ledger.received_us)
 
     async def _recover(self) -> Owned:
         """Claim the partition and build its ledger from the database."""
-        await self._release()
+        await self._release(Event.LOST)
+        self._life.follow(Event.RECOVERS)
         owned = await recover(
             self._sink,
             self.stream,
@@ -251,7 +218,8 @@ class PartitionWorker:
 
         If the time is not enough, the next owner reads the uncommitted records again.
         """
-        self._term += 1
+        if self._owned is not None:
+            self._life.follow(Event.DEACTIVATED)
         try:
             async with asyncio.timeout(HAND_OVER_S):
                 await self.flush()
@@ -271,55 +239,21 @@ class PartitionWorker:
             with suppress(SinkUnavailable, SchemaMissing, TimeoutError):
                 async with asyncio.timeout(LET_GO_S), self._flushing:
                     await self._sink.released(owned.claim)
-        await self._release()
+        await self._release(Event.LET_GO)
 
-    async def _release(self) -> None:
+    async def _release(self, why: Event) -> None:
         """Forget the partition: its ledger, gauges and cache. The database has the committed state."""
         owned, self._owned = self._owned, None
         if owned is not None:
+            self._life.follow(why)
             self._grant_withheld()
             await owned.forget()
 
     # --- reading
 
-    async def receive(self) -> Delivery:
-        """The next chunk, waiting for it. While the stream is away, join the consumer group again and again.
-
-        Raises the error of a recovery that failed for another reason than the stream or the database.
-        """
-        backoff = self._backoff()
-        while True:
-            try:
-                if self._subscription is None:
-                    await self._transport.open()
-                    self._subscription = await self._transport.compete(partition=self._index, owner=self)
-                    log.info("stream_joined", extra={"stream": self.stream})
-                    self._away = None
-                chunk = await self._subscription.receive()
-                if self._waits_for_news:  # we had read everything, so the broker has just stored this chunk
-                    self._broker_clock.heard(chunk.timestamp_us, monotonic_us=self._steady_us())
-                    self._waits_for_news = False
-                return Delivery(chunk, self._subscription, self._term)
-            except TransportError as error:
-                if self._recovery_failure is not None:
-                    raise self._recovery_failure from error
-                self._stream_away(error)
-                await self._drop_subscription()
-                await backoff.wait()
-
-    def _stream_away(self, error: TransportError) -> None:
-        if isinstance(error, OffsetGone):
-            self._gap = error
-            facts = {"stream": self.stream, "error": str(error), "remedy": error.remedy}
-            log.critical("offset_gone", extra=facts)
-        elif self._away != str(error):
-            log.warning("stream_away", extra={"stream": self.stream, "error": str(error)})
-        self._away = str(error)
-
-    async def _drop_subscription(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None:
-            await subscription.close()
+    def receive(self) -> Awaitable[Delivery]:
+        """The next chunk; see `Membership.receive`. Raises the error of a recovery that has failed."""
+        return self._group.receive()
 
     async def book(self, delivery: Delivery) -> None:
         """Take one chunk into the ledger, and give its credit back if there is room for more.
@@ -350,7 +284,7 @@ class PartitionWorker:
         """Take a chunk, or a part of one, into the ledger; False if the term of the chunk is over."""
         async with self._books:
             owned = self._owned
-            if owned is None or delivery.term != self._term:
+            if owned is None or delivery.term != self._life.term:
                 return False
             ledger = owned.ledger
             started = time.perf_counter()
@@ -433,9 +367,8 @@ class PartitionWorker:
                     return
             except Fenced as error:
                 log.warning("partition_lost", extra={"stream": self.stream, "error": str(error)})
-                self._term += 1
-                await self._release()
-                await self._drop_subscription()
+                await self._release(Event.LOST)
+                await self._group.leave()
                 return
             owned.committed = batch.position
             took_s = time.perf_counter() - started
@@ -472,7 +405,7 @@ class PartitionWorker:
         while True:
             # The clock is read before the question. Read afterwards, it could count as complete a moment in
             # which the broker has just stored a record.
-            now_us = self._broker_clock.now_us(host_us=self._clock_us(), monotonic_us=self._steady_us())
+            now_us = self._group.broker_now_us(host_us=self._clock_us())
             caught_up = await self._caught_up(owned)
             try:
                 async with self._books:
@@ -517,16 +450,9 @@ class PartitionWorker:
 
     async def _caught_up(self, owned: Owned) -> bool:
         """Has the ledger every record of the broker? Asked before a drain; later records do no harm."""
-        subscription = self._subscription
-        if subscription is None:
-            return False
-        try:
-            lag = await subscription.offset_lag(owned.ledger.received_offset)
-        except TransportError:
-            return False
-        metrics.OFFSET_LAG.labels(str(owned.claim.partition)).set(lag)
-        if lag == 0:  # a lag does not reset this: the chunk of the lag may be the news that is on its way
-            self._waits_for_news = True
+        lag = await self._group.lag(owned.ledger.received_offset)
+        if lag is not None:
+            metrics.OFFSET_LAG.labels(str(owned.claim.partition)).set(lag)
         return lag == 0
 
     async def _commit(self, owned: Owned, batch: Batch) -> bool:
@@ -591,6 +517,6 @@ class PartitionWorker:
 
     async def close(self) -> None:
         """Let go of the partition and of the connections. The caller has flushed before, if at all."""
-        await self._drop_subscription()
+        await self._group.leave()
         await self._let_go()
         await self._sink.close()

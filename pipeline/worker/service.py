@@ -36,7 +36,8 @@ from pipeline.transports.factory import open_transport
 from pipeline.transports.rabbitmq import frames
 from pipeline.worker import agents, maintenance
 from pipeline.worker import id_files as spill
-from pipeline.worker.partition import ExponentialBackoff, PartitionWorker
+from pipeline.worker.backoff import ExponentialBackoff
+from pipeline.worker.partition import PartitionWorker
 
 log = logging.getLogger(__name__)
 

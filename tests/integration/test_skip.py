@@ -17,7 +17,8 @@ from pipeline.core.rules import Rules
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.transports import Chunk, Subscription, chunks
 from pipeline.transports.factory import open_transport
-from pipeline.worker.partition import Delivery, PartitionWorker
+from pipeline.worker.membership import Delivery
+from pipeline.worker.partition import PartitionWorker
 from sql import migrate
 from tests.support import books, mix, processes, streams
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
@@ -221,7 +222,7 @@ async def test_the_place_of_a_crash_that_goes_well_is_suspected_no_more(
             (facts,) = books.chunks_of(bodies, size=64, broker_us=1_790_000_000_000_000)
             subscription = Granted()
             await worker.book(
-                Delivery(Chunk(partition=0, **facts), cast(Subscription, subscription), worker._term)
+                Delivery(Chunk(partition=0, **facts), cast(Subscription, subscription), worker._life.term)
             )
             await worker.flush()
             assert subscription.grants == 1

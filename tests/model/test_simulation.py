@@ -16,6 +16,7 @@ import pytest
 from pipeline.core.batch import Batch
 from pipeline.core.windows import Table
 from pipeline.sink import Claim
+from pipeline.worker.life import STEPS, Event, State
 from pipeline.worker.owned import Owned
 from pipeline.worker.partition import PartitionWorker
 from tests.conftest import CI
@@ -64,10 +65,10 @@ def _ids_are_kept_from_a_lost_ledger(patch: pytest.MonkeyPatch) -> None:
     release, recover = PartitionWorker._release, PartitionWorker._recover
     kept: dict[int, Any] = {}
 
-    async def keep(self: PartitionWorker) -> None:
+    async def keep(self: PartitionWorker, why: Event) -> None:
         if self._owned is not None:
             kept[id(self)] = (self._owned.ledger._judge.ids, self._owned.ledger._reader)
-        await release(self)
+        await release(self, why)
 
     async def reuse(self: PartitionWorker) -> Owned:
         owned = await recover(self)
@@ -122,6 +123,22 @@ def _late_rows_are_overwritten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Table, "cold", lambda self, org, bucket: np.zeros(len(org), np.bool_))
 
 
+def _a_lost_partition_is_kept(patch: pytest.MonkeyPatch) -> None:
+    release = PartitionWorker._release
+
+    async def keep(self: PartitionWorker, why: Event) -> None:
+        owned = self._owned
+        await release(self, why)
+        self._owned = owned
+
+    patch.setattr(PartitionWorker, "_release", keep)
+
+
+def _a_step_of_a_partition_was_not_thought_of(patch: pytest.MonkeyPatch) -> None:
+    """The connection is lost in the middle of a hand-over, and the broker gives the partition back."""
+    patch.delitem(STEPS, (State.HANDING_OVER, Event.ACTIVATED))
+
+
 @pytest.mark.parametrize(
     "plant",
     [
@@ -131,6 +148,8 @@ def _late_rows_are_overwritten(patch: pytest.MonkeyPatch) -> None:
         _late_rows_are_overwritten,
         _commits_lost_in_a_failover_are_not_noticed,
         _replays_are_not_marked_in_the_flush,
+        _a_lost_partition_is_kept,
+        _a_step_of_a_partition_was_not_thought_of,
     ],
 )
 def test_the_simulation_finds_a_planted_bug(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:

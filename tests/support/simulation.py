@@ -21,6 +21,7 @@ from pipeline.archive.gate import ArchiveGate
 from pipeline.config import FlushConfig
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
+from pipeline.worker.life import State
 from pipeline.worker.partition import PartitionWorker
 from tests.support import archives, books, replays
 from tests.support import oracle as naive
@@ -293,6 +294,9 @@ class World:
         for worker in self.workers:
             error = worker.crashed()
             assert error is None, f"a worker crashed: {error!r}"
+            for partition in worker.partitions:
+                has_ledger = partition._life.state in (State.OWNING, State.HANDING_OVER)
+                assert partition.active == has_ledger, f"{partition._life.state} with the wrong ledger"
 
     def compare(self) -> None:
         """Compare the rows of every partition with a recount of its stream."""

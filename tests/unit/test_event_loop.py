@@ -9,7 +9,8 @@ from typing import Any, cast
 from pipeline.config import FlushConfig
 from pipeline.core.rules import Rules
 from pipeline.transports import Chunk, Subscription
-from pipeline.worker.partition import Delivery, PartitionWorker
+from pipeline.worker.membership import Delivery
+from pipeline.worker.partition import PartitionWorker
 from tests.support import books, ledgers
 from tests.support.memory_sink import MemorySink
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
@@ -40,7 +41,7 @@ async def _done_apart(bodies: list[bytes], **bounds: int) -> list[str]:
     )
     await worker.activated()
     [chunk] = books.chunks_of(bodies, size=len(bodies), broker_us=ledgers.NOW_US)
-    await worker.book(Delivery(Chunk(partition=0, **chunk), cast(Subscription, Granted()), worker._term))
+    await worker.book(Delivery(Chunk(partition=0, **chunk), cast(Subscription, Granted()), worker._life.term))
     booked = apart.copy()
     await worker.flush()
     await worker.close()
