@@ -91,6 +91,7 @@ def show(*, offset: int, stream: str | None, as_json: bool) -> None:
     from pipeline.archive.rebuild import connected
     from pipeline.dead_letters import replay, table
     from pipeline.dead_letters.examine import REPLAY
+    from pipeline.dead_letters.life import State
 
     setup = _setup()
     records = list(table.newest(setup.database_url, table.Chosen(stream=stream, offset=offset), limit=2))
@@ -102,13 +103,13 @@ def show(*, offset: int, stream: str | None, as_json: bool) -> None:
         terms = replay.terms_of(setup, reading)
         [letter] = replay.examined(setup, records[:1], terms)
         verdict = letter.verdict
-        if verdict == REPLAY and not letter.record.counted:
+        if verdict == REPLAY and letter.record.state is not State.COUNTED:
             verdict = replay.forecast(setup, letter, terms)
     if as_json:
         row = _row(letter.record)
         if letter.body is not None:
             row["body"] = base64.b64encode(letter.body).decode()
-        row["wouldBe"] = None if letter.record.counted else verdict
+        row["wouldBe"] = None if letter.record.state is State.COUNTED else verdict
         row["because"] = letter.why
         click.echo(json.dumps(row, indent=2, ensure_ascii=False))
         return
@@ -116,6 +117,8 @@ def show(*, offset: int, stream: str | None, as_json: bool) -> None:
 
 
 def _tell_letter(letter: Examined, verdict: str) -> None:
+    from pipeline.dead_letters.life import COUNTED_OUTCOMES, State
+
     record = letter.record
     lines = {
         "stream": f"{record.stream} (partition {record.partition})",
@@ -131,9 +134,9 @@ def _tell_letter(letter: Examined, verdict: str) -> None:
     if record.requested_at is not None:
         state = "waits for the worker" if record.settled_at is None else f"{record.outcome}"
         lines["replay"] = f"asked for at {_time(record.requested_at)}: {state}"
-    if record.counted:
+    if record.state is State.COUNTED:
         lines["now"] = f"settled at {_time(record.settled_at)}: nothing is left to do"
-    elif verdict in ("accepted", "duplicate"):
+    elif verdict in COUNTED_OUTCOMES:
         lines["now"] = f"a replay would make it {verdict}{f': {letter.why}' if letter.why else ''}"
     else:
         lines["now"] = f"a replay would leave it, as {verdict}{f': {letter.why}' if letter.why else ''}"

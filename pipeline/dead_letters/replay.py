@@ -30,6 +30,7 @@ from pipeline.core.rules import FUTURE_US, Rules
 from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
+from pipeline.dead_letters.life import COUNTED_OUTCOMES
 from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
 from pipeline.sink import Claim
 from pipeline.sink.timescale import TimescaleSink
@@ -129,7 +130,7 @@ def request(
                 report.requested += len(good)
                 for letter, outcome in zip(good, forecast.of(good, terms), strict=True):
                     report.outcomes[outcome] += 1
-                    if outcome not in ("accepted", "duplicate"):
+                    if outcome not in COUNTED_OUTCOMES:
                         report.name(letter, outcome, _WHY[outcome])
             else:
                 report.requested += _ask(writing, report.run, good)

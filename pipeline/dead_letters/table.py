@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
+from pipeline.dead_letters.life import State
 from sql import queries
 
 Connection = psycopg.Connection[Any]
@@ -66,13 +67,9 @@ class RefusedRecord:
     """The outcome of the last replay: one of `pipeline.core.replay.OUTCOMES`."""
 
     @property
-    def counted(self) -> bool:
-        """Has a replay counted the letter, so that it is no longer rejected?"""
-        return self.outcome in ("accepted", "duplicate")
-
-    @property
-    def waiting(self) -> bool:
-        return self.requested_at is not None and self.settled_at is None
+    def state(self) -> State:
+        """The state of the letter; see `pipeline.dead_letters.life`."""
+        return State.of(requested_at=self.requested_at, settled_at=self.settled_at, outcome=self.outcome)
 
     @property
     def offsets(self) -> str:
