@@ -11,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,7 @@ from api.access.limits import ALLOWANCE, RateLimiter, Unknown
 from api.access.tokens import Tokens
 from api.access.turns import Turns
 from api.answering import problems
+from api.answering.answers import Readiness
 from api.answering.conditional import finished
 from api.answering.problems import Problem
 from api.asking.cursors import Cursors
@@ -90,76 +92,57 @@ def create_app(
     """
     database = Database(config.database)
     cache = FreshnessCache(config.redis_url, clock) if config.redis_url else None
-    cursors = Cursors(config.cursor_secret)
-    metrics = Metrics()
-    parser = Parser(ranges=config.ranges, cursors=cursors, clock=clock)
-    hub = Hub(database, config.live)
     store = export_store(config)
-    runner = export_runner(config, store, clock) if store and config.exports.in_process else None
-    # Anybody may ask for these two, as often as they like.
-    ready = Recent(lambda: readiness(database, cache), lambda answer: answer.status == "ready")
-    watermarks = Recent(lambda: database.read(seen.watermarks), lambda _: True)
-    handlers = Handlers(
+    held = _Held(
         database=database,
         cache=cache,
-        parser=parser,
-        cursors=cursors,
-        freshness=config.freshness,
-        dedupe_window_s=config.ranges.dedupe_window_s,
-        metrics=metrics,
-        ready=ready,
-        watermarks=watermarks,
-        clock=clock,
-        document=lambda: openapi.document_json(config.ranges),
-        live=Live(
-            hub=hub,
-            parser=parser,
-            config=config.live,
-            freshness=config.freshness,
-            metrics=metrics,
-            clock=clock,
-        ),
-        exports=Exports(
-            database=database,
-            store=store,
-            config=config.exports,
-            ranges=config.ranges,
-            parser=parser,
-            cursors=cursors,
-            clock=clock,
-            wake=runner.wake if runner else lambda: None,
-        ),
+        hub=Hub(database, config.live),
+        runner=export_runner(config, store, clock) if store and config.exports.in_process else None,
+        # Anybody may ask for these two, as often as they like.
+        ready=Recent(lambda: readiness(database, cache), lambda answer: answer.status == "ready"),
+        watermarks=Recent(lambda: database.read(seen.watermarks), lambda _: True),
+        limiter=RateLimiter(config.rate_limit, config.redis_url, clock),
+        tokens=Tokens(config.auth.tokens, clock) if config.auth.tokens else None,
+        audit=Audit(database, clock),
+        give_up=give_up,
     )
-    auth = config.auth
-    limiter = RateLimiter(config.rate_limit, config.redis_url, clock)
-    tokens = Tokens(auth.tokens, clock) if auth.tokens else None
-    keys = (
-        Keys(auth.key_secret.encode(), database=database, cache_s=auth.key_cache_s, clock=clock)
-        if auth.key_secret
-        else None
-    )
-    audit = Audit(database, clock)
-    guard = Guard(
-        authenticate=authenticator(auth, keys=keys, tokens=tokens),
-        limiter=limiter,
-        unknown=Unknown(config.unknown_rate_limit, clock),
-        turns=Turns(each=config.questions_max, pool_size=config.database.pool_size),
-        trusted_proxies=auth.trusted_proxies,
-        accesses={(operation.method, operation.path): operation.access for operation in OPERATIONS},
-        audit=audit,
-    )
+    metrics = Metrics()
+    handlers = _handlers(config, held, store, metrics, clock)
     app = web.Application(
-        middlewares=[_observed(metrics), guard.middleware], client_max_size=config.request_bytes_max
+        middlewares=[_observed(metrics), _guard(config, held, clock).middleware],
+        client_max_size=config.request_bytes_max,
     )
     for operation in OPERATIONS:
         handler = operation.handler(handlers)
         app.router.add_route(operation.method, operation.path, handler, expect_handler=_expected)
         if operation.method == "GET":
             app.router.add_route("HEAD", operation.path, handler, expect_handler=_expected)
+    app.on_shutdown.append(held.end_streams)
+    app.on_response_prepare.append(_show_allowance)
+    app.cleanup_ctx.append(held.at_work)
+    return app
 
-    async def connections(_: web.Application) -> AsyncIterator[None]:
-        waiting = asyncio.create_task(_until_ready(database, cache, give_up))
-        auditing = asyncio.create_task(audit.run())
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """The connections of one server, and its work beside the requests. All of it ends with the server."""
+
+    database: Database
+    cache: FreshnessCache | None
+    hub: Hub
+    runner: Runner | None
+    ready: Recent[Readiness]
+    watermarks: Recent[dict[int, datetime | None]]
+    limiter: RateLimiter
+    tokens: Tokens | None
+    audit: Audit
+    give_up: Callable[[], None]
+
+    async def at_work(self, _: web.Application) -> AsyncIterator[None]:
+        """Begin the work beside the requests; at the end, stop it and close every connection."""
+        runner = self.runner
+        waiting = asyncio.create_task(_until_ready(self.database, self.cache, self.give_up))
+        auditing = asyncio.create_task(self.audit.run())
         exporting = asyncio.create_task(asyncio.to_thread(runner.run)) if runner else None
         yield
         if runner and exporting:
@@ -169,22 +152,73 @@ def create_app(
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await ready.close()
-        await watermarks.close()
-        if cache:
-            await cache.close()
-        if tokens:
-            await tokens.close()
-        await limiter.close()
-        await database.close()
+        await self.ready.close()
+        await self.watermarks.close()
+        if self.cache:
+            await self.cache.close()
+        if self.tokens:
+            await self.tokens.close()
+        await self.limiter.close()
+        await self.database.close()
 
-    async def end_streams(_: web.Application) -> None:
-        await hub.close()
+    async def end_streams(self, _: web.Application) -> None:
+        """End every live connection, which would otherwise keep the server from stopping."""
+        await self.hub.close()
 
-    app.on_shutdown.append(end_streams)
-    app.on_response_prepare.append(_show_allowance)
-    app.cleanup_ctx.append(connections)
-    return app
+
+def _handlers(
+    config: Config, held: _Held, store: Store | None, metrics: Metrics, clock: Callable[[], datetime]
+) -> Handlers:
+    cursors = Cursors(config.cursor_secret)
+    parser = Parser(ranges=config.ranges, cursors=cursors, clock=clock)
+    return Handlers(
+        database=held.database,
+        cache=held.cache,
+        parser=parser,
+        cursors=cursors,
+        freshness=config.freshness,
+        dedupe_window_s=config.ranges.dedupe_window_s,
+        metrics=metrics,
+        ready=held.ready,
+        watermarks=held.watermarks,
+        clock=clock,
+        document=lambda: openapi.document_json(config.ranges),
+        live=Live(
+            hub=held.hub,
+            parser=parser,
+            config=config.live,
+            freshness=config.freshness,
+            metrics=metrics,
+            clock=clock,
+        ),
+        exports=Exports(
+            database=held.database,
+            store=store,
+            config=config.exports,
+            ranges=config.ranges,
+            parser=parser,
+            cursors=cursors,
+            clock=clock,
+            wake=held.runner.wake if held.runner else lambda: None,
+        ),
+    )
+
+
+def _guard(config: Config, held: _Held, clock: Callable[[], datetime]) -> Guard:
+    """What stands before the handlers: who asks, whether that is allowed, and how often."""
+    auth = config.auth
+    keys = None
+    if auth.key_secret:
+        keys = Keys(auth.key_secret.encode(), database=held.database, cache_s=auth.key_cache_s, clock=clock)
+    return Guard(
+        authenticate=authenticator(auth, keys=keys, tokens=held.tokens),
+        limiter=held.limiter,
+        unknown=Unknown(config.unknown_rate_limit, clock),
+        turns=Turns(each=config.questions_max, pool_size=config.database.pool_size),
+        trusted_proxies=auth.trusted_proxies,
+        accesses={(operation.method, operation.path): operation.access for operation in OPERATIONS},
+        audit=held.audit,
+    )
 
 
 async def _expected(request: web.Request) -> web.StreamResponse | None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.commands.options import DURATION, fail
 from pipeline.common import settings
+
+if TYPE_CHECKING:
+    from pipeline.bench.race import Options
 
 
 @click.command()
@@ -89,7 +94,7 @@ def bench(
     command creates and deletes. Each stream holds --events x --copies events of about 430 bytes. DuckDB and
     bytewax take part if they are installed.
     """
-    from pipeline.bench import latency, race, report
+    from pipeline.bench import race, report
     from pipeline.bench.workload import Shape
 
     for name in only:
@@ -108,17 +113,10 @@ def bench(
         rabbitmq_url=values["RABBITMQ_URL"],
         database_url=values["DATABASE_URL"],
     )
-    found_on = report.machine()
     if rates:
-        if not options.rabbitmq_url or not options.database_url:
-            raise click.UsageError("--latency needs RABBITMQ_URL and DATABASE_URL")
-        found = [latency.measure(options, rate=rate, seconds=seconds) for rate in rates]
-        click.echo(report.latency_table(found, found_on))
-        if json_file is not None:
-            json_file.write_text(json.dumps(report.latency_record(found, found_on), indent=1) + "\n")
-        if any(one.lost for one in found):
-            fail("events were lost")
+        _measure_latency(options, rates, seconds=seconds, json_file=json_file)
         return
+    found_on = report.machine()
     results = race.race(options, echo=lambda line: click.echo(line, err=True))
     text = report.table(options, results, found_on)
     click.echo(text)
@@ -128,3 +126,19 @@ def bench(
         json_file.write_text(json.dumps(report.record(options, results, found_on), indent=1) + "\n")
     if wrong := [result.label for result in results if result.faults]:
         fail(f"failed: {', '.join(wrong)}")
+
+
+def _measure_latency(
+    options: Options, rates: Sequence[float], *, seconds: float, json_file: Path | None
+) -> None:
+    from pipeline.bench import latency, report
+
+    if not options.rabbitmq_url or not options.database_url:
+        raise click.UsageError("--latency needs RABBITMQ_URL and DATABASE_URL")
+    found_on = report.machine()
+    found = [latency.measure(options, rate=rate, seconds=seconds) for rate in rates]
+    click.echo(report.latency_table(found, found_on))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.latency_record(found, found_on), indent=1) + "\n")
+    if any(one.lost for one in found):
+        fail("events were lost")

@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from pipeline.commands.options import DURATION, fail, stream_config, warn
 from pipeline.common import settings
+
+if TYPE_CHECKING:
+    from pipeline.traffic.trace import Trace
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 SHARE: Final = click.FloatRange(0, 1)
@@ -129,13 +132,8 @@ def simulate(
             click.echo(f"published {progress.published} events in {progress.elapsed_s:.1f} s")
 
     async def work(stop: asyncio.Event) -> None:
-        publisher = simulating.PatientPublisher(transport, warn=warn)
-        try:
-            await simulating.open_patiently(transport, warn=warn)
+        async with simulating.publishing(transport, warn=warn) as publisher:
             report(await simulating.simulate(publisher.publish, traffic, pace, stop=stop, report=report))
-        finally:
-            await publisher.close()
-            await transport.close()
 
     asyncio.run(simulating.until_signal(work))
     per_s = last.published / last.elapsed_s if last.elapsed_s else 0.0
@@ -200,25 +198,13 @@ def replay_trace(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     trace = tracing.read(file, limit=limit)
-    now_us = time.time_ns() // 1000
-    shift_us = 0
-    if original_times:
-        needed_s = tracing.window_needed_s(trace, now_us=now_us)
-        if needed_s > settings.read(os.environ)["DEDUPE_WINDOW"]:
-            warn(
-                f"the first row is {needed_s // 3600} h back: unless the worker runs with"
-                f" DEDUPE_WINDOW={needed_s // 3600}h or more, older rows are rejected as too_late"
-            )
-    else:
-        shift_us = tracing.shift_us(trace, end_us=tracing.end_us(trace, now_us=now_us, speed=speed))
+    shift_us = _shift_us(trace, speed=speed, original_times=original_times)
     world = World(orgs=orgs, models=models, clients_per_org=clients)
     blocks = tracing.events(trace, world, seed=seed, shift_us=shift_us, shares=shares)
     published = 0
 
     async def work(stop: asyncio.Event) -> None:
-        publisher = simulating.PatientPublisher(transport, warn=warn)
-        try:
-            await simulating.open_patiently(transport, warn=warn)
+        async with simulating.publishing(transport, warn=warn) as publisher:
             with click.progressbar(length=len(trace), label="publishing", file=sys.stderr) as bar:
 
                 def report(rows: int) -> None:
@@ -227,11 +213,24 @@ def replay_trace(
                     bar.update(rows)
 
                 await tracing.replay(publisher.publish, blocks, speed=speed, stop=stop, report=report)
-        finally:
-            await publisher.close()
-            await transport.close()
 
     asyncio.run(simulating.until_signal(work))
     click.echo(f"published {published} of {len(trace)} rows of {file.name}")
     if published < len(trace):
         fail("stopped before the end; the same command publishes the rest, and what is there counts once")
+
+
+def _shift_us(trace: Trace, *, speed: float, original_times: bool) -> int:
+    """By how much the trace's times are shifted. Warns if they stay, and are too old for the worker."""
+    from pipeline.traffic import trace as tracing
+
+    now_us = time.time_ns() // 1000
+    if not original_times:
+        return tracing.shift_us(trace, end_us=tracing.end_us(trace, now_us=now_us, speed=speed))
+    needed_s = tracing.window_needed_s(trace, now_us=now_us)
+    if needed_s > settings.read(os.environ)["DEDUPE_WINDOW"]:
+        warn(
+            f"the first row is {needed_s // 3600} h back: unless the worker runs with"
+            f" DEDUPE_WINDOW={needed_s // 3600}h or more, older rows are rejected as too_late"
+        )
+    return 0

@@ -168,6 +168,14 @@ class CountedIds:
             check=np.concatenate([np.empty(0, np.uint64), *(part.check for part in parts)]),
         )
 
+    def by_key(self) -> dict[Key, list[tuple[int, int]]]:
+        """The (hour, check) of all events with one id."""
+        found: dict[Key, list[tuple[int, int]]] = {}
+        rows = zip(_keys(self.org, self.event), self.hour.tolist(), self.check.tolist(), strict=True)
+        for key, hour, check in rows:
+            found.setdefault(key, []).append((hour, check))
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
@@ -261,12 +269,7 @@ def judge(
     live = hours >= opened.live_from
     keys = opened.keys
     checks = list(zip(columns.check.tolist(), opened.narrow_checks.tolist(), strict=True))
-    known: dict[Key, list[tuple[int, int]]] = {}
-    found_in = zip(
-        _keys(counted.org, counted.event), counted.hour.tolist(), counted.check.tolist(), strict=True
-    )
-    for key, hour, check in found_in:
-        known.setdefault(key, []).append((hour, check))
+    known = counted.by_key()
     outcomes = ["unknown"] * len(columns)
     asked: list[int] = []
     # Events inside the dedupe window come first. An older event with the same id then finds the id in memory.
@@ -294,15 +297,7 @@ def judge(
         for i in which[~fits].tolist():
             outcomes[i] = "invalid"
         which = which[fits]
-    in_memory = seen.add(
-        columns.event[which],
-        columns.org[which],
-        hours[which].astype(np.int32),
-        columns.check[which],
-        np.full(len(which), opened.live_from, np.int32),
-        narrow_checks=lambda places: opened.narrow_checks[which[places]],
-    )
-    for i, how in zip(which.tolist(), in_memory.tolist(), strict=True):
+    for i, how in zip(which.tolist(), _remember(opened, which, seen).tolist(), strict=True):
         if how == kernels.ids.DUPLICATE:
             outcomes[i] = "duplicate"
         elif how == kernels.ids.CONFLICT:
@@ -313,6 +308,19 @@ def judge(
             known.setdefault(keys[i], []).append((ANY_HOUR, checks[i][0]))
             outcomes[i] = "accepted"
     return outcomes
+
+
+def _remember(opened: Opened, which: IntArray, seen: SeenIds) -> IntArray:
+    """Look up some events of ``opened.columns`` in memory, and remember the new ones; see `SeenIds.add`."""
+    columns = opened.columns.take(which)
+    return seen.add(
+        columns.event,
+        columns.org,
+        (columns.occurred_us // HOUR_US).astype(np.int32),
+        columns.check,
+        np.full(len(which), opened.live_from, np.int32),
+        narrow_checks=lambda places: opened.narrow_checks[which[places]],
+    )
 
 
 def settle(opened: Opened, outcomes: Sequence[str], *, at_offset: int) -> list[Settled]:

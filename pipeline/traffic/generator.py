@@ -13,8 +13,8 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Final
 from uuid import UUID
 
@@ -198,6 +198,11 @@ class Columns:
     cost_microcents: Ints
     variant: Ints
 
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The events one by one, each with the values in the order of the fields."""
+        numbers = (getattr(self, field.name).tolist() for field in fields(self)[1:])
+        return zip(self.ids, *numbers, strict=True)
+
 
 def draw_statuses(rng: np.random.Generator, n: int) -> tuple[Ints, Ints]:
     """Draw statuses (97 % success), and numbers that pick an error code of the status: int64[n] each."""
@@ -220,20 +225,6 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
     heads, tails = [], []
     actors: dict[tuple[int, int], str] = {}
     model_ids = [model.model_id for model in world.models]
-    rows = zip(
-        columns.ids,
-        columns.org.tolist(),
-        columns.model.tolist(),
-        columns.client.tolist(),
-        columns.status.tolist(),
-        columns.code.tolist(),
-        columns.latency_ms.tolist(),
-        columns.input_tokens.tolist(),
-        columns.output_tokens.tolist(),
-        columns.cost_microcents.tolist(),
-        columns.variant.tolist(),
-        strict=True,
-    )
     for (
         event_id,
         org,
@@ -246,7 +237,7 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
         tokens_out,
         microcents,
         variant,
-    ) in rows:
+    ) in columns.rows():
         actor = actors.get((org, client))
         if actor is None:
             actor = "null" if client % 3 == 2 else f'"{world.actor_id(org, client)}"'

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,6 +79,18 @@ async def open_patiently(transport: Transport, *, warn: Warn) -> None:
             warn(f"stream unavailable, trying again in {wait_s:g} s: {error}")
             failures += 1
             await asyncio.sleep(wait_s)
+
+
+@asynccontextmanager
+async def publishing(transport: Transport, *, warn: Warn) -> AsyncIterator[PatientPublisher]:
+    """A publisher to the stream, once the stream is there. At the end publisher and transport are closed."""
+    publisher = PatientPublisher(transport, warn=warn)
+    try:
+        await open_patiently(transport, warn=warn)
+        yield publisher
+    finally:
+        await publisher.close()
+        await transport.close()
 
 
 async def until_signal(work: Callable[[asyncio.Event], Awaitable[None]], *, grace_s: float = 2.0) -> bool:
