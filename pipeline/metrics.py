@@ -99,7 +99,7 @@ BUFFERED_EVENTS: Final = Gauge(
     "analytics_buffered_events", "Events read and not yet in a flush.", ["partition"], registry=REGISTRY
 )
 DIRTY_ROWS: Final = Gauge(
-    "analytics_dirty_rows", "Rows waiting for a flush, at most.", ["partition"], registry=REGISTRY
+    "analytics_dirty_rows", "The most rows that can be waiting for a flush.", ["partition"], registry=REGISTRY
 )
 REMEMBERED_IDS: Final = Gauge(
     "analytics_dedupe_ids", "Event ids held in memory for dedupe.", ["partition"], registry=REGISTRY
@@ -123,14 +123,18 @@ ARCHIVE_OUTBOX_EVENTS: Final = Gauge(
 )
 ARCHIVE_OUTBOX_BYTES: Final = Gauge(
     "analytics_archive_outbox_bytes",
-    "Their bytes; at ARCHIVE_OUTBOX_MAX the archive leaves events out.",
+    "Bytes of the events that wait for the archive. At ARCHIVE_OUTBOX_MAX further events are left out.",
     registry=REGISTRY,
 )
 ARCHIVE_OUTBOX_AGE: Final = Gauge(
-    "analytics_archive_outbox_age_seconds", "How long the oldest of them has waited.", registry=REGISTRY
+    "analytics_archive_outbox_age_seconds",
+    "How long the oldest event has waited for the archive.",
+    registry=REGISTRY,
 )
 ARCHIVE_FILES: Final = Counter(
-    "analytics_archive_files", "Files entered into the manifest.", registry=REGISTRY
+    "analytics_archive_files",
+    "Files that were written and entered into analytics.archive_files.",
+    registry=REGISTRY,
 )
 ARCHIVE_FAILURES: Final = Counter(
     "analytics_archive_failures",

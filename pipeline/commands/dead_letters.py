@@ -19,7 +19,7 @@ from pipeline.core.rules import REASONS
 if TYPE_CHECKING:
     from pipeline.dead_letters.examine import Examined
     from pipeline.dead_letters.replay import Report, Setup
-    from pipeline.dead_letters.table import RefusedRecord
+    from pipeline.dead_letters.table import StoredDeadLetter
 
 BODY_SHOWN = 200
 """Characters of a body in a list."""
@@ -43,7 +43,7 @@ def _chosen(command: Any) -> Any:
     return command
 
 
-_OFFSET = click.option("--offset", type=OFFSET, help="Only the one at this offset.")
+_OFFSET = click.option("--offset", type=OFFSET, help="Only the dead letter at this offset.")
 
 
 @dead_letters.command("list")
@@ -80,7 +80,7 @@ def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
 
 @dead_letters.command("show")
 @click.argument("offset", type=OFFSET)
-@click.option("--stream", help="Of this stream, where several have the offset.")
+@click.option("--stream", help="The stream of the event, if several streams have this offset.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; the bytes in base64.")
 def show(*, offset: int, stream: str | None, as_json: bool) -> None:
     """Show one rejected event whole, and whether it would count now, or why not.
@@ -324,7 +324,7 @@ def _setup() -> Setup:
     )
 
 
-def _row(record: RefusedRecord) -> dict[str, Any]:
+def _row(record: StoredDeadLetter) -> dict[str, Any]:
     return {
         "stream": record.stream,
         "partition": record.partition,

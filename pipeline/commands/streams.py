@@ -107,8 +107,17 @@ def accept_gap(*, stream: str, from_offset: int, to_offset: int) -> None:
 @streams.command("skip")
 @click.option("--partition", type=click.IntRange(0), help="The partition's number, as the log says it.")
 @click.option("--stream", help="Or the partition's stream.")
-@click.option("--offset", type=click.IntRange(0), required=True, help="Of the record.")
-@click.option("--reason", required=True, help="Why; kept with the dead letter and in the audit log.")
+@click.option(
+    "--offset",
+    type=click.IntRange(0),
+    required=True,
+    help="The offset of the record at which the worker crashes.",
+)
+@click.option(
+    "--reason",
+    required=True,
+    help="Why the record is skipped. The dead letter and the audit log keep the reason.",
+)
 def skip_record(*, partition: int | None, stream: str | None, offset: int, reason: str) -> None:
     """Make a record at which the worker crashes a dead letter, without reading it.
 
@@ -147,7 +156,7 @@ def skip_record(*, partition: int | None, stream: str | None, offset: int, reaso
     "--gone",
     "is_gone",
     is_flag=True,
-    help="The broker has the stream no more; what was not counted of it is lost.",
+    help="The stream was deleted. Its events that were not counted are lost.",
 )
 def retire_stream(*, stream: str, is_gone: bool) -> None:
     """Say that nothing more comes from STREAM, so that no org waits for it any longer.

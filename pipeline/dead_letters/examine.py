@@ -25,7 +25,7 @@ from pipeline.core.rules import FUTURE_US
 from pipeline.core.watermark import HOUR_US
 from pipeline.core.wire import Event, Invalid
 from pipeline.dead_letters.stream import Found
-from pipeline.dead_letters.table import RefusedRecord
+from pipeline.dead_letters.table import StoredDeadLetter
 
 REPLAY: Final = "replay"
 """The verdict on a letter that a worker may take in."""
@@ -35,7 +35,7 @@ REPLAY: Final = "replay"
 class Examined:
     """A dead letter and the verdict on it."""
 
-    record: RefusedRecord
+    record: StoredDeadLetter
     body: bytes | None
     broker_us: int
     """The broker time of the letter's chunk, in UTC microseconds."""
@@ -68,7 +68,7 @@ class Terms:
     """Replay a letter even if nothing can tell whether its event was counted."""
 
 
-def examine(records: Sequence[RefusedRecord], read_back: Found, terms: Terms) -> list[Examined]:
+def examine(records: Sequence[StoredDeadLetter], read_back: Found, terms: Terms) -> list[Examined]:
     """The verdict on each letter.
 
     Raises:
@@ -85,7 +85,7 @@ def examine(records: Sequence[RefusedRecord], read_back: Found, terms: Terms) ->
     return found
 
 
-def _alone(record: RefusedRecord, read_back: Found, terms: Terms) -> Examined:
+def _alone(record: StoredDeadLetter, read_back: Found, terms: Terms) -> Examined:
     body, broker_us = record.body, us_of(record.broker_time)
     if body is None:
         body, broker_us = read_back.get((record.stream, record.offset), (None, broker_us))

@@ -31,7 +31,7 @@ from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.dead_letters import stream, table
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
 from pipeline.dead_letters.life import COUNTED_OUTCOMES
-from pipeline.dead_letters.table import Chosen, Connection, RefusedRecord
+from pipeline.dead_letters.table import Chosen, Connection, StoredDeadLetter
 from pipeline.sink import Claim
 from pipeline.sink.timescale import TimescaleSink
 from sql import queries
@@ -190,7 +190,7 @@ def terms_of(setup: Setup, reading: Connection, *, accept: bool = False) -> Term
     )
 
 
-def examined(setup: Setup, records: Sequence[RefusedRecord], terms: Terms) -> list[Examined]:
+def examined(setup: Setup, records: Sequence[StoredDeadLetter], terms: Terms) -> list[Examined]:
     """The verdicts on some letters. Bytes that a flood left out are read back from the stream.
 
     Raises:
@@ -210,7 +210,7 @@ def _examined(setup: Setup, reading: Connection, chosen: Chosen, terms: Terms) -
         yield from examined(setup, block, terms)
 
 
-def _read_back(setup: Setup, records: Sequence[RefusedRecord]) -> stream.Found:
+def _read_back(setup: Setup, records: Sequence[StoredDeadLetter]) -> stream.Found:
     wanted: dict[str, set[int]] = {}
     for record in records:
         if record.body is None and record.offset >= 0:

@@ -41,7 +41,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RefusedRecord:
+class StoredDeadLetter:
     """One dead letter, and the outcome of its last replay."""
 
     stream: str
@@ -79,13 +79,13 @@ class RefusedRecord:
         return f"offsets {self.offset} to {self.offset + self.records - 1} ({self.records} records)"
 
 
-def newest(database_url: str, chosen: Chosen, *, limit: int = 20) -> Iterator[RefusedRecord]:
+def newest(database_url: str, chosen: Chosen, *, limit: int = 20) -> Iterator[StoredDeadLetter]:
     """The chosen letters, newest first. Raises `psycopg.Error`."""
     with connected(database_url) as connection:
         yield from _records(connection, "newest", {**asdict(chosen), "limit": limit})
 
 
-def uncounted(connection: Connection, chosen: Chosen) -> Iterator[RefusedRecord]:
+def uncounted(connection: Connection, chosen: Chosen) -> Iterator[StoredDeadLetter]:
     """The chosen letters that may be replayed, in the order of their streams. Raises `psycopg.Error`."""
     yield from _records(connection, "uncounted", asdict(chosen))
 
@@ -135,12 +135,12 @@ def connected(database_url: str) -> Connection:
     return connect(database_url, Session(application_name="spendstream-dead-letters"))
 
 
-def _records(connection: Connection, name: str, values: Mapping[str, Any]) -> Iterator[RefusedRecord]:
-    names = RefusedRecord.__slots__
+def _records(connection: Connection, name: str, values: Mapping[str, Any]) -> Iterator[StoredDeadLetter]:
+    names = StoredDeadLetter.__slots__
     with connection.cursor(name="letters") as cursor:
         cursor.execute(_query(name), values)
         for row in cursor:
-            yield RefusedRecord(**dict(zip(names, row, strict=True)))
+            yield StoredDeadLetter(**dict(zip(names, row, strict=True)))
 
 
 def _count(connection: Connection, name: str, values: Mapping[str, Any]) -> int:

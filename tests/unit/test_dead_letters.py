@@ -16,7 +16,7 @@ from pipeline.config import StreamConfig
 from pipeline.core.judge import stored_hours_from
 from pipeline.dead_letters import stream
 from pipeline.dead_letters.examine import REPLAY, Examined, Terms, examine
-from pipeline.dead_letters.table import RefusedRecord
+from pipeline.dead_letters.table import StoredDeadLetter
 from pipeline.transports import Extent, Subscription, Transport, TransportError
 from pipeline.transports.factory import open_transport
 
@@ -43,7 +43,7 @@ def event(ago: timedelta) -> bytes:
 
 
 def examined(body: bytes | None, *, read_back: stream.Found | None = None, **changed: Any) -> Examined:
-    record = RefusedRecord(
+    record = StoredDeadLetter(
         stream=STREAM,
         partition=0,
         offset=7,
