@@ -2,7 +2,7 @@
 
 Two transports implement these protocols: `rabbitmq` (RabbitMQ 4 streams through rstream) and `embedded` (an
 append-only log in a folder, for the demo and for tests). One contract suite,
-``tests/contract/test_transports.py``, holds for both. The content of a record is left to the core.
+``tests/contract/transports``, holds for both. The content of a record is left to the core.
 """
 
 from __future__ import annotations

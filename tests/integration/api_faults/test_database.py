@@ -527,7 +527,7 @@ def process(environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     child = subprocess.Popen(
         [sys.executable, "-m", "api"],
         env={"PATH": os.environ["PATH"], "API_ALLOW_PRIVILEGED": "true", **environment},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         stderr=subprocess.PIPE,
         text=True,
     )
