@@ -1,6 +1,6 @@
 """The life of a partition in one worker: its states, and the table of all steps between the states.
 
-The table is the whole truth: a step that the table lacks raises, and the worker crashes. So the simulation in
+The table is the whole truth: a step that the table lacks raises AssertionError. So the simulation in
 `tests/model` finds an order of events that nobody has thought of. The picture in `docs/architecture.md` is
 made from the table.
 
