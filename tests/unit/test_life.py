@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.config import FlushConfig
+from pipeline.core.batch import Position
+from pipeline.core.rules import Rules
+from pipeline.sink import Claim, Contested, SinkUnavailable
 from pipeline.worker.life import STEPS, Event, Life, State
+from pipeline.worker.partition import PartitionWorker
+from tests.support.memory_sink import MemorySink
+from tests.support.memory_transport import MemoryBroker, MemoryTransport
 
 
 def test_a_partition_is_recovered_owned_and_handed_over() -> None:
@@ -61,3 +68,47 @@ def test_every_state_can_be_reached_and_left() -> None:
     reached = {after for (before, _), after in STEPS.items() if before is not after}
     left = {before for (before, _), after in STEPS.items() if before is not after}
     assert reached == left == set(State)
+
+
+class Attempts:
+    """A `Backoff` that notes what is said of the stream before each further attempt."""
+
+    def __init__(self) -> None:
+        self.said: list[str | None] = []
+        self.worker: PartitionWorker | None = None
+
+    async def wait(self) -> None:
+        assert self.worker is not None
+        self.said.append(self.worker.stream_error)
+
+    def reset(self) -> None: ...
+
+
+async def test_a_contested_partition_is_said_to_be_so_until_the_claim_succeeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim, errors = MemorySink.claim, [Contested("group b commits there"), SinkUnavailable("away")]
+
+    async def contested(self: MemorySink, stream: str) -> tuple[Claim, Position]:
+        if errors:
+            raise errors.pop(0)
+        return await claim(self, stream)
+
+    monkeypatch.setattr(MemorySink, "claim", contested)
+    attempts = Attempts()
+    attempts.worker = worker = PartitionWorker(
+        index=0,
+        stream="s",
+        transport=MemoryTransport(MemoryBroker("s")),
+        sink=MemorySink(),
+        rules=Rules(),
+        flush=FlushConfig(),
+        backoff=lambda: attempts,
+    )
+    assert worker.stream_error == "not connected yet"
+    await worker.activated()
+    assert attempts.said == ["group b commits there", "group b commits there"]
+    assert worker.stream_error == "not connected yet"
+    assert worker.database_error is None
+    assert worker.active
+    await worker.close()
