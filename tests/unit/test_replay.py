@@ -81,7 +81,7 @@ async def test_an_event_that_was_counted_is_recognised_wherever_its_id_is_kept(k
 async def test_a_copy_with_another_hour_is_found_in_the_hour_that_holds_the_id(kept: Books) -> None:
     counted, copy = event(1), event(1, ago_us=HOUR_US)
     await kept.read(counted, copy, event(1, ago_us=4 * HOUR_US))
-    assert [letter.reason for letter in kept.state.dead_letters] == ["too_late", "conflict"]
+    assert [d.reason for d in kept.state.dead_letters] == ["too_late", "conflict"]
     letters = [letter(d.offset, d.body, reason=d.reason) for d in kept.state.dead_letters]
     assert await kept.replay(*letters) == ["conflict", "conflict"]
     # 5 h later the window has passed them, and the database still has the ids of their hours.
