@@ -54,7 +54,7 @@ class Position:
     """How many dead letters have been backfilled, with any outcome."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class DeadLetter:
     """One rejected record, with everything that an operator needs to look at it and to backfill it.
 

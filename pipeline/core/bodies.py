@@ -108,9 +108,7 @@ class Bodies(Sequence[bytes]):
     @classmethod
     def join(cls, parts: Sequence[Sequence[bytes]]) -> Bodies:
         """Join the bodies of all parts in order, in one buffer that `PADDING` ends."""
-        if not any(isinstance(part, Bodies) for part in parts):
-            return cls.of(body for part in parts for body in part)
-        whole = [part if isinstance(part, Bodies) else cls.of(part) for part in parts]
+        whole = [part if isinstance(part, Bodies) else cls.of(part) for part in parts or ((),)]
         shifts = np.cumsum([0, *(len(part.text) for part in whole)])
         return cls(
             b"".join((*(part.text for part in whole), PADDING)),

@@ -95,10 +95,12 @@ class Gathering:
     """Adds events to cells until the cells are taken out."""
 
     def __init__(self) -> None:
-        self._start()
+        self._start(0)
 
-    def _start(self) -> None:
+    def _start(self, room: int) -> None:
+        """Begin with no cells, and with room for about as many as there were last time."""
         self._cells = Rows(CELL_KEY, TOTALS)
+        self._cells.reserve(room)
         self._failures = Rows(FAILURE_KEY, 1)
         self._events: list[tuple[IntArray, IntArray]] = []
 
@@ -145,7 +147,7 @@ class Gathering:
         cells = np.concatenate([cells for cells, _ in self._events])
         bins = np.concatenate([bins for _, bins in self._events])
         rows, failures = self._cells, self._failures
-        self._start()
+        self._start(rows.used)
         totals = rows.measures[: rows.used]
         pairs = tuple(np.empty(len(cells), np.int64) for _ in range(3))
         found = kernels.sketches.pair_up(

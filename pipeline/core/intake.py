@@ -34,7 +34,7 @@ class Chunk:
     first_offset: int
     timestamp_us: int
     """The broker's time."""
-    bodies: Sequence[bytes]
+    bodies: Bodies
     unreadable: Sequence[Unreadable] = ()
 
 
@@ -61,10 +61,9 @@ class Intake:
         return bool(self._chunks)
 
     def add(self, chunk: Chunk) -> None:
-        events, size = _extent(chunk.bodies, chunk.unreadable)
         self._chunks.append(chunk)
-        self.events += events
-        self.bytes += size
+        self.events += len(chunk.bodies) + sum(run.records for run in chunk.unreadable)
+        self.bytes += len(chunk.bodies.text) + sum(len(run.stored.body) for run in chunk.unreadable)
 
     @property
     def is_full(self) -> bool:
@@ -100,12 +99,3 @@ def join(chunks: Sequence[Chunk], *, newest_us: int, window_us: int) -> tuple[Re
         floor_us=np.repeat(newest - window_us, lengths),
     )
     return records, int(newest[-1])
-
-
-def _extent(bodies: Sequence[bytes], unreadable: Sequence[Unreadable]) -> tuple[int, int]:
-    """How many records there are, and their bytes."""
-    size = len(bodies.text) if isinstance(bodies, Bodies) else sum(map(len, bodies))
-    if not unreadable:
-        return len(bodies), size
-    records = sum(run.records for run in unreadable)
-    return len(bodies) + records, size + sum(len(run.stored.body) for run in unreadable)

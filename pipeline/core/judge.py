@@ -112,11 +112,15 @@ class DeadLetters:
         records: int = 1,
     ) -> None:
         size = len(body.body) if isinstance(body, Kept) else min(len(body), KEPT_BYTES_MAX)
-        kept = None
+        stored = whole_bytes = sha256 = None
         if self._has_room_for(size):
-            kept = body if isinstance(body, Kept) else Kept.of(body)
             self._bodies += 1
             self._body_bytes += size
+            if isinstance(body, Kept) or len(body) > KEPT_BYTES_MAX:
+                kept = body if isinstance(body, Kept) else Kept.of(body)
+                stored, whole_bytes, sha256 = kept.body, kept.whole_bytes, kept.sha256
+            else:  # as `Kept.of` keeps it
+                stored = bytes(body)
         self._letters.append(
             DeadLetter(
                 offset=offset,
@@ -124,9 +128,9 @@ class DeadLetters:
                 broker_us=broker_us,
                 reason=reason,
                 faults=faults,
-                body=None if kept is None else kept.body,
-                body_bytes=None if kept is None else kept.whole_bytes,
-                body_sha256=None if kept is None else kept.sha256,
+                body=stored,
+                body_bytes=whole_bytes,
+                body_sha256=sha256,
                 records=records,
             )
         )

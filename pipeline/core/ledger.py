@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pipeline.core import dedupe, intake, watermark
 from pipeline.core.accepted import AcceptedEvents, AcceptedLog
 from pipeline.core.batch import Batch, Block, Position, StoredRows, Tally
-from pipeline.core.bodies import Unreadable
+from pipeline.core.bodies import Bodies, Unreadable
 from pipeline.core.events import Columns, Reader, Scanned
 from pipeline.core.intake import Chunk, Intake, Records
 from pipeline.core.judge import Judge, Undecided
@@ -175,6 +175,8 @@ class Ledger:
             self.fold()
         self._received_offset = next_offset
         self._received_us = timestamp_us
+        if not isinstance(bodies, Bodies):
+            bodies = Bodies.of(bodies)
         self._intake.add(
             Chunk(first_offset=first_offset, timestamp_us=timestamp_us, bodies=bodies, unreadable=unreadable)
         )
@@ -364,6 +366,10 @@ class Ledger:
         self._let_go()
         self._forget_names()
         return batch
+
+    def drain_or_missing(self, *, now_us: int, caught_up: bool) -> Batch | list[Block]:
+        """The batch of `drain`, or the blocks that are `missing` for it: adopt them, and ask again."""
+        return self.missing() or self.drain(now_us=now_us, caught_up=caught_up)
 
     def _accepted(self) -> AcceptedEvents | None:
         if self._accepted_log is None:

@@ -77,6 +77,8 @@ class Rollups:
             CLIENT: NameCap(rules.clients_per_org_hour_max, overflow=Names.OVERFLOW),
             CODE: NameCap(ERROR_CODES_PER_ORG_HOUR_MAX, overflow=Names.OVERFLOW),
         }
+        self._dirty_rows: int | None = 0
+        """How many rows of the tables are dirty. None: they must be counted."""
         self._gathering = Gathering()
         self._cold: list[Cells] = []
         self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
@@ -85,13 +87,14 @@ class Rollups:
     @property
     def dirty_rows(self) -> int:
         """At most how many rows the next drain writes. Exact after `gather`, if no event waits for blocks."""
-        tables = sum(table.dirty_count for table in self._tables.values())
+        if self._dirty_rows is None:
+            self._dirty_rows = sum(table.dirty_count for table in self._tables.values())
         seen = len(self._orgs) + len(self._models) + len(self._clients)
         cells, failures = self._gathering.cell_count, self._gathering.failure_count
         for held in self._cold:
             cells += len(held)
             failures += len(held.failure_keys)
-        return tables + seen + _CELL_ROWS * cells + failures
+        return self._dirty_rows + seen + _CELL_ROWS * cells + failures
 
     @property
     def memory_bytes(self) -> int:
@@ -152,6 +155,7 @@ class Rollups:
         """Add cells of resident blocks, with settled names, to every table."""
         if not len(cells):
             return
+        self._dirty_rows = None
         pairs = cells.pair_cells, cells.pair_bins, cells.pair_counts
         for grain, table in self._tables.items():
             if not grain.counts_only:
@@ -194,6 +198,7 @@ class Rollups:
 
         Returns the days among the blocks, and the sums of the days' rows (int64[n, 4]).
         """
+        self._dirty_rows = None
         by_grain: dict[Grain, list[tuple[int, int]]] = {}
         for org, block in zip(numbering.numbered_orgs(self._reader, blocks).tolist(), blocks, strict=True):
             by_grain.setdefault(block.grain, []).append((org, block.bucket))
@@ -236,7 +241,7 @@ class Rollups:
 
     def drain(self) -> Changes:
         """Hand out the rows that have changed since the last drain. No event may wait for blocks."""
-        reader = self._reader
+        reader, self._dirty_rows = self._reader, None
 
         def in_key_order(keys: IntArray) -> IntArray:
             return numbering.key_order(reader, keys)

@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 from pipeline import metrics
 from pipeline.archive.gate import ArchiveGate
 from pipeline.config import FlushConfig
-from pipeline.core.batch import Batch
+from pipeline.core.batch import Batch, Block
 from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Ledger
 from pipeline.core.replay import LETTERS_MAX, Opened
@@ -409,10 +410,10 @@ class PartitionWorker:
             caught_up = await self._caught_up(owned)
             try:
                 async with self._books:
-                    await self._apart(ledger.fold)
                     await self._replay(owned)
-                    await self._load_missing(owned)
-                    batch = await self._apart(ledger.drain, now_us=now_us, caught_up=caught_up)
+                    drain = partial(ledger.drain_or_missing, now_us=now_us, caught_up=caught_up)
+                    while not isinstance(batch := await self._apart(drain), Batch):
+                        await self._load(owned, batch)
                     times_us, owned.chunk_times_us = owned.chunk_times_us, []
                 left_out = self._archive is not None and self._archive.full and not batch.settled
                 if batch.accepted is not None and left_out:
@@ -442,11 +443,14 @@ class PartitionWorker:
             owned.letters_wait = False
 
     async def _load_missing(self, owned: Owned, opened: Opened | None = None) -> None:
-        """Load the rows that the next drain, and the replay of the opened letters, need in the ledger."""
+        """Load the rows that waiting events, and the replay of the opened letters, need in the ledger."""
         while blocks := await self._apart(owned.ledger.missing, opened=opened):
-            async with self._lag_shown(owned):
-                rows = await self._sink.load(owned.claim, blocks)
-            owned.ledger.adopt(rows, blocks)
+            await self._load(owned, blocks)
+
+    async def _load(self, owned: Owned, blocks: Sequence[Block]) -> None:
+        async with self._lag_shown(owned):
+            rows = await self._sink.load(owned.claim, blocks)
+        owned.ledger.adopt(rows, blocks)
 
     async def _caught_up(self, owned: Owned) -> bool:
         """Has the ledger every record of the broker? Asked before a drain; later records do no harm."""

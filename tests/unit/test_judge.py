@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.core import intake
 from pipeline.core.batch import Position, Tally
+from pipeline.core.bodies import Bodies
 from pipeline.core.events import Columns, Reader
 from pipeline.core.intake import Chunk, Records
 from pipeline.core.judge import Judge, Undecided
@@ -44,7 +45,7 @@ class Court:
         self.judge = Judge(rules, self.position, self.tally, self.reader, self.days)
 
     def read(self, *bodies: bytes) -> tuple[Columns, Records]:
-        chunk = Chunk(first_offset=100, timestamp_us=NOW_US, bodies=bodies)
+        chunk = Chunk(first_offset=100, timestamp_us=NOW_US, bodies=Bodies.of(bodies))
         window_us = self.rules.dedupe_window_us
         records, self.position.newest_broker_us = intake.join([chunk], newest_us=0, window_us=window_us)
         columns, rejected = self.reader.read(records.bodies)
