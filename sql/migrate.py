@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -66,8 +67,10 @@ def upgrade(
     while True:
         try:
             with engine.begin() as connection:
-                # Else a migration that was killed would keep its locks until its statement is done.
-                connection.execute(text("SET LOCAL client_connection_check_interval = '1s'"))
+                # Else a migration that was killed would keep its locks until its statement is done. Servers
+                # on Windows do not have this setting.
+                with suppress(DBAPIError), connection.begin_nested():
+                    connection.execute(text("SET LOCAL client_connection_check_interval = '1s'"))
                 _lock(connection, lock_wait_s, say)
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
                 _refuse_newer(connection)

@@ -112,15 +112,11 @@ class DeadLetters:
         records: int = 1,
     ) -> None:
         size = len(body.body) if isinstance(body, Kept) else min(len(body), KEPT_BYTES_MAX)
-        stored = whole_bytes = sha256 = None
+        kept = None
         if self._has_room_for(size):
+            kept = body if isinstance(body, Kept) else Kept.of(body)
             self._bodies += 1
             self._body_bytes += size
-            if isinstance(body, Kept) or len(body) > KEPT_BYTES_MAX:
-                kept = body if isinstance(body, Kept) else Kept.of(body)
-                stored, whole_bytes, sha256 = kept.body, kept.whole_bytes, kept.sha256
-            else:  # as `Kept.of` keeps it
-                stored = bytes(body)
         self._letters.append(
             DeadLetter(
                 offset=offset,
@@ -128,9 +124,9 @@ class DeadLetters:
                 broker_us=broker_us,
                 reason=reason,
                 faults=faults,
-                body=stored,
-                body_bytes=whole_bytes,
-                body_sha256=sha256,
+                body=None if kept is None else kept.body,
+                body_bytes=None if kept is None else kept.whole_bytes,
+                body_sha256=None if kept is None else kept.sha256,
                 records=records,
             )
         )
@@ -235,7 +231,14 @@ class Judge:
     def out_of_time(self, columns: Columns, records: Records) -> IntArray:
         """Mask (bool[n]) of the events that `in_time` rejects."""
         occurred_us, source = columns.occurred_us, columns.source
-        counts_from_us = np.maximum(records.floor_us[source], self._position.ids_from_hour * HOUR_US)
+        ids_from_us = self._position.ids_from_hour * HOUR_US
+        # Most of the time no event is rejected, and the bounds of all records together show that.
+        if not len(columns) or (
+            occurred_us.max() <= records.broker_us.min() + FUTURE_US
+            and occurred_us.min() >= max(records.floor_us.max(), ids_from_us)
+        ):
+            return np.zeros(len(columns), np.bool_)
+        counts_from_us = np.maximum(records.floor_us[source], ids_from_us)
         return (occurred_us < counts_from_us) | (occurred_us > records.broker_us[source] + FUTURE_US)
 
     def in_time(self, columns: Columns, records: Records) -> Columns:

@@ -86,7 +86,7 @@ class Ledger:
                 accepted=self.position.accepted, newest_broker_us=self.position.newest_broker_us
             )
         self._begun: tuple[Records, Scanned] | None = None
-        """The fold that has begun: see `begin_fold`."""
+        """The fold that has begun: see `fold_if_quick`."""
         self._waiting: tuple[Columns, Records] | None = None
         """Events that wait until the days of ``_waiting_for`` are in memory."""
         self._waiting_for: frozenset[Day] = frozenset()

