@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Final, overload
 
 import numpy as np
@@ -83,39 +84,64 @@ class Bodies(Sequence[bytes]):
 
     ``begins`` and ``ends`` are int64[n]. The bodies are in order and do not overlap; there may be other bytes
     between them. ``padded`` says that `PADDING` ends ``text``.
+
+    The buffer may begin as pieces. The pieces are joined when somebody reads ``text``, so the bodies of many
+    chunks are copied once, and not once for each chunk and once more for all chunks together.
     """
 
-    __slots__ = ("begins", "ends", "padded", "text")
+    __slots__ = ("_pieces", "begins", "ends", "padded", "size")
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(
         self, text: bytes | memoryview, begins: IntArray, ends: IntArray, *, padded: bool = False
     ) -> None:
-        self.text = text
+        self._set([text], len(text), begins, ends, padded=padded)
+
+    def _set(
+        self,
+        pieces: list[bytes | memoryview],
+        size: int,
+        begins: IntArray,
+        ends: IntArray,
+        *,
+        padded: bool,
+    ) -> None:
+        self._pieces = pieces
+        self.size = size
         self.padded = padded
         self.begins = begins
         self.ends = ends
 
     @classmethod
     def of(cls, bodies: Iterable[bytes]) -> Bodies:
-        """Copy bodies one after another into a buffer of their own."""
-        bodies = list(bodies)
-        ends = np.cumsum(np.fromiter(map(len, bodies), np.int64, count=len(bodies)))
-        begins = np.zeros(len(ends), np.int64)
-        begins[1:] = ends[:-1]
-        return cls(b"".join((*bodies, PADDING)), begins, ends, padded=True)
+        """Put bodies one after another into a buffer of their own."""
+        pieces: list[bytes | memoryview] = list(bodies)
+        edges = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, pieces), np.int64, count=len(pieces)), out=edges[1:])
+        made = cls.__new__(cls)
+        made._set(pieces, int(edges[-1]), edges[:-1], edges[1:], padded=False)
+        return made
 
     @classmethod
     def join(cls, parts: Sequence[Sequence[bytes]]) -> Bodies:
-        """Join the bodies of all parts in order, in one buffer that `PADDING` ends."""
+        """Put the bodies of all parts in order into one buffer that `PADDING` ends."""
         whole = [part if isinstance(part, Bodies) else cls.of(part) for part in parts or ((),)]
-        shifts = np.cumsum([0, *(len(part.text) for part in whole)])
-        return cls(
-            b"".join((*(part.text for part in whole), PADDING)),
+        shifts = np.cumsum([0, *(part.size for part in whole)])
+        joined = cls.__new__(cls)
+        joined._set(
+            [*chain.from_iterable(part._pieces for part in whole), PADDING],
+            int(shifts[-1]) + len(PADDING),
             np.concatenate([part.begins + shift for part, shift in zip(whole, shifts[:-1], strict=True)]),
             np.concatenate([part.ends + shift for part, shift in zip(whole, shifts[:-1], strict=True)]),
             padded=True,
         )
+        return joined
+
+    @property
+    def text(self) -> bytes | memoryview:
+        if len(self._pieces) != 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
 
     def __len__(self) -> int:
         return len(self.ends)

@@ -63,7 +63,7 @@ class Intake:
     def add(self, chunk: Chunk) -> None:
         self._chunks.append(chunk)
         self.events += len(chunk.bodies) + sum(run.records for run in chunk.unreadable)
-        self.bytes += len(chunk.bodies.text) + sum(len(run.stored.body) for run in chunk.unreadable)
+        self.bytes += chunk.bodies.size + sum(len(run.stored.body) for run in chunk.unreadable)
 
     @property
     def is_full(self) -> bool:
