@@ -153,11 +153,11 @@ class Bodies(Sequence[bytes]):
     def __getitem__(self, at: int | slice) -> bytes | Bodies:
         if isinstance(at, slice):
             return Bodies(self.text, self.begins[at], self.ends[at], padded=self.padded)
-        return bytes(self.text[int(self.begins[at]) : int(self.ends[at])])
+        return bytes(self.view(at))
 
     def view(self, at: int) -> memoryview:
         """One body, without a copy."""
-        return memoryview(self.text)[int(self.begins[at]) : int(self.ends[at])]
+        return memoryview(self.text)[self.begins.item(at) : self.ends.item(at)]
 
     def __iter__(self) -> Iterator[bytes]:
         text = self.text

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pipeline.core import kernels, sketches
 from pipeline.core.events import Columns
 from pipeline.core.watermark import MINUTE_US
-from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, Grain, Rows
+from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, MODEL, ORG, Grain, Rows
 
 IntArray = npt.NDArray[Any]
 
@@ -107,8 +107,9 @@ class Gathering:
     def add(self, columns: Columns, met_us: IntArray) -> None:
         """Add events. ``met_us`` int64[n] is the watermark that each event met on arrival."""
         c = columns
-        minute = c.occurred_us // MINUTE_US
-        keys = np.stack((c.org, minute, c.model, c.client), axis=1).astype(np.int32)
+        keys = np.empty((len(c), CELL_KEY), np.int32)
+        keys[:, ORG], keys[:, MODEL], keys[:, CLIENT] = c.org, c.model, c.client
+        keys[:, MINUTE] = c.occurred_us // MINUTE_US
         cells = self._cells.locate(keys)
         bins = np.empty(len(c), np.int64)
         kernels.sketches.bins_of(c.latency_ms, _LOW_BINS, sketches.EDGES, bins)

@@ -228,7 +228,7 @@ class Columns:
         return Columns(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Columns)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refused:
     """A body that is no valid event: its place among the bodies, the reason and every fault."""
 

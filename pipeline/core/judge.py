@@ -209,7 +209,7 @@ class Judge:
     def reject(self, records: Records, source: int, reason: str, faults: tuple[Fault, ...]) -> None:
         """Make a dead letter of the record at place ``source``."""
         self._count_rejected(reason, 1)
-        offset, broker_us = int(records.offset[source]), int(records.broker_us[source])
+        offset, broker_us = records.offset.item(source), records.broker_us.item(source)
         self.dead_letters.add(offset, broker_us, reason, faults, records.bodies.view(source))
 
     def reject_unreadable(self, run: Unreadable, broker_us: int) -> None:
