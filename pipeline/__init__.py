@@ -1,5 +1,6 @@
 """Spendstream's data path: stream in, exact rollups out.
 
-Read one event's way in file order: ``transports`` (chunks from the broker), ``agents`` (Faust
-wiring), ``core`` (pure decisions), ``sink`` (one transaction). ``service`` builds and stops it all.
+Follow one event through the rooms: ``transports`` brings chunks from the broker, ``worker`` gives each chunk
+to the ledger of its partition, ``core`` decides and adds up, and ``sink`` commits a batch in one transaction.
+``worker.service`` builds and stops all of that.
 """

@@ -97,7 +97,7 @@ class AcceptedLog:
     ) -> AcceptedEvents | None:
         """Take out the events that were added since the last drain. None if there is no event.
 
-        The names must have been settled (`NameCap.settle`). ``caps`` has the caps of the key columns `MODEL`,
+        The caps must have been applied (`NameCap.apply`). ``caps`` has the caps of the key columns `MODEL`,
         `CLIENT` and `CODE`. ``newest_broker_us`` is the newest broker time of any chunk so far. An accepted
         event lies at most ``window_us`` before and at most ``future_us`` after that time.
         """

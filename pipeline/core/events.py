@@ -229,7 +229,7 @@ class Columns:
 
 
 @dataclass(slots=True)
-class Refused:
+class Rejected:
     """A body that is no valid event: its place among the bodies, the reason and every fault."""
 
     source: int
@@ -278,8 +278,8 @@ class Reader:
         """How many orgs, models, clients and error codes have a number."""
         return len(self.orgs) + len(self.models) + len(self.clients) + len(self.error_codes)
 
-    def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Refused]]:
-        """Read bodies in stream order. Each body becomes either an event of the columns or a `Refused`."""
+    def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Rejected]]:
+        """Read bodies in stream order. Each body becomes either an event of the columns or a `Rejected`."""
         return self.read_doubtful(self.scan(bodies))
 
     def scan(self, bodies: Sequence[bytes]) -> Scanned:
@@ -296,21 +296,21 @@ class Reader:
             columns = columns.take(~reserved)
         return Scanned(bodies, columns, doubtful)
 
-    def read_doubtful(self, scanned: Scanned) -> tuple[Columns, list[Refused]]:
+    def read_doubtful(self, scanned: Scanned) -> tuple[Columns, list[Rejected]]:
         """The slow half of `read`: let `wire.read` decide about each body that the scan left over."""
         columns = scanned.columns
-        refused: list[Refused] = []
+        rejected: list[Rejected] = []
         rescued: list[tuple[int, Event]] = []
         for source in scanned.doubtful.tolist():
             verdict = wire.read(bytes(scanned.bodies.view(source)[:KEPT_BYTES_MAX]))
             if isinstance(verdict, Invalid):
-                refused.append(Refused(source, verdict.reason, verdict.faults))
+                rejected.append(Rejected(source, verdict.reason, verdict.faults))
             else:
                 rescued.append((source, verdict))
         if rescued:
             columns = Columns.join((columns, self._columns_of_events(rescued)))
             columns = columns.take(np.argsort(columns.source, kind="stable"))
-        return columns, refused
+        return columns, rejected
 
     def narrow_checks(self, columns: Columns) -> IntArray:
         """The payload checks (uint64[n]) that version 0.1.0 stored: see `kernels.hashing.narrow_checks`."""

@@ -210,9 +210,9 @@ class Ledger:
         columns = scanned.columns
         if len(scanned.doubtful):
             with self._decoding:
-                columns, refused = self._reader.read_doubtful(scanned)
-            for bad in refused:
-                self._judge.reject(records, bad.source, bad.reason, bad.faults)
+                columns, rejected = self._reader.read_doubtful(scanned)
+            for one in rejected:
+                self._judge.reject(records, one.source, one.reason, one.faults)
         self._count(self._judge.in_time(columns, records), records)
 
     def _begin(self) -> tuple[Records, Scanned]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from pipeline.core import dedupe, kernels
 from pipeline.core.dedupe import SeenIds
-from pipeline.core.events import Columns, Reader, Refused
+from pipeline.core.events import Columns, Reader, Rejected
 from pipeline.core.watermark import HOUR_US
 
 IntArray = npt.NDArray[Any]
@@ -183,7 +183,7 @@ class Opened:
 
     letters: Sequence[Letter]
     columns: Columns
-    refused: Sequence[Refused]
+    rejected: Sequence[Rejected]
     orgs: IntArray
     """uint64[n, 2]: the id of each event's org."""
     narrow_checks: IntArray
@@ -230,7 +230,7 @@ def open_letters(
 ) -> Opened:
     """Read the bodies of letters. For the hours see `Opened`. ``looked_up_to`` None means ``live_from``."""
     held = [place for place, letter in enumerate(letters) if letter.body is not None]
-    columns, refused = reader.read([letters[place].body or b"" for place in held])
+    columns, rejected = reader.read([letters[place].body or b"" for place in held])
     places = np.array(held, np.int64)
     columns.source = places[columns.source]
     hours = [
@@ -240,7 +240,7 @@ def open_letters(
     return Opened(
         letters=letters,
         columns=columns,
-        refused=[Refused(held[bad.source], bad.reason, bad.faults) for bad in refused],
+        rejected=[Rejected(held[one.source], one.reason, one.faults) for one in rejected],
         orgs=reader.orgs.keys[columns.org],
         narrow_checks=reader.narrow_checks(columns),
         hours=hours,
@@ -325,7 +325,7 @@ def _remember(opened: Opened, which: IntArray, seen: SeenIds) -> IntArray:
 
 def settle(opened: Opened, outcomes: Sequence[str], *, at_offset: int) -> list[Settled]:
     """Put together the outcome of every letter, in the order of the letters."""
-    by_place = {bad.source: bad.reason for bad in opened.refused}
+    by_place = {one.source: one.reason for one in opened.rejected}
     events: dict[int, dict[str, Any]] = {}
     columns = opened.columns
     for i, (source, outcome) in enumerate(zip(columns.source.tolist(), outcomes, strict=True)):

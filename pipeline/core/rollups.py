@@ -112,26 +112,26 @@ class Rollups:
         cells = self._gathering.take()
         if cells is None:
             return
-        # The first names of an hour get rows of their own, so names must be settled in stream order. Where
-        # the hour is in memory, names are settled now, even if the event then waits for its minute or day.
+        # The first names of an hour get rows of their own, so the caps must be applied in stream order. Where
+        # the hour is in memory, they are applied now, even if the event then waits for its minute or day.
         # Otherwise the moment of a flush would decide which name came first.
         with_names = [table for grain, table in self._tables.items() if grain.capped]
-        unsettled, failures_unsettled = (
+        uncapped, failures_uncapped = (
             _is_cold(keys, with_names) for keys in (cells.keys, cells.failure_keys)
         )
-        settled = cells
-        if unsettled.any():
-            self._cold.append(cells.take(unsettled, failures_unsettled))
-            settled = cells.take(~unsettled, ~failures_unsettled)
-        self._settle_names(settled)
+        ready = cells
+        if uncapped.any():
+            self._cold.append(cells.take(uncapped, failures_uncapped))
+            ready = cells.take(~uncapped, ~failures_uncapped)
+        self._apply_caps(ready)
         tables = self._tables.values()
-        cold, failures_cold = (_is_cold(keys, tables) for keys in (settled.keys, settled.failure_keys))
+        cold, failures_cold = (_is_cold(keys, tables) for keys in (ready.keys, ready.failure_keys))
         if cold.any():
-            self._cold.append(settled.take(cold, failures_cold))
-            settled = settled.take(~cold, ~failures_cold)
-        self._add(settled)
+            self._cold.append(ready.take(cold, failures_cold))
+            ready = ready.take(~cold, ~failures_cold)
+        self._add(ready)
 
-    def _settle_names(self, cells: Cells) -> None:
+    def _apply_caps(self, cells: Cells) -> None:
         """Decide which models, clients and error codes of the cells keep a row of their own, in order.
 
         The caps of the org and hour decide. The other names are replaced by the number of the overflow.
@@ -140,19 +140,19 @@ class Rollups:
             return
         cells.named = True
         invocations = cells.totals[:, 0]
-        refused = self._settle(cells.keys, MODEL)
-        self._tally.capped_models += int(invocations[refused].sum())
-        self._settle(cells.failure_keys, MODEL)
-        refused = self._settle(cells.keys, CLIENT)
-        self._tally.capped_clients += int(invocations[refused].sum())
-        self._settle(cells.failure_keys, CLIENT)
-        self._settle(cells.failure_keys, CODE)
+        over = self._apply_cap(cells.keys, MODEL)
+        self._tally.capped_models += int(invocations[over].sum())
+        self._apply_cap(cells.failure_keys, MODEL)
+        over = self._apply_cap(cells.keys, CLIENT)
+        self._tally.capped_clients += int(invocations[over].sum())
+        self._apply_cap(cells.failure_keys, CLIENT)
+        self._apply_cap(cells.failure_keys, CODE)
 
-    def _settle(self, keys: IntArray, column: int) -> IntArray:
-        return self.caps[column].settle(keys[:, ORG], keys[:, MINUTE] // 60, keys[:, column])
+    def _apply_cap(self, keys: IntArray, column: int) -> IntArray:
+        return self.caps[column].apply(keys[:, ORG], keys[:, MINUTE] // 60, keys[:, column])
 
     def _add(self, cells: Cells) -> None:
-        """Add cells of resident blocks, with settled names, to every table."""
+        """Add cells of resident blocks, with the caps applied, to every table."""
         if not len(cells):
             return
         self._dirty_rows = None
@@ -212,7 +212,7 @@ class Rollups:
             table.adopt(rows, by_grain.get(grain, ()))
         held, self._cold = self._cold, []
         for cells in held:
-            self._settle_names(cells)
+            self._apply_caps(cells)
             self._add(cells)
         days = rows_by_grain.get(USAGE_DAY, _no_rows(USAGE_DAY))
         return by_grain.get(USAGE_DAY, []), days.measures[:, SUMS]

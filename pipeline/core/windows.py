@@ -429,17 +429,17 @@ class NameCap:
         self._names = Rows(3, 1)
         self._groups = Rows(2, 1)
 
-    def settle(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
-        """Settle names int32[n] in their order: a name over the cap becomes the overflow, in place.
+    def apply(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
+        """Apply the cap to names int32[n] in their order: a name over the cap becomes the overflow, in place.
 
         A name that the cap has let in stays in for the org's hour. For example, the cap is 2, and the names
         5, 7, 5, 9 come. 5 and 7 are let in, the second 5 stays, and 9 becomes the overflow. Returns the
         places (int64[m]) of the names that became the overflow: here the last place.
         """
         named = np.flatnonzero(name > self.overflow)
-        refused = named[~self._admit(org[named], hour[named], name[named], self._cap)]
-        name[refused] = self.overflow
-        return refused
+        over = named[~self._admit(org[named], hour[named], name[named], self._cap)]
+        name[over] = self.overflow
+        return over
 
     def restore(self, org: IntArray, hour: IntArray, name: IntArray) -> None:
         """Let in names that have rows in the database. The cap let them in before, and may be lower now."""
@@ -447,7 +447,7 @@ class NameCap:
         self._admit(org[named], hour[named], name[named], 2**62)
 
     def counted(self, org: IntArray, hour: IntArray, name: IntArray) -> IntArray:
-        """The name under which `settle` had each name counted (int32[n]): its own, or the overflow."""
+        """The name under which `apply` had each name counted (int32[n]): its own, or the overflow."""
         counted = name.astype(np.int32)
         named = np.flatnonzero(counted > self.overflow)
         known = self._admit(org[named], hour[named], counted[named], 0)

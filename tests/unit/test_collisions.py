@@ -140,7 +140,7 @@ def test_rows_that_are_made_to_collide_do_not() -> None:
     rows.keep(np.arange(COUNT))
     assert longest_run(rows._slots >= 0) < RUN_MAX
     cap = NameCap(10**6, overflow=-1)
-    assert not len(cap.settle(*keys.T.copy()))
+    assert not len(cap.apply(*keys.T.copy()))
     assert longest_run(cap._names._slots >= 0) < RUN_MAX
 
 
