@@ -7,13 +7,14 @@ are in `ways/`.
 """
 
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from . import rootfs
 from .ports import free_port, is_free
@@ -69,6 +70,10 @@ class BinariesWay(Way, Protocol):
 
 class ServerFailed(RuntimeError):
     """A server did not become ready. The message has the end of its log."""
+
+
+_PORT_TAKEN: Final = re.compile("address already in use|eaddrinuse", re.IGNORECASE)
+"""A server's log says one of these if another process took a port after we chose it."""
 
 
 class Server:
@@ -207,17 +212,23 @@ class Server:
 
     def _start(self, timeout_s: float) -> None:
         way, deadline = self._way(), time.monotonic() + timeout_s
-        if spawned := not way.alive(self):
-            self._choose_ports()
-            way.spawn(self)
-        else:
+        if way.alive(self):
             way.resume(self)
-        try:
             self._wait_ready(deadline)
-        except BaseException:
-            if spawned:
-                way.kill(self)
-            raise
+        else:
+            for attempts_left in (2, 1, 0):
+                self._choose_ports()
+                try:
+                    way.spawn(self)
+                    self._wait_ready(deadline)
+                    break
+                except ServerFailed as error:
+                    way.kill(self)
+                    if not attempts_left or not _PORT_TAKEN.search(str(error)):
+                        raise
+                except BaseException:
+                    way.kill(self)
+                    raise
         self._save(env=self.env)  # for readers of the file; we compute the environment ourselves
 
     def _stop(self) -> None:

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,24 @@ def test_a_server_that_cannot_start_says_why(folder: Path, stack: Stack, timesca
         ):
             own.postgres.start()
         assert not own.postgres.is_running()
+
+
+def test_a_port_that_somebody_takes_during_the_start_is_chosen_anew(
+    folder: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Stack(folder, way=stack.way.name) as own, ExitStack() as others:
+        spawn, taken = type(own.way).spawn, list[int]()
+
+        def spawn_late(way: Any, server: Server) -> None:
+            if not taken:
+                taken.append(server.ports["redis"])
+                others.enter_context(socket.create_server(("127.0.0.1", taken[0])))
+            spawn(way, server)
+
+        monkeypatch.setattr(type(own.way), "spawn", spawn_late)
+        own.redis.start()
+        assert own.redis.is_up()
+        assert own.redis.ports["redis"] not in taken
 
 
 # --- ours and not ours ------------------------------------------------------------------------------------
