@@ -222,13 +222,11 @@ class Server:
                     way.spawn(self)
                     self._wait_ready(deadline)
                     break
-                except ServerFailed as error:
+                except BaseException as error:
                     way.kill(self)
-                    if not attempts_left or not _PORT_TAKEN.search(str(error)):
+                    taken = isinstance(error, ServerFailed) and _PORT_TAKEN.search(str(error))
+                    if not attempts_left or not taken:
                         raise
-                except BaseException:
-                    way.kill(self)
-                    raise
         self._save(env=self.env)  # for readers of the file; we compute the environment ourselves
 
     def _stop(self) -> None:

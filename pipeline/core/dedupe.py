@@ -15,7 +15,6 @@ id. A log takes 32 bytes an id, and up to half as much again for ids that have l
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -233,12 +232,8 @@ def encode_segment(org_uuids: IntArray, orgs: IntArray, ids: IntArray, checks: I
     head["count"] = counts[numbers]
     ordered_ids, ordered_checks = np.empty_like(ids), np.empty_like(checks)
     kernels.ids.order_by_org(orgs, ids, checks, np.cumsum(counts) - counts, ordered_ids, ordered_checks)
-    if sys.byteorder == "little":
-        ordered_ids.byteswap(inplace=True)
-    else:
-        ordered_checks.byteswap(inplace=True)
-    parts = head.tobytes(), ordered_ids.data, ordered_checks.data
-    return b"".join((_VERSIONED, len(numbers).to_bytes(4, "little"), *parts))
+    parts = head, ordered_ids.astype(">u8"), ordered_checks.astype("<u8", copy=False)
+    return b"".join((_VERSIONED, len(numbers).to_bytes(4, "little"), *(part.data for part in parts)))
 
 
 def decode_segment(segment: bytes) -> tuple[IntArray, IntArray, IntArray, IntArray]:

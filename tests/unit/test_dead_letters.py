@@ -73,6 +73,7 @@ def examined(body: bytes | None, *, read_back: stream.Found | None = None, **cha
     ("body", "verdict", "why"),
     [
         (b"{", "malformed", "not JSON"),
+        (b"\xef\xbb\xbf{}", "malformed", "not JSON: begins with a byte order mark"),
         (b"{}", "invalid", "eventId: is missing"),
         (event(timedelta(minutes=-6)), "future", "more than 5 minutes"),
         (event(timedelta(minutes=-4)), REPLAY, ""),
