@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0011"
+HEAD: Final = "0012"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 
@@ -39,7 +39,12 @@ def _timestamp(name: str, *, primary_key: bool = False, nullable: bool = False) 
 
 
 def _measures() -> list[Column]:  # type: ignore[type-arg]
-    """The measures of every rollup row. ``revision`` counts the late events that the bucket has taken in."""
+    """The measures of every rollup row.
+
+    ``revision`` counts the late events that the bucket has taken in. The kinds of tokens are parts of the
+    input and output tokens. ``unestimated`` counts the calls without an estimate; the cost is the sum of the
+    others.
+    """
     return [
         Column("invocations", BigInteger, nullable=False),
         Column("successes", BigInteger, nullable=False),
@@ -54,6 +59,16 @@ def _measures() -> list[Column]:  # type: ignore[type-arg]
         Column("latency_sketch", LargeBinary, nullable=False),
         Column("revision", Integer, nullable=False),
         _timestamp("updated_at"),
+        *(
+            Column(name, BigInteger, nullable=False, server_default=text("0"))
+            for name in (
+                "cache_read_tokens",
+                "cache_write_tokens",
+                "cache_write_1h_tokens",
+                "reasoning_tokens",
+                "unestimated",
+            )
+        ),
     ]
 
 

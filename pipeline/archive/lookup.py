@@ -14,6 +14,7 @@ from pipeline.archive import files
 from pipeline.archive.files import EPOCH, Damaged
 from pipeline.archive.reconcile import Connection, Span, spans_of, time_of
 from pipeline.archive.store import Store
+from pipeline.core.events import DETAILS
 from pipeline.core.watermark import HOUR_US
 from pipeline.core.wire import Event
 from pipeline.sink import event_columns
@@ -84,7 +85,7 @@ def _among(table: pa.Table, ids: Set[UUID]) -> Iterable[tuple[Key, Event]]:
 
 def _event(row: Mapping[str, Any]) -> Event:
     names = ("event_id", "org_id", "model_id", "client_id", "latency_ms", "status", "error_code")
-    figures = ("input_tokens", "output_tokens", "cost_microcents")
+    figures = ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1])
     occurred_us = (row["occurred_at"] - EPOCH) // timedelta(microseconds=1)
     return Event(occurred_us=occurred_us, **{name: row[name] for name in (*names, *figures)})
 

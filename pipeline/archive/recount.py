@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core import sketches
+from pipeline.core.events import DETAILS
 from pipeline.core.watermark import HOUR_US, MINUTE_US
 from pipeline.core.windows import MEASURES, Grain
 
@@ -26,6 +27,7 @@ Row = tuple[Any, ...]
 Rows = dict[Key, Row]
 
 _SUMS: Final = MEASURES[:9]
+_FIGURES: Final = (*_SUMS, *DETAILS)
 _LATE: Final = ("late_minute", "late_hour", "late_day")
 _CELL: Final = ["org", "minute", "model", "client"]
 
@@ -88,7 +90,8 @@ def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
         for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     ]
     late = f"late_{grain.name.rpartition('_')[2]}"
-    figures = [sums.column(name).to_pylist() for name in (*_SUMS, "latency_max_ms", late)]
+    measures = (*_SUMS, "latency_max_ms", late, *DETAILS)
+    figures = [sums.column(name).to_pylist() for name in measures]
     return dict(zip(_keys(sums, keys), zip(*figures, encoded, strict=True), strict=True))
 
 
@@ -123,7 +126,8 @@ def _flat(events: pa.Table) -> pa.Table:
             "count": np.ones(len(at), np.int64),
             "invocations": np.ones(len(at), np.int64),
             **{name: (status == i).astype(np.int64) for i, name in enumerate(_SUMS[1:5])},
-            **{name: events.column(name) for name in _SUMS[5:8]},
+            **{name: pc.fill_null(events.column(name), 0) for name in (*_SUMS[5:8], *DETAILS[:-1])},
+            DETAILS[-1]: events.column("cost_microcents").is_null().cast(pa.int64()),
             "latency_sum_ms": latency,
             "latency_max_ms": latency,
             **{name: (late > i).astype(np.int64) for i, name in enumerate(_LATE)},
@@ -137,7 +141,7 @@ def _bytes(events: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _added_up(table: pa.Table, keys: list[str]) -> pa.Table:
-    sums = (*_SUMS, *_LATE)
+    sums = (*_FIGURES, *_LATE)
     wanted = [*((name, "sum") for name in sums), ("latency_max_ms", "max")]
     added = table.group_by(keys).aggregate(wanted)
     names = {f"{name}_{how}": name for name, how in wanted}

@@ -62,6 +62,8 @@ class AcceptedEvents:
     output_tokens: IntArray
     cost_microcents: IntArray
     """int64 each"""
+    details: IntArray
+    """int64[n, 5]: see `events.DETAILS`."""
     late: IntArray
     """uint8: 0 in time, 1 late for its minute, 2 for its hour too, 3 for its day too."""
 
@@ -143,11 +145,12 @@ class AcceptedLog:
             input_tokens=columns.input_tokens,
             output_tokens=columns.output_tokens,
             cost_microcents=columns.cost_microcents,
+            details=columns.details,
             late=late,
         )
 
 
-_EVENT_BYTES = 16 + 4 + 4 * 4 + 10 * 8
+_EVENT_BYTES = 16 + 4 + 4 * 4 + 15 * 8
 
 
 def _texts(names: Names, *columns: IntArray) -> tuple[list[IntArray], list[str]]:

@@ -98,7 +98,7 @@ class StoredRows:
     bucket: IntArray
     """int64[n]: bucket start divided by the bucket's length."""
     measures: IntArray
-    """int64[n, 11] (`windows.MEASURES`), or int64[n, 1] for counts."""
+    """int64[n, 16] (`windows.MEASURES`), or int64[n, 1] for counts."""
     sketches: Sequence[bytes] = ()
     client: Sequence[str] = ()
     status: IntArray | None = None

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels, sketches
-from pipeline.core.events import Columns
+from pipeline.core.events import DETAILS, Columns
 from pipeline.core.watermark import MINUTE_US
 from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, MODEL, ORG, Grain, Rows
 
@@ -29,13 +29,13 @@ CELL_KEY: Final = CLIENT + 1
 FAILURE_KEY: Final = CODE + 1
 """Widths of the keys of cells and of failures."""
 
-TOTALS: Final = 15
+FIRST_US, LAST_US = LATE_DAY + 1, LATE_DAY + 2
+TOTALS: Final = LAST_US + 1 + len(DETAILS)
 """Columns of the totals of a cell.
 
 The first ten of `windows.MEASURES`, then the events that were late for their minute, hour and day, then the
-first and the last event time.
+first and the last event time, then the sums of `events.DETAILS`.
 """
-FIRST_US, LAST_US = LATE_DAY + 1, LATE_DAY + 2
 
 _LOW_BINS: Final = sketches.bin_of(np.arange(1 << 16)).astype(np.uint16)
 
@@ -123,6 +123,7 @@ class Gathering:
             c.output_tokens,
             c.cost_microcents,
             c.latency_ms,
+            c.details,
         )
         assert fits, "a minute has no room for events that were accepted"
         self._events.append((cells, bins))

@@ -49,9 +49,10 @@ NewLog = Callable[[int], IntArray]
 """Makes a log for a number of entries: uint32[entries, 8]. Its first values may be anything."""
 
 
-NarrowChecks = Callable[[IntArray], IntArray]
-"""Computes the payload checks of version 0.1.0 (`kernels.hashing.narrow_checks`) of the pairs at some places
-(int64[m])."""
+OlderChecks = Callable[[IntArray], IntArray]
+"""Computes the payload checks that earlier versions stored of the pairs at some places (int64[m]).
+
+The checks are uint64[m, versions]."""
 
 
 class TooManyIds(Exception):
@@ -107,12 +108,11 @@ class SeenIds:
         checks: IntArray,
         live_from: IntArray,
         kept_from: int | None = None,
-        narrow_checks: NarrowChecks | None = None,
+        older_checks: OlderChecks | None = None,
     ) -> IntArray:
         """Look up n (org, id) pairs in order, and remember the new ones.
 
-        Returns an outcome for each pair, uint8[n]: `kernels.ids.NEW`, ``DUPLICATE``, ``CONFLICT`` or
-        ``NARROW``.
+        Returns an outcome for each pair, uint8[n]: `kernels.ids.NEW`, ``DUPLICATE`` or ``CONFLICT``.
 
         Shapes: ``ids`` uint64[n, 2], ``orgs`` int32[n], ``hours`` int32[n], ``checks`` uint64[n] (of the
         payloads), ``live_from`` int32[n]. ``live_from`` is the first hour that counts for each pair: the pair
@@ -120,15 +120,15 @@ class SeenIds:
 
         Entries of hours before ``kept_from`` may be dropped for good. None: the least of ``live_from``.
 
-        A pair may meet an id that version 0.1.0 stored with a shorter check. ``narrow_checks`` then decides
-        between duplicate and conflict. Without ``narrow_checks`` the outcome of that pair is ``NARROW``.
+        A pair may meet an id that an earlier version stored with another check of the same payload.
+        ``older_checks`` then decides between duplicate and conflict. Without it the pair is a conflict.
 
         Raises:
             TooManyIds: more than ``ids_max`` ids are live. This is found out when a table has to grow.
             OSError: there is no room for a larger log.
         """
         n = len(ids)
-        outcomes, narrow = np.empty(n, np.uint8), np.empty(n, np.uint64)
+        outcomes, met = np.empty(n, np.uint8), np.empty(n, np.uint64)
         hashes, order = np.empty(n, np.uint64), np.empty(n, np.int64)
         begins = np.empty(TABLES + 1, np.int64)
         kernels.ids.spread(SECRET, ids, orgs, hashes, order, begins)
@@ -148,17 +148,17 @@ class SeenIds:
                     checks,
                     live_from,
                     outcomes,
-                    narrow,
+                    met,
                 )
                 if done == len(mine):
                     break
                 mine = mine[done:]
                 least = int(live_from.min()) if kept_from is None else kept_from
                 self.renew(number, live_from=least)
-        met_narrow = np.flatnonzero(outcomes == kernels.ids.NARROW)
-        if len(met_narrow) and narrow_checks is not None:
-            same = narrow_checks(met_narrow) == narrow[met_narrow]
-            outcomes[met_narrow] = np.where(same, kernels.ids.DUPLICATE, kernels.ids.CONFLICT)
+        differ = np.flatnonzero(outcomes == kernels.ids.CONFLICT)
+        if len(differ) and older_checks is not None:
+            same = (older_checks(differ) == met[differ, None]).any(axis=1)
+            outcomes[differ[same]] = kernels.ids.DUPLICATE
         return outcomes
 
     def known(self, ids: IntArray, orgs: IntArray, live_from: IntArray) -> IntArray:

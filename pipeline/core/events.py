@@ -26,6 +26,19 @@ from pipeline.core.wire import Event, Fault, Invalid
 IntArray = npt.NDArray[Any]
 
 
+DETAILS: Final = (
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "reasoning_tokens",
+    "unestimated",
+)
+"""Columns of `Columns.details`. ``unestimated`` is 1 for an event without an estimate of its cost, else 0.
+
+Most events have none of the others. So they are one array, which is copied as a whole.
+"""
+
+
 class Names:
     """Numbers strings in the order in which they first come.
 
@@ -208,7 +221,9 @@ class Columns:
     input_tokens: IntArray
     output_tokens: IntArray
     cost_microcents: IntArray
-    """int64 each"""
+    """int64 each; the cost is 0 for an event without an estimate."""
+    details: IntArray
+    """int64[n, 5]: see `DETAILS`."""
     check: IntArray
     """uint64: see `kernels.hashing.payload_checks`."""
 
@@ -246,6 +261,17 @@ class Scanned:
     """The events whose bodies are plainly right."""
     doubtful: IntArray
     """int64: the places of all other bodies, in ascending order. They are for `wire.read`."""
+
+
+def _details(event: Event) -> tuple[int, ...]:
+    """The event's row of `Columns.details`."""
+    return (
+        event.cache_read_tokens,
+        event.cache_write_tokens,
+        event.cache_write_1h_tokens,
+        event.reasoning_tokens,
+        int(event.cost_microcents is None),
+    )
 
 
 def _halves(ids: Sequence[int]) -> IntArray:
@@ -312,26 +338,46 @@ class Reader:
             columns = columns.take(np.argsort(columns.source, kind="stable"))
         return columns, rejected
 
-    def narrow_checks(self, columns: Columns) -> IntArray:
-        """The payload checks (uint64[n]) that version 0.1.0 stored: see `kernels.hashing.narrow_checks`."""
+    def older_checks(self, columns: Columns) -> IntArray:
+        """The payload checks (uint64[n, 2]) that earlier versions stored of these events.
+
+        Column 0 is the check of version 0.1.0, see `kernels.hashing.narrow_checks`. Column 1 is the check of
+        the versions that did not look at the kinds of tokens. So an event that counted without its kinds, and
+        comes again with them, is a duplicate.
+        """
 
         def crcs(names: Names, numbers: IntArray) -> IntArray:
             return np.array([zlib.crc32(names.texts[n].encode()) for n in numbers.tolist()], np.uint32)
 
-        out = np.empty(len(columns), np.uint64)
-        kernels.hashing.narrow_checks(
-            self.models.keys[columns.model],
-            crcs(self.clients, columns.client),
-            crcs(self.error_codes, columns.error_code),
+        figures = (
             columns.occurred_us,
             columns.latency_ms,
             columns.status,
             columns.input_tokens,
             columns.output_tokens,
             columns.cost_microcents,
-            out,
         )
-        return out
+        narrow, wide = np.empty(len(columns), np.uint64), np.empty(len(columns), np.uint64)
+        without_kinds = columns.details.copy()
+        without_kinds[:, : DETAILS.index("unestimated")] = 0
+        kernels.hashing.narrow_checks(
+            self.models.keys[columns.model],
+            crcs(self.clients, columns.client),
+            crcs(self.error_codes, columns.error_code),
+            *figures,
+            narrow,
+        )
+        kernels.hashing.payload_checks(
+            self.models.keys[columns.model],
+            columns.client,
+            self.clients.digests,
+            columns.error_code,
+            self.error_codes.digests,
+            *figures,
+            without_kinds,
+            wide,
+        )
+        return np.stack((narrow, wide), axis=1)
 
     def _scan(self, bodies: Bodies) -> tuple[Columns, IntArray]:
         """Read the bodies that are plainly right: their columns, and the places of the other bodies."""
@@ -340,6 +386,7 @@ class Reader:
         event, org, model = (np.empty((n, 2), np.uint64) for _ in range(3))
         occurred_us, latency_ms, status = (np.empty(n, np.int64) for _ in range(3))
         input_tokens, output_tokens, cost_microcents = (np.empty(n, np.int64) for _ in range(3))
+        details = np.empty((n, len(DETAILS)), np.int64)
         client, error_code = (np.empty((n, 2), np.int64) for _ in range(2))
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
         good = scan.scan(
@@ -356,6 +403,7 @@ class Reader:
             input_tokens,
             output_tokens,
             cost_microcents,
+            details,
             client,
             error_code,
             source,
@@ -374,6 +422,7 @@ class Reader:
             input_tokens[:good],
             output_tokens[:good],
             cost_microcents[:good],
+            details[:good],
         )
         return columns, doubtful[: n - good]
 
@@ -394,7 +443,8 @@ class Reader:
             column([e.status for e in events]),
             column([e.input_tokens for e in events]),
             column([e.output_tokens for e in events]),
-            column([e.cost_microcents for e in events]),
+            column([e.cost_microcents or 0 for e in events]),
+            np.array([_details(e) for e in events], np.int64),
         )
 
     def _numbered(
@@ -411,6 +461,7 @@ class Reader:
         input_tokens: IntArray,
         output_tokens: IntArray,
         cost_microcents: IntArray,
+        details: IntArray,
     ) -> Columns:
         """Make `Columns`: orgs and models (uint64[n, 2] each) get numbers, and payloads get checks."""
         check = np.empty(len(source), np.uint64)
@@ -426,6 +477,7 @@ class Reader:
             input_tokens,
             output_tokens,
             cost_microcents,
+            details,
             check,
         )
         return Columns(
@@ -441,5 +493,6 @@ class Reader:
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             cost_microcents=cost_microcents,
+            details=details,
             check=check,
         )

@@ -61,7 +61,7 @@ class RememberedIds:
             (columns.occurred_us // HOUR_US).astype(np.int32),
             columns.check,
             live_from,
-            narrow_checks=lambda places: self._reader.narrow_checks(columns.take(places)),
+            older_checks=lambda places: self._reader.older_checks(columns.take(places)),
         )
 
     def known(self, columns: Columns, live_from: IntArray) -> IntArray:

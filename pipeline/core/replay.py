@@ -146,7 +146,7 @@ class CountedIds:
     hour: IntArray
     """int64[n]: the hour in which the id was found. An event of an earlier backfill has `ANY_HOUR`."""
     check: IntArray
-    """uint64[n]: see `kernels.hashing.payload_checks`, or ``narrow_checks`` if version 0.1.0 counted it."""
+    """uint64[n]: see `kernels.hashing.payload_checks`, and `Reader.older_checks` for earlier versions."""
 
     @staticmethod
     def of_settled(settled: Sequence[Settled]) -> CountedIds:
@@ -186,8 +186,8 @@ class Opened:
     rejected: Sequence[Rejected]
     orgs: IntArray
     """uint64[n, 2]: the id of each event's org."""
-    narrow_checks: IntArray
-    """uint64[n]: see `kernels.hashing.narrow_checks`."""
+    older_checks: IntArray
+    """uint64[n, 2]: see `Reader.older_checks`."""
     hours: Sequence[Hours]
     """For each event of the columns, the hours in which its id can be."""
     live_from: int
@@ -242,7 +242,7 @@ def open_letters(
         columns=columns,
         rejected=[Rejected(held[one.source], one.reason, one.faults) for one in rejected],
         orgs=reader.orgs.keys[columns.org],
-        narrow_checks=reader.narrow_checks(columns),
+        older_checks=reader.older_checks(columns),
         hours=hours,
         live_from=live_from,
         stored_from=stored_from,
@@ -268,7 +268,7 @@ def judge(
     hours = columns.occurred_us // HOUR_US
     live = hours >= opened.live_from
     keys = opened.keys
-    checks = list(zip(columns.check.tolist(), opened.narrow_checks.tolist(), strict=True))
+    checks = np.column_stack((columns.check, opened.older_checks)).tolist()
     known = counted.by_key()
     outcomes = ["unknown"] * len(columns)
     asked: list[int] = []
@@ -319,7 +319,7 @@ def _remember(opened: Opened, which: IntArray, seen: SeenIds) -> IntArray:
         (columns.occurred_us // HOUR_US).astype(np.int32),
         columns.check,
         np.full(len(which), opened.live_from, np.int32),
-        narrow_checks=lambda places: opened.narrow_checks[which[places]],
+        older_checks=lambda places: opened.older_checks[which[places]],
     )
 
 
@@ -386,9 +386,9 @@ def _has_gap(letter: Letter, hours: Hours, stored_from: int) -> bool:
     return bool(hours.between(told_to, stored_from))
 
 
-def _repeat(counted_checks: Collection[int], checks: tuple[int, int]) -> str:
+def _repeat(counted_checks: Collection[int], checks: Sequence[int]) -> str:
     """The outcome of an event whose id has counted: a duplicate if one of the checks is the same.
 
-    ``checks`` are the event's own: the wide one, and the narrow one of version 0.1.0.
+    ``checks`` are the event's own: that of this version, and those of earlier versions.
     """
     return "conflict" if set(checks).isdisjoint(counted_checks) else "duplicate"

@@ -67,11 +67,16 @@ _FIELDS: Final = tuple(wire.CAMEL_NAMES)
     _TOKENS_IN,
     _TOKENS_OUT,
     _COST,
+    _CACHE_READ,
+    _CACHE_WRITE,
+    _CACHE_WRITE_1H,
+    _REASONING,
     _METADATA,
 ) = range(len(_FIELDS))
+_KINDS: Final = 1 << _CACHE_READ | 1 << _CACHE_WRITE | 1 << _CACHE_WRITE_1H | 1 << _REASONING
 _SPECVERSION, _TYPE, _DATA, _IGNORED = range(len(_FIELDS), len(_FIELDS) + 4)
 
-_OPTIONAL: Final = 1 << _ACTOR | 1 << _CLIENT | 1 << _CODE | 1 << _METADATA
+_OPTIONAL: Final = 1 << _ACTOR | 1 << _CLIENT | 1 << _CODE | 1 << _COST | _KINDS | 1 << _METADATA
 _REQUIRED: Final = (1 << len(_FIELDS)) - 1 - _OPTIONAL
 _CAMEL, _SNAKE = 1, 2
 _HAS_VERSION, _HAS_TYPE = 1, 2
@@ -116,6 +121,8 @@ _HIGH, _LOW = range(2)
 """Columns of an id."""
 _FIRST, _END = range(2)
 """Columns of the range of a name in the text."""
+_UNESTIMATED: Final = 4
+"""The column of ``details`` that counts events without an estimate. The columns before are token kinds."""
 _MINUTE_AT: Final = _START + 1
 _days_from_civil = compiled(wire.days_from_civil)
 _days_in_month = compiled(wire.days_in_month)
@@ -156,6 +163,7 @@ def scan(
     tokens_in: Any,
     tokens_out: Any,
     cost: Any,
+    details: Any,
     client: Any,
     code: Any,
     source: Any,
@@ -165,8 +173,9 @@ def scan(
 
     The columns get the values of these bodies, from the front. ``event``, ``org`` and ``model`` are uint64[n,
     2] (high, low). ``occurred_us``, ``latency_ms``, ``status``, ``tokens_in``, ``tokens_out`` and ``cost``
-    (microcents) are int64[n]. ``client`` and ``code`` are int64[n, 2]: the range of the name in ``text``,
-    empty if the name is absent. ``source`` int64[n] gets the place of each body.
+    (microcents, 0 if there is no estimate) are int64[n]. ``details`` int64[n, 5] has the columns of
+    `events.DETAILS`. ``client`` and ``code`` are int64[n, 2]: the range of the name in ``text``, empty if the
+    name is absent. ``source`` int64[n] gets the place of each body.
 
     ``doubtful`` int64[n] gets the places of all other bodies, for `wire.read`.
     """
@@ -175,6 +184,10 @@ def scan(
         begin, end = begins[i], ends[i]
         at = skip_space(text, begin, end)
         client[good, _FIRST] = client[good, _END] = code[good, _FIRST] = code[good, _END] = 0
+        for j in range(_REASONING - _CACHE_READ + 1):
+            details[good, j] = 0
+        details[good, _UNESTIMATED] = 1
+        cost[good] = 0
         is_good = False
         is_object = at < end and byte(text, at) == BRACE and end - begin <= _BODY_BYTES_MAX
         at += 1
@@ -233,7 +246,10 @@ def scan(
                     )
                     quote = byte(text, at) == QUOTE
                     cost[good] = _cost(text, at + quote, close - quote)
+                    details[good, _UNESTIMATED] = 0
                     at = close if cost[good] >= 0 else BAD
+                elif bit & _KINDS:
+                    details[good, meaning - _CACHE_READ], at = _integer(text, at, end, _TOKENS_MAX)
                 else:
                     at = _metadata(text, at, end)
             elif meaning == _DATA and not wrapped and not seen and byte(text, at) == BRACE:
@@ -271,6 +287,7 @@ def scan(
                     skip_space(text, at, end) == end
                     and seen & _REQUIRED == _REQUIRED
                     and spelling in (_CAMEL, _SNAKE)
+                    and (seen & _KINDS == 0 or _are_parts(details, good, tokens_in[good], tokens_out[good]))
                     and (not wrapped or envelope == _HAS_VERSION | _HAS_TYPE)
                 )
             break
@@ -281,6 +298,13 @@ def scan(
             doubtful[bad] = i
             bad += 1
     return good
+
+
+@compiled
+def _are_parts(details: Any, event: int, tokens_in: int, tokens_out: int) -> bool:
+    """Are the token kinds of an event parts of its input and output tokens?"""
+    cached = details[event, 0] + details[event, 1] + details[event, 2]
+    return bool(cached <= tokens_in and details[event, 3] <= tokens_out)
 
 
 # --- structure ---------------------------------------------------------------------------------------

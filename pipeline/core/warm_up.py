@@ -30,7 +30,7 @@ def warm_up() -> None:
         ledger.drain(now_us=0, caught_up=False)
     reader = Reader()
     columns, _ = reader.read([event % 1])
-    reader.narrow_checks(columns)
+    reader.older_checks(columns)
     _warm_up_ids()
 
 

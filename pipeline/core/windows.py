@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels, sketches
+from pipeline.core.events import DETAILS
 from pipeline.core.secret import SECRET
 from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US
 
@@ -38,9 +39,9 @@ MEASURES: Final = (
     "latency_sum_ms",
     "latency_max_ms",
     "revision",
+    *DETAILS,
 )
 """Columns of a rollup row's measures, int64 each."""
-
 
 COUNT: Final = ("count",)
 """The one measure of a table that only counts."""
@@ -268,7 +269,7 @@ class Table:
     def add(self, keys: IntArray, totals: IntArray, pairs: tuple[IntArray, IntArray, IntArray]) -> None:
         """Add n cells of resident blocks to their rows.
 
-        ``keys`` is int32[n, k], and ``totals`` is int64[n, 15] (`cells.TOTALS`). ``pairs`` has the bins of
+        ``keys`` is int32[n, k], and ``totals`` is int64[n, 20] (`cells.TOTALS`). ``pairs`` has the bins of
         the sketches: (cell, bin, count), int64[m] each, sorted by cell and bin.
         """
         assert self.grain.late is not None, f"{self.grain.name} only counts"

@@ -68,7 +68,14 @@ class Event:
     error_code: str
     input_tokens: int
     output_tokens: int
-    cost_microcents: int
+    cost_microcents: int | None
+    """The producer's estimate. None: there is no estimate, which does not mean that the call was free."""
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    """Parts of ``input_tokens``. Together they are at most ``input_tokens``."""
+    reasoning_tokens: int = 0
+    """A part of ``output_tokens``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +159,16 @@ CAMEL_NAMES: Final = {
         "inputTokens",
         "outputTokens",
         "costEstimateCents",
+        "cacheReadTokens",
+        "cacheWriteTokens",
+        "cacheWrite1hTokens",
+        "reasoningTokens",
         "metadata",
     )
 }
-SNAKE_NAMES: Final = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in CAMEL_NAMES}
+SNAKE_NAMES: Final = {name: re.sub("[A-Z]|1h", lambda m: "_" + m[0].lower(), name) for name in CAMEL_NAMES}
+TOKEN_KINDS: Final = ("cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens")
+"""The first three are parts of inputTokens, the last is a part of outputTokens."""
 SHORT_COST_NAMES: Final = {**SNAKE_NAMES, "costEstimateCents": "cost_estimate"}
 
 
@@ -213,8 +226,16 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
     error_code = field("errorCode", lambda v: _text(v, ERROR_CODE_CHARS_MAX), required=False, default="")
     input_tokens = field("inputTokens", lambda v: _integer(v, TOKENS_MAX))
     output_tokens = field("outputTokens", lambda v: _integer(v, TOKENS_MAX))
-    cost_microcents = field("costEstimateCents", _cost_microcents)
+    cost_microcents = field("costEstimateCents", _cost_microcents, required=False)
+    cache_read, cache_write, cache_write_1h, reasoning = (
+        field(name, lambda v: _integer(v, TOKENS_MAX), required=False, default=0) for name in TOKEN_KINDS
+    )
     field("metadata", _metadata, required=False)
+    if input_tokens is not None and cache_read + cache_write + cache_write_1h > input_tokens:
+        cached = ", ".join(names[name] for name in TOKEN_KINDS[:3])
+        faults.append(Fault(names["inputTokens"], f"is less than its parts together ({cached})"))
+    if output_tokens is not None and reasoning > output_tokens:
+        faults.append(Fault(names["outputTokens"], f"is less than its part {names['reasoningTokens']}"))
     if faults:
         return Invalid(reason="invalid", faults=tuple(faults))
     return Event(
@@ -229,6 +250,10 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cost_microcents=cost_microcents,
+        cache_read_tokens=cache_read,
+        cache_write_tokens=cache_write,
+        cache_write_1h_tokens=cache_write_1h,
+        reasoning_tokens=reasoning,
     )
 
 

@@ -300,7 +300,7 @@ class _Forecast:
             if one.outcome == "accepted" and letter.event is not None:
                 e = letter.event
                 day = partition, e.org_id, e.occurred_us // DAY_US
-                brings = e.input_tokens, e.output_tokens, e.cost_microcents, e.latency_ms
+                brings = e.input_tokens, e.output_tokens, e.cost_microcents or 0, e.latency_ms
                 a, b, c, d = (x + y for x, y in zip(self._day_sums(day), brings, strict=True))
                 if max(a, b, c, d) > Rules().sum_max:
                     one = replace(one, outcome="invalid")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.accepted import AcceptedEvents
+from pipeline.core.events import DETAILS
 
 IntArray = npt.NDArray[Any]
 
@@ -36,6 +37,7 @@ SCHEMA: Final = pa.schema(
         ("output_tokens", pa.int64()),
         ("cost_microcents", pa.int64()),
         ("late", pa.int8()),
+        *((name, pa.int64()) for name in DETAILS[:-1]),
     ]
 )
 """The columns of the archive, one row for each event.
@@ -43,8 +45,9 @@ SCHEMA: Final = pa.schema(
 ``status`` is 0 success, 1 error, 2 timeout, 3 throttled. A missing name is ''. The ``counted_`` columns have
 the names under which the event was counted: beyond the caps of an hour, that is the overflow's name
 (`wire.OVERFLOW_CLIENT`). ``counted_model_id`` is null if the event was counted under its own model; up to
-version 0.1.0 that was always so. ``late`` says which buckets the watermark had passed when the event came: 0
-none, 1 the minute, 2 also the hour, 3 also the day.
+version 0.1.0 that was always so. ``cost_microcents`` is null if there is no estimate. ``late`` says which
+buckets the watermark had passed when the event came: 0 none, 1 the minute, 2 also the hour, 3 also the day.
+The kinds of tokens come last, because files of versions up to 0.2.0 do not have them.
 """
 
 
@@ -67,8 +70,9 @@ def table_of(events: AcceptedEvents) -> pa.Table:
         _texts(events.counted_error_code, events.error_codes),
         pa.array(events.input_tokens),
         pa.array(events.output_tokens),
-        pa.array(events.cost_microcents),
+        pa.array(events.cost_microcents, mask=events.details[:, -1] > 0),
         pa.array(events.late.astype(np.int8)),
+        *(pa.array(kind) for kind in events.details[:, :-1].T),
     )
     assert all(len(column) == n for column in columns)
     return pa.Table.from_arrays(list(columns), schema=SCHEMA)
@@ -89,11 +93,19 @@ def decode(data: bytes) -> pa.Table:
 
 
 def complete(table: pa.Table) -> pa.Table:
-    """Complete a table of an earlier version to the columns of `SCHEMA`."""
+    """Complete a table of an earlier version to the columns of `SCHEMA`.
+
+    No event has a kind of tokens that the version did not know. Every other missing value is null.
+    """
     for field in SCHEMA:
-        if field.name not in table.column_names:
-            missing = pa.nulls(len(table), field.type.storage_type)
-            table = table.append_column(field, pa.ExtensionArray.from_storage(field.type, missing))
+        if field.name in table.column_names:
+            continue
+        if field.name in DETAILS:
+            missing = pa.array(np.zeros(len(table), np.int64))
+        else:
+            nulls = pa.nulls(len(table), field.type.storage_type)
+            missing = pa.ExtensionArray.from_storage(field.type, nulls)
+        table = table.append_column(field, missing)
     return table.select(SCHEMA.names)
 
 

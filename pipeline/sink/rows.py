@@ -114,6 +114,7 @@ def rollup_copy(rows: StoredRows) -> bytes:
             *(m[:, i] for i in range(9)),
             m[:, 9].astype(np.int32),
             m[:, 10].astype(np.int32),
+            *(m[:, i] for i in range(11, len(MEASURES))),
         ],
         [_utf8(rows.client), rows.sketches] if grain.by_client else [rows.sketches],
     )

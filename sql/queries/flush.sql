@@ -87,7 +87,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
     org_id uuid, bucket_start timestamptz, model_id uuid,
     invocations bigint, successes bigint, errors bigint, timeouts bigint, throttles bigint,
     input_tokens bigint, output_tokens bigint, cost_microcents bigint, latency_sum_ms bigint,
-    latency_max_ms integer, revision integer{client_column}, latency_sketch bytea
+    latency_max_ms integer, revision integer, cache_read_tokens bigint, cache_write_tokens bigint,
+    cache_write_1h_tokens bigint, reasoning_tokens bigint, unestimated bigint{client_column}, latency_sketch bytea
 ) ON COMMIT DELETE ROWS
 
 -- name: upsert_rollup
@@ -95,18 +96,23 @@ CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
 INSERT INTO analytics.{table} (
     org_id, bucket_start, model_id, {client}partition,
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
-    latency_sum_ms, latency_max_ms, latency_sketch, revision, updated_at
+    latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
+    cache_write_1h_tokens, reasoning_tokens, unestimated, updated_at
 )
 SELECT org_id, bucket_start, model_id, {client}%(partition)s::smallint,
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
-    latency_sum_ms, latency_max_ms, latency_sketch, revision, now()
+    latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
+    cache_write_1h_tokens, reasoning_tokens, unestimated, now()
 FROM stage_{table}
 ON CONFLICT (org_id, bucket_start, model_id, {client}partition) DO UPDATE SET
     invocations = EXCLUDED.invocations, successes = EXCLUDED.successes, errors = EXCLUDED.errors,
     timeouts = EXCLUDED.timeouts, throttles = EXCLUDED.throttles, input_tokens = EXCLUDED.input_tokens,
     output_tokens = EXCLUDED.output_tokens, cost_microcents = EXCLUDED.cost_microcents,
     latency_sum_ms = EXCLUDED.latency_sum_ms, latency_max_ms = EXCLUDED.latency_max_ms,
-    latency_sketch = EXCLUDED.latency_sketch, revision = EXCLUDED.revision, updated_at = EXCLUDED.updated_at
+    latency_sketch = EXCLUDED.latency_sketch, revision = EXCLUDED.revision,
+    cache_read_tokens = EXCLUDED.cache_read_tokens, cache_write_tokens = EXCLUDED.cache_write_tokens,
+    cache_write_1h_tokens = EXCLUDED.cache_write_1h_tokens, reasoning_tokens = EXCLUDED.reasoning_tokens,
+    unestimated = EXCLUDED.unestimated, updated_at = EXCLUDED.updated_at
 
 -- name: stage_errors
 -- As stage_rollup, for the counts of failed events.

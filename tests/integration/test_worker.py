@@ -11,7 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from psycopg import sql as pgsql
 
+from pipeline.core.events import DETAILS
 from pipeline.core.rules import Rules
 from sql import migrate
 from tests.faults import clock
@@ -121,8 +123,11 @@ def test_a_worker_takes_no_partition_of_an_older_schema_and_goes_on_once_it_is_m
     env: dict[str, str], tmp_path: Path
 ) -> None:
     with psycopg.connect(env["DATABASE_URL"]) as connection:
-        connection.execute("UPDATE analytics.alembic_version SET version_num = '0010'")
-        connection.execute("ALTER TABLE analytics.partitions DROP COLUMN archive_from")  # what 0011 added
+        connection.execute("UPDATE analytics.alembic_version SET version_num = '0011'")
+        for table in ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day"):
+            for column in DETAILS:  # what 0012 added
+                names = map(pgsql.Identifier, (table, column))
+                connection.execute(pgsql.SQL("ALTER TABLE analytics.{} DROP COLUMN {}").format(*names))
     worker = processes.worker(env, tmp_path)
     worker.start(wait=False)
     try:
@@ -130,7 +135,7 @@ def test_a_worker_takes_no_partition_of_an_older_schema_and_goes_on_once_it_is_m
         status, page = processes.get(worker.ready_url)
         assert (status, page["partitions"]) == (503, {})
         said = page["components"]["database"]["detail"]
-        assert "run `spendstream migrate`: the schema is at revision 0010" in said
+        assert "run `spendstream migrate`: the schema is at revision 0011" in said
         migrate.upgrade(env["DATABASE_URL"])
         worker.wait_ready()
         assert worker.stop() == 0

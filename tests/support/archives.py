@@ -14,6 +14,7 @@ from pipeline.archive.reconcile import Report, Scope
 from pipeline.archive.store import Store, open_store
 from pipeline.config import ArchiveConfig
 from pipeline.core.accepted import AcceptedEvents
+from pipeline.core.events import DETAILS
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import DAY_US
@@ -29,7 +30,7 @@ EVERYTHING = Scope(start_us=0, end_us=END_US)
 RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
 
 Row = tuple[Any, ...]
-"""(offset, event, org, model, client, time, latency, status, error code, tokens in and out, microcents)."""
+"""The columns `_COLUMNS` of an event."""
 
 _COLUMNS = (
     "offset",
@@ -44,6 +45,7 @@ _COLUMNS = (
     "input_tokens",
     "output_tokens",
     "cost_microcents",
+    *DETAILS[:-1],
 )
 
 
@@ -61,7 +63,8 @@ def row(offset: int, e: naive.Event) -> Row:
     """The row of an accepted event."""
     ids = (offset, e.event_id, e.org_id, e.model_id, e.client_id)
     at = naive.EPOCH + timedelta(microseconds=e.occurred_us)
-    figures = (e.input_tokens, e.output_tokens, e.cost_microcents)
+    names = ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1])
+    figures = (getattr(e, name) for name in names)
     return (*ids, at, e.latency_ms, e.status, e.error_code, *figures)
 
 

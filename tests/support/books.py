@@ -47,17 +47,7 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
     for name, seconds in _LENGTH_S.items():
         tables[name] = {
             (key[0], us(key[1]) // (seconds * 1_000_000), *key[2:]): (
-                row.invocations,
-                row.successes,
-                row.errors,
-                row.timeouts,
-                row.throttles,
-                row.input_tokens,
-                row.output_tokens,
-                row.cost_microcents,
-                row.latency_sum_ms,
-                row.latency_max_ms,
-                row.revision,
+                *row.measures,
                 sketches.of(row.latencies_ms),
             )
             for key, row in getattr(oracle, name).items()

@@ -283,9 +283,7 @@ class MemorySink(Sink):
             org=halves(0),
             model=halves(2),
             bucket=np.array([key[1] for key, _ in found], np.int64),
-            measures=np.array([row[0] for _, row in found], np.int64).reshape(
-                -1, 1 if grain is ERRORS else 11
-            ),
+            measures=np.array([row[0] for _, row in found], np.int64).reshape(-1, len(grain.measures)),
         )
         if grain is not ERRORS:
             rows.sketches = [row[1] for _, row in found]

@@ -34,6 +34,10 @@ SNAKE = {
     "errorCode": "error_code",
     "inputTokens": "input_tokens",
     "outputTokens": "output_tokens",
+    "cacheReadTokens": "cache_read_tokens",
+    "cacheWriteTokens": "cache_write_tokens",
+    "cacheWrite1hTokens": "cache_write_1h_tokens",
+    "reasoningTokens": "reasoning_tokens",
 }
 VARIANTS = ("camel", "snake", "snake_cost_estimate", "cloudevent", "cloudevent_snake")
 
@@ -79,6 +83,11 @@ def _field_kind(name: str, value: str | None) -> BadKind:
 
     shown = "missing" if value is None else value if len(value) < 40 else value[:39] + "…"
     return BadKind(f"{name}={shown}", "invalid", spoil, (name,))
+
+
+def _fields_kind(name: str, changed: Fields, *fields: str) -> BadKind:
+    """A kind in which several fields have other values (JSON text), and ``fields`` are faulty."""
+    return BadKind(name, "invalid", lambda good, variant, _: encode({**good, **changed}, variant), fields)
 
 
 def _whole_kind(name: str, text: str, *fields: str) -> BadKind:
@@ -183,12 +192,13 @@ _BAD_TIMES = (
     '"2026-11-23T12:00:00Z "', '"2026-11-23T12:00:00.' + "1" * 44 + 'Z"', '"20\u0662\u0666-11-23T12:00:00Z"',
 )  # fmt: skip
 _BAD_COSTS = (
-    None, "null", "-1", '"-1"', "-0.0000001", "-1e-400", "100000001", "100000000.0000001", "1e9", "1e400",
+    "-1", '"-1"', "-0.0000001", "-1e-400", "100000001", "100000000.0000001", "1e9", "1e400",
     '"1e400"', '""', '" 1"', '"1 "', '"+1"', '"1."', '".5"', '"01"', '"1e"', '"NaN"', '"Infinity"',
     '"1_0"', '"1,5"', '"\u0661"',
     "true", "[]", "{}", "0." + "1" * 63, '"0.' + "1" * 63 + '"',
 )  # fmt: skip
 
+_KINDS = ("cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens")
 _RESERVED = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 _VERSION = '{"specversion":?,"type":"analytics.usage.v1","data":@}'
 
@@ -197,6 +207,14 @@ INVALID: tuple[BadKind, ...] = (
     *(_field_kind("modelId", f'"{value}"') for value in (_RESERVED, _RESERVED.upper())),
     *(_field_kind("actorId", value) for value in _BAD_UUIDS if value not in (None, "null")),
     *(_field_kind(name, v) for name in ("latencyMs", "inputTokens", "outputTokens") for v in _BAD_COUNTS),
+    *(_field_kind(name, v) for name in _KINDS for v in _BAD_COUNTS if v not in (None, "null")),
+    _field_kind("cacheReadTokens", "1000000000001"),
+    _fields_kind(
+        "more cached than input",
+        {"inputTokens": "9", "cacheReadTokens": "4", "cacheWriteTokens": "3", "cacheWrite1hTokens": "3"},
+        "inputTokens",
+    ),
+    _fields_kind("more reasoning", {"outputTokens": "9", "reasoningTokens": "1e1"}, "outputTokens"),
     _field_kind("latencyMs", "2147483648"),
     _field_kind("inputTokens", "1000000000001"),
     _field_kind("outputTokens", "1000000000001"),
@@ -297,11 +315,24 @@ _INTEGERS: dict[int, Callable[[int], str]] = {
 """Other spellings of an integer, by its remainder when divided by 97."""
 
 
-def _count(luck: random.Random, middle: float, most: int) -> str:
+def _count(luck: random.Random, middle: float, most: int) -> int:
     if luck.random() < 0.01:
-        return str(luck.choice((0, 1, most)))
-    count = min(most, int(luck.lognormvariate(middle, 1.2)))
-    return _INTEGERS[count % 97](count) if count % 97 in _INTEGERS else str(count)
+        return luck.choice((0, 1, most))
+    return min(most, int(luck.lognormvariate(middle, 1.2)))
+
+
+def _spelled(count: int) -> str:
+    return _INTEGERS[count % 97](count) if count % 97 in _INTEGERS and count < 10**12 else str(count)
+
+
+def _parts(luck: random.Random, whole: int, *names: str) -> Fields:
+    """Kinds of tokens that are parts of a count: all of them together are at most the whole."""
+    parts = {}
+    for name in luck.sample(names, luck.randint(0, len(names))):
+        count = luck.choice((0, whole, luck.randint(0, whole)))
+        whole -= count
+        parts[name] = luck.choice((_spelled(count), _spelled(count), "null" if count == 0 else str(count)))
+    return parts
 
 
 _CLIENTS = (
@@ -364,17 +395,24 @@ class _Maker:
         at_us = self.now_us - round((1 - progress) * self.span_us) - luck.randrange(1_000_000)
         status = luck.choices(("success", "error", "timeout", "throttled"), (90, 4, 3, 3))[0]
         org = self.orgs[min(int(luck.paretovariate(1.0)), len(self.orgs)) - 1]
+        input_tokens, output_tokens = _count(luck, 7, 10**12), _count(luck, 5, 10**12)
         fields = {
             "eventId": f'"{_uuid(luck)}"',
             "orgId": f'"{luck.choice((org, org, org.upper()))}"',
             "modelId": f'"{luck.choice(self.models)}"',
             "occurredAt": _time(at_us, luck),
-            "latencyMs": _count(luck, 6, 2**31 - 1),
+            "latencyMs": _spelled(_count(luck, 6, 2**31 - 1)),
             "status": f'"{status}"',
-            "inputTokens": _count(luck, 7, 10**12),
-            "outputTokens": _count(luck, 5, 10**12),
+            "inputTokens": _spelled(input_tokens),
+            "outputTokens": _spelled(output_tokens),
             "costEstimateCents": _cost(luck),
         }
+        if luck.random() < 0.3:
+            fields |= _parts(luck, input_tokens, *_KINDS[:3]) | _parts(luck, output_tokens, _KINDS[3])
+        if luck.random() < 0.1:
+            fields["costEstimateCents"] = "null"
+        elif luck.random() < 0.05:
+            del fields["costEstimateCents"]
         if luck.random() < 0.6:
             fields["clientId"] = luck.choice(
                 ("null", *(f'"{each}"' for each in luck.choices(self.clients, k=4)))

@@ -16,7 +16,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation
 from typing import Any, NoReturn
@@ -65,7 +65,12 @@ class Event:
     error_code: str
     input_tokens: int
     output_tokens: int
-    cost_microcents: int
+    cost_microcents: int | None
+    """None: not estimated."""
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class Rejected:
 
 
 Outcome = Accepted | Duplicate | Rejected
+_KINDS = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,11 @@ class Row:
     output_tokens: int = 0
     cost_microcents: int = 0
     revision: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    reasoning_tokens: int = 0
+    unestimated: int = 0
     latencies_ms: list[int] = field(default_factory=list)
 
     @property
@@ -137,7 +148,12 @@ class Row:
             self.throttles += 1
         self.input_tokens += event.input_tokens
         self.output_tokens += event.output_tokens
-        self.cost_microcents += event.cost_microcents
+        self.cost_microcents += event.cost_microcents or 0
+        self.unestimated += event.cost_microcents is None
+        self.cache_read_tokens += event.cache_read_tokens
+        self.cache_write_tokens += event.cache_write_tokens
+        self.cache_write_1h_tokens += event.cache_write_1h_tokens
+        self.reasoning_tokens += event.reasoning_tokens
         self.latencies_ms.append(event.latency_ms)
         self.revision += late
 
@@ -156,6 +172,11 @@ class Row:
             self.latency_sum_ms,
             self.latency_max_ms,
             self.revision,
+            self.cache_read_tokens,
+            self.cache_write_tokens,
+            self.cache_write_1h_tokens,
+            self.reasoning_tokens,
+            self.unestimated,
         )
 
 
@@ -172,6 +193,11 @@ def total(rows: Iterable[Row]) -> Row:
         result.output_tokens += row.output_tokens
         result.cost_microcents += row.cost_microcents
         result.revision += row.revision
+        result.cache_read_tokens += row.cache_read_tokens
+        result.cache_write_tokens += row.cache_write_tokens
+        result.cache_write_1h_tokens += row.cache_write_1h_tokens
+        result.reasoning_tokens += row.reasoning_tokens
+        result.unestimated += row.unestimated
         result.latencies_ms.extend(row.latencies_ms)
     return result
 
@@ -263,7 +289,9 @@ class Oracle:
         key = (event.org_id, event.event_id)
         hour_us = self._hour_of_id.get(key)
         if hour_us is not None and hour_us + HOUR_US > self.floor_us:
-            return Duplicate(event) if event == self._event_of_id[key] else Rejected("conflict", ("eventId",))
+            # Earlier versions did not look at the kinds of tokens, and counted an event without them.
+            same = self._event_of_id[key] in (event, replace(event, **dict.fromkeys(_KINDS, 0)))
+            return Duplicate(event) if same else Rejected("conflict", ("eventId",))
         if lacking := self._lacking(event):
             return Rejected("invalid", lacking)
         self._hour_of_id[key] = _floor(event.occurred_us, HOUR_US)
@@ -319,7 +347,7 @@ def _summed(event: Event) -> dict[str, int]:
     return {
         "inputTokens": event.input_tokens,
         "outputTokens": event.output_tokens,
-        "costEstimateCents": event.cost_microcents,
+        "costEstimateCents": event.cost_microcents or 0,
         "latencyMs": event.latency_ms,
     }
 
@@ -381,10 +409,15 @@ _CAMEL = {
         "inputTokens",
         "outputTokens",
         "costEstimateCents",
+        "cacheReadTokens",
+        "cacheWriteTokens",
+        "cacheWrite1hTokens",
+        "reasoningTokens",
         "metadata",
     )
 }
 _SNAKE = {name: re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name) for name in _CAMEL}
+_SNAKE["cacheWrite1hTokens"] = "cache_write_1h_tokens"
 
 
 def decode(body: bytes) -> Event | Rejected:
@@ -422,6 +455,11 @@ def decode(body: bytes) -> Event | Rejected:
             parsed[name] = parse(fields[name])
         except _Invalid:
             faults.append(name)
+    cached = sum(parsed.get(f"cache{kind}Tokens", 0) for kind in ("Read", "Write", "Write1h"))
+    if cached > parsed.get("inputTokens", cached):
+        faults.append("inputTokens")
+    if parsed.get("reasoningTokens", 0) > parsed.get("outputTokens", 10**12):
+        faults.append("outputTokens")
     if faults:
         return Rejected("invalid", tuple(faults))
     return Event(
@@ -436,6 +474,10 @@ def decode(body: bytes) -> Event | Rejected:
         input_tokens=parsed["inputTokens"],
         output_tokens=parsed["outputTokens"],
         cost_microcents=parsed["costEstimateCents"],
+        cache_read_tokens=parsed["cacheReadTokens"],
+        cache_write_tokens=parsed["cacheWriteTokens"],
+        cache_write_1h_tokens=parsed["cacheWrite1hTokens"],
+        reasoning_tokens=parsed["reasoningTokens"],
     )
 
 
@@ -527,6 +569,13 @@ class _Count:
         return int(number)
 
 
+class _Part:
+    """An optional count of tokens; absent is 0."""
+
+    def __call__(self, value: Any) -> int:
+        return 0 if value is None else _Count(10**12)(value)
+
+
 def _status(value: Any) -> int:
     text = _text(value)
     if text not in STATUSES:
@@ -564,7 +613,9 @@ _DECIMAL = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?
 _EXACT = Context(prec=200, rounding=ROUND_HALF_EVEN)
 
 
-def _microcents(value: Any) -> int:
+def _microcents(value: Any) -> int | None:
+    if value is None:
+        return None
     if not isinstance(value, str):  # numbers and strings alike
         raise _Invalid
     match = _DECIMAL.fullmatch(value)
@@ -606,6 +657,10 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "inputTokens": _Count(10**12),
     "outputTokens": _Count(10**12),
     "costEstimateCents": _microcents,
+    "cacheReadTokens": _Part(),
+    "cacheWriteTokens": _Part(),
+    "cacheWrite1hTokens": _Part(),
+    "reasoningTokens": _Part(),
     "metadata": _metadata,
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.core.events import DETAILS
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.sink import event_columns
@@ -28,13 +29,15 @@ def test_events_that_an_earlier_version_left_in_the_outbox_are_read() -> None:
     batch = ledger.drain(now_us=0, caught_up=False)
     assert batch.accepted is not None
     table = event_columns.table_of(batch.accepted)
-    before = table.drop_columns(["counted_model_id"])
+    kinds = list(DETAILS[:-1])
+    before = table.drop_columns(["counted_model_id", *kinds])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, before.schema) as writer:
         writer.write_table(before)
     found = event_columns.decode(bytes(sink.getvalue()))
     assert found.schema == event_columns.SCHEMA
-    assert found.drop_columns(["counted_model_id"]).equals(before)
+    assert found.drop_columns(["counted_model_id", *kinds]).equals(before)
+    assert all(set(found.column(kind).to_pylist()) == {0} for kind in kinds)
     assert found.column("counted_model_id").null_count == len(table) > 0
 
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.core import wire
-from pipeline.core.events import Columns, Names, Reader
+from pipeline.core.events import DETAILS, Columns, Names, Reader
 from tests.support import mix
 from tests.support import oracle as naive
 
@@ -40,6 +40,8 @@ def columns_as_events(reader: Reader, columns: Columns) -> dict[int, wire.Event]
     def uuid_int(halves: Any) -> int:
         return int(halves[0]) << 64 | int(halves[1])
 
+    unestimated = columns.details[:, DETAILS.index("unestimated")]
+    assert not columns.cost_microcents[unestimated > 0].any()
     return {
         int(columns.source[i]): wire.Event(
             event_id=UUID(int=uuid_int(columns.event[i])),
@@ -52,7 +54,11 @@ def columns_as_events(reader: Reader, columns: Columns) -> dict[int, wire.Event]
             error_code=reader.error_codes.texts[columns.error_code[i]],
             input_tokens=int(columns.input_tokens[i]),
             output_tokens=int(columns.output_tokens[i]),
-            cost_microcents=int(columns.cost_microcents[i]),
+            cost_microcents=None if unestimated[i] else int(columns.cost_microcents[i]),
+            cache_read_tokens=int(columns.details[i, 0]),
+            cache_write_tokens=int(columns.details[i, 1]),
+            cache_write_1h_tokens=int(columns.details[i, 2]),
+            reasoning_tokens=int(columns.details[i, 3]),
         )
         for i in range(len(columns))
     }
@@ -78,7 +84,7 @@ def assert_read_alike(bodies: list[bytes]) -> None:
             )
             for field in ("client_id", "occurred_us", "latency_ms", "status", "error_code"):
                 assert getattr(slow, field) == getattr(oracle, field), (field, body)
-            for field in ("input_tokens", "output_tokens", "cost_microcents"):
+            for field in ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1]):
                 assert getattr(slow, field) == getattr(oracle, field), (field, body)
         else:
             assert (bad[source].reason, bad[source].faults) == (slow.reason, slow.faults), body
@@ -89,6 +95,22 @@ def assert_read_alike(bodies: list[bytes]) -> None:
 def test_every_kind_of_good_and_bad_event_is_read_alike() -> None:
     made = mix.make(20_000, seed=3, now_us=1_790_000_000_000_000, bad=0.2)
     assert_read_alike(made.bodies)
+
+
+def test_events_with_kinds_of_tokens_and_without_an_estimate_are_read_fast() -> None:
+    kinds = {"cacheReadTokens": 3, "cacheWriteTokens": None, "cacheWrite1hTokens": 4, "reasoningTokens": 34}
+    snake = {wire.SNAKE_NAMES[name]: value for name, value in (GOOD | kinds).items()}
+    events = [GOOD | kinds, snake, GOOD | {"costEstimateCents": None}]
+    scanned = Reader().scan([json.dumps(event).encode() for event in events])
+    assert scanned.doubtful.tolist() == []
+    assert scanned.columns.details.tolist() == [[3, 0, 4, 34, 0], [3, 0, 4, 34, 0], [0, 0, 0, 0, 1]]
+    assert scanned.columns.cost_microcents.tolist() == [42_500, 42_500, 0]
+    too_many = [GOOD | {"cacheReadTokens": 9, "cacheWriteTokens": 4}, GOOD | {"reasoningTokens": 35}]
+    for event, field in zip(too_many, ("inputTokens", "outputTokens"), strict=True):
+        columns, [refused] = Reader().read([json.dumps(event).encode()])
+        assert not len(columns)
+        assert [fault.field for fault in refused.faults] == [field]
+        assert "is less than" in refused.faults[0].message
 
 
 def spelled(number: str, field: str = "latencyMs") -> bytes:

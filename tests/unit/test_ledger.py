@@ -319,6 +319,33 @@ def test_what_version_0_1_0_counted_is_a_duplicate_after_the_upgrade(merged: boo
     assert _outcomes(ledger, *changed) == (0, 3, 3)
 
 
+KINDS = {"inputTokens": 9, "cacheReadTokens": 2, "cacheWrite1hTokens": 3, "reasoningTokens": 1}
+
+
+def test_what_was_counted_without_its_kinds_of_tokens_is_a_duplicate_after_the_upgrade() -> None:
+    before = Ledger(Rules())
+    plain = {name: value for name, value in KINDS.items() if name == "inputTokens"}
+    assert _outcomes(before, _stored_event(7, "c", **plain)) == (1, 0, 0)  # it did not look at the kinds
+    assert not before.missing()
+    [(hour, segment)] = before.drain(now_us=0, caught_up=False).id_segments.items()
+    ledger = Ledger(Rules())
+    ledger.recover_ids(hour, segment)
+    assert _outcomes(ledger, _stored_event(7, "c", **KINDS), _stored_event(7, "c", **plain)) == (0, 2, 0)
+    assert _outcomes(ledger, _stored_event(7, "c", **KINDS | {"inputTokens": 8})) == (0, 2, 1)
+
+
+def test_an_event_with_other_kinds_of_tokens_or_another_estimate_is_a_conflict() -> None:
+    ledger = Ledger(Rules())
+    counted = _stored_event(7, "c", **KINDS), _stored_event(8, "c", costEstimateCents=None)
+    assert _outcomes(ledger, *counted) == (2, 0, 0)
+    assert _outcomes(ledger, *counted) == (2, 2, 0)
+    changed = [_stored_event(7, "c", **KINDS | {name: 0}) for name in list(KINDS)[1:]]
+    changed += [_stored_event(7, "c", inputTokens=9), _stored_event(8, "c", costEstimateCents=0)]
+    assert _outcomes(ledger, *changed) == (2, 2, len(changed))
+    free = _stored_event(9, "c", costEstimateCents=0), _stored_event(9, "c", costEstimateCents=None)
+    assert _outcomes(ledger, *free) == (3, 2, len(changed) + 1)
+
+
 def test_a_segment_of_a_later_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="has the layout 2"):
         dedupe.decode_segment(b"\xff\xff\xff\xff\2\0\0\0")

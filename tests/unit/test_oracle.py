@@ -28,7 +28,7 @@ def test_a_plain_event_counts_in_every_rollup() -> None:
     oracle = Oracle()
     feed(oracle, body(clientId="app", status="timeout", errorCode="deadline"))
     day = NOON.replace(hour=0)
-    measures = (1, 0, 0, 1, 0, 10, 20, 250_000, 120, 120, 0)
+    measures = (1, 0, 0, 1, 0, 10, 20, 250_000, 120, 120, 0, 0, 0, 0, 0, 0)
     assert {key: row.measures for key, row in oracle.usage_minute.items()} == {(ORG, NOON, MODEL): measures}
     assert {key: row.measures for key, row in oracle.usage_hour.items()} == {(ORG, NOON, MODEL): measures}
     assert {key: row.measures for key, row in oracle.usage_day.items()} == {(ORG, day, MODEL): measures}
@@ -150,8 +150,8 @@ def test_total_equals_the_sum_over_clients_and_over_minutes() -> None:
         feed(oracle, body(i, at_us, clientId=str(i % 3), latencyMs=i, costEstimateCents=f"0.00{i}"))
     measures = total(oracle.usage_day.values()).measures
     assert total(oracle.client_day.values()).measures == measures
-    assert total(oracle.client_hour.values()).measures[:-1] == measures[:-1]
-    assert total(oracle.usage_minute.values()).measures[:-1] == measures[:-1]
+    assert total(oracle.client_hour.values()).measures[:10] == measures[:10]
+    assert total(oracle.usage_minute.values()).measures[:10] == measures[:10]
     assert measures[0] == 50
 
 

@@ -49,7 +49,7 @@ def test_the_other_spelling_is_ignored() -> None:
     both = {"event_id": event()["eventId"], **event(eventId=...)}
     assert decode(json.dumps(both).encode()) == Rejected(
         "invalid",
-        ("orgId", "modelId", "occurredAt", "latencyMs", "inputTokens", "outputTokens", "costEstimateCents"),
+        ("orgId", "modelId", "occurredAt", "latencyMs", "inputTokens", "outputTokens"),
     )
 
 
@@ -69,8 +69,10 @@ def test_cost_estimate_cents_wins_over_cost_estimate() -> None:
     result = decode(json.dumps(snake).encode())
     assert isinstance(result, Event)
     assert result.cost_microcents == 3_000_000
-    snake["cost_estimate_cents"] = None  # present, so it wins, and null is no cost
-    assert decode(json.dumps(snake).encode()) == Rejected("invalid", ("costEstimateCents",))
+    snake["cost_estimate_cents"] = None  # present, so it wins, and null is no estimate
+    result = decode(json.dumps(snake).encode())
+    assert isinstance(result, Event)
+    assert result.cost_microcents is None
 
 
 @pytest.mark.parametrize(
@@ -186,8 +188,10 @@ REQUIRED = [
     "status",
     "inputTokens",
     "outputTokens",
-    "costEstimateCents",
 ]
+
+
+KINDS = ["cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens"]
 
 
 @pytest.mark.parametrize("field", [*REQUIRED, "eventId"])
@@ -217,6 +221,8 @@ def test_an_empty_object_names_every_required_field() -> None:
         ("latencyMs", [0, 2**31 - 1], [-1, 2**31, 1.5, "1", True, [], 10**30]),
         ("inputTokens", [0, 10**12], [-1, 10**12 + 1, 1.5, "1", False, {}]),
         ("outputTokens", [0, 10**12], [-1, 10**12 + 1, 1.5, "1", False, {}]),
+        *((kind, [0, 1, None], [-1, 10**12 + 1, 1.5, "1", False, {}]) for kind in KINDS),
+        ("costEstimateCents", [None, 0, "0"], [True, [], "x"]),
     ],
 )
 def test_field_rules(field: str, good: list[Any], bad: list[Any]) -> None:
@@ -224,6 +230,23 @@ def test_field_rules(field: str, good: list[Any], bad: list[Any]) -> None:
         assert isinstance(decode(body(**{field: value})), Event), value
     for value in bad:
         assert decode(body(**{field: value})) == Rejected("invalid", (field,)), value
+
+
+def test_kinds_of_tokens_are_parts_of_the_input_and_of_the_output() -> None:
+    parts = {"cacheReadTokens": 2, "cacheWriteTokens": 3, "cacheWrite1hTokens": 5, "reasoningTokens": 7}
+    fits = decoded(inputTokens=10, outputTokens=7, **parts)
+    assert (fits.cache_read_tokens, fits.cache_write_tokens, fits.cache_write_1h_tokens) == (2, 3, 5)
+    assert fits.reasoning_tokens == 7
+    assert decode(body(inputTokens=9, outputTokens=7, **parts)) == Rejected("invalid", ("inputTokens",))
+    assert decode(body(inputTokens=10, outputTokens=6, **parts)) == Rejected("invalid", ("outputTokens",))
+
+
+def test_no_estimate_is_not_an_estimate_of_zero() -> None:
+    oracle = Oracle()
+    results = feed(oracle, body(1), body(2, costEstimateCents=None), body(2, costEstimateCents=0))
+    assert [type(each) for each in results] == [Accepted, Accepted, Rejected]
+    [row] = oracle.usage_day.values()
+    assert (row.invocations, row.unestimated, row.cost_microcents) == (2, 1, 250_000)
 
 
 @pytest.mark.parametrize("text", [b"120.0", b"1.2e2", b"12000e-2", b"120E0", b"0.00012e+6"])

@@ -122,7 +122,7 @@ async def test_a_letter_that_version_0_1_0_counted_is_a_duplicate(kept: Books) -
     assert await kept.replay(letter(0, old)) == ["accepted"]
     [(counted, settled)] = kept.state.settled
     columns, _ = kept.ledger._reader.read([old])
-    [narrow] = kept.ledger._reader.narrow_checks(columns).tolist()
+    [[narrow, _]] = kept.ledger._reader.older_checks(columns).tolist()
     assert settled.check is not None
     assert narrow < 2**32 <= settled.check
     kept.state.settled[0] = counted, replace(settled, check=narrow)

@@ -50,14 +50,16 @@ def payload_checks(
     tokens_in: Any,
     tokens_out: Any,
     cost: Any,
+    details: Any,
     out: Any,
 ) -> None:
     """The check of each payload, 64 bits, which tells a duplicate from a conflict.
 
     A payload is everything that counts of an event, except its own id and the id of its org. ``model`` is
-    uint64[n, 2]. ``client`` and ``error_code`` are places in their digests. ``out`` is uint64[n], with `WIDE`
-    set. The database stores the checks. If this function gave other bits, every stored id would meet a
-    conflict.
+    uint64[n, 2]. ``client`` and ``error_code`` are places in their digests. ``details`` is int64[n, 5]. An
+    event whose details are all 0 has the check that it had before events had details. ``out`` is uint64[n],
+    with `WIDE` set. The database stores the checks. If this function gave other bits, every stored id would
+    meet a conflict.
     """
     for i in range(len(out)):
         h = _hash_pair(model[i, 0], model[i, 1])
@@ -69,6 +71,12 @@ def payload_checks(
         h = mix(h ^ np.uint64(tokens_in[i]))
         h = mix(h ^ np.uint64(tokens_out[i]))
         h = mix(h ^ np.uint64(cost[i]))
+        some = np.int64(0)
+        for j in range(details.shape[1]):
+            some |= details[i, j]
+        if some:
+            for j in range(details.shape[1]):
+                h = mix(h ^ np.uint64(details[i, j]))
         out[i] = h | WIDE
 
 

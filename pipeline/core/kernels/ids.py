@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.core.kernels.compile import compiled, prefetch
-from pipeline.core.kernels.hashing import WIDE, mix, pair_sum
+from pipeline.core.kernels.hashing import mix, pair_sum
 
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _HIGH: Final = np.uint64(0xFFFFFFFF00000000)
@@ -18,8 +18,6 @@ _AHEAD: Final = 8
 NEW: Final = 0
 DUPLICATE: Final = 1
 CONFLICT: Final = 2
-NARROW: Final = 3
-"""The id is known with a check of version 0.1.0. The caller must compare that check."""
 
 
 @compiled
@@ -68,7 +66,7 @@ def remember(
     checks: Any,
     live_from: Any,
     outcomes: Any,
-    narrow: Any,
+    met: Any,
 ) -> Any:
     """Look up the (org, id) pairs that ``order`` names, and add the new ones.
 
@@ -81,8 +79,8 @@ def remember(
 
     An entry has lapsed for pair ``i`` if its hour is below ``live_from[i]``. A new entry then takes its slot.
 
-    ``outcomes`` uint8[n] gets the outcome of each pair. ``narrow`` uint64[n] gets the check of the entry that
-    a pair has met, if the outcome is `NARROW`.
+    ``outcomes`` uint8[n] gets the outcome of each pair. ``met`` uint64[n] gets the check of the entry that a
+    pair has met, if the outcome is not `NEW`.
     """
     slots, address = len(index), index.ctypes.data
     for done in range(len(order)):
@@ -112,13 +110,8 @@ def remember(
                 ):
                     if np.int64(entries[at, 5]) >= live_from[i]:
                         stored = np.uint64(entries[at, 6]) | np.uint64(entries[at, 7]) << np.uint64(32)
-                        if stored == checks[i]:
-                            outcome = 1
-                        elif stored & WIDE:
-                            outcome = 2
-                        else:
-                            outcome = 3
-                            narrow[i] = stored
+                        outcome = 1 if stored == checks[i] else 2
+                        met[i] = stored
                     break
             slot += 1
             if slot == slots:

@@ -108,8 +108,9 @@ def accumulate(
     tokens_out: Any,
     cost: Any,
     latency: Any,
+    details: Any,
 ) -> bool:
-    """Add events to cells of ``totals`` int64[cells, 15] (columns as `cells.TOTALS`).
+    """Add events to cells of ``totals`` int64[cells, 20] (columns as `cells.TOTALS`).
 
     An event is late for a bucket if the watermark ``met_us`` that it met has reached the end of the bucket.
     For example, an event of 12:00:59 that meets the watermark 12:01:05 is late for its minute, but not for
@@ -142,12 +143,14 @@ def accumulate(
         if totals[row, 13] == 0 or at < totals[row, 13]:
             totals[row, 13] = at
         totals[row, 14] = max(totals[row, 14], at)
+        for j in range(details.shape[1]):
+            totals[row, 15 + j] += details[i, j]
     return True
 
 
 @compiled
 def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
-    """Add cells to rows of ``measures`` int64[rows, 11].
+    """Add cells to rows of ``measures`` int64[rows, 16].
 
     ``late`` is the column of the cells' ``totals`` that counts the late events of this grain. Returns False
     at the first cell that would take a sum beyond 2^63 - 1. Nothing of that cell is added.
@@ -164,6 +167,8 @@ def add_totals(measures: Any, rows: Any, totals: Any, late: int) -> bool:
             measures[row, j] += totals[i, j]
         measures[row, 9] = max(measures[row, 9], totals[i, 9])
         measures[row, 10] += totals[i, late]
+        for j in range(11, measures.shape[1]):
+            measures[row, j] += totals[i, 4 + j]
     return True
 
 
