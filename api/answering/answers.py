@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 Count = Annotated[int, Meta(ge=0)]
 Time = Annotated[datetime, Meta(tz=True)]
@@ -21,11 +21,20 @@ class Answer(Struct, kw_only=True, rename="camel"):
     """camelCase on the wire."""
 
 
-class Money(Answer):
-    """``amount`` is exact."""
+class Cost(Answer):
+    """``amount`` is exact. ``basis`` says where it comes from: ``estimate``, the producers' own estimates, or
+    ``none``: no call has an estimate, and the amount is null. `Unpriced` counts the calls that are not in the
+    amount."""
 
-    amount: Annotated[str, Meta(pattern=r"^-?\d+\.\d{2,8}$")]
+    amount: Annotated[str, Meta(pattern=r"^-?\d+\.\d{2,8}$")] | None
     currency: Literal["USD"]
+    basis: Literal["estimate", "none"]
+
+
+class Unpriced(Answer):
+    """Calls whose cost nobody knows: they are not in the amount."""
+
+    invocations: Count
 
 
 class FreshnessOut(Answer):
@@ -39,11 +48,18 @@ class FreshnessOut(Answer):
 
 
 class UsageFigures(Answer):
+    """The cache tokens are parts of ``inputTokens``, and ``reasoningTokens`` of ``outputTokens``."""
+
     invocations: Count
     input_tokens: Count
     output_tokens: Count
-    cost_estimate_cents: int
-    cost: Money
+    cache_read_tokens: Count
+    cache_write_tokens: Count
+    cache_write_1h_tokens: Count = field(name="cacheWrite1hTokens")
+    reasoning_tokens: Count
+    cost_estimate_cents: int | None
+    cost: Cost
+    unpriced: Unpriced
 
 
 class UsagePoint(Answer):
@@ -57,8 +73,13 @@ class UsagePoint(Answer):
     invocations: Count
     input_tokens: Count
     output_tokens: Count
-    cost_estimate_cents: int
-    cost: Money
+    cache_read_tokens: Count
+    cache_write_tokens: Count
+    cache_write_1h_tokens: Count = field(name="cacheWrite1hTokens")
+    reasoning_tokens: Count
+    cost_estimate_cents: int | None
+    cost: Cost
+    unpriced: Unpriced
     final: bool
 
 
@@ -187,7 +208,8 @@ class Org(Answer):
     invocations: Count
     input_tokens: Count
     output_tokens: Count
-    cost: Money
+    cost: Cost
+    unpriced: Unpriced
     error_rate: float | None
     last_event_at: Time
     freshness: FreshnessOut
@@ -247,7 +269,12 @@ class LiveBucket(Answer):
     errors: Count
     input_tokens: Count
     output_tokens: Count
-    cost: Money
+    cache_read_tokens: Count
+    cache_write_tokens: Count
+    cache_write_1h_tokens: Count = field(name="cacheWrite1hTokens")
+    reasoning_tokens: Count
+    cost: Cost
+    unpriced: Unpriced
 
 
 class LiveUsage(Answer):

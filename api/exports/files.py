@@ -41,17 +41,22 @@ _CELL: Final = (
     rf" '^{_BEGINS}', ''''), '')"
 )
 _DOLLARS: Final = "(cost_microcents * 0.00000001)::numeric(40, 8)"
+# Nobody knows what calls cost that were never estimated: that is no amount, and not 0.
+_AMOUNT: Final = f"CASE WHEN unestimated < invocations THEN {_DOLLARS} END"
 
 _CSV: Final = f"""
 SELECT to_char(bucket AT TIME ZONE 'UTC', {_ISO}) AS "bucketStart", model_id AS "modelId",
     {_CELL} AS "clientId", invocations, input_tokens AS "inputTokens", output_tokens AS "outputTokens",
-    {_DOLLARS} AS "costAmount", 'USD' AS "costCurrency"
+    {_AMOUNT} AS "costAmount", 'USD' AS "costCurrency", cache_read_tokens AS "cacheReadTokens",
+    cache_write_tokens AS "cacheWriteTokens", cache_write_1h_tokens AS "cacheWrite1hTokens",
+    reasoning_tokens AS "reasoningTokens", unestimated AS "unpricedInvocations"
 FROM ({{figures}}) AS figures
 """
 
 _PARQUET: Final = f"""
 SELECT bucket, model_id::text, NULLIF(client_id, ''), invocations::bigint, input_tokens::bigint,
-    output_tokens::bigint, {_DOLLARS}
+    output_tokens::bigint, {_AMOUNT}, cache_read_tokens::bigint, cache_write_tokens::bigint,
+    cache_write_1h_tokens::bigint, reasoning_tokens::bigint, unestimated::bigint
 FROM ({{figures}}) AS figures
 """
 
@@ -71,7 +76,10 @@ SELECT {_DOLLARS} AS "BilledCost", %(focus_org)s AS "BillingAccountId",
     %(focus_provider)s AS "ProviderName", %(focus_provider)s AS "PublisherName",
     'AI and Machine Learning' AS "ServiceCategory", 'LLM inference' AS "ServiceName",
     model_id AS "x_ModelId", {_CELL} AS "x_ClientId", invocations AS "x_Invocations",
-    input_tokens AS "x_InputTokens", output_tokens AS "x_OutputTokens"
+    input_tokens AS "x_InputTokens", output_tokens AS "x_OutputTokens",
+    cache_read_tokens AS "x_CacheReadTokens", cache_write_tokens AS "x_CacheWriteTokens",
+    cache_write_1h_tokens AS "x_CacheWrite1hTokens", reasoning_tokens AS "x_ReasoningTokens",
+    unestimated AS "x_UnpricedInvocations"
 FROM ({{figures}}) AS figures
 """
 
@@ -85,10 +93,16 @@ SCHEMA: Final = pa.schema(
         pa.field("invocations", pa.int64(), nullable=False),
         pa.field("inputTokens", pa.int64(), nullable=False),
         pa.field("outputTokens", pa.int64(), nullable=False),
-        pa.field("costAmount", pa.decimal128(38, 8), nullable=False),
+        pa.field("costAmount", pa.decimal128(38, 8)),
+        pa.field("cacheReadTokens", pa.int64(), nullable=False),
+        pa.field("cacheWriteTokens", pa.int64(), nullable=False),
+        pa.field("cacheWrite1hTokens", pa.int64(), nullable=False),
+        pa.field("reasoningTokens", pa.int64(), nullable=False),
+        pa.field("unpricedInvocations", pa.int64(), nullable=False),
     ]
 )
-"""Of a parquet file; the cost is in US dollars. Client ids are as they are: no spreadsheet runs them."""
+"""Of a parquet file. The cost is in US dollars, and null if no call has an estimate. Client ids are as they
+are, because no spreadsheet runs them."""
 _BEYOND_INT64: Final = (
     "A sum of tokens or invocations is beyond 2^63-1, and the columns of a Parquet file hold no more."
     " Order csv, which has no such limit, or a finer granularity."

@@ -32,8 +32,9 @@ from api.config import LiveConfig
 from api.errors import Unavailable
 from api.reading import seen
 from api.reading.database import NO_NOTIFICATIONS, Database, rows
-from api.reading.figures import money
+from api.reading.figures import cost
 from api.reading.freshness import Standing, slowest_watermark
+from api.reading.rollups import KINDS
 from pipeline.common.connect import AsyncConnection
 from sql import queries
 
@@ -48,6 +49,16 @@ _PENDING_MAX: Final = 8
 _NAMES: Final = ("minute", "hour", "day", "month")
 _CALENDARS: Final = {name: Calendar(Granularity(name), UTC_ZONE) for name in _NAMES}
 _LIVE: Final = queries.load("live")
+_MEASURES: Final = (
+    "invocations",
+    "errors",
+    "input_tokens",
+    "output_tokens",
+    "cost_microcents",
+    *KINDS,
+    "unestimated",
+)
+"""The sums that the query gives, in its order. Here ``errors`` are all that did not succeed."""
 
 Place = Mapping[int, int]
 """How far an org has come: by partition, the microsecond of its last rollup."""
@@ -265,20 +276,24 @@ async def _figures(
         for org_id, name, *sums in await rows(connection, _LIVE["figures"], parameters, tuple_row)
     }
     return {
-        org_id: {name: _bucket(starts[name][i], found.get((org_id, name), [0] * 5)) for name in _NAMES}
+        org_id: {
+            name: _bucket(starts[name][i], found.get((org_id, name), [0] * len(_MEASURES))) for name in _NAMES
+        }
         for i, org_id in enumerate(watermarks)
     }
 
 
 def _bucket(start: datetime, values: Sequence[int]) -> answers.LiveBucket:
-    invocations, errors, input_tokens, output_tokens, microcents = values
+    measures = dict(zip(_MEASURES, values, strict=True))
     return answers.LiveBucket(
         bucket_start=start,
-        invocations=invocations,
-        errors=errors,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        cost=money(microcents),
+        invocations=measures["invocations"],
+        errors=measures["errors"],
+        input_tokens=measures["input_tokens"],
+        output_tokens=measures["output_tokens"],
+        **{kind: measures[kind] for kind in KINDS},
+        cost=cost(measures),
+        unpriced=answers.Unpriced(invocations=measures["unestimated"]),
     )
 
 

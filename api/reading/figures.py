@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from api.answering.answers import Errors, Latency, Money
+from api.answering.answers import Cost, Errors, Latency, Unpriced
 from api.answering.money import cents_half_even, dollars
 from api.asking.buckets import Calendar, to_datetime
 from api.asking.questions import FiguresQuestion
@@ -114,13 +114,12 @@ def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[
 
 def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `answers.UsageFigures`."""
-    microcents = measures["cost_microcents"]
+    spent = cost(measures)
     return {
-        "invocations": measures["invocations"],
-        "input_tokens": measures["input_tokens"],
-        "output_tokens": measures["output_tokens"],
-        "cost_estimate_cents": cents_half_even(microcents),
-        "cost": money(microcents),
+        **{name: measures[name] for name in ("invocations", "input_tokens", "output_tokens", *rollups.KINDS)},
+        "cost_estimate_cents": None if spent.amount is None else cents_half_even(measures["cost_microcents"]),
+        "cost": spent,
+        "unpriced": Unpriced(invocations=measures["unestimated"]),
     }
 
 
@@ -181,8 +180,14 @@ def _reliability(measures: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> 
     }
 
 
-def money(microcents: int) -> Money:
-    return Money(amount=dollars(microcents), currency="USD")
+def cost(measures: Mapping[str, Any]) -> Cost:
+    """The cost of some calls: the sum of the producers' estimates.
+
+    If no call has an estimate, nobody knows the cost, and the amount is null. No calls cost nothing.
+    """
+    if measures["unestimated"] == measures["invocations"] > 0:
+        return Cost(amount=None, currency="USD", basis="none")
+    return Cost(amount=dollars(measures["cost_microcents"]), currency="USD", basis="estimate")
 
 
 def error_rate(measures: Mapping[str, Any]) -> float | None:

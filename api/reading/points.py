@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any, Final
 
 from api.asking.buckets import Branch, Span, series_plan, to_datetime, totals_plan
@@ -165,8 +166,8 @@ def _joined(rows: Sequence[UsageRow]) -> list[UsageRow]:
     found: list[UsageRow] = []
     for row in rows:
         if found and found[-1][:3] == row[:3]:
-            last = found[-1]
-            found[-1] = (*row[:3], last[3] + row[3], last[4] + row[4], last[5] + row[5], last[6] + row[6])
+            sums = map(add, found[-1][3:], row[3:])
+            found[-1] = (*row[:3], *sums)
         else:
             found.append(row)
     return found

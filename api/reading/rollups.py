@@ -24,7 +24,15 @@ from pipeline.core.sketches import Packed
 
 ERROR_CODES_MAX: Final = 1000
 
-USAGE: Final = ("invocations", "input_tokens", "output_tokens", "cost_microcents")
+KINDS: Final = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
+USAGE: Final = (
+    "invocations",
+    "input_tokens",
+    "output_tokens",
+    "cost_microcents",
+    *KINDS,
+    "unestimated",
+)
 RELIABILITY: Final = (
     "invocations",
     "errors",
@@ -42,6 +50,7 @@ _ORG: Final = (
     "input_tokens",
     "output_tokens",
     "cost_microcents",
+    "unestimated",
 )
 
 ORG_NOTHING: Final[Mapping[str, int]] = dict.fromkeys(_ORG, 0)
@@ -55,8 +64,8 @@ class Point:
     measures: Mapping[str, Any]
 
 
-UsageRow = tuple[int, str | None, str | None, int, int, int, int]
-"""(bucket, model, client, invocations, input tokens, output tokens, microcents)."""
+UsageRow = tuple[int, str | None, str | None, int, int, int, int, int, int, int, int, int]
+"""(bucket, model, client), and the measures of `USAGE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,7 @@ async def usage_series(
 
 def exact(found: Iterable[Sequence[Any]]) -> list[UsageRow]:
     """Rows of usage whose sums came as text: sums of bigint are numeric in PostgreSQL."""
-    return [(b, m, c, int(i), int(into), int(out), int(cost)) for b, m, c, i, into, out, cost in found]
+    return [(b, m, c, *map(int, sums)) for b, m, c, *sums in found]
 
 
 async def series(

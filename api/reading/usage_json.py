@@ -6,14 +6,17 @@ The text is what `answers.UsagePoint` describes; a test compares the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from api.answering.money import cents_half_even, dollars
 from api.asking.buckets import to_datetime
 from api.reading.figures import Finality
-from api.reading.rollups import UsageRow
+from api.reading.rollups import USAGE, UsageRow
+
+_ESTIMATED: Final = ',"currency":"USD","basis":"estimate"}'
+_UNPRICED: Final = 'null,"cost":{"amount":null,"currency":"USD","basis":"none"}'
 
 
 def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
@@ -22,34 +25,39 @@ def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
     clients: dict[str | None, str] = {None: "null", "": "null"}
     models: dict[str | None, str] = {None: "null"}
     points = []
-    for bucket, model, client, invocations, input_tokens, output_tokens, cost in rows:
+    for bucket, model, client, invocations, into, out, cost, read, write, write_1h, thought, unpriced in rows:
         if bucket not in heads:
             start = to_datetime(bucket).strftime("%Y-%m-%dT%H:%M:%SZ")
             heads[bucket] = (
                 f'{{"bucketStart":"{start}","modelId":',
-                f'","currency":"USD"}},"final":{"true" if final(bucket) else "false"}}}',
+                f'}},"final":{"true" if final(bucket) else "false"}}}',
             )
         head, tail = heads[bucket]
         if client not in clients:
             clients[client] = msgspec.json.encode(client).decode()
         if model not in models:
             models[model] = f'"{model}"'
-        if cost > 0 and cost % 1_000_000 != 500_000:  # `money` without its calls and its rarer cases
+        if cost > 0 and cost % 1_000_000 != 500_000:  # `figures.cost` without its calls and its rarer cases
             digits = f"{cost:09d}"
             decimals = digits[-8:].rstrip("0").ljust(2, "0")
-            cents, amount = (cost + 500_000) // 1_000_000, f"{digits[:-8]}.{decimals}"
+            spent = (
+                f'{(cost + 500_000) // 1_000_000},"cost":{{"amount":"{digits[:-8]}.{decimals}"{_ESTIMATED}'
+            )
+        elif unpriced == invocations > 0:
+            spent = _UNPRICED
         else:
-            cents, amount = cents_half_even(cost), dollars(cost)
+            spent = f'{cents_half_even(cost)},"cost":{{"amount":"{dollars(cost)}"{_ESTIMATED}'
         points.append(
             f'{head}{models[model]},"clientId":{clients[client]}'
-            f',"invocations":{invocations},"inputTokens":{input_tokens},"outputTokens":{output_tokens}'
-            f',"costEstimateCents":{cents},"cost":{{"amount":"{amount}{tail}'
+            f',"invocations":{invocations},"inputTokens":{into},"outputTokens":{out}'
+            f',"cacheReadTokens":{read},"cacheWriteTokens":{write},"cacheWrite1hTokens":{write_1h}'
+            f',"reasoningTokens":{thought},"costEstimateCents":{spent}'
+            f',"unpriced":{{"invocations":{unpriced}{tail}'
         )
     return msgspec.Raw(f"[{','.join(points)}]".encode())
 
 
 def totals(rows: Sequence[UsageRow]) -> dict[str, Any]:
     """The measures of all rows together."""
-    columns = list(zip(*rows, strict=True))[3:] or [()] * 4
-    names = ("invocations", "input_tokens", "output_tokens", "cost_microcents")
-    return {name: sum(column) for name, column in zip(names, columns, strict=True)}
+    columns = list(zip(*rows, strict=True))[3:] or [()] * len(USAGE)
+    return {name: sum(column) for name, column in zip(USAGE, columns, strict=True)}

@@ -148,7 +148,7 @@ def tenant_events(seed: int) -> tuple[Event, ...]:
     org, models = uuid.uuid4(), [uuid.uuid4() for _ in range(2)]
     clients = [f"client-{uuid.uuid4().hex}" for _ in range(2)]
     return tuple(
-        replace(e, org=org, model=models[i % 2], client=clients[i % 3 % 2], microcents=e.microcents + 1)
+        replace(e, org=org, model=models[i % 2], client=clients[i % 3 % 2], microcents=i + 1)
         for i, e in enumerate(random_events(40, seed))
     )
 

@@ -29,8 +29,9 @@ MODELS = tuple(uuid.UUID(f"{digit * 8}-0000-4000-8000-000000000000") for digit i
 CLIENTS = ("", "Zeta", "alpha", "other", wire.OVERFLOW_CLIENT, "über")
 FAILURES = {1: "error", 2: "timeout", 3: "throttled"}
 
-Figures = tuple[int, int, int, Decimal]
-"""Invocations, tokens in, tokens out, and dollars."""
+KINDS = ("cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens")
+Figures = tuple[Any, ...]
+"""Invocations, tokens in, tokens out, the `KINDS`, unpriced invocations, and dollars (None: nobody knows)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,10 @@ class Event:
     latency_ms: int
     input_tokens: int
     output_tokens: int
-    microcents: int
+    microcents: int | None
+    """None: not estimated."""
+    kinds: tuple[int, ...]
+    """The `KINDS` of tokens."""
 
 
 def random_events(count: int, seed: int) -> list[Event]:
@@ -61,6 +65,7 @@ def random_events(count: int, seed: int) -> list[Event]:
         )
         minutes = rng.uniform(0, spread) if near is NOW else rng.uniform(-spread, spread)
         status = rng.choices((0, 1, 2, 3), (80, 10, 5, 5))[0]
+        input_tokens, output_tokens = rng.randrange(10**6), rng.randrange(10**4)
         events.append(
             Event(
                 org=rng.choices((ORG, NEIGHBOUR), (4, 1))[0],
@@ -71,9 +76,13 @@ def random_events(count: int, seed: int) -> list[Event]:
                 status=status,
                 error_code=rng.choice(("", "E42", "overloaded")) if status else "",
                 latency_ms=int(rng.lognormvariate(6, 2)),
-                input_tokens=rng.randrange(10**6),
-                output_tokens=rng.randrange(10**4),
-                microcents=rng.choice((0, 1, 500_000, 1_500_000, rng.randrange(10**9))),
+                input_tokens=input_tokens,
+                output_tokens=output_tokens,
+                microcents=rng.choice((None, 0, 1, 500_000, 1_500_000, rng.randrange(10**9))),
+                kinds=(
+                    *(rng.randrange(input_tokens // 3 + 1) for _ in range(3)),
+                    rng.randrange(output_tokens + 1),
+                ),
             )
         )
     return events
@@ -113,7 +122,9 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
         for e in events:
             client = (e.client,) if by_client else ()
             groups[(e.org, floor(e.at, grain), e.model, *client, e.partition)].append(e)
-        insert(url, table, [(*key, *measures(group), 0, NOW) for key, group in groups.items()])
+        insert(
+            url, table, [(*key, *measures(group), 0, NOW, *details(group)) for key, group in groups.items()]
+        )
     failures: dict[Any, int] = defaultdict(int)
     for e in events:
         if e.status:
@@ -145,10 +156,28 @@ def measures(events: Sequence[Event]) -> tuple[Any, ...]:
         *(sum(e.status == status for e in events) for status in range(4)),
         sum(e.input_tokens for e in events),
         sum(e.output_tokens for e in events),
-        sum(e.microcents for e in events),
+        sum(e.microcents or 0 for e in events),
         sum(e.latency_ms for e in events),
         max(e.latency_ms for e in events),
         sketches.of([e.latency_ms for e in events]),
+    )
+
+
+def details(events: Sequence[Event]) -> tuple[int, ...]:
+    """The kinds of tokens and the calls without an estimate, in the order of a rollup row's last columns."""
+    unestimated = sum(e.microcents is None for e in events)
+    return (*(sum(e.kinds[i] for e in events) for i in range(len(KINDS))), unestimated)
+
+
+def expected(events: Sequence[Event]) -> Figures:
+    """The right figures of these events."""
+    estimates = [e.microcents for e in events if e.microcents is not None]
+    return (
+        len(events),
+        sum(e.input_tokens for e in events),
+        sum(e.output_tokens for e in events),
+        *details(events),
+        Decimal(sum(estimates)) / 10**8 if estimates or not events else None,
     )
 
 
@@ -176,19 +205,20 @@ def rfc3339(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
 
-def figures(point: dict[str, Any]) -> Figures:
+def figures(point: Mapping[str, Any]) -> Figures:
     """The figures of one point of an answer."""
     return (
         point["invocations"],
         point["inputTokens"],
         point["outputTokens"],
-        Decimal(point["cost"]["amount"]),
+        *(point[kind] for kind in KINDS),
+        point["unpriced"]["invocations"],
+        None if point["cost"]["amount"] is None else Decimal(point["cost"]["amount"]),
     )
 
 
 def summed(rows: Iterable[Figures]) -> Figures:
     """The sum of each figure over all rows."""
-    total: Figures = (0, 0, 0, Decimal(0))
-    for row in rows:
-        total = (total[0] + row[0], total[1] + row[1], total[2] + row[2], total[3] + row[3])
-    return total
+    *counts, amounts = zip(*rows, strict=True)
+    known = [amount for amount in amounts if amount is not None]
+    return (*map(sum, counts), sum(known) if known else None)

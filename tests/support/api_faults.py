@@ -3,17 +3,13 @@
 import time
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.support.api_facts import (
     ORG,
     random_events,
 )
 from tests.support.api_server import BASE, Api
-
-if TYPE_CHECKING:
-    pass
-
 
 EVENTS = random_events(200, seed=5)
 RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-10T00:00:00Z"}

@@ -21,6 +21,8 @@ from tests.support.api_facts import (
     STRANGER,
     Event,
     bucket_of,
+    expected,
+    figures,
     floor,
     random_events,
     rfc3339,
@@ -31,22 +33,24 @@ EVENTS = random_events(5000, seed=11)
 
 def expected_usage(events: Sequence[Event]) -> dict[str, Any]:
     """The right figures of a usage point with these events, in the form of `shown_usage`."""
-    microcents = sum(e.microcents for e in events)
-    cents = (Decimal(microcents) / 10**6).quantize(Decimal(1), ROUND_HALF_EVEN)
+    *_, amount = right = expected(events)
+    cents = None if amount is None else int((amount * 100).quantize(Decimal(1), ROUND_HALF_EVEN))
     return {
-        "invocations": len(events),
-        "inputTokens": sum(e.input_tokens for e in events),
-        "outputTokens": sum(e.output_tokens for e in events),
-        "costEstimateCents": int(cents),
-        "cost": (Decimal(microcents) / 10**8, "USD"),
+        "figures": right,
+        "costEstimateCents": cents,
+        "currency": "USD",
+        "basis": "none" if amount is None else "estimate",
     }
 
 
 def shown_usage(point: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a point, with the cost as a number."""
-    names = ("invocations", "inputTokens", "outputTokens", "costEstimateCents")
-    cost = point["cost"]
-    return {name: point[name] for name in names} | {"cost": (Decimal(cost["amount"]), cost["currency"])}
+    return {
+        "figures": figures(point),
+        "costEstimateCents": point["costEstimateCents"],
+        "currency": point["cost"]["currency"],
+        "basis": point["cost"]["basis"],
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

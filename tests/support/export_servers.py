@@ -3,13 +3,9 @@
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.support.api_facts import MODELS
-
-if TYPE_CHECKING:
-    pass
-
 
 STRANGER_ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-0000000000ee")
 OCTOBER = {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"}

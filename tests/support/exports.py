@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tests.support.api_facts import (
+    KINDS,
     ORG,
     Event,
     Figures,
@@ -24,6 +25,8 @@ from tests.support.api_facts import (
 )
 from tests.support.api_server import BASE, Client
 
+COUNTS = ("invocations", "inputTokens", "outputTokens", *KINDS, "unpricedInvocations")
+"""The counts of a row in the order of `Figures`."""
 EXPORTS = f"{BASE}/orgs/{ORG}/exports"
 EVIL = {
     '=HYPERLINK("http://evil")': """'=HYPERLINK("http://evil")""",
@@ -99,9 +102,7 @@ def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
         table = pq.read_table(io.BytesIO(data))
         return {
             (rfc3339(r["bucketStart"]), r["modelId"], r["clientId"] or ""): (
-                r["invocations"],
-                r["inputTokens"],
-                r["outputTokens"],
+                *(r[name] for name in COUNTS),
                 r["costAmount"],
             )
             for r in table.to_pylist()
@@ -114,10 +115,8 @@ def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
             assert r["costCurrency"] == "USD"
             key = (r["bucketStart"], r["modelId"], r["clientId"])
             found[key] = (
-                int(r["invocations"]),
-                int(r["inputTokens"]),
-                int(r["outputTokens"]),
-                Decimal(r["costAmount"]),
+                *(int(r[name]) for name in COUNTS),
+                Decimal(r["costAmount"]) if r["costAmount"] else None,
             )
             continue
         costs = {r[name] for name in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")}
@@ -127,5 +126,11 @@ def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
         key = (rfc3339(bucket_of(start, grain, "UTC")), r["x_ModelId"], r["x_ClientId"])
         tokens = int(r["x_InputTokens"]), int(r["x_OutputTokens"])
         assert int(r["PricingQuantity"]) == sum(tokens)
-        found[key] = (int(r["x_Invocations"]), *tokens, Decimal(costs.pop()))
+        counts = tuple(int(r[f"x_{name[0].upper()}{name[1:]}"]) for name in COUNTS)
+        assert counts[1:3] == tokens
+        billed, unknown = Decimal(costs.pop()), counts[0] == counts[-1]
+        assert not (
+            unknown and billed
+        )  # FOCUS knows no cost that is not known: 0, beside the count of such calls
+        found[key] = (*counts, None if unknown else billed)
     return found

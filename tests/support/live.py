@@ -63,9 +63,6 @@ def check_equals_rest(server: Client, org: Any, data: Any) -> None:
         totals = usage["totals"]
         assert shown == {
             "bucketStart": rfc3339(start),
-            "invocations": totals["invocations"],
             "errors": sum(reliability["totals"]["errors"].values()),
-            "inputTokens": totals["inputTokens"],
-            "outputTokens": totals["outputTokens"],
-            "cost": totals["cost"],
+            **{name: figure for name, figure in totals.items() if name != "costEstimateCents"},
         }

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -14,6 +15,7 @@ from api.asking.buckets import Calendar, Granularity, to_datetime
 from api.reading import usage_json
 from api.reading.figures import Finality, usage_fields
 from api.reading.freshness import Standing
+from api.reading.rollups import USAGE
 
 WATERMARK = datetime(2026, 11, 10, tzinfo=UTC)
 FINAL = Finality(
@@ -22,19 +24,26 @@ FINAL = Finality(
     86_400,
 )
 COUNTS = st.integers(0, 2**70)
+
+
+def possible(row: tuple[Any, ...]) -> Any:
+    """The row with no more unpriced calls than calls, and without a cost if all are unpriced."""
+    *key, invocations, into, out, cost, read, write, write_1h, reasoning, unpriced = row
+    unpriced = min(unpriced, invocations)
+    cost *= unpriced < invocations
+    return (*key, invocations, into, out, cost, read, write, write_1h, reasoning, unpriced)
+
+
 ROWS = st.tuples(
     st.integers(29_000_000, 29_900_000).map(lambda hour: hour - hour % 60),
     st.none() | st.uuids().map(str),
     st.none() | st.text(max_size=10),
-    COUNTS,
-    COUNTS,
-    COUNTS,
-    COUNTS,
-)
+    *[COUNTS] * len(USAGE),
+).map(possible)
 
 
 @given(rows=st.lists(ROWS, max_size=20))
-def test_each_row_is_the_point_it_stands_for(rows: list[tuple[int, str, str, int, int, int, int]]) -> None:
+def test_each_row_is_the_point_it_stands_for(rows: list[Any]) -> None:
     written = usage_json.series(rows, final=FINAL)
     points = [
         answers.UsagePoint(
@@ -42,13 +51,7 @@ def test_each_row_is_the_point_it_stands_for(rows: list[tuple[int, str, str, int
             model_id=UUID(model) if model else None,
             client_id=client or None,
             final=FINAL(bucket),
-            **usage_fields(
-                dict(
-                    zip(
-                        ("invocations", "input_tokens", "output_tokens", "cost_microcents"), sums, strict=True
-                    )
-                )
-            ),
+            **usage_fields(dict(zip(USAGE, sums, strict=True))),
         )
         for bucket, model, client, *sums in rows
     ]
@@ -58,6 +61,6 @@ def test_each_row_is_the_point_it_stands_for(rows: list[tuple[int, str, str, int
         assert bytes(written) == msgspec.json.encode(points)
     totals = usage_json.totals(rows)
     measures = [sums for _, _, _, *sums in rows]
-    assert list(totals.values()) == [sum(sums[i] for sums in measures) for i in range(4)]
-    amounts = [Decimal(point.cost.amount) * 10**8 for point in points]
+    assert list(totals.values()) == [sum(sums[i] for sums in measures) for i in range(len(USAGE))]
+    amounts = [Decimal(point.cost.amount) * 10**8 for point in points if point.cost.amount is not None]
     assert sum(amounts) == totals["cost_microcents"]

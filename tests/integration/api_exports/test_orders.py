@@ -11,9 +11,8 @@ import uuid
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,16 +20,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.access import ENV, new_key, with_key
-from tests.support.api_facts import MODELS, NEIGHBOUR, NOW, ORG, WATERMARKS, bucket_of, rfc3339
+from tests.support.api_facts import (
+    MODELS,
+    NEIGHBOUR,
+    NOW,
+    ORG,
+    WATERMARKS,
+    Figures,
+    bucket_of,
+    expected,
+    figures,
+    rfc3339,
+    summed,
+)
 from tests.support.api_server import BASE, Api, served
+from tests.support.export_servers import OCTOBER, ORDERS, RECENT, STRANGER_ORG, server_runner
 from tests.support.exports import EVENTS, EXPORTS, downloaded, ended, made, order, rows_of, shown_client
 
-if TYPE_CHECKING:
-    pass
-from tests.support.export_servers import OCTOBER, ORDERS, RECENT, STRANGER_ORG, server_runner
 
-
-def expected_rows(body: Mapping[str, Any]) -> dict[Any, tuple[int, int, int, Decimal]]:
+def expected_rows(body: Mapping[str, Any]) -> dict[Any, Figures]:
     start, end = (datetime.fromisoformat(body["timeRange"][name]) for name in ("start", "end"))
     granularity = {"hourly": "hour", "daily": "day", "monthly": "month"}[body["granularity"]]
     groups = defaultdict(list)
@@ -38,15 +46,7 @@ def expected_rows(body: Mapping[str, Any]) -> dict[Any, tuple[int, int, int, Dec
         chosen = not body.get("models") or str(e.model) in body["models"]
         if e.org == ORG and start <= e.at < end and chosen:
             groups[rfc3339(bucket_of(e.at, granularity, "UTC")), str(e.model), e.client].append(e)
-    return {
-        key: (
-            len(group),
-            sum(e.input_tokens for e in group),
-            sum(e.output_tokens for e in group),
-            Decimal(sum(e.microcents for e in group)) / 10**8,
-        )
-        for key, group in groups.items()
-    }
+    return {key: expected(group) for key, group in groups.items()}
 
 
 @pytest.mark.parametrize("body", ORDERS, ids=lambda body: f"{body['format']}-{body['granularity']}")
@@ -64,10 +64,7 @@ def test_the_file_is_what_was_counted_and_what_rest_says(server: Api, body: dict
     assert job["watermark"] == rfc3339(min(WATERMARKS.values()))
     query = {**body["timeRange"], "modelId": body.get("models", []), "groupBy": "none"}
     totals = server.ok(f"{BASE}/orgs/{ORG}/usage", query)["totals"]
-    assert [sum(row[i] for row in rows.values()) for i in range(3)] == [
-        totals[name] for name in ("invocations", "inputTokens", "outputTokens")
-    ]
-    assert sum(row[3] for row in rows.values()) == Decimal(totals["cost"]["amount"])
+    assert summed(rows.values()) == figures(totals)
 
 
 def test_focus_has_the_mandatory_columns_and_sane_periods(server: Api) -> None:

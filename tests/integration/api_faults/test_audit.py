@@ -4,7 +4,7 @@ import json
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psycopg
 
@@ -14,11 +14,8 @@ from tests.support.api_facts import (
     ORG,
     STRANGER,
 )
-from tests.support.api_server import BASE, served
-
-if TYPE_CHECKING:
-    pass
 from tests.support.api_faults import RANGE, USAGE, actor, eventually_equal
+from tests.support.api_server import BASE, served
 
 
 def audited(url: str) -> list[tuple[Any, ...]]:
