@@ -17,7 +17,7 @@ from typing import Any, Final
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import FeatureNotSupported, LockNotAvailable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -53,7 +53,7 @@ def upgrade(
     ``say`` is called with a line of text if the migration has to wait. The line names the other process.
 
     Raises:
-        MigrationRefused: others held a lock for longer than ``lock_wait_s``.
+        MigrationRefused: others held a lock for longer than ``lock_wait_s``, or a table is compressed.
         sqlalchemy.exc.DBAPIError: the database is away or refused (`pipeline.common.connect.Refused`).
     """
     session = connect.Session(
@@ -81,6 +81,12 @@ def upgrade(
                 )
                 return replace(applied, notes=(*applied.notes, roles.apply(connection)))
         except DBAPIError as error:
+            if isinstance(error.orig, FeatureNotSupported):
+                raise MigrationRefused(
+                    f"the database refuses a change of a table ({str(error.orig).splitlines()[0]})."
+                    " TimescaleDB refuses that for a table that may be compressed. docs/howto/compression.md"
+                    " says how to uncompress the table for the migration; nothing was changed"
+                ) from error
             if not isinstance(error.orig, LockNotAvailable):
                 raise
             waited_s = time.monotonic() - started

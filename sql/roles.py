@@ -29,6 +29,7 @@ READABLE: Final = (
     "orgs_seen",
     "models_seen",
     "clients_seen",
+    "rate_classes",
 )
 """The tables that the API may read and only the worker writes. Dedupe ids and dead letters are not among
 them: dead letters hold original events."""

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     SmallInteger,
     Table,
     Text,
@@ -29,7 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0012"
+HEAD: Final = "0013"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 
@@ -72,21 +73,54 @@ def _measures() -> list[Column]:  # type: ignore[type-arg]
     ]
 
 
+def _rate_class() -> Column:  # type: ignore[type-arg]
+    return Column("rate_class", SmallInteger, nullable=False, server_default=text("0"))
+
+
 def _rollup(name: str, *, by_client: bool) -> Table:
-    client = [Column("client_id", Text, primary_key=True)] if by_client else []
+    client = [Column("client_id", Text)] if by_client else []
+    key = (
+        "org_id",
+        "bucket_start",
+        "model_id",
+        *(column.name for column in client),
+        "rate_class",
+        "partition",
+    )
     return Table(
         name,
         metadata,
-        Column("org_id", Uuid, primary_key=True),
-        _timestamp("bucket_start", primary_key=True),
-        Column("model_id", Uuid, primary_key=True),
+        Column("org_id", Uuid),
+        _timestamp("bucket_start"),
+        Column("model_id", Uuid),
         *client,
-        Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+        Column("partition", SmallInteger, autoincrement=False),
         *_measures(),
+        _rate_class(),
+        PrimaryKeyConstraint(*key),
         Index(f"{name}_bucket_start", "bucket_start", postgresql_using="brin"),
         postgresql_with={"fillfactor": "50"},
     )
 
+
+rate_classes = Table(
+    "rate_classes",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("service_tier", Text, nullable=False),
+    Column("input_from", BigInteger, nullable=False),
+    Column("input_to", BigInteger, nullable=True),
+    UniqueConstraint(
+        "service_tier",
+        "input_from",
+        "input_to",
+        name="rate_classes_meaning",
+        postgresql_nulls_not_distinct=True,
+    ),
+)
+"""The meaning of each ``rate_class``: a service tier, and the input tokens of a call. ``input_to`` is the
+last number of a range, or null if the range has no end. Class 0 is ``standard`` with any number, which all
+rows from before have. Workers add the classes that CONTEXT_TIERS makes. No class is ever changed."""
 
 usage_minute = _rollup("usage_minute", by_client=False)
 usage_hour = _rollup("usage_hour", by_client=False)
@@ -100,14 +134,18 @@ client_day = _rollup("client_day", by_client=True)
 usage_errors_hour = Table(
     "usage_errors_hour",
     metadata,
-    Column("org_id", Uuid, primary_key=True),
-    _timestamp("bucket_start", primary_key=True),
-    Column("model_id", Uuid, primary_key=True),
-    Column("client_id", Text, primary_key=True),
-    Column("status", SmallInteger, primary_key=True, autoincrement=False),
-    Column("error_code", Text, primary_key=True),
-    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("org_id", Uuid),
+    _timestamp("bucket_start"),
+    Column("model_id", Uuid),
+    Column("client_id", Text),
+    Column("status", SmallInteger, autoincrement=False),
+    Column("error_code", Text),
+    Column("partition", SmallInteger, autoincrement=False),
     Column("count", BigInteger, nullable=False),
+    _rate_class(),
+    PrimaryKeyConstraint(
+        "org_id", "bucket_start", "model_id", "client_id", "status", "error_code", "rate_class", "partition"
+    ),
     Index("usage_errors_hour_bucket_start", "bucket_start", postgresql_using="brin"),
     postgresql_with={"fillfactor": "50"},
 )
@@ -285,8 +323,13 @@ models_seen = Table(
     _timestamp("first_event_at"),
     _timestamp("last_event_at"),
     _timestamp("last_rollup_at"),
+    Column("labelled_at", DateTime(timezone=True), nullable=False, server_default=text("'epoch'")),
+    Column("provider", Text, nullable=False, server_default=text("''")),
+    Column("model_name", Text, nullable=False, server_default=text("''")),
     postgresql_with={"fillfactor": "50"},
 )
+"""``provider`` and ``model_name`` are those of the newest event that has one of the two. ``labelled_at`` is
+the time of that event, and 1970 if there is none."""
 
 clients_seen = Table(
     "clients_seen",

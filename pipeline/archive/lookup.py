@@ -85,7 +85,7 @@ def _among(table: pa.Table, ids: Set[UUID]) -> Iterable[tuple[Key, Event]]:
 
 def _event(row: Mapping[str, Any]) -> Event:
     names = ("event_id", "org_id", "model_id", "client_id", "latency_ms", "status", "error_code")
-    figures = ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1])
+    figures = ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1], "service_tier")
     occurred_us = (row["occurred_at"] - EPOCH) // timedelta(microseconds=1)
     return Event(occurred_us=occurred_us, **{name: row[name] for name in (*names, *figures)})
 

@@ -109,7 +109,7 @@ def _delete(connection: Connection, grain: Grain, differences: Sequence[Differen
     more = "".join(f" AND {name} = %s" for name in names) if grain.by_client else ""
     statement = _ARCHIVE["delete_row"].format(table=grain.name, more=more)
     with connection.cursor() as cursor:
-        cursor.executemany(statement, [(*_ids(d), d.partition, *d.key[3:]) for d in differences])
+        cursor.executemany(statement, [(*_ids(d), d.partition, *d.key[4:]) for d in differences])
 
 
 def _upsert(connection: Connection, grain: Grain, partition: int, differences: Sequence[Difference]) -> None:
@@ -136,7 +136,7 @@ def _upsert(connection: Connection, grain: Grain, partition: int, differences: S
 
 def _staged(difference: Difference) -> tuple[Any, ...]:
     """The counted row in the order of the staging table's columns."""
-    counted, rest = difference.counted, difference.key[3:]
+    counted, rest = difference.counted, difference.key[4:]
     assert counted is not None
     if difference.grain is ERRORS:
         client, status, code = rest
@@ -144,9 +144,9 @@ def _staged(difference: Difference) -> tuple[Any, ...]:
     return (*_ids(difference), *counted[:-1], *rest, counted[-1])
 
 
-def _ids(difference: Difference) -> tuple[UUID, Any, UUID]:
-    org, at_us, model, *_ = difference.key
-    return UUID(bytes=org), time_of(at_us), UUID(bytes=model)
+def _ids(difference: Difference) -> tuple[UUID, Any, UUID, int]:
+    org, at_us, model, rate_class, *_ = difference.key
+    return UUID(bytes=org), time_of(at_us), UUID(bytes=model), rate_class
 
 
 def _record(connection: Connection, differences: Sequence[Difference], scope: Scope) -> None:

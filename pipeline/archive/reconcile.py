@@ -302,7 +302,7 @@ class _Partition:
             "partition": self._number,
             "org": self._scope.org,
         }
-        split = 3 + len(columns) - len(measures)
+        split = 4 + len(columns) - len(measures)
         with self._connection.cursor(binary=True) as cursor:
             return {row[:split]: row[split:] for row in cursor.execute(query, wanted)}
 

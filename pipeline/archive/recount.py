@@ -29,7 +29,8 @@ Rows = dict[Key, Row]
 _SUMS: Final = MEASURES[:9]
 _FIGURES: Final = (*_SUMS, *DETAILS)
 _LATE: Final = ("late_minute", "late_hour", "late_day")
-_CELL: Final = ["org", "minute", "model", "client"]
+_CELL: Final = ["org", "minute", "model", "rate", "client"]
+_FAILURE: Final = ["org", "model", "rate", "client", "status", "code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def reduce(events: pa.Table, *, org: bytes | None = None) -> dict[int, Partial]:
         found[hour] = Partial(
             cells=_added_up(mine, _CELL),
             bins=_counted(mine, [*_CELL, "bin"]),
-            failures=_counted(failed, ["org", "model", "client", "status", "code"]),
+            failures=_counted(failed, _FAILURE),
         )
     return found
 
@@ -68,7 +69,7 @@ def merge(partials: Sequence[Partial]) -> Partial:
     return Partial(
         cells=_added_up(cells, _CELL),
         bins=_counted(bins, [*_CELL, "bin"]),
-        failures=_counted(failures, ["org", "model", "client", "status", "code"]),
+        failures=_counted(failures, _FAILURE),
     )
 
 
@@ -78,7 +79,7 @@ def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
         return {}
     cells = _in_buckets(pa.concat_tables([partial.cells for partial in partials]), grain)
     bins = _in_buckets(pa.concat_tables([partial.bins for partial in partials]), grain)
-    keys = ["org", "bucket", "model", *(["client"] if grain.by_client else [])]
+    keys = ["org", "bucket", "model", "rate", *(["client"] if grain.by_client else [])]
     order = [(key, "ascending") for key in keys]
     sums = _added_up(cells, keys).sort_by(order)
     pairs = _counted(bins, [*keys, "bin"]).sort_by([*order, ("bin", "ascending")])
@@ -99,12 +100,11 @@ def failures_of(partials: Sequence[Partial], hour: int) -> Rows:
     """The rows of ``usage_errors_hour``, from the sums of one hour."""
     if not partials:
         return {}
-    names = ["org", "model", "client", "status", "code"]
-    table = _counted(pa.concat_tables([partial.failures for partial in partials]), names)
+    table = _counted(pa.concat_tables([partial.failures for partial in partials]), _FAILURE)
     at = hour * HOUR_US
     return {
         (org, at, *rest): (count,)
-        for (org, *rest), count in zip(_keys(table, names), table.column("count").to_pylist(), strict=True)
+        for (org, *rest), count in zip(_keys(table, _FAILURE), table.column("count").to_pylist(), strict=True)
     }
 
 
@@ -119,6 +119,7 @@ def _flat(events: pa.Table) -> pa.Table:
             "org": _bytes(events, "org_id"),
             "minute": at // MINUTE_US,
             "model": pc.coalesce(_bytes(events, "counted_model_id"), _bytes(events, "model_id")),
+            "rate": events.column("rate_class"),
             "client": events.column("counted_client_id"),
             "status": events.column("status"),
             "code": events.column("counted_error_code"),

@@ -188,6 +188,17 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(part) for part in (one.strip() for one in text.split(",")) if part)
 
 
+def boundaries(text: str) -> tuple[int, ...]:
+    """Up to 8 numbers of tokens, ascending, separated by commas. None is fine."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if any(not re.fullmatch(r"[1-9][0-9]{0,11}", part) for part in parts):
+        raise ValueError("expected numbers of tokens such as 128000,200000, each from 1 to 999999999999")
+    numbers = tuple(map(int, parts))
+    if list(numbers) != sorted(set(numbers)) or len(numbers) > 8:
+        raise ValueError("expected at most 8 numbers, each larger than the one before")
+    return numbers
+
+
 class OutOfBounds(ValueError):
     """A value outside its bounds. The text continues a sentence that has named the setting and its value."""
 

@@ -222,6 +222,13 @@ _COUNTING: Final = (
         "Clients that are counted by name, per org and hour. The rest shares a row.",
     ),
     _setting(
+        "CONTEXT_TIERS",
+        parsers.boundaries,
+        "128000,200000,272000",
+        "Input tokens at which a provider's rate may change. From now on, calls below, at and above each"
+        " number are counted in rows of their own, so that a price can begin there.",
+    ),
+    _setting(
         "DEAD_LETTER_BODIES_MAX",
         parsers.positive,
         "10000",

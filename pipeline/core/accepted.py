@@ -63,7 +63,13 @@ class AcceptedEvents:
     cost_microcents: IntArray
     """int64 each"""
     details: IntArray
-    """int64[n, 5]: see `events.DETAILS`."""
+    """int64[n, 6]: see `events.DETAILS` and `events.TIER`."""
+    rate_class: IntArray
+    """int32: see `pipeline.core.rate_classes`."""
+    provider: IntArray
+    model_name: IntArray
+    """int32 each, places in ``labels``."""
+    labels: list[str]
     late: IntArray
     """uint8: 0 in time, 1 late for its minute, 2 for its hour too, 3 for its day too."""
 
@@ -120,6 +126,7 @@ class AcceptedLog:
         )
         (client, counted_client), clients = _texts(reader.clients, columns.client, counted_client)
         (code, counted_code), codes = _texts(reader.error_codes, columns.error_code, counted_code)
+        (provider, model_name), labels = _texts(reader.labels, *columns.labels.T)
         late = np.zeros(len(columns), np.uint8)
         for length_us in (MINUTE_US, HOUR_US, DAY_US):
             late += met_us >= (columns.occurred_us // length_us + 1) * length_us
@@ -146,11 +153,15 @@ class AcceptedLog:
             output_tokens=columns.output_tokens,
             cost_microcents=columns.cost_microcents,
             details=columns.details,
+            rate_class=columns.rate_class,
+            provider=provider,
+            model_name=model_name,
+            labels=labels,
             late=late,
         )
 
 
-_EVENT_BYTES = 16 + 4 + 4 * 4 + 15 * 8
+_EVENT_BYTES = 16 + 7 * 4 + 4 * 4 + 16 * 8
 
 
 def _texts(names: Names, *columns: IntArray) -> tuple[list[IntArray], list[str]]:

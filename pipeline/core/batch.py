@@ -97,6 +97,8 @@ class StoredRows:
     """uint64[n, 2] each, (high, low)."""
     bucket: IntArray
     """int64[n]: bucket start divided by the bucket's length."""
+    rate_class: IntArray
+    """int32[n]: see `pipeline.core.rate_classes`."""
     measures: IntArray
     """int64[n, 16] (`windows.MEASURES`), or int64[n, 1] for counts."""
     sketches: Sequence[bytes] = ()
@@ -116,6 +118,10 @@ class SeenRows:
     span_us: IntArray
     """int64[n, 2]: first, last."""
     model: IntArray | None = None
+    labelled_us: IntArray | None = None
+    provider: Sequence[str] = ()
+    model_name: Sequence[str] = ()
+    """Of models: the labels of the newest event, and the time of that event; 0 and '' without labels."""
     client: Sequence[str] = ()
 
     def __len__(self) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core import kernels, sketches
-from pipeline.core.events import DETAILS, Columns
+from pipeline.core.events import DETAILS, Columns, Reader
 from pipeline.core.watermark import MINUTE_US
-from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, MODEL, ORG, Grain, Rows
+from pipeline.core.windows import BUCKET, CLIENT, CODE, LATE_DAY, MODEL, ORG, RATE, Grain, Rows
 
 IntArray = npt.NDArray[Any]
 
@@ -30,11 +30,13 @@ FAILURE_KEY: Final = CODE + 1
 """Widths of the keys of cells and of failures."""
 
 FIRST_US, LAST_US = LATE_DAY + 1, LATE_DAY + 2
-TOTALS: Final = LAST_US + 1 + len(DETAILS)
+LABEL: Final = slice(LAST_US + 1 + len(DETAILS), LAST_US + 4 + len(DETAILS))
+TOTALS: Final = LABEL.stop
 """Columns of the totals of a cell.
 
 The first ten of `windows.MEASURES`, then the events that were late for their minute, hour and day, then the
-first and the last event time, then the sums of `events.DETAILS`.
+first and the last event time, then the sums of `events.DETAILS`, then the newest label of the model: the time
+of its event (0: there is none), provider and model name.
 """
 
 _LOW_BINS: Final = sketches.bin_of(np.arange(1 << 16)).astype(np.uint16)
@@ -94,7 +96,9 @@ def row_keys(keys: IntArray, grain: Grain) -> IntArray:
 class Gathering:
     """Adds events to cells until the cells are taken out."""
 
-    def __init__(self) -> None:
+    def __init__(self, reader: Reader) -> None:
+        """``reader`` has numbered the labels of the events."""
+        self._reader = reader
         self._start(0)
 
     def _start(self, room: int) -> None:
@@ -108,7 +112,7 @@ class Gathering:
         """Add events. ``met_us`` int64[n] is the watermark that each event met on arrival."""
         c = columns
         keys = np.empty((len(c), CELL_KEY), np.int32)
-        keys[:, ORG], keys[:, MODEL], keys[:, CLIENT] = c.org, c.model, c.client
+        keys[:, ORG], keys[:, MODEL], keys[:, RATE], keys[:, CLIENT] = c.org, c.model, c.rate_class, c.client
         keys[:, MINUTE] = c.occurred_us // MINUTE_US
         cells = self._cells.locate(keys)
         bins = np.empty(len(c), np.int64)
@@ -124,6 +128,8 @@ class Gathering:
             c.cost_microcents,
             c.latency_ms,
             c.details,
+            c.labels,
+            *self._reader.labels.pooled,
         )
         assert fits, "a minute has no room for events that were accepted"
         self._events.append((cells, bins))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from pipeline.core import kernels, scan, wire
 from pipeline.core.bodies import KEPT_BYTES_MAX, PADDING, Bodies
 from pipeline.core.kernels.compile import handle
+from pipeline.core.rate_classes import RateClasses, in_order
 from pipeline.core.secret import SECRET
 from pipeline.core.wire import Event, Fault, Invalid
 
@@ -33,10 +34,16 @@ DETAILS: Final = (
     "reasoning_tokens",
     "unestimated",
 )
-"""Columns of `Columns.details`. ``unestimated`` is 1 for an event without an estimate of its cost, else 0.
+"""Measures of an event that most events have none of. ``unestimated`` is 1 for an event without an estimate
+of its cost, else 0.
 
-Most events have none of the others. So they are one array, which is copied as a whole.
+They are the first columns of `Columns.details`, one array that is copied as a whole.
 """
+TIER: Final = len(DETAILS)
+"""The last column of `Columns.details`: the service tier, a place in `wire.SERVICE_TIERS`."""
+_UNESTIMATED: Final = DETAILS.index("unestimated")
+PROVIDER, MODEL_NAME = range(2)
+"""Columns of `Columns.labels`."""
 
 
 class Names:
@@ -65,6 +72,14 @@ class Names:
     def memory_bytes(self) -> int:
         arrays = (self.digests, self._pool, self._edges, self._slots)
         return sum(array.nbytes for array in arrays) + _TEXT_BYTES * len(self.texts)
+
+    @property
+    def pooled(self) -> tuple[IntArray, IntArray]:
+        """The bytes of all strings, uint8[...], and where each begins and ends, int64[...].
+
+        String ``k`` has the bytes from edge ``k`` up to edge ``k + 1``.
+        """
+        return self._pool, self._edges
 
     def numbers(self, texts: Sequence[str]) -> IntArray:
         """The numbers (int32[n]) of some strings. A new string gets the next number."""
@@ -223,7 +238,11 @@ class Columns:
     cost_microcents: IntArray
     """int64 each; the cost is 0 for an event without an estimate."""
     details: IntArray
-    """int64[n, 5]: see `DETAILS`."""
+    """int64[n, 6]: see `DETAILS` and `TIER`."""
+    rate_class: IntArray
+    """int32: see `pipeline.core.rate_classes`."""
+    labels: IntArray
+    """int32[n, 2]: the provider and the name of the model, 0 if absent."""
     check: IntArray
     """uint64: see `kernels.hashing.payload_checks`."""
 
@@ -271,6 +290,7 @@ def _details(event: Event) -> tuple[int, ...]:
         event.cache_write_1h_tokens,
         event.reasoning_tokens,
         int(event.cost_microcents is None),
+        event.service_tier,
     )
 
 
@@ -285,24 +305,28 @@ class Reader:
     OVERFLOW_MODEL: Final = 0
     """The number of `wire.OVERFLOW_MODEL`. No event has this model."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate_classes: RateClasses | None = None) -> None:
+        """``rate_classes`` tells the class of each event. None: `rate_classes.in_order` does."""
+        self._rate_classes = rate_classes or in_order()
         self.orgs = Uuids()
         self.models = Uuids()
         self.models.number(_halves([wire.OVERFLOW_MODEL.int]))
         self.clients = Names(wire.OVERFLOW_CLIENT)
         self.error_codes = Names(wire.OVERFLOW_ERROR_CODE)
+        self.labels = Names(wire.OVERFLOW_CLIENT)
         self._guesses = scan.new_guesses()
 
     @property
     def memory_bytes(self) -> int:
         """About how much memory the numbered orgs, models and names take."""
-        known = (self.orgs, self.models, self.clients, self.error_codes)
+        known = (self.orgs, self.models, self.clients, self.error_codes, self.labels)
         return sum(names.memory_bytes for names in known)
 
     @property
     def names_known(self) -> int:
-        """How many orgs, models, clients and error codes have a number."""
-        return len(self.orgs) + len(self.models) + len(self.clients) + len(self.error_codes)
+        """How many orgs, models, clients, error codes and labels have a number."""
+        names = (self.clients, self.error_codes, self.labels)
+        return len(self.orgs) + len(self.models) + sum(map(len, names))
 
     def read(self, bodies: Sequence[bytes]) -> tuple[Columns, list[Rejected]]:
         """Read bodies in stream order. Each body becomes either an event of the columns or a `Rejected`."""
@@ -342,8 +366,8 @@ class Reader:
         """The payload checks (uint64[n, 2]) that earlier versions stored of these events.
 
         Column 0 is the check of version 0.1.0, see `kernels.hashing.narrow_checks`. Column 1 is the check of
-        the versions that did not look at the kinds of tokens. So an event that counted without its kinds, and
-        comes again with them, is a duplicate.
+        the versions that did not look at the kinds of tokens and the service tier. So an event that counted
+        without them, and comes again with them, is a duplicate.
         """
 
         def crcs(names: Names, numbers: IntArray) -> IntArray:
@@ -358,8 +382,8 @@ class Reader:
             columns.cost_microcents,
         )
         narrow, wide = np.empty(len(columns), np.uint64), np.empty(len(columns), np.uint64)
-        without_kinds = columns.details.copy()
-        without_kinds[:, : DETAILS.index("unestimated")] = 0
+        of_old = np.zeros_like(columns.details)
+        of_old[:, _UNESTIMATED] = columns.details[:, _UNESTIMATED]
         kernels.hashing.narrow_checks(
             self.models.keys[columns.model],
             crcs(self.clients, columns.client),
@@ -374,7 +398,7 @@ class Reader:
             columns.error_code,
             self.error_codes.digests,
             *figures,
-            without_kinds,
+            of_old,
             wide,
         )
         return np.stack((narrow, wide), axis=1)
@@ -386,8 +410,8 @@ class Reader:
         event, org, model = (np.empty((n, 2), np.uint64) for _ in range(3))
         occurred_us, latency_ms, status = (np.empty(n, np.int64) for _ in range(3))
         input_tokens, output_tokens, cost_microcents = (np.empty(n, np.int64) for _ in range(3))
-        details = np.empty((n, len(DETAILS)), np.int64)
-        client, error_code = (np.empty((n, 2), np.int64) for _ in range(2))
+        details = np.empty((n, TIER + 1), np.int64)
+        client, error_code, provider, model_name = (np.empty((n, 2), np.int64) for _ in range(4))
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
         good = scan.scan(
             handle(text),
@@ -406,6 +430,8 @@ class Reader:
             details,
             client,
             error_code,
+            provider,
+            model_name,
             source,
             doubtful,
         )
@@ -423,6 +449,10 @@ class Reader:
             output_tokens[:good],
             cost_microcents[:good],
             details[:good],
+            np.stack(
+                (self.labels.number(text, provider[:good]), self.labels.number(text, model_name[:good])),
+                axis=1,
+            ),
         )
         return columns, doubtful[: n - good]
 
@@ -445,6 +475,9 @@ class Reader:
             column([e.output_tokens for e in events]),
             column([e.cost_microcents or 0 for e in events]),
             np.array([_details(e) for e in events], np.int64),
+            self.labels.numbers([label for e in events for label in (e.provider, e.model_name)]).reshape(
+                -1, 2
+            ),
         )
 
     def _numbered(
@@ -462,6 +495,7 @@ class Reader:
         output_tokens: IntArray,
         cost_microcents: IntArray,
         details: IntArray,
+        labels: IntArray,
     ) -> Columns:
         """Make `Columns`: orgs and models (uint64[n, 2] each) get numbers, and payloads get checks."""
         check = np.empty(len(source), np.uint64)
@@ -494,5 +528,7 @@ class Reader:
             output_tokens=output_tokens,
             cost_microcents=cost_microcents,
             details=details,
+            rate_class=self._rate_classes.of(details[:, TIER], input_tokens),
+            labels=labels,
             check=check,
         )

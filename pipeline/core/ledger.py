@@ -34,6 +34,7 @@ from pipeline.core.bodies import Bodies, Unreadable
 from pipeline.core.events import Columns, Reader, Scanned
 from pipeline.core.intake import Chunk, Intake, Records
 from pipeline.core.judge import Judge, Undecided
+from pipeline.core.rate_classes import RateClasses, in_order
 from pipeline.core.replay import CountedIds, Letter, Opened
 from pipeline.core.rollups import Rollups
 from pipeline.core.room import Day
@@ -64,18 +65,20 @@ class Ledger:
         *,
         keep_accepted: bool = False,
         new_log: dedupe.NewLog | None = None,
+        rate_classes: RateClasses | None = None,
         decoding: AbstractContextManager[object] | None = None,
     ) -> None:
         """Begin at ``position``. None: begin with the stream, with nothing counted.
 
         With ``keep_accepted`` the batches bring the accepted events, for the archive. ``new_log`` makes the
-        logs of ids, if they are not in memory: see `pipeline.core.dedupe`. ``decoding`` is entered each time
+        logs of ids, if they are not in memory: see `pipeline.core.dedupe`. ``rate_classes`` has the numbers
+        that the database gave; None: `rate_classes.in_order` gives them. ``decoding`` is entered each time
         that bodies are read. A caller can measure the time with it, since the ledger has no clock.
         """
         self._rules = rules
         self.position = position or Position()
         self.tally = Tally()
-        self._reader = Reader()
+        self._reader = Reader(rate_classes or in_order(rules.context_tiers))
         self._decoding = decoding or nullcontext()
         self._intake = Intake()
         self._rollups = Rollups(rules, self._reader, self.tally)

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.batch import Block, SeenRows, StoredRows
-from pipeline.core.events import Reader
-from pipeline.core.windows import BUCKET, CLIENT, CODE, MODEL, ORG, STATUS, TableRows
+from pipeline.core.events import MODEL_NAME, PROVIDER, Reader
+from pipeline.core.windows import BUCKET, CLIENT, CODE, MODEL, ORG, RATE, STATUS, Labels, TableRows
 
 IntArray = npt.NDArray[Any]
 
 
 def numbered(reader: Reader, rows: StoredRows) -> TableRows:
     """Rows with numbers, from rows with real ids. New ids get numbers."""
-    parts = [reader.orgs.number(rows.org), rows.bucket, reader.models.number(rows.model)]
+    parts = [reader.orgs.number(rows.org), rows.bucket, reader.models.number(rows.model), rows.rate_class]
     if CLIENT in rows.grain.key:
         parts.append(reader.clients.numbers(rows.client))
     if STATUS in rows.grain.key:
@@ -36,6 +36,7 @@ def stored(reader: Reader, rows: TableRows) -> StoredRows:
         org=reader.orgs.keys[keys[:, ORG]],
         model=reader.models.keys[keys[:, MODEL]],
         bucket=keys[:, BUCKET].astype(np.int64),
+        rate_class=keys[:, RATE],
         measures=rows.measures,
         sketches=rows.sketches,
         client=_texts(reader.clients.texts, keys[:, CLIENT]) if CLIENT in key else (),
@@ -50,10 +51,21 @@ def seen_orgs(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
     return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us)
 
 
-def seen_models(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
-    """Rows of models with real ids, from the keys (org, model) and spans of `windows.Spans.drain`."""
+def seen_models(reader: Reader, spans: tuple[IntArray, IntArray], labels: Labels) -> SeenRows:
+    """Rows of models with real ids, from the keys (org, model) and spans of `windows.Spans.drain`.
+
+    ``labels`` are drained.
+    """
     keys, span_us = spans
-    return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us, model=reader.models.keys[keys[:, 1]])
+    newest = labels.drain(keys)
+    return SeenRows(
+        org=reader.orgs.keys[keys[:, 0]],
+        span_us=span_us,
+        model=reader.models.keys[keys[:, 1]],
+        labelled_us=newest[:, 0],
+        provider=_texts(reader.labels.texts, newest[:, 1 + PROVIDER]),
+        model_name=_texts(reader.labels.texts, newest[:, 1 + MODEL_NAME]),
+    )
 
 
 def seen_clients(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pipeline.core import numbering
 from pipeline.core.batch import Block, SeenRows, StoredRows, Tally
-from pipeline.core.cells import FIRST_US, LAST_US, MINUTE, Cells, Gathering, buckets, row_keys
+from pipeline.core.cells import FIRST_US, LABEL, LAST_US, MINUTE, Cells, Gathering, buckets, row_keys
 from pipeline.core.events import Columns, Names, Reader
 from pipeline.core.room import SUMS, Day
 from pipeline.core.rules import Rules
@@ -37,6 +37,7 @@ from pipeline.core.windows import (
     ORG,
     USAGE_DAY,
     Grain,
+    Labels,
     NameCap,
     Spans,
     Table,
@@ -79,10 +80,11 @@ class Rollups:
         }
         self._dirty_rows: int | None = 0
         """How many rows of the tables are dirty. None: they must be counted."""
-        self._gathering = Gathering()
+        self._gathering = Gathering(reader)
         self._cold: list[Cells] = []
         self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
-        self._sweep_at = dict.fromkeys(("orgs", "models", "clients", "error_codes"), NAMES_MAX)
+        self._labels = Labels()
+        self._sweep_at = dict.fromkeys(("orgs", "models", "clients", "error_codes", "labels"), NAMES_MAX)
 
     @property
     def dirty_rows(self) -> int:
@@ -99,7 +101,7 @@ class Rollups:
     @property
     def memory_bytes(self) -> int:
         tables = sum(table.memory_bytes for table in self._tables.values())
-        return tables + sum(cap.memory_bytes for cap in self.caps.values())
+        return tables + self._labels.memory_bytes + sum(cap.memory_bytes for cap in self.caps.values())
 
     # --- events in -----------------------------------------------------------------------------------
 
@@ -168,6 +170,11 @@ class Rollups:
         self._orgs.add(cells.keys.take([ORG], axis=1), first_us, last_us)
         self._models.add(cells.keys.take([ORG, MODEL], axis=1), first_us, last_us)
         self._clients.add(cells.keys.take([ORG, CLIENT], axis=1), first_us, last_us)
+        labels = cells.totals[:, LABEL]
+        labelled = np.flatnonzero((labels[:, 0] > 0) & (cells.keys[:, MODEL] != Reader.OVERFLOW_MODEL))
+        if len(labelled):
+            keys = cells.keys[labelled].take([ORG, MODEL], axis=1)
+            self._labels.add(keys, labels[labelled], self._reader.labels.pooled)
 
     # --- blocks that are not in memory -------------------------------------------------------------------
 
@@ -249,7 +256,7 @@ class Rollups:
         return Changes(
             tables=[numbering.stored(reader, table.drain(in_key_order)) for table in self._tables.values()],
             orgs=numbering.seen_orgs(reader, self._orgs.drain()),
-            models=numbering.seen_models(reader, self._models.drain()),
+            models=numbering.seen_models(reader, self._models.drain(), self._labels),
             clients=numbering.seen_clients(reader, self._clients.drain()),
         )
 
@@ -309,6 +316,9 @@ class Rollups:
         if self._must_sweep("error_codes", len(reader.error_codes)):
             reader.error_codes = self._renumbered(reader.error_codes, CODE)
             self._swept("error_codes", len(reader.error_codes))
+        if self._must_sweep("labels", len(reader.labels)):
+            reader.labels = Names(reader.labels.texts[Names.OVERFLOW])  # the drain has handed all of them out
+            self._swept("labels", len(reader.labels))
 
     def _must_sweep(self, kind: str, count: int) -> bool:
         return count > self._sweep_at[kind]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.core.rate_classes import CONTEXT_TIERS
+
 REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict", "skipped")
 """Why an event is rejected, in the order of judgement. ``skipped``: an operator passed over it unread."""
 
@@ -21,6 +23,8 @@ class Rules:
     dedupe_window_us: int = 24 * 3_600_000_000
     clients_per_org_hour_max: int = 1000
     models_per_org_hour_max: int = 1000
+    context_tiers: tuple[int, ...] = CONTEXT_TIERS
+    """Boundaries of the context, in input tokens, ascending: see `pipeline.core.rate_classes`."""
     dedupe_ids_max: int = 200_000_000
     """Most ids of the dedupe window in one partition. With more, the worker stops and forgets none."""
     sum_max: int = 2**63 - 1

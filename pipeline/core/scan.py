@@ -71,12 +71,16 @@ _FIELDS: Final = tuple(wire.CAMEL_NAMES)
     _CACHE_WRITE,
     _CACHE_WRITE_1H,
     _REASONING,
+    _TIER,
+    _PROVIDER,
+    _MODEL_NAME,
     _METADATA,
 ) = range(len(_FIELDS))
 _KINDS: Final = 1 << _CACHE_READ | 1 << _CACHE_WRITE | 1 << _CACHE_WRITE_1H | 1 << _REASONING
 _SPECVERSION, _TYPE, _DATA, _IGNORED = range(len(_FIELDS), len(_FIELDS) + 4)
 
-_OPTIONAL: Final = 1 << _ACTOR | 1 << _CLIENT | 1 << _CODE | 1 << _COST | _KINDS | 1 << _METADATA
+_LABELS: Final = 1 << _TIER | 1 << _PROVIDER | 1 << _MODEL_NAME
+_OPTIONAL: Final = 1 << _ACTOR | 1 << _CLIENT | 1 << _CODE | 1 << _COST | _KINDS | _LABELS | 1 << _METADATA
 _REQUIRED: Final = (1 << len(_FIELDS)) - 1 - _OPTIONAL
 _CAMEL, _SNAKE = 1, 2
 _HAS_VERSION, _HAS_TYPE = 1, 2
@@ -98,12 +102,15 @@ _START: Final = len(_KEYS) + 1
 _LITERALS: Final = [
     *(f'"{name}":' for name, _, _ in _KEYS),
     *(f'"{word}"' for word in wire.STATUSES),
+    *(f'"{word}"' for word in wire.SERVICE_TIERS),
     '"1.0"',
     f'"{wire.EVENT_TYPE}"',
 ]
 _FIRST_STATUS: Final = len(_KEYS)
 _STATUSES: Final = len(wire.STATUSES)
-_VERSION_TEXT, _TYPE_TEXT = range(_FIRST_STATUS + _STATUSES, len(_LITERALS))
+_FIRST_TIER: Final = _FIRST_STATUS + _STATUSES
+_TIERS: Final = len(wire.SERVICE_TIERS)
+_VERSION_TEXT, _TYPE_TEXT = range(_FIRST_TIER + _TIERS, len(_LITERALS))
 _LENGTHS: Final = np.array([len(literal) for literal in _LITERALS])
 _WORDS: Final = np.array([list(np.frombuffer(text.encode().ljust(24, b"\0"), "<u8")) for text in _LITERALS])
 _MASKS: Final = np.array(
@@ -114,6 +121,8 @@ _BODY_BYTES_MAX: Final = wire.BODY_BYTES_MAX
 _NUMBER_CHARS_MAX: Final = wire.NUMBER_CHARS_MAX
 _CLIENT_CHARS_MAX: Final = wire.CLIENT_ID_CHARS_MAX
 _CODE_CHARS_MAX: Final = wire.ERROR_CODE_CHARS_MAX
+_PROVIDER_CHARS_MAX: Final = wire.PROVIDER_CHARS_MAX
+_MODEL_NAME_CHARS_MAX: Final = wire.MODEL_NAME_CHARS_MAX
 _LATENCY_MAX: Final = wire.LATENCY_MS_MAX
 _TOKENS_MAX: Final = wire.TOKENS_MAX
 _COST_MAX: Final = wire.COST_MICROCENTS_MAX
@@ -123,6 +132,8 @@ _FIRST, _END = range(2)
 """Columns of the range of a name in the text."""
 _UNESTIMATED: Final = 4
 """The column of ``details`` that counts events without an estimate. The columns before are token kinds."""
+_TIER_COLUMN: Final = 5
+"""The column of ``details`` with the service tier."""
 _MINUTE_AT: Final = _START + 1
 _days_from_civil = compiled(wire.days_from_civil)
 _days_in_month = compiled(wire.days_in_month)
@@ -166,6 +177,8 @@ def scan(
     details: Any,
     client: Any,
     code: Any,
+    provider: Any,
+    model_name: Any,
     source: Any,
     doubtful: Any,
 ) -> int:
@@ -173,9 +186,9 @@ def scan(
 
     The columns get the values of these bodies, from the front. ``event``, ``org`` and ``model`` are uint64[n,
     2] (high, low). ``occurred_us``, ``latency_ms``, ``status``, ``tokens_in``, ``tokens_out`` and ``cost``
-    (microcents, 0 if there is no estimate) are int64[n]. ``details`` int64[n, 5] has the columns of
-    `events.DETAILS`. ``client`` and ``code`` are int64[n, 2]: the range of the name in ``text``, empty if the
-    name is absent. ``source`` int64[n] gets the place of each body.
+    (microcents, 0 if there is no estimate) are int64[n]. ``details`` int64[n, 6] has the columns of
+    `events.DETAILS`. ``client``, ``code``, ``provider`` and ``model_name`` are int64[n, 2]: the range of the
+    name in ``text``, empty if the name is absent. ``source`` int64[n] gets the place of each body.
 
     ``doubtful`` int64[n] gets the places of all other bodies, for `wire.read`.
     """
@@ -184,7 +197,9 @@ def scan(
         begin, end = begins[i], ends[i]
         at = skip_space(text, begin, end)
         client[good, _FIRST] = client[good, _END] = code[good, _FIRST] = code[good, _END] = 0
-        for j in range(_REASONING - _CACHE_READ + 1):
+        provider[good, _FIRST] = provider[good, _END] = 0
+        model_name[good, _FIRST] = model_name[good, _END] = 0
+        for j in range(details.shape[1]):
             details[good, j] = 0
         details[good, _UNESTIMATED] = 1
         cost[good] = 0
@@ -231,7 +246,7 @@ def scan(
                     occurred_us[good] = _time(text, at + 1, close - 1, guesses)
                     at = close if occurred_us[good] >= 0 else BAD
                 elif meaning == _STATUS:
-                    status[good], at = _status(text, at, end)
+                    status[good], at = _word(text, at, end, _FIRST_STATUS, _STATUSES)
                 elif meaning == _LATENCY:
                     latency_ms[good], at = _integer(text, at, end, _LATENCY_MAX)
                 elif meaning == _TOKENS_IN:
@@ -250,6 +265,14 @@ def scan(
                     at = close if cost[good] >= 0 else BAD
                 elif bit & _KINDS:
                     details[good, meaning - _CACHE_READ], at = _integer(text, at, end, _TOKENS_MAX)
+                elif meaning == _TIER:
+                    details[good, _TIER_COLUMN], at = _word(text, at, end, _FIRST_TIER, _TIERS)
+                elif meaning == _PROVIDER:
+                    first, after, at = _name(text, at, end, _PROVIDER_CHARS_MAX)
+                    provider[good, _FIRST], provider[good, _END] = first, after
+                elif meaning == _MODEL_NAME:
+                    first, after, at = _name(text, at, end, _MODEL_NAME_CHARS_MAX)
+                    model_name[good, _FIRST], model_name[good, _END] = first, after
                 else:
                     at = _metadata(text, at, end)
             elif meaning == _DATA and not wrapped and not seen and byte(text, at) == BRACE:
@@ -385,11 +408,12 @@ def _name(text: Any, at: int, end: int, chars_max: int) -> Any:
 
 
 @compiled
-def _status(text: Any, at: int, end: int) -> Any:
-    for status in range(_STATUSES):
-        after = _literal(text, at, end, _FIRST_STATUS + status)
+def _word(text: Any, at: int, end: int, first: int, count: int) -> Any:
+    """Read one of ``count`` literals, from number ``first`` on: its place among them, and the place after."""
+    for place in range(count):
+        after = _literal(text, at, end, first + place)
         if after >= 0:
-            return status, after
+            return place, after
     return 0, BAD
 
 

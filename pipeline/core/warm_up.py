@@ -17,7 +17,7 @@ def warm_up() -> None:
         b'{"eventId":"00000000-0000-4000-8000-00000000000%d","orgId":"00000000-0000-4000-8000-000000000000",'
         b'"modelId":"00000000-0000-4000-8000-000000000000","clientId":"c","occurredAt":"2026-01-01T00:00:00Z",'
         b'"latencyMs":1,"status":"error","errorCode":"e","inputTokens":1,"outputTokens":1,'
-        b'"costEstimateCents":"0.1"}'
+        b'"costEstimateCents":"0.1","modelName":"m"}'
     )
     for rules in (Rules(), Rules(sum_max=1)):
         ledger = Ledger(rules)

@@ -7,8 +7,9 @@ is *cold*: `pipeline.core.rollups` holds events for it back until the block has 
 horizon of the hours is 09:00. The block of 10:00 is resident even if it has no row yet. The block of 08:00
 must be loaded before an event is added to it. Tables know nothing of partitions or of the database.
 
-Keys are int32 columns (org, bucket, model[, client[, status, error code]]). `events.Reader` gives out the
-numbers in them, except that ``bucket`` is the bucket's start divided by the bucket's length.
+Keys are int32 columns (org, bucket, model, rate class[, client[, status, error code]]). `events.Reader` gives
+out the numbers in them, except that ``bucket`` is the bucket's start divided by the bucket's length, and that
+the database numbers the rate classes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ COUNT: Final = ("count",)
 LATE_MINUTE, LATE_HOUR, LATE_DAY = 10, 11, 12
 """Columns of the totals of cells (`cells.TOTALS`): events that were late for their minute, hour or day."""
 
-ORG, BUCKET, MODEL, CLIENT, STATUS, CODE = range(6)
+ORG, BUCKET, MODEL, RATE, CLIENT, STATUS, CODE = range(7)
 """Columns of a row's key. The keys of cells have the same columns, with the minute as their bucket."""
 
 
@@ -82,28 +83,28 @@ class Grain:
 USAGE_MINUTE: Final = Grain(
     name="usage_minute",
     length_us=MINUTE_US,
-    key=(ORG, BUCKET, MODEL),
+    key=(ORG, BUCKET, MODEL, RATE),
     late=LATE_MINUTE,
     resident_us=2 * MINUTE_US,
 )
 USAGE_HOUR: Final = Grain(
     name="usage_hour",
     length_us=HOUR_US,
-    key=(ORG, BUCKET, MODEL),
+    key=(ORG, BUCKET, MODEL, RATE),
     late=LATE_HOUR,
     resident_us=10 * MINUTE_US,
 )
 USAGE_DAY: Final = Grain(
     name="usage_day",
     length_us=DAY_US,
-    key=(ORG, BUCKET, MODEL),
+    key=(ORG, BUCKET, MODEL, RATE),
     late=LATE_DAY,
     resident_us=HOUR_US,
 )
 CLIENT_HOUR: Final = Grain(
     name="client_hour",
     length_us=HOUR_US,
-    key=(ORG, BUCKET, MODEL, CLIENT),
+    key=(ORG, BUCKET, MODEL, RATE, CLIENT),
     late=LATE_HOUR,
     capped=(MODEL, CLIENT),
     resident_us=10 * MINUTE_US,
@@ -111,14 +112,14 @@ CLIENT_HOUR: Final = Grain(
 CLIENT_DAY: Final = Grain(
     name="client_day",
     length_us=DAY_US,
-    key=(ORG, BUCKET, MODEL, CLIENT),
+    key=(ORG, BUCKET, MODEL, RATE, CLIENT),
     late=LATE_DAY,
     resident_us=HOUR_US,
 )
 ERRORS: Final = Grain(
     name="usage_errors_hour",
     length_us=HOUR_US,
-    key=(ORG, BUCKET, MODEL, CLIENT, STATUS, CODE),
+    key=(ORG, BUCKET, MODEL, RATE, CLIENT, STATUS, CODE),
     measures=COUNT,
     capped=(CODE,),
     resident_us=10 * MINUTE_US,
@@ -269,7 +270,7 @@ class Table:
     def add(self, keys: IntArray, totals: IntArray, pairs: tuple[IntArray, IntArray, IntArray]) -> None:
         """Add n cells of resident blocks to their rows.
 
-        ``keys`` is int32[n, k], and ``totals`` is int64[n, 20] (`cells.TOTALS`). ``pairs`` has the bins of
+        ``keys`` is int32[n, k], and ``totals`` is int64[n, 23] (`cells.TOTALS`). ``pairs`` has the bins of
         the sketches: (cell, bin, count), int64[m] each, sorted by cell and bin.
         """
         assert self.grain.late is not None, f"{self.grain.name} only counts"
@@ -411,6 +412,34 @@ class Spans:
         """Hand out keys int32[n, k] and (first, last) int64[n, 2] in microseconds, and start anew."""
         rows, self._rows = self._rows, Rows(self._key_width, 2)
         return rows.keys[: rows.used], rows.measures[: rows.used]
+
+
+class Labels:
+    """The newest labels of each (org, model), since the last `drain`."""
+
+    def __init__(self) -> None:
+        self._rows = Rows(2, 3)
+
+    def add(self, keys: IntArray, labels: IntArray, pooled: tuple[IntArray, IntArray]) -> None:
+        """Take in n labels int64[n, 3] (time in microseconds, provider, model name).
+
+        ``pooled`` has the texts: see `events.Names.pooled`.
+        """
+        rows = self._rows.locate(keys)  # first: it may move the measures to a larger array
+        kernels.rows.put_labels(self._rows.measures, rows, labels, *pooled)
+
+    def drain(self, keys: IntArray) -> IntArray:
+        """Hand out (time in microseconds, provider, model name) int64[n, 3] of ``keys``, and start anew.
+
+        The time is 0 for a key without labels.
+        """
+        rows, self._rows = self._rows, Rows(2, 3)
+        places = rows.locate(keys)
+        return rows.measures[places]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._rows.memory_bytes
 
 
 class NameCap:

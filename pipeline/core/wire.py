@@ -12,7 +12,7 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
@@ -34,6 +34,8 @@ OVERFLOW_ERROR_CODE: Final = (
 OVERFLOW_MODEL: Final = UUID(int=2**128 - 1)
 """The same for models over MODELS_PER_ORG_HOUR_MAX. It is the Max UUID of RFC 9562, which identifies nothing.
 An event that names this model is rejected."""
+PROVIDER_CHARS_MAX: Final = 64
+MODEL_NAME_CHARS_MAX: Final = 128
 LATENCY_MS_MAX: Final = 2**31 - 1
 TOKENS_MAX: Final = 10**12
 COST_MICROCENTS_MAX: Final = 10**8 * 10**6
@@ -44,6 +46,10 @@ EVENT_TYPE: Final = "analytics.usage.v1"
 
 STATUSES: Final = ("success", "error", "timeout", "throttled")
 """A status is kept as its place in this tuple. All statuses but the first count as errors."""
+
+
+SERVICE_TIERS: Final = ("standard", "batch", "flex", "priority", "fast")
+"""A service tier is kept as its place in this tuple. It is the tier that was charged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,26 @@ class Event:
     """Parts of ``input_tokens``. Together they are at most ``input_tokens``."""
     reasoning_tokens: int = 0
     """A part of ``output_tokens``."""
+    service_tier: int = 0
+    """A place in `SERVICE_TIERS`."""
+    provider: str = ""
+    model_name: str = ""
+    """Labels of the model. '' if absent. They do not belong to the payload: a copy may lack them."""
+
+    @property
+    def payload(self) -> Event:
+        """The event without its labels: of two copies, this must be the same."""
+        return replace(self, provider="", model_name="")
+
+    @property
+    def old_payload(self) -> Event:
+        """What versions up to 0.2.0 saw of the event: no kinds of tokens, and no service tier."""
+        old = replace(self.payload, cache_read_tokens=0, cache_write_tokens=0, cache_write_1h_tokens=0)
+        return replace(old, reasoning_tokens=0, service_tier=0)
+
+    def is_copy_of(self, counted: Event) -> bool:
+        """Has this event the payload that was counted, perhaps by an earlier version?"""
+        return counted.payload in (self.payload, self.old_payload)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +189,9 @@ CAMEL_NAMES: Final = {
         "cacheWriteTokens",
         "cacheWrite1hTokens",
         "reasoningTokens",
+        "serviceTier",
+        "provider",
+        "modelName",
         "metadata",
     )
 }
@@ -230,6 +259,9 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
     cache_read, cache_write, cache_write_1h, reasoning = (
         field(name, lambda v: _integer(v, TOKENS_MAX), required=False, default=0) for name in TOKEN_KINDS
     )
+    service_tier = field("serviceTier", _service_tier, required=False, default=0)
+    provider = field("provider", lambda v: _text(v, PROVIDER_CHARS_MAX), required=False, default="")
+    model_name = field("modelName", lambda v: _text(v, MODEL_NAME_CHARS_MAX), required=False, default="")
     field("metadata", _metadata, required=False)
     if input_tokens is not None and cache_read + cache_write + cache_write_1h > input_tokens:
         cached = ", ".join(names[name] for name in TOKEN_KINDS[:3])
@@ -254,6 +286,9 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
         cache_write_tokens=cache_write,
         cache_write_1h_tokens=cache_write_1h,
         reasoning_tokens=reasoning,
+        service_tier=service_tier,
+        provider=provider,
+        model_name=model_name,
     )
 
 
@@ -320,6 +355,12 @@ def _status(value: Any) -> int:
     if not _is_text(value) or value not in STATUSES:
         raise ValueError(f"expected one of {', '.join(STATUSES)}")
     return STATUSES.index(value)
+
+
+def _service_tier(value: Any) -> int:
+    if not _is_text(value) or value not in SERVICE_TIERS:
+        raise ValueError(f"expected one of {', '.join(SERVICE_TIERS)}")
+    return SERVICE_TIERS.index(value)
 
 
 def _metadata(value: Any) -> None:

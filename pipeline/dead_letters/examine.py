@@ -162,7 +162,8 @@ def _told(letter: Examined, missing: str | None, counted: Sequence[Event], terms
 
     ``missing`` is why the archive cannot answer for one of the hours; None: it can answer for all.
     """
-    if letter.event in counted:
+    assert letter.event is not None
+    if any(map(letter.event.is_copy_of, counted)):
         return replace(letter, evidence="counted", why="the archive has it: it was counted")
     if counted:
         return replace(letter, verdict="conflict", why="the archive has this id with another payload")

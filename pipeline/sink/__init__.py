@@ -17,6 +17,7 @@ from uuid import UUID
 
 if TYPE_CHECKING:
     from pipeline.core.batch import Batch, Block, Position, StoredRows
+    from pipeline.core.rate_classes import RateClasses
     from pipeline.core.replay import CountedIds, Letter, Opened
     from pipeline.core.windows import Grain
 
@@ -115,6 +116,14 @@ class Sink(Protocol):
 
         Raises:
             Contested: another consumer group has committed there within `GROUP_QUIET_S`.
+        """
+        ...
+
+    async def rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
+        """The numbers of the rate classes that ``boundaries`` make. A new class gets the next free number.
+
+        For example, the boundaries were 200,000 and become 100,000 and 200,000. The class "batch, from
+        200,001" keeps its number, and "batch, 0 to 99,999" gets a new one.
         """
         ...
 

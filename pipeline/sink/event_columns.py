@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.core.accepted import AcceptedEvents
-from pipeline.core.events import DETAILS
+from pipeline.core.events import DETAILS, TIER
 
 IntArray = npt.NDArray[Any]
 
@@ -38,6 +38,10 @@ SCHEMA: Final = pa.schema(
         ("cost_microcents", pa.int64()),
         ("late", pa.int8()),
         *((name, pa.int64()) for name in DETAILS[:-1]),
+        ("service_tier", pa.int8()),
+        ("rate_class", pa.int16()),
+        ("provider", pa.string()),
+        ("model_name", pa.string()),
     ]
 )
 """The columns of the archive, one row for each event.
@@ -47,7 +51,9 @@ the names under which the event was counted: beyond the caps of an hour, that is
 (`wire.OVERFLOW_CLIENT`). ``counted_model_id`` is null if the event was counted under its own model; up to
 version 0.1.0 that was always so. ``cost_microcents`` is null if there is no estimate. ``late`` says which
 buckets the watermark had passed when the event came: 0 none, 1 the minute, 2 also the hour, 3 also the day.
-The kinds of tokens come last, because files of versions up to 0.2.0 do not have them.
+Files of versions up to 0.2.0 end there. Then come the kinds of tokens, the service tier (a place in
+`wire.SERVICE_TIERS`), the class under which the event was counted (``analytics.rate_classes``), and the
+labels of the model.
 """
 
 
@@ -70,9 +76,13 @@ def table_of(events: AcceptedEvents) -> pa.Table:
         _texts(events.counted_error_code, events.error_codes),
         pa.array(events.input_tokens),
         pa.array(events.output_tokens),
-        pa.array(events.cost_microcents, mask=events.details[:, -1] > 0),
+        pa.array(events.cost_microcents, mask=events.details[:, len(DETAILS) - 1] > 0),
         pa.array(events.late.astype(np.int8)),
-        *(pa.array(kind) for kind in events.details[:, :-1].T),
+        *(pa.array(kind) for kind in events.details[:, : len(DETAILS) - 1].T),
+        pa.array(events.details[:, TIER].astype(np.int8)),
+        pa.array(events.rate_class.astype(np.int16)),
+        _texts(events.provider, events.labels),
+        _texts(events.model_name, events.labels),
     )
     assert all(len(column) == n for column in columns)
     return pa.Table.from_arrays(list(columns), schema=SCHEMA)
@@ -95,13 +105,16 @@ def decode(data: bytes) -> pa.Table:
 def complete(table: pa.Table) -> pa.Table:
     """Complete a table of an earlier version to the columns of `SCHEMA`.
 
-    No event has a kind of tokens that the version did not know. Every other missing value is null.
+    An event that an earlier version has counted has none of the kinds of tokens, the rate class 0 and no
+    label. Its ``counted_model_id`` is null.
     """
     for field in SCHEMA:
         if field.name in table.column_names:
             continue
-        if field.name in DETAILS:
-            missing = pa.array(np.zeros(len(table), np.int64))
+        if pa.types.is_integer(field.type):
+            missing = pa.array(np.zeros(len(table), field.type.to_pandas_dtype()))
+        elif pa.types.is_string(field.type):
+            missing = pa.array([""] * len(table), pa.string())
         else:
             nulls = pa.nulls(len(table), field.type.storage_type)
             missing = pa.ExtensionArray.from_storage(field.type, nulls)

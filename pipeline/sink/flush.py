@@ -28,7 +28,7 @@ _FLUSH: Final = queries.load("flush")
 _ARCHIVE: Final = queries.load("archive")
 _REPLAYS: Final = queries.load("replays")
 
-_SEEN: Final = {"orgs_seen": "", "models_seen": "model_id", "clients_seen": "client_id"}
+_SEEN: Final = ("orgs_seen", "models_seen", "clients_seen")
 _COPY_BYTES: Final = 1 << 20
 LONG_FLUSH_S: Final = 5.0
 """A flush that took longer writes the time of its end into the partition's row."""
@@ -162,10 +162,14 @@ async def _write_rows(connection: psycopg.AsyncConnection[Any], claim: Claim, ro
 async def _write_seen(
     connection: psycopg.AsyncConnection[Any], claim: Claim, table: str, seen: SeenRows
 ) -> None:
-    name = _SEEN[table]
-    kind = {"": "", "model_id": ", model_id uuid", "client_id": ", client_id text"}[name]
-    stage = _FLUSH["stage_seen"].format(table=table, name_column=kind)
-    upsert = _FLUSH["upsert_seen"].format(table=table, name=f"{name}, " if name else "")
+    if seen.model is not None:
+        stage, upsert = _FLUSH["stage_models"], _FLUSH["upsert_models"]
+    else:
+        by_client = table == "clients_seen"
+        stage = _FLUSH["stage_seen"].format(
+            table=table, client_column=", client_id text" if by_client else ""
+        )
+        upsert = _FLUSH["upsert_seen"].format(table=table, client="client_id, " if by_client else "")
     await _stage_and_write(connection, claim, table, stage, upsert, seen_copy(seen))
 
 

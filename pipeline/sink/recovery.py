@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pipeline.core import dedupe
 from pipeline.core.batch import Block, Position, StoredRows
+from pipeline.core.rate_classes import RateClass, RateClasses, classes_of
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink import GROUP_QUIET_S, Claim, Contested, Fenced, Sink
@@ -62,6 +63,22 @@ class Recovery(Sink):
             log.warning("retired_stream_is_read_again", extra={"stream": stream, "partition": partition})
         tried = None if tried_from is None else (tried_from, tried_to)
         return Claim(stream, partition, epoch, crashes, tried), _position(*standing)
+
+    async def rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
+        """See `Sink.rate_classes`. One worker at a time adds classes, so no two classes get one number."""
+        wanted = classes_of(boundaries)
+        async with self.database.transaction() as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.rate_classes'))")
+            cursor = await connection.execute(
+                _FLUSH["rate_classes"],
+                {
+                    "tiers": [one.service_tier for one in wanted],
+                    "firsts": [one.input_from for one in wanted],
+                    "lasts": [one.input_to for one in wanted],
+                },
+            )
+            numbers = {RateClass(*named): number for number, *named in await cursor.fetchall()}
+        return RateClasses(boundaries, numbers.__getitem__)
 
     async def released(self, claim: Claim) -> None:
         async with self.database.transaction() as connection:

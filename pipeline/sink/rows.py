@@ -66,22 +66,23 @@ def unsigned(check: int) -> int:
 
 
 def columns(grain: Grain) -> str:
-    """The columns that `stored_rows` expects after org, bucket start and model."""
+    """The columns that `stored_rows` expects after org, bucket start, model and rate class."""
     if grain is ERRORS:
         return "count, client_id, status, error_code"
     return ", ".join((*MEASURES, "latency_sketch", *(("client_id",) if grain.by_client else ())))
 
 
 def stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
-    """The arrays of rows that have org, bucket start (UTC microseconds), model and the `columns`."""
+    """The arrays of rows: org, bucket start (UTC microseconds), model, rate class, and the `columns`."""
     measure_count = 1 if grain is ERRORS else len(MEASURES)
-    rest = 3 + measure_count
+    first, rest = 4, 4 + measure_count
     stored = StoredRows(
         grain=grain,
         org=halves(row[0] for row in rows),
         model=halves(row[2] for row in rows),
         bucket=np.array([row[1] // grain.length_us for row in rows], np.int64),
-        measures=np.array([row[3:rest] for row in rows], np.int64).reshape(-1, measure_count),
+        rate_class=np.array([row[3] for row in rows], np.int32),
+        measures=np.array([row[first:rest] for row in rows], np.int64).reshape(-1, measure_count),
     )
     if grain is ERRORS:
         stored.client = [row[rest] for row in rows]
@@ -100,10 +101,11 @@ def rollup_copy(rows: StoredRows) -> bytes:
     """A COPY stream for the staging table of ``rows.grain``."""
     grain, m = rows.grain, rows.measures
     start = rows.bucket * grain.length_us - copy_binary.EPOCH_2000_US
+    rate_class = rows.rate_class.astype(np.int16)
     if grain is ERRORS:
         assert rows.status is not None
         return copy_binary.payload(
-            [rows.org, start, rows.model, rows.status.astype(np.int16), m[:, 0]],
+            [rows.org, start, rows.model, rate_class, rows.status.astype(np.int16), m[:, 0]],
             [_utf8(rows.client), _utf8(rows.error_code)],
         )
     return copy_binary.payload(
@@ -111,6 +113,7 @@ def rollup_copy(rows: StoredRows) -> bytes:
             rows.org,
             start,
             rows.model,
+            rate_class,
             *(m[:, i] for i in range(9)),
             m[:, 9].astype(np.int32),
             m[:, 10].astype(np.int32),
@@ -123,8 +126,11 @@ def rollup_copy(rows: StoredRows) -> bytes:
 def seen_copy(seen: SeenRows) -> bytes:
     """A COPY stream for the staging table of orgs, models or clients with their first and last event."""
     first, last = (seen.span_us - copy_binary.EPOCH_2000_US).T
-    fixed = [seen.org, first, last] + ([seen.model] if seen.model is not None else [])
-    return copy_binary.payload(fixed, [_utf8(seen.client)] if len(seen.client) else ())
+    if seen.model is not None and seen.labelled_us is not None:
+        labelled = seen.labelled_us - copy_binary.EPOCH_2000_US
+        texts = [_utf8(seen.provider), _utf8(seen.model_name)]
+        return copy_binary.payload([seen.org, first, last, seen.model, labelled], texts)
+    return copy_binary.payload([seen.org, first, last], [_utf8(seen.client)] if len(seen.client) else ())
 
 
 def _utf8(texts: Sequence[str]) -> list[bytes]:

@@ -152,6 +152,7 @@ async def recover(
         position,
         keep_accepted=keep_accepted,
         new_log=new_log,
+        rate_classes=await sink.rate_classes(rules.context_tiers),
         decoding=metrics.DECODE_SECONDS.time(),
     )
     await read_back(sink, claim, ledger)

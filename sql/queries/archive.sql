@@ -122,7 +122,7 @@ WHERE bucket_start >= %(start)s AND bucket_start < %(end)s AND NOT partition = A
 
 -- name: rollup_rows
 -- The rollup rows of a partition in some buckets, of one org if an org is given.
-SELECT uuid_send(org_id), (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, uuid_send(model_id), {columns}
+SELECT uuid_send(org_id), (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, uuid_send(model_id), rate_class, {columns}
 FROM analytics.{table}
 WHERE bucket_start >= %(start)s AND bucket_start < %(end)s AND partition = %(partition)s
     AND (%(org)s::uuid IS NULL OR org_id = %(org)s)
@@ -130,7 +130,7 @@ WHERE bucket_start >= %(start)s AND bucket_start < %(end)s AND partition = %(par
 -- name: delete_row
 -- Delete a rollup row to which no archived event belongs.
 DELETE FROM analytics.{table}
-WHERE org_id = %s AND bucket_start = %s AND model_id = %s AND partition = %s{more}
+WHERE org_id = %s AND bucket_start = %s AND model_id = %s AND rate_class = %s AND partition = %s{more}
 
 -- name: audit
 -- Record the changes of a rebuild, in the transaction that makes them.

@@ -41,6 +41,25 @@ UPDATE analytics.partitions SET updated_at = clock_timestamp() WHERE partition =
 -- The consumer group that reads a stream; asked after a claim was refused.
 SELECT consumer FROM analytics.partitions WHERE stream = %(stream)s
 
+-- name: rate_classes
+-- The numbers of the rate classes that a worker counts under. New classes get the next numbers, in their order.
+WITH wanted AS (
+    SELECT * FROM unnest(%(tiers)s::text[], %(firsts)s::bigint[], %(lasts)s::bigint[])
+        WITH ORDINALITY AS class (service_tier, input_from, input_to, place)
+), added AS (
+    INSERT INTO analytics.rate_classes (id, service_tier, input_from, input_to)
+    SELECT (SELECT max(id) FROM analytics.rate_classes) + row_number() OVER (ORDER BY place),
+        service_tier, input_from, input_to
+    FROM wanted WHERE NOT EXISTS (
+        SELECT FROM analytics.rate_classes AS known
+        WHERE known.service_tier = wanted.service_tier AND known.input_from = wanted.input_from
+            AND known.input_to IS NOT DISTINCT FROM wanted.input_to
+    )
+    RETURNING id, service_tier, input_from, input_to
+)
+SELECT id, service_tier, input_from, input_to FROM analytics.rate_classes
+UNION ALL SELECT id, service_tier, input_from, input_to FROM added
+
 -- name: released
 -- Clear the count of crashes, because the worker lets the partition go on purpose.
 UPDATE analytics.partitions SET crashes = 0
@@ -84,7 +103,7 @@ WHERE partition = %(partition)s AND stream = %(stream)s
 -- name: stage_rollup
 -- The temporary table for the dirty rows of a flush. It is empty again after each transaction.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
-    org_id uuid, bucket_start timestamptz, model_id uuid,
+    org_id uuid, bucket_start timestamptz, model_id uuid, rate_class smallint,
     invocations bigint, successes bigint, errors bigint, timeouts bigint, throttles bigint,
     input_tokens bigint, output_tokens bigint, cost_microcents bigint, latency_sum_ms bigint,
     latency_max_ms integer, revision integer, cache_read_tokens bigint, cache_write_tokens bigint,
@@ -94,17 +113,17 @@ CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
 -- name: upsert_rollup
 -- Write absolute values of dirty rollup rows; idempotent by the table's primary key.
 INSERT INTO analytics.{table} (
-    org_id, bucket_start, model_id, {client}partition,
+    org_id, bucket_start, model_id, {client}rate_class, partition,
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
     latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
     cache_write_1h_tokens, reasoning_tokens, unestimated, updated_at
 )
-SELECT org_id, bucket_start, model_id, {client}%(partition)s::smallint,
+SELECT org_id, bucket_start, model_id, {client}rate_class, %(partition)s::smallint,
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
     latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
     cache_write_1h_tokens, reasoning_tokens, unestimated, now()
 FROM stage_{table}
-ON CONFLICT (org_id, bucket_start, model_id, {client}partition) DO UPDATE SET
+ON CONFLICT (org_id, bucket_start, model_id, {client}rate_class, partition) DO UPDATE SET
     invocations = EXCLUDED.invocations, successes = EXCLUDED.successes, errors = EXCLUDED.errors,
     timeouts = EXCLUDED.timeouts, throttles = EXCLUDED.throttles, input_tokens = EXCLUDED.input_tokens,
     output_tokens = EXCLUDED.output_tokens, cost_microcents = EXCLUDED.cost_microcents,
@@ -117,34 +136,61 @@ ON CONFLICT (org_id, bucket_start, model_id, {client}partition) DO UPDATE SET
 -- name: stage_errors
 -- As stage_rollup, for the counts of failed events.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_usage_errors_hour (
-    org_id uuid, bucket_start timestamptz, model_id uuid, status smallint, count bigint,
+    org_id uuid, bucket_start timestamptz, model_id uuid, rate_class smallint, status smallint, count bigint,
     client_id text, error_code text
 ) ON COMMIT DELETE ROWS
 
 -- name: upsert_errors
 -- Write absolute counts of failed events; idempotent by the table's primary key.
 INSERT INTO analytics.usage_errors_hour
-    (org_id, bucket_start, model_id, client_id, status, error_code, partition, count)
-SELECT org_id, bucket_start, model_id, client_id, status, error_code, %(partition)s::smallint, count
+    (org_id, bucket_start, model_id, client_id, status, error_code, rate_class, partition, count)
+SELECT org_id, bucket_start, model_id, client_id, status, error_code, rate_class, %(partition)s::smallint, count
 FROM stage_usage_errors_hour
-ON CONFLICT (org_id, bucket_start, model_id, client_id, status, error_code, partition)
+ON CONFLICT (org_id, bucket_start, model_id, client_id, status, error_code, rate_class, partition)
     DO UPDATE SET count = EXCLUDED.count
 
 -- name: stage_seen
 -- As stage_rollup, for first and last event times.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
-    org_id uuid, first_event_at timestamptz, last_event_at timestamptz{name_column}
+    org_id uuid, first_event_at timestamptz, last_event_at timestamptz{client_column}
 ) ON COMMIT DELETE ROWS
 
 -- name: upsert_seen
 -- Widen the times of first and last events. Idempotent, because a repeat has the same least and greatest times.
 INSERT INTO analytics.{table} AS seen
-    (org_id, {name}partition, first_event_at, last_event_at, last_rollup_at)
-SELECT org_id, {name}%(partition)s::smallint, first_event_at, last_event_at, now() FROM stage_{table}
-ON CONFLICT (org_id, {name}partition) DO UPDATE SET
+    (org_id, {client}partition, first_event_at, last_event_at, last_rollup_at)
+SELECT org_id, {client}%(partition)s::smallint, first_event_at, last_event_at, now() FROM stage_{table}
+ON CONFLICT (org_id, {client}partition) DO UPDATE SET
     first_event_at = LEAST(seen.first_event_at, EXCLUDED.first_event_at),
     last_event_at = GREATEST(seen.last_event_at, EXCLUDED.last_event_at),
     last_rollup_at = EXCLUDED.last_rollup_at
+
+-- name: stage_models
+-- As stage_seen, for models with the labels of their newest event. labelled_at is 1970 for a model without labels.
+CREATE TEMPORARY TABLE IF NOT EXISTS stage_models_seen (
+    org_id uuid, first_event_at timestamptz, last_event_at timestamptz, model_id uuid, labelled_at timestamptz,
+    provider text, model_name text
+) ON COMMIT DELETE ROWS
+
+-- name: upsert_models
+-- As upsert_seen, for models. The labels of the newest event stay; of two at the same time, the greater ones.
+INSERT INTO analytics.models_seen AS seen (
+    org_id, model_id, partition, first_event_at, last_event_at, last_rollup_at, labelled_at, provider, model_name
+)
+SELECT org_id, model_id, %(partition)s::smallint, first_event_at, last_event_at, now(),
+    labelled_at, provider, model_name
+FROM stage_models_seen
+ON CONFLICT (org_id, model_id, partition) DO UPDATE SET
+    first_event_at = LEAST(seen.first_event_at, EXCLUDED.first_event_at),
+    last_event_at = GREATEST(seen.last_event_at, EXCLUDED.last_event_at),
+    last_rollup_at = EXCLUDED.last_rollup_at,
+    (labelled_at, provider, model_name) = (
+        SELECT newest.* FROM (VALUES
+            (seen.labelled_at, seen.provider, seen.model_name),
+            (EXCLUDED.labelled_at, EXCLUDED.provider, EXCLUDED.model_name)
+        ) AS newest (labelled_at, provider, model_name)
+        ORDER BY labelled_at DESC, provider COLLATE "C" DESC, model_name COLLATE "C" DESC LIMIT 1
+    )
 
 -- name: add_ids
 -- Keep the ids that a flush accepted in one hour, as one segment. The segment's number is the offset of the flush,
@@ -184,7 +230,7 @@ FROM STDIN
 
 -- name: resident_rows
 -- The rows of all buckets from one bucket on: a worker holds them in memory after recovery.
-SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}
+SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, rate_class, {columns}
 FROM analytics.{table}
 WHERE bucket_start >= %(start)s AND partition = %(partition)s
 
@@ -198,7 +244,7 @@ HAVING GREATEST(sum(input_tokens), sum(output_tokens), sum(cost_microcents), sum
 
 -- name: block_rows
 -- The rows of the (org, bucket) blocks that late events need. The outer bounds let TimescaleDB skip chunks.
-SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, {columns}
+SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, rate_class, {columns}
 FROM analytics.{table}
 JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucket_start)
     USING (org_id, bucket_start)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import psycopg
 import pytest
 
@@ -85,6 +86,27 @@ async def test_many_flushes_and_restarts_leave_exactly_what_the_oracle_counts(he
             claim, ledger = await books.recover(sink, RULES)
     await sink.close()
     assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_a_rate_class_keeps_its_number_and_new_boundaries_get_new_ones(held: Held) -> None:
+    sink = held.open()
+    batch, tokens = np.array([1, 1, 1]), np.array([199_999, 200_000, 200_001])
+
+    async def numbers(*boundaries: int) -> list[int]:
+        found = (await sink.rate_classes(boundaries)).of(batch, tokens)
+        return [int(number) for number in found]
+
+    assert await numbers(200_000) == [4, 5, 6]
+    assert await numbers(200_000) == [4, 5, 6]
+    assert await numbers() == [16, 16, 16]
+    # 0 to 99,999 and 100,000 alone are new, of each tier; from 100,001 to 199,999, too.
+    assert await numbers(100_000, 200_000) == [25, 5, 6]
+    # Two workers that start at once agree.
+    others = [held.open(), held.open()]
+    first, second = await asyncio.gather(*(other.rate_classes((7,)) for other in others))
+    assert first.of(batch, tokens).tolist() == second.of(batch, tokens).tolist()
+    for opened in (sink, *others):
+        await opened.close()
 
 
 async def test_what_was_not_flushed_is_gone_and_counts_when_read_again(held: Held) -> None:

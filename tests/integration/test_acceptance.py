@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -93,13 +94,13 @@ def assert_rest_equals_oracle(api: processes.Api, oracle: naive.Oracle) -> None:
             ("hour", ["model", "client"], oracle.client_hour),
             ("day", ["model", "client"], oracle.client_day),
         ):
-            assert_series(api, org, whole | {"granularity": granularity, "groupBy": group}, table)
+            assert_series(api, oracle, org, whole | {"granularity": granularity, "groupBy": group}, table)
         hour = last.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1)
         window = {"start": rfc3339(hour), "end": rfc3339(hour + timedelta(hours=2)), "limit": 10_000}
         in_window = {
             key: row for key, row in oracle.usage_minute.items() if hour <= key[1] < hour + timedelta(hours=2)
         }
-        assert_series(api, org, window | {"granularity": "minute", "groupBy": "model"}, in_window)
+        assert_series(api, oracle, org, window | {"granularity": "minute", "groupBy": "model"}, in_window)
         codes = {
             (error["status"], error["errorCode"]): error["count"]
             for error in api.answer(f"/orgs/{org}/reliability", **whole, granularity="day")["errorCodes"]
@@ -112,7 +113,11 @@ def assert_rest_equals_oracle(api: processes.Api, oracle: naive.Oracle) -> None:
 
 
 def assert_series(
-    api: processes.Api, org: Any, parameters: dict[str, Any], table: dict[Any, naive.Row]
+    api: processes.Api,
+    oracle: naive.Oracle,
+    org: Any,
+    parameters: dict[str, Any],
+    table: dict[Any, naive.Row],
 ) -> None:
     want = {
         (rfc3339(key[1]), str(key[2]), (key[3] or None) if len(key) > 3 else None): row
@@ -127,6 +132,9 @@ def assert_series(
     assert {key_of(point): usage_of(point) for point in points} == {
         k: usage_of_row(row) for k, row in want.items()
     }
+    for point in points:
+        _, *label = oracle.labels.get((org, UUID(point["modelId"])), (0, b"", b""))
+        assert [point["provider"], point["modelName"]] == [text.decode() or None for text in label]
     assert usage_of(answer["totals"]) == usage_of_row(naive.total(want.values()))
     points, answer = api.pages(f"/orgs/{org}/reliability", **parameters)
     assert {key_of(point) for point in points} == set(want)

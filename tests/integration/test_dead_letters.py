@@ -198,7 +198,7 @@ async def test_an_event_that_the_archive_has_is_not_counted_again(world: World) 
     changed = json.loads(
         next(body for body in counted if b'"eventId"' in body and b"specversion" not in body)
     )
-    another_hour = datetime.fromisoformat(changed["occurredAt"]) - timedelta(hours=2)
+    another_hour = datetime.fromisoformat(changed["occurredAt"].upper()) - timedelta(hours=2)
     moved = {**changed, "occurredAt": another_hour.isoformat()}
     changed["inputTokens"] = 12345
     for offset, body in enumerate((*counted, *(json.dumps(one).encode() for one in (changed, moved)))):

@@ -118,6 +118,24 @@ def elsewhere(stack: Stack, up: Callable[[Server], None]) -> Iterator[str]:
     stack.postgres.drop_database(name)
 
 
+def test_a_table_that_may_be_compressed_is_named_with_the_remedy(embedded_postgres_url: str) -> None:
+    """Debian's edition compresses nothing, so a trigger raises the error of the Community edition."""
+    with psycopg.connect(embedded_postgres_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'operation not supported on hypertables that have columnstore enabled'"
+            " USING ERRCODE = 'feature_not_supported'; END $$"
+        )
+        connection.execute(
+            "CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('ALTER TABLE')"
+            " EXECUTE FUNCTION public.refuse()"
+        )
+    with pytest.raises(migrate.MigrationRefused, match=r"columnstore enabled.*docs/howto/compression\.md"):
+        migrate.upgrade(embedded_postgres_url)
+    with psycopg.connect(embedded_postgres_url) as connection:
+        assert connection.execute("SELECT to_regclass('analytics.partitions')").fetchone() == (None,)
+
+
 async def test_the_extension_may_be_in_any_schema(elsewhere: str, tmp_path: Path) -> None:
     assert migrate.upgrade(elsewhere).edition in {Edition.APACHE, Edition.COMMUNITY}
     assert migrate.upgrade(elsewhere).edition in {Edition.APACHE, Edition.COMMUNITY}

@@ -11,13 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 import redis
-from psycopg import sql as pgsql
 
-from pipeline.core.events import DETAILS
 from pipeline.core.rules import Rules
 from sql import migrate
+from sql.schema import HEAD
 from tests.faults import clock
-from tests.support import books, mix, processes, streams
+from tests.support import books, mix, older_schema, processes, streams
 from tests.support import oracle as naive
 from tests.support.processes import metrics
 from tests.support.streams import publish_embedded
@@ -122,12 +121,7 @@ async def test_sigterm_commits_what_was_read_and_exits_0(
 def test_a_worker_takes_no_partition_of_an_older_schema_and_goes_on_once_it_is_migrated(
     env: dict[str, str], tmp_path: Path
 ) -> None:
-    with psycopg.connect(env["DATABASE_URL"]) as connection:
-        connection.execute("UPDATE analytics.alembic_version SET version_num = '0011'")
-        for table in ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day"):
-            for column in DETAILS:  # what 0012 added
-                names = map(pgsql.Identifier, (table, column))
-                connection.execute(pgsql.SQL("ALTER TABLE analytics.{} DROP COLUMN {}").format(*names))
+    older_schema.make(env["DATABASE_URL"], f"{int(HEAD) - 1:04}")
     worker = processes.worker(env, tmp_path)
     worker.start(wait=False)
     try:
@@ -135,7 +129,7 @@ def test_a_worker_takes_no_partition_of_an_older_schema_and_goes_on_once_it_is_m
         status, page = processes.get(worker.ready_url)
         assert (status, page["partitions"]) == (503, {})
         said = page["components"]["database"]["detail"]
-        assert "run `spendstream migrate`: the schema is at revision 0011" in said
+        assert f"run `spendstream migrate`: the schema is at revision {int(HEAD) - 1:04}" in said
         migrate.upgrade(env["DATABASE_URL"])
         worker.wait_ready()
         assert worker.stop() == 0

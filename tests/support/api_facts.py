@@ -27,8 +27,10 @@ NEIGHBOUR = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000002")
 STRANGER = uuid.UUID("aaaaaaaa-0000-4000-8000-00000000ffff")
 MODELS = tuple(uuid.UUID(f"{digit * 8}-0000-4000-8000-000000000000") for digit in "1af")
 CLIENTS = ("", "Zeta", "alpha", "other", wire.OVERFLOW_CLIENT, "über")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FAILURES = {1: "error", 2: "timeout", 3: "throttled"}
 
+LABELS = (("", ""), ("openai", "gpt-4o"), ("openai", "gpt-4o-2024-08-06"), ("", 'o"1'), ("größe", ""))
 KINDS = ("cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens")
 Figures = tuple[Any, ...]
 """Invocations, tokens in, tokens out, the `KINDS`, unpriced invocations, and dollars (None: nobody knows)."""
@@ -52,6 +54,9 @@ class Event:
     """None: not estimated."""
     kinds: tuple[int, ...]
     """The `KINDS` of tokens."""
+    rate_class: int = 1
+    label: tuple[str, str] = ("", "")
+    """Provider and name of the model."""
 
 
 def random_events(count: int, seed: int) -> list[Event]:
@@ -83,6 +88,8 @@ def random_events(count: int, seed: int) -> list[Event]:
                     *(rng.randrange(input_tokens // 3 + 1) for _ in range(3)),
                     rng.randrange(output_tokens + 1),
                 ),
+                rate_class=rng.choice((0, 1, 1, 1, 5, 16)),
+                label=rng.choice(LABELS),
             )
         )
     return events
@@ -121,24 +128,37 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
         groups = defaultdict(list)
         for e in events:
             client = (e.client,) if by_client else ()
-            groups[(e.org, floor(e.at, grain), e.model, *client, e.partition)].append(e)
-        insert(
-            url, table, [(*key, *measures(group), 0, NOW, *details(group)) for key, group in groups.items()]
-        )
+            key = (e.org, floor(e.at, grain), e.model, *client, e.partition)
+            groups[key, e.rate_class].append(e)
+        rows = [
+            (*key, *measures(group), 0, NOW, *details(group), rate_class)
+            for (key, rate_class), group in groups.items()
+        ]
+        insert(url, table, rows)
     failures: dict[Any, int] = defaultdict(int)
     for e in events:
         if e.status:
-            failures[e.org, floor(e.at, "hour"), e.model, e.client, e.status, e.error_code, e.partition] += 1
-    insert(url, schema.usage_errors_hour, [(*key, count) for key, count in failures.items()])
+            key = e.org, floor(e.at, "hour"), e.model, e.client, e.status, e.error_code, e.partition
+            failures[key, e.rate_class] += 1
+    insert(
+        url,
+        schema.usage_errors_hour,
+        [(*key, count, rate_class) for (key, rate_class), count in failures.items()],
+    )
     for table, key_of in (
         (schema.orgs_seen, lambda e: (e.org, e.partition)),
         (schema.models_seen, lambda e: (e.org, e.model, e.partition)),
         (schema.clients_seen, lambda e: (e.org, e.client, e.partition)),
     ):
-        times = defaultdict(list)
+        of_key = defaultdict(list)
         for e in events:
-            times[key_of(e)].append(e.at)
-        insert(url, table, [(*key, min(at), max(at), NOW) for key, at in times.items()])
+            of_key[key_of(e)].append(e)
+        rows = []
+        for key, mine in of_key.items():
+            times = [e.at for e in mine]
+            label = newest_label(mine) if table is schema.models_seen else ()
+            rows.append((*key, min(times), max(times), NOW, *label))
+        insert(url, table, rows)
     insert(
         url,
         schema.partitions,
@@ -147,6 +167,13 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
             for number, watermark in watermarks.items()
         ],
     )
+
+
+def newest_label(events: Iterable[Event]) -> tuple[Any, ...]:
+    """The label of the newest event that has one, and the time before it: (time, provider, name)."""
+    labels = [(e.at, e.label[0].encode(), e.label[1].encode()) for e in events if any(e.label)]
+    at, provider, name = max(labels, default=(EPOCH, b"", b""))
+    return at, provider.decode(), name.decode()
 
 
 def measures(events: Sequence[Event]) -> tuple[Any, ...]:

@@ -34,6 +34,7 @@ def oracle_rules(rules: Rules) -> naive.Rules:
         clients_max=rules.clients_per_org_hour_max,
         models_max=rules.models_per_org_hour_max,
         sum_max=rules.sum_max,
+        context_tiers=rules.context_tiers,
     )
 
 
@@ -50,17 +51,21 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
                 *row.measures,
                 sketches.of(row.latencies_ms),
             )
-            for key, row in getattr(oracle, name).items()
+            for key, row in oracle.by_class[name].items()
         }
     tables["usage_errors_hour"] = {
         (key[0], us(key[1]) // 3_600_000_000, *key[2:]): count
-        for key, count in oracle.usage_errors_hour.items()
+        for key, count in oracle.errors_by_class.items()
     }
     for name in ("orgs_seen", "models_seen", "clients_seen"):
         tables[name] = {
             key if isinstance(key, tuple) else (key,): (us(seen.first), us(seen.last))
             for key, seen in getattr(oracle, name).items()
         }
+    tables["labels"] = {
+        key: (at_us, provider.decode(), name.decode())
+        for key, (at_us, provider, name) in oracle.labels.items()
+    }
     tables["dead_letters"] = [
         (letter.offset, letter.reason, letter.fields, letter.body) for letter in oracle.dead_letters
     ]
@@ -84,6 +89,7 @@ def stored_state(state: State) -> dict[str, Any]:
         key: measures[0] for key, (measures, _) in state.tables["usage_errors_hour"].items()
     }
     tables.update(state.seen)
+    tables["labels"] = dict(state.labels)
     tables["dead_letters"] = sorted(
         (d.offset, d.reason, tuple(f.field for f in d.faults), d.body) for d in state.dead_letters
     )
@@ -129,7 +135,8 @@ async def recover(
 ) -> tuple[Claim, Ledger]:
     """Build a ledger as a worker does at its start."""
     claim, position = await sink.claim(stream)
-    ledger = Ledger(rules, position, keep_accepted=keep_accepted)
+    rate_classes = await sink.rate_classes(rules.context_tiers)
+    ledger = Ledger(rules, position, keep_accepted=keep_accepted, rate_classes=rate_classes)
     await read_back(sink, claim, ledger)
     return claim, ledger
 
@@ -167,22 +174,28 @@ def stored_in_database(database_url: str, partition: int | None = None) -> dict[
             client = ", client_id" if name.startswith("client") else ""
             bucket = f"(EXTRACT(EPOCH FROM bucket_start) / {seconds})::bigint"
             rows = connection.execute(
-                f"SELECT org_id, {bucket}, model_id{client}, {measures} FROM analytics.{name}{only}"
+                f"SELECT org_id, {bucket}, model_id{client}, rate_class, {measures}"
+                f" FROM analytics.{name}{only}"
             ).fetchall()
-            width = 4 if client else 3
+            width = 5 if client else 4
             tables[name] = {row[:width]: row[width:] for row in rows}
             assert len(tables[name]) == len(rows), f"{name} has a key twice"
         rows = connection.execute(
             "SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) / 3600)::bigint, model_id, client_id, status,"
-            f" error_code, count FROM analytics.usage_errors_hour{only}"
+            f" error_code, rate_class, count FROM analytics.usage_errors_hour{only}"
         ).fetchall()
-        tables["usage_errors_hour"] = {row[:6]: row[6] for row in rows}
+        tables["usage_errors_hour"] = {row[:7]: row[7] for row in rows}
         for name, key in (("orgs_seen", ""), ("models_seen", ", model_id"), ("clients_seen", ", client_id")):
             rows = connection.execute(
                 f"SELECT org_id{key}, (EXTRACT(EPOCH FROM first_event_at) * 1000000)::bigint,"
                 f" (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint FROM analytics.{name}{only}"
             ).fetchall()
             tables[name] = {row[:-2]: row[-2:] for row in rows}
+        rows = connection.execute(
+            "SELECT org_id, model_id, (EXTRACT(EPOCH FROM labelled_at) * 1000000)::bigint, provider,"
+            f" model_name FROM (SELECT * FROM analytics.models_seen{only}) AS s WHERE labelled_at > 'epoch'"
+        ).fetchall()
+        tables["labels"] = {row[:2]: row[2:] for row in rows}
         tables["dead_letters"] = [
             (offset, reason, tuple(fault["field"] for fault in faults), body)
             for offset, reason, faults, body in connection.execute(

@@ -18,6 +18,7 @@ from pipeline.core import replay
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.batch import Batch, Block, Position, StoredRows
 from pipeline.core.dedupe import BYTES_AT_REST, merge_segments
+from pipeline.core.rate_classes import ANY_SIZE, RateClass, RateClasses, classes_of
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.windows import ERRORS, GRAINS, Grain
 from pipeline.sink import Claim, Fenced, Sink, SinkUnavailable
@@ -42,6 +43,8 @@ class State:
     seen: dict[str, dict[Key, tuple[int, int]]] = field(
         default_factory=lambda: {"orgs_seen": {}, "models_seen": {}, "clients_seen": {}}
     )
+    labels: dict[Key, tuple[int, str, str]] = field(default_factory=dict)
+    """By (org, model): the time of the newest label, the provider and the model's name."""
     ids: list[tuple[int, bytes]] = field(default_factory=list)
     dead_letters: list[Any] = field(default_factory=list)
     outbox: list[AcceptedEvents] = field(default_factory=list)
@@ -56,6 +59,7 @@ class State:
             position=replace(self.position),
             tables={name: dict(rows) for name, rows in self.tables.items()},
             seen={name: dict(rows) for name, rows in self.seen.items()},
+            labels=dict(self.labels),
             ids=list(self.ids),
             dead_letters=list(self.dead_letters),
             waiting=dict(self.waiting),
@@ -69,6 +73,7 @@ class MemoryDatabase:
 
     def __init__(self) -> None:
         self.states: dict[str, State] = {}
+        self.rate_classes: dict[RateClass, int] = {ANY_SIZE: 0}
         self._standby: dict[str, State] | None = None
 
     def replicate(self) -> None:
@@ -83,6 +88,11 @@ class MemoryDatabase:
 
     def state(self, stream: str) -> State:
         return self.states.setdefault(stream, State())
+
+
+def in_bytes(label: tuple[int, str, str]) -> tuple[int, bytes, bytes]:
+    """Labels are compared byte by byte."""
+    return label[0], label[1].encode(), label[2].encode()
 
 
 @final  # so that mypy reports a method of `Sink` that is missing
@@ -138,6 +148,13 @@ class MemorySink(Sink):
         await self._reach()
         return list(self.state.waiting.values())[:most]
 
+    async def rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
+        await self._reach()
+        numbers = self.database.rate_classes
+        for one in classes_of(boundaries):
+            numbers.setdefault(one, len(numbers))
+        return RateClasses(boundaries, numbers.__getitem__)
+
     async def counted(self, claim: Claim, opened: Opened) -> CountedIds:
         await self._reach()
         wanted = opened.of_stored_hours()
@@ -152,7 +169,7 @@ class MemorySink(Sink):
     async def high_days(self, claim: Claim, *, from_day: int, sum_least: int) -> list[Block]:
         await self._reach()
         sums: dict[Any, Any] = {}
-        for (org, day, _), (measures, _) in self.state.tables["usage_day"].items():
+        for (org, day, *_), (measures, _) in self.state.tables["usage_day"].items():
             if day >= from_day:
                 sums[org, day] = sums.get((org, day), 0) + np.array(measures[5:9], object)
         halves = [
@@ -248,6 +265,9 @@ class MemorySink(Sink):
                 first, last = map(int, seen.span_us[i])
                 known = state.seen[name].get(key, (first, last))
                 state.seen[name][key] = (min(first, known[0]), max(last, known[1]))
+                if seen.labelled_us is not None and seen.labelled_us[i]:
+                    label = int(seen.labelled_us[i]), seen.provider[i], seen.model_name[i]
+                    state.labels[key] = max(label, state.labels.get(key, label), key=in_bytes)
         state.ids.extend(batch.id_segments.items())
         state.dead_letters.extend(batch.dead_letters)
         for one in batch.settled:
@@ -267,6 +287,7 @@ class MemorySink(Sink):
                 key += (rows.client[i],)
             if rows.status is not None:
                 key += (int(rows.status[i]), rows.error_code[i])
+            key += (int(rows.rate_class[i]),)
             sketch = rows.sketches[i] if rows.sketches else b""
             table[key] = (tuple(map(int, rows.measures[i])), sketch)
 
@@ -283,6 +304,7 @@ class MemorySink(Sink):
             org=halves(0),
             model=halves(2),
             bucket=np.array([key[1] for key, _ in found], np.int64),
+            rate_class=np.array([key[-1] for key, _ in found], np.int32),
             measures=np.array([row[0] for _, row in found], np.int64).reshape(-1, len(grain.measures)),
         )
         if grain is not ERRORS:

@@ -38,6 +38,8 @@ SNAKE = {
     "cacheWriteTokens": "cache_write_tokens",
     "cacheWrite1hTokens": "cache_write_1h_tokens",
     "reasoningTokens": "reasoning_tokens",
+    "serviceTier": "service_tier",
+    "modelName": "model_name",
 }
 VARIANTS = ("camel", "snake", "snake_cost_estimate", "cloudevent", "cloudevent_snake")
 
@@ -215,6 +217,9 @@ INVALID: tuple[BadKind, ...] = (
         "inputTokens",
     ),
     _fields_kind("more reasoning", {"outputTokens": "9", "reasoningTokens": "1e1"}, "outputTokens"),
+    *(_field_kind("serviceTier", v) for v in ('""', '"Batch"', '"economy"', '"batch "', "1", "true", "[]")),
+    *(_field_kind("provider", v) for v in ('"' + "x" * 65 + '"', "5", "[]", '"a\\u0000"', '"\\ud800"')),
+    *(_field_kind("modelName", v) for v in ('"' + "x" * 129 + '"', "4.1", "{}", '"\\u0000"', '"é\\udc00"')),
     _field_kind("latencyMs", "2147483648"),
     _field_kind("inputTokens", "1000000000001"),
     _field_kind("outputTokens", "1000000000001"),
@@ -357,6 +362,13 @@ _CODES = (
     '"\\u65e5\\u672c"',
     '"context_length"',
 )
+_TIERS = ('"standard"', '"batch"', '"flex"', '"priority"', '"fast"', "null")
+_PROVIDERS = ('"openai"', '"anthropic"', '"azure"', "null", '""', '"' + "é" * 64 + '"', '"a\\"b"')
+_MODEL_NAMES = (
+    '"gpt-4o-2024-08-06"', '"claude-sonnet-4-5"', '"gpt-4o"', "null", '"' + "m" * 128 + '"', '"\\u00e9"',
+    '"模型"',
+)  # fmt: skip
+_BOUNDARIES = (127_999, 128_000, 128_001, 199_999, 200_000, 200_001, 272_000, 272_001)
 _EXTRAS = (
     '"unknown":{"deep":[1,2,{"x":null}]}', '"x":1e400', '"x":"\\ud83d\\ude00"', '"x":"\\ud800"', '"":0',
     '"x":' + "9" * 400, '"specversion":"9"', '"type":"?"', '"data":[]', '"costEstimate":"bad"',
@@ -396,6 +408,8 @@ class _Maker:
         status = luck.choices(("success", "error", "timeout", "throttled"), (90, 4, 3, 3))[0]
         org = self.orgs[min(int(luck.paretovariate(1.0)), len(self.orgs)) - 1]
         input_tokens, output_tokens = _count(luck, 7, 10**12), _count(luck, 5, 10**12)
+        if luck.random() < 0.05:
+            input_tokens = luck.choice(_BOUNDARIES)
         fields = {
             "eventId": f'"{_uuid(luck)}"',
             "orgId": f'"{luck.choice((org, org, org.upper()))}"',
@@ -409,6 +423,10 @@ class _Maker:
         }
         if luck.random() < 0.3:
             fields |= _parts(luck, input_tokens, *_KINDS[:3]) | _parts(luck, output_tokens, _KINDS[3])
+        if luck.random() < 0.3:
+            fields |= {"serviceTier": luck.choice(_TIERS)}
+        if luck.random() < 0.3:
+            fields |= {"provider": luck.choice(_PROVIDERS), "modelName": luck.choice(_MODEL_NAMES)}
         if luck.random() < 0.1:
             fields["costEstimateCents"] = "null"
         elif luck.random() < 0.05:

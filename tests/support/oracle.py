@@ -30,6 +30,7 @@ DAY_US = 24 * HOUR_US
 BODY_BYTES_MAX = 64 * 1024
 FUTURE_US = 5 * MINUTE_US
 STATUSES = ("success", "error", "timeout", "throttled")
+SERVICE_TIERS = ("standard", "batch", "flex", "priority", "fast")
 """The place of a status in this tuple is its number in `usage_errors_hour.status`."""
 OVERFLOW_CLIENT = (
     "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
@@ -49,6 +50,15 @@ class Rules:
     models_max: int = 1000
     error_codes_max: int = 100
     sum_max: int = 2**63 - 1
+    context_tiers: tuple[int, ...] = (128_000, 200_000, 272_000)
+
+    def rate_class(self, event: Event) -> int:
+        """The class of an event in a database whose first worker had these boundaries."""
+        place = 0
+        for boundary in self.context_tiers:
+            place += (event.input_tokens >= boundary) + (event.input_tokens > boundary)
+        per_tier = 2 * len(self.context_tiers) + 1
+        return event.service_tier * per_tier + place + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +81,26 @@ class Event:
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
     reasoning_tokens: int = 0
+    service_tier: int = 0
+    provider: str = ""
+    model_name: str = ""
+
+    @property
+    def payload(self) -> Event:
+        """The event without its labels, which a copy may lack."""
+        return replace(self, provider="", model_name="")
+
+    @property
+    def without_details(self) -> Event:
+        """What versions up to 0.2.0 saw of the event."""
+        return replace(
+            self.payload,
+            cache_read_tokens=0,
+            cache_write_tokens=0,
+            cache_write_1h_tokens=0,
+            reasoning_tokens=0,
+            service_tier=0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +122,6 @@ class Rejected:
 
 
 Outcome = Accepted | Duplicate | Rejected
-_KINDS = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +243,11 @@ class Oracle:
     """The contents that the database must have after the part of the stream that has been fed.
 
     The keys of the rollups are ``(org, bucket_start, model)`` and ``(org, bucket_start, model, client)``. The
-    keys of ``usage_errors_hour`` are ``(org, hour, model, client, status, error_code)``. Clients and codes
-    appear under the names by which they are counted, so the names of the overflow and '' are among them. Only
-    the codes of failed events take one of the slots of an hour.
+    keys of ``usage_errors_hour`` are ``(org, hour, model, client, status, error_code)``. ``by_class`` has the
+    same rows by table, apart for each rate class, which ends their keys. ``labels`` has the newest (time,
+    provider, model name) of an (org, model). Clients and codes appear under the names by which they are
+    counted, so the names of the overflow and '' are among them. Only the codes of failed events take one of
+    the slots of an hour.
     """
 
     def __init__(self, rules: Rules | None = None) -> None:
@@ -231,6 +262,9 @@ class Oracle:
         self.client_hour: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
         self.client_day: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
         self.usage_errors_hour: dict[tuple[UUID, datetime, UUID, str, int, str], int] = defaultdict(int)
+        self.by_class: dict[str, dict[tuple[Any, ...], Row]] = defaultdict(lambda: defaultdict(Row))
+        self.errors_by_class: dict[tuple[Any, ...], int] = defaultdict(int)
+        self.labels: dict[tuple[UUID, UUID], tuple[int, bytes, bytes]] = {}
         self.orgs_seen: dict[UUID, Seen] = {}
         self.models_seen: dict[tuple[UUID, UUID], Seen] = {}
         self.clients_seen: dict[tuple[UUID, str], Seen] = {}
@@ -289,8 +323,8 @@ class Oracle:
         key = (event.org_id, event.event_id)
         hour_us = self._hour_of_id.get(key)
         if hour_us is not None and hour_us + HOUR_US > self.floor_us:
-            # Earlier versions did not look at the kinds of tokens, and counted an event without them.
-            same = self._event_of_id[key] in (event, replace(event, **dict.fromkeys(_KINDS, 0)))
+            # Earlier versions looked at none of the details, and counted an event without them.
+            same = self._event_of_id[key].payload in (event.payload, event.without_details)
             return Duplicate(event) if same else Rejected("conflict", ("eventId",))
         if lacking := self._lacking(event):
             return Rejected("invalid", lacking)
@@ -321,19 +355,26 @@ class Oracle:
         client = _name(named, event.client_id, self.rules.clients_max, OVERFLOW_CLIENT)
         watermark_us = self.watermark_us
         minute, hour, day = (_bucket(event.occurred_us, size) for size in (MINUTE_US, HOUR_US, DAY_US))
-        rows = (
-            (self.usage_minute[org, minute, model], minute, MINUTE_US),
-            (self.usage_hour[org, hour, model], hour, HOUR_US),
-            (self.usage_day[org, day, model], day, DAY_US),
-            (self.client_hour[org, hour, model, client], hour, HOUR_US),
-            (self.client_day[org, day, model, client], day, DAY_US),
-        )
-        for row, start, size_us in rows:
-            row.add(event, late=watermark_us is not None and watermark_us >= _us(start) + size_us)
+        rate_class = self.rules.rate_class(event)
+        tables: dict[str, tuple[dict[Any, Row], tuple[Any, ...], int]] = {
+            "usage_minute": (self.usage_minute, (org, minute, model), MINUTE_US),
+            "usage_hour": (self.usage_hour, (org, hour, model), HOUR_US),
+            "usage_day": (self.usage_day, (org, day, model), DAY_US),
+            "client_hour": (self.client_hour, (org, hour, model, client), HOUR_US),
+            "client_day": (self.client_day, (org, day, model, client), DAY_US),
+        }
+        for name, (table, key, size_us) in tables.items():
+            late = watermark_us is not None and watermark_us >= _us(key[1]) + size_us
+            table[key].add(event, late=late)
+            self.by_class[name][*key, rate_class].add(event, late=late)
         if event.status:
             codes = self._codes_of_hour[org, hour_us]
             code = _name(codes, event.error_code, self.rules.error_codes_max, OVERFLOW_ERROR_CODE)
             self.usage_errors_hour[org, hour, model, client, event.status, code] += 1
+            self.errors_by_class[org, hour, model, client, event.status, code, rate_class] += 1
+        if (event.provider or event.model_name) and model != OVERFLOW_MODEL:
+            label = (event.occurred_us, event.provider.encode(), event.model_name.encode())
+            self.labels[org, model] = max(label, self.labels.get((org, model), label))
         at = EPOCH + timedelta(microseconds=event.occurred_us)
         _see(self.orgs_seen, org, at)
         _see(self.models_seen, (org, model), at)
@@ -413,6 +454,9 @@ _CAMEL = {
         "cacheWriteTokens",
         "cacheWrite1hTokens",
         "reasoningTokens",
+        "serviceTier",
+        "provider",
+        "modelName",
         "metadata",
     )
 }
@@ -478,6 +522,9 @@ def decode(body: bytes) -> Event | Rejected:
         cache_write_tokens=parsed["cacheWriteTokens"],
         cache_write_1h_tokens=parsed["cacheWrite1hTokens"],
         reasoning_tokens=parsed["reasoningTokens"],
+        service_tier=parsed["serviceTier"],
+        provider=parsed["provider"],
+        model_name=parsed["modelName"],
     )
 
 
@@ -583,6 +630,13 @@ def _status(value: Any) -> int:
     return STATUSES.index(text)
 
 
+def _service_tier(value: Any) -> int:
+    text = "standard" if value is None else _text(value)
+    if text not in SERVICE_TIERS:
+        raise _Invalid
+    return SERVICE_TIERS.index(text)
+
+
 _TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
@@ -661,6 +715,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cacheWriteTokens": _Part(),
     "cacheWrite1hTokens": _Part(),
     "reasoningTokens": _Part(),
+    "serviceTier": _service_tier,
+    "provider": _Label(64),
+    "modelName": _Label(128),
     "metadata": _metadata,
 }
 

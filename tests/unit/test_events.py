@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.core import wire
-from pipeline.core.events import DETAILS, Columns, Names, Reader
+from pipeline.core.events import DETAILS, MODEL_NAME, PROVIDER, TIER, Columns, Names, Reader
 from tests.support import mix
 from tests.support import oracle as naive
 
@@ -59,6 +59,9 @@ def columns_as_events(reader: Reader, columns: Columns) -> dict[int, wire.Event]
             cache_write_tokens=int(columns.details[i, 1]),
             cache_write_1h_tokens=int(columns.details[i, 2]),
             reasoning_tokens=int(columns.details[i, 3]),
+            service_tier=int(columns.details[i, TIER]),
+            provider=reader.labels.texts[columns.labels[i, PROVIDER]],
+            model_name=reader.labels.texts[columns.labels[i, MODEL_NAME]],
         )
         for i in range(len(columns))
     }
@@ -86,6 +89,8 @@ def assert_read_alike(bodies: list[bytes]) -> None:
                 assert getattr(slow, field) == getattr(oracle, field), (field, body)
             for field in ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1]):
                 assert getattr(slow, field) == getattr(oracle, field), (field, body)
+            for field in ("service_tier", "provider", "model_name"):
+                assert getattr(slow, field) == getattr(oracle, field), (field, body)
         else:
             assert (bad[source].reason, bad[source].faults) == (slow.reason, slow.faults), body
             assert isinstance(oracle, naive.Rejected), body
@@ -97,13 +102,21 @@ def test_every_kind_of_good_and_bad_event_is_read_alike() -> None:
     assert_read_alike(made.bodies)
 
 
-def test_events_with_kinds_of_tokens_and_without_an_estimate_are_read_fast() -> None:
-    kinds = {"cacheReadTokens": 3, "cacheWriteTokens": None, "cacheWrite1hTokens": 4, "reasoningTokens": 34}
+def test_events_with_all_facts_and_without_an_estimate_are_read_fast() -> None:
+    kinds: dict[str, Any] = {
+        "cacheReadTokens": 3,
+        "cacheWriteTokens": None,
+        "cacheWrite1hTokens": 4,
+        "reasoningTokens": 34,
+    }
+    kinds |= {"serviceTier": "flex", "provider": "azure", "modelName": "gpt-4o-2024-08-06"}
     snake = {wire.SNAKE_NAMES[name]: value for name, value in (GOOD | kinds).items()}
     events = [GOOD | kinds, snake, GOOD | {"costEstimateCents": None}]
     scanned = Reader().scan([json.dumps(event).encode() for event in events])
     assert scanned.doubtful.tolist() == []
-    assert scanned.columns.details.tolist() == [[3, 0, 4, 34, 0], [3, 0, 4, 34, 0], [0, 0, 0, 0, 1]]
+    assert scanned.columns.details.tolist() == [[3, 0, 4, 34, 0, 2], [3, 0, 4, 34, 0, 2], [0, 0, 0, 0, 1, 0]]
+    assert scanned.columns.labels[0].tolist() == scanned.columns.labels[1].tolist() != [0, 0]
+    assert scanned.columns.labels[2].tolist() == [0, 0]
     assert scanned.columns.cost_microcents.tolist() == [42_500, 42_500, 0]
     too_many = [GOOD | {"cacheReadTokens": 9, "cacheWriteTokens": 4}, GOOD | {"reasoningTokens": 35}]
     for event, field in zip(too_many, ("inputTokens", "outputTokens"), strict=True):
@@ -243,6 +256,11 @@ _uuids = st.one_of(
     st.sampled_from(["null", '"0190b5a07b1c7c3e8e0f3f1d2c4b5a69"', '"{0190b5a0-7b1c-7c3e-8e0f-3f1d2c4b5a}"']),
 )
 _FIELD_TEXT = {
+    "serviceTier": st.sampled_from(
+        ['"batch"', '"fast"', '"Fast"', '"standard "', "null", "1", '"fl\\u0065x"']
+    ),
+    "provider": _texts,
+    "modelName": _texts,
     "costEstimateCents": st.one_of(_numbers, _quoted),
     "latencyMs": _numbers,
     "inputTokens": _numbers,

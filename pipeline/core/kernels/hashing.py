@@ -56,7 +56,7 @@ def payload_checks(
     """The check of each payload, 64 bits, which tells a duplicate from a conflict.
 
     A payload is everything that counts of an event, except its own id and the id of its org. ``model`` is
-    uint64[n, 2]. ``client`` and ``error_code`` are places in their digests. ``details`` is int64[n, 5]. An
+    uint64[n, 2]. ``client`` and ``error_code`` are places in their digests. ``details`` is int64[n, 6]. An
     event whose details are all 0 has the check that it had before events had details. ``out`` is uint64[n],
     with `WIDE` set. The database stores the checks. If this function gave other bits, every stored id would
     meet a conflict.

@@ -98,6 +98,43 @@ _INT_MAX: Final = 2**63 - 1
 
 
 @compiled
+def _is_greater(pool: Any, edges: Any, name: int, other: int) -> bool:
+    """Is a name greater than another, byte by byte? ``pool`` and ``edges``: see `names.intern_texts`."""
+    length = min(edges[name + 1] - edges[name], edges[other + 1] - edges[other])
+    for j in range(length):
+        byte, other_byte = pool[edges[name] + j], pool[edges[other] + j]
+        if byte != other_byte:
+            return bool(byte > other_byte)
+    return bool(edges[name + 1] - edges[name] > edges[other + 1] - edges[other])
+
+
+@compiled
+def put_label(
+    sums: Any, row: int, column: int, at_us: int, provider: int, name: int, pool: Any, edges: Any
+) -> None:
+    """Put a label into three columns of a row, unless the label there is newer: time, provider, model name.
+
+    Of two labels at the same time, the greater one stays. So the order of the events does not matter.
+    """
+    if at_us < sums[row, column]:
+        return
+    if at_us == sums[row, column]:
+        first, second = provider, sums[row, column + 1]
+        if first == second:
+            first, second = name, sums[row, column + 2]
+        if first == second or _is_greater(pool, edges, second, first):
+            return
+    sums[row, column], sums[row, column + 1], sums[row, column + 2] = at_us, provider, name
+
+
+@compiled
+def put_labels(measures: Any, rows: Any, labels: Any, pool: Any, edges: Any) -> None:
+    """Put labels int64[n, 3] into rows of ``measures`` int64[rows, 3], by the rule of `put_label`."""
+    for i in range(len(rows)):
+        put_label(measures, rows[i], 0, labels[i, 0], labels[i, 1], labels[i, 2], pool, edges)
+
+
+@compiled
 def accumulate(
     totals: Any,
     cells: Any,
@@ -109,8 +146,11 @@ def accumulate(
     cost: Any,
     latency: Any,
     details: Any,
+    labels: Any,
+    pool: Any,
+    edges: Any,
 ) -> bool:
-    """Add events to cells of ``totals`` int64[cells, 20] (columns as `cells.TOTALS`).
+    """Add events to cells of ``totals`` int64[cells, 23] (columns as `cells.TOTALS`).
 
     An event is late for a bucket if the watermark ``met_us`` that it met has reached the end of the bucket.
     For example, an event of 12:00:59 that meets the watermark 12:01:05 is late for its minute, but not for
@@ -143,8 +183,10 @@ def accumulate(
         if totals[row, 13] == 0 or at < totals[row, 13]:
             totals[row, 13] = at
         totals[row, 14] = max(totals[row, 14], at)
-        for j in range(details.shape[1]):
+        for j in range(5):
             totals[row, 15 + j] += details[i, j]
+        if labels[i, 0] | labels[i, 1]:
+            put_label(totals, row, 20, at, labels[i, 0], labels[i, 1], pool, edges)
     return True
 
 
