@@ -175,11 +175,14 @@ def core(task: Task) -> Outcome:
             if ledger.unflushed_events >= task.flush_events:
                 batches.append(_drain(ledger, clock))
         batches.append(_drain(ledger, clock))
-    sums: dict[Key, Sums] = {}
+    rows: dict[tuple[Key, int], Sums] = {}
     dead_letters = 0
     for batch in batches:
-        sums.update(_hourly(batch.tables[1]))
+        rows.update(_hourly(batch.tables[1]))
         dead_letters += sum(letter.records for letter in batch.dead_letters)
+    sums: dict[Key, Sums] = {}
+    for (key, _), mine in rows.items():
+        sums[key] = tuple(add_totals([*sums[key]], [*mine])) if key in sums else mine  # type: ignore[assignment]
     position, conflicts = ledger.position, ledger.tally.rejected["conflict"]
     assert dead_letters == position.rejected, "a dead letter is missing"
     assert sum(one[0] for one in sums.values()) == position.accepted, "rows and counters disagree"
@@ -207,15 +210,22 @@ def _drain(ledger: Any, clock: Clock) -> Any:
     return batch
 
 
-def _hourly(rows: Any) -> dict[Key, Sums]:
+def _hourly(rows: Any) -> dict[tuple[Key, int], Sums]:
+    """The sums of hour rows, by (org, model, hour) and rate class."""
+
     def texts(halves: Any) -> list[str]:
         return [str(UUID(int=high << 64 | low)) for high, low in halves.tolist()]
 
     assert rows.grain.name == "usage_hour"
     return {
-        (org, model, hour): (m[0], m[2] + m[3] + m[4], m[5], m[6], m[7], m[8])
-        for org, model, hour, m in zip(
-            texts(rows.org), texts(rows.model), rows.bucket.tolist(), rows.measures.tolist(), strict=True
+        ((org, model, hour), rate_class): (m[0], m[2] + m[3] + m[4], m[5], m[6], m[7], m[8])
+        for org, model, hour, rate_class, m in zip(
+            texts(rows.org),
+            texts(rows.model),
+            rows.bucket.tolist(),
+            rows.rate_class.tolist(),
+            rows.measures.tolist(),
+            strict=True,
         )
     }
 

@@ -45,6 +45,8 @@ class Shape:
     clients: int = 1
     late: float = 0.0
     """Share of the events that occurred 15 s to 2 h before the minute. If above 0, there are no copies."""
+    facts: float = 0.0
+    """Share of the events that carry labels, a service tier and kinds of tokens."""
     seed: int = 1
 
 
@@ -104,7 +106,9 @@ def make(shape: Shape, *, end_us: int) -> Workload:
     """Make the workload of the minute that holds ``end_us``. The seed decides the events."""
     minute_us = end_us // MINUTE_US * MINUTE_US
     world = World(orgs=shape.orgs, models=shape.models, clients_per_org=shape.clients)
-    traffic = Traffic(world, seed=shape.seed, shares=Shares(late=shape.late, snake_case=0, cloudevents=0))
+    traffic = Traffic(
+        world, seed=shape.seed, shares=Shares(late=shape.late, snake_case=0, cloudevents=0, facts=shape.facts)
+    )
     rng = np.random.default_rng(shape.seed)
     times_us = minute_us + np.sort(rng.integers(0, MINUTE_US, shape.events))
     bodies = traffic.take(times_us)

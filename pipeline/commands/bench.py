@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 @click.option("--models", type=click.IntRange(1), default=20, show_default=True, help="Number of models.")
 @click.option("--clients", type=click.IntRange(1), default=1, show_default=True, help="Clients of each org.")
 @click.option(
+    "--facts",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of events with provider, model name, service tier and kinds of tokens.",
+)
+@click.option(
     "--copies",
     type=click.IntRange(1),
     default=5,
@@ -80,6 +87,7 @@ def bench(
     orgs: int,
     models: int,
     clients: int,
+    facts: float,
     copies: int,
     partitions: tuple[int, ...],
     processes: tuple[int, ...],
@@ -104,7 +112,7 @@ def bench(
         raise click.UsageError("more --processes than --partitions would only stand by")
     values = settings.read(os.environ)
     options = race.Options(
-        shape=Shape(events=events, orgs=orgs, models=models, clients=clients),
+        shape=Shape(events=events, orgs=orgs, models=models, clients=clients, facts=facts),
         repeat=repeat,
         copies=copies,
         partitions=partitions,

@@ -72,6 +72,13 @@ def _world_options(command: Decorated) -> Decorated:
     "Default: new events each time, of the same orgs.",
 )
 @_world_options
+@click.option(
+    "--facts",
+    type=SHARE,
+    default=0.9,
+    show_default=True,
+    help="Share of events with provider, model name, service tier and kinds of tokens.",
+)
 @click.option("--duplicates", type=SHARE, default=0.0, show_default=True, help="Share of repeated events.")
 @click.option("--late", type=SHARE, default=0.0, show_default=True, help="Share of events 15 s to 2 h late.")
 @click.option("--bad", type=SHARE, default=0.0, show_default=True, help="Share of events that break a rule.")
@@ -92,6 +99,7 @@ def simulate(
     clients: int,
     snake_case: float,
     cloudevents: float,
+    facts: float,
     duplicates: float,
     late: float,
     bad: float,
@@ -111,7 +119,12 @@ def simulate(
     stream = stream_config()
     try:
         shares = Shares(
-            duplicates=duplicates, late=late, bad=bad, snake_case=snake_case, cloudevents=cloudevents
+            duplicates=duplicates,
+            late=late,
+            bad=bad,
+            snake_case=snake_case,
+            cloudevents=cloudevents,
+            facts=facts,
         )
         transport = open_transport(stream)
     except ValueError as error:

@@ -43,6 +43,7 @@ class Model:
     """A model, with list prices in cents for a million tokens: a token then costs whole microcents."""
 
     model_id: str
+    provider: str
     name: str
     input_cents_per_million: int
     output_cents_per_million: int
@@ -51,15 +52,20 @@ class Model:
 
 
 _MODELS: Final = (
-    ("chat-medium", 250, 1000, 350, 14.0),
-    ("chat-small", 15, 60, 180, 6.0),
-    ("chat-large", 1500, 7500, 900, 32.0),
-    ("reasoning", 110, 440, 1500, 11.0),
-    ("chat-nano", 5, 40, 90, 3.5),
-    ("vision", 300, 1500, 700, 16.0),
-    ("code", 80, 400, 260, 8.0),
-    ("open-weights", 59, 79, 220, 4.5),
+    ("openai", "gpt-4o-2024-08-06", 250, 1000, 350, 14.0),
+    ("openai", "gpt-4o-mini-2024-07-18", 15, 60, 180, 6.0),
+    ("anthropic", "claude-opus-4-5-20251101", 500, 2500, 900, 32.0),
+    ("openai", "o4-mini-2025-04-16", 110, 440, 1500, 11.0),
+    ("google", "gemini-2.5-flash-lite", 10, 40, 90, 3.5),
+    ("anthropic", "claude-sonnet-4-5-20250929", 300, 1500, 700, 16.0),
+    ("anthropic", "claude-haiku-4-5-20251001", 100, 500, 260, 8.0),
+    ("groq", "llama-3.3-70b-versatile", 59, 79, 220, 4.5),
 )
+_REASONING_MODELS: Final = ("o4-mini-2025-04-16",)
+_CACHE_WRITERS: Final = ("anthropic",)
+"""Providers that charge for writing to the cache."""
+SERVICE_TIERS: Final = ("standard", "batch", "flex", "priority", "fast")
+_TIER_SHARES: Final = (0.9, 0.05, 0.02, 0.02, 0.01)
 
 
 def stable_uuid(*parts: object) -> str:
@@ -121,10 +127,12 @@ class World:
 
 
 def _model(i: int) -> Model:
-    name, input_price, output_price, first_ms, token_ms = _MODELS[i % len(_MODELS)]
-    name = f"{name}-{i // len(_MODELS) + 1}"
+    provider, name, input_price, output_price, first_ms, token_ms = _MODELS[i % len(_MODELS)]
+    if i >= len(_MODELS):
+        name = f"{name}-{i // len(_MODELS) + 1}"
     return Model(
-        model_id=stable_uuid("model", name),
+        model_id=stable_uuid("model", provider, name),
+        provider=provider,
         name=name,
         input_cents_per_million=input_price,
         output_cents_per_million=output_price,
@@ -150,7 +158,8 @@ def daily_shape(at_us: int) -> float:
 class Shares:
     """Shares of the traffic, each 0..1.
 
-    An event is a duplicate, late, bad, or none of these. The variant of its encoding does not depend on that.
+    An event is a duplicate, late, bad, or none of these. Neither the variant of its encoding nor its facts
+    depend on that.
     """
 
     duplicates: float = 0.0
@@ -158,10 +167,15 @@ class Shares:
     bad: float = 0.0
     snake_case: float = 0.1
     cloudevents: float = 0.1
+    facts: float = 0.9
+    """Events that carry provider, name of the model, service tier and kinds of tokens."""
 
     def __post_init__(self) -> None:
-        if min(self.duplicates, self.late, self.bad, self.snake_case, self.cloudevents) < 0:
+        shares = (getattr(self, field.name) for field in fields(self))
+        if min(shares) < 0:
             raise ValueError("a share must not be negative")
+        if self.facts > 1:
+            raise ValueError("a share must not be more than 1")
         if self.duplicates + self.late + self.bad > 1 or self.snake_case + self.cloudevents > 1:
             raise ValueError("shares must not add up to more than 1")
 
@@ -176,10 +190,26 @@ _HEADS: Final = (
 )
 _TAILS: Final = (
     'Z","latencyMs":%d,"status":"%s","errorCode":%s,"inputTokens":%d,"outputTokens":%d,"costEstimateCents":%s,'
-    '"metadata":{"region":"eu-central-1"}}',
+    '%s"metadata":{"region":"eu-central-1"}}',
     'Z","latency_ms":%d,"status":"%s","error_code":%s,"input_tokens":%d,"output_tokens":%d,"cost_estimate":%s,'
-    '"metadata":{"region":"eu-central-1"}}',
+    '%s"metadata":{"region":"eu-central-1"}}',
 )
+_FACTS: Final = (
+    '"provider":"%s","modelName":"%s","serviceTier":"%s","cacheReadTokens":%d,"cacheWriteTokens":%d,'
+    '"cacheWrite1hTokens":%d,"reasoningTokens":%d,',
+    '"provider":"%s","model_name":"%s","service_tier":"%s","cache_read_tokens":%d,"cache_write_tokens":%d,'
+    '"cache_write_1h_tokens":%d,"reasoning_tokens":%d,',
+)
+
+
+FACTS: Final = (
+    "tier",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "reasoning_tokens",
+)
+"""The last fields of `Columns`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +227,13 @@ class Columns:
     output_tokens: Ints
     cost_microcents: Ints
     variant: Ints
+    has_facts: Ints
+    """1 for an event that carries the fields below, and the labels of its model."""
+    tier: Ints
+    cache_read_tokens: Ints
+    cache_write_tokens: Ints
+    cache_write_1h_tokens: Ints
+    reasoning_tokens: Ints
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """The events one by one, each with the values in the order of the fields."""
@@ -224,7 +261,7 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
     """
     heads, tails = [], []
     actors: dict[tuple[int, int], str] = {}
-    model_ids = [model.model_id for model in world.models]
+    models = world.models
     for (
         event_id,
         org,
@@ -237,6 +274,9 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
         tokens_out,
         microcents,
         variant,
+        has_facts,
+        tier,
+        *kinds,
     ) in columns.rows():
         actor = actors.get((org, client))
         if actor is None:
@@ -249,10 +289,14 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
         head = _HEADS[names] % (
             event_id,
             world.org_ids[org],
-            model_ids[model],
+            models[model].model_id,
             actor,
             world.client_id(org, client),
         )
+        facts = ""
+        if has_facts:
+            labels = models[model].provider, models[model].name, SERVICE_TIERS[tier]
+            facts = _FACTS[names] % (*labels, *kinds)
         tail = _TAILS[names] % (
             latency,
             STATUSES[status],
@@ -260,6 +304,7 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
             tokens_in,
             tokens_out,
             cost,
+            facts,
         )
         if variant == CLOUDEVENT:
             head = (
@@ -280,6 +325,32 @@ def time_texts(times_us: Ints) -> list[str]:
     return texts
 
 
+def draw_facts(
+    rng: np.random.Generator, world: World, model: Ints, input_tokens: Ints, output_tokens: Ints
+) -> dict[str, Ints]:
+    """Draw service tiers and kinds of tokens of n events: the last fields of `Columns`, int64[n] each.
+
+    Half of the longer calls read most of their input from a cache. Models of some providers also write to the
+    cache, and some models reason.
+    """
+    n = len(model)
+    cumulated = np.cumsum(_TIER_SHARES)
+    cumulated[-1] = 1.0
+    writes = np.array([each.provider in _CACHE_WRITERS for each in world.models])[model]
+    reasons = np.array([each.name in _REASONING_MODELS for each in world.models])[model]
+    caches = (input_tokens >= 1024) & (rng.random(n) < 0.5)
+    read = np.where(caches, input_tokens * rng.uniform(0.3, 0.95, n), 0).astype(np.int64)
+    written = np.where(caches & writes, (input_tokens - read) * rng.uniform(0, 0.8, n), 0).astype(np.int64)
+    for_an_hour = rng.random(n) < 0.2
+    return {
+        "tier": np.searchsorted(cumulated, rng.random(n)),
+        "cache_read_tokens": read,
+        "cache_write_tokens": np.where(for_an_hour, 0, written),
+        "cache_write_1h_tokens": np.where(for_an_hour, written, 0),
+        "reasoning_tokens": np.where(reasons, output_tokens * rng.uniform(0.3, 0.9, n), 0).astype(np.int64),
+    }
+
+
 # --- traffic ------------------------------------------------------------------------------------
 
 
@@ -293,6 +364,8 @@ class Traffic:
         self._world = world
         self._shares = shares or Shares()
         self._rng = np.random.default_rng([seed & (2**64 - 1), 0x5BE9D])
+        # Facts have a luck of their own, so that the rest of the events is the same with and without facts.
+        self._luck_of_facts = np.random.default_rng([seed & (2**64 - 1), 0xFAC75])
         self._recent: deque[bytes] = deque(maxlen=1024)
         self._at = BLOCK
 
@@ -335,6 +408,8 @@ class Traffic:
             output_tokens=output_tokens,
             cost_microcents=world.cost_microcents(model, input_tokens, output_tokens),
             variant=draw_variants(rng, BLOCK, self._shares),
+            has_facts=(self._luck_of_facts.random(BLOCK) < self._shares.facts).astype(np.int64),
+            **draw_facts(self._luck_of_facts, world, model, input_tokens, output_tokens),
         )
         self._heads, self._tails = encode(world, columns)
         luck, shares = rng.random(BLOCK), self._shares

@@ -22,6 +22,7 @@ import numpy as np
 from pipeline.common.operator import OperatorError
 from pipeline.traffic.generator import (
     BLOCK,
+    FACTS,
     Columns,
     Ints,
     Shares,
@@ -197,9 +198,10 @@ def events(
 ) -> Iterator[tuple[Ints, list[bytes]]]:
     """The rows in file order, in blocks: their shifted times (int64[n]) and their bodies.
 
-    The trace gives times and tokens. The seed and the row give org, model, client, status, latency and
-    variant. The cost comes from the model's list price. A failed request keeps its tokens, so that the sums
-    equal those of the file. The id depends on the content of the file, the row and the seed.
+    The trace gives times and tokens, and knows no kinds of tokens. The seed and the row give org, model,
+    client, status, latency and variant. The cost comes from the model's list price. A failed request keeps
+    its tokens, so that the sums equal those of the file. The id depends on the content of the file, the row
+    and the seed.
     """
     shares = shares or Shares()
     for block, first in enumerate(range(0, len(trace), BLOCK)):
@@ -223,6 +225,8 @@ def events(
             output_tokens=output_tokens,
             cost_microcents=world.cost_microcents(model, input_tokens, output_tokens),
             variant=variant,
+            has_facts=np.ones(n, np.int64),
+            **dict.fromkeys(FACTS, np.zeros(n, np.int64)),
         )
         times_us = trace.times_us[rows] + shift_us
         heads, tails = encode(world, columns)

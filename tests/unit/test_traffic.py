@@ -104,6 +104,30 @@ def test_costs_are_the_list_price_to_the_last_digit() -> None:
         )
 
 
+def test_facts_are_those_of_the_contract() -> None:
+    world = World(orgs=3)
+    names = {model.model_id: (model.provider, model.name) for model in world.models}
+    events = decoded(Traffic(world, seed=1, shares=Shares(facts=0.8)).take(times(20_000)))
+    told = [event for event in events if event.model_name]
+    assert 0.78 < len(told) / len(events) < 0.82
+    assert all((event.provider, event.model_name) == names[str(event.model_id)] for event in told)
+    assert {event.service_tier for event in told} == {0, 1, 2, 3, 4}
+    for kind in ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"):
+        assert any(getattr(event, kind) for event in told), kind
+    assert {event.provider for event in told if event.cache_write_tokens} == {"anthropic"}
+    untold = [event for event in events if not event.model_name]
+    assert {event.payload for event in untold} == {event.without_details for event in untold}
+
+
+def test_the_rest_of_the_events_is_the_same_with_and_without_facts() -> None:
+    with_facts, without = (
+        decoded(Traffic(World(), seed=3, shares=Shares(facts=share)).take(times(5000)))
+        for share in (1.0, 0.0)
+    )
+    assert [event.without_details for event in with_facts] == without
+    assert with_facts != without
+
+
 def test_costs_come_as_numbers_and_as_strings() -> None:
     bodies = Traffic(World(orgs=4), seed=1, shares=Shares(snake_case=0, cloudevents=0)).take(times(500))
     assert {type(json.loads(body)["costEstimateCents"]) for body in bodies} == {str, float}
