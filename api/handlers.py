@@ -41,7 +41,7 @@ from api.reading.figures import (
 )
 from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
 from api.reading.recent import Recent
-from api.reading.seen import Seen
+from api.reading.seen import Label, Seen
 from pipeline.common.connect import AsyncConnection
 from pipeline.core import rules, wire
 
@@ -77,7 +77,9 @@ class Handlers:
         page = await read_usage_page(self.database, question)
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
         totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
-        series: Any = usage_json.series(page.rows, final=final)  # already what a list of points becomes
+        series: Any = usage_json.series(
+            page.rows, final=final, labels=page.labels
+        )  # already what a list of points becomes
         next_cursor = None
         if page.more:
             bucket, model, client, *_ = page.rows[-1]
@@ -106,15 +108,18 @@ class Handlers:
 
         def shape() -> tuple[list[answers.ReliabilityPoint], answers.ReliabilityFigures]:
             of_points, of_all = reliability(page)
+            labels = [page.labels.get(str(one.position.model_id), seen.NO_LABEL) for one in page.points]
             series = [
                 answers.ReliabilityPoint(
                     bucket_start=to_datetime(point.position.bucket),
                     model_id=point.position.model_id,
+                    model_name=label.model_name,
+                    provider=label.provider,
                     client_id=point.position.client_id or None,
                     final=final(point.position.bucket),
                     **fields,
                 )
-                for point, fields in zip(page.points, of_points, strict=True)
+                for point, label, fields in zip(page.points, labels, of_points, strict=True)
             ]
             return series, answers.ReliabilityFigures(**of_all)
 
@@ -186,13 +191,23 @@ class Handlers:
     async def models(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         question = self.parser.listing("models", org_id, request.query, UUID)
-        found = await self.database.read(lambda c: seen.models(c, org_id, question.after, question.limit + 1))
+
+        async def read(connection: AsyncConnection) -> tuple[list[Seen], dict[str, Label]]:
+            found = await seen.models(connection, org_id, question.after, question.limit + 1)
+            return found, await seen.labels(connection, org_id, (row.key for row in found))
+
+        found, labels = await self.database.read(read)
         page, cursor = self._page(found, question)
         items = [
             answers.Model(
-                model_id=row.key, first_event_at=row.first_event_at, last_event_at=row.last_event_at
+                model_id=row.key,
+                model_name=label.model_name,
+                provider=label.provider,
+                first_event_at=row.first_event_at,
+                last_event_at=row.last_event_at,
             )
             for row in page
+            for label in (labels.get(str(row.key), seen.NO_LABEL),)
         ]
         return answers.response(answers.Models(org_id=org_id, items=items, next_cursor=cursor))
 

@@ -63,12 +63,15 @@ class UsageFigures(Answer):
 
 
 class UsagePoint(Answer):
-    """``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
+    """``modelName`` and ``provider`` are the labels of the org's newest event of the model, or null.
+    ``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
     series by client holds the events without one. The one name of more than 128 characters holds what was
     counted beyond CLIENTS_PER_ORG_HOUR_MAX. ``final``: it can no longer change but by backfill."""
 
     bucket_start: Time
     model_id: UUID | None
+    model_name: str | None
+    provider: str | None
     client_id: str | None
     invocations: Count
     input_tokens: Count
@@ -125,6 +128,8 @@ class ReliabilityPoint(Answer):
 
     bucket_start: Time
     model_id: UUID | None
+    model_name: str | None
+    provider: str | None
     client_id: str | None
     invocations: Count
     error_rate: float | None
@@ -178,7 +183,11 @@ class OrgFreshness(Answer):
 
 
 class Model(Answer):
+    """``modelName`` and ``provider`` are the labels of the org's newest event of this model."""
+
     model_id: UUID
+    model_name: str | None
+    provider: str | None
     first_event_at: Time
     last_event_at: Time
 

@@ -20,6 +20,7 @@ from api.reading.database import Database
 from api.reading.freshness import Standing, slowest_watermark
 from api.reading.points import PlainSeries
 from api.reading.rollups import Point, UsageRow
+from api.reading.seen import Label
 from pipeline.common.connect import AsyncConnection
 from pipeline.core import sketches
 
@@ -41,6 +42,8 @@ class Page:
     more: bool
     totals: Mapping[str, Any]
     standings: Sequence[Standing]
+    labels: Mapping[str, Label]
+    """By the model's id as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class UsagePage:
     more: bool
     totals: Mapping[str, Any] | None
     standings: Sequence[Standing]
+    labels: Mapping[str, Label]
+    """By the model's id as text."""
 
 
 async def read_usage_page(database: Database, question: FiguresQuestion) -> UsagePage:
@@ -63,21 +68,34 @@ async def read_usage_page(database: Database, question: FiguresQuestion) -> Usag
     if plain is None:
         return await database.read(lambda connection: _read_grouped(connection, question))
     page = await _read_plain(database, plain, with_totals=question.after is not None)
-    if page.more and page.totals is None:  # only now we know that the page is not the whole series
+    if page is not None and page.more and page.totals is None:  # it is not the whole series, as we know now
         page = await _read_plain(database, plain, with_totals=True)
+    if page is None:
+        page = await database.read(lambda connection: _read_grouped(connection, question))
     return page
 
 
-async def _read_plain(database: Database, plain: PlainSeries, *, with_totals: bool) -> UsagePage:
-    found = await database.snapshot(*plain.statements(with_totals=with_totals))
+async def _read_plain(database: Database, plain: PlainSeries, *, with_totals: bool) -> UsagePage | None:
+    """The page from plain rows. None: see `PlainSeries.rows`."""
+    texts, values = plain.statements(with_totals=with_totals)
+    values |= {"labelled": None, "labels_max": seen.LABELS_AT_ONCE}
+    *found, labelled = await database.snapshot([*texts, seen.SQL["labels"]], values)
     standings = [Standing(*row[1:]) for row in found[0]]
     totals = None
     if with_totals:
         sums = zip(rollups.USAGE, found.pop()[0], strict=True)
         totals = {name: int(value or 0) for name, value in sums}
     rows = plain.rows(found[1:], partitions=len(standings))
+    if rows is None:
+        return None
     limit = plain.question.limit
-    return UsagePage(rows=rows[:limit], more=len(rows) > limit, totals=totals, standings=standings)
+    labels = seen.labels_of(labelled)
+    if len(labels) == seen.LABELS_AT_ONCE:
+        org_id, models = plain.question.org_id, {str(row[1]) for row in rows}
+        labels = await database.read(lambda connection: seen.labels(connection, org_id, models))
+    return UsagePage(
+        rows=rows[:limit], more=len(rows) > limit, totals=totals, standings=standings, labels=labels
+    )
 
 
 async def _read_grouped(connection: AsyncConnection, question: FiguresQuestion) -> UsagePage:
@@ -86,7 +104,10 @@ async def _read_grouped(connection: AsyncConnection, question: FiguresQuestion) 
     more = len(rows) > question.limit
     partial = more or question.after is not None
     totals = await rollups.totals(connection, question, rollups.USAGE) if partial else None
-    return UsagePage(rows=rows[: question.limit], more=more, totals=totals, standings=standings)
+    rows = rows[: question.limit]
+    models = {row[1] for row in rows if row[1] is not None}
+    labels = await seen.labels(connection, question.org_id, models)
+    return UsagePage(rows=rows, more=more, totals=totals, standings=standings, labels=labels)
 
 
 async def read_page(connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]) -> Page:
@@ -98,7 +119,10 @@ async def read_page(connection: AsyncConnection, question: FiguresQuestion, meas
         totals = await rollups.totals(connection, question, measures)
     else:  # the page is the whole series
         totals = summed([point.measures for point in points], measures)
-    return Page(points=points[: question.limit], more=more, totals=totals, standings=standings)
+    points = points[: question.limit]
+    models = {point.position.model_id for point in points if point.position.model_id is not None}
+    labels = await seen.labels(connection, question.org_id, models)
+    return Page(points=points, more=more, totals=totals, standings=standings, labels=labels)
 
 
 def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Usage whose rows are the points of the answer as they stand: all of it in one round trip.
 
 Nothing need be grouped where each row of one table is a bucket of its own and the series is split by all of
-the table's key. The rows then come in the order of the answer, and only the rows of several partitions are
-added up here. The range may cut the first and the last bucket; those two are grouped from finer rows.
+the table's key but partition and rate class. The rows then come in the order of the answer, and only the rows
+of several partitions and rate classes are added up here. The range may cut the first and the last bucket;
+those two are grouped from finer rows.
 
 The series, the totals and how far the org has come are read in one snapshot. Series of any other shape are
 read by `api.reading.rollups`.
@@ -25,13 +26,16 @@ _AFTER: Final = "after"
 _MEASURES: Final = ", ".join(USAGE)
 _SUMS: Final = ", ".join(f"sum({name})::text" for name in USAGE)
 
-# A point has at most one row in each partition that the org was ever seen in.
+_ROWS_OF_POINT: Final = 2
+"""How many rows of each partition are read for a point. A point has a row for each rate class, mostly one.
+If a page needs more rows, it is read by `api.reading.rollups`."""
+
 _POINTS: Final = """
 SELECT date_part('epoch', bucket_start)::bigint / 60, model_id::text, {client}, {measures}
 FROM {table}
 WHERE {where}
 ORDER BY bucket_start, model_id{order}
-LIMIT (SELECT %(points)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
+LIMIT (SELECT %(rows)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
 """
 
 _EDGE: Final = """
@@ -60,7 +64,11 @@ class PlainSeries:
     def statements(self, *, with_totals: bool) -> tuple[list[str], Values]:
         """How far the org has come, the parts of the series in order, and the totals if wanted."""
         values = Values(self.question)
-        values |= {"org_ids": [self.question.org_id], "points": self.question.limit + 1}
+        values |= {
+            "org_ids": [self.question.org_id],
+            "points": self.question.limit + 1,
+            "rows": self._rows_of_partition,
+        }
         texts = [seen.SQL["standings"]]
         if self.edges[_BEFORE]:
             texts.append(self._edge(_BEFORE, values))
@@ -73,20 +81,29 @@ class PlainSeries:
             )
         return texts, values
 
-    def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow]:
+    def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow] | None:
         """The series from what its statements answered, one point more than the limit at most.
 
-        ``partitions``: in how many the org was ever seen.
+        ``partitions``: in how many the org was ever seen. None: the statements read too few rows for a page,
+        because its points have many rate classes.
         """
-        parts = list(parts)
+        parts, limit = list(parts), self.question.limit
         found: list[UsageRow] = []
         if self.edges[_BEFORE]:
             found += exact(parts.pop(0))
         plain = parts.pop(0)
-        found += _joined(plain) if partitions > 1 else plain
+        found += _joined(plain)
+        if len(plain) == self._rows_of_partition * max(partitions, 1):
+            found.pop()  # there may be more rows of this point
+            return found[: limit + 1] if len(found) > limit else None
         if parts:
             found += exact(parts.pop())
-        return found[: self.question.limit + 1]
+        return found[: limit + 1]
+
+    @property
+    def _rows_of_partition(self) -> int:
+        """How many rows of a partition are read at most. One point more than the page may be incomplete."""
+        return _ROWS_OF_POINT * (self.question.limit + 2)
 
     def _edge(self, name: str, values: Values) -> str:
         question = self.question
@@ -162,7 +179,7 @@ def _is_one_bucket(branch: Branch) -> bool:
 
 
 def _joined(rows: Sequence[UsageRow]) -> list[UsageRow]:
-    """One row a point: the rows of a point's partitions stand next to each other, and are added up."""
+    """One row a point: the rows of its partitions and classes stand next to each other, and are added up."""
     found: list[UsageRow] = []
     for row in rows:
         if found and found[-1][:3] == row[:3]:

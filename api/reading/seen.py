@@ -28,6 +28,31 @@ class Seen:
     last_event_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What people call a model. None if no event has said so."""
+
+    provider: str | None
+    model_name: str | None
+
+
+NO_LABEL: Final = Label(None, None)
+LABELS_AT_ONCE: Final = 1000
+"""Labels of an org that are read beside its figures. If an org has more, those of the page are asked for."""
+
+
+async def labels(connection: AsyncConnection, org_id: UUID, models: Iterable[UUID | str]) -> dict[str, Label]:
+    """The labels of some models of an org, by the model's id as text. A model without labels is absent."""
+    wanted = [UUID(str(model)) for model in models]
+    values = {"org_id": org_id, "labelled": wanted, "labels_max": len(wanted)}
+    return labels_of(await rows(connection, SQL["labels"], values, tuple_row)) if wanted else {}
+
+
+def labels_of(found: Iterable[Sequence[Any]]) -> dict[str, Label]:
+    """The rows of the query ``labels`` by the model's id as text."""
+    return {model: Label(provider or None, name or None) for model, provider, name in found}
+
+
 async def org_standings(connection: AsyncConnection, org_id: UUID) -> list[Standing]:
     """How far each partition of the org has come; empty for an org never seen."""
     return (await orgs_standings(connection, [org_id])).get(org_id, [])

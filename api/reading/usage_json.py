@@ -5,7 +5,7 @@ The text is what `answers.UsagePoint` describes; a test compares the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -14,16 +14,17 @@ from api.answering.money import cents_half_even, dollars
 from api.asking.buckets import to_datetime
 from api.reading.figures import Finality
 from api.reading.rollups import USAGE, UsageRow
+from api.reading.seen import NO_LABEL, Label
 
 _ESTIMATED: Final = ',"currency":"USD","basis":"estimate"}'
 _UNPRICED: Final = 'null,"cost":{"amount":null,"currency":"USD","basis":"none"}'
 
 
-def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
-    """The points of a page, in the order of the rows."""
+def series(rows: Sequence[UsageRow], *, final: Finality, labels: Mapping[str, Label]) -> msgspec.Raw:
+    """The points of a page, in the order of the rows. ``labels`` are by the model's id as text."""
     heads: dict[int, tuple[str, str]] = {}
     clients: dict[str | None, str] = {None: "null", "": "null"}
-    models: dict[str | None, str] = {None: "null"}
+    models: dict[str | None, str] = {None: _model(None, NO_LABEL)}
     points = []
     for bucket, model, client, invocations, into, out, cost, read, write, write_1h, thought, unpriced in rows:
         if bucket not in heads:
@@ -35,8 +36,8 @@ def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
         head, tail = heads[bucket]
         if client not in clients:
             clients[client] = msgspec.json.encode(client).decode()
-        if model not in models:
-            models[model] = f'"{model}"'
+        if model is not None and model not in models:
+            models[model] = _model(model, labels.get(model, NO_LABEL))
         if cost > 0 and cost % 1_000_000 != 500_000:  # `figures.cost` without its calls and its rarer cases
             digits = f"{cost:09d}"
             decimals = digits[-8:].rstrip("0").ljust(2, "0")
@@ -55,6 +56,13 @@ def series(rows: Sequence[UsageRow], *, final: Finality) -> msgspec.Raw:
             f',"unpriced":{{"invocations":{unpriced}{tail}'
         )
     return msgspec.Raw(f"[{','.join(points)}]".encode())
+
+
+def _model(model: str | None, label: Label) -> str:
+    """The id, the name and the provider of a model, from the value of ``modelId`` on."""
+    texts = (model, label.model_name, label.provider)
+    model_id, name, provider = (msgspec.json.encode(text).decode() for text in texts)
+    return f'{model_id},"modelName":{name},"provider":{provider}'
 
 
 def totals(rows: Sequence[UsageRow]) -> dict[str, Any]:

@@ -26,6 +26,13 @@ WHERE %(after)s::uuid IS NULL OR org_id > %(after)s
 ORDER BY org_id
 LIMIT %(limit)s
 
+-- name: labels
+-- The labels of some of an org's models, or of its first models by id: those of the newest event of any partition.
+SELECT DISTINCT ON (model_id) model_id::text, provider, model_name FROM analytics.models_seen
+WHERE org_id = %(org_id)s AND (%(labelled)s::uuid[] IS NULL OR model_id = ANY(%(labelled)s)) AND labelled_at > 'epoch'
+ORDER BY model_id, labelled_at DESC, provider COLLATE "C" DESC, model_name COLLATE "C" DESC
+LIMIT %(labels_max)s
+
 -- name: models
 -- A page of an org's models, by id.
 SELECT model_id AS key, min(first_event_at) AS first_event_at, max(last_event_at) AS last_event_at

@@ -35,6 +35,7 @@ from tests.support.api_questions import (
     check_reliability,
     expected_usage,
     key_of,
+    label_of,
     questions,
     shown_usage,
 )
@@ -201,6 +202,8 @@ def test_models_and_clients_are_listed_in_pages(server: Api, route: str, key: st
     names = [str(m) for m in MODELS] if key == "modelId" else sorted(CLIENTS, key=str.encode)
     assert [item[key] for item in whole["items"]] == [name or None for name in names]
     for item, name in zip(whole["items"], names, strict=True):
+        if key == "modelId":
+            assert (item["provider"], item["modelName"]) == label_of(name)
         times = [e.at for e in mine if name in (str(e.model), e.client)]
         if key == "clientId":
             times = [e.at for e in mine if e.client == name]

@@ -24,6 +24,7 @@ from tests.support.api_facts import (
     expected,
     figures,
     floor,
+    newest_label,
     random_events,
     rfc3339,
 )
@@ -145,8 +146,19 @@ def questions(draw: st.DrawFn) -> Question:
     )
 
 
+def label_of(model_id: str | None) -> tuple[str | None, str | None]:
+    """The right provider and name of a model of `ORG`."""
+    mine = [e for e in EVENTS if e.org == ORG and str(e.model) == model_id]
+    _, provider, name = newest_label(mine)
+    return provider or None, name or None
+
+
+_LABELS = {model_id: label_of(model_id) for model_id in (None, *map(str, MODELS))}
+
+
 def key_of(point: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
-    """(bucket, model, client) of a point."""
+    """(bucket, model, client) of a point, whose labels must be right."""
+    assert (point["provider"], point["modelName"]) == _LABELS[point["modelId"]]
     return point["bucketStart"], point["modelId"], point["clientId"]
 
 

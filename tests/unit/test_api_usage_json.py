@@ -16,6 +16,7 @@ from api.reading import usage_json
 from api.reading.figures import Finality, usage_fields
 from api.reading.freshness import Standing
 from api.reading.rollups import USAGE
+from api.reading.seen import NO_LABEL, Label
 
 WATERMARK = datetime(2026, 11, 10, tzinfo=UTC)
 FINAL = Finality(
@@ -42,13 +43,19 @@ ROWS = st.tuples(
 ).map(possible)
 
 
-@given(rows=st.lists(ROWS, max_size=20))
-def test_each_row_is_the_point_it_stands_for(rows: list[Any]) -> None:
-    written = usage_json.series(rows, final=FINAL)
+LABELS = st.builds(Label, *[st.none() | st.text(max_size=10)] * 2)
+
+
+@given(rows=st.lists(ROWS, max_size=20), label=LABELS)
+def test_each_row_is_the_point_it_stands_for(rows: list[Any], label: Label) -> None:
+    labels = {row[1]: label for row in rows[::2] if row[1]}
+    written = usage_json.series(rows, final=FINAL, labels=labels)
     points = [
         answers.UsagePoint(
             bucket_start=to_datetime(bucket),
             model_id=UUID(model) if model else None,
+            model_name=labels.get(model, NO_LABEL).model_name,
+            provider=labels.get(model, NO_LABEL).provider,
             client_id=client or None,
             final=FINAL(bucket),
             **usage_fields(dict(zip(USAGE, sums, strict=True))),
