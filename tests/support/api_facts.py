@@ -245,7 +245,7 @@ def figures(point: Mapping[str, Any]) -> Figures:
 
 
 def summed(rows: Iterable[Figures]) -> Figures:
-    """The sum of each figure over all rows."""
-    *counts, amounts = zip(*rows, strict=True)
+    """The sum of each figure over all rows. No rows: the figures of no events."""
+    *counts, amounts = zip(*(list(rows) or [expected(())]), strict=True)
     known = [amount for amount in amounts if amount is not None]
     return (*map(sum, counts), sum(known) if known else None)
