@@ -157,11 +157,13 @@ def decode(task: Task) -> Outcome:
 
 def core(task: Task) -> Outcome:
     """`pipeline.core` alone: from bytes to the rows of six tables, with sketches, dedupe and dead letters."""
+    from pipeline.common.heap import keep_freed_memory
     from pipeline.core.batch import Batch
     from pipeline.core.ledger import Ledger
     from pipeline.core.rules import Rules
     from pipeline.core.warm_up import warm_up
 
+    keep_freed_memory()  # as a worker does
     bodies = workload.load_bodies(task.file)
     broker_us = task.minute_us + workload.MINUTE_US
     warm_up()

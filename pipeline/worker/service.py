@@ -27,6 +27,7 @@ from pipeline import metrics
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
 from pipeline.common import http
+from pipeline.common.heap import keep_freed_memory
 from pipeline.config import Config
 from pipeline.core.warm_up import warm_up
 from pipeline.sink import SchemaMissing, SinkUnavailable, copy_binary
@@ -47,6 +48,7 @@ LAST_FLUSH_S: Final = 25.0
 
 async def run_worker(config: Config) -> int:
     """Run a worker until a signal or a crash; the exit code: 0 after a signal, 1 after a crash."""
+    keep_freed_memory()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
