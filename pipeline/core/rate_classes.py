@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.core import kernels
 from pipeline.core.wire import SERVICE_TIERS
 
 IntArray = npt.NDArray[Any]
@@ -60,15 +61,13 @@ class RateClasses:
         classes = classes_of(boundaries)
         ranges = len(classes) // len(SERVICE_TIERS)
         self._starts: IntArray = np.array([one.input_from for one in classes[:ranges]], np.int64)
-        self._second = self._starts[1] if ranges > 1 else np.iinfo(np.int64).max
         self._numbers: IntArray = np.array([number(one) for one in classes], np.int32).reshape(-1, ranges)
 
     def of(self, tiers: IntArray, input_tokens: IntArray) -> IntArray:
         """The class (int32[n]) of events. ``tiers`` int64[n] are places in `wire.SERVICE_TIERS`."""
-        if not tiers.any() and (not len(tiers) or input_tokens.max() < self._second):  # nearly always
-            return np.full(len(tiers), self._numbers[0, 0])
-        ranges = np.searchsorted(self._starts, input_tokens, side="right") - 1
-        return self._numbers[tiers, ranges]
+        classes = np.empty(len(tiers), np.int32)
+        kernels.rows.rate_classes(self._starts, self._numbers, tiers, input_tokens, classes)
+        return classes
 
 
 def in_order(boundaries: Sequence[int] = CONTEXT_TIERS) -> RateClasses:

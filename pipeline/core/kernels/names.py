@@ -47,6 +47,18 @@ def _masked_word(text: Any, at: int, length: int) -> Any:
 
 
 @compiled
+def _is_name(pool_text: Any, edges: Any, name: int, text: Any, first: int, length: int) -> bool:
+    """Is the text of ``length`` bytes at ``first`` the name with this number?"""
+    at = edges[name]
+    if edges[name + 1] - at != length:
+        return False
+    for j in range(0, length, 8):
+        if _masked_word(pool_text, at + j, length - j) != _masked_word(text, first + j, length - j):
+            return False
+    return True
+
+
+@compiled
 def intern_texts(
     secret: Any,
     slots: Any,
@@ -61,6 +73,9 @@ def intern_texts(
 ) -> Any:
     """Number the names ``text[ranges[i, 0] : ranges[i, 1]]`` for i from ``begin``: ``out`` int32[n].
 
+    ``out`` comes with a guess of each number, and the guess is tried first. A number that no name has is no
+    guess.
+
     ``text`` is a `compile.handle`. ``pool_text`` is the handle of ``pool`` uint8[...]. In both, up to seven
     bytes behind a name are read. Name ``k`` is ``pool[edges[k] : edges[k + 1]]``, and name 0 is the empty
     one. Returns how many names there are afterwards, and the place where the loop stopped. The loop stops
@@ -72,6 +87,8 @@ def intern_texts(
         length = ranges[i, 1] - first
         if length == 0:
             out[i] = 0
+            continue
+        if 0 < out[i] < used and _is_name(pool_text, edges, out[i], text, first, length):
             continue
         h = secret[0] + secret[1] * np.uint64(length)
         for j in range(0, length, 8):
@@ -92,15 +109,7 @@ def intern_texts(
                 used += 1
                 edges[used] = at + length
                 break
-            at = edges[name]
-            same = edges[name + 1] - at == length
-            if same:
-                for j in range(0, length, 8):
-                    left = length - j
-                    if _masked_word(pool_text, at + j, left) != _masked_word(text, first + j, left):
-                        same = False
-                        break
-            if same:
+            if _is_name(pool_text, edges, name, text, first, length):
                 out[i] = name
                 break
             slot = (slot + np.uint64(1)) & mask

@@ -91,6 +91,19 @@ def admit(
     return used
 
 
+@compiled
+def rate_classes(starts: Any, numbers: Any, tiers: Any, tokens_in: Any, out: Any) -> None:
+    """The class of each event: ``out`` int32[n] gets ``numbers[tier, range]`` (int32[tiers, ranges]).
+
+    ``starts`` int64[ranges] has the first token count of each range, in ascending order. It begins with 0.
+    """
+    for i in range(len(out)):
+        place = 0
+        while place + 1 < len(starts) and starts[place + 1] <= tokens_in[i]:
+            place += 1
+        out[i] = numbers[tiers[i], place]
+
+
 _MINUTE_US: Final = 60_000_000
 _HOUR_US: Final = 60 * _MINUTE_US
 _DAY_US: Final = 24 * _HOUR_US
