@@ -33,8 +33,8 @@ def stored(reader: Reader, rows: TableRows) -> StoredRows:
     keys, key = rows.keys, rows.grain.key
     return StoredRows(
         grain=rows.grain,
-        org=reader.orgs.keys[keys[:, ORG]],
-        model=reader.models.keys[keys[:, MODEL]],
+        org=reader.orgs.keys.take(keys[:, ORG], axis=0),
+        model=reader.models.keys.take(keys[:, MODEL], axis=0),
         bucket=keys[:, BUCKET].astype(np.int64),
         rate_class=keys[:, RATE],
         measures=rows.measures,
@@ -48,7 +48,7 @@ def stored(reader: Reader, rows: TableRows) -> StoredRows:
 def seen_orgs(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
     """Rows of orgs with real ids, from the keys (org) and spans of `windows.Spans.drain`."""
     keys, span_us = spans
-    return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us)
+    return SeenRows(org=reader.orgs.keys.take(keys[:, 0], axis=0), span_us=span_us)
 
 
 def seen_models(reader: Reader, spans: tuple[IntArray, IntArray], labels: Labels) -> SeenRows:
@@ -59,9 +59,9 @@ def seen_models(reader: Reader, spans: tuple[IntArray, IntArray], labels: Labels
     keys, span_us = spans
     newest = labels.drain(keys)
     return SeenRows(
-        org=reader.orgs.keys[keys[:, 0]],
+        org=reader.orgs.keys.take(keys[:, 0], axis=0),
         span_us=span_us,
-        model=reader.models.keys[keys[:, 1]],
+        model=reader.models.keys.take(keys[:, 1], axis=0),
         labelled_us=newest[:, 0],
         provider=_texts(reader.labels.texts, newest[:, 1 + PROVIDER]),
         model_name=_texts(reader.labels.texts, newest[:, 1 + MODEL_NAME]),
@@ -72,7 +72,7 @@ def seen_clients(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
     """Rows of clients with real ids, from the keys (org, client) and spans of `windows.Spans.drain`."""
     keys, span_us = spans
     clients = _texts(reader.clients.texts, keys[:, 1])
-    return SeenRows(org=reader.orgs.keys[keys[:, 0]], span_us=span_us, client=clients)
+    return SeenRows(org=reader.orgs.keys.take(keys[:, 0], axis=0), span_us=span_us, client=clients)
 
 
 def numbered_orgs(reader: Reader, blocks: Sequence[Block]) -> IntArray:

@@ -168,8 +168,8 @@ class Rows:
     def keep(self, kept: IntArray) -> None:
         """Keep only the rows ``kept`` (ascending row numbers). They get new numbers in the same order."""
         size = max(256, len(kept))
-        self.keys = _grown(self.keys[kept], size)
-        self.measures = _grown(self.measures[kept], size)
+        self.keys = _grown(self.keys.take(kept, axis=0), size)
+        self.measures = _grown(self.measures.take(kept, axis=0), size)
         self.used = len(kept)
         self._index(max(256, self.used))
 
@@ -342,9 +342,10 @@ class Table:
         """
         rows = np.flatnonzero(self._dirty[: len(self._rows)])
         self._dirty[rows] = False
-        rows = rows[order(self._rows.keys[rows])]
+        keys, measures = self._rows.keys, self._rows.measures
+        rows = rows[order(keys.take(rows, axis=0))]
         return TableRows(
-            self.grain, self._rows.keys[rows], self._rows.measures[rows], self._encode_sketches(rows)
+            self.grain, keys.take(rows, axis=0), measures.take(rows, axis=0), self._encode_sketches(rows)
         )
 
     def _encode_sketches(self, rows: IntArray) -> Sequence[bytes]:

@@ -47,13 +47,10 @@ def _masked_word(text: Any, at: int, length: int) -> Any:
 
 
 @compiled
-def _is_name(pool_text: Any, edges: Any, name: int, text: Any, first: int, length: int) -> bool:
-    """Is the text of ``length`` bytes at ``first`` the name with this number?"""
-    at = edges[name]
-    if edges[name + 1] - at != length:
-        return False
+def _same_bytes(text: Any, at: int, other: Any, other_at: int, length: int) -> bool:
+    """Are the ``length`` bytes at a place of one text those at a place of another?"""
     for j in range(0, length, 8):
-        if _masked_word(pool_text, at + j, length - j) != _masked_word(text, first + j, length - j):
+        if _masked_word(text, at + j, length - j) != _masked_word(other, other_at + j, length - j):
             return False
     return True
 
@@ -88,8 +85,10 @@ def intern_texts(
         if length == 0:
             out[i] = 0
             continue
-        if 0 < out[i] < used and _is_name(pool_text, edges, out[i], text, first, length):
-            continue
+        guess = out[i]
+        if 0 < guess < used and edges[guess + 1] - edges[guess] == length:
+            if _same_bytes(pool_text, edges[guess], text, first, length):
+                continue
         h = secret[0] + secret[1] * np.uint64(length)
         for j in range(0, length, 8):
             part = _masked_word(text, first + j, length - j)
@@ -109,7 +108,9 @@ def intern_texts(
                 used += 1
                 edges[used] = at + length
                 break
-            if _is_name(pool_text, edges, name, text, first, length):
+            if edges[name + 1] - edges[name] == length and _same_bytes(
+                pool_text, edges[name], text, first, length
+            ):
                 out[i] = name
                 break
             slot = (slot + np.uint64(1)) & mask

@@ -122,29 +122,29 @@ def _is_greater(pool: Any, edges: Any, name: int, other: int) -> bool:
 
 
 @compiled
-def put_label(
-    sums: Any, row: int, column: int, at_us: int, provider: int, name: int, pool: Any, edges: Any
-) -> None:
-    """Put a label into three columns of a row, unless the label there is newer: time, provider, model name.
-
-    Of two labels at the same time, the greater one stays. So the order of the events does not matter.
-    """
-    if at_us < sums[row, column]:
-        return
-    if at_us == sums[row, column]:
-        first, second = provider, sums[row, column + 1]
-        if first == second:
-            first, second = name, sums[row, column + 2]
-        if first == second or _is_greater(pool, edges, second, first):
-            return
-    sums[row, column], sums[row, column + 1], sums[row, column + 2] = at_us, provider, name
+def _is_greater_label(
+    pool: Any, edges: Any, provider: int, name: int, other_provider: int, other_name: int
+) -> bool:
+    """Is a label greater than another? The provider decides, then the name of the model."""
+    if provider != other_provider:
+        return _is_greater(pool, edges, provider, other_provider)
+    return name != other_name and _is_greater(pool, edges, name, other_name)
 
 
 @compiled
 def put_labels(measures: Any, rows: Any, labels: Any, pool: Any, edges: Any) -> None:
-    """Put labels int64[n, 3] into rows of ``measures`` int64[rows, 3], by the rule of `put_label`."""
+    """Put labels int64[n, 3] (time, provider, model name) into rows of ``measures`` int64[rows, 3].
+
+    The newest label of a row stays. Of two labels at the same time, the greater one stays. So the order in
+    which they come does not matter.
+    """
     for i in range(len(rows)):
-        put_label(measures, rows[i], 0, labels[i, 0], labels[i, 1], labels[i, 2], pool, edges)
+        row, at, provider, name = rows[i], labels[i, 0], labels[i, 1], labels[i, 2]
+        if at > measures[row, 0] or (
+            at == measures[row, 0]
+            and _is_greater_label(pool, edges, provider, name, measures[row, 1], measures[row, 2])
+        ):
+            measures[row, 0], measures[row, 1], measures[row, 2] = at, provider, name
 
 
 @compiled
@@ -198,8 +198,13 @@ def accumulate(
         totals[row, 14] = max(totals[row, 14], at)
         for j in range(5):
             totals[row, 15 + j] += details[i, j]
-        if labels[i, 0] | labels[i, 1]:
-            put_label(totals, row, 20, at, labels[i, 0], labels[i, 1], pool, edges)
+        provider, name = labels[i, 0], labels[i, 1]
+        if provider | name and (
+            at > totals[row, 20]
+            or at == totals[row, 20]
+            and _is_greater_label(pool, edges, provider, name, totals[row, 21], totals[row, 22])
+        ):
+            totals[row, 20], totals[row, 21], totals[row, 22] = at, provider, name
     return True
 
 
