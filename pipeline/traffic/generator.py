@@ -81,7 +81,8 @@ class World:
     """The orgs that send, their models and their clients. The same arguments give the same world everywhere.
 
     A few orgs make most of the traffic, and a few models make most of the traffic of an org (Zipf). Every org
-    has its own favourite models, and up to ``clients_per_org`` clients.
+    has its own favourite models, and up to ``clients_per_org`` clients. A client is an API key of one
+    application, so all its calls have one service tier: a nightly job calls in batches, a chat does not.
     """
 
     def __init__(self, *, seed: int = 0, orgs: int = 50, models: int = 8, clients_per_org: int = 12) -> None:
@@ -93,6 +94,9 @@ class World:
         self._org_of = _zipf(orgs, 1.1)
         self._model_of = _zipf(models, 1.2)
         self._client_of = _zipf(clients_per_org, 0.9)
+        self._tier_of: Final = np.random.default_rng([seed & (2**64 - 1), 0x71E5]).choice(
+            len(SERVICE_TIERS), (orgs, clients_per_org), p=_TIER_SHARES
+        )
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Ints, Ints, Ints]:
         """Draw the indices of org, model and client of ``n`` events: int64[n] each."""
@@ -101,6 +105,11 @@ class World:
             for cumulated in (self._org_of, self._model_of, self._client_of)
         )
         return org, (model_rank + org * 3) % len(self.models), client
+
+    def tier(self, org: Ints, client: Ints) -> Ints:
+        """The service tiers of clients: places in `SERVICE_TIERS`, int64[n]."""
+        tiers: Ints = self._tier_of[org, client]
+        return tiers
 
     def latency_ms(self, rng: np.random.Generator, model: Ints, output_tokens: Ints) -> Ints:
         """Draw latencies, int64[n]: log-normal around the time that a model needs for its tokens."""
@@ -325,17 +334,15 @@ def time_texts(times_us: Ints) -> list[str]:
     return texts
 
 
-def draw_facts(
+def draw_kinds(
     rng: np.random.Generator, world: World, model: Ints, input_tokens: Ints, output_tokens: Ints
 ) -> dict[str, Ints]:
-    """Draw service tiers and kinds of tokens of n events: the last fields of `Columns`, int64[n] each.
+    """Draw the kinds of tokens of n events: the last fields of `Columns`, int64[n] each.
 
     Half of the longer calls read most of their input from a cache. Models of some providers also write to the
     cache, and some models reason.
     """
     n = len(model)
-    cumulated = np.cumsum(_TIER_SHARES)
-    cumulated[-1] = 1.0
     writes = np.array([each.provider in _CACHE_WRITERS for each in world.models])[model]
     reasons = np.array([each.name in _REASONING_MODELS for each in world.models])[model]
     caches = (input_tokens >= 1024) & (rng.random(n) < 0.5)
@@ -343,7 +350,6 @@ def draw_facts(
     written = np.where(caches & writes, (input_tokens - read) * rng.uniform(0, 0.8, n), 0).astype(np.int64)
     for_an_hour = rng.random(n) < 0.2
     return {
-        "tier": np.searchsorted(cumulated, rng.random(n)),
         "cache_read_tokens": read,
         "cache_write_tokens": np.where(for_an_hour, 0, written),
         "cache_write_1h_tokens": np.where(for_an_hour, written, 0),
@@ -409,7 +415,8 @@ class Traffic:
             cost_microcents=world.cost_microcents(model, input_tokens, output_tokens),
             variant=draw_variants(rng, BLOCK, self._shares),
             has_facts=(self._luck_of_facts.random(BLOCK) < self._shares.facts).astype(np.int64),
-            **draw_facts(self._luck_of_facts, world, model, input_tokens, output_tokens),
+            tier=world.tier(org, client),
+            **draw_kinds(self._luck_of_facts, world, model, input_tokens, output_tokens),
         )
         self._heads, self._tails = encode(world, columns)
         luck, shares = rng.random(BLOCK), self._shares
