@@ -86,9 +86,12 @@ def intern_texts(
             out[i] = 0
             continue
         guess = out[i]
-        if 0 < guess < used and edges[guess + 1] - edges[guess] == length:
-            if _same_bytes(pool_text, edges[guess], text, first, length):
-                continue
+        if (
+            0 < guess < used
+            and edges[guess + 1] - edges[guess] == length
+            and _same_bytes(pool_text, edges[guess], text, first, length)
+        ):
+            continue
         h = secret[0] + secret[1] * np.uint64(length)
         for j in range(0, length, 8):
             part = _masked_word(text, first + j, length - j)

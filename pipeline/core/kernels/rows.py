@@ -201,8 +201,10 @@ def accumulate(
         provider, name = labels[i, 0], labels[i, 1]
         if provider | name and (
             at > totals[row, 20]
-            or (at == totals[row, 20]
-            and _is_greater_label(pool, edges, provider, name, totals[row, 21], totals[row, 22]))
+            or (
+                at == totals[row, 20]
+                and _is_greater_label(pool, edges, provider, name, totals[row, 21], totals[row, 22])
+            )
         ):
             totals[row, 20], totals[row, 21], totals[row, 22] = at, provider, name
     return True
