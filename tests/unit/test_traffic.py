@@ -105,13 +105,15 @@ def test_costs_are_the_list_price_to_the_last_digit() -> None:
 
 
 def test_facts_are_those_of_the_contract() -> None:
-    world = World(orgs=3)
+    world = World()
     names = {model.model_id: (model.provider, model.name) for model in world.models}
     events = decoded(Traffic(world, seed=1, shares=Shares(facts=0.8)).take(times(20_000)))
     told = [event for event in events if event.model_name]
     assert 0.78 < len(told) / len(events) < 0.82
     assert all((event.provider, event.model_name) == names[str(event.model_id)] for event in told)
     assert {event.service_tier for event in told} == {0, 1, 2, 3, 4}
+    tiers_of_client = {(event.org_id, event.client_id, event.service_tier) for event in told}
+    assert len(tiers_of_client) == len({(org, client) for org, client, _ in tiers_of_client})
     for kind in ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"):
         assert any(getattr(event, kind) for event in told), kind
     assert {event.provider for event in told if event.cache_write_tokens} == {"anthropic"}
