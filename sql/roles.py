@@ -30,6 +30,11 @@ READABLE: Final = (
     "models_seen",
     "clients_seen",
     "rate_classes",
+    "prices",
+    "price_sheets",
+    "model_labels",
+    "spend_hour",
+    "spend_day",
 )
 """The tables that the API may read and only the worker writes. Dedupe ids and dead letters are not among
 them: dead letters hold original events."""

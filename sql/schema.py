@@ -14,11 +14,13 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    ForeignKey,
     Identity,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
@@ -30,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0013"
+HEAD: Final = "0014"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 
@@ -121,6 +123,78 @@ rate_classes = Table(
 """The meaning of each ``rate_class``: a service tier, and the input tokens of a call. ``input_to`` is the
 last number of a range, or null if the range has no end. Class 0 is ``standard`` with any number, which all
 rows from before have. Workers add the classes that CONTEXT_TIERS makes. No class is ever changed."""
+
+prices = Table(
+    "prices",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("provider", Text, nullable=False),
+    Column("model_name", Text, nullable=False),
+    Column("service_tier", Text, nullable=False),
+    Column("context_from", BigInteger, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("rate", Numeric, nullable=True),
+    _timestamp("valid_from"),
+    _timestamp("valid_to", nullable=True),
+    Column("org_id", Uuid, nullable=True),
+    Column("source", Text, nullable=False),
+    Column("basis", Text, nullable=False),
+    Column("recorded_by", Text, nullable=False),
+    Column("recorded_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("retracts", BigInteger, ForeignKey("analytics.prices.id"), nullable=True),
+    UniqueConstraint("retracts", name="prices_retracts"),
+    Index("prices_of_model", "provider", "model_name"),
+)
+"""The price book. A trigger makes every UPDATE, DELETE and TRUNCATE fail. The greatest ``id`` is the version.
+
+A row is the price of one ``kind`` from an hour on, or it ``retracts`` an earlier row. ``rate`` is in US
+dollars for a million tokens. For the kind ``request`` it is in US dollars for a call, and for ``discount`` it
+is a percentage. A price holds for calls with ``context_from`` input tokens or more. ``org_id`` is null if the
+price holds for everyone. A discount belongs to an org, and '' as its provider or model means all of them.
+"""
+
+price_sheets = Table(
+    "price_sheets",
+    metadata,
+    Column("org_id", Uuid, nullable=True),
+    Column("provider", Text, nullable=False),
+    Column("model_name", Text, nullable=False),
+    Column("service_tier", Text, nullable=False),
+    Column("context_from", BigInteger, nullable=False),
+    Column("context_to", BigInteger, nullable=True),
+    _timestamp("valid_from"),
+    _timestamp("valid_to", nullable=True),
+    *(
+        Column(kind, Numeric, nullable=False)
+        for kind in (
+            "input",
+            "output",
+            "cache_read",
+            "cache_write",
+            "cache_write_1h",
+            "reasoning",
+            "request",
+        )
+    ),
+    UniqueConstraint(
+        "provider",
+        "model_name",
+        "service_tier",
+        "org_id",
+        "context_from",
+        "valid_from",
+        name="price_sheets_key",
+        postgresql_nulls_not_distinct=True,
+    ),
+)
+"""The rates of the newest version of the book, worked out: exactly one sheet covers a call that is priced.
+
+A sheet holds for ``context_from`` input tokens up to, but not including, ``context_to``, and for the hours
+from ``valid_from`` up to ``valid_to`` (null: no end). An org has sheets of a model only where it has prices
+of its own or a discount. These take the place of all sheets of everyone for that model. A trigger of
+``prices`` rewrites the sheets that a new row changes. ``analytics.price_sheets_at`` gives the sheets of any
+version.
+"""
 
 usage_minute = _rollup("usage_minute", by_client=False)
 usage_hour = _rollup("usage_hour", by_client=False)
