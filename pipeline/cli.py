@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "exporter": "processes:exporter",
     "keys": "keys:keys",
     "migrate": "environment:migrate",
+    "prices": "prices:prices",
     "rebuild": "archive:rebuild",
     "reconcile": "archive:reconcile",
     "replay-trace": "traffic:replay_trace",

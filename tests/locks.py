@@ -12,11 +12,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = ("uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11", "--generate-hashes")
-PROJECT = ("pyproject.toml", "--extra", "embedded")
+PROJECT = ("pyproject.toml", "--extra", "embedded", "--extra", "prices")
 FORM = ("--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links")
 LOCKS = {
     "requirements.lock": (
-        "What runs and what builds: spendstream and its embedded demo.",
+        "What runs and what builds: spendstream, its embedded demo and its sources of prices.",
         (*PROJECT, "--group", "build"),
     ),
     "tests/requirements.lock": (

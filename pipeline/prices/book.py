@@ -1,0 +1,278 @@
+"""The book in the database: reading it, and appending to it. A row is never changed and never deleted.
+
+The version of the book is the greatest id. A lock lets one writer at a time append, so ids are committed in
+their order, and a version never gains a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from pipeline.common import connect
+from pipeline.common.actor import actor
+from pipeline.common.operator import OperatorError
+from pipeline.prices.plan import Plan, pieces, plan
+from pipeline.prices.price import MANUAL, Faulty, Key, Price, faults_of
+from sql import queries
+
+NEWEST: Final = 2**63 - 1
+"""A version that is as new as the book, whatever the book holds."""
+
+
+class PriceRefused(OperatorError):
+    """The book cannot take this change; nothing was changed. The message has the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The rows of the book that are asked for. None: all."""
+
+    version: int = NEWEST
+    live: bool = False
+    """Only prices that are not retracted, and no retractions."""
+    provider: str | None = None
+    model_name: str | None = None
+    service_tier: str | None = None
+    kind: str | None = None
+    source: str | None = None
+    org_id: UUID | None = None
+    at: datetime | None = None
+    """Only rows that are valid then."""
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A row of the book. Either it has a rate, or it retracts an earlier row."""
+
+    id: int
+    provider: str
+    model_name: str
+    service_tier: str
+    context_from: int
+    kind: str
+    rate: Decimal | None
+    valid_from: datetime
+    valid_to: datetime | None
+    org_id: UUID | None
+    source: str
+    basis: str
+    recorded_by: str
+    recorded_at: datetime
+    retracts: int | None
+    retracted_by: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """The rates of a model for a range of sizes and of hours; see ``analytics.price_sheets``."""
+
+    org_id: UUID | None
+    provider: str
+    model_name: str
+    service_tier: str
+    context_from: int
+    context_to: int | None
+    valid_from: datetime
+    valid_to: datetime | None
+    input: Decimal
+    output: Decimal
+    cache_read: Decimal
+    cache_write: Decimal
+    cache_write_1h: Decimal
+    reasoning: Decimal
+    request: Decimal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """The outcome of an import. ``version`` is the version of the book from then on."""
+
+    plan: Plan
+    version: int
+
+
+def connected(database_url: str) -> connect.Connection:
+    """A connection for the functions of this module. Raises `psycopg.Error`."""
+    return connect.connect(
+        database_url, connect.Session(application_name="spendstream-prices", lock_timeout_s=60.0)
+    )
+
+
+def version(connection: connect.Connection) -> int:
+    """The version of the book; 0 if it is empty."""
+    row = connection.execute(_PRICES["version"]).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def entries(connection: connect.Connection, chosen: Chosen) -> Iterator[Entry]:
+    """The chosen rows of the book, in the order of their ids."""
+    values = {name: getattr(chosen, name) for name in Chosen.__slots__}
+    for row in connection.execute(_PRICES["entries"], values):
+        yield Entry(**dict(zip(Entry.__slots__, row, strict=True)))
+
+
+def live(connection: connect.Connection, chosen: Chosen) -> list[Price]:
+    """The prices among the chosen rows that count at the version, in the order of their ids."""
+    values = {name: getattr(chosen, name) for name in Chosen.__slots__} | {"live": True}
+    rows = connection.execute(_PRICES["entries"], values).fetchall()
+    names = Entry.__slots__[1:12]
+    return [
+        Price(**dict(zip(names, row[1:12], strict=True)), where=f"row {row[0]} of the book") for row in rows
+    ]
+
+
+def effective(connection: connect.Connection, chosen: Chosen) -> Iterator[Price]:
+    """The prices of the chosen rows, without the hours in which a later row takes their place.
+
+    Importing them appends nothing, and a new book that imports them says the same.
+    """
+    by_key: dict[Key, list[Price]] = {}
+    for price in live(connection, chosen):
+        by_key.setdefault(price.key, []).append(price)
+    for key in sorted(by_key, key=lambda key: (*key[1:], str(key[0] or ""))):
+        for start, end, price in pieces(by_key[key]):
+            fields = {name: getattr(price, name) for name in Price.__slots__}
+            ends = {"valid_to": None if end.year == datetime.max.year else end}
+            yield Price(**fields | {"valid_from": start} | ends)
+
+
+def sheets(
+    connection: connect.Connection,
+    at_version: int,
+    *,
+    models: Sequence[tuple[str, str]] | None = None,
+    org_id: UUID | None = None,
+) -> list[Sheet]:
+    """The sheets of the book at a version: of all models, or of the named (provider, model name) pairs.
+
+    With ``org_id``, those of everyone and those of this org; without, those of everyone and of all orgs.
+    """
+    rows = connection.execute(
+        _PRICES["sheets"],
+        {
+            "version": at_version,
+            "providers": None if models is None else [provider for provider, _ in models],
+            "model_names": None if models is None else [name for _, name in models],
+            "org_id": org_id,
+        },
+    ).fetchall()
+    return [Sheet(**dict(zip(Sheet.__slots__, row, strict=True))) for row in rows]
+
+
+def providers_of(connection: connect.Connection, model_name: str, provider: str | None) -> list[str]:
+    """The providers that the book has a model of this name from, or ``provider`` if it is one of them."""
+    rows = connection.execute(_PRICES["named"], {"model_name": model_name, "provider": provider}).fetchall()
+    return [name for (name,) in rows]
+
+
+def add(
+    connection: connect.Connection,
+    prices: Sequence[Price],
+    *,
+    action: str,
+    title: str,
+    dry_run: bool = False,
+    now: datetime | None = None,
+) -> Imported:
+    """Append what the prices say and the book does not, with a row in the audit log.
+
+    The caller commits. ``action`` and ``title`` name the change in the audit log. With ``dry_run`` nothing is
+    written.
+
+    Raises:
+        Faulty: a price breaks a rule; nothing was changed.
+        psycopg.Error: the database cannot be used; nothing was changed.
+    """
+    faults = faults_of(prices)
+    if faults:
+        raise Faulty(title, faults)
+    if not dry_run:
+        connection.execute(_PRICES["lock"])
+    planned = plan(prices, live(connection, Chosen()), now=now or datetime.now(UTC))
+    if planned.append and not dry_run:
+        before = version(connection)
+        append(connection, planned.append)
+        orgs = {price.org_id for price in planned.append}
+        detail = {
+            "title": title,
+            "rows": len(planned.append),
+            "sources": sorted({price.source for price in planned.append}),
+            "version": version(connection),
+            "version_before": before,
+        }
+        if len(planned.append) == 1:
+            [price] = planned.append
+            detail["price"] = {
+                name: None if value is None else str(value)
+                for name in Price.__slots__
+                if name != "where"
+                for value in [getattr(price, name)]
+            }
+        _audit(connection, action, detail, org_id=orgs.pop() if len(orgs) == 1 else None)
+    return Imported(plan=planned, version=version(connection))
+
+
+def append(connection: connect.Connection, prices: Sequence[Price]) -> None:
+    """Append prices that keep the rules, as they are. Every price needs its ``valid_from``."""
+    who = actor()
+    with connection.cursor() as cursor, cursor.copy(_PRICES["append"]) as copy:
+        for price in prices:
+            assert price.valid_from is not None
+            copy.write_row(
+                (
+                    price.provider,
+                    price.model_name,
+                    price.service_tier,
+                    price.context_from,
+                    price.kind,
+                    price.rate,
+                    price.valid_from,
+                    price.valid_to,
+                    price.org_id,
+                    price.source,
+                    price.basis,
+                    who,
+                )
+            )
+
+
+def retract(connection: connect.Connection, number: int, *, reason: str) -> int:
+    """Retract a price, and return the id of the row that does so. The caller commits.
+
+    Raises:
+        PriceRefused: the book has no such price, or the price is retracted already.
+        psycopg.Error: the database cannot be used; nothing was changed.
+    """
+    connection.execute(_PRICES["lock"])
+    found = connection.execute(_PRICES["entry"], {"id": number}).fetchone()
+    if found is None:
+        raise PriceRefused(f"the book has no row {number}: see `spendstream prices list`")
+    retracts, retracted_by = found
+    if retracts is not None:
+        raise PriceRefused(f"row {number} is itself a retraction (of row {retracts}): set the price anew")
+    if retracted_by is not None:
+        raise PriceRefused(f"row {number} is retracted already, by row {retracted_by}")
+    values: dict[str, Any] = {"id": number, "source": MANUAL, "basis": reason, "recorded_by": actor()}
+    row = connection.execute(_PRICES["retract"], values).fetchone()
+    assert row is not None
+    _audit(connection, "prices.retract", {"id": number, "reason": reason, "version": row[0]}, org_id=None)
+    return int(row[0])
+
+
+def _audit(
+    connection: connect.Connection, action: str, detail: dict[str, Any], *, org_id: UUID | None
+) -> None:
+    values = {"actor": actor(), "action": action, "org_id": org_id, "detail": Jsonb(detail)}
+    connection.execute(_PRICES["audit"], values)
+
+
+_PRICES = queries.load("prices")

@@ -1,0 +1,137 @@
+"""The prices of the package genai-prices, by exact model ids.
+
+The package finds a model by patterns such as "begins with gpt-4o". The book knows exact names only, so a
+model is imported under its id. A tier of genai-prices begins above its number: "start 200000" is a price
+from 200,001 input tokens on. A service tier that names some rates has the standard rates for the others.
+
+What depends on the time of day, or on a search or a route, is left out and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, Final
+
+from pipeline.prices.price import Price, rounded
+from pipeline.prices.source import Read, package
+
+SOURCE: Final = "genai-prices"
+
+_KINDS: Final = {
+    "input_mtok": "input",
+    "output_mtok": "output",
+    "cache_read_mtok": "cache_read",
+    "cache_write_mtok": "cache_write",
+    "cache_write_5m_mtok": "cache_write",
+    "cache_write_1h_mtok": "cache_write_1h",
+    "output_reasoning_mtok": "reasoning",
+    "requests_kcount": "request",
+}
+"""What the package calls a kind. Later names win over earlier ones, where a model has both."""
+_TIERS: Final = {
+    ("processing", "batch"): "batch",
+    ("service_tier", "flex"): "flex",
+    ("service_tier", "priority"): "priority",
+    ("service_tier", "fast"): "fast",
+    ("speed", "fast"): "fast",
+    ("service_tier", "default"): "standard",
+}
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+
+
+def read(*, provider: str | None = None) -> Read:
+    """The prices of all providers, or of one. Raises `source.SourceMissing`."""
+    [data], version = package("genai-prices", "genai_prices.data")
+    prices: list[Price] = []
+    notes: list[str] = []
+    for one in data.providers:
+        if provider is not None and one.id != provider:
+            continue
+        basis = f"{SOURCE} {version}"
+        if one.pricing_urls:
+            basis += f", {one.pricing_urls[0]}"
+        for model in one.models:
+            prices += _of_model(one.id, model, basis, notes)
+    return Read(tuple(prices), tuple(notes))
+
+
+def _of_model(provider: str, model: Any, basis: str, notes: list[str]) -> Iterator[Price]:
+    name = f"{provider} {model.id}"
+    standard = model.prices if isinstance(model.prices, list) else None
+    constraints = [one.constraint for one in (*(standard or ()), *(model.price_variants or ()))]
+    if any(hasattr(constraint, "start_time") for constraint in constraints):
+        notes.append(f"{name} is left out: its price depends on the time of day")
+        return
+    tiers: dict[str, list[Any]] = {"standard": []}
+    for variant in model.price_variants or ():
+        tier = _TIERS.get(next(iter(variant.when.items()))) if len(variant.when) == 1 else None
+        if tier is None:
+            when = ", ".join(f"{key} {value}" for key, value in variant.when.items())
+            notes.append(f"{name}: the price for {when} is left out, which the book has no word for")
+            continue
+        tiers.setdefault(tier, []).append(variant)
+    for tier, variants in tiers.items():
+        moments = {_start(one.constraint) for one in (*(standard or ()), *variants)} | {_FIRST}
+        if tier != "standard" and all(variant.constraint is not None for variant in variants):
+            # Before the first of its prices, the tier has none: the standard rates are no price of it.
+            moments -= {at for at in moments if at < min(_start(one.constraint) for one in variants)}
+        times = [*sorted(moments), None]
+        for start, end in pairwise(times):
+            assert start is not None
+            found = _values(_prices_at(model.prices, start))
+            # The first variant that names a rate wins.
+            for variant in reversed(variants):
+                if _start(variant.constraint) <= start:
+                    found |= _values(variant.prices)
+            for kind, value in _by_kind(found).items():
+                yield from _of_rate(
+                    value,
+                    notes,
+                    provider=provider,
+                    model_name=model.id,
+                    service_tier=tier,
+                    kind=kind,
+                    valid_from=None if start == _FIRST else start,
+                    valid_to=end,
+                    source=SOURCE,
+                    basis=basis,
+                    where=f"{name} {tier} {kind}",
+                )
+
+
+def _start(constraint: Any) -> datetime:
+    if constraint is None:
+        return _FIRST
+    at = constraint.start_date
+    return datetime(at.year, at.month, at.day, tzinfo=UTC)
+
+
+def _prices_at(prices: Any, at: datetime) -> Any:
+    """The price that holds at a time: the last one in the list that has begun, else the first one."""
+    if not isinstance(prices, list):
+        return prices
+    begun = [one for one in prices if _start(one.constraint) <= at]
+    return (begun or prices[:1])[-1].prices if prices else None
+
+
+def _values(prices: Any) -> dict[str, Any]:
+    """The rates of a price object by the package's names, without those that are not set."""
+    return {} if prices is None else {k: v for k, v in vars(prices).items() if v is not None}
+
+
+def _by_kind(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: found[name] for name, kind in _KINDS.items() if name in found}
+
+
+def _of_rate(value: Any, notes: list[str], **fields: Any) -> Iterator[Price]:
+    steps = [(0, value)] if isinstance(value, Decimal) else [(0, value.base)]
+    if not isinstance(value, Decimal):
+        steps += [(tier.start + 1, tier.price) for tier in value.tiers]
+    for context, given in steps:
+        rate = given / 1000 if fields["kind"] == "request" else rounded(given)
+        if fields["kind"] != "request" and rate != given:
+            notes.append(f"{fields['where']}: {given} is taken as {rate.normalize():f}")
+        yield Price(**fields, context_from=context, rate=rate)

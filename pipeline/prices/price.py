@@ -1,0 +1,168 @@
+"""A price as a source gives it, and the rules that it must keep. Nothing here knows a database or a file.
+
+The rate of a price is in US dollars for a million tokens. For the kind ``request`` it is in US dollars for a
+call, and for the kind ``discount`` it is a percentage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from pipeline.common.operator import OperatorError
+from pipeline.core.wire import SERVICE_TIERS
+
+TOKEN_KINDS: Final = ("input", "output", "cache_read", "cache_write", "cache_write_1h", "reasoning")
+KINDS: Final = (*TOKEN_KINDS, "request", "discount")
+EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""The beginning of a price of which a source does not say when it began."""
+MANUAL: Final = "manual"
+"""The source of what a person sets by a command."""
+
+_RATE_MAX: Final = Decimal(10**9)
+_CONTEXT_MAX: Final = 10**12
+_HOUR: Final = timedelta(hours=1)
+
+Key = tuple[UUID | None, str, str, str, int, str]
+"""(org_id, provider, model_name, service_tier, context_from, kind): what a price is of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """One price of a source. Nothing is checked yet; see `faults_of`."""
+
+    provider: str
+    model_name: str
+    kind: str
+    rate: Decimal
+    service_tier: str = SERVICE_TIERS[0]
+    context_from: int = 0
+    """The price holds for calls with this many input tokens or more."""
+    valid_from: datetime | None = None
+    """None: the source does not say when the price began."""
+    valid_to: datetime | None = None
+    """None: the price has no end."""
+    org_id: UUID | None = None
+    """None: the price holds for everyone."""
+    source: str = MANUAL
+    basis: str = ""
+    where: str = ""
+    """The place in the source, for messages."""
+
+    @property
+    def key(self) -> Key:
+        return (
+            self.org_id,
+            self.provider,
+            self.model_name,
+            self.service_tier,
+            self.context_from,
+            self.kind,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A broken rule, and its place in the source."""
+
+    where: str
+    message: str
+
+
+class Faulty(OperatorError):
+    """A source breaks rules, so nothing was imported. ``faults`` names every broken rule."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        super().__init__(f"{source} has {len(faults)} faults: nothing was imported")
+        self.faults = tuple(faults)
+
+
+def faults_of(prices: Iterable[Price]) -> list[Fault]:
+    """Every broken rule of some prices that are to be imported together."""
+    faults: list[Fault] = []
+    seen: dict[tuple[Key, datetime | None], Price] = {}
+    for price in prices:
+        faults += [Fault(price.where, message) for message in _faults(price)]
+        first = seen.setdefault((price.key, price.valid_from), price)
+        if (first.rate, first.valid_to) != (price.rate, price.valid_to):
+            same = f"the same price as {first.where or 'another'}, but"
+            what = f"rate {first.rate} and {price.rate}" if first.rate != price.rate else "another valid_to"
+            faults.append(Fault(price.where, f"{same} {what}"))
+    return faults
+
+
+def _faults(price: Price) -> Iterable[str]:
+    is_discount = price.kind == "discount"
+    if price.kind not in KINDS:
+        yield f"kind {price.kind!r} is unknown: expected one of {', '.join(KINDS)}"
+    for name, value, length_max in (
+        ("provider", price.provider, 64),
+        ("model_name", price.model_name, 128),
+    ):
+        if len(value) > length_max:
+            yield f"{name} has more than {length_max} characters"
+        if not value and not is_discount:
+            yield f"{name} is missing"
+        if "\0" in value:
+            yield f"{name} holds the character 0"
+    if is_discount:
+        if price.service_tier:
+            yield "a discount holds for all service tiers: leave service_tier empty"
+        if price.context_from:
+            yield "a discount holds for all sizes: leave context_from empty"
+        if price.org_id is None:
+            yield "a discount belongs to an org: org_id is missing"
+    elif price.service_tier not in SERVICE_TIERS:
+        yield f"service_tier {price.service_tier!r} is unknown: expected one of {', '.join(SERVICE_TIERS)}"
+    if not 0 <= price.context_from <= _CONTEXT_MAX:
+        yield f"context_from {price.context_from} is not between 0 and {_CONTEXT_MAX}"
+    yield from _faults_of_rate(price)
+    for name, at in (("valid_from", price.valid_from), ("valid_to", price.valid_to)):
+        if at is not None and (at - EVER) % _HOUR:
+            yield f"{name} {at.isoformat()} is not a whole hour of UTC"
+    if price.valid_to is not None and price.valid_to <= (price.valid_from or EVER):
+        yield "valid_to is not after valid_from"
+
+
+def _faults_of_rate(price: Price) -> Iterable[str]:
+    rate = price.rate
+    if not rate.is_finite():
+        yield f"rate {rate} is no number"
+        return
+    if rate < 0:
+        yield f"rate {rate} is negative"
+    high = Decimal(100) if price.kind == "discount" else _RATE_MAX
+    if rate > high:
+        yield f"rate {rate} is above {high}"
+    decimals_max = 12 if price.kind == "request" else 6
+    if decimals(rate) > decimals_max:
+        yield f"rate {rate} has more than {decimals_max} decimals: a float has left its noise there"
+
+
+def decimals(number: Decimal) -> int:
+    """The decimals of a number, without zeros at its end. Exact for every number of digits."""
+    _, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)
+    text = "".join(map(str, digits))
+    zeros = len(text) - len(text.rstrip("0"))
+    return max(0, -exponent - zeros) if any(digits) else 0
+
+
+def hour_of(at: datetime) -> datetime:
+    """The beginning of the hour of UTC that a time lies in."""
+    return at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def rounded(rate: Decimal) -> Decimal:
+    """A rate of a package in whole 10^-6 dollars, if that changes it by less than one part in 10^5.
+
+    A package holds some rates with the noise of a float (0.30000000000000004 is meant as 0.3), or a quotient
+    that was cut off (0.0833333333333333). Nobody can edit a package, so such a rate is rounded and said. A
+    rate that would change by more comes back as it is, and `faults_of` then names it.
+    """
+    near = rate.quantize(Decimal("0.000001"))
+    return near if abs(near - rate) < abs(rate) * Decimal("1e-5") else rate
