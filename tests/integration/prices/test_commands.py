@@ -1,0 +1,209 @@
+"""``spendstream prices`` on a real database: imports, corrections, and what the audit log says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+from sql import migrate
+
+ORG = "00000000-0000-4000-8000-00000000000a"
+CSV = """provider,model_name,service_tier,context_from,kind,rate,currency,valid_from,valid_to,org_id
+openai,gpt-5,,,input,1.25,USD,2026-01-01,,
+openai,gpt-5,,,output,10,USD,2026-01-01,,
+openai,gpt-5,,200001,input,2.5,USD,2026-01-01,,
+openai,gpt-5,batch,,input,0.625,USD,2026-01-01,,
+openai,gpt-5,batch,,output,5,USD,2026-01-01,,
+,,,,discount,10,,2026-02-01,,00000000-0000-4000-8000-00000000000a
+"""
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(database_url: str) -> Run:
+    """Runs ``spendstream prices …``; `code` is the exit code that is expected."""
+
+    def run(*arguments: object, code: int = 0) -> Result:
+        environment = {"DATABASE_URL": database_url}
+        result = CliRunner().invoke(main, ["prices", *map(str, arguments)], env=environment)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.csv"
+    path.write_text(CSV)
+    return path
+
+
+def audited(connection: psycopg.Connection[Any]) -> list[tuple[str, str | None, dict[str, Any]]]:
+    rows = connection.execute(
+        "SELECT action, org_id::text, detail FROM analytics.audit_log ORDER BY id"
+    ).fetchall()
+    return [(action, org, detail) for action, org, detail in rows]
+
+
+def state(connection: psycopg.Connection[Any]) -> list[Any]:
+    """Everything that an import could change, with the transactions that wrote it."""
+    return [
+        connection.execute(f"SELECT xmin::text, t::text FROM analytics.{table} AS t ORDER BY 2").fetchall()
+        for table in ("prices", "price_sheets", "audit_log")
+    ]
+
+
+def test_the_same_import_a_second_time_changes_nothing(
+    run: Run, file: Path, connection: psycopg.Connection[Any]
+) -> None:
+    assert "6 prices read, 6 would be appended; version 0" in run("import", "csv", file, "--dry-run").output
+    assert state(connection) == [[], [], []]
+    assert "6 prices read, 6 appended; version 6" in run("import", "csv", file).output
+    before = state(connection)
+    assert "6 prices read, 0 appended; version 6" in run("import", "csv", file).output
+    assert state(connection) == before
+    [(action, org, detail)] = audited(connection)
+    assert (action, org, detail["rows"], detail["version"]) == ("prices.import", None, 6, 6)
+
+
+def test_a_faulty_line_is_named_and_nothing_is_imported(
+    run: Run, file: Path, connection: psycopg.Connection[Any]
+) -> None:
+    file.write_text(CSV + "openai,gpt-6,,,input,-1,USD,2026-01-01T00:30:00Z,,\n")
+    result = run("import", "csv", file, code=1)
+    assert result.output.splitlines() == [
+        "line 8: rate -1 is negative",
+        "line 8: valid_from 2026-01-01T00:30:00+00:00 is not a whole hour of UTC",
+        f"Error: csv {file} has 2 faults: nothing was imported",
+    ]
+    assert state(connection) == [[], [], []]
+    assert run("import", "csv", file.with_name("none.csv"), code=1).output.startswith("Error: No such file")
+    for arguments in (("csv",), ("genai-prices", file), ("litellm",)):
+        run("import", *arguments, code=2)
+
+
+def test_a_price_is_set_shown_and_retracted(
+    run: Run, file: Path, connection: psycopg.Connection[Any]
+) -> None:
+    run("import", "csv", file)
+    dear = ("set", "--provider", "openai", "--model", "gpt-5", "--kind", "input", "--rate", "1.5")
+    since = (*dear, "--from", "2026-03-01", "--to", "2026-03-01T05:00")
+    assert "version 7" in run(*since, "--basis", "invoice 9").output
+    assert "the book says so already" in run(*since).output
+
+    def inputs(*options: object) -> list[tuple[str, int, str, str]]:
+        lines = run("show", "gpt-5", "--json", *options).output.splitlines()
+        return [
+            (row["service_tier"], row["context_from"], row["valid_from"][:13], row["input"])
+            for row in map(json.loads, lines)
+            if row["org_id"] is None or "--org" in options
+        ]
+
+    standard = [("standard", 0, "2026-01-01T00", "1.25"), ("standard", 0, "2026-03-01T00", "1.5")]
+    standard += [("standard", 0, "2026-03-01T05", "1.25"), ("standard", 200_001, "2026-01-01T00", "2.5")]
+    assert inputs() == [("batch", 0, "2026-01-01T00", "0.625"), *standard]
+    assert ("batch", 0, "2026-02-01T00", "0.5625") in inputs("--org", ORG)
+    assert "gpt-5 standard, 200001 tokens and more, from 2026-01-01" in run("show", "gpt-5").output
+    assert "version 8" in run("retract", 7, "--reason", "a wrong invoice").output
+    assert inputs() == [("batch", 0, "2026-01-01T00", "0.625"), standard[0], standard[3]]
+    assert inputs("--version", 7) == [("batch", 0, "2026-01-01T00", "0.625"), *standard]
+    for number, message in (
+        (7, "retracted already, by row 8"),
+        (8, "itself a retraction"),
+        (99, "no row 99"),
+    ):
+        assert message in run("retract", number, "--reason", "x", code=1).output
+    assert "no model 'gpt-4'" in run("show", "gpt-4", code=1).output
+    assert [action for action, _, _ in audited(connection)] == [
+        "prices.import",
+        "prices.set",
+        "prices.retract",
+    ]
+    assert audited(connection)[1][2]["price"]["basis"] == "invoice 9"
+    run(*dear, "--from", "2026-03-01T00:30", code=2)
+    run("set", "--kind", "discount", "--rate", "10", "--from", "2026-03-01", code=2)
+    run("set", "--kind", "discount", "--rate", "12.5", "--from", "2026-03-01", "--org", ORG)
+    assert audited(connection)[-1][1] == ORG
+
+
+def test_the_list_has_filters(run: Run, file: Path) -> None:
+    run("import", "csv", file)
+    run("retract", 1, "--reason", "x")
+
+    def ids(*options: object) -> list[int]:
+        return [json.loads(line)["id"] for line in run("list", "--json", *options).output.splitlines()]
+
+    assert ids() == [2, 3, 4, 5, 6]
+    assert ids("--all") == [1, 2, 3, 4, 5, 6, 7]
+    assert ids("--version", 6) == [1, 2, 3, 4, 5, 6]
+    assert ids("--tier", "batch") == [4, 5]
+    assert ids("--kind", "input", "--model", "gpt-5", "--provider", "openai") == [3, 4]
+    assert ids("--org", ORG) == [6]
+    assert ids("--at", "2026-01-31") == [2, 3, 4, 5]
+    assert ids("--limit", 2) == [2, 3]
+    lines = run("list", "--all").output.splitlines()
+    assert lines[2] == (
+        "3 openai gpt-5 standard from 200001 tokens input 2.5 USD a million, from 2026-01-01 [csv] (mine.csv)"
+    )
+    assert lines[0].endswith("[retracted by 7]")
+    assert lines[-2:] == ["7 retracts 1: x", "version 7"]
+
+
+def test_what_is_exported_reads_back_unchanged(
+    run: Run, file: Path, tmp_path: Path, embedded_postgres: Any, connection: psycopg.Connection[Any]
+) -> None:
+    run("import", "csv", file)
+    options = ("--provider", "openai", "--model", "gpt-5", "--kind", "input", "--from", "2026-01-01")
+    run("set", *options, "--rate", "1.3")  # the same key and time once more: a correction
+    run("set", *options, "--rate", "1.4", "--to", "2026-01-05")
+    exported = tmp_path / "exported.csv"
+    assert "7 prices of version 8" in run("export", "--output", exported).output
+    before = state(connection)
+    assert "7 prices read, 0 appended; version 8" in run("import", "csv", exported).output
+    assert state(connection) == before
+    assert "6 prices of version 6" in run("export", "--version", 6).output
+
+    sheets = "SELECT s::text FROM analytics.price_sheets AS s ORDER BY 1"
+    embedded_postgres.psql("CREATE DATABASE prices_elsewhere")
+    elsewhere = embedded_postgres.get_uri("prices_elsewhere")
+    try:
+        migrate.upgrade(elsewhere)
+        result = CliRunner().invoke(
+            main, ["prices", "import", "csv", str(exported)], env={"DATABASE_URL": elsewhere}
+        )
+        assert result.exit_code == 0, result.output
+        with psycopg.connect(elsewhere) as other:
+            other.execute("SET timezone = 'UTC'")
+            assert other.execute(sheets).fetchall() == connection.execute(sheets).fetchall()
+    finally:
+        embedded_postgres.psql("DROP DATABASE prices_elsewhere WITH (FORCE)")
+
+
+def test_a_price_that_a_source_no_longer_has_is_said_and_stays(run: Run, file: Path) -> None:
+    run("import", "csv", file)
+    file.write_text("\n".join(CSV.splitlines()[:3]) + "\n")
+    output = run("import", "csv", file).output
+    assert "3 prices of this source are no longer in it, and stay in the book:" in output
+    assert "3 prices read" not in output
+    assert "2 prices read, 0 appended; version 6" in output
+
+
+def test_a_whole_package_is_imported_once(run: Run, connection: psycopg.Connection[Any]) -> None:
+    pytest.importorskip("genai_prices")
+    first = json.loads(run("import", "genai-prices", "--json").output)
+    assert first["read"] == first["appended"] == first["version"] > 5_000
+    again = json.loads(run("import", "genai-prices", "--json").output)
+    assert (again["appended"], again["differences"], again["version"]) == (0, [], first["version"])
+    only = json.loads(run("import", "model-prices", "--provider", "xai", "--dry-run", "--json").output)
+    assert {row["provider"] for row in only["differences"]} == {"xai"}
+    [(count,)] = connection.execute("SELECT count(*) FROM analytics.price_sheets").fetchall()
+    assert count > 2_000
