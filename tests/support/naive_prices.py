@@ -110,3 +110,17 @@ def _discount(live: Sequence[Row], call: Call) -> Decimal:
 def _covers(row: Row, hour: datetime) -> bool:
     assert row.valid_from is not None
     return row.valid_from <= hour and (row.valid_to is None or hour < row.valid_to)
+
+
+def cost(rates: tuple[Decimal, ...], figures: dict[str, int]) -> Decimal:
+    """What some calls cost, in US dollars, from the figures of a rollup row."""
+    rate = dict(zip(KINDS, rates, strict=True))
+    cached = figures["cache_read_tokens"] + figures["cache_write_tokens"] + figures["cache_write_1h_tokens"]
+    total = Decimal(0)
+    total += (figures["input_tokens"] - cached) * rate["input"]
+    total += figures["cache_read_tokens"] * rate["cache_read"]
+    total += figures["cache_write_tokens"] * rate["cache_write"]
+    total += figures["cache_write_1h_tokens"] * rate["cache_write_1h"]
+    total += (figures["output_tokens"] - figures["reasoning_tokens"]) * rate["output"]
+    total += figures["reasoning_tokens"] * rate["reasoning"]
+    return total / 10**6 + figures["invocations"] * rate["request"]
