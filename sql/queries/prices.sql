@@ -60,3 +60,136 @@ ORDER BY provider COLLATE "C", model_name COLLATE "C", org_id NULLS FIRST, servi
 SELECT DISTINCT provider FROM analytics.prices
 WHERE model_name = %(model_name)s AND (%(provider)s::text IS NULL OR provider = %(provider)s)
 ORDER BY provider
+
+-- name: no_loops
+-- For the diff: the planner cannot know how many sheets there are, and a loop over them takes minutes.
+SET LOCAL enable_nestloop = off
+
+-- name: diff
+-- What calls of a range of hours cost at two versions, by org and model: only models for which the two differ.
+WITH models AS (SELECT array_agg(provider) AS providers, array_agg(model_name) AS names
+    FROM (
+        SELECT DISTINCT provider, model_name FROM analytics.model_labels
+        WHERE %(orgs)s::uuid[] IS NULL OR org_id = ANY(%(orgs)s)
+    ) AS m),
+older AS MATERIALIZED (
+    SELECT s AS sheet, s.* FROM models, analytics.price_sheets_at(%(before)s, providers, names, %(orgs)s) AS s),
+newer AS MATERIALIZED (
+    SELECT s AS sheet, s.* FROM models, analytics.price_sheets_at(%(after)s, providers, names, %(orgs)s) AS s),
+changed AS (
+    SELECT DISTINCT provider, model_name FROM (
+        (TABLE older EXCEPT TABLE newer) UNION ALL (TABLE newer EXCEPT TABLE older)
+    ) AS c
+),
+usage AS MATERIALIZED (
+    SELECT u.org_id, u.model_id, u.bucket_start, u.invocations, u.input_tokens, u.output_tokens,
+        u.cache_read_tokens, u.cache_write_tokens, u.cache_write_1h_tokens, u.reasoning_tokens, u.unestimated,
+        u.cost_microcents, l.provider, l.model_name, c.service_tier, c.input_from
+    FROM analytics.usage_hour AS u
+    JOIN analytics.rate_classes AS c ON c.id = u.rate_class
+    JOIN (
+        SELECT l.* FROM analytics.model_labels AS l
+        JOIN changed AS m ON m.provider = l.provider AND m.model_name = l.model_name
+    ) AS l ON l.org_id = u.org_id AND l.model_id = u.model_id
+    WHERE u.bucket_start >= %(start)s AND u.bucket_start < %(end)s
+        AND (%(orgs)s::uuid[] IS NULL OR u.org_id = ANY(%(orgs)s))
+),
+older_own AS (SELECT DISTINCT org_id, provider, model_name FROM older WHERE org_id IS NOT NULL),
+newer_own AS (SELECT DISTINCT org_id, provider, model_name FROM newer WHERE org_id IS NOT NULL),
+priced AS (
+    SELECT u.org_id, u.model_id, u.provider, u.model_name, u.invocations, u.unestimated,
+        CASE WHEN u.unestimated < u.invocations THEN u.cost_microcents * 0.00000001 END AS estimate,
+        CASE WHEN (o.sheet).input IS NOT NULL THEN analytics.spend(o.sheet, u.input_tokens, u.output_tokens,
+            u.cache_read_tokens, u.cache_write_tokens, u.cache_write_1h_tokens, u.reasoning_tokens,
+            u.invocations) END AS before,
+        CASE WHEN (n.sheet).input IS NOT NULL THEN analytics.spend(n.sheet, u.input_tokens, u.output_tokens,
+            u.cache_read_tokens, u.cache_write_tokens, u.cache_write_1h_tokens, u.reasoning_tokens,
+            u.invocations) END AS after
+    FROM usage AS u
+    LEFT JOIN older_own AS oo USING (org_id, provider, model_name)
+    LEFT JOIN newer_own AS no USING (org_id, provider, model_name)
+    LEFT JOIN older AS o ON o.provider = u.provider AND o.model_name = u.model_name
+        AND o.service_tier = u.service_tier
+        AND o.org_id IS NOT DISTINCT FROM CASE WHEN oo IS NOT NULL THEN u.org_id END
+        AND o.context_from <= u.input_from AND (o.context_to IS NULL OR u.input_from < o.context_to)
+        AND o.valid_from <= u.bucket_start AND (o.valid_to IS NULL OR u.bucket_start < o.valid_to)
+    LEFT JOIN newer AS n ON n.provider = u.provider AND n.model_name = u.model_name
+        AND n.service_tier = u.service_tier
+        AND n.org_id IS NOT DISTINCT FROM CASE WHEN no IS NOT NULL THEN u.org_id END
+        AND n.context_from <= u.input_from AND (n.context_to IS NULL OR u.input_from < n.context_to)
+        AND n.valid_from <= u.bucket_start AND (n.valid_to IS NULL OR u.bucket_start < n.valid_to)
+)
+SELECT org_id, model_id, provider, model_name, sum(invocations)::bigint AS invocations,
+    sum(COALESCE(before, estimate)) AS before, sum(COALESCE(after, estimate)) AS after,
+    COALESCE(sum(unestimated) FILTER (WHERE before IS NULL), 0)::bigint AS unpriced_before,
+    COALESCE(sum(unestimated) FILTER (WHERE after IS NULL), 0)::bigint AS unpriced_after
+FROM priced
+GROUP BY org_id, model_id, provider, model_name
+HAVING count(*) FILTER (WHERE before IS DISTINCT FROM after) > 0
+ORDER BY org_id, provider COLLATE "C", model_name COLLATE "C", model_id
+
+-- name: unlabelled
+-- Models whose events name neither provider nor model, so that no price can be found.
+SELECT model_id, count(DISTINCT org_id) AS orgs, max(last_event_at) AS last_event_at
+FROM analytics.models_seen AS m
+JOIN analytics.model_labels AS l USING (org_id, model_id)
+WHERE l.provider = '' OR l.model_name = ''
+GROUP BY model_id
+ORDER BY last_event_at DESC, model_id
+
+-- name: unpriced
+-- Models with names that no sheet prices at the hour of their last event, at any tier and size.
+SELECT l.provider, l.model_name, count(DISTINCT l.org_id) AS orgs, max(m.last_event_at) AS last_event_at
+FROM analytics.models_seen AS m
+JOIN analytics.model_labels AS l USING (org_id, model_id)
+WHERE l.provider <> '' AND l.model_name <> ''
+    AND NOT EXISTS (
+        SELECT FROM analytics.price_sheets AS s
+        WHERE s.provider = l.provider AND s.model_name = l.model_name
+            AND (s.org_id IS NULL OR s.org_id = l.org_id)
+            AND s.valid_from <= m.last_event_at AND (s.valid_to IS NULL OR m.last_event_at < s.valid_to)
+    )
+GROUP BY l.provider, l.model_name
+ORDER BY l.provider COLLATE "C", l.model_name COLLATE "C"
+
+-- name: unpriced_calls
+-- Calls since a day that the book does not price wholly, although it has some price of their model.
+SELECT provider, model_name, service_tier, count(DISTINCT org_id) AS orgs,
+    sum(invocations)::bigint AS invocations
+FROM analytics.spend_day AS d
+WHERE bucket_start >= %(since)s AND basis <> 'book'
+    AND EXISTS (
+        SELECT FROM analytics.price_sheets AS s WHERE s.provider = d.provider AND s.model_name = d.model_name
+    )
+GROUP BY provider, model_name, service_tier
+ORDER BY provider COLLATE "C", model_name COLLATE "C", service_tier
+
+-- name: boundaries
+-- Boundaries of the book inside a rate class that has rows of the model: some of its calls have the wrong price.
+SELECT DISTINCT s.provider, s.model_name, s.service_tier, s.context_from, c.id, c.input_from, c.input_to
+FROM (
+    SELECT DISTINCT l.provider, l.model_name, u.rate_class
+    FROM analytics.usage_day AS u
+    JOIN analytics.model_labels AS l USING (org_id, model_id)
+) AS used
+JOIN analytics.rate_classes AS c ON c.id = used.rate_class
+JOIN analytics.price_sheets AS s ON s.provider = used.provider AND s.model_name = used.model_name
+    AND s.service_tier = c.service_tier
+    AND s.context_from > c.input_from AND (c.input_to IS NULL OR s.context_from <= c.input_to)
+ORDER BY 1, 2, 3, 4, 5
+
+-- name: disagreements
+-- Rates of everyone's that are valid at a time, of which two sources differ by more than a share.
+SELECT provider, model_name, service_tier, context_from, kind, array_agg(source ORDER BY id),
+    array_agg(rate ORDER BY id)
+FROM (
+    SELECT DISTINCT ON (p.provider, p.model_name, p.service_tier, p.context_from, p.kind, p.source) p.*
+    FROM analytics.prices AS p
+    WHERE p.org_id IS NULL AND p.retracts IS NULL
+        AND NOT EXISTS (SELECT FROM analytics.prices AS r WHERE r.retracts = p.id)
+        AND p.valid_from <= %(at)s AND (p.valid_to IS NULL OR %(at)s < p.valid_to)
+    ORDER BY p.provider, p.model_name, p.service_tier, p.context_from, p.kind, p.source, p.id DESC
+) AS newest
+GROUP BY provider, model_name, service_tier, context_from, kind
+HAVING max(rate) > min(rate) * (1 + %(share)s::numeric)
+ORDER BY provider COLLATE "C", model_name COLLATE "C", service_tier, context_from, kind

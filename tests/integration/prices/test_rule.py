@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -13,42 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.naive_prices import KINDS, Call, Row, rates_of
+from tests.support.naive_prices import KINDS, Call, rates_of
+from tests.support.price_books import PRICE, START, price, retraction, write
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 ORGS = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 PROVIDERS = "p", "q"
 MODELS = "m", "m-mini"
 TIERS = "standard", "batch"
 CONTEXTS = 0, 200_000, 200_001
 HOURS = 8
-
-PRICE = (
-    "INSERT INTO analytics.prices (provider, model_name, service_tier, context_from, kind, rate, valid_from,"
-    " valid_to, org_id, source, basis, recorded_by, retracts) VALUES (%(provider)s, %(model_name)s,"
-    " %(service_tier)s, %(context_from)s, %(kind)s, %(rate)s, %(valid_from)s, %(valid_to)s, %(org_id)s,"
-    " 'test', '', 'test', %(retracts)s) RETURNING id"
-)
-
-
-def price(**given: Any) -> dict[str, Any]:
-    """The columns of one row; the parts that a test does not name are those of a plain price."""
-    return {
-        "provider": "p",
-        "model_name": "m",
-        "service_tier": "standard",
-        "context_from": 0,
-        "kind": "input",
-        "rate": Decimal(1),
-        "valid_from": START,
-        "valid_to": None,
-        "org_id": None,
-        "retracts": None,
-    } | given
-
-
-def retraction(of: int) -> dict[str, Any]:
-    return dict.fromkeys(price(), None) | {"retracts": of}
 
 
 def at(hour: int) -> datetime:
@@ -99,25 +72,6 @@ books = st.lists(
     max_size=6,
 )
 """Statements of rows. A number retracts the price with that place, if there is one."""
-
-
-def write(connection: psycopg.Connection[Any], statements: Sequence[Sequence[Any]]) -> list[Row]:
-    """Append the rows, a statement at a time; the rows as the book has them."""
-    book: list[Row] = []
-    for statement in statements:
-        batch: list[dict[str, Any]] = []
-        for row in statement:
-            if not isinstance(row, int):
-                batch.append(row)
-                continue
-            taken = {old.retracts for old in book} | {new["retracts"] for new in batch}
-            free = [old.id for old in book if old.retracts is None and old.id not in taken]
-            if free:
-                batch.append(retraction(free[row % len(free)]))
-        for one in batch:
-            (number,) = connection.execute(PRICE, one).fetchone() or (0,)
-            book.append(Row(id=number, **one))
-    return book
 
 
 def sheets(connection: psycopg.Connection[Any], source: str, *given: Any) -> list[tuple[Any, ...]]:

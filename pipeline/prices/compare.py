@@ -1,0 +1,156 @@
+"""What a change of prices would do to the figures, and where book and usage do not fit. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from pipeline.common.connect import Connection
+from pipeline.prices import book
+from pipeline.prices.plan import plan
+from pipeline.prices.price import Faulty, Price, faults_of
+from sql import queries
+
+SHARE: Final = Decimal("0.01")
+"""Two sources disagree if their rates differ by more than this share of the lesser one."""
+RECENT_S: Final = 31 * 86_400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """The cost of one model for one org under two books, in US dollars, exact.
+
+    The cost is that of the book, else the producer's estimate. It is None if neither knows it for any call.
+    """
+
+    org_id: UUID
+    model_id: UUID
+    provider: str
+    model_name: str
+    invocations: int
+    before: Decimal | None
+    after: Decimal | None
+    unpriced_before: int
+    unpriced_after: int
+
+    @property
+    def by(self) -> Decimal:
+        """How much more the calls cost after than before."""
+        return (self.after or Decimal(0)) - (self.before or Decimal(0))
+
+
+def between_versions(
+    connection: Connection,
+    before: int,
+    after: int,
+    *,
+    start: datetime,
+    end: datetime,
+    orgs: Sequence[UUID] | None = None,
+) -> list[Difference]:
+    """The models whose calls in [start, end) cost another amount at the one version than at the other.
+
+    ``start`` and ``end`` are whole hours. ``orgs``: only these; None: all. Raises `psycopg.Error`.
+    """
+    values = {"before": before, "after": after, "start": start, "end": end, "orgs": orgs and list(orgs)}
+    with connection.transaction():
+        connection.execute(_PRICES["no_loops"])
+        rows = connection.execute(_PRICES["diff"], values).fetchall()
+    return [Difference(**dict(zip(Difference.__slots__, row, strict=True))) for row in rows]
+
+
+def with_prices(
+    connection: Connection,
+    prices: Sequence[Price],
+    *,
+    title: str,
+    start: datetime,
+    end: datetime,
+    orgs: Sequence[UUID] | None = None,
+) -> list[Difference]:
+    """`between_versions` of the book, and of the book after an import of these prices.
+
+    The prices are appended in a transaction that is rolled back, so that one rule finds the prices of both
+    books. Other writers of the book wait meanwhile. The ids that the rows had are not used again.
+
+    Raises:
+        Faulty: a price breaks a rule.
+        psycopg.Error: the database cannot be used.
+    """
+    faults = faults_of(prices)
+    if faults:
+        raise Faulty(title, faults)
+    with connection.transaction(force_rollback=True):
+        connection.execute(_PRICES["lock"])
+        before = book.version(connection)
+        stored = book.live(connection, book.Chosen())
+        book.append(connection, plan(prices, stored, now=datetime.now(UTC)).append)
+        return between_versions(connection, before, book.NEWEST, start=start, end=end, orgs=orgs)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to look at. ``wrong``: amounts are missing or wrong because of it."""
+
+    kind: str
+    text: str
+    wrong: bool = True
+
+
+def check(connection: Connection, *, now: datetime) -> list[Finding]:
+    """Where the book and the usage do not fit together. Raises `psycopg.Error`."""
+    findings = [
+        Finding(
+            "unlabelled",
+            f"model {model_id} of {orgs} orgs sends no provider and modelName, so it has no price"
+            f" (last event {at:%Y-%m-%d %H:%M})",
+        )
+        for model_id, orgs, at in connection.execute(_PRICES["unlabelled"])
+    ]
+    findings += [
+        Finding(
+            "unpriced",
+            f"{provider} {name} of {orgs} orgs has no price (last event {at:%Y-%m-%d %H:%M})",
+        )
+        for provider, name, orgs, at in connection.execute(_PRICES["unpriced"])
+    ]
+    since = (now - timedelta(seconds=RECENT_S)).replace(hour=0, minute=0, second=0, microsecond=0)
+    findings += [
+        Finding(
+            "unpriced calls",
+            f"{provider} {name} has {calls} calls of {orgs} orgs at the tier {tier}, since {since:%Y-%m-%d},"
+            " in days that the book does not price wholly",
+        )
+        for provider, name, tier, orgs, calls in connection.execute(
+            _PRICES["unpriced_calls"], {"since": since}
+        )
+    ]
+    findings += [
+        Finding(
+            "boundary",
+            f"{provider} {name} {tier} has another price from {context} tokens on, inside rate class {number}"
+            f" ({first} {'tokens and more' if last is None else f'to {last} tokens'}), which has rows: all"
+            " of them are priced by its lower end; see CONTEXT_TIERS",
+        )
+        for provider, name, tier, context, number, first, last in connection.execute(_PRICES["boundaries"])
+    ]
+    findings += [
+        Finding(
+            "sources",
+            f"{provider} {name} {tier}{f' from {context} tokens' if context else ''} {kind}: "
+            + ", ".join(f"{rate:f} by {source}" for source, rate in zip(sources, rates, strict=True))
+            + "; the last one counts",
+            wrong=False,
+        )
+        for provider, name, tier, context, kind, sources, rates in connection.execute(
+            _PRICES["disagreements"], {"at": now, "share": SHARE}
+        )
+    ]
+    return findings
+
+
+_PRICES = queries.load("prices")
