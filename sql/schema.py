@@ -35,6 +35,7 @@ SCHEMA = "analytics"
 HEAD: Final = "0014"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
+views = MetaData(schema=SCHEMA)
 
 
 def _timestamp(name: str, *, primary_key: bool = False, nullable: bool = False) -> Column:  # type: ignore[type-arg]
@@ -195,6 +196,56 @@ of its own or a discount. These take the place of all sheets of everyone for tha
 ``prices`` rewrites the sheets that a new row changes. ``analytics.price_sheets_at`` gives the sheets of any
 version.
 """
+
+
+def _spend(name: str) -> Table:
+    return Table(
+        name,
+        views,
+        Column("org_id", Uuid),
+        _timestamp("bucket_start"),
+        Column("model_id", Uuid),
+        Column("provider", Text),
+        Column("model_name", Text),
+        Column("service_tier", Text),
+        Column("rate_class", SmallInteger),
+        *(
+            Column(figure, Numeric)
+            for figure in (
+                "invocations",
+                "successes",
+                "errors",
+                "timeouts",
+                "throttles",
+                "input_tokens",
+                "output_tokens",
+                "cache_read_tokens",
+                "cache_write_tokens",
+                "cache_write_1h_tokens",
+                "reasoning_tokens",
+                "unestimated",
+                "latency_sum_ms",
+            )
+        ),
+        Column("latency_max_ms", Integer),
+        Column("cost", Numeric, nullable=True),
+        Column("basis", Text),
+        Column("unpriced", Numeric),
+        Column("estimate", Numeric, nullable=True),
+    )
+
+
+spend_hour = _spend("spend_hour")
+"""A view: the figures of `usage_hour`, summed over partitions, with names and what they cost.
+
+``cost`` is in exact US dollars at the newest version of the book. ``basis`` says where the cost comes from:
+``book``, ``estimate`` or ``none`` (then the cost is null). ``unpriced`` counts the calls whose cost neither
+book nor estimate knows. ``estimate`` is what the producers reported, in US dollars; null if none did.
+"""
+spend_day = _spend("spend_day")
+"""A view: the same by day of UTC. A day in which a price changes is the sum of its hours. ``basis`` is
+``mixed``
+if the book prices some of these hours and the estimate others."""
 
 usage_minute = _rollup("usage_minute", by_client=False)
 usage_hour = _rollup("usage_hour", by_client=False)

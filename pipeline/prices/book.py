@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from pipeline.common import connect
 from pipeline.common.actor import actor
 from pipeline.common.operator import OperatorError
-from pipeline.prices.plan import Plan, pieces, plan
+from pipeline.prices.plan import NEVER, Plan, pieces, plan
 from pipeline.prices.price import MANUAL, Faulty, Key, Price, faults_of
 from sql import queries
 
@@ -141,7 +141,7 @@ def effective(connection: connect.Connection, chosen: Chosen) -> Iterator[Price]
     for key in sorted(by_key, key=lambda key: (*key[1:], str(key[0] or ""))):
         for start, end, price in pieces(by_key[key]):
             fields = {name: getattr(price, name) for name in Price.__slots__}
-            ends = {"valid_to": None if end.year == datetime.max.year else end}
+            ends = {"valid_to": None if end == NEVER else end}
             yield Price(**fields | {"valid_from": start} | ends)
 
 

@@ -115,7 +115,7 @@ def _price(row: dict[str | Any, Any], where: str, name: str) -> tuple[Price | No
             continue
         try:
             given[column] = read_cell(cell)
-        except ValueError:
+        except (ValueError, OverflowError):
             messages.append(f"{column} {cell!r} is not {expected}")
     return (None if messages else Price(**given)), messages
 

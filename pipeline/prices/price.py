@@ -107,6 +107,12 @@ def _faults(price: Price) -> Iterable[str]:
             yield f"{name} has more than {length_max} characters"
         if not value and not is_discount:
             yield f"{name} is missing"
+    for name, value in (
+        ("provider", price.provider),
+        ("model_name", price.model_name),
+        ("source", price.source),
+        ("basis", price.basis),
+    ):
         if "\0" in value:
             yield f"{name} holds the character 0"
     if is_discount:

@@ -288,37 +288,40 @@ SET search_path = pg_catalog
 SET enable_nestloop = off
 AS $$
 DECLARE
-    providers text[];
-    model_names text[];
+    batch record;
     sheets analytics.price_sheets[];
 BEGIN
-    SELECT array_agg(p.provider), array_agg(p.model_name) INTO providers, model_names
-    FROM (
-        SELECT DISTINCT p.provider, p.model_name
-        FROM analytics.prices AS p
-        JOIN (
-            SELECT DISTINCT provider, model_name FROM added
-        ) AS a ON a.provider IN ('', p.provider) AND a.model_name IN ('', p.model_name)
-        WHERE p.kind <> 'discount'
-    ) AS p;
-    IF providers IS NULL THEN
-        RETURN NULL;
-    END IF;
-    SELECT array_agg(s) INTO sheets
-    FROM analytics.price_sheets_at(9223372036854775807, providers, model_names) AS s;
+    -- Some hundred models at a time, because an array of all sheets of many orgs could outgrow its bound.
+    FOR batch IN
+        SELECT array_agg(m.provider) AS providers, array_agg(m.model_name) AS model_names
+        FROM (
+            SELECT p.provider, p.model_name,
+                (row_number() OVER (ORDER BY p.provider, p.model_name) - 1) / 500 AS number
+            FROM analytics.prices AS p
+            JOIN (
+                SELECT DISTINCT provider, model_name FROM added
+            ) AS a ON a.provider IN ('', p.provider) AND a.model_name IN ('', p.model_name)
+            WHERE p.kind <> 'discount'
+            GROUP BY p.provider, p.model_name
+        ) AS m
+        GROUP BY m.number
+    LOOP
+        SELECT array_agg(s) INTO sheets
+        FROM analytics.price_sheets_at(9223372036854775807, batch.providers, batch.model_names) AS s;
 
-    DELETE FROM analytics.price_sheets AS s
-    WHERE (s.provider, s.model_name) IN (SELECT * FROM unnest(providers, model_names))
-        AND NOT EXISTS (
-            SELECT FROM unnest(sheets) AS n
-            WHERE (n.provider, n.model_name, n.service_tier, n.context_from, n.valid_from)
-                = (s.provider, s.model_name, s.service_tier, s.context_from, s.valid_from)
-                AND COALESCE(n.org_id::text, '') = COALESCE(s.org_id::text, '')
-                AND (n.context_to, n.valid_to) IS NOT DISTINCT FROM (s.context_to, s.valid_to)
-                AND (n.input, n.output, n.cache_read, n.cache_write, n.cache_write_1h, n.reasoning, n.request)
-                = (s.input, s.output, s.cache_read, s.cache_write, s.cache_write_1h, s.reasoning, s.request)
-        );
-    INSERT INTO analytics.price_sheets SELECT * FROM unnest(sheets) ON CONFLICT DO NOTHING;
+        DELETE FROM analytics.price_sheets AS s
+        WHERE (s.provider, s.model_name) IN (SELECT * FROM unnest(batch.providers, batch.model_names))
+            AND NOT EXISTS (
+                SELECT FROM unnest(sheets) AS n
+                WHERE (n.provider, n.model_name, n.service_tier, n.context_from, n.valid_from)
+                    = (s.provider, s.model_name, s.service_tier, s.context_from, s.valid_from) AND
+                    COALESCE(n.org_id::text, '') = COALESCE(s.org_id::text, '') AND (n.context_to,
+                    n.valid_to) IS NOT DISTINCT FROM (s.context_to, s.valid_to) AND (n.input, n.output,
+                    n.cache_read, n.cache_write, n.cache_write_1h, n.reasoning, n.request) = (s.input,
+                    s.output, s.cache_read, s.cache_write, s.cache_write_1h, s.reasoning, s.request)
+            );
+        INSERT INTO analytics.price_sheets SELECT * FROM unnest(sheets) ON CONFLICT DO NOTHING;
+    END LOOP;
     RETURN NULL;
 END $$;
 CREATE TRIGGER prices_refresh AFTER INSERT ON analytics.prices REFERENCING NEW TABLE AS added

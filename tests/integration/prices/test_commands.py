@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.prices import book, csv_file
 from sql import migrate
 
 ORG = "00000000-0000-4000-8000-00000000000a"
@@ -186,6 +188,22 @@ def test_what_is_exported_reads_back_unchanged(
             assert other.execute(sheets).fetchall() == connection.execute(sheets).fetchall()
     finally:
         embedded_postgres.psql("DROP DATABASE prices_elsewhere WITH (FORCE)")
+
+
+def test_importers_at_once_append_every_price_once(
+    file: Path, database_url: str, connection: psycopg.Connection[Any]
+) -> None:
+    prices = csv_file.read(file)
+
+    def once(_: int) -> int:
+        with book.connected(database_url) as own:
+            done = book.add(own, prices, action="prices.import", title="csv")
+        return len(done.plan.append)
+
+    with ThreadPoolExecutor(4) as pool:
+        appended = sorted(pool.map(once, range(4)))
+    assert appended == [0, 0, 0, 6]
+    assert len(audited(connection)) == 1
 
 
 def test_a_price_that_a_source_no_longer_has_is_said_and_stays(run: Run, file: Path) -> None:

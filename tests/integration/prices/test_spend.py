@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sql import migrate
+from sql import migrate, schema
 from tests.support.naive_prices import Call, Row, cost, rates_of
 from tests.support.price_books import write
 from tests.support.spend_rows import CLASSES, DAY, FIGURES, MODELS, fill, pair, rows
@@ -90,6 +90,13 @@ def test_prices_change_no_rollup_row(connection: psycopg.Connection[Any]) -> Non
     write(connection, [pair(30, valid_from=DAY)])
     assert rollups() == before
     assert rows(connection, "SELECT sum(cost) AS cost FROM analytics.spend_day") != spent
+
+
+def test_the_views_have_the_columns_that_the_code_describes(connection: psycopg.Connection[Any]) -> None:
+    for view in schema.views.sorted_tables:
+        columns = connection.execute(f"SELECT * FROM analytics.{view.name} LIMIT 0").description or ()
+        assert [column.name for column in columns] == [column.name for column in view.columns]
+    assert len(schema.views.tables) == 2
 
 
 def test_the_reader_reads_the_views(connection: psycopg.Connection[Any]) -> None:

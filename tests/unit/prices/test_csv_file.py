@@ -55,12 +55,13 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
         "p,n,,,input,2,,,",
         "p,n,,,output,1.000000,USD,,",
         ",n,,,cache_write,,USD,soon,me",
+        "p,o,,,input,1,USD,0001-01-01T00:00+05:00,",
         "p,q,,,discount,10,,,",
         'p,"n,,',
     ]
     found = messages(tmp_path, HEAD + "\n".join(lines[:-1]) + "\n")
     assert [line.partition(":")[0] for line in found] == [
-        f"line {number}" for number in (2, 3, 4, 5, 6, 7, 9, 11, 11, 11, 12)
+        f"line {number}" for number in (2, 3, 4, 5, 6, 7, 9, 11, 11, 11, 12, 13)
     ]
     expected = (
         "decimals",
@@ -73,6 +74,7 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
         "rate is missing",
         "valid_from 'soon' is not a time",
         "org_id 'me' is not a UUID",
+        "valid_from '0001-01-01T00:00+05:00' is not a time",
         "a discount belongs to an org",
     )
     for line, part in zip(found, expected, strict=True):
