@@ -13,6 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.commands import prices as commands
+from pipeline.core.wire import SERVICE_TIERS
+from pipeline.prices import price as prices
+from pipeline.prices.price import TOKEN_KINDS
 from tests.support.naive_prices import KINDS, Call, rates_of
 from tests.support.price_books import PRICE, START, price, retraction, write
 
@@ -275,3 +279,13 @@ def test_two_writers_take_turns(database_url: str) -> None:
             second.execute(PRICE, price(model_name="another"))
         second.rollback()
         first.rollback()
+
+
+def test_every_tier_and_kind_that_the_code_knows_can_have_a_price(
+    connection: psycopg.Connection[Any],
+) -> None:
+    for tier in SERVICE_TIERS:
+        for kind in TOKEN_KINDS:
+            connection.execute(PRICE, price(service_tier=tier, kind=kind))
+    assert (*TOKEN_KINDS, "request") == KINDS
+    assert (*KINDS, "discount") == prices.KINDS == commands.KINDS
