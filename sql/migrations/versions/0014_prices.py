@@ -86,6 +86,7 @@ CREATE FUNCTION analytics.price_sheets_at(
 LANGUAGE sql STABLE
 SET search_path = pg_catalog
 SET enable_nestloop = off  -- the planner cannot know how many rows a step makes
+SET jit = off  -- before PostgreSQL 18, a loop that is left all the same looks so dear that JIT takes seconds
 AS $$
 WITH live AS MATERIALIZED (
     SELECT p.*
@@ -286,6 +287,7 @@ CREATE TRIGGER prices_retract BEFORE INSERT ON analytics.prices
 CREATE FUNCTION analytics.prices_refresh() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog
 SET enable_nestloop = off
+SET jit = off
 AS $$
 DECLARE
     batch record;
