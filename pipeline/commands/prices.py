@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -41,10 +41,22 @@ class _Rate(click.ParamType):
     name = "rate"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Decimal:
+        from pipeline.prices.price import number
+
         try:
-            return value if isinstance(value, Decimal) else Decimal(str(value))
-        except InvalidOperation:
+            return value if isinstance(value, Decimal) else number(str(value))
+        except ValueError:
             self.fail("expected a decimal number such as 2.5", param, ctx)
+
+
+class _Reason(click.ParamType):
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value) if str(value).strip() else self.fail("say why", param, ctx)
+
+
+VERSION: Final = click.IntRange(0, 2**63 - 1)
 
 
 @click.group()
@@ -150,7 +162,7 @@ def _some(lines: list[str], limit: int | None) -> None:
 @click.option("--source", help="Only those from this source.")
 @click.option("--org", "org_id", type=click.UUID, help="Only the prices and discounts of this org.")
 @click.option("--at", type=TIME, help="Only those that are valid then (UTC).")
-@click.option("--version", type=click.IntRange(0), help="As of this version of the book.")
+@click.option("--version", type=VERSION, help="As of this version of the book.")
 @click.option("--all", "everything", is_flag=True, help="Also retracted prices, and the retractions.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -172,7 +184,7 @@ def list_prices(*, version: int | None, everything: bool, as_json: bool, **filte
 @click.argument("model")
 @click.option("--provider", help="The provider, if several have a model of this name.")
 @click.option("--org", "org_id", type=click.UUID, help="Also the sheets of this org.")
-@click.option("--version", type=click.IntRange(0), help="As of this version of the book.")
+@click.option("--version", type=VERSION, help="As of this version of the book.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def show(
     *, model: str, provider: str | None, org_id: UUID | None, version: int | None, as_json: bool
@@ -265,8 +277,8 @@ def set_price(*, tier: str | None, kind: str, **fields: Any) -> None:
 
 
 @prices.command("retract")
-@click.argument("number", metavar="ID", type=click.IntRange(1))
-@click.option("--reason", required=True, help="Why the price was wrong, for the audit log.")
+@click.argument("number", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@click.option("--reason", type=_Reason(), required=True, help="Why the price was wrong, for the audit log.")
 def retract(*, number: int, reason: str) -> None:
     """Retract a price, by its id in `prices list`. The book then says what it would say without the row."""
     from pipeline.prices import book
@@ -282,7 +294,7 @@ def retract(*, number: int, reason: str) -> None:
 @click.option("--model", "model_name", help="Only the prices of this model.")
 @click.option("--source", help="Only the prices from this source.")
 @click.option("--org", "org_id", type=click.UUID, help="Only the prices and discounts of this org.")
-@click.option("--version", type=click.IntRange(0), help="As of this version of the book.")
+@click.option("--version", type=VERSION, help="As of this version of the book.")
 def export(*, output: Path | None, version: int | None, **filters: Any) -> None:
     """Write the prices that count as CSV, which `prices import csv` reads.
 
@@ -304,8 +316,8 @@ def export(*, output: Path | None, version: int | None, **filters: Any) -> None:
 @prices.command("diff")
 @click.option("--start", type=TIME, required=True, help="From this whole hour (UTC) on.")
 @click.option("--end", type=TIME, required=True, help="Before this whole hour (UTC).")
-@click.option("--before", type=click.IntRange(0), help="The version to compare with; the newest unless said.")
-@click.option("--after", type=click.IntRange(0), help="The version that is compared.")
+@click.option("--before", type=VERSION, help="The version to compare with; the newest unless said.")
+@click.option("--after", type=VERSION, help="The version that is compared.")
 @click.option(
     "--csv",
     "file",

@@ -6,17 +6,23 @@ without a zone is UTC. An empty cell is the same as a missing column.
 
 from __future__ import annotations
 
+import codecs
 import csv
-import re
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 from uuid import UUID
 
 from pipeline.core.wire import SERVICE_TIERS
-from pipeline.prices.price import Fault, Faulty, Price, faults_of
+from pipeline.prices.price import Fault, Faulty, Price, faults_of, number
+from pipeline.prices.source import content
+
+if TYPE_CHECKING:
+    from _csv import Reader  # the class has no public name
+
+SOURCE: Final = "csv"
 
 COLUMNS: Final = (
     "provider",
@@ -33,67 +39,83 @@ COLUMNS: Final = (
     "basis",
 )
 _NEEDED: Final = ("provider", "model_name", "kind", "rate")
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+_UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read(path: Path) -> list[Price]:
     """The prices of a file. ``source`` is ``csv`` and ``basis`` the file's name unless the file says another.
 
     Raises:
-        Faulty: lines cannot be read as prices. `price.faults_of` looks at what was read.
+        Faulty: the file breaks rules. Every line with a fault is named.
         OSError: the file cannot be read.
     """
+    data = content(path)
+    if data.startswith(_UTF_16):
+        raise Faulty(str(path), [Fault("line 1", "is UTF-16: save the file as CSV in UTF-8")])
+    # A byte that is no UTF-8 becomes half of a surrogate pair, so that reading goes on behind it.
+    lines = csv.reader(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""), strict=True)
     faults: list[Fault] = []
     prices: list[Price] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames or []
-            faults += [
-                Fault("line 1", f"column {name!r} is unknown: expected {', '.join(COLUMNS)}")
-                for name in names
-                if name not in COLUMNS
-            ]
-            faults += [
-                Fault("line 1", f"column {name!r} is missing") for name in _NEEDED if name not in names
-            ]
-            faults += [
-                Fault("line 1", f"column {name!r} is there twice")
-                for name in sorted(set(names))
-                if names.count(name) > 1
-            ]
-            if not faults:
-                for row in reader:
-                    where = f"line {reader.line_num}"
-                    price, messages = _price(row, where, path.name)
-                    faults += [Fault(where, message) for message in messages]
-                    if price is not None:
-                        prices.append(price)
-        except (csv.Error, UnicodeDecodeError) as error:
-            faults.append(Fault(f"line {reader.line_num + 1}", f"is no CSV in UTF-8: {error}"))
+    rows = _rows(lines, faults)
+    _, names = next(rows, (1, []))
+    faults += [Fault("line 1", message) for message in _faults_of_header(names)]
+    for line, cells in rows if not faults else ():
+        where = f"line {line}"
+        price, messages = _price(names, cells, where, path.name)
+        faults += [Fault(where, message) for message in messages]
+        if price is not None:
+            prices.append(price)
+    faults += faults_of(prices)
     if faults:
-        # Lines that can be read may break other rules. The operator gets all faults at once.
-        every = sorted([*faults, *faults_of(prices)], key=lambda fault: _line(fault.where))
-        raise Faulty(str(path), every)
+        raise Faulty(str(path), sorted(faults, key=lambda fault: _line(fault.where)))
     return prices
+
+
+def _rows(lines: Reader, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its first line. The others become faults."""
+    while True:
+        line = lines.line_num + 1
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            faults.append(Fault(f"line {line}", f"is no CSV: {error}"))
+            continue
+        if cells:
+            yield line, cells
+
+
+def _faults_of_header(names: list[str]) -> Iterator[str]:
+    for name in names:
+        if name not in COLUMNS:
+            yield f"column {name!r} is unknown: expected {', '.join(COLUMNS)}"
+    for name in _NEEDED:
+        if name not in names:
+            yield f"column {name!r} is missing"
+    for name in sorted(set(names)):
+        if names.count(name) > 1:
+            yield f"column {name!r} is there twice"
 
 
 def _line(where: str) -> int:
     return int(where.rpartition(" ")[2])
 
 
-def _price(row: dict[str | Any, Any], where: str, name: str) -> tuple[Price | None, list[str]]:
+def _price(names: list[str], row: list[str], where: str, file: str) -> tuple[Price | None, list[str]]:
     """The price of a line, or None with messages."""
     messages: list[str] = []
-    if None in row or None in row.values():
-        return None, [f"has {'more' if None in row else 'fewer'} cells than the first line"]
-    cells = {column: str(cell).strip() for column, cell in row.items()}
+    if len(row) != len(names):
+        return None, [f"has {'more' if len(row) > len(names) else 'fewer'} cells than the first line"]
+    if any("\udc80" <= character <= "\udcff" for cell in row for character in cell):
+        return None, ["is not UTF-8"]
+    cells = {column: cell.strip() for column, cell in zip(names, row, strict=True)}
     given: dict[str, Any] = {
         "provider": cells["provider"],
         "model_name": cells["model_name"],
         "kind": cells["kind"],
-        "source": cells.get("source") or "csv",
-        "basis": cells.get("basis") or name,
+        "source": cells.get("source") or SOURCE,
+        "basis": cells.get("basis") or file,
         "where": where,
     }
     given["service_tier"] = cells.get("service_tier") or (
@@ -102,8 +124,8 @@ def _price(row: dict[str | Any, Any], where: str, name: str) -> tuple[Price | No
     if cells.get("currency") not in (None, "", "USD"):
         messages.append(f"currency {cells['currency']!r} is not USD: convert the rates first")
     for column, read_cell, expected in (
-        ("rate", _number, "a decimal number such as 2.5"),
-        ("context_from", int, "a whole number of input tokens"),
+        ("rate", number, "a decimal number such as 2.5"),
+        ("context_from", _tokens, "a whole number of input tokens"),
         ("valid_from", _time, "a time such as 2026-11-23T10:00:00Z"),
         ("valid_to", _time, "a time such as 2026-11-23T10:00:00Z"),
         ("org_id", UUID, "a UUID"),
@@ -120,10 +142,10 @@ def _price(row: dict[str | Any, Any], where: str, name: str) -> tuple[Price | No
     return (None if messages else Price(**given)), messages
 
 
-def _number(text: str) -> Decimal:
-    if not _NUMBER.fullmatch(text):
+def _tokens(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
         raise ValueError(text)
-    return Decimal(text)
+    return int(text)
 
 
 def _time(text: str) -> datetime:

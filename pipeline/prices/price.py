@@ -6,6 +6,7 @@ call, and for the kind ``discount`` it is a percentage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,16 @@ from pipeline.core.wire import SERVICE_TIERS
 TOKEN_KINDS: Final = ("input", "output", "cache_read", "cache_write", "cache_write_1h", "reasoning")
 KINDS: Final = (*TOKEN_KINDS, "request", "discount")
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
-"""The beginning of a price of which a source does not say when it began."""
+"""The beginning of a price of which a source does not say when it began, and the earliest one."""
+PUBLIC: Final = ("genai-prices", "model-prices", "litellm")
+"""Sources that are the same for everybody. A price from elsewhere is one that somebody here decided on."""
 MANUAL: Final = "manual"
 """The source of what a person sets by a command."""
 
+TEXT_CHARS_MAX: Final = 1000
+"""The longest ``source`` and ``basis``."""
+
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 _RATE_MAX: Final = Decimal(10**9)
 _CONTEXT_MAX: Final = 10**12
 _HOUR: Final = timedelta(hours=1)
@@ -77,44 +84,47 @@ class Faulty(OperatorError):
     """A source breaks rules, so nothing was imported. ``faults`` names every broken rule."""
 
     def __init__(self, source: str, faults: Sequence[Fault]) -> None:
-        super().__init__(f"{source} has {len(faults)} faults: nothing was imported")
+        count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(f"{source} has {count}: nothing was imported")
         self.faults = tuple(faults)
 
 
 def faults_of(prices: Iterable[Price]) -> list[Fault]:
     """Every broken rule of some prices that are to be imported together."""
     faults: list[Fault] = []
-    seen: dict[tuple[Key, datetime | None], Price] = {}
+    seen: dict[tuple[Key, datetime], Price] = {}
     for price in prices:
         faults += [Fault(price.where, message) for message in _faults(price)]
-        first = seen.setdefault((price.key, price.valid_from), price)
-        if (first.rate, first.valid_to) != (price.rate, price.valid_to):
-            same = f"the same price as {first.where or 'another'}, but"
-            what = f"rate {first.rate} and {price.rate}" if first.rate != price.rate else "another valid_to"
-            faults.append(Fault(price.where, f"{same} {what}"))
+        first = seen.setdefault((price.key, price.valid_from or EVER), price)
+        if first is not price:
+            faults.append(Fault(price.where, _twice(first, price)))
     return faults
+
+
+def _twice(first: Price, second: Price) -> str:
+    same = f"is the same price as {first.where or 'another'}"
+    if first.rate != second.rate:
+        return f"{same}, but rate {first.rate} and {second.rate}"
+    return f"{same}, but another valid_to" if first.valid_to != second.valid_to else f"{same}: leave one out"
 
 
 def _faults(price: Price) -> Iterable[str]:
     is_discount = price.kind == "discount"
     if price.kind not in KINDS:
         yield f"kind {price.kind!r} is unknown: expected one of {', '.join(KINDS)}"
+    for name, value in (("provider", price.provider), ("model_name", price.model_name)):
+        if not value and not is_discount:
+            yield f"{name} is missing"
     for name, value, length_max in (
         ("provider", price.provider, 64),
         ("model_name", price.model_name, 128),
+        ("source", price.source, TEXT_CHARS_MAX),
+        ("basis", price.basis, TEXT_CHARS_MAX),
     ):
         if len(value) > length_max:
             yield f"{name} has more than {length_max} characters"
-        if not value and not is_discount:
-            yield f"{name} is missing"
-    for name, value in (
-        ("provider", price.provider),
-        ("model_name", price.model_name),
-        ("source", price.source),
-        ("basis", price.basis),
-    ):
-        if "\0" in value:
-            yield f"{name} holds the character 0"
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            yield f"{name} holds a character that cannot be stored (U+0000 or half of a surrogate pair)"
     if is_discount:
         if price.service_tier:
             yield "a discount holds for all service tiers: leave service_tier empty"
@@ -130,6 +140,8 @@ def _faults(price: Price) -> Iterable[str]:
     for name, at in (("valid_from", price.valid_from), ("valid_to", price.valid_to)):
         if at is not None and (at - EVER) % _HOUR:
             yield f"{name} {at.isoformat()} is not a whole hour of UTC"
+        if at is not None and at < EVER:
+            yield f"{name} {at.isoformat()} is before 1970, as no event is"
     if price.valid_to is not None and price.valid_to <= (price.valid_from or EVER):
         yield "valid_to is not after valid_from"
 
@@ -149,6 +161,13 @@ def _faults_of_rate(price: Price) -> Iterable[str]:
         yield f"rate {rate} has more than {decimals_max} decimals: a float has left its noise there"
 
 
+def number(text: str) -> Decimal:
+    """The decimal that a person writes, such as 2.5 or 1e-3. Raises `ValueError`."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return Decimal(text) or Decimal(0)  # no -0
+
+
 def decimals(number: Decimal) -> int:
     """The decimals of a number, without zeros at its end. Exact for every number of digits."""
     _, digits, exponent = number.as_tuple()
@@ -164,11 +183,14 @@ def hour_of(at: datetime) -> datetime:
 
 
 def rounded(rate: Decimal) -> Decimal:
-    """A rate of a package in whole 10^-6 dollars, if that changes it by less than one part in 10^5.
+    """A rate of a public source in whole 10^-6 dollars, if that changes it by less than one part in 10^4.
 
-    A package holds some rates with the noise of a float (0.30000000000000004 is meant as 0.3), or a quotient
-    that was cut off (0.0833333333333333). Nobody can edit a package, so such a rate is rounded and said. A
-    rate that would change by more comes back as it is, and `faults_of` then names it.
+    Such a source holds some rates with the noise of a float (0.30000000000000004 is meant as 0.3), a quotient
+    that was cut off (0.0833333333333333), or a seventh decimal (0.0359375). Nobody here can edit the source,
+    so such a rate is rounded and said. A rate that would change by more comes back as it is, and `faults_of`
+    then names it.
     """
+    if abs(rate) > _RATE_MAX:
+        return rate
     near = rate.quantize(Decimal("0.000001"))
-    return near if abs(near - rate) < abs(rate) * Decimal("1e-5") else rate
+    return near if abs(near - rate) < abs(rate) * Decimal("1e-4") else rate

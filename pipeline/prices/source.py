@@ -1,14 +1,18 @@
-"""What reading a source gives, and what a source that is not installed says."""
+"""What reading a source gives, and what a source that cannot be read says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from pipeline.common.operator import OperatorError
-from pipeline.prices.price import Price
+from pipeline.prices.price import Fault, Faulty, Price
+
+FILE_BYTES_MAX: Final = 32 * 2**20
+"""The largest file that is read, as a file of prices takes some fifteen times its size in memory."""
 
 
 class SourceMissing(OperatorError):
@@ -32,3 +36,18 @@ def package(name: str, *modules: str) -> tuple[list[Any], str]:
         raise SourceMissing(
             f"the package {name} is not installed: pip install 'spendstream[prices]'"
         ) from error
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file of prices.
+
+    Raises:
+        Faulty: the file is larger than `FILE_BYTES_MAX`.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        found = file.read(FILE_BYTES_MAX + 1)
+    if len(found) > FILE_BYTES_MAX:
+        fault = Fault("file", f"is larger than {FILE_BYTES_MAX // 2**20} MiB: import it in parts")
+        raise Faulty(str(path), [fault])
+    return found

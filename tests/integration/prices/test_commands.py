@@ -85,7 +85,7 @@ def test_a_faulty_line_is_named_and_nothing_is_imported(
     assert result.output.splitlines() == [
         "line 8: rate -1 is negative",
         "line 8: valid_from 2026-01-01T00:30:00+00:00 is not a whole hour of UTC",
-        f"Error: csv {file} has 2 faults: nothing was imported",
+        f"Error: {file} has 2 faults: nothing was imported",
     ]
     assert state(connection) == [[], [], []]
     assert run("import", "csv", file.with_name("none.csv"), code=1).output.startswith("Error: No such file")
@@ -124,6 +124,7 @@ def test_a_price_is_set_shown_and_retracted(
         (99, "no row 99"),
     ):
         assert message in run("retract", number, "--reason", "x", code=1).output
+    run("retract", 1, "--reason", " ", code=2)
     assert "no model 'gpt-4'" in run("show", "gpt-4", code=1).output
     assert [action for action, _, _ in audited(connection)] == [
         "prices.import",
@@ -135,6 +136,16 @@ def test_a_price_is_set_shown_and_retracted(
     run("set", "--kind", "discount", "--rate", "10", "--from", "2026-03-01", code=2)
     run("set", "--kind", "discount", "--rate", "12.5", "--from", "2026-03-01", "--org", ORG)
     assert audited(connection)[-1][1] == ORG
+
+
+def test_a_rate_or_a_version_that_is_no_number_is_a_wrong_argument(run: Run) -> None:
+    since = ("--provider", "p", "--model", "m", "--kind", "input", "--from", "2026-01-01")
+    for rate in ("NaN", "Infinity", "1_000", "٣", "", "0.30000000000000004", "1e999", "-1"):
+        run("set", *since, f"--rate={rate}", code=2)
+    run("set", *since, "--rate", "1", "--context-from", 10**13, code=2)
+    for command in (("list",), ("show", "m"), ("export",)):
+        run(*command, "--version", 2**63, code=2)
+    assert "input 0 USD" in run("set", *since, "--rate=-0").output
 
 
 def test_the_list_has_filters(run: Run, file: Path) -> None:

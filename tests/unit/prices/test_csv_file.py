@@ -82,6 +82,70 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     assert "line 2: is no CSV" in messages(tmp_path, HEAD + lines[-1])[0]
 
 
+def test_a_price_may_stand_in_a_file_once(tmp_path: Path) -> None:
+    lines = [
+        "p,m,,,input,1,USD,,",
+        "p,m,standard,0,input,1.0,USD,,",
+        "p,m,,,input,3,,1970-01-01,",
+        "p,m,,,output,1,USD,2026-01-01,",
+        "p,m,,,output,1,USD,2026-01-01T05:30+05:30,",
+        "p,m,,,output,2,USD,2026-02-01,",
+    ]
+    assert messages(tmp_path, HEAD + "\n".join(lines) + "\n") == [
+        "line 3: is the same price as line 2: leave one out",
+        "line 4: is the same price as line 2, but rate 1 and 3",
+        "line 6: is the same price as line 5: leave one out",
+    ]
+
+
+def test_reading_goes_on_behind_a_line_that_is_no_csv(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    lines = [
+        b"p,caf\xe9,,,input,1,USD,,",
+        b"p,m,,,output,-1,USD,,",
+        b'p,"m"x,,,input,1,USD,,',
+        b"",
+        b'p,"m',
+        b'n",,,input,-2,USD,,',
+        b"p," + b"x" * 200_000 + b",,,input,1,USD,,",
+        b"p,m,,,input,1_000,USD,,",
+        b"p,m,,1_000,input,1,USD,,",
+        "p,m,,٣,input,1,USD,,".encode(),
+    ]
+    path.write_bytes(b"\xef\xbb\xbf" + HEAD.replace("\n", "\r\n").encode() + b"\r\n".join(lines))
+    with pytest.raises(Faulty) as caught:
+        csv_file.read(path)
+    assert [fault.where for fault in caught.value.faults] == [f"line {n}" for n in (2, 3, 4, 6, 8, 9, 10, 11)]
+    assert caught.value.faults[0].message == "is not UTF-8"
+
+
+def test_a_file_that_is_too_large_or_utf_16_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(HEAD + "p,m,,,input,1,USD,,\n", "utf-16")
+    with pytest.raises(Faulty) as caught:
+        csv_file.read(path)
+    assert "UTF-8" in caught.value.faults[0].message
+    with pytest.raises(Faulty) as caught:
+        csv_file.read(Path("/dev/zero"))
+    assert caught.value.faults[0].message == "is larger than 32 MiB: import it in parts"
+
+
+def test_a_price_that_could_not_be_stored_is_named(tmp_path: Path) -> None:
+    lines = [
+        "p,m\0,,,input,1,USD,,",
+        "p,n,,,input,1,USD,1969-12-31,",
+        f"{'p' * 65},{'m' * 129},,,input,1,USD,,",
+    ]
+    assert [line.partition(":")[0] for line in messages(tmp_path, HEAD + "\n".join(lines) + "\n")] == [
+        "line 2",
+        "line 3",
+        "line 4",
+        "line 4",
+    ]
+    price = Price(provider="p", model_name="m\ud800", kind="input", rate=Decimal(1), basis="x" * 1001)
+    assert len(faults_of([price])) == 2
+
+
 def test_columns_are_known_and_complete(tmp_path: Path) -> None:
     assert messages(tmp_path, "provider,model,kind,rate\n") == [
         f"line 1: column 'model' is unknown: expected {', '.join(csv_file.COLUMNS)}",
@@ -141,5 +205,6 @@ def test_decimals_are_counted_without_zeros_at_the_end() -> None:
 def test_a_rate_of_a_package_is_rounded_only_if_that_changes_next_to_nothing() -> None:
     assert rounded(Decimal("0.30000000000000004")) == Decimal("0.3")
     assert rounded(Decimal("0.0833333333333333")) == Decimal("0.083333")
-    for text in ("0", "2.5", "0.00000012", "0.0000105"):
+    assert rounded(Decimal("0.0359375")) == Decimal("0.035938")
+    for text in ("0", "2.5", "0.00000012", "0.0000105", "1e30", "-1e30"):
         assert rounded(Decimal(text)) == Decimal(text)
