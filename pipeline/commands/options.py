@@ -64,5 +64,7 @@ TIME: Final = _Time()
 OFFSET: Final = click.IntRange(-(2**63), 2**63 - 1)
 """An offset is a bigint in the database."""
 
-VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)}
-"""Shows control characters as escapes, because they must not reach a terminal."""
+VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {
+    code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)
+}
+"""Shows control characters, and halves of surrogate pairs, as escapes: they must not reach a terminal."""

@@ -4,7 +4,8 @@ The package finds a model by patterns such as "begins with gpt-4o". The book kno
 model is imported under its id. A tier of genai-prices begins above its number: "start 200000" is a price
 from 200,001 input tokens on. A service tier that names some rates has the standard rates for the others.
 
-What depends on the time of day, or on a search or a route, is left out and said.
+What depends on the time of day, or on a search or a route, is left out and said, as are the rates for audio,
+images and whatever else the book has no kind for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from pipeline.prices.price import Price, rounded
-from pipeline.prices.source import Read, package
+from pipeline.prices.source import Read, in_order, package, without_place
 
 SOURCE: Final = "genai-prices"
 
@@ -55,7 +56,7 @@ def read(*, provider: str | None = None) -> Read:
             basis += f", {one.pricing_urls[0]}"
         for model in one.models:
             prices += _of_model(one.id, model, basis, notes)
-    return Read(tuple(prices), tuple(notes))
+    return Read(tuple(prices), in_order(notes))
 
 
 def _of_model(provider: str, model: Any, basis: str, notes: list[str]) -> Iterator[Price]:
@@ -65,6 +66,12 @@ def _of_model(provider: str, model: Any, basis: str, notes: list[str]) -> Iterat
     if any(hasattr(constraint, "start_time") for constraint in constraints):
         notes.append(f"{name} is left out: its price depends on the time of day")
         return
+    names = _names(model)
+    notes += without_place(name, [one for one in names if one not in _KINDS])
+    # A model that nothing is charged for but its input, such as one for embeddings.
+    only_input = "input_mtok" in names and not any(one.startswith("output") for one in names)
+    if only_input:
+        notes.append(f"{name}: output costs 0, because the package has a price for input only")
     tiers: dict[str, list[Any]] = {"standard": []}
     for variant in model.price_variants or ():
         tier = _TIERS.get(next(iter(variant.when.items()))) if len(variant.when) == 1 else None
@@ -86,6 +93,8 @@ def _of_model(provider: str, model: Any, basis: str, notes: list[str]) -> Iterat
             for variant in reversed(variants):
                 if _start(variant.constraint) <= start:
                     found |= _values(variant.prices)
+            if only_input:
+                found["output_mtok"] = Decimal(0)
             for kind, value in _by_kind(found).items():
                 yield from _of_rate(
                     value,
@@ -100,6 +109,13 @@ def _of_model(provider: str, model: Any, basis: str, notes: list[str]) -> Iterat
                     basis=basis,
                     where=f"{name} {tier} {kind}",
                 )
+
+
+def _names(model: Any) -> list[str]:
+    """What the package calls the rates that the model has, at any time and in any variant."""
+    prices = [one.prices for one in model.prices] if isinstance(model.prices, list) else [model.prices]
+    prices += [variant.prices for variant in model.price_variants or ()]
+    return sorted({name for one in prices for name in _values(one)})
 
 
 def _start(constraint: Any) -> datetime:

@@ -1,9 +1,13 @@
 """LiteLLM's map of prices, ``model_prices_and_context_window.json``, from the disk.
 
 The map gives US dollars a token, as JSON numbers. A number is read as the decimal that its text has, never
-as a binary float, so 3e-07 is 0.3 dollars for a million tokens. A key of the map such as
-``gemini/gemini-2.5-pro`` begins with a provider in most cases. The book's model name is the rest of the key
-if the key begins with the model's ``litellm_provider``, else the whole key. The map has no dates.
+as a binary float, so 3e-07 is 0.3 dollars for a million tokens. Some numbers of the map came out of float
+arithmetic all the same; they are rounded and said.
+
+A key of the map such as ``gemini/gemini-2.5-pro`` begins with a provider in most cases. The book's model name
+is the rest of the key if the key begins with the model's ``litellm_provider``, else the whole key. If two
+keys name the same model with other rates, the one that begins with the provider counts. The map has no dates.
+A model whose every rate is 0 is left out, because the map writes 0 also where it knows no price.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.prices.price import Fault, Faulty, Price
-from pipeline.prices.source import Read
+from pipeline.prices.price import Fault, Faulty, Price, faults_of, rounded
+from pipeline.prices.source import Read, content, in_order, without_place
 
 SOURCE: Final = "litellm"
+
+COST_MAX: Final = 1000
+"""The highest cost of a token or a request, in US dollars."""
 
 _KINDS: Final = {
     "input_cost_per_token": "input",
@@ -29,7 +36,7 @@ _KINDS: Final = {
     "input_cost_per_request": "request",
 }
 _NAME: Final = re.compile(
-    rf"({'|'.join(_KINDS)})(_above_1hr)?(?:_above_([0-9]+)k_tokens)?(?:_(batches|priority|flex))?"
+    rf"({'|'.join(_KINDS)})(_above_1hr)?(?:_above_([0-9]{{1,9}})k_tokens)?(?:_(batches|priority|flex))?"
 )
 _TIERS: Final = {None: "standard", "batches": "batch", "priority": "priority", "flex": "flex"}
 
@@ -38,18 +45,28 @@ def read(path: Path, *, provider: str | None = None) -> Read:
     """The prices of a map, of all providers or of one.
 
     Raises:
-        Faulty: the file is no such map, or a cost is no number.
+        Faulty: the file is no such map, or a cost breaks a rule. Every such cost is named.
         OSError: the file cannot be read.
     """
+    faults: list[Fault] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                faults.append(Fault(key, "is there twice"))
+            found[key] = value
+        return found
+
     try:
-        content = json.loads(path.read_bytes(), parse_float=Decimal, parse_int=Decimal)
+        models = json.loads(content(path), parse_float=Decimal, parse_int=Decimal, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise Faulty(str(path), [Fault("file", f"is no JSON: {error}")]) from error
-    if not isinstance(content, dict):
+    if not isinstance(models, dict):
         raise Faulty(str(path), [Fault("file", "is no object of models")])
-    faults: list[Fault] = []
-    prices: list[Price] = []
-    for key, model in content.items():
+    notes: list[str] = []
+    found: dict[tuple[str, str], tuple[str, list[Price]]] = {}
+    for key, model in models.items():
         if key == "sample_spec":
             continue
         if not isinstance(model, dict) or not isinstance(model.get("litellm_provider", ""), str):
@@ -58,30 +75,39 @@ def read(path: Path, *, provider: str | None = None) -> Read:
         of = model.get("litellm_provider", "")
         if not of or (provider is not None and of != provider):
             continue
-        prices += _of_model(key, of, model, path.name, faults)
+        prices = list(_of_model(key, of, model, path.name, faults, notes))
+        if prices:
+            _keep_one(found, key, prices, notes)
+    kept = tuple(price for _, prices in found.values() for price in prices)
+    faults += faults_of(kept)
     if faults:
         raise Faulty(str(path), faults)
-    return Read(tuple(prices), ())
+    return Read(kept, in_order(notes))
+
+
+def _keep_one(
+    found: dict[tuple[str, str], tuple[str, list[Price]]], key: str, prices: list[Price], notes: list[str]
+) -> None:
+    """Keep the prices of a model, of which the map perhaps has another key."""
+    name = prices[0].provider, prices[0].model_name
+    other, others = found.setdefault(name, (key, prices))
+    if other == key or {(one.key, one.rate) for one in prices} == {(one.key, one.rate) for one in others}:
+        return
+    if key == "/".join(name):
+        found[name], other, key = (key, prices), key, other
+    notes.append(f"{key} is left out: {other} has other rates for the same model")
 
 
 def _of_model(
-    key: str, provider: str, model: dict[str, Any], file: str, faults: list[Fault]
+    key: str, provider: str, model: dict[str, Any], file: str, faults: list[Fault], notes: list[str]
 ) -> Iterator[Price]:
-    found: dict[tuple[str, int, str], Decimal] = {}
-    for name, cost in model.items():
-        match = _NAME.fullmatch(name)
-        if match is None or cost is None:
-            continue
-        if not isinstance(cost, Decimal):
-            faults.append(Fault(f"{key} {name}", f"{cost!r} is no number"))
-            continue
-        base, hour, thousands, suffix = match.groups()
-        kind = _KINDS[base]
-        if hour and kind != "cache_write":
-            continue
-        kind = "cache_write_1h" if hour else kind
-        context = int(thousands) * 1000 + 1 if thousands else 0
-        found[_TIERS[suffix], context, kind] = cost if kind == "request" else cost * 1_000_000
+    found = dict(_rates(key, model, faults, notes))
+    if not any(found.values()):
+        if found:
+            notes.append(f"{key} is left out: all its rates are 0, as where the map knows no price")
+        return
+    if model.get("mode") == "embedding":
+        found.setdefault(("standard", 0, "output"), Decimal(0))
     # A tier that names some kinds has the standard rates for the others.
     for tier in sorted({tier for tier, _, _ in found} - {"standard"}):
         named = {kind for of_tier, _, kind in found if of_tier == tier}
@@ -100,3 +126,32 @@ def _of_model(
             basis=f"{file}, {model['source']}" if isinstance(model.get("source"), str) else file,
             where=f"{key} {tier} {kind}",
         )
+
+
+def _rates(
+    key: str, model: dict[str, Any], faults: list[Fault], notes: list[str]
+) -> Iterator[tuple[tuple[str, int, str], Decimal]]:
+    """Each rate of a model, with its service tier, context and kind."""
+    placeless: list[str] = []
+    for name, cost in model.items():
+        match = _NAME.fullmatch(name)
+        if match is None or (match[2] and _KINDS[match[1]] != "cache_write"):
+            if cost and ("cost" in name or name == "tiered_pricing"):
+                placeless.append(name)
+            continue
+        if cost is None:
+            continue
+        if not isinstance(cost, Decimal):
+            faults.append(Fault(f"{key} {name}", f"{cost!r} is no number"))
+            continue
+        if abs(cost) > COST_MAX:
+            faults.append(Fault(f"{key} {name}", f"{cost} USD is above {COST_MAX}"))
+            continue
+        base, hour, thousands, suffix = match.groups()
+        kind = "cache_write_1h" if hour else _KINDS[base]
+        given = cost if kind == "request" else cost * 10**6
+        rate = given if kind == "request" else rounded(given)
+        if rate != given:
+            notes.append(f"{key} {name}: {given.normalize():f} is taken as {rate.normalize():f}")
+        yield (_TIERS[suffix], int(thousands) * 1000 + 1 if thousands else 0, kind), rate
+    notes += without_place(key, placeless)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -51,3 +52,16 @@ def content(path: Path) -> bytes:
         fault = Fault("file", f"is larger than {FILE_BYTES_MAX // 2**20} MiB: import it in parts")
         raise Faulty(str(path), [fault])
     return found
+
+
+def without_place(model: str, names: Collection[str]) -> list[str]:
+    """The note on the rates of a model that the book has no kind for, such as those for audio and images."""
+    return [f"{model}: {_NO_PLACE} {', '.join(names)}"] if names else []
+
+
+def in_order(notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes with those of `without_place` at the end, because there are hundreds of them."""
+    return tuple(sorted(notes, key=lambda note: _NO_PLACE in note))
+
+
+_NO_PLACE: Final = "the book has no place for"

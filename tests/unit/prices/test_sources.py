@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.prices import genai, litellm_map, model_prices
 from pipeline.prices.price import EVER, Faulty, Price, faults_of
+from pipeline.prices.source import Read
 from tests.support.naive_prices import KINDS, Call, Row, rates_of
 
 AT = [datetime(2024, 1, 1, 5, tzinfo=UTC) + timedelta(days=37 * number) for number in range(30)]
@@ -225,19 +226,115 @@ def test_a_litellm_map_is_read_as_decimals(tmp_path: Path) -> None:
     assert {price.provider for price in litellm_map.read(path, provider="gemini").prices} == {"gemini"}
 
 
-def test_a_litellm_map_with_noise_or_nonsense_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "map.json"
-    noisy = {
-        "m": {
-            "litellm_provider": "p",
-            "input_cost_per_token": 3.3000000000000006e-06,
-            "output_cost_per_token": -1e-06,
-        }
+def read_map(folder: Path, models: Any) -> Read:
+    path = folder / "map.json"
+    path.write_text(models if isinstance(models, str) else json.dumps(models))
+    return litellm_map.read(path)
+
+
+def costs(input_: float, output: float, **others: Any) -> dict[str, Any]:
+    return {
+        "litellm_provider": "p",
+        "input_cost_per_token": input_,
+        "output_cost_per_token": output,
+        **others,
     }
-    path.write_text(json.dumps(noisy))
-    faults = faults_of(litellm_map.read(path).prices)
-    assert [fault.where for fault in faults] == ["m standard input", "m standard output"]
-    for text in ("[]", "{", '{"m": 1}', '{"m": {"litellm_provider": "p", "input_cost_per_token": "1"}}'):
-        path.write_text(text)
+
+
+def test_a_litellm_map_with_nonsense_is_refused_and_every_cost_is_named(tmp_path: Path) -> None:
+    models = {
+        "m": costs(-1e-06, 1e9),
+        "n": costs(float("nan"), 1e-07)
+        | {"cache_read_input_token_cost": "1", "input_cost_per_request": True},
+        "o": costs(1e-12, 1e-13),
+        "q": 1,
+        "half\ud800": costs(1e-06, 0),
+    }
+    with pytest.raises(Faulty) as caught:
+        read_map(tmp_path, models)
+    assert sorted(fault.where for fault in caught.value.faults) == [
+        "half\ud800 standard input",
+        "half\ud800 standard output",
+        "m output_cost_per_token",
+        "m standard input",
+        "n cache_read_input_token_cost",
+        "n input_cost_per_request",
+        "n input_cost_per_token",
+        "o standard output",
+        "q",
+    ]
+    huge = '{"m": {"litellm_provider": "p", "input_cost_per_token": 1e999999}}'
+    twice = f'{{"m": {json.dumps(costs(1e-06, 1e-06))}, "m": {json.dumps(costs(2e-06, 1e-06))}}}'
+    for text in ("[]", "{", "[" * 100_000, '{"m": 1}', huge, twice):
         with pytest.raises(Faulty):
-            litellm_map.read(path)
+            read_map(tmp_path, text)
+
+
+def test_the_noise_of_a_litellm_map_is_rounded_and_said(tmp_path: Path) -> None:
+    # Rates of the map of 1.110: 55 of its 16,000 are like these.
+    models = {
+        "m": costs(8.900000000000001e-07, 1.1428571428571428e-06, cache_read_input_token_cost=3.59375e-08)
+    }
+    read = read_map(tmp_path, models)
+    assert [str(price.rate.normalize()) for price in read.prices] == ["0.89", "1.142857", "0.035938"]
+    assert read.notes[0] == "m input_cost_per_token: 0.8900000000000001 is taken as 0.89"
+    assert len(read.notes) == 3
+
+
+def test_a_litellm_model_whose_rates_are_all_zero_is_left_out_and_said(tmp_path: Path) -> None:
+    models = {
+        "rerank": costs(0, 0, input_cost_per_query=0.002),
+        "free output": costs(1e-06, 0),
+        "embedding": {"litellm_provider": "p", "mode": "embedding", "input_cost_per_token": 2e-08},
+    }
+    read = read_map(tmp_path, models)
+    assert {(price.model_name, price.kind, price.rate.normalize()) for price in read.prices} == {
+        ("free output", "input", Decimal(1)),
+        ("free output", "output", Decimal(0)),
+        ("embedding", "input", Decimal("0.02")),
+        ("embedding", "output", Decimal(0)),
+    }
+    assert read.notes == (
+        "rerank is left out: all its rates are 0, as where the map knows no price",
+        "rerank: the book has no place for input_cost_per_query",
+    )
+
+
+def test_of_two_keys_for_a_litellm_model_the_one_with_the_provider_counts(tmp_path: Path) -> None:
+    for keys in (("p/m", "m"), ("m", "p/m")):
+        models = {key: costs(1e-06 if key == "p/m" else 2e-06, 3e-06) for key in keys}
+        read = read_map(tmp_path, models)
+        assert [price.rate for price in read.prices] == [1, 3]
+        assert read.notes == ("m is left out: p/m has other rates for the same model",)
+    same = read_map(tmp_path, {"m": costs(1e-06, 3e-06), "p/m": costs(1e-06, 3e-06)})
+    assert (len(same.prices), same.notes) == (2, ())
+
+
+def test_rates_that_the_book_has_no_place_for_are_said(tmp_path: Path) -> None:
+    others = {
+        "input_cost_per_audio_token": 1e-04,
+        "output_cost_per_image": 0.04,
+        "input_cost_per_token_ultrafast": 1,
+    }
+    tiers = {"tiered_pricing": [{"range": [0, 1]}], "output_cost_per_second": 0, "max_tokens": 5}
+    assert read_map(tmp_path, {"m": costs(1e-06, 1e-06, **others, **tiers)}).notes == (
+        "m: the book has no place for input_cost_per_audio_token, output_cost_per_image,"
+        " input_cost_per_token_ultrafast, tiered_pricing",
+    )
+    pytest.importorskip("genai_prices")
+    notes = genai.read(provider="openai").notes
+    audio = [note for note in notes if "the book has no place for" in note and "output_audio_mtok" in note]
+    assert audio
+    assert notes[-1].startswith("openai ")
+    assert (
+        "openai text-embedding-3-small: output costs 0, because the package has a price for input only"
+        in notes
+    )
+
+
+def test_a_model_with_a_price_for_input_only_has_a_whole_price() -> None:
+    pytest.importorskip("genai_prices")
+    found = books(genai.read(provider="openai").prices)["openai", "text-embedding-3-small"]
+    assert rates(found, "standard", 1000, AT[-1]) == dict.fromkeys(KINDS, Decimal(0)) | {
+        kind: Decimal("0.02") for kind in ("input", "cache_read", "cache_write", "cache_write_1h")
+    }
