@@ -68,11 +68,27 @@ def prices() -> None:
 @click.argument("source", type=click.Choice(SOURCES))
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--provider", help="Only the prices of this provider, as the source spells it.")
+@click.option(
+    "--as",
+    "as_provider",
+    help="With --provider: the name of this provider in your events, such as gcp.gemini for google.",
+)
+@click.option(
+    "--overwrite", is_flag=True, help="Also in place of prices set by hand or from a file of yours."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be appended, and change nothing.")
 @click.option("--verbose", is_flag=True, help="Print every line, not only the first 20 of each kind.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def import_prices(
-    *, source: str, file: Path | None, provider: str | None, dry_run: bool, verbose: bool, as_json: bool
+    *,
+    source: str,
+    file: Path | None,
+    provider: str | None,
+    as_provider: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Append the prices that a source has and the book does not.
 
@@ -81,7 +97,11 @@ def import_prices(
     appended, so the same import a second time appends nothing. If one line breaks a rule, nothing is
     imported, and every such line is named.
 
-    A price without a date holds since ever if the book does not know it yet, else from the current hour on.
+    Prices that you set by hand, or imported from a CSV, stay where a package or a map has others; they are
+    listed. --overwrite takes the others.
+
+    A price without a date holds since ever if the book has no price of such calls yet, else from the current
+    hour on.
     """
     from pipeline.prices import book
     from pipeline.prices.price import Faulty
@@ -90,12 +110,26 @@ def import_prices(
         raise click.UsageError(
             f"{source} needs a FILE" if file is None else f"{source} is a package: give no FILE"
         )
+    if as_provider is not None and provider is None:
+        raise click.UsageError("--as needs --provider")
     database_url = _database_url()
     title = source if file is None else f"{source} {file}"
     try:
         read = _read(source, file, provider)
+        if provider is not None and not read.prices:
+            fail(f"{title} has no price of the provider {provider!r}")
+        if as_provider is not None:
+            read = read.under(as_provider)
         with book.connected(database_url) as connection:
-            done = book.add(connection, read.prices, action="prices.import", title=title, dry_run=dry_run)
+            done = book.add(
+                connection,
+                read.prices,
+                action="prices.import",
+                title=title,
+                dry_run=dry_run,
+                overwrite=overwrite,
+                edited=source == "csv",
+            )
     except Faulty as faulty:
         for fault in faulty.faults:
             click.echo(f"{fault.where}: {fault.message}".translate(VISIBLE), err=True)
@@ -126,6 +160,7 @@ def _tell_import(done: Imported, read: Read, *, dry_run: bool, limit: int | None
             "appended": 0 if dry_run else len(plan.append),
             "differences": [_price_row(price) for price in plan.append],
             "overrides": dict(plan.overrides),
+            "kept": [_price_row(price) for price in plan.kept],
             "vanished": [_price_row(price) for price in plan.vanished],
             "notes": list(read.notes),
             "version": done.version,
@@ -137,9 +172,19 @@ def _tell_import(done: Imported, read: Read, *, dry_run: bool, limit: int | None
         _some([_price_line(price) for price in plan.append], limit)
     for source, count in sorted(plan.overrides.items()):
         click.echo(f"{count} of them take the place of a rate from {source}")
-    if plan.vanished:
-        click.echo(f"{len(plan.vanished)} prices of this source are no longer in it, and stay in the book:")
-        _some([_price_line(price) for price in plan.vanished], limit)
+    for what, prices in (
+        (
+            "prices that were set by hand or came from a file stay; --overwrite takes those of the source",
+            plan.kept,
+        ),
+        (
+            "prices of this source are no longer in it, and stay in the book until you retract them",
+            plan.vanished,
+        ),
+    ):
+        if prices:
+            click.echo(f"{len(prices)} {what}:")
+            _some([f"{price.where}: {_price_line(price)}" for price in prices], limit)
     if read.notes:
         click.echo(f"{len(read.notes)} notes on the source:")
         _some(list(read.notes), limit)

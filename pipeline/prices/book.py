@@ -181,12 +181,14 @@ def add(
     action: str,
     title: str,
     dry_run: bool = False,
+    overwrite: bool = False,
+    edited: bool = False,
     now: datetime | None = None,
 ) -> Imported:
     """Append what the prices say and the book does not, with a row in the audit log.
 
     The caller commits. ``action`` and ``title`` name the change in the audit log. With ``dry_run`` nothing is
-    written.
+    written. For ``overwrite`` and ``edited`` see `pipeline.prices.plan.plan`.
 
     Raises:
         Faulty: a price breaks a rule; nothing was changed.
@@ -197,7 +199,8 @@ def add(
         raise Faulty(title, faults)
     if not dry_run:
         connection.execute(_PRICES["lock"])
-    planned = plan(prices, live(connection, Chosen()), now=now or datetime.now(UTC))
+    stored = live(connection, Chosen())
+    planned = plan(prices, stored, now=now or datetime.now(UTC), overwrite=overwrite, edited=edited)
     if planned.append and not dry_run:
         before = version(connection)
         append(connection, planned.append)

@@ -72,7 +72,7 @@ def with_prices(
     end: datetime,
     orgs: Sequence[UUID] | None = None,
 ) -> list[Difference]:
-    """`between_versions` of the book, and of the book after an import of these prices.
+    """`between_versions` of the book, and of the book after an import of these prices of a file.
 
     The prices are appended in a transaction that is rolled back, so that one rule finds the prices of both
     books. Other writers of the book wait meanwhile. The ids that the rows had are not used again.
@@ -88,7 +88,8 @@ def with_prices(
         connection.execute(_PRICES["lock"])
         before = book.version(connection)
         stored = book.live(connection, book.Chosen())
-        book.append(connection, plan(prices, stored, now=datetime.now(UTC)).append)
+        planned = plan(prices, stored, now=datetime.now(UTC), edited=True)
+        book.append(connection, planned.append)
         return between_versions(connection, before, book.NEWEST, start=start, end=end, orgs=orgs)
 
 
@@ -114,9 +115,14 @@ def check(connection: Connection, *, now: datetime) -> list[Finding]:
     findings += [
         Finding(
             "unpriced",
-            f"{provider} {name} of {orgs} orgs has no price (last event {at:%Y-%m-%d %H:%M})",
+            f"{provider} {name} of {orgs} orgs has no price (last event {at:%Y-%m-%d %H:%M})"
+            + (
+                f"; the book has a model of this name from {', '.join(others)}: see import --as"
+                if others
+                else ""
+            ),
         )
-        for provider, name, orgs, at in connection.execute(_PRICES["unpriced"])
+        for provider, name, orgs, at, others in connection.execute(_PRICES["unpriced"])
     ]
     since = (now - timedelta(seconds=RECENT_S)).replace(hour=0, minute=0, second=0, microsecond=0)
     findings += [

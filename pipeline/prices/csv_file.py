@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from uuid import UUID
 
 from pipeline.core.wire import SERVICE_TIERS
-from pipeline.prices.price import Fault, Faulty, Price, faults_of, number
+from pipeline.prices.price import FILE, Fault, Faulty, Price, faults_of, number
 from pipeline.prices.source import content
 
 if TYPE_CHECKING:
     from _csv import Reader  # the class has no public name
 
-SOURCE: Final = "csv"
 
 COLUMNS: Final = (
     "provider",
@@ -114,7 +113,7 @@ def _price(names: list[str], row: list[str], where: str, file: str) -> tuple[Pri
         "provider": cells["provider"],
         "model_name": cells["model_name"],
         "kind": cells["kind"],
-        "source": cells.get("source") or SOURCE,
+        "source": cells.get("source") or FILE,
         "basis": cells.get("basis") or file,
         "where": where,
     }

@@ -4,10 +4,15 @@ Prices with the same key (`pipeline.prices.price.Key`) compete only in time, and
 wins. So prices with one key make pieces of time, each with one winner. For example, 3 dollars from January on
 and then 2 dollars from March on are two pieces: January to March, and from March on. An import compares the
 pieces of the source with the pieces of the book. Importing the same source twice therefore appends nothing.
+Within a source the order of the prices says nothing: of two, the one that begins later wins.
 
-A source may not say when a price began. If the book does not know the key, the price holds since 1970. If the
-book knows the key, the price holds from the current hour on: a new rate without a date is no reason to change
-what past calls cost.
+A public source (`pipeline.prices.price.PUBLIC`) never takes the place of a price that somebody here decided
+on, by hand or in a file, unless ``overwrite`` is said.
+
+A source may not say when a price began. If the book has no price of such calls yet, the price holds since
+1970. Otherwise it holds from the current hour on: a new rate without a date is no reason to change what past
+calls cost. "Such calls" are those of the same provider, model and service tier, for everyone or for the same
+org. For example, a rate for cached tokens that appears in a source later says nothing about last month.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
+from uuid import UUID
 
-from pipeline.prices.price import EVER, Key, Price, hour_of
+from pipeline.prices.price import EVER, FILE, PUBLIC, TEXT_CHARS_MAX, Key, Price, hour_of
 
 NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -34,37 +40,85 @@ class Plan:
     """The rows to append, each with both times worked out."""
     overrides: Counter[str]
     """How many of these take the place of a rate of another source, by that source."""
+    kept: tuple[Price, ...]
+    """Prices of the book that people decided on, and that stay although a public source has other rates."""
     vanished: tuple[Price, ...]
-    """Prices that the book has from this source, still in force, that the source does not name any more."""
+    """Prices that the book has from this source for times to come, and that the source no longer has."""
 
 
-def plan(prices: Sequence[Price], live: Iterable[Price], *, now: datetime) -> Plan:
-    """Compare a source with the live prices of the book, which are in the order of their ids."""
+def plan(
+    prices: Sequence[Price],
+    live: Iterable[Price],
+    *,
+    now: datetime,
+    overwrite: bool = False,
+    edited: bool = False,
+) -> Plan:
+    """Compare a source with the live prices of the book, which are in the order of their ids.
+
+    With ``overwrite``, public sources take the place of what people decided on, too. With ``edited``, the
+    source is a file of a person's, perhaps an export of the book: a rate in it that is not the book's is the
+    person's, whatever source the file names.
+    """
     known: dict[Key, list[Price]] = defaultdict(list)
     for price in live:
         known[price.key].append(price)
     named: dict[Key, list[Price]] = defaultdict(list)
     for price in prices:
         named[price.key].append(price)
+    calls = {key[:4] for key in known if key[-1] != "discount"}
     append: list[Price] = []
     overrides: Counter[str] = Counter()
+    kept: list[Price] = []
     for key, given in named.items():
         book = pieces(known.get(key, ()))
-        for start, end, price in pieces(given):
-            if price.valid_from is None and book:
+        for start, end, price in pieces(sorted(given, key=_begins)):
+            if price.valid_from is None and _are_priced(price, calls):
                 start = max(start, hour_of(now))
-            for first, last, before in _differences(start, end, price, book):
-                append.append(replace(price, valid_from=first, valid_to=None if last == NEVER else last))
-                overrides.update(before - {price.source})
-    sources = {(price.source, price.provider) for price in prices}
+            stays = [] if overwrite else _rivals(price, book)
+            kept += [
+                rival for first, last, rival in stays if _disagree(first, last, rival, start, end, price)
+            ]
+            for first, last, before in _differences(start, end, price, book, stays):
+                row = replace(price, valid_from=first, valid_to=None if last == NEVER else last)
+                if edited and price.source in before.intersection(PUBLIC):
+                    row = _by_hand(row)
+                append.append(row)
+                overrides.update(before - {row.source})
+    # A file with some rows of an export says nothing about the others.
+    sources = {(one.source, one.provider) for one in prices if not (edited and one.source in PUBLIC)}
     vanished = [
-        price
+        replace(price, valid_from=first, valid_to=None if last == NEVER else last)
         for key, stored in known.items()
-        if key not in named
-        for _, end, price in pieces(stored)
+        for start, end, price in pieces(stored)
         if end > now and (price.source, price.provider) in sources
+        for first, last in _uncovered(max(start, hour_of(now)), end, named.get(key, ()))
     ]
-    return Plan(tuple(append), overrides, tuple(vanished))
+    return Plan(tuple(append), overrides, tuple(kept), tuple(vanished))
+
+
+def _by_hand(price: Price) -> Price:
+    basis = f"edited; it was {price.source}, {price.basis}"
+    return replace(price, source=FILE, basis=basis[:TEXT_CHARS_MAX])
+
+
+def _begins(price: Price) -> datetime:
+    return price.valid_from or EVER
+
+
+def _are_priced(price: Price, calls: set[tuple[UUID | None, str, str, str]]) -> bool:
+    """Whether the book has a price of the calls that a price is for."""
+    if price.kind == "discount":
+        return any(
+            price.provider in ("", provider) and price.model_name in ("", name)
+            for _, provider, name, _ in calls
+        )
+    return any((org, *price.key[1:4]) in calls for org in (None, price.org_id))
+
+
+def _rivals(price: Price, book: Sequence[Piece]) -> list[Piece]:
+    """The pieces of the book that a price does not take the place of."""
+    return [piece for piece in book if price.source in PUBLIC and piece[2].source not in PUBLIC]
 
 
 def pieces(prices: Iterable[Price]) -> list[Piece]:
@@ -82,23 +136,30 @@ def pieces(prices: Iterable[Price]) -> list[Piece]:
     return painted
 
 
+def _disagree(
+    first: datetime, last: datetime, rival: Price, start: datetime, end: datetime, price: Price
+) -> bool:
+    return first < end and start < last and rival.rate != price.rate
+
+
 def _differences(
-    start: datetime, end: datetime, price: Price, book: Sequence[Piece]
+    start: datetime, end: datetime, price: Price, book: Sequence[Piece], stays: Sequence[Piece]
 ) -> Iterator[tuple[datetime, datetime, set[str]]]:
     """The longest stretches of [start, end) in which the book has another rate, or none.
 
-    Each comes with the sources of the rates that the book has there.
+    Each comes with the sources of the rates that the book has there. Pieces that stay are no difference.
     """
     begun: datetime | None = None
     sources: set[str] = set()
     at = start
-    for first, last, before in book:
+    for piece in book:
+        first, last, before = piece
         if last <= at or first >= end:
             continue
         if first > at:
             begun = begun or at
         at = max(first, at)
-        if before.rate == price.rate:
+        if before.rate == price.rate or piece in stays:
             if begun is not None:
                 yield begun, at, sources
                 begun, sources = None, set()
@@ -110,3 +171,14 @@ def _differences(
         begun = begun or at
     if begun is not None and begun < end:
         yield begun, end, sources
+
+
+def _uncovered(start: datetime, end: datetime, given: Iterable[Price]) -> Iterator[tuple[datetime, datetime]]:
+    """The stretches of [start, end) that none of the given prices covers."""
+    at = start
+    for first, last, _ in pieces(given):
+        if at < min(first, end):
+            yield at, min(first, end)
+        at = max(at, last)
+    if at < end:
+        yield at, end

@@ -25,6 +25,8 @@ PUBLIC: Final = ("genai-prices", "model-prices", "litellm")
 """Sources that are the same for everybody. A price from elsewhere is one that somebody here decided on."""
 MANUAL: Final = "manual"
 """The source of what a person sets by a command."""
+FILE: Final = "csv"
+"""The source of what a person gives in a file, unless the file names another."""
 
 TEXT_CHARS_MAX: Final = 1000
 """The longest ``source`` and ``basis``."""

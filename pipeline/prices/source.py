@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,10 @@ class Read:
     prices: tuple[Price, ...]
     notes: tuple[str, ...]
     """For people: models that were left out, and why; rates that were rounded."""
+
+    def under(self, provider: str) -> Read:
+        """The same prices under another name of their provider."""
+        return Read(tuple(replace(price, provider=provider) for price in self.prices), self.notes)
 
 
 def package(name: str, *modules: str) -> tuple[list[Any], str]:

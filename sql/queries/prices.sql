@@ -138,8 +138,14 @@ GROUP BY model_id
 ORDER BY last_event_at DESC, model_id
 
 -- name: unpriced
--- Models with names that no sheet prices at the hour of their last event, at any tier and size.
-SELECT l.provider, l.model_name, count(DISTINCT l.org_id) AS orgs, max(m.last_event_at) AS last_event_at
+-- Models with names that no sheet prices at the hour of their last event, at any tier and size. ``others`` are
+-- providers that have a model of the same name with a price.
+SELECT l.provider, l.model_name, count(DISTINCT l.org_id) AS orgs, max(m.last_event_at) AS last_event_at,
+    ARRAY(
+        SELECT DISTINCT s.provider FROM analytics.price_sheets AS s
+        WHERE s.org_id IS NULL AND s.model_name = l.model_name AND s.provider <> l.provider
+        ORDER BY s.provider LIMIT 3
+    ) AS others
 FROM analytics.models_seen AS m
 JOIN analytics.model_labels AS l USING (org_id, model_id)
 WHERE l.provider <> '' AND l.model_name <> ''

@@ -221,9 +221,53 @@ def test_a_price_that_a_source_no_longer_has_is_said_and_stays(run: Run, file: P
     run("import", "csv", file)
     file.write_text("\n".join(CSV.splitlines()[:3]) + "\n")
     output = run("import", "csv", file).output
-    assert "3 prices of this source are no longer in it, and stay in the book:" in output
+    assert (
+        "3 prices of this source are no longer in it, and stay in the book until you retract them:" in output
+    )
+    assert "    row 3 of the book: openai gpt-5 standard from 200001 tokens input" in output
     assert "3 prices read" not in output
     assert "2 prices read, 0 appended; version 6" in output
+
+
+def test_a_price_set_by_hand_stays_when_a_source_has_another(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    rates = {"litellm_provider": "openai", "input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06}
+    path.write_text(json.dumps({"gpt-5": rates}))
+    options = ("--provider", "openai", "--model", "gpt-5", "--from", "2026-01-01", "--basis", "contract 7")
+    run("set", *options, "--kind", "input", "--rate", "1.1")
+
+    def rate() -> str:
+        lines = run("show", "gpt-5", "--json").output.splitlines()
+        return str(json.loads(lines[-1])["input"])
+
+    output = run("import", "litellm", path).output
+    assert (
+        "1 prices that were set by hand or came from a file stay; --overwrite takes those of the source:"
+        in output
+    )
+    assert "    row 1 of the book: openai gpt-5 standard input 1.1 USD a million, from 2026-01-01" in output
+    assert rate() == "1.1"
+    again = json.loads(run("import", "litellm", path, "--json").output)
+    assert (again["appended"], [row["basis"] for row in again["kept"]]) == (0, ["contract 7"])
+    assert (
+        "1 of them take the place of a rate from manual"
+        in run("import", "litellm", path, "--overwrite").output
+    )
+    assert rate() == "2"
+
+
+def test_a_provider_is_imported_under_the_name_that_events_have(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    rates = {"litellm_provider": "gemini", "input_cost_per_token": 2e-06, "output_cost_per_token": 8e-06}
+    path.write_text(json.dumps({"gemini/gemini-3": rates}))
+    run("import", "litellm", path, "--provider", "gemini", "--as", "gcp.gemini")
+    assert "gcp.gemini gemini-3 standard, since ever" in run("show", "gemini-3").output
+    assert "0 appended" in run("import", "litellm", path, "--provider", "gemini", "--as", "gcp.gemini").output
+    run("import", "litellm", path, "--as", "gcp.gemini", code=2)
+    assert (
+        "no price of the provider 'gemin'"
+        in run("import", "litellm", path, "--provider", "gemin", code=1).output
+    )
 
 
 def test_a_whole_package_is_imported_once(run: Run, connection: psycopg.Connection[Any]) -> None:

@@ -160,6 +160,7 @@ def test_a_check_finds_what_does_not_fit(
                 *pair(2, valid_from=long_ago, context_from=200_000),
                 *pair(1, valid_from=long_ago, valid_to=now, model_name="ended"),
                 *pair(1, valid_from=long_ago, model_name="ok"),
+                *pair(1, valid_from=long_ago, model_name="new", provider="other"),
             ]
         ],
     )
@@ -172,6 +173,8 @@ def test_a_check_finds_what_does_not_fit(
         "p ended of 1 orgs has no price",
         "q new of 1 orgs has no price",
     ]
+    assert "); the book has a model of this name from other: see import --as" in found["unpriced"][1]
+    assert found["unpriced"][0].endswith(")")
     assert ids[3] in found["unlabelled"][0]
     assert len(found["unlabelled"]) == 1
     assert ["p m has 4 calls of 1 orgs at the tier batch" in text for text in found["unpriced calls"]].count(
