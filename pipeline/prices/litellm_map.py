@@ -35,9 +35,13 @@ _KINDS: Final = {
     "output_cost_per_reasoning_token": "reasoning",
     "input_cost_per_request": "request",
 }
+_PARENTS: Final = {"cache_write_1h": "cache_write", "reasoning": "output"}
 _NAME: Final = re.compile(
     rf"({'|'.join(_KINDS)})(_above_1hr)?(?:_above_([0-9]{{1,9}})k_tokens)?(?:_(batches|priority|flex))?"
 )
+Rates = dict[tuple[str, int, str], Decimal]
+"""By service tier, context and kind."""
+
 _TIERS: Final = {None: "standard", "batches": "batch", "priority": "priority", "flex": "flex"}
 
 
@@ -108,12 +112,8 @@ def _of_model(
         return
     if model.get("mode") == "embedding":
         found.setdefault(("standard", 0, "output"), Decimal(0))
-    # A tier that names some kinds has the standard rates for the others.
     for tier in sorted({tier for tier, _, _ in found} - {"standard"}):
-        named = {kind for of_tier, _, kind in found if of_tier == tier}
-        for of_tier, context, kind in list(found):
-            if of_tier == "standard" and kind not in named:
-                found[tier, context, kind] = found["standard", context, kind]
+        found |= _not_named(tier, found)
     for (tier, context, kind), rate in found.items():
         yield Price(
             provider=provider,
@@ -126,6 +126,27 @@ def _of_model(
             basis=f"{file}, {model['source']}" if isinstance(model.get("source"), str) else file,
             where=f"{key} {tier} {kind}",
         )
+
+
+def _not_named(tier: str, found: Rates) -> Rates:
+    """The rates of a service tier that the map does not name: as LiteLLM does, those of standard.
+
+    A rate that the tier has a parent of is in the proportion that it has to its parent at standard. Otherwise
+    a batch at half the price of output would have the full price of reasoning.
+    """
+    named = {kind for of_tier, _, kind in found if of_tier == tier}
+    missing: Rates = {}
+    for (of_tier, context, kind), rate in found.items():
+        if of_tier != "standard" or kind in named:
+            continue
+        parent = _PARENTS.get(kind)
+        if parent not in named:
+            missing[tier, context, kind] = rate
+            continue
+        of_parent, at_standard = (found.get((one, context, parent)) for one in (tier, "standard"))
+        if of_parent is not None and at_standard:
+            missing[tier, context, kind] = (rate * of_parent / at_standard).quantize(Decimal("0.000001"))
+    return missing
 
 
 def _rates(

@@ -220,6 +220,7 @@ def test_a_litellm_map_is_read_as_decimals(tmp_path: Path) -> None:
     assert found[gemini, "standard", 0, "cache_read"] == Decimal("0.31")
     assert found[gemini, "batch", 0, "input"] == Decimal("0.625")
     assert found[gemini, "batch", 0, "cache_read"] == Decimal("0.31")
+    assert found[gemini, "batch", 0, "reasoning"] == Decimal(5)
     assert (gemini, "batch", 200_001, "input") not in found
     assert found["claude-sonnet-4", "standard", 0, "cache_write_1h"] == Decimal(6)
     assert found["claude-sonnet-4", "standard", 0, "request"] == Decimal("0.001")
@@ -268,6 +269,29 @@ def test_a_litellm_map_with_nonsense_is_refused_and_every_cost_is_named(tmp_path
     for text in ("[]", "{", "[" * 100_000, '{"m": 1}', huge, twice):
         with pytest.raises(Faulty):
             read_map(tmp_path, text)
+
+
+def test_a_tier_of_a_litellm_model_keeps_the_proportion_of_rates_to_their_parents(tmp_path: Path) -> None:
+    others = {
+        "cache_creation_input_token_cost": 6.25e-06,
+        "cache_creation_input_token_cost_above_1hr": 1e-05,
+        "cache_creation_input_token_cost_batches": 3.125e-06,
+        "input_cost_per_token_batches": 2.5e-06,
+        "output_cost_per_token_batches": 1.25e-05,
+        "output_cost_per_token_priority": 5e-05,
+        "output_cost_per_reasoning_token": 5e-05,
+        "output_cost_per_token_above_200k_tokens": 3e-05,
+    }
+    found = {
+        (price.service_tier, price.context_from, price.kind): price.rate
+        for price in read_map(tmp_path, {"m": costs(5e-06, 2.5e-05, **others)}).prices
+    }
+    assert found["batch", 0, "cache_write_1h"] == 5
+    assert found["batch", 0, "reasoning"] == 25
+    assert found["priority", 0, "reasoning"] == 100
+    assert found["priority", 0, "cache_write_1h"] == 10
+    assert found["priority", 0, "input"] == 5
+    assert ("priority", 200_001, "reasoning") not in found
 
 
 def test_the_noise_of_a_litellm_map_is_rounded_and_said(tmp_path: Path) -> None:
