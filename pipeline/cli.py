@@ -83,6 +83,7 @@ def _explained(error: Exception) -> str | None:
     if isinstance(error, OperatorError):
         return str(error)
     for module, name, words in (
+        ("psycopg.errors", "UndefinedTable", "run `spendstream migrate` first"),
         ("psycopg", "Error", "the database cannot be used"),
         ("pipeline.sink", "SinkError", "the database cannot be used"),
         ("pipeline.transports", "TransportError", "the stream cannot be used"),

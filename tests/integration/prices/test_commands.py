@@ -148,6 +148,12 @@ def test_a_rate_or_a_version_that_is_no_number_is_a_wrong_argument(run: Run) -> 
     assert "input 0 USD" in run("set", *since, "--rate=-0").output
 
 
+def test_a_database_without_the_tables_says_what_to_do(embedded_postgres_url: str) -> None:
+    result = CliRunner().invoke(main, ["prices", "list"], env={"DATABASE_URL": embedded_postgres_url})
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: run `spendstream migrate` first: relation ")
+
+
 def test_the_list_has_filters(run: Run, file: Path) -> None:
     run("import", "csv", file)
     run("retract", 1, "--reason", "x")
