@@ -322,15 +322,29 @@ def set_price(*, tier: str | None, kind: str, **fields: Any) -> None:
 
 
 @prices.command("retract")
-@click.argument("number", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@click.argument("number", metavar="[ID]", required=False, type=click.IntRange(1, 2**63 - 1))
+@click.option(
+    "--after", type=VERSION, help="Instead of ID: every price that was recorded after this version."
+)
 @click.option("--reason", type=_Reason(), required=True, help="Why the price was wrong, for the audit log.")
-def retract(*, number: int, reason: str) -> None:
-    """Retract a price, by its id in `prices list`. The book then says what it would say without the row."""
+def retract(*, number: int | None, after: int | None, reason: str) -> None:
+    """Retract a price, by its id in `prices list`, or undo an import with --after.
+
+    The book then says what it would say without the row. Retractions are not undone.
+    """
     from pipeline.prices import book
 
+    if (number is None) == (after is None):
+        raise click.UsageError("name a price by its ID, or a version with --after")
     with book.connected(_database_url()) as connection:
-        version = book.retract(connection, number, reason=reason)
-    click.echo(f"row {number} is retracted; version {version}")
+        if number is not None:
+            version = book.retract(connection, number, reason=reason)
+            what = f"row {number} is retracted"
+        else:
+            assert after is not None
+            count, version = book.retract_after(connection, after, reason=reason)
+            what = f"{count} prices are retracted"
+    click.echo(f"{what}; version {version}")
 
 
 @prices.command("export")

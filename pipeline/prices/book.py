@@ -271,6 +271,26 @@ def retract(connection: connect.Connection, number: int, *, reason: str) -> int:
     return int(row[0])
 
 
+def retract_after(connection: connect.Connection, after: int, *, reason: str) -> tuple[int, int]:
+    """Retract every price that was recorded after a version; returns their number and the new version.
+
+    The caller commits. This undoes an import. Retractions stay: nothing brings a retracted price back.
+
+    Raises:
+        PriceRefused: no price was recorded after the version.
+        psycopg.Error: the database cannot be used; nothing was changed.
+    """
+    connection.execute(_PRICES["lock"])
+    values: dict[str, Any] = {"after": after, "source": MANUAL, "basis": reason, "recorded_by": actor()}
+    count = connection.execute(_PRICES["retract_after"], values).rowcount
+    if not count:
+        raise PriceRefused(f"no price that counts was recorded after version {after}")
+    newest = version(connection)
+    detail = {"after": after, "rows": count, "reason": reason, "version": newest}
+    _audit(connection, "prices.retract", detail, org_id=None)
+    return count, newest
+
+
 def _audit(
     connection: connect.Connection, action: str, detail: dict[str, Any], *, org_id: UUID | None
 ) -> None:

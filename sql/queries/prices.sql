@@ -42,6 +42,15 @@ INSERT INTO analytics.prices (retracts, source, basis, recorded_by)
 VALUES (%(id)s, %(source)s, %(basis)s, %(recorded_by)s)
 RETURNING id
 
+-- name: retract_after
+-- Retract every price that was recorded after a version and still counts, in one statement.
+INSERT INTO analytics.prices (retracts, source, basis, recorded_by)
+SELECT p.id, %(source)s, %(basis)s, %(recorded_by)s
+FROM analytics.prices AS p
+WHERE p.id > %(after)s AND p.retracts IS NULL
+    AND NOT EXISTS (SELECT FROM analytics.prices AS r WHERE r.retracts = p.id)
+ORDER BY p.id
+
 -- name: audit
 -- Record who changed the book, in the transaction that does so.
 INSERT INTO analytics.audit_log (at, actor, action, org_id, outcome, detail)

@@ -148,6 +148,23 @@ def test_a_rate_or_a_version_that_is_no_number_is_a_wrong_argument(run: Run) -> 
     assert "input 0 USD" in run("set", *since, "--rate=-0").output
 
 
+def test_an_import_is_undone(run: Run, file: Path, connection: psycopg.Connection[Any]) -> None:
+    sheets = "SELECT s::text FROM analytics.price_sheets AS s ORDER BY 1"
+    run("import", "csv", file)
+    before = connection.execute(sheets).fetchall()
+    file.write_text(CSV.replace(",1.25,", ",9,").replace("gpt-5,batch", "gpt-6,batch"))
+    assert "3 appended; version 9" in run("import", "csv", file).output
+    run("retract", 8, "--reason", "this one first")
+    assert "2 prices are retracted; version 12" in run("retract", "--after", 6, "--reason", "not ours").output
+    assert connection.execute(sheets).fetchall() == before
+    action, org, detail = audited(connection)[-1]
+    assert (action, org) == ("prices.retract", None)
+    assert detail == {"after": 6, "rows": 2, "reason": "not ours", "version": 12}
+    assert "no price that counts" in run("retract", "--after", 6, "--reason", "x", code=1).output
+    run("retract", "--reason", "x", code=2)
+    run("retract", 1, "--after", 6, "--reason", "x", code=2)
+
+
 def test_a_database_without_the_tables_says_what_to_do(embedded_postgres_url: str) -> None:
     result = CliRunner().invoke(main, ["prices", "list"], env={"DATABASE_URL": embedded_postgres_url})
     assert result.exit_code == 1
