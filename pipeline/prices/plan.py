@@ -31,6 +31,9 @@ NEVER: Final = datetime.max.replace(tzinfo=UTC)
 Piece = tuple[datetime, datetime, Price]
 """From when, up to when (`NEVER`: no end), and the price that wins there."""
 
+Calls = set[tuple[UUID | None, str, str, str]]
+"""(org_id, provider, model_name, service_tier) of the calls that the book has a price of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -72,19 +75,16 @@ def plan(
     kept: list[Price] = []
     for key, given in named.items():
         book = pieces(known.get(key, ()))
-        for start, end, price in pieces(sorted(given, key=_begins)):
-            if price.valid_from is None and _are_priced(price, calls):
-                start = max(start, hour_of(now))
-            stays = [] if overwrite else _rivals(price, book)
-            kept += [
-                rival for first, last, rival in stays if _disagree(first, last, rival, start, end, price)
-            ]
-            for first, last, before in _differences(start, end, price, book, stays):
+        wanted = [(_start(start, price, calls, now), end, price) for start, end, price in _in_order(given)]
+        for start, end, price in wanted:
+            for first, last, before in _differences(start, end, price, book, overwrite=overwrite):
                 row = replace(price, valid_from=first, valid_to=None if last == NEVER else last)
                 if edited and price.source in before.intersection(PUBLIC):
                     row = _by_hand(row)
                 append.append(row)
                 overrides.update(before - {row.source})
+        if not overwrite:
+            kept += _kept(wanted, book)
     # A file with some rows of an export says nothing about the others.
     sources = {(one.source, one.provider) for one in prices if not (edited and one.source in PUBLIC)}
     vanished = [
@@ -102,11 +102,17 @@ def _by_hand(price: Price) -> Price:
     return replace(price, source=FILE, basis=basis[:TEXT_CHARS_MAX])
 
 
-def _begins(price: Price) -> datetime:
-    return price.valid_from or EVER
+def _in_order(given: Iterable[Price]) -> list[Piece]:
+    return pieces(sorted(given, key=lambda price: price.valid_from or EVER))
 
 
-def _are_priced(price: Price, calls: set[tuple[UUID | None, str, str, str]]) -> bool:
+def _start(start: datetime, price: Price, calls: Calls, now: datetime) -> datetime:
+    if price.valid_from is None and _are_priced(price, calls):
+        return max(start, hour_of(now))
+    return start
+
+
+def _are_priced(price: Price, calls: Calls) -> bool:
     """Whether the book has a price of the calls that a price is for."""
     if price.kind == "discount":
         return any(
@@ -116,9 +122,18 @@ def _are_priced(price: Price, calls: set[tuple[UUID | None, str, str, str]]) -> 
     return any((org, *price.key[1:4]) in calls for org in (None, price.org_id))
 
 
-def _rivals(price: Price, book: Sequence[Piece]) -> list[Piece]:
-    """The pieces of the book that a price does not take the place of."""
-    return [piece for piece in book if price.source in PUBLIC and piece[2].source not in PUBLIC]
+def _kept(wanted: Sequence[Piece], book: Sequence[Piece]) -> Iterator[Price]:
+    """The prices of the book that stay where they are, although the source has another rate there."""
+    for first, last, stored in book:
+        if any(
+            start < last and first < end and _gives_way(price, stored) and price.rate != stored.rate
+            for start, end, price in wanted
+        ):
+            yield stored
+
+
+def _gives_way(price: Price, stored: Price) -> bool:
+    return price.source in PUBLIC and stored.source not in PUBLIC
 
 
 def pieces(prices: Iterable[Price]) -> list[Piece]:
@@ -136,30 +151,23 @@ def pieces(prices: Iterable[Price]) -> list[Piece]:
     return painted
 
 
-def _disagree(
-    first: datetime, last: datetime, rival: Price, start: datetime, end: datetime, price: Price
-) -> bool:
-    return first < end and start < last and rival.rate != price.rate
-
-
 def _differences(
-    start: datetime, end: datetime, price: Price, book: Sequence[Piece], stays: Sequence[Piece]
+    start: datetime, end: datetime, price: Price, book: Sequence[Piece], *, overwrite: bool
 ) -> Iterator[tuple[datetime, datetime, set[str]]]:
     """The longest stretches of [start, end) in which the book has another rate, or none.
 
-    Each comes with the sources of the rates that the book has there. Pieces that stay are no difference.
+    Each comes with the sources of the rates that the book has there. A rate that stays is no difference.
     """
     begun: datetime | None = None
     sources: set[str] = set()
     at = start
-    for piece in book:
-        first, last, before = piece
+    for first, last, before in book:
         if last <= at or first >= end:
             continue
         if first > at:
             begun = begun or at
         at = max(first, at)
-        if before.rate == price.rate or piece in stays:
+        if before.rate == price.rate or (not overwrite and _gives_way(price, before)):
             if begun is not None:
                 yield begun, at, sources
                 begun, sources = None, set()
