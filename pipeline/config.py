@@ -99,6 +99,8 @@ def rules(values: settings.Values) -> Rules:
         dedupe_window_us=round(values["DEDUPE_WINDOW"] * 1e6),
         models_per_org_hour_max=values["MODELS_PER_ORG_HOUR_MAX"],
         clients_per_org_hour_max=values["CLIENTS_PER_ORG_HOUR_MAX"],
+        dimensions=values["DIMENSIONS"],
+        values_per_org_hour_max=values["VALUES_PER_ORG_HOUR_MAX"],
         context_tiers=values["CONTEXT_TIERS"],
         dedupe_ids_max=values["DEDUPE_IDS_MAX"],
         dead_letter_bodies_max=values["DEAD_LETTER_BODIES_MAX"],

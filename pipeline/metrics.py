@@ -49,6 +49,11 @@ CAPPED_MODELS: Final = Counter(
     "Events counted under no model's own id because their org's hour had too many models.",
     registry=REGISTRY,
 )
+CAPPED_VALUES: Final = Counter(
+    "analytics_capped_value_events",
+    "Events counted under no value's own name: their org's hour had too many, or the value was too long.",
+    registry=REGISTRY,
+)
 LAST_SUCCESS: Final = Gauge(
     "analytics_rollup_last_success_timestamp_seconds", "When the last flush was committed.", registry=REGISTRY
 )

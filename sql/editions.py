@@ -30,9 +30,11 @@ HYPERTABLES: Final = {
     "usage_minute": "1 day",
     "usage_hour": "7 days",
     "client_hour": "7 days",
+    "breakdown_hour": "7 days",
     "usage_errors_hour": "7 days",
     "usage_day": "90 days",
     "client_day": "90 days",
+    "breakdown_day": "90 days",
 }
 """The rollup tables, and the time that one chunk of each table spans."""
 

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0014"
+HEAD: Final = "0020"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -80,23 +80,18 @@ def _rate_class() -> Column:  # type: ignore[type-arg]
     return Column("rate_class", SmallInteger, nullable=False, server_default=text("0"))
 
 
-def _rollup(name: str, *, by_client: bool) -> Table:
-    client = [Column("client_id", Text)] if by_client else []
-    key = (
-        "org_id",
-        "bucket_start",
-        "model_id",
-        *(column.name for column in client),
-        "rate_class",
-        "partition",
-    )
+def _rollup(name: str, *texts: str) -> Table:
+    """A table of rollup rows. ``texts`` are the columns of its key beside org, bucket, model and class."""
+    first, last = texts[:-1], texts[-1:]
+    key = ("org_id", *first, "bucket_start", "model_id", *last, "rate_class", "partition")
     return Table(
         name,
         metadata,
         Column("org_id", Uuid),
+        *(Column(text, Text) for text in first),
         _timestamp("bucket_start"),
         Column("model_id", Uuid),
-        *client,
+        *(Column(text, Text) for text in last),
         Column("partition", SmallInteger, autoincrement=False),
         *_measures(),
         _rate_class(),
@@ -247,14 +242,35 @@ spend_day = _spend("spend_day")
 ``mixed``
 if the book prices some of these hours and the estimate others."""
 
-usage_minute = _rollup("usage_minute", by_client=False)
-usage_hour = _rollup("usage_hour", by_client=False)
-usage_day = _rollup("usage_day", by_client=False)
-client_hour = _rollup("client_hour", by_client=True)
+usage_minute = _rollup("usage_minute")
+usage_hour = _rollup("usage_hour")
+usage_day = _rollup("usage_day")
+client_hour = _rollup("client_hour", "client_id")
 """``client_id`` is '' for events without a client, and `wire.OVERFLOW_CLIENT` for clients beyond
 CLIENTS_PER_ORG_HOUR_MAX. In rows that version 0.1.0 wrote, ``other`` may be a client of that name, or the
 clients beyond the cap."""
-client_day = _rollup("client_day", by_client=True)
+client_day = _rollup("client_day", "client_id")
+
+breakdown_hour = _rollup("breakdown_hour", "dimension", "value")
+"""The same by the value of a dimension in place of the client, for each dimension that DIMENSIONS sets.
+
+``value`` is '' for events without a value, and `wire.OVERFLOW_VALUE` for values beyond
+VALUES_PER_ORG_HOUR_MAX and for values that are too long to be kept. The rows of hours before
+``dimensions.since`` do not have all events."""
+breakdown_day = _rollup("breakdown_day", "dimension", "value")
+
+dimensions = Table(
+    "dimensions",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    _timestamp("since"),
+)
+"""The dimensions that the owner of each partition counts. The rows of an hour are complete from ``since`` on.
+
+``source`` is the part of an event that has the values. A worker that claims a partition writes these rows
+from its DIMENSIONS. ``since`` is 1970 if the partition has never counted an event without the dimension."""
 
 usage_errors_hour = Table(
     "usage_errors_hour",
@@ -301,6 +317,7 @@ partitions = Table(
     Column("trying_from", BigInteger),
     Column("trying_to", BigInteger),
     _timestamp("archive_from", nullable=True),
+    Column("counted_by_dimensions", BigInteger, nullable=False, server_default=text("0")),
     postgresql_with={"fillfactor": "50"},
 )
 """One row for each partition. A flush begins with a compare-and-set of this row.
@@ -318,6 +335,9 @@ never goes back; it is null in a row that version 0.1.0 wrote last. ``newest_bro
 window is the floor of `pipeline.core.judge.Judge`. ``ids_from`` is the hour after the last hour whose ids
 maintenance has dropped, and null if it has dropped none. Since ``retired_at``, no more events are expected of
 the stream.
+
+``counted_by_dimensions`` is ``accepted`` as the last worker wrote it that knew of dimensions. If an older
+worker has counted since then, the two differ, and the dimensions have a gap.
 
 ``consumer`` is the consumer group that reads the stream. ``crashes`` is the number of workers in a row that
 claimed the partition, and then neither let it go nor passed the place of the crash. While a worker looks for
@@ -461,6 +481,19 @@ clients_seen = Table(
     metadata,
     Column("org_id", Uuid, primary_key=True),
     Column("client_id", Text, primary_key=True),
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    _timestamp("first_event_at"),
+    _timestamp("last_event_at"),
+    _timestamp("last_rollup_at"),
+    postgresql_with={"fillfactor": "50"},
+)
+
+values_seen = Table(
+    "values_seen",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("dimension", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
     Column("partition", SmallInteger, primary_key=True, autoincrement=False),
     _timestamp("first_event_at"),
     _timestamp("last_event_at"),

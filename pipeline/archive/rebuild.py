@@ -22,13 +22,14 @@ from psycopg import sql as psql
 from psycopg.types.json import Jsonb
 
 from pipeline.archive import reconcile
-from pipeline.archive.reconcile import Connection, Difference, Report, Scope, time_of
+from pipeline.archive.reconcile import ALL_GRAINS, Connection, Difference, Report, Scope, time_of
 from pipeline.archive.store import Store
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
 from pipeline.common.operator import OperatorError
 from pipeline.core.watermark import DAY_US
-from pipeline.core.windows import ERRORS, GRAINS, Grain
+from pipeline.core.windows import ERRORS, Grain
+from pipeline.sink.flush import statements
 from sql import queries
 
 
@@ -90,7 +91,7 @@ def _within(scope: Scope, day: int) -> Scope:
 
 
 def _write(connection: Connection, differences: Sequence[Difference]) -> None:
-    for grain in (*GRAINS, ERRORS):
+    for grain in ALL_GRAINS:
         mine = [difference for difference in differences if difference.grain is grain]
         _delete(connection, grain, [d for d in mine if d.counted is None])
         for partition in sorted({d.partition for d in mine}):
@@ -105,8 +106,7 @@ def _write(connection: Connection, differences: Sequence[Difference]) -> None:
 
 
 def _delete(connection: Connection, grain: Grain, differences: Sequence[Difference]) -> None:
-    names = ("client_id", "status", "error_code") if grain is ERRORS else ("client_id",)
-    more = "".join(f" AND {name} = %s" for name in names) if grain.by_client else ""
+    more = "".join(f" AND {name} = %s" for name in reconcile.names_of(grain))
     statement = _ARCHIVE["delete_row"].format(table=grain.name, more=more)
     with connection.cursor() as cursor:
         cursor.executemany(statement, [(*_ids(d), d.partition, *d.key[4:]) for d in differences])
@@ -116,14 +116,7 @@ def _upsert(connection: Connection, grain: Grain, partition: int, differences: S
     """Write rows with the same statements as a flush."""
     if not differences:
         return
-    if grain is ERRORS:
-        stage, upsert = _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
-    else:
-        client = grain.by_client
-        stage = _FLUSH["stage_rollup"].format(
-            table=grain.name, client_column=", client_id text" if client else ""
-        )
-        upsert = _FLUSH["upsert_rollup"].format(table=grain.name, client="client_id, " if client else "")
+    stage, upsert = statements(grain)
     connection.execute(stage)
     target = psql.SQL("COPY {} FROM STDIN").format(psql.Identifier(f"stage_{grain.name}"))
     with connection.cursor() as cursor:
@@ -162,4 +155,3 @@ def _record(connection: Connection, differences: Sequence[Difference], scope: Sc
 
 
 _ARCHIVE: Final = queries.load("archive")
-_FLUSH: Final = queries.load("flush")

@@ -22,15 +22,17 @@ from pipeline.archive.files import EPOCH, Damaged
 from pipeline.archive.recount import Key, Partial, Row, Rows
 from pipeline.archive.store import Store
 from pipeline.core.watermark import DAY_US, HOUR_US
-from pipeline.core.windows import ERRORS, GRAINS, MEASURES, Grain
+from pipeline.core.windows import BREAKDOWNS, ERRORS, GRAINS, MEASURES, Grain
 from pipeline.sink import event_columns
 from sql import queries
 
 Connection = psycopg.Connection[Any]
 
-_HOURLY: Final = tuple(grain for grain in GRAINS if grain.length_us <= HOUR_US)
-_DAILY: Final = tuple(grain for grain in GRAINS if grain.length_us == DAY_US)
-_ALL: Final = (*GRAINS, ERRORS)
+_SUMMED: Final = (*GRAINS, *BREAKDOWNS)
+_HOURLY: Final = tuple(grain for grain in _SUMMED if grain.length_us <= HOUR_US)
+_DAILY: Final = tuple(grain for grain in _SUMMED if grain.length_us == DAY_US)
+ALL_GRAINS: Final = (*_SUMMED, ERRORS)
+"""All tables of rollups. The rows of all dimensions are compared together."""
 _FOREVER_US: Final = 2**62
 
 
@@ -68,7 +70,8 @@ class Difference:
     def __str__(self) -> str:
         org, at_us, model, *rest = self.key
         names = f"org {UUID(bytes=org)} model {UUID(bytes=model)}"
-        names += "".join(f" {what} {name!r}" for what, name in zip(_NAMES, rest, strict=False))
+        parts = ("class", *(name.removesuffix("_id") for name in names_of(self.grain)))
+        names += "".join(f" {what} {part!r}" for what, part in zip(parts, rest, strict=True))
         where = f"{self.grain.name} {time_of(at_us):%Y-%m-%dT%H:%MZ} {names} partition {self.partition}"
         if self.stored is None:
             return f"{where}: missing in the database"
@@ -83,7 +86,9 @@ class Difference:
         return f"{where}: {', '.join(wrong)}"
 
 
-_NAMES: Final = ("client", "status", "code")
+def names_of(grain: Grain) -> tuple[str, ...]:
+    """The columns of a grain's key after the rate class, in the order of `recount.Key`."""
+    return ("client_id", "status", "error_code") if grain is ERRORS else grain.texts
 
 
 def _unknown(connection: Connection, scope: Scope, partitions: Sequence[tuple[Any, ...]]) -> list[int]:
@@ -94,7 +99,7 @@ def _unknown(connection: Connection, scope: Scope, partitions: Sequence[tuple[An
         "end": time_of(scope.end_us),
     }
     found: set[int] = set()
-    for grain in _ALL:
+    for grain in ALL_GRAINS:
         query = _ARCHIVE["unknown_partitions"].format(table=grain.name)
         found.update(number for (number,) in connection.execute(query, wanted))
     return sorted(found)
@@ -142,7 +147,7 @@ def reconcile(connection: Connection, store: Store, scope: Scope) -> Report:
         psycopg.Error, StoreError: the database or the store is away.
     """
     report = Report()
-    for grain in _ALL[:2]:
+    for grain in ALL_GRAINS[:2]:
         if scope.start_us < scope.start_of(grain):
             what = "minutes" if grain.name == "usage_minute" else "hours and days"
             before = time_of(scope.start_of(grain))
@@ -201,7 +206,7 @@ class _Partition:
         start, end = time_of(scope.start_us // DAY_US * DAY_US), time_of(scope.end_us)
         wanted = {"partition": self._number, "start": start, "end": end}
         days = {hour // 24 for hour in self._waiting}
-        for table in (*(grain.name for grain in _ALL), "archive_files"):
+        for table in (*(grain.name for grain in ALL_GRAINS), "archive_files"):
             time = "hour" if table == "archive_files" else "bucket_start"
             query = _ARCHIVE["days"].format(table=table, time=time)
             days.update(day for (day,) in self._connection.execute(query, wanted))
@@ -293,8 +298,7 @@ class _Partition:
 
     def _stored(self, grain: Grain, start_us: int, end_us: int) -> Rows:
         measures = ("count",) if grain is ERRORS else (*MEASURES, "latency_sketch")
-        names = ("client_id", "status", "error_code") if grain is ERRORS else ("client_id",)
-        columns = (*(names if grain.by_client else ()), *measures)
+        columns = (*names_of(grain), *measures)
         query = _ARCHIVE["rollup_rows"].format(table=grain.name, columns=", ".join(columns))
         wanted = {
             "start": time_of(start_us),

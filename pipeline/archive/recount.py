@@ -18,10 +18,13 @@ import pyarrow.compute as pc
 from pipeline.core import sketches
 from pipeline.core.events import DETAILS
 from pipeline.core.watermark import HOUR_US, MINUTE_US
-from pipeline.core.windows import MEASURES, Grain
+from pipeline.core.windows import BREAKDOWNS, MEASURES, Grain
 
 Key = tuple[Any, ...]
-"""(org, bucket start in microseconds, model[, client[, status, error code]]), ids as 16 bytes."""
+"""(org, bucket start in microseconds, model, rate class[, client[, status, error code]]), ids as 16 bytes.
+
+In the rows of dimensions, the dimension and the value are in place of the client.
+"""
 Row = tuple[Any, ...]
 """The measures in the order of `windows.MEASURES`, and the sketch; a row of failures has only the count."""
 Rows = dict[Key, Row]
@@ -29,13 +32,19 @@ Rows = dict[Key, Row]
 _SUMS: Final = MEASURES[:9]
 _FIGURES: Final = (*_SUMS, *DETAILS)
 _LATE: Final = ("late_minute", "late_hour", "late_day")
-_CELL: Final = ["org", "minute", "model", "rate", "client"]
+_COLUMNS: Final = {"client_id": "client", "dimension": "dimension", "value": "client"}
+"""The columns of our sums for the texts in the key of a grain."""
+_CELL: Final = ["org", "minute", "model", "rate", "dimension", "client"]
 _FAILURE: Final = ["org", "model", "rate", "client", "status", "code"]
 
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The sums of one hour's events: by minute, model and client; also by sketch bin; failures by code."""
+    """The sums of one hour's events: by minute, model and client; also by sketch bin; failures by code.
+
+    The events are summed up once more for each of their dimensions, with the value in place of the client.
+    The dimension is '' for the sums by client.
+    """
 
     cells: pa.Table
     bins: pa.Table
@@ -44,14 +53,15 @@ class Partial:
 
 def reduce(events: pa.Table, *, org: bytes | None = None) -> dict[int, Partial]:
     """The sums of events, by hour (since 1970). ``events`` has the columns of `event_columns.SCHEMA`."""
-    flat = _flat(events)
+    flat = _with_dimensions(events, _flat(events))
     if org is not None:
         flat = flat.filter(pc.equal(flat.column("org"), pa.scalar(org, pa.binary(16))))
     hours = flat.column("minute").to_numpy() // (HOUR_US // MINUTE_US)
     found = {}
     for hour in np.unique(hours).tolist():
         mine = flat.filter(pa.array(hours == hour))
-        failed = mine.filter(pc.greater(mine.column("status"), 0))
+        once = mine.filter(pc.equal(mine.column("dimension"), ""))
+        failed = once.filter(pc.greater(once.column("status"), 0))
         found[hour] = Partial(
             cells=_added_up(mine, _CELL),
             bins=_counted(mine, [*_CELL, "bin"]),
@@ -79,7 +89,7 @@ def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
         return {}
     cells = _in_buckets(pa.concat_tables([partial.cells for partial in partials]), grain)
     bins = _in_buckets(pa.concat_tables([partial.bins for partial in partials]), grain)
-    keys = ["org", "bucket", "model", "rate", *(["client"] if grain.by_client else [])]
+    keys = ["org", "bucket", "model", "rate", *(_COLUMNS[text] for text in grain.texts)]
     order = [(key, "ascending") for key in keys]
     sums = _added_up(cells, keys).sort_by(order)
     pairs = _counted(bins, [*keys, "bin"]).sort_by([*order, ("bin", "ascending")])
@@ -120,6 +130,7 @@ def _flat(events: pa.Table) -> pa.Table:
             "minute": at // MINUTE_US,
             "model": pc.coalesce(_bytes(events, "counted_model_id"), _bytes(events, "model_id")),
             "rate": events.column("rate_class"),
+            "dimension": pa.array([""] * len(at), pa.string()),
             "client": events.column("counted_client_id"),
             "status": events.column("status"),
             "code": events.column("counted_error_code"),
@@ -134,6 +145,18 @@ def _flat(events: pa.Table) -> pa.Table:
             **{name: (late > i).astype(np.int64) for i, name in enumerate(_LATE)},
         }
     )
+
+
+def _with_dimensions(events: pa.Table, flat: pa.Table) -> pa.Table:
+    """The flat events, and each of them once more for each of its dimensions."""
+    column = events.column("dimensions")
+    counted = pa.concat_arrays([pa.array([], column.type), *column.chunks])
+    values = pc.list_flatten(counted)
+    once_more = flat.take(pc.list_parent_indices(counted))
+    for name, field in (("dimension", "dimension"), ("client", "counted_value")):
+        place = once_more.column_names.index(name)
+        once_more = once_more.set_column(place, name, pc.struct_field(values, field))
+    return pa.concat_tables([flat, once_more])
 
 
 def _bytes(events: pa.Table, name: str) -> pa.ChunkedArray:
@@ -157,6 +180,9 @@ def _counted(table: pa.Table, keys: list[str]) -> pa.Table:
 
 
 def _in_buckets(table: pa.Table, grain: Grain) -> pa.Table:
+    """The sums that belong to a grain (by client, or those of the dimensions), with the bucket of each."""
+    by_value = pc.not_equal(table.column("dimension"), "")
+    table = table.filter(by_value if grain in BREAKDOWNS else pc.invert(by_value))
     minutes = table.column("minute").to_numpy()
     starts = minutes * MINUTE_US // grain.length_us * grain.length_us
     return table.append_column("bucket", pa.array(starts, pa.int64()))

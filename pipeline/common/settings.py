@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.common import parsers
 from pipeline.common.parsers import is_loopback, written
+from pipeline.core import dimensions
 
 T = TypeVar("T")
 
@@ -220,6 +221,20 @@ _COUNTING: Final = (
         parsers.positive,
         "1000",
         "Clients that are counted by name, per org and hour. The rest shares a row.",
+    ),
+    _setting(
+        "DIMENSIONS",
+        dimensions.parse,
+        "",
+        "Up to 8 dimensions by which events are counted beside their client, such as"
+        " `user=actorId,team=metadata.team`. A dimension is complete from the first whole hour after it was"
+        " set. Each one adds rows of about the number of its values.",
+    ),
+    _setting(
+        "VALUES_PER_ORG_HOUR_MAX",
+        parsers.positive,
+        "1000",
+        "Values of one dimension that are counted by name, per org and hour. The rest shares a row.",
     ),
     _setting(
         "CONTEXT_TIERS",

@@ -6,7 +6,7 @@ between two drains, and it knows nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,13 @@ class AcceptedEvents:
     model_name: IntArray
     """int32 each, places in ``labels``."""
     labels: list[str]
+    dimensions: Sequence[str]
+    """The names of the d dimensions that the events were counted by."""
+    value: IntArray
+    counted_value: IntArray
+    """int32[n, d] each, places in ``values``: the event's own value of each dimension, and the value under
+    which it was counted."""
+    values: list[str]
     late: IntArray
     """uint8: 0 in time, 1 late for its minute, 2 for its hour too, 3 for its day too."""
 
@@ -98,6 +105,7 @@ class AcceptedLog:
         self,
         reader: Reader,
         caps: Mapping[int, NameCap],
+        value_caps: Sequence[NameCap],
         *,
         newest_broker_us: int,
         window_us: int,
@@ -106,8 +114,9 @@ class AcceptedLog:
         """Take out the events that were added since the last drain. None if there is no event.
 
         The caps must have been applied (`NameCap.apply`). ``caps`` has the caps of the key columns `MODEL`,
-        `CLIENT` and `CODE`. ``newest_broker_us`` is the newest broker time of any chunk so far. An accepted
-        event lies at most ``window_us`` before and at most ``future_us`` after that time.
+        `CLIENT` and `CODE`, and ``value_caps`` those of the dimensions. ``newest_broker_us`` is the newest
+        broker time of any chunk so far. An accepted event lies at most ``window_us`` before and at most
+        ``future_us`` after that time.
         """
         parts, self._parts = self._parts, []
         before_us, self._newest_broker_us = self._newest_broker_us, newest_broker_us
@@ -127,6 +136,12 @@ class AcceptedLog:
         (client, counted_client), clients = _texts(reader.clients, columns.client, counted_client)
         (code, counted_code), codes = _texts(reader.error_codes, columns.error_code, counted_code)
         (provider, model_name), labels = _texts(reader.labels, *columns.labels.T)
+        counted_value = columns.values.copy()
+        for place, cap in enumerate(value_caps):
+            counted_value[:, place] = cap.counted(columns.org, hour, columns.values[:, place])
+        (value, counted_value), values = _texts(
+            reader.clients, columns.values.reshape(-1), counted_value.reshape(-1)
+        )
         late = np.zeros(len(columns), np.uint8)
         for length_us in (MINUTE_US, HOUR_US, DAY_US):
             late += met_us >= (columns.occurred_us // length_us + 1) * length_us
@@ -157,6 +172,10 @@ class AcceptedLog:
             provider=provider,
             model_name=model_name,
             labels=labels,
+            dimensions=[one.name for one in reader.dimensions],
+            value=value.reshape(columns.values.shape),
+            counted_value=counted_value.reshape(columns.values.shape),
+            values=values,
             late=late,
         )
 

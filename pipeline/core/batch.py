@@ -103,6 +103,7 @@ class StoredRows:
     """int64[n, 16] (`windows.MEASURES`), or int64[n, 1] for counts."""
     sketches: Sequence[bytes] = ()
     client: Sequence[str] = ()
+    """Of a dimension's rows (`Grain.dimension`) this is the value of the dimension."""
     status: IntArray | None = None
     error_code: Sequence[str] = ()
 
@@ -112,7 +113,7 @@ class StoredRows:
 
 @dataclass(slots=True, kw_only=True)
 class SeenRows:
-    """First and last event times of orgs, of models or of clients: arrays of one length."""
+    """First and last event times of orgs, models, clients or values of a dimension: arrays of one length."""
 
     org: IntArray
     span_us: IntArray
@@ -123,6 +124,8 @@ class SeenRows:
     model_name: Sequence[str] = ()
     """Of models: the labels of the newest event, and the time of that event; 0 and '' without labels."""
     client: Sequence[str] = ()
+    dimension: str = ""
+    """Of values: their dimension. The values are in ``client``."""
 
     def __len__(self) -> int:
         return len(self.org)
@@ -143,6 +146,8 @@ class Batch:
     orgs: SeenRows
     models: SeenRows
     clients: SeenRows
+    values: Sequence[SeenRows]
+    """One for each dimension."""
     id_segments: Mapping[int, bytes]
     """By the number of the hour: a segment of the ids accepted since the last batch."""
     dead_letters: list[DeadLetter]
@@ -173,6 +178,7 @@ class Tally:
     late: int = 0
     capped_clients: int = 0
     capped_models: int = 0
+    capped_values: int = 0
     rejected: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     replayed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(replay.OUTCOMES, 0))
 

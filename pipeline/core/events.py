@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pipeline.core import kernels, scan, wire
 from pipeline.core.bodies import KEPT_BYTES_MAX, PADDING, Bodies
+from pipeline.core.dimensions import Dimension
 from pipeline.core.kernels.compile import handle
 from pipeline.core.rate_classes import RateClasses, in_order
 from pipeline.core.secret import SECRET
@@ -55,15 +56,18 @@ class Names:
 
     OVERFLOW: Final = 1
     """The number of the name for everything over the cap of an org's hour. No event has this name."""
+    OVERFLOW_VALUE: Final = 2
+    """The same for the values of dimensions, which are numbered among the clients."""
 
-    def __init__(self, overflow: str) -> None:
-        """``overflow`` is a text that no event can hold, so that it stands for the overflow alone."""
+    def __init__(self, *overflow: str) -> None:
+        """``overflow``: texts that no event can hold, so that they stand for the overflow alone."""
+        self.overflow = overflow
         self.texts: list[str] = [""]
         self.digests: IntArray = np.zeros(256, np.uint64)
         self._pool: IntArray = np.empty(4096, np.uint8)
         self._edges: IntArray = np.zeros(256, np.int64)
         self._slots: IntArray = np.full(1024, -1, np.int32)
-        self.numbers([overflow])
+        self.numbers(overflow)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -243,6 +247,8 @@ class Columns:
     """int32: see `pipeline.core.rate_classes`."""
     labels: IntArray
     """int32[n, 2]: the provider and the name of the model, 0 if absent."""
+    values: IntArray
+    """int32[n, d]: the value of each dimension, numbered as a client."""
     check: IntArray
     """uint64: see `kernels.hashing.payload_checks`."""
 
@@ -305,18 +311,27 @@ class Reader:
     OVERFLOW_MODEL: Final = 0
     """The number of `wire.OVERFLOW_MODEL`. No event has this model."""
 
-    def __init__(self, rate_classes: RateClasses | None = None) -> None:
-        """``rate_classes`` tells the class of each event. None: `rate_classes.in_order` does."""
+    def __init__(self, rate_classes: RateClasses | None = None, dimensions: Sequence[Dimension] = ()) -> None:
+        """``rate_classes`` tells the class of each event. None: `rate_classes.in_order` does.
+
+        ``dimensions`` are those whose values are read.
+        """
         self._rate_classes = rate_classes or in_order()
         self.orgs = Uuids()
         self.models = Uuids()
         self.models.number(_halves([wire.OVERFLOW_MODEL.int]))
-        self.clients = Names(wire.OVERFLOW_CLIENT)
+        self.clients = Names(wire.OVERFLOW_CLIENT, wire.OVERFLOW_VALUE)
         self.error_codes = Names(wire.OVERFLOW_ERROR_CODE)
         self.labels = Names(wire.OVERFLOW_CLIENT)
         self._guesses = scan.new_guesses()
         self._labels_of_model: IntArray = np.zeros((2, 1024), np.int32)
         """The labels that each model had last, by its number."""
+        self.dimensions = tuple(dimensions)
+        keys = [(one.key or "").encode() for one in self.dimensions]
+        self._keys: IntArray = np.frombuffer(b"".join((*keys, PADDING)), np.uint8)
+        self._key_edges: IntArray = np.cumsum([0, *map(len, keys)])
+        actors = [place for place, one in enumerate(self.dimensions) if one.key is None]
+        self._actor_place = actors[0] if actors else scan.NO_ACTOR
 
     @property
     def memory_bytes(self) -> int:
@@ -414,6 +429,8 @@ class Reader:
         input_tokens, output_tokens, cost_microcents = (np.empty(n, np.int64) for _ in range(3))
         details = np.empty((n, TIER + 1), np.int64)
         client, error_code, provider, model_name = (np.empty((n, 2), np.int64) for _ in range(4))
+        actor = np.empty((n, 2), np.uint64)
+        values = np.empty((len(self.dimensions), n, 2), np.int64)
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
         good = scan.scan(
             handle(text),
@@ -434,6 +451,11 @@ class Reader:
             error_code,
             provider,
             model_name,
+            self._keys,
+            self._key_edges,
+            self._actor_place,
+            actor,
+            values,
             source,
             doubtful,
         )
@@ -454,6 +476,7 @@ class Reader:
             cost_microcents[:good],
             details[:good],
             self._labels(text, models, provider[:good], model_name[:good]),
+            self._numbered_values(text, actor[:good], values[:, :good]),
         )
         return columns, doubtful[: n - good]
 
@@ -471,6 +494,19 @@ class Reader:
             labels[:, column] = self.labels.number(text, ranges, last[column, model])
             last[column, model] = labels[:, column]
         return labels
+
+    def _numbered_values(self, text: IntArray, actor: IntArray, ranges: IntArray) -> IntArray:
+        """Number the values (int32[n, d]) whose ``ranges`` int64[d, n, 2] `scan.scan` has found."""
+        numbers = np.empty((len(actor), len(ranges)), np.int32)
+        for place, mine in enumerate(ranges):
+            if place == self._actor_place:
+                actors = np.zeros(scan.UUID_CHARS * len(actor) + len(PADDING), np.uint8)
+                kernels.names.write_uuids(actor, actors)
+                numbers[:, place] = self.clients.number(actors, mine)
+            else:
+                numbers[:, place] = self.clients.number(text, mine)
+                numbers[mine[:, 0] == scan.TOO_LONG, place] = Names.OVERFLOW_VALUE
+        return numbers
 
     def _columns_of_events(self, rescued: Sequence[tuple[int, Event]]) -> Columns:
         def column(values: Sequence[int]) -> IntArray:
@@ -496,6 +532,9 @@ class Reader:
             self.labels.numbers([label for e in events for label in (e.provider, e.model_name)]).reshape(
                 -1, 2
             ),
+            self.clients.numbers([one.value_of(e) for e in events for one in self.dimensions]).reshape(
+                len(events), len(self.dimensions)
+            ),
         )
 
     def _numbered(
@@ -515,6 +554,7 @@ class Reader:
         cost_microcents: IntArray,
         details: IntArray,
         labels: IntArray,
+        values: IntArray,
     ) -> Columns:
         """Make `Columns`: orgs get numbers, and payloads get checks. The ids are uint64[n, 2]."""
         check = np.empty(len(source), np.uint64)
@@ -549,5 +589,6 @@ class Reader:
             details=details,
             rate_class=self._rate_classes.of(details[:, TIER], input_tokens),
             labels=labels,
+            values=values,
             check=check,
         )

@@ -78,7 +78,7 @@ class Ledger:
         self._rules = rules
         self.position = position or Position()
         self.tally = Tally()
-        self._reader = Reader(rate_classes or in_order(rules.context_tiers))
+        self._reader = Reader(rate_classes or in_order(rules.context_tiers), rules.dimensions)
         self._decoding = decoding or nullcontext()
         self._intake = Intake()
         self._rollups = Rollups(rules, self._reader, self.tally)
@@ -357,6 +357,7 @@ class Ledger:
             orgs=changes.orgs,
             models=changes.models,
             clients=changes.clients,
+            values=changes.values,
             id_segments=outcomes.id_segments,
             dead_letters=outcomes.dead_letters,
             accepted=self._accepted(),
@@ -380,6 +381,7 @@ class Ledger:
         return self._accepted_log.drain(
             self._reader,
             self._rollups.caps,
+            self._rollups.value_caps,
             newest_broker_us=self.position.newest_broker_us,
             window_us=self._rules.dedupe_window_us,
             future_us=FUTURE_US,

@@ -68,11 +68,16 @@ def seen_models(reader: Reader, spans: tuple[IntArray, IntArray], labels: Labels
     )
 
 
-def seen_clients(reader: Reader, spans: tuple[IntArray, IntArray]) -> SeenRows:
-    """Rows of clients with real ids, from the keys (org, client) and spans of `windows.Spans.drain`."""
+def seen_clients(reader: Reader, spans: tuple[IntArray, IntArray], dimension: str = "") -> SeenRows:
+    """Rows of clients with real ids, from the keys (org, client) and spans of `windows.Spans.drain`.
+
+    With ``dimension`` they are its values.
+    """
     keys, span_us = spans
     clients = _texts(reader.clients.texts, keys[:, 1])
-    return SeenRows(org=reader.orgs.keys.take(keys[:, 0], axis=0), span_us=span_us, client=clients)
+    return SeenRows(
+        org=reader.orgs.keys.take(keys[:, 0], axis=0), span_us=span_us, client=clients, dimension=dimension
+    )
 
 
 def numbered_orgs(reader: Reader, blocks: Sequence[Block]) -> IntArray:

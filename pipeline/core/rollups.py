@@ -27,6 +27,7 @@ from pipeline.core.room import SUMS, Day
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import DAY_US
 from pipeline.core.windows import (
+    BREAKDOWNS,
     BUCKET,
     CLIENT,
     CODE,
@@ -53,16 +54,19 @@ NAMES_MAX: Final = 200_000
 
 _CELL_ROWS: Final = len(GRAINS) + 3
 """Rows that one cell of events can change: one in each table, and one each of orgs, models and clients."""
+_VALUE_CELL_ROWS: Final = len(BREAKDOWNS) + 1
+"""The same for a cell of a dimension: one row in each of its tables, and one of its values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """The rollups' part of a `Batch`: the changed rows, and when each org, model and client was seen."""
+    """The rollups' part of a `Batch`: changed rows, and when each org, model, client and value was seen."""
 
     tables: list[StoredRows]
     orgs: SeenRows
     models: SeenRows
     clients: SeenRows
+    values: list[SeenRows]
 
 
 class Rollups:
@@ -72,17 +76,31 @@ class Rollups:
         """``reader`` numbers the orgs and names. Late events and capped names are counted in ``tally``."""
         self._reader = reader
         self._tally = tally
-        self._tables = {grain: Table(grain) for grain in (*GRAINS, ERRORS)}
+        self._dimensions = [one.name for one in reader.dimensions]
+        self._tables_of = [
+            {grain: Table(grain) for grain in (*GRAINS, ERRORS)},
+            *(
+                {grain: Table(grain) for grain in breakdowns}
+                for breakdowns in map(_grains_of, self._dimensions)
+            ),
+        ]
+        """The tables of the cells by client, and then those of each dimension."""
+        self._tables = {grain: table for tables in self._tables_of for grain, table in tables.items()}
         self.caps: Final = {
             MODEL: NameCap(rules.models_per_org_hour_max, overflow=Reader.OVERFLOW_MODEL),
             CLIENT: NameCap(rules.clients_per_org_hour_max, overflow=Names.OVERFLOW),
             CODE: NameCap(ERROR_CODES_PER_ORG_HOUR_MAX, overflow=Names.OVERFLOW),
         }
+        self.value_caps: Final = [
+            NameCap(rules.values_per_org_hour_max, overflow=Names.OVERFLOW_VALUE) for _ in self._dimensions
+        ]
         self._dirty_rows: int | None = 0
         """How many rows of the tables are dirty. None: they must be counted."""
         self._gathering = Gathering(reader)
-        self._cold: list[Cells] = []
+        self._cold: list[list[Cells]] = []
+        """Cells that wait: by client, and then by each dimension."""
         self._orgs, self._models, self._clients = Spans(1), Spans(2), Spans(2)
+        self._values = [Spans(2) for _ in self._dimensions]
         self._labels = Labels()
         self._sweep_at = dict.fromkeys(("orgs", "models", "clients", "error_codes", "labels"), NAMES_MAX)
 
@@ -91,17 +109,20 @@ class Rollups:
         """At most how many rows the next drain writes. Exact after `gather`, if no event waits for blocks."""
         if self._dirty_rows is None:
             self._dirty_rows = sum(table.dirty_count for table in self._tables.values())
-        seen = len(self._orgs) + len(self._models) + len(self._clients)
-        cells, failures = self._gathering.cell_count, self._gathering.failure_count
+        seen = len(self._orgs) + len(self._models) + len(self._clients) + sum(map(len, self._values))
+        counts, failures = [self._gathering.cell_counts], self._gathering.failure_count
         for held in self._cold:
-            cells += len(held)
-            failures += len(held.failure_keys)
-        return self._dirty_rows + seen + _CELL_ROWS * cells + failures
+            counts.append([len(cells) for cells in held])
+            failures += len(held[0].failure_keys)
+        rows = sum(
+            _CELL_ROWS * by_client + _VALUE_CELL_ROWS * sum(by_value) for by_client, *by_value in counts
+        )
+        return self._dirty_rows + seen + rows + failures
 
     @property
     def memory_bytes(self) -> int:
         tables = sum(table.memory_bytes for table in self._tables.values())
-        return tables + self._labels.memory_bytes + sum(cap.memory_bytes for cap in self.caps.values())
+        return tables + self._labels.memory_bytes + sum(cap.memory_bytes for cap in self._all_caps)
 
     # --- events in -----------------------------------------------------------------------------------
 
@@ -111,69 +132,73 @@ class Rollups:
 
     def gather(self) -> None:
         """Add the gathered cells to the tables. A cell with a cold block waits until the block is loaded."""
-        cells = self._gathering.take()
-        if cells is None:
+        gathered = self._gathering.take()
+        if gathered is None:
             return
         # The first names of an hour get rows of their own, so the caps must be applied in stream order. Where
         # the hour is in memory, they are applied now, even if the event then waits for its minute or day.
         # Otherwise the moment of a flush would decide which name came first.
-        with_names = [table for grain, table in self._tables.items() if grain.capped]
-        uncapped, failures_uncapped = (
-            _is_cold(keys, with_names) for keys in (cells.keys, cells.failure_keys)
-        )
-        ready = cells
-        if uncapped.any():
-            self._cold.append(cells.take(uncapped, failures_uncapped))
-            ready = cells.take(~uncapped, ~failures_uncapped)
+        ready = self._hold_cold(gathered, [table for grain, table in self._tables.items() if grain.capped])
         self._apply_caps(ready)
-        tables = self._tables.values()
-        cold, failures_cold = (_is_cold(keys, tables) for keys in (ready.keys, ready.failure_keys))
-        if cold.any():
-            self._cold.append(ready.take(cold, failures_cold))
-            ready = ready.take(~cold, ~failures_cold)
-        self._add(ready)
+        self._add(self._hold_cold(ready, self._tables.values()))
 
-    def _apply_caps(self, cells: Cells) -> None:
-        """Decide which models, clients and error codes of the cells keep a row of their own, in order.
+    def _hold_cold(self, gathered: list[Cells], tables: Collection[Table]) -> list[Cells]:
+        """Let the cells wait whose org and minute lie in a cold block of one of the tables; the other cells.
+
+        The cells by client and by value of an event have the same org and minute, so they wait together.
+        """
+        masks = [(_is_cold(cells.keys, tables), _is_cold(cells.failure_keys, tables)) for cells in gathered]
+        if not masks[0][0].any():
+            return gathered
+        pairs = list(zip(gathered, masks, strict=True))
+        self._cold.append([cells.take(cold, failures) for cells, (cold, failures) in pairs])
+        return [cells.take(~cold, ~failures) for cells, (cold, failures) in pairs]
+
+    def _apply_caps(self, gathered: Sequence[Cells]) -> None:
+        """Decide which models, clients, values and error codes keep a row of their own, in order.
 
         The caps of the org and hour decide. The other names are replaced by the number of the overflow.
         """
-        if cells.named:
+        by_client, *by_value = gathered
+        if by_client.named:
             return
-        cells.named = True
-        invocations = cells.totals[:, 0]
-        over = self._apply_cap(cells.keys, MODEL)
-        self._tally.capped_models += int(invocations[over].sum())
-        self._apply_cap(cells.failure_keys, MODEL)
-        over = self._apply_cap(cells.keys, CLIENT)
-        self._tally.capped_clients += int(invocations[over].sum())
-        self._apply_cap(cells.failure_keys, CLIENT)
-        self._apply_cap(cells.failure_keys, CODE)
+        for cells in gathered:
+            cells.named = True
+        over = _apply_cap(self.caps[MODEL], by_client.keys, MODEL)
+        self._tally.capped_models += int(by_client.totals[over, 0].sum())
+        _apply_cap(self.caps[MODEL], by_client.failure_keys, MODEL)
+        over = _apply_cap(self.caps[CLIENT], by_client.keys, CLIENT)
+        self._tally.capped_clients += int(by_client.totals[over, 0].sum())
+        _apply_cap(self.caps[CLIENT], by_client.failure_keys, CLIENT)
+        _apply_cap(self.caps[CODE], by_client.failure_keys, CODE)
+        for cells, cap in zip(by_value, self.value_caps, strict=True):
+            _apply_cap(self.caps[MODEL], cells.keys, MODEL)  # all of them have been decided above
+            _apply_cap(cap, cells.keys, CLIENT)
+            self._tally.capped_values += int(cells.totals[cells.keys[:, CLIENT] == cap.overflow, 0].sum())
 
-    def _apply_cap(self, keys: IntArray, column: int) -> IntArray:
-        return self.caps[column].apply(keys[:, ORG], keys[:, MINUTE] // 60, keys[:, column])
-
-    def _add(self, cells: Cells) -> None:
+    def _add(self, gathered: Sequence[Cells]) -> None:
         """Add cells of resident blocks, with the caps applied, to every table."""
-        if not len(cells):
+        by_client, *by_value = gathered
+        if not len(by_client):
             return
         self._dirty_rows = None
-        pairs = cells.pair_cells, cells.pair_bins, cells.pair_counts
-        for grain, table in self._tables.items():
-            if not grain.counts_only:
-                table.add(row_keys(cells.keys, grain), cells.totals, pairs)
-            elif len(cells.failure_keys):
-                table.count(row_keys(cells.failure_keys, grain), cells.failure_counts)
-        self._tally.late += int(cells.totals[:, LATE_MINUTE].sum())
-        # take() and copy() make C-ordered arrays, the one kind that the kernels are compiled for.
-        first_us, last_us = cells.totals[:, FIRST_US].copy(), cells.totals[:, LAST_US].copy()
-        self._orgs.add(cells.keys.take([ORG], axis=1), first_us, last_us)
-        self._models.add(cells.keys.take([ORG, MODEL], axis=1), first_us, last_us)
-        self._clients.add(cells.keys.take([ORG, CLIENT], axis=1), first_us, last_us)
-        labels = cells.totals[:, LABEL]
-        labelled = np.flatnonzero((labels[:, 0] > 0) & (cells.keys[:, MODEL] != Reader.OVERFLOW_MODEL))
+        for cells, tables in zip(gathered, self._tables_of, strict=True):
+            pairs = cells.pair_cells, cells.pair_bins, cells.pair_counts
+            for grain, table in tables.items():
+                if not grain.counts_only:
+                    table.add(row_keys(cells.keys, grain), cells.totals, pairs)
+                elif len(cells.failure_keys):
+                    table.count(row_keys(cells.failure_keys, grain), cells.failure_counts)
+        self._tally.late += int(by_client.totals[:, LATE_MINUTE].sum())
+        _see(self._orgs, by_client, ORG)
+        _see(self._models, by_client, ORG, MODEL)
+        _see(self._clients, by_client, ORG, CLIENT)
+        for cells, spans in zip(by_value, self._values, strict=True):
+            _see(spans, cells, ORG, CLIENT)
+        labels = by_client.totals[:, LABEL]
+        labelled = np.flatnonzero((labels[:, 0] > 0) & (by_client.keys[:, MODEL] != Reader.OVERFLOW_MODEL))
         if len(labelled):
-            keys = cells.keys[labelled].take([ORG, MODEL], axis=1)
+            keys = by_client.keys[labelled].take([ORG, MODEL], axis=1)
             self._labels.add(keys, labels[labelled], self._reader.labels.pooled)
 
     # --- blocks that are not in memory -------------------------------------------------------------------
@@ -189,8 +214,8 @@ class Rollups:
         orgs = self._reader.orgs.keys
         for grain, table in self._tables.items():
             blocks = set(days) if grain is USAGE_DAY else set()
-            for held in self._cold:
-                blocks |= _cold_blocks(table, held.keys[:, ORG], buckets(held.keys, grain))
+            for by_client, *_ in self._cold:
+                blocks |= _cold_blocks(table, by_client.keys[:, ORG], buckets(by_client.keys, grain))
             wanted.extend(
                 Block(grain=grain, org=(int(orgs[org, 0]), int(orgs[org, 1])), bucket=bucket)
                 for org, bucket in sorted(blocks)
@@ -215,12 +240,13 @@ class Rollups:
                 continue
             rows = rows_by_grain.get(grain, _no_rows(grain))
             for column in grain.capped:
-                self.caps[column].restore(rows.keys[:, ORG], rows.keys[:, BUCKET], rows.keys[:, column])
+                cap = self._cap(grain, column)
+                cap.restore(rows.keys[:, ORG], rows.keys[:, BUCKET], rows.keys[:, column])
             table.adopt(rows, by_grain.get(grain, ()))
         held, self._cold = self._cold, []
-        for cells in held:
-            self._apply_caps(cells)
-            self._add(cells)
+        for gathered in held:
+            self._apply_caps(gathered)
+            self._add(gathered)
         days = rows_by_grain.get(USAGE_DAY, _no_rows(USAGE_DAY))
         return by_grain.get(USAGE_DAY, []), days.measures[:, SUMS]
 
@@ -241,7 +267,7 @@ class Rollups:
         """
         self.gather()
         keys, measures = self._tables[USAGE_DAY].measures_before(2**31)
-        held = [(row_keys(cells.keys, USAGE_DAY)[:, :2], cells.totals[:, SUMS]) for cells in self._cold]
+        held = [(row_keys(cells.keys, USAGE_DAY)[:, :2], cells.totals[:, SUMS]) for cells, *_ in self._cold]
         return [(keys[:, :2], measures[:, SUMS]), *held]
 
     # --- batches out ----------------------------------------------------------------------------------------
@@ -258,6 +284,10 @@ class Rollups:
             orgs=numbering.seen_orgs(reader, self._orgs.drain()),
             models=numbering.seen_models(reader, self._models.drain(), self._labels),
             clients=numbering.seen_clients(reader, self._clients.drain()),
+            values=[
+                numbering.seen_clients(reader, spans.drain(), dimension)
+                for dimension, spans in zip(self._dimensions, self._values, strict=True)
+            ],
         )
 
     # --- memory -------------------------------------------------------------------------------------------
@@ -282,7 +312,7 @@ class Rollups:
                 days = keys[:, :2], measures[:, SUMS]
             table.evict(horizon)
             for column in grain.capped:
-                self.caps[column].evict(table.horizon)
+                self._cap(grain, column).evict(table.horizon)
         return days
 
     # --- forgetting orgs, models, clients and error codes, each time their number has doubled ---------------
@@ -299,12 +329,12 @@ class Rollups:
         """
         orgs = self._reader.orgs
         of_rows = (table.orgs() for table in self._tables.values())
-        of_caps = (cap.orgs() for cap in self.caps.values())
+        of_caps = (cap.orgs() for cap in self._all_caps)
         orgs.keep(*in_use, *of_rows, *of_caps)
         self._swept("orgs", len(orgs))
 
     def forget_names(self) -> None:
-        """Forget the models, clients and error codes that no row refers to. No event may wait to be added."""
+        """Forget the models, clients, values and error codes that no row refers to. No event may wait."""
         reader = self._reader
         if self._must_sweep("models", len(reader.models)):
             of_rows = (table.column(MODEL) for table in self._tables.values())
@@ -317,7 +347,7 @@ class Rollups:
             reader.error_codes = self._renumbered(reader.error_codes, CODE)
             self._swept("error_codes", len(reader.error_codes))
         if self._must_sweep("labels", len(reader.labels)):
-            reader.labels = Names(reader.labels.texts[Names.OVERFLOW])  # the drain has handed all of them out
+            reader.labels = Names(*reader.labels.overflow)  # the drain has handed all of them out
             self._swept("labels", len(reader.labels))
 
     def _must_sweep(self, kind: str, count: int) -> bool:
@@ -327,17 +357,45 @@ class Rollups:
         self._sweep_at[kind] = max(NAMES_MAX, 2 * left)
 
     def _renumbered(self, names: Names, column: int) -> Names:
-        """The names that a key column uses, with new numbers. The tables and the cap take the new numbers."""
-        cap = self.caps[column]
+        """The names that a key column uses, with new numbers, which the tables and the caps take."""
+        caps = [self.caps[column], *(self.value_caps if column == CLIENT else ())]
         tables = [table for table in self._tables.values() if column in table.grain.key]
-        used = np.unique(np.concatenate([cap.names(), *(table.column(column) for table in tables)]))
-        kept = Names(names.texts[Names.OVERFLOW])
+        used = np.unique(
+            np.concatenate([*(cap.names() for cap in caps), *(table.column(column) for table in tables)])
+        )
+        kept = Names(*names.overflow)
         numbers = np.zeros(len(names.texts), np.int32)
         numbers[used] = kept.numbers([names.texts[old] for old in used.tolist()])
         for table in tables:
             table.renumber(column, numbers)
-        cap.renumber(numbers)
+        for cap in caps:
+            cap.renumber(numbers)
         return kept
+
+    def _cap(self, grain: Grain, column: int) -> NameCap:
+        """The cap of a key column of a grain."""
+        return (
+            self.value_caps[self._dimensions.index(grain.dimension)] if grain.dimension else self.caps[column]
+        )
+
+    @property
+    def _all_caps(self) -> Sequence[NameCap]:
+        return [*self.caps.values(), *self.value_caps]
+
+
+def _grains_of(dimension: str) -> list[Grain]:
+    return [grain.of(dimension) for grain in BREAKDOWNS]
+
+
+def _apply_cap(cap: NameCap, keys: IntArray, column: int) -> IntArray:
+    return cap.apply(keys[:, ORG], keys[:, MINUTE] // 60, keys[:, column])
+
+
+def _see(spans: Spans, cells: Cells, *columns: int) -> None:
+    """Note the first and the last event of the cells' orgs, models, clients or values."""
+    # take() and copy() make C-ordered arrays, the one kind that the kernels are compiled for.
+    first_us, last_us = cells.totals[:, FIRST_US].copy(), cells.totals[:, LAST_US].copy()
+    spans.add(cells.keys.take(columns, axis=1), first_us, last_us)
 
 
 def _is_cold(keys: IntArray, tables: Iterable[Table]) -> IntArray:

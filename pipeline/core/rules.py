@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.core.dimensions import Dimension
 from pipeline.core.rate_classes import CONTEXT_TIERS
 
 REASONS: Final = ("malformed", "invalid", "future", "too_late", "conflict", "skipped")
@@ -17,12 +18,15 @@ FUTURE_US: Final = 5 * 60 * 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The rules of one deployment, set by ALLOWED_LATENESS, DEDUPE_WINDOW and the _MAX settings."""
+    """The rules of one deployment, set by ALLOWED_LATENESS, DEDUPE_WINDOW, DIMENSIONS and the _MAXes."""
 
     allowed_lateness_us: int = 10_000_000
     dedupe_window_us: int = 24 * 3_600_000_000
     clients_per_org_hour_max: int = 1000
     models_per_org_hour_max: int = 1000
+    dimensions: tuple[Dimension, ...] = ()
+    values_per_org_hour_max: int = 1000
+    """Most values by name of one dimension, in an org's hour."""
     context_tiers: tuple[int, ...] = CONTEXT_TIERS
     """Boundaries of the context, in input tokens, ascending: see `pipeline.core.rate_classes`."""
     dedupe_ids_max: int = 200_000_000

@@ -20,6 +20,7 @@ import numpy as np
 from pipeline.core import wire
 from pipeline.core.kernels.compile import byte, compiled, word
 from pipeline.core.lexer import (
+    BACKSLASH,
     BAD,
     BRACE,
     BRACE_END,
@@ -123,6 +124,7 @@ _CLIENT_CHARS_MAX: Final = wire.CLIENT_ID_CHARS_MAX
 _CODE_CHARS_MAX: Final = wire.ERROR_CODE_CHARS_MAX
 _PROVIDER_CHARS_MAX: Final = wire.PROVIDER_CHARS_MAX
 _MODEL_NAME_CHARS_MAX: Final = wire.MODEL_NAME_CHARS_MAX
+_VALUE_CHARS_MAX: Final = wire.VALUE_CHARS_MAX
 _LATENCY_MAX: Final = wire.LATENCY_MS_MAX
 _TOKENS_MAX: Final = wire.TOKENS_MAX
 _COST_MAX: Final = wire.COST_MICROCENTS_MAX
@@ -130,6 +132,13 @@ _HIGH, _LOW = range(2)
 """Columns of an id."""
 _FIRST, _END = range(2)
 """Columns of the range of a name in the text."""
+TOO_LONG: Final = -1
+"""Begin and end of the range of a value that is too long to be kept."""
+_NOT_WANTED: Final = -2
+"""The answer to which dimension wants a key of the metadata, if none does."""
+UUID_CHARS: Final = 36
+NO_ACTOR: Final = -1
+"""In place of a dimension, if none has the actors as its values."""
 _UNESTIMATED: Final = 4
 """The column of ``details`` that counts events without an estimate. The columns before are token kinds."""
 _TIER_COLUMN: Final = 5
@@ -179,6 +188,11 @@ def scan(
     code: Any,
     provider: Any,
     model_name: Any,
+    keys: Any,
+    key_edges: Any,
+    actor_place: int,
+    actor: Any,
+    values: Any,
     source: Any,
     doubtful: Any,
 ) -> int:
@@ -189,6 +203,11 @@ def scan(
     (microcents, 0 if there is no estimate) are int64[n]. ``details`` int64[n, 6] has the columns of
     `events.DETAILS`. ``client``, ``code``, ``provider`` and ``model_name`` are int64[n, 2]: the range of the
     name in ``text``, empty if the name is absent. ``source`` int64[n] gets the place of each body.
+
+    ``values`` int64[d, n, 2] gets the ranges of the values of d dimensions. The source of dimension k is the
+    metadata's key ``keys[key_edges[k] : key_edges[k + 1]]`` (uint8[...], int64[d + 1]). The source of the
+    dimension ``actor_place`` are the actors, ``actor`` uint64[n, 2]. Its ranges are places in the text that
+    `kernels.names.write_uuids` makes of the actors.
 
     ``doubtful`` int64[n] gets the places of all other bodies, for `wire.read`.
     """
@@ -203,6 +222,8 @@ def scan(
             details[good, j] = 0
         details[good, _UNESTIMATED] = 1
         cost[good] = 0
+        for j in range(len(values)):
+            values[j, good, _FIRST] = values[j, good, _END] = 0
         is_good = False
         is_object = at < end and byte(text, at) == BRACE and end - begin <= _BODY_BYTES_MAX
         at += 1
@@ -236,7 +257,10 @@ def scan(
                 elif meaning == _MODEL:
                     model[good, _HIGH], model[good, _LOW], at = _uuid(text, at, end)
                 elif meaning == _ACTOR:
-                    _, _, at = _uuid(text, at, end)
+                    actor[good, _HIGH], actor[good, _LOW], at = _uuid(text, at, end)
+                    if actor_place >= 0:
+                        values[actor_place, good, _FIRST] = UUID_CHARS * good
+                        values[actor_place, good, _END] = UUID_CHARS * (good + 1)
                 elif meaning == _CLIENT:
                     client[good, _FIRST], client[good, _END], at = _name(text, at, end, _CLIENT_CHARS_MAX)
                 elif meaning == _CODE:
@@ -274,7 +298,7 @@ def scan(
                     first, after, at = _name(text, at, end, _MODEL_NAME_CHARS_MAX)
                     model_name[good, _FIRST], model_name[good, _END] = first, after
                 else:
-                    at = _metadata(text, at, end)
+                    at = _metadata(text, at, end, keys, key_edges, values, good)
             elif meaning == _DATA and not wrapped and not seen and byte(text, at) == BRACE:
                 inside = wrapped = True
                 at += 1
@@ -431,18 +455,25 @@ def _integer(text: Any, at: int, end: int, largest: int) -> Any:
 
 
 @compiled
-def _metadata(text: Any, at: int, end: int) -> int:
-    """Skip an object whose values are strings."""
+def _metadata(text: Any, at: int, end: int, keys: Any, key_edges: Any, values: Any, event: int) -> int:
+    """Skip an object whose values are strings, and put the ranges of an event's values into ``values``."""
     if byte(text, at) != BRACE:
         return BAD
     at = skip_space(text, at + 1, end)
     if at < end and byte(text, at) == BRACE_END:
         return at + 1
     while True:
+        name = at + 1
         at = skip_name_and_colon(text, at, end)
         if at < 0:
             return BAD
-        at = skip_string(text, skip_space(text, at, end), end)
+        at = skip_space(text, at, end)
+        place = _dimension(text, name, keys, key_edges) if len(values) else _NOT_WANTED
+        if place >= 0:
+            # The last one counts of several values with the same key.
+            values[place, event, _FIRST], values[place, event, _END], at = _value(text, at, end)
+        else:
+            at = skip_string(text, at, end) if place == _NOT_WANTED else BAD
         if at < 0:
             return BAD
         at = skip_space(text, at, end)
@@ -453,6 +484,41 @@ def _metadata(text: Any, at: int, end: int) -> int:
         if byte(text, at) != COMMA:
             return BAD
         at = skip_space(text, at + 1, end)
+
+
+@compiled
+def _dimension(text: Any, name: int, keys: Any, key_edges: Any) -> int:
+    """The dimension whose values have the key that begins at ``name``, a valid string with its end quote.
+
+    The answer is `_NOT_WANTED` if no dimension wants the key, and `BAD` if the key has an escape.
+    """
+    close = name
+    while byte(text, close) != QUOTE:
+        if byte(text, close) == BACKSLASH:
+            return BAD
+        close += 1
+    for k in range(len(key_edges) - 1):
+        first = key_edges[k]
+        if key_edges[k + 1] - first == close - name and close > name:
+            same = True
+            for j in range(close - name):
+                same = same and byte(text, name + j) == keys[first + j]
+            if same:
+                return k
+    return _NOT_WANTED
+
+
+@compiled
+def _value(text: Any, at: int, end: int) -> Any:
+    """Read a string without escapes as the value of a dimension: its range, and the place after."""
+    first, last, after = _name(text, at, end, _BODY_BYTES_MAX)
+    if last - first > _VALUE_CHARS_MAX:
+        chars = 0
+        for j in range(first, last):
+            chars += byte(text, j) & 0xC0 != 0x80
+        if chars > _VALUE_CHARS_MAX:
+            return TOO_LONG, TOO_LONG, after
+    return first, last, after
 
 
 @compiled

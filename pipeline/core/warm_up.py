@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.core import dedupe
 from pipeline.core.dedupe import SeenIds
+from pipeline.core.dimensions import ACTOR, Dimension
 from pipeline.core.events import Reader
 from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
@@ -19,7 +20,7 @@ def warm_up() -> None:
         b'"latencyMs":1,"status":"error","errorCode":"e","inputTokens":1,"outputTokens":1,'
         b'"costEstimateCents":"0.1","modelName":"m"}'
     )
-    for rules in (Rules(), Rules(sum_max=1)):
+    for rules in (Rules(dimensions=(Dimension("user", ACTOR),)), Rules(sum_max=1)):
         ledger = Ledger(rules)
         ledger.ingest(
             first_offset=0,

@@ -15,7 +15,7 @@ the database numbers the rate classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, overload
 
 import numpy as np
@@ -51,7 +51,10 @@ LATE_MINUTE, LATE_HOUR, LATE_DAY = 10, 11, 12
 """Columns of the totals of cells (`cells.TOTALS`): events that were late for their minute, hour or day."""
 
 ORG, BUCKET, MODEL, RATE, CLIENT, STATUS, CODE = range(7)
-"""Columns of a row's key. The keys of cells have the same columns, with the minute as their bucket."""
+"""Columns of a row's key. The keys of cells have the same columns, with the minute as their bucket.
+
+In the rows and cells of a dimension, the column `CLIENT` has the value of the dimension.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +73,18 @@ class Grain:
     """Key columns under a `NameCap` of the hour. The rows of this grain show which names the cap let in."""
     resident_us: int
     """How far behind the watermark a block's end must lie before the block leaves memory."""
-
-    @property
-    def by_client(self) -> bool:
-        return CLIENT in self.key
+    texts: tuple[str, ...] = ()
+    """The columns of the key in the database that hold a text."""
+    dimension: str = ""
+    """The dimension that the rows belong to. '' for the tables of models, clients and error codes."""
 
     @property
     def counts_only(self) -> bool:
         return self.measures == COUNT
+
+    def of(self, dimension: str) -> Grain:
+        """The rows of one dimension in this table."""
+        return replace(self, dimension=dimension)
 
 
 USAGE_MINUTE: Final = Grain(
@@ -108,6 +115,7 @@ CLIENT_HOUR: Final = Grain(
     late=LATE_HOUR,
     capped=(MODEL, CLIENT),
     resident_us=10 * MINUTE_US,
+    texts=("client_id",),
 )
 CLIENT_DAY: Final = Grain(
     name="client_day",
@@ -115,7 +123,12 @@ CLIENT_DAY: Final = Grain(
     key=(ORG, BUCKET, MODEL, RATE, CLIENT),
     late=LATE_DAY,
     resident_us=HOUR_US,
+    texts=("client_id",),
 )
+BREAKDOWN_HOUR: Final = replace(
+    CLIENT_HOUR, name="breakdown_hour", capped=(CLIENT,), texts=("dimension", "value")
+)
+BREAKDOWN_DAY: Final = replace(CLIENT_DAY, name="breakdown_day", texts=("dimension", "value"))
 ERRORS: Final = Grain(
     name="usage_errors_hour",
     length_us=HOUR_US,
@@ -123,8 +136,11 @@ ERRORS: Final = Grain(
     measures=COUNT,
     capped=(CODE,),
     resident_us=10 * MINUTE_US,
+    texts=("client_id", "error_code"),
 )
 GRAINS: Final = (USAGE_MINUTE, USAGE_HOUR, USAGE_DAY, CLIENT_HOUR, CLIENT_DAY)
+BREAKDOWNS: Final = (BREAKDOWN_HOUR, BREAKDOWN_DAY)
+"""The tables of all dimensions. `Grain.of` picks the rows of one of them."""
 
 
 class Rows:

@@ -12,7 +12,7 @@ import codecs
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Final
 from uuid import UUID
@@ -34,6 +34,12 @@ OVERFLOW_ERROR_CODE: Final = (
 OVERFLOW_MODEL: Final = UUID(int=2**128 - 1)
 """The same for models over MODELS_PER_ORG_HOUR_MAX. It is the Max UUID of RFC 9562, which identifies nothing.
 An event that names this model is rejected."""
+VALUE_CHARS_MAX: Final = 128
+OVERFLOW_VALUE: Final = (
+    "other values: the events of all values of this hour beyond the first VALUES_PER_ORG_HOUR_MAX, which are"
+    " counted under their own names, and of values that are too long to be kept"
+)
+"""The same for the values of dimensions. The name is longer than `VALUE_CHARS_MAX`."""
 PROVIDER_CHARS_MAX: Final = 64
 MODEL_NAME_CHARS_MAX: Final = 128
 LATENCY_MS_MAX: Final = 2**31 - 1
@@ -87,11 +93,14 @@ class Event:
     provider: str = ""
     model_name: str = ""
     """Labels of the model. '' if absent. They do not belong to the payload: a copy may lack them."""
+    actor_id: str = ""
+    """'' if absent. The actor and the metadata do not belong to the payload, either."""
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def payload(self) -> Event:
-        """The event without its labels: of two copies, this must be the same."""
-        return replace(self, provider="", model_name="")
+        """The event without labels, actor and metadata: of two copies, this must be the same."""
+        return replace(self, provider="", model_name="", actor_id="", metadata={})
 
     @property
     def old_payload(self) -> Event:
@@ -230,7 +239,7 @@ def _read_object(value: dict[str, Any]) -> Event | Invalid:
 def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | Invalid:
     faults: list[Fault] = []
 
-    def field(name: str, parse: Any, *, required: bool = True, default: Any = None) -> Any:
+    def parsed(name: str, parse: Any, *, required: bool = True, default: Any = None) -> Any:
         spelled = names[name]
         given = value.get(spelled)
         if given is None and not required:
@@ -244,25 +253,25 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
             faults.append(Fault(spelled, str(error)))
             return default
 
-    event_id = field("eventId", _uuid)
-    org_id = field("orgId", _uuid)
-    model_id = field("modelId", _model)
-    field("actorId", _uuid, required=False)
-    client_id = field("clientId", lambda v: _text(v, CLIENT_ID_CHARS_MAX), required=False, default="")
-    occurred_us = field("occurredAt", _time_us)
-    latency_ms = field("latencyMs", lambda v: _integer(v, LATENCY_MS_MAX))
-    status = field("status", _status)
-    error_code = field("errorCode", lambda v: _text(v, ERROR_CODE_CHARS_MAX), required=False, default="")
-    input_tokens = field("inputTokens", lambda v: _integer(v, TOKENS_MAX))
-    output_tokens = field("outputTokens", lambda v: _integer(v, TOKENS_MAX))
-    cost_microcents = field("costEstimateCents", _cost_microcents, required=False)
+    event_id = parsed("eventId", _uuid)
+    org_id = parsed("orgId", _uuid)
+    model_id = parsed("modelId", _model)
+    actor_id = parsed("actorId", _uuid, required=False)
+    client_id = parsed("clientId", lambda v: _text(v, CLIENT_ID_CHARS_MAX), required=False, default="")
+    occurred_us = parsed("occurredAt", _time_us)
+    latency_ms = parsed("latencyMs", lambda v: _integer(v, LATENCY_MS_MAX))
+    status = parsed("status", _status)
+    error_code = parsed("errorCode", lambda v: _text(v, ERROR_CODE_CHARS_MAX), required=False, default="")
+    input_tokens = parsed("inputTokens", lambda v: _integer(v, TOKENS_MAX))
+    output_tokens = parsed("outputTokens", lambda v: _integer(v, TOKENS_MAX))
+    cost_microcents = parsed("costEstimateCents", _cost_microcents, required=False)
     cache_read, cache_write, cache_write_1h, reasoning = (
-        field(name, lambda v: _integer(v, TOKENS_MAX), required=False, default=0) for name in TOKEN_KINDS
+        parsed(name, lambda v: _integer(v, TOKENS_MAX), required=False, default=0) for name in TOKEN_KINDS
     )
-    service_tier = field("serviceTier", _service_tier, required=False, default=0)
-    provider = field("provider", lambda v: _text(v, PROVIDER_CHARS_MAX), required=False, default="")
-    model_name = field("modelName", lambda v: _text(v, MODEL_NAME_CHARS_MAX), required=False, default="")
-    field("metadata", _metadata, required=False)
+    service_tier = parsed("serviceTier", _service_tier, required=False, default=0)
+    provider = parsed("provider", lambda v: _text(v, PROVIDER_CHARS_MAX), required=False, default="")
+    model_name = parsed("modelName", lambda v: _text(v, MODEL_NAME_CHARS_MAX), required=False, default="")
+    metadata = parsed("metadata", _metadata, required=False, default={})
     if input_tokens is not None and cache_read + cache_write + cache_write_1h > input_tokens:
         cached = ", ".join(names[name] for name in TOKEN_KINDS[:3])
         faults.append(Fault(names["inputTokens"], f"is less than its parts together ({cached})"))
@@ -289,6 +298,8 @@ def _read_fields(value: Mapping[str, Any], names: Mapping[str, str]) -> Event | 
         service_tier=service_tier,
         provider=provider,
         model_name=model_name,
+        actor_id="" if actor_id is None else str(actor_id),
+        metadata=metadata,
     )
 
 
@@ -319,9 +330,14 @@ def _text(value: Any, chars_max: int) -> str:
         raise ValueError("expected a string")
     if len(value) > chars_max:
         raise ValueError(f"longer than {chars_max} characters")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
+    if not is_storable(value):
         raise ValueError("holds a character that cannot be stored (U+0000 or half of a surrogate pair)")
     return str(value)
+
+
+def is_storable(text: str) -> bool:
+    """Can the database hold the text? It cannot hold U+0000, nor half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 _NUMBER: Final = re.compile(r"(-?)([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)0*([0-9]+))?")
@@ -363,9 +379,10 @@ def _service_tier(value: Any) -> int:
     return SERVICE_TIERS.index(value)
 
 
-def _metadata(value: Any) -> None:
+def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(map(_is_text, value.values())):
         raise ValueError("expected an object whose values are strings")
+    return value
 
 
 _DECIMAL: Final = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")

@@ -17,6 +17,9 @@ from pipeline.core.events import DETAILS, TIER
 
 IntArray = npt.NDArray[Any]
 
+_VALUE: Final = pa.struct(
+    [("dimension", pa.string()), ("value", pa.string()), ("counted_value", pa.string())]
+)
 _TIME: Final = pa.timestamp("us", tz="UTC")
 SCHEMA: Final = pa.schema(
     [
@@ -42,6 +45,7 @@ SCHEMA: Final = pa.schema(
         ("rate_class", pa.int16()),
         ("provider", pa.string()),
         ("model_name", pa.string()),
+        ("dimensions", pa.list_(_VALUE)),
     ]
 )
 """The columns of the archive, one row for each event.
@@ -53,7 +57,8 @@ version 0.1.0 that was always so. ``cost_microcents`` is null if there is no est
 buckets the watermark had passed when the event came: 0 none, 1 the minute, 2 also the hour, 3 also the day.
 Files of versions up to 0.2.0 end there. Then come the kinds of tokens, the service tier (a place in
 `wire.SERVICE_TIERS`), the class under which the event was counted (``analytics.rate_classes``), and the
-labels of the model.
+labels of the model. ``dimensions`` has each dimension that the event was counted by, with the event's own
+value and the value under which it was counted.
 """
 
 
@@ -83,6 +88,7 @@ def table_of(events: AcceptedEvents) -> pa.Table:
         pa.array(events.rate_class.astype(np.int16)),
         _texts(events.provider, events.labels),
         _texts(events.model_name, events.labels),
+        _dimensions(events),
     )
     assert all(len(column) == n for column in columns)
     return pa.Table.from_arrays(list(columns), schema=SCHEMA)
@@ -106,7 +112,7 @@ def complete(table: pa.Table) -> pa.Table:
     """Complete a table of an earlier version to the columns of `SCHEMA`.
 
     An event that an earlier version has counted has none of the kinds of tokens, the rate class 0 and no
-    label. Its ``counted_model_id`` is null.
+    label. Its ``counted_model_id`` is null, and it was counted by no dimension.
     """
     for field in SCHEMA:
         if field.name in table.column_names:
@@ -115,6 +121,8 @@ def complete(table: pa.Table) -> pa.Table:
             missing = pa.array(np.zeros(len(table), field.type.to_pandas_dtype()))
         elif pa.types.is_string(field.type):
             missing = pa.array([""] * len(table), pa.string())
+        elif pa.types.is_list(field.type):
+            missing = pa.array([[]] * len(table), field.type)
         else:
             nulls = pa.nulls(len(table), field.type.storage_type)
             missing = pa.ExtensionArray.from_storage(field.type, nulls)
@@ -128,6 +136,21 @@ def _uuids(halves: IntArray, where: IntArray | None = None) -> pa.Array:
     valid = None if where is None else pa.py_buffer(np.packbits(where, bitorder="little"))
     stored = pa.Array.from_buffers(pa.binary(16), len(halves), [valid, pa.py_buffer(data)])
     return pa.ExtensionArray.from_storage(pa.uuid(), stored)
+
+
+def _dimensions(events: AcceptedEvents) -> pa.Array:
+    """For each event, its dimensions with their values."""
+    n, d = events.value.shape
+    names = np.tile(np.arange(d, dtype=np.int32), n)
+    values = pa.StructArray.from_arrays(
+        [
+            _texts(names, list(events.dimensions)),
+            _texts(events.value.reshape(-1), events.values),
+            _texts(events.counted_value.reshape(-1), events.values),
+        ],
+        fields=list(_VALUE),
+    )
+    return pa.ListArray.from_arrays(pa.array(np.arange(n + 1, dtype=np.int32) * d), values)
 
 
 def _texts(places: IntArray, texts: list[str]) -> pa.Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +19,7 @@ from psycopg import sql as psql
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.batch import Batch, SeenRows, StoredRows
 from pipeline.core.watermark import NEVER
-from pipeline.core.windows import ERRORS
+from pipeline.core.windows import ERRORS, Grain
 from pipeline.sink import Claim, Fenced, Sink, event_columns
 from pipeline.sink.connection import Database
 from pipeline.sink.rows import hour_time, rollup_copy, seen_copy, signed, time_of, uuid_of
@@ -28,7 +29,13 @@ _FLUSH: Final = queries.load("flush")
 _ARCHIVE: Final = queries.load("archive")
 _REPLAYS: Final = queries.load("replays")
 
-_SEEN: Final = ("orgs_seen", "models_seen", "clients_seen")
+_SEEN_TEXTS: Final = {
+    "orgs_seen": (),
+    "models_seen": (),
+    "clients_seen": ("client_id",),
+    "values_seen": ("dimension", "value"),
+}
+"""The columns of the keys that hold a text."""
 _COPY_BYTES: Final = 1 << 20
 LONG_FLUSH_S: Final = 5.0
 """A flush that took longer writes the time of its end into the partition's row."""
@@ -54,14 +61,15 @@ class Flush(Sink):
 
             # 2. Rollup rows as absolute values. If we die now, they are rolled back with the offset. The next
             #    owner reads the same events again and writes the same values.
-            for rows in batch.tables:
-                if len(rows):
-                    await _write_rows(connection, claim, rows)
+            for table, rows in _by_table(batch.tables).items():
+                stage, upsert = statements(rows[0].grain)
+                await _stage_and_write(connection, claim, table, stage, upsert, map(rollup_copy, rows))
 
-            # 3. The first and last event of each org, model and client. If we die now: as after step 2.
-            for table, seen in zip(_SEEN, (batch.orgs, batch.models, batch.clients), strict=True):
-                if len(seen):
-                    await _write_seen(connection, claim, table, seen)
+            # 3. The first and last event of orgs, models, clients and values. If we die now: as after step 2.
+            seen = [batch.orgs], [batch.models], [batch.clients], batch.values
+            for table, parts in zip(_SEEN_TEXTS, seen, strict=True):
+                if any(map(len, parts)):
+                    await _write_seen(connection, claim, table, parts)
 
             # 4. The ids that were accepted. If we die now, they are rolled back with the rows: no event is a
             #    duplicate of one that is not counted.
@@ -145,32 +153,41 @@ async def advance(
     )
 
 
-async def _write_rows(connection: psycopg.AsyncConnection[Any], claim: Claim, rows: StoredRows) -> None:
-    grain = rows.grain
+def _by_table(parts: Sequence[StoredRows]) -> dict[str, list[StoredRows]]:
+    """The rows by their table: the rows of all dimensions are in one table."""
+    found: dict[str, list[StoredRows]] = {}
+    for rows in parts:
+        if len(rows):
+            found.setdefault(rows.grain.name, []).append(rows)
+    return found
+
+
+def statements(grain: Grain) -> tuple[str, str]:
+    """The statements that make the staging table of a grain, and that write its rows from there."""
     if grain is ERRORS:
-        stage, upsert = _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
-    else:
-        stage = _FLUSH["stage_rollup"].format(
-            table=grain.name, client_column=", client_id text" if grain.by_client else ""
-        )
-        upsert = _FLUSH["upsert_rollup"].format(
-            table=grain.name, client="client_id, " if grain.by_client else ""
-        )
-    await _stage_and_write(connection, claim, grain.name, stage, upsert, rollup_copy(rows))
+        return _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
+    texts = grain.texts
+    stage, upsert = (_with_texts(query, grain.name, texts) for query in ("stage_rollup", "upsert_rollup"))
+    return stage, upsert
+
+
+def _with_texts(query: str, table: str, texts: Sequence[str]) -> str:
+    return _FLUSH[query].format(
+        table=table,
+        texts="".join(f"{name}, " for name in texts),
+        text_columns="".join(f", {name} text" for name in texts),
+    )
 
 
 async def _write_seen(
-    connection: psycopg.AsyncConnection[Any], claim: Claim, table: str, seen: SeenRows
+    connection: psycopg.AsyncConnection[Any], claim: Claim, table: str, parts: Sequence[SeenRows]
 ) -> None:
-    if seen.model is not None:
+    if table == "models_seen":
         stage, upsert = _FLUSH["stage_models"], _FLUSH["upsert_models"]
     else:
-        by_client = table == "clients_seen"
-        stage = _FLUSH["stage_seen"].format(
-            table=table, client_column=", client_id text" if by_client else ""
-        )
-        upsert = _FLUSH["upsert_seen"].format(table=table, client="client_id, " if by_client else "")
-    await _stage_and_write(connection, claim, table, stage, upsert, seen_copy(seen))
+        texts = _SEEN_TEXTS[table]
+        stage, upsert = (_with_texts(query, table, texts) for query in ("stage_seen", "upsert_seen"))
+    await _stage_and_write(connection, claim, table, stage, upsert, map(seen_copy, filter(len, parts)))
 
 
 async def _stage_and_write(
@@ -179,14 +196,15 @@ async def _stage_and_write(
     table: str,
     stage: str,
     upsert: str,
-    rows: bytes,
+    parts: Iterable[bytes],
 ) -> None:
     """COPY rows into a temporary table, and upsert the target's rows from there."""
     await connection.execute(stage)
     target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
-    async with connection.cursor().copy(target) as copy:
-        for at in range(0, len(rows), _COPY_BYTES):
-            await copy.write(rows[at : at + _COPY_BYTES])
+    for rows in parts:
+        async with connection.cursor().copy(target) as copy:
+            for at in range(0, len(rows), _COPY_BYTES):
+                await copy.write(rows[at : at + _COPY_BYTES])
     await connection.execute(upsert, {"partition": claim.partition})
 
 

@@ -12,11 +12,15 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import psycopg
+
 from pipeline.core import dedupe
 from pipeline.core.batch import Block, Position, StoredRows
+from pipeline.core.dimensions import Dimension
 from pipeline.core.rate_classes import RateClass, RateClasses, classes_of
+from pipeline.core.rules import FUTURE_US
 from pipeline.core.watermark import NEVER
-from pipeline.core.windows import ERRORS, GRAINS, Grain
+from pipeline.core.windows import USAGE_DAY, Grain
 from pipeline.sink import GROUP_QUIET_S, Claim, Contested, Fenced, Sink
 from pipeline.sink.connection import Database
 from pipeline.sink.rows import bucket_time, columns, halves, hour_time, stored_rows, uuid_of
@@ -40,7 +44,7 @@ class Recovery(Sink):
 
     # --- ownership
 
-    async def claim(self, stream: str) -> tuple[Claim, Position]:
+    async def claim(self, stream: str, dimensions: Sequence[Dimension] = ()) -> tuple[Claim, Position]:
         """See `Sink.claim`. One claim at a time runs in a database, so that no two streams get one number."""
         named = {"stream": stream, "consumer": self.consumer, "quiet": f"{GROUP_QUIET_S} s"}
         async with self.database.transaction() as connection:
@@ -50,6 +54,8 @@ class Recovery(Sink):
                 row = await (await connection.execute(_FLUSH["claim"], named)).fetchone()
             if row is None:
                 other = other or await (await connection.execute(_FLUSH["consumer"], named)).fetchone()
+            else:
+                await _set_dimensions(connection, row[0], dimensions)
         if row is None:
             assert other is not None
             raise Contested(
@@ -113,14 +119,18 @@ class Recovery(Sink):
             for grain, bucket in wanted:
                 cursor = connection.cursor(binary=True)
                 await cursor.execute(
-                    _FLUSH["resident_rows"].format(table=grain.name, columns=columns(grain)),
-                    {"start": bucket_time(grain, max(bucket, 0)), "partition": claim.partition},
+                    _reading("resident_rows", grain),
+                    {
+                        "start": bucket_time(grain, max(bucket, 0)),
+                        "partition": claim.partition,
+                        "dimension": grain.dimension,
+                    },
                 )
                 found.append(stored_rows(grain, await cursor.fetchall()))
         return found
 
     async def high_days(self, claim: Claim, *, from_day: int, sum_least: int) -> list[Block]:
-        day = GRAINS[2]
+        day = USAGE_DAY
         async with self.database.transaction() as connection:
             cursor = await connection.execute(
                 _FLUSH["high_days"],
@@ -140,20 +150,19 @@ class Recovery(Sink):
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
         found = []
         async with self.database.transaction("load") as connection:
-            for grain in (*GRAINS, ERRORS):
-                mine = [block for block in blocks if block.grain is grain]
-                if not mine:
-                    continue
+            for grain in dict.fromkeys(block.grain for block in blocks):
+                mine = [block for block in blocks if block.grain == grain]
                 starts = [bucket_time(grain, block.bucket) for block in mine]
                 cursor = connection.cursor(binary=True)
                 await cursor.execute(
-                    _FLUSH["block_rows"].format(table=grain.name, columns=columns(grain)),
+                    _reading("block_rows", grain),
                     {
                         "orgs": [uuid_of(*block.org) for block in mine],
                         "starts": starts,
                         "first": min(starts),
                         "last": max(starts),
                         "partition": claim.partition,
+                        "dimension": grain.dimension,
                     },
                 )
                 found.append(stored_rows(grain, await cursor.fetchall()))
@@ -220,6 +229,30 @@ class Recovery(Sink):
             await connection.execute(_FLUSH["drop_segments"], {**hour, "segments": segments})
             await connection.execute(_FLUSH["add_ids"], {**hour, "segment": segments[-1], "ids": merged})
             return len(segments)
+
+
+async def _set_dimensions(
+    connection: psycopg.AsyncConnection[Any], partition: int, dimensions: Sequence[Dimension]
+) -> None:
+    """Note which dimensions the owner of a partition counts, and since when each is complete."""
+    names = [one.name for one in dimensions]
+    await connection.execute(_FLUSH["drop_dimensions"], {"partition": partition, "names": names})
+    if names:
+        await connection.execute(
+            _FLUSH["set_dimensions"],
+            {
+                "partition": partition,
+                "names": names,
+                "sources": [one.source for one in dimensions],
+                "future": f"{FUTURE_US} microseconds",
+            },
+        )
+
+
+def _reading(query: str, grain: Grain) -> str:
+    """A query for the rows of a grain. A table of dimensions is read for one dimension."""
+    of_dimension = " AND dimension = %(dimension)s" if grain.dimension else ""
+    return _FLUSH[query].format(table=grain.name, columns=columns(grain), of_dimension=of_dimension)
 
 
 def _position(

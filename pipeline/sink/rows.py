@@ -69,7 +69,7 @@ def columns(grain: Grain) -> str:
     """The columns that `stored_rows` expects after org, bucket start, model and rate class."""
     if grain is ERRORS:
         return "count, client_id, status, error_code"
-    return ", ".join((*MEASURES, "latency_sketch", *(("client_id",) if grain.by_client else ())))
+    return ", ".join((*MEASURES, "latency_sketch", *grain.texts[-1:]))
 
 
 def stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
@@ -90,7 +90,7 @@ def stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
         stored.error_code = [row[rest + 2] for row in rows]
     else:
         stored.sketches = [row[rest] for row in rows]
-        stored.client = [row[rest + 1] for row in rows] if grain.by_client else ()
+        stored.client = [row[rest + 1] for row in rows] if grain.texts else ()
     return stored
 
 
@@ -108,6 +108,7 @@ def rollup_copy(rows: StoredRows) -> bytes:
             [rows.org, start, rows.model, rate_class, rows.status.astype(np.int16), m[:, 0]],
             [_utf8(rows.client), _utf8(rows.error_code)],
         )
+    dimension = [[grain.dimension.encode()] * len(rows)] if grain.dimension else []
     return copy_binary.payload(
         [
             rows.org,
@@ -119,18 +120,21 @@ def rollup_copy(rows: StoredRows) -> bytes:
             m[:, 10].astype(np.int32),
             *(m[:, i] for i in range(11, len(MEASURES))),
         ],
-        [_utf8(rows.client), rows.sketches] if grain.by_client else [rows.sketches],
+        [*dimension, *([_utf8(rows.client)] if grain.texts else []), rows.sketches],
     )
 
 
 def seen_copy(seen: SeenRows) -> bytes:
-    """A COPY stream for the staging table of orgs, models or clients with their first and last event."""
+    """A COPY stream for the staging table of orgs, models, clients or values, with first and last event."""
     first, last = (seen.span_us - copy_binary.EPOCH_2000_US).T
     if seen.model is not None and seen.labelled_us is not None:
         labelled = seen.labelled_us - copy_binary.EPOCH_2000_US
         texts = [_utf8(seen.provider), _utf8(seen.model_name)]
         return copy_binary.payload([seen.org, first, last, seen.model, labelled], texts)
-    return copy_binary.payload([seen.org, first, last], [_utf8(seen.client)] if len(seen.client) else ())
+    texts = [[seen.dimension.encode()] * len(seen)] if seen.dimension else []
+    if len(seen.client):
+        texts.append(_utf8(seen.client))
+    return copy_binary.payload([seen.org, first, last], texts)
 
 
 def _utf8(texts: Sequence[str]) -> list[bytes]:

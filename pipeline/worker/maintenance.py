@@ -40,7 +40,7 @@ _SQL: Final = queries.load("maintenance")
 _DAY: Final = timedelta(days=1)
 _SESSION: Final = Session(application_name="spendstream-maintenance")
 
-_SEEN: Final = ("orgs_seen", "models_seen", "clients_seen")
+_SEEN: Final = ("orgs_seen", "models_seen", "clients_seen", "values_seen")
 _AUDITED: Final = {
     "audit_log": "at < %(before)s",
     "api_keys": "revoked_at < %(before)s OR expires_at < %(before)s",

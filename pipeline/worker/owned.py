@@ -113,6 +113,7 @@ class Owned:
         metrics.LATE.inc(tally.late - before.late)
         metrics.CAPPED_MODELS.inc(tally.capped_models - before.capped_models)
         metrics.CAPPED_CLIENTS.inc(tally.capped_clients - before.capped_clients)
+        metrics.CAPPED_VALUES.inc(tally.capped_values - before.capped_values)
         self.reported = tally.copy()
         if chunk_times_us:
             log.debug(
@@ -146,7 +147,7 @@ async def recover(
     merge_ids_at_us: int,
 ) -> Owned:
     """Claim the partition and build its ledger from the database. Raises what `Sink.claim` raises."""
-    claim, position = await sink.claim(stream)
+    claim, position = await sink.claim(stream, rules.dimensions)
     ledger = Ledger(
         rules,
         position,

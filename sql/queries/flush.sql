@@ -60,6 +60,27 @@ WITH wanted AS (
 SELECT id, service_tier, input_from, input_to FROM analytics.rate_classes
 UNION ALL SELECT id, service_tier, input_from, input_to FROM added
 
+-- name: drop_dimensions
+-- Forget the dimensions of a partition that are not set any more. Their rows stay until their retention is over.
+DELETE FROM analytics.dimensions WHERE partition = %(partition)s AND NOT name = ANY(%(names)s)
+
+-- name: set_dimensions
+-- Note the dimensions that a worker counts from now on, and since when each of them is complete.
+-- A dimension that was counted before goes on, if its source is the same, and if all accepted events were counted
+-- by a worker that knew of dimensions. Otherwise the first hour counts that begins after all events so far: an
+-- event lies at most ``future`` after its broker time.
+INSERT INTO analytics.dimensions AS known (partition, name, source, since)
+SELECT partition, name, source, CASE WHEN accepted = 0 THEN 'epoch' ELSE
+        date_trunc('hour', COALESCE(GREATEST(newest_broker_time, broker_time), now()) + %(future)s::interval, 'UTC')
+        + interval '1 hour' END
+FROM analytics.partitions, unnest(%(names)s::text[], %(sources)s::text[]) AS wanted (name, source)
+WHERE partition = %(partition)s
+ON CONFLICT (partition, name) DO UPDATE SET source = EXCLUDED.source, since = EXCLUDED.since
+WHERE known.source <> EXCLUDED.source OR EXISTS (
+    SELECT FROM analytics.partitions AS p
+    WHERE p.partition = known.partition AND p.accepted <> p.counted_by_dimensions
+)
+
 -- name: released
 -- Clear the count of crashes, because the worker lets the partition go on purpose.
 UPDATE analytics.partitions SET crashes = 0
@@ -85,7 +106,7 @@ UPDATE analytics.partitions
 SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_time = %(max_event_time)s,
     broker_time = %(broker_time)s, newest_broker_time = %(newest_broker_time)s,
     offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s, rejected = %(rejected)s,
-    caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s,
+    caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s, counted_by_dimensions = %(accepted)s,
     crashes = CASE WHEN %(well)s THEN 0 ELSE crashes END,
     trying_from = CASE WHEN %(well)s THEN NULL ELSE trying_from END
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s
@@ -107,23 +128,23 @@ CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
     invocations bigint, successes bigint, errors bigint, timeouts bigint, throttles bigint,
     input_tokens bigint, output_tokens bigint, cost_microcents bigint, latency_sum_ms bigint,
     latency_max_ms integer, revision integer, cache_read_tokens bigint, cache_write_tokens bigint,
-    cache_write_1h_tokens bigint, reasoning_tokens bigint, unestimated bigint{client_column}, latency_sketch bytea
+    cache_write_1h_tokens bigint, reasoning_tokens bigint, unestimated bigint{text_columns}, latency_sketch bytea
 ) ON COMMIT DELETE ROWS
 
 -- name: upsert_rollup
 -- Write absolute values of dirty rollup rows; idempotent by the table's primary key.
 INSERT INTO analytics.{table} (
-    org_id, bucket_start, model_id, {client}rate_class, partition,
+    org_id, bucket_start, model_id, {texts}rate_class, partition,
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
     latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
     cache_write_1h_tokens, reasoning_tokens, unestimated, updated_at
 )
-SELECT org_id, bucket_start, model_id, {client}rate_class, %(partition)s::smallint,
+SELECT org_id, bucket_start, model_id, {texts}rate_class, %(partition)s::smallint,
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
     latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
     cache_write_1h_tokens, reasoning_tokens, unestimated, now()
 FROM stage_{table}
-ON CONFLICT (org_id, bucket_start, model_id, {client}rate_class, partition) DO UPDATE SET
+ON CONFLICT (org_id, bucket_start, model_id, {texts}rate_class, partition) DO UPDATE SET
     invocations = EXCLUDED.invocations, successes = EXCLUDED.successes, errors = EXCLUDED.errors,
     timeouts = EXCLUDED.timeouts, throttles = EXCLUDED.throttles, input_tokens = EXCLUDED.input_tokens,
     output_tokens = EXCLUDED.output_tokens, cost_microcents = EXCLUDED.cost_microcents,
@@ -152,15 +173,15 @@ ON CONFLICT (org_id, bucket_start, model_id, client_id, status, error_code, rate
 -- name: stage_seen
 -- As stage_rollup, for first and last event times.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
-    org_id uuid, first_event_at timestamptz, last_event_at timestamptz{client_column}
+    org_id uuid, first_event_at timestamptz, last_event_at timestamptz{text_columns}
 ) ON COMMIT DELETE ROWS
 
 -- name: upsert_seen
 -- Widen the times of first and last events. Idempotent, because a repeat has the same least and greatest times.
 INSERT INTO analytics.{table} AS seen
-    (org_id, {client}partition, first_event_at, last_event_at, last_rollup_at)
-SELECT org_id, {client}%(partition)s::smallint, first_event_at, last_event_at, now() FROM stage_{table}
-ON CONFLICT (org_id, {client}partition) DO UPDATE SET
+    (org_id, {texts}partition, first_event_at, last_event_at, last_rollup_at)
+SELECT org_id, {texts}%(partition)s::smallint, first_event_at, last_event_at, now() FROM stage_{table}
+ON CONFLICT (org_id, {texts}partition) DO UPDATE SET
     first_event_at = LEAST(seen.first_event_at, EXCLUDED.first_event_at),
     last_event_at = GREATEST(seen.last_event_at, EXCLUDED.last_event_at),
     last_rollup_at = EXCLUDED.last_rollup_at
@@ -232,7 +253,7 @@ FROM STDIN
 -- The rows of all buckets from one bucket on: a worker holds them in memory after recovery.
 SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, rate_class, {columns}
 FROM analytics.{table}
-WHERE bucket_start >= %(start)s AND partition = %(partition)s
+WHERE bucket_start >= %(start)s AND partition = %(partition)s{of_dimension}
 
 -- name: high_days
 -- The days of orgs with a sum near the highest that a row can hold; asked once, at recovery.
@@ -248,7 +269,7 @@ SELECT org_id, (EXTRACT(EPOCH FROM bucket_start) * 1000000)::bigint, model_id, r
 FROM analytics.{table}
 JOIN unnest(%(orgs)s::uuid[], %(starts)s::timestamptz[]) AS block (org_id, bucket_start)
     USING (org_id, bucket_start)
-WHERE bucket_start BETWEEN %(first)s AND %(last)s AND partition = %(partition)s
+WHERE bucket_start BETWEEN %(first)s AND %(last)s AND partition = %(partition)s{of_dimension}
 
 -- name: live_bytes
 -- The bytes of the stored ids that still count.

@@ -24,7 +24,10 @@ _LENGTH_S = {
     "usage_day": 86400,
     "client_hour": 3600,
     "client_day": 86400,
+    "breakdown_hour": 3600,
+    "breakdown_day": 86400,
 }
+_TEXTS = {"client": ", client_id", "breakdown": ", dimension, value"}
 
 
 def oracle_rules(rules: Rules) -> naive.Rules:
@@ -33,6 +36,8 @@ def oracle_rules(rules: Rules) -> naive.Rules:
         lateness_us=rules.allowed_lateness_us,
         clients_max=rules.clients_per_org_hour_max,
         models_max=rules.models_per_org_hour_max,
+        dimensions=tuple((one.name, one.source) for one in rules.dimensions),
+        values_max=rules.values_per_org_hour_max,
         sum_max=rules.sum_max,
         context_tiers=rules.context_tiers,
     )
@@ -57,7 +62,7 @@ def expected(oracle: naive.Oracle) -> dict[str, Any]:
         (key[0], us(key[1]) // 3_600_000_000, *key[2:]): count
         for key, count in oracle.errors_by_class.items()
     }
-    for name in ("orgs_seen", "models_seen", "clients_seen"):
+    for name in ("orgs_seen", "models_seen", "clients_seen", "values_seen"):
         tables[name] = {
             key if isinstance(key, tuple) else (key,): (us(seen.first), us(seen.last))
             for key, seen in getattr(oracle, name).items()
@@ -134,7 +139,7 @@ async def recover(
     sink: Sink, rules: Rules, *, stream: str = STREAM, keep_accepted: bool = False
 ) -> tuple[Claim, Ledger]:
     """Build a ledger as a worker does at its start."""
-    claim, position = await sink.claim(stream)
+    claim, position = await sink.claim(stream, rules.dimensions)
     rate_classes = await sink.rate_classes(rules.context_tiers)
     ledger = Ledger(rules, position, keep_accepted=keep_accepted, rate_classes=rate_classes)
     await read_back(sink, claim, ledger)
@@ -171,13 +176,13 @@ def stored_in_database(database_url: str, partition: int | None = None) -> dict[
     only = "" if partition is None else f" WHERE partition = {int(partition)}"
     with psycopg.connect(database_url) as connection:
         for name, seconds in _LENGTH_S.items():
-            client = ", client_id" if name.startswith("client") else ""
+            texts = _TEXTS.get(name.split("_")[0], "")
             bucket = f"(EXTRACT(EPOCH FROM bucket_start) / {seconds})::bigint"
             rows = connection.execute(
-                f"SELECT org_id, {bucket}, model_id{client}, rate_class, {measures}"
+                f"SELECT org_id, {bucket}, model_id{texts}, rate_class, {measures}"
                 f" FROM analytics.{name}{only}"
             ).fetchall()
-            width = 5 if client else 4
+            width = 4 + texts.count(",")
             tables[name] = {row[:width]: row[width:] for row in rows}
             assert len(tables[name]) == len(rows), f"{name} has a key twice"
         rows = connection.execute(
@@ -185,7 +190,12 @@ def stored_in_database(database_url: str, partition: int | None = None) -> dict[
             f" error_code, rate_class, count FROM analytics.usage_errors_hour{only}"
         ).fetchall()
         tables["usage_errors_hour"] = {row[:7]: row[7] for row in rows}
-        for name, key in (("orgs_seen", ""), ("models_seen", ", model_id"), ("clients_seen", ", client_id")):
+        for name, key in (
+            ("orgs_seen", ""),
+            ("models_seen", ", model_id"),
+            ("clients_seen", ", client_id"),
+            ("values_seen", ", dimension, value"),
+        ):
             rows = connection.execute(
                 f"SELECT org_id{key}, (EXTRACT(EPOCH FROM first_event_at) * 1000000)::bigint,"
                 f" (EXTRACT(EPOCH FROM last_event_at) * 1000000)::bigint FROM analytics.{name}{only}"

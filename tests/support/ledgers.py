@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from pipeline.core.batch import Batch
+from pipeline.core.dimensions import Dimension
 from pipeline.core.replay import Letter, Opened
 from pipeline.core.rules import Rules
 from tests.support import books
@@ -17,7 +18,13 @@ from tests.support.replays import ReplayingOracle
 
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US + 10 * 60_000_000
-RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
+RULES = Rules(
+    dedupe_window_us=3 * HOUR_US,
+    clients_per_org_hour_max=2,
+    models_per_org_hour_max=2,
+    dimensions=(Dimension("team", "metadata.team"), Dimension("user", "actorId")),
+    values_per_org_hour_max=2,
+)
 ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=100)
 
 

@@ -18,9 +18,12 @@ from pipeline.core import replay
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.batch import Batch, Block, Position, StoredRows
 from pipeline.core.dedupe import BYTES_AT_REST, merge_segments
+from pipeline.core.dimensions import Dimension
 from pipeline.core.rate_classes import ANY_SIZE, RateClass, RateClasses, classes_of
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
-from pipeline.core.windows import ERRORS, GRAINS, Grain
+from pipeline.core.rules import FUTURE_US
+from pipeline.core.watermark import HOUR_US
+from pipeline.core.windows import BREAKDOWNS, ERRORS, GRAINS, Grain
 from pipeline.sink import Claim, Fenced, Sink, SinkUnavailable
 from pipeline.sink.recovery import SEGMENTS_MANY
 
@@ -38,16 +41,18 @@ class State:
     epoch: int = 0
     position: Position = field(default_factory=Position)
     tables: dict[str, dict[Key, tuple[tuple[int, ...], bytes]]] = field(
-        default_factory=lambda: {grain.name: {} for grain in (*GRAINS, ERRORS)}
+        default_factory=lambda: {grain.name: {} for grain in (*GRAINS, *BREAKDOWNS, ERRORS)}
     )
     seen: dict[str, dict[Key, tuple[int, int]]] = field(
-        default_factory=lambda: {"orgs_seen": {}, "models_seen": {}, "clients_seen": {}}
+        default_factory=lambda: {"orgs_seen": {}, "models_seen": {}, "clients_seen": {}, "values_seen": {}}
     )
     labels: dict[Key, tuple[int, str, str]] = field(default_factory=dict)
     """By (org, model): the time of the newest label, the provider and the model's name."""
     ids: list[tuple[int, bytes]] = field(default_factory=list)
     dead_letters: list[Any] = field(default_factory=list)
     outbox: list[AcceptedEvents] = field(default_factory=list)
+    dimensions: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By name: the source, and the first hour (since 1970) in which the dimension is complete."""
     waiting: dict[tuple[int, int], Letter] = field(default_factory=dict)
     """Dead letters that wait for their backfill, by (offset, position)."""
     settled: list[tuple[Letter, Settled]] = field(default_factory=list)
@@ -65,6 +70,7 @@ class State:
             waiting=dict(self.waiting),
             settled=list(self.settled),
             outbox=list(self.outbox),
+            dimensions=dict(self.dimensions),
         )
 
 
@@ -133,10 +139,17 @@ class MemorySink(Sink):
         if self.down:
             raise SinkUnavailable("away")
 
-    async def claim(self, stream: str) -> tuple[Claim, Position]:
+    async def claim(self, stream: str, dimensions: Sequence[Dimension] = ()) -> tuple[Claim, Position]:
         await self._reach()
         self._stream = stream
         self.state.epoch += 1
+        position = self.state.position
+        since = (position.newest_broker_us + FUTURE_US) // HOUR_US + 1 if position.accepted else 0
+        known = self.state.dimensions
+        self.state.dimensions = {
+            one.name: known[one.name] if known.get(one.name, ("",))[0] == one.source else (one.source, since)
+            for one in dimensions
+        }
         number = list(self.database.states).index(stream)
         return Claim(stream, number, self.state.epoch), replace(self.state.position)
 
@@ -182,10 +195,9 @@ class MemorySink(Sink):
     async def load(self, claim: Claim, blocks: Sequence[Block]) -> list[StoredRows]:
         await self._reach()
         found = []
-        for grain in (*GRAINS, ERRORS):
-            mine = {(uuid_of(block.org), block.bucket) for block in blocks if block.grain is grain}
-            if mine:
-                found.append(self._rows(grain, lambda key, mine=mine: key[:2] in mine))
+        for grain in dict.fromkeys(block.grain for block in blocks):
+            mine = {(uuid_of(block.org), block.bucket) for block in blocks if block.grain == grain}
+            found.append(self._rows(grain, lambda key, mine=mine: key[:2] in mine))
         return found
 
     async def live_ids_count(self, claim: Claim, *, from_hour: int) -> int:
@@ -255,13 +267,14 @@ class MemorySink(Sink):
             ("orgs_seen", batch.orgs),
             ("models_seen", batch.models),
             ("clients_seen", batch.clients),
+            *(("values_seen", values) for values in batch.values),
         ):
             for i in range(len(seen)):
                 key: Key = (uuid_of(seen.org[i]),)
                 if seen.model is not None:
                     key += (uuid_of(seen.model[i]),)
                 elif seen.client:
-                    key += (seen.client[i],)
+                    key += (*([seen.dimension] if seen.dimension else []), seen.client[i])
                 first, last = map(int, seen.span_us[i])
                 known = state.seen[name].get(key, (first, last))
                 state.seen[name][key] = (min(first, known[0]), max(last, known[1]))
@@ -283,7 +296,9 @@ class MemorySink(Sink):
         table = self.state.tables[rows.grain.name]
         for i in range(len(rows)):
             key: Key = (uuid_of(rows.org[i]), int(rows.bucket[i]), uuid_of(rows.model[i]))
-            if rows.grain.by_client:
+            if rows.grain.dimension:
+                key += (rows.grain.dimension,)
+            if rows.grain.texts:
                 key += (rows.client[i],)
             if rows.status is not None:
                 key += (int(rows.status[i]), rows.error_code[i])
@@ -292,7 +307,11 @@ class MemorySink(Sink):
             table[key] = (tuple(map(int, rows.measures[i])), sketch)
 
     def _rows(self, grain: Grain, wanted: Any) -> StoredRows:
-        found = [(key, row) for key, row in self.state.tables[grain.name].items() if wanted(key)]
+        found = [
+            (key, row)
+            for key, row in self.state.tables[grain.name].items()
+            if wanted(key) and (not grain.dimension or key[3] == grain.dimension)
+        ]
 
         def halves(column: int) -> Any:
             return np.array(
@@ -309,8 +328,8 @@ class MemorySink(Sink):
         )
         if grain is not ERRORS:
             rows.sketches = [row[1] for _, row in found]
-        if grain.by_client:
-            rows.client = [key[3] for key, _ in found]
+        if grain.texts:
+            rows.client = [key[4 if grain.dimension else 3] for key, _ in found]
         if grain is ERRORS:
             rows.status = np.array([key[4] for key, _ in found], np.int32)
             rows.error_code = [key[5] for key, _ in found]

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TypeVar
 
+from pipeline.core.dimensions import Dimension
+
 HOUR_US = 3_600_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -368,6 +370,22 @@ _MODEL_NAMES = (
     '"gpt-4o-2024-08-06"', '"claude-sonnet-4-5"', '"gpt-4o"', "null", '"' + "m" * 128 + '"', '"\\u00e9"',
     '"模型"',
 )  # fmt: skip
+DIMENSIONS = (
+    Dimension("user", "actorId"),
+    Dimension("team", "metadata.team"),
+    Dimension("feature", "metadata.fé-ture"),
+)
+"""Dimensions whose values the good events of a mix carry."""
+_METADATA = (
+    "null", "{}", '{"region":"eu"}', '{"a":"","b":"\\u0000"}', '{ "team" : "" }', '{"team":"other"}',
+    '{"team":"search","fé-ture":"answers"}', '{"fé-ture":"answers","x":"1","team":"search"}',
+    '{"team":"ads","team":"search"}', '{"team":"search","te\\u0061m":"ads"}', '{"\\u0074eam":"search"}',
+    '{"team":"s\\u0065arch"}', '{"team":"' + "t" * 128 + '"}', '{"team":"' + "t" * 129 + '"}',
+    '{"team":"' + "é" * 128 + '"}', '{"team":"' + "😀" * 129 + '","fé-ture":"' + "x" * 3000 + '"}',
+    '{"team":"a\\u0000"}', '{"team":"\\ud800"}', '{"team":"a\\nb"}',
+    '{"team":"t","team":"' + "t" * 200 + '"}',
+    '{"teams":"x","tea":"y","":"z","fe-ture":"v"}', '{"fé-ture":"日本"}',
+)  # fmt: skip
 _BOUNDARIES = (127_999, 128_000, 128_001, 199_999, 200_000, 200_001, 272_000, 272_001)
 _EXTRAS = (
     '"unknown":{"deep":[1,2,{"x":null}]}', '"x":1e400', '"x":"\\ud83d\\ude00"', '"x":"\\ud800"', '"":0',
@@ -399,6 +417,7 @@ class _Maker:
         self.span_us = span_us
         self.orgs = [_uuid(self.luck) for _ in range(orgs)]
         self.models = [_uuid(self.luck) for _ in range(models)]
+        self.actors = [_uuid(self.luck) for _ in range(5)]
         self.clients = [*_CLIENTS, *(f"key-{i}" for i in range(clients))]
 
     def fields(self, progress: float) -> Fields:
@@ -436,11 +455,14 @@ class _Maker:
                 ("null", *(f'"{each}"' for each in luck.choices(self.clients, k=4)))
             )
         if luck.random() < 0.5:
-            fields["actorId"] = luck.choice(("null", f'"{_uuid(luck)}"'))
+            actor = luck.choice((*self.actors, _uuid(luck)))
+            fields["actorId"] = luck.choice(("null", f'"{actor}"', f'"{actor.upper()}"'))
         if status != "success" or luck.random() < 0.05:
             fields["errorCode"] = luck.choice(_CODES)
         if luck.random() < 0.3:
-            fields["metadata"] = luck.choice(("null", "{}", '{"region":"eu"}', '{"a":"","b":"\\u0000"}'))
+            fields["metadata"] = luck.choice(_METADATA)
+        elif luck.random() < 0.5:
+            fields["metadata"] = f'{{"team":"team-{luck.randrange(9)}","fé-ture":"f{luck.randrange(99)}"}}'
         return fields
 
     def encode(self, fields: Fields) -> bytes:

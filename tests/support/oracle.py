@@ -36,6 +36,10 @@ OVERFLOW_CLIENT = (
     "other clients: the events of all clients of this hour beyond the first CLIENTS_PER_ORG_HOUR_MAX,"
     " which are counted under their own names"
 )
+OVERFLOW_VALUE = (
+    "other values: the events of all values of this hour beyond the first VALUES_PER_ORG_HOUR_MAX, which are"
+    " counted under their own names, and of values that are too long to be kept"
+)
 OVERFLOW_MODEL = UUID(int=2**128 - 1)
 OVERFLOW_ERROR_CODE = "other error codes: all of this hour beyond the first 100, which are counted by name"
 
@@ -48,6 +52,9 @@ class Rules:
     lateness_us: int = 10 * SECOND_US
     clients_max: int = 1000
     models_max: int = 1000
+    dimensions: tuple[tuple[str, str], ...] = ()
+    """Names and sources: ``actorId``, or ``metadata.`` and a key."""
+    values_max: int = 1000
     error_codes_max: int = 100
     sum_max: int = 2**63 - 1
     context_tiers: tuple[int, ...] = (128_000, 200_000, 272_000)
@@ -84,11 +91,21 @@ class Event:
     service_tier: int = 0
     provider: str = ""
     model_name: str = ""
+    actor_id: UUID | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
 
     @property
     def payload(self) -> Event:
-        """The event without its labels, which a copy may lack."""
-        return replace(self, provider="", model_name="")
+        """The event without its labels, actor and metadata, which a copy may lack."""
+        return replace(self, provider="", model_name="", actor_id=None, metadata=())
+
+    def value(self, source: str) -> str:
+        """The value of the dimension with this source."""
+        if source == "actorId":
+            return str(self.actor_id or "")
+        text = dict(self.metadata).get(source.removeprefix("metadata."), "")
+        kept = len(text) <= 128 and not re.search("[\0\ud800-\udfff]", text)
+        return text if kept else OVERFLOW_VALUE
 
     @property
     def without_details(self) -> Event:
@@ -261,6 +278,8 @@ class Oracle:
         self.usage_day: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
         self.client_hour: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
         self.client_day: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
+        self.breakdown_hour: dict[tuple[UUID, datetime, UUID, str, str], Row] = defaultdict(Row)
+        self.breakdown_day: dict[tuple[UUID, datetime, UUID, str, str], Row] = defaultdict(Row)
         self.usage_errors_hour: dict[tuple[UUID, datetime, UUID, str, int, str], int] = defaultdict(int)
         self.by_class: dict[str, dict[tuple[Any, ...], Row]] = defaultdict(lambda: defaultdict(Row))
         self.errors_by_class: dict[tuple[Any, ...], int] = defaultdict(int)
@@ -268,10 +287,12 @@ class Oracle:
         self.orgs_seen: dict[UUID, Seen] = {}
         self.models_seen: dict[tuple[UUID, UUID], Seen] = {}
         self.clients_seen: dict[tuple[UUID, str], Seen] = {}
+        self.values_seen: dict[tuple[UUID, str, str], Seen] = {}
         self.dead_letters: list[DeadLetter] = []
         self._hour_of_id: dict[tuple[UUID, UUID], int] = {}
         self._event_of_id: dict[tuple[UUID, UUID], Event] = {}
         self._clients_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
+        self._values_of_hour: dict[tuple[UUID, int, str], set[str]] = defaultdict(set)
         self._models_of_hour: dict[tuple[UUID, int], set[UUID]] = defaultdict(set)
         self._sums_of_day: dict[tuple[UUID, int], dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._codes_of_hour: dict[tuple[UUID, int], set[str]] = defaultdict(set)
@@ -356,14 +377,24 @@ class Oracle:
         watermark_us = self.watermark_us
         minute, hour, day = (_bucket(event.occurred_us, size) for size in (MINUTE_US, HOUR_US, DAY_US))
         rate_class = self.rules.rate_class(event)
-        tables: dict[str, tuple[dict[Any, Row], tuple[Any, ...], int]] = {
-            "usage_minute": (self.usage_minute, (org, minute, model), MINUTE_US),
-            "usage_hour": (self.usage_hour, (org, hour, model), HOUR_US),
-            "usage_day": (self.usage_day, (org, day, model), DAY_US),
-            "client_hour": (self.client_hour, (org, hour, model, client), HOUR_US),
-            "client_day": (self.client_day, (org, day, model, client), DAY_US),
-        }
-        for name, (table, key, size_us) in tables.items():
+        tables: list[tuple[str, dict[Any, Row], tuple[Any, ...], int]] = [
+            ("usage_minute", self.usage_minute, (org, minute, model), MINUTE_US),
+            ("usage_hour", self.usage_hour, (org, hour, model), HOUR_US),
+            ("usage_day", self.usage_day, (org, day, model), DAY_US),
+            ("client_hour", self.client_hour, (org, hour, model, client), HOUR_US),
+            ("client_day", self.client_day, (org, day, model, client), DAY_US),
+        ]
+        at = EPOCH + timedelta(microseconds=event.occurred_us)
+        for dimension, source in self.rules.dimensions:
+            named = self._values_of_hour[org, hour_us, dimension]
+            text = event.value(source)
+            if text != OVERFLOW_VALUE:
+                text = _name(named, text, self.rules.values_max, OVERFLOW_VALUE)
+            by_value = (model, dimension, text)
+            tables.append(("breakdown_hour", self.breakdown_hour, (org, hour, *by_value), HOUR_US))
+            tables.append(("breakdown_day", self.breakdown_day, (org, day, *by_value), DAY_US))
+            _see(self.values_seen, (org, dimension, text), at)
+        for name, table, key, size_us in tables:
             late = watermark_us is not None and watermark_us >= _us(key[1]) + size_us
             table[key].add(event, late=late)
             self.by_class[name][*key, rate_class].add(event, late=late)
@@ -375,7 +406,6 @@ class Oracle:
         if (event.provider or event.model_name) and model != OVERFLOW_MODEL:
             label = (event.occurred_us, event.provider.encode(), event.model_name.encode())
             self.labels[org, model] = max(label, self.labels.get((org, model), label))
-        at = EPOCH + timedelta(microseconds=event.occurred_us)
         _see(self.orgs_seen, org, at)
         _see(self.models_seen, (org, model), at)
         _see(self.clients_seen, (org, client), at)
@@ -525,6 +555,8 @@ def decode(body: bytes) -> Event | Rejected:
         service_tier=parsed["serviceTier"],
         provider=parsed["provider"],
         model_name=parsed["modelName"],
+        actor_id=parsed["actorId"],
+        metadata=parsed["metadata"],
     )
 
 
@@ -691,11 +723,12 @@ def _microcents(value: Any) -> int | None:
     return int(_EXACT.quantize(cents.scaleb(6, _EXACT), Decimal(1)))
 
 
-def _metadata(value: Any) -> None:
+def _metadata(value: Any) -> tuple[tuple[str, str], ...]:
     if value is None:
-        return
+        return ()
     if not isinstance(value, dict) or not all(_is_text(each) for each in value.values()):
         raise _Invalid
+    return tuple(value.items())
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -118,3 +118,20 @@ def intern_texts(
                 break
             slot = (slot + np.uint64(1)) & mask
     return used, len(ranges)
+
+
+_HEX: Final = np.frombuffer(b"0123456789abcdef", np.uint8)
+
+
+@compiled
+def write_uuids(ids: Any, out: Any) -> None:
+    """Write ids uint64[n, 2] (high, low) into ``out``, as texts of 36 characters, one after the other."""
+    at = 0
+    for i in range(len(ids)):
+        for nibble in range(32):
+            if nibble == 8 or nibble == 12 or nibble == 16 or nibble == 20:
+                out[at] = 45  # a hyphen
+                at += 1
+            half = ids[i, nibble >> 4] >> np.uint64(60 - 4 * (nibble & 15))
+            out[at] = _HEX[half & np.uint64(15)]
+            at += 1
