@@ -29,7 +29,12 @@ from tests.support.replays import ReplayingOracle
 
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000
-RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
+RULES = Rules(
+    clients_per_org_hour_max=3,
+    models_per_org_hour_max=3,
+    dimensions=mix.DIMENSIONS,
+    values_per_org_hour_max=3,
+)
 
 
 class Held:

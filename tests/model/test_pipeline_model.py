@@ -29,7 +29,8 @@ from hypothesis.stateful import (
 from pipeline.core.batch import Batch
 from pipeline.core.bodies import IntArray
 from pipeline.core.dedupe import SeenIds
-from pipeline.core.events import Names
+from pipeline.core.dimensions import Dimension
+from pipeline.core.events import Names, Reader
 from pipeline.core.ledger import Ledger
 from pipeline.core.remembered import RememberedIds
 from pipeline.core.replay import CountedIds, Letter, Opened
@@ -38,13 +39,20 @@ from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import NameCap, Table
 from pipeline.sink import Fenced, SinkUnavailable
-from tests.support import books, replays
+from tests.support import books, memory_sink, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
 
 MINUTE_US, HOUR_US = 60_000_000, 3_600_000_000
 START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US
-RULES = Rules(dedupe_window_us=5 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
+TEAM, USER = Dimension("team", "metadata.team"), Dimension("user", "actorId")
+RULES = Rules(
+    dedupe_window_us=5 * HOUR_US,
+    clients_per_org_hour_max=2,
+    models_per_org_hour_max=2,
+    dimensions=(TEAM, USER),
+    values_per_org_hour_max=2,
+)
 
 ORGS = [str(uuid.UUID(int=i + 1)) for i in range(3)]
 MODELS = [str(uuid.UUID(int=i + 100)) for i in range(3)]
@@ -84,6 +92,10 @@ class PipelineMachine(RuleBasedStateMachine):
         event=st.sampled_from(IDS),
         model=st.sampled_from(MODELS),
         client=st.sampled_from(["a", "b", "c", "other", None]),
+        actor=st.sampled_from([*IDS[:3], IDS[10].upper(), None]),
+        metadata=st.sampled_from(
+            [None, {}, *({"team": team} for team in ("", "a", "b", "c", "\0", "t" * 129))]
+        ),
         ago_us=st.one_of(
             st.integers(-1000, 20_000_000),
             st.integers(0, 6 * HOUR_US),
@@ -102,6 +114,8 @@ class PipelineMachine(RuleBasedStateMachine):
             "orgId": e["org"],
             "modelId": e["model"],
             "clientId": e["client"],
+            "actorId": e["actor"],
+            "metadata": e["metadata"],
             "occurredAt": at.isoformat(),
             "latencyMs": e["latency"],
             "status": e["status"],
@@ -221,10 +235,14 @@ class PipelineMachine(RuleBasedStateMachine):
         records = [(i, at_us, body) for i, (at_us, body) in enumerate(self.stream[:committed])]
         oracle, _, wrong = replays.follow(self.sink.state, records, books.oracle_rules(self.terms))
         assert not wrong
-        assert not books.difference(books.stored(self.sink), books.expected(oracle))
+        self.compare_rows(books.stored(self.sink), books.expected(oracle))
         position = self.sink.state.position
         assert position.offered == position.accepted + position.duplicate + position.rejected
         assert position.offered == committed
+
+    def compare_rows(self, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+        assert not books.difference(stored, expected)
+        assert not books.uneven_sums(stored, {one.name: 0 for one in self.terms.dimensions})
 
     def teardown(self) -> None:
         if not hasattr(self, "ledger"):
@@ -289,6 +307,41 @@ TestFullDays = FullDaysMachine.TestCase
 TestFullDays.settings = SETTINGS
 
 
+class ChangingDimensionsMachine(ReplayMachine):
+    """The machine with other dimensions after each start.
+
+    The oracle knows nothing of the changes. But from the hour on that the sink names, the sum over the values
+    of a dimension must be the sum of all events.
+    """
+
+    settings_of_starts = ((), (TEAM,), (USER, TEAM), (Dimension("team", "actorId"),), (TEAM,))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts = 0
+
+    @rule(which=st.integers(0, 4))
+    def restart_with_other_dimensions(self, which: int) -> None:
+        self.starts = which
+        self.restart()
+
+    def restart(self) -> None:
+        self.terms = replace(RULES, dimensions=self.settings_of_starts[self.starts])
+        super().restart()
+
+    def compare_rows(self, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+        for name in ("breakdown_hour", "breakdown_day", "values_seen"):
+            del expected[name]
+        assert not books.difference(stored, expected)
+        since = {name: since for name, (_, since) in self.sink.state.dimensions.items()}
+        assert since.keys() == {one.name for one in self.terms.dimensions}
+        assert not books.uneven_sums(stored, since)
+
+
+TestChangingDimensions = ChangingDimensionsMachine.TestCase
+TestChangingDimensions.settings = SETTINGS
+
+
 class OffsetApartMachine(PipelineMachine):
     """The machine with a broken sink, which commits the offset even if it does not commit the rows."""
 
@@ -325,17 +378,32 @@ def _models_are_not_restored(patch: pytest.MonkeyPatch) -> None:
     restore = NameCap.restore
 
     def names_alone(self: NameCap, org: Any, hour: Any, name: Any) -> None:
-        if self.overflow == Names.OVERFLOW:
+        if self.overflow != Reader.OVERFLOW_MODEL:
             restore(self, org, hour, name)
 
     patch.setattr(NameCap, "restore", names_alone)
 
 
+def _values_are_not_restored(patch: pytest.MonkeyPatch) -> None:
+    restore = NameCap.restore
+
+    def others_alone(self: NameCap, org: Any, hour: Any, name: Any) -> None:
+        if self.overflow != Names.OVERFLOW_VALUE:
+            restore(self, org, hour, name)
+
+    patch.setattr(NameCap, "restore", others_alone)
+
+
+def _dimensions_count_at_once(patch: pytest.MonkeyPatch) -> None:
+    """A dimension that was set in the middle of an hour claims this hour as complete."""
+    patch.setattr(memory_sink, "FUTURE_US", -2 * HOUR_US)
+
+
 def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
     claim = MemorySink.claim
 
-    async def forgetful(self: MemorySink, stream: str) -> Any:
-        held, position = await claim(self, stream)
+    async def forgetful(self: MemorySink, stream: str, dimensions: Any = ()) -> Any:
+        held, position = await claim(self, stream, dimensions)
         return held, replace(position, newest_us=NEVER)
 
     patch.setattr(MemorySink, "claim", forgetful)
@@ -365,6 +433,8 @@ def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _names_are_not_restored),
         (PipelineMachine, _orgs_are_forgotten_while_they_have_rows),
         (PipelineMachine, _models_are_not_restored),
+        (PipelineMachine, _values_are_not_restored),
+        (ChangingDimensionsMachine, _dimensions_count_at_once),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
         (ReplayMachine, _replays_forget_what_was_counted),
     ],

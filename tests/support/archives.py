@@ -20,14 +20,19 @@ from pipeline.core.rules import Rules
 from pipeline.core.watermark import DAY_US
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
-from tests.support import books
+from tests.support import books, mix
 from tests.support import oracle as naive
 from tests.support.memory_sink import uuid_of
 
 NOW_US = 1_790_000_000_000_000
 END_US = NOW_US + 365 * DAY_US
 EVERYTHING = Scope(start_us=0, end_us=END_US)
-RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
+RULES = Rules(
+    clients_per_org_hour_max=3,
+    models_per_org_hour_max=3,
+    dimensions=mix.DIMENSIONS,
+    values_per_org_hour_max=3,
+)
 
 Row = tuple[Any, ...]
 """The columns `_COLUMNS` of an event."""
@@ -111,7 +116,19 @@ def outbox_difference(
     rows = {key: (row.invocations, row.revision) for key, row in oracle.client_hour.items()}
     if {key: (count, late[key]) for key, count in counted.items()} != rows:
         lines.append(f"outbox: clients {dict(counted)}, late {dict(late)}, oracle {rows}")
+    by_value = Counter(key for part in outbox for key in _values_counted(part))
+    invocations = {key: row.invocations for key, row in oracle.breakdown_hour.items()}
+    if by_value != invocations:
+        lines.append(f"outbox: values {dict(by_value)}, oracle {invocations}")
     return lines
+
+
+def _values_counted(part: AcceptedEvents) -> Iterable[tuple[Any, ...]]:
+    """The rows of `breakdown_hour` under which each event of an outbox was counted."""
+    for i, us in enumerate(part.occurred_us.tolist()):
+        hour = naive.EPOCH + timedelta(microseconds=us - us % naive.HOUR_US)
+        for dimension, value in zip(part.dimensions, part.counted_value[i].tolist(), strict=True):
+            yield uuid_of(part.org[i]), hour, uuid_of(part.counted_model[i]), dimension, part.values[value]
 
 
 class Partition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -128,6 +128,38 @@ def difference(
         elif rows != mine:
             lines.append(f"{name}: stored {mine}, oracle {rows}")
     return lines
+
+
+def uneven_sums(tables: dict[str, Any], since: Mapping[str, int]) -> list[str]:
+    """List the orgs' buckets in which the models, the clients and a dimension's values do not add up alike.
+
+    ``since`` has, for each dimension, the first hour (since 1970) in which it must be complete.
+    """
+    lines: list[str] = []
+    for grain, hours in (("hour", 1), ("day", 24)):
+        models = _sums(tables[f"usage_{grain}"])
+        if _sums(tables[f"client_{grain}"]) != models:
+            lines.append(f"{grain}: the clients differ from the models")
+        for dimension, first in since.items():
+            mine = {k: row for k, row in tables[f"breakdown_{grain}"].items() if k[3] == dimension}
+            by_value = _sums(mine)
+            lines += [
+                f"{grain} {bucket}: {dimension} {by_value.get(bucket)}, models {sums}"
+                for bucket, sums in models.items()
+                if bucket[1] * hours >= first and by_value.get(bucket) != sums
+            ]
+    return lines
+
+
+def _sums(rows: dict[Any, Any]) -> dict[Any, list[int]]:
+    """The sums of the rows of each org, bucket and model; of all figures but maximum and sketch."""
+    found: dict[Any, list[int]] = {}
+    summed = [place for place, name in enumerate(MEASURES) if name != "latency_max_ms"]
+    for key, row in rows.items():
+        sums = found.setdefault(key[:3], [0] * len(summed))
+        for i, place in enumerate(summed):
+            sums[i] += row[place]
+    return found
 
 
 def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:

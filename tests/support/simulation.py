@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.archive.gate import ArchiveGate
 from pipeline.config import FlushConfig
+from pipeline.core.dimensions import Dimension
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.worker.life import State
@@ -30,7 +31,13 @@ from tests.support.memory_transport import MemoryBroker, MemoryTransport
 
 HOUR_US = 3_600_000_000
 START_US = 1_790_000_000_000_000 // HOUR_US * HOUR_US
-RULES = Rules(dedupe_window_us=3 * HOUR_US, clients_per_org_hour_max=2, models_per_org_hour_max=2)
+RULES = Rules(
+    dedupe_window_us=3 * HOUR_US,
+    clients_per_org_hour_max=2,
+    models_per_org_hour_max=2,
+    dimensions=(Dimension("team", "metadata.team"),),
+    values_per_org_hour_max=2,
+)
 FLUSH = FlushConfig(interval_s=0, events_max=6, buffer_events_max=12, dirty_rows_max=60)
 STEPS_TO_DRAIN = 2_000
 LAST_FLUSH_STEPS = 100
@@ -201,6 +208,7 @@ class World:
                 "orgId": luck.choice(_ORGS),
                 "modelId": luck.choice(_MODELS),
                 "clientId": luck.choice(("a", "b", "c", None)),
+                "metadata": luck.choice((None, {"team": "a"}, {"team": "b"}, {"team": "c"})),
                 "occurredAt": (naive.EPOCH + timedelta(microseconds=self.now_us - ago_us)).isoformat(),
                 "latencyMs": luck.randrange(2000),
                 "status": luck.choice(("success", "success", "error")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,12 @@ from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
 
 NOW_US = 1_790_000_000_000_000
-RULES = Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3)
+RULES = Rules(
+    clients_per_org_hour_max=3,
+    models_per_org_hour_max=3,
+    dimensions=mix.DIMENSIONS,
+    values_per_org_hour_max=3,
+)
 
 
 def model_of(event: dict[str, Any]) -> Any:
@@ -30,13 +36,14 @@ def test_events_that_an_earlier_version_left_in_the_outbox_are_read() -> None:
     assert batch.accepted is not None
     table = event_columns.table_of(batch.accepted)
     kinds = list(DETAILS[:-1])
-    before = table.drop_columns(["counted_model_id", *kinds])
+    before = table.drop_columns(["counted_model_id", *kinds, "dimensions"])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, before.schema) as writer:
         writer.write_table(before)
     found = event_columns.decode(bytes(sink.getvalue()))
     assert found.schema == event_columns.SCHEMA
-    assert found.drop_columns(["counted_model_id", *kinds]).equals(before)
+    assert found.drop_columns(["counted_model_id", *kinds, "dimensions"]).equals(before)
+    assert found.column("dimensions").to_pylist() == [[]] * len(table)
     assert all(set(found.column(kind).to_pylist()) == {0} for kind in kinds)
     assert found.column("counted_model_id").null_count == len(table) > 0
 
@@ -79,6 +86,13 @@ async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_re
             row[0] += 1
             row[1] += e["late"] >= (2 if grain == 3600 else 3)
         assert counts == {key: [row.invocations, row.revision] for key, row in getattr(oracle, name).items()}
+    values: Counter[Any] = Counter()
+    for e in events:
+        at = e["occurred_at"].replace(minute=0, second=0, microsecond=0)
+        for one in e["dimensions"]:
+            assert one["counted_value"] in (one["value"], naive.OVERFLOW_VALUE)
+            values[e["org_id"], at, model_of(e), one["dimension"], one["counted_value"]] += 1
+    assert values == {key: row.invocations for key, row in oracle.breakdown_hour.items()}
     failures: dict[Any, int] = {}
     for e in events:
         if e["status"]:
