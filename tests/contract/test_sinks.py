@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from pipeline.core.batch import Batch
+from pipeline.core.dimensions import Dimension
 from pipeline.core.ledger import Ledger
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
@@ -45,25 +46,42 @@ class Held:
         open_: Callable[[], Sink],
         stored: Callable[[], dict[str, Any]],
         request: Callable[[Sequence[Letter]], None],
+        dimensions: Callable[[], dict[str, tuple[str, int]]],
     ) -> None:
         self.open = open_
         self.stored = stored
         self.request = request
         """Asks for the backfill of letters."""
+        self.dimensions = dimensions
+        """By name: the source, and the first hour in which the dimension is complete."""
 
 
 @pytest.fixture(params=["memory", "postgresql", "timescaledb"])
 def held(request: pytest.FixtureRequest) -> Held:
     if request.param == "memory":
         sink = MemorySink()
-        return Held(lambda: sink, lambda: books.stored(sink), lambda letters: replays.request(sink, letters))
+        return Held(
+            lambda: sink,
+            lambda: books.stored(sink),
+            lambda letters: replays.request(sink, letters),
+            lambda: sink.state.dimensions,
+        )
     url = request.getfixturevalue("embedded_postgres_url" if request.param == "postgresql" else "timescale")
     migrate.upgrade(url)
     return Held(
         lambda: TimescaleSink(url),
         lambda: books.stored_in_database(url),
         lambda letters: replays.request_in_database(url, letters),
+        lambda: _dimensions_in_database(url),
     )
+
+
+def _dimensions_in_database(database_url: str) -> dict[str, tuple[str, int]]:
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "SELECT name, source, (EXTRACT(EPOCH FROM since) / 3600)::bigint FROM analytics.dimensions"
+        ).fetchall()
+    return {name: (source, since) for name, source, since in rows}
 
 
 def ingest(ledger: Ledger, bodies: list[bytes], *, upto: int, broker_us: int = NOW_US) -> None:
@@ -91,6 +109,54 @@ async def test_many_flushes_and_restarts_leave_exactly_what_the_oracle_counts(he
             claim, ledger = await books.recover(sink, RULES)
     await sink.close()
     assert not books.difference(held.stored(), expected(bodies))
+
+
+async def test_a_dimension_is_complete_from_the_first_hour_after_the_events_that_it_missed(
+    held: Held,
+) -> None:
+    team, user = Dimension("team", "metadata.team"), Dimension("user", "actorId")
+    other_team = Dimension("team", "metadata.squad")
+    bodies = mix.make(600, seed=23, now_us=NOW_US, bad=0).bodies
+    next_hour = (NOW_US + 300_000_000) // naive.HOUR_US + 1
+    sink = held.open()
+
+    async def count(upto: int, *dimensions: Dimension) -> dict[str, tuple[str, int]]:
+        claim, ledger = await books.recover(sink, replace(RULES, dimensions=dimensions))
+        ingest(ledger, bodies, upto=upto)
+        await books.flush(sink, claim, ledger)
+        return held.dimensions()
+
+    assert await count(100, team) == {"team": ("metadata.team", 0)}
+    assert await count(200, user, team) == {"team": ("metadata.team", 0), "user": ("actorId", next_hour)}
+    assert await count(300, user, other_team) == {
+        "team": ("metadata.squad", next_hour),
+        "user": ("actorId", next_hour),
+    }
+    assert await count(400) == {}
+    assert await count(500, user) == {"user": ("actorId", next_hour)}
+    await sink.close()
+    since = {name: since for name, (_, since) in held.dimensions().items()}
+    assert not books.uneven_sums(held.stored(), since)
+    assert books.uneven_sums(held.stored(), {"user": 0})
+
+
+async def test_a_dimension_begins_anew_after_a_worker_that_knew_of_none(embedded_postgres_url: str) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    rules = replace(RULES, dimensions=(Dimension("team", "metadata.team"),))
+    bodies = mix.make(400, seed=24, now_us=NOW_US).bodies
+    sink = TimescaleSink(embedded_postgres_url)
+
+    async def count(upto: int, rules: Rules) -> int:
+        claim, ledger = await books.recover(sink, rules)
+        ingest(ledger, bodies, upto=upto)
+        await books.flush(sink, claim, ledger)
+        return _dimensions_in_database(embedded_postgres_url)["team"][1]
+
+    assert await count(100, rules) == await count(200, rules) == 0
+    with psycopg.connect(embedded_postgres_url) as connection:  # as version 0.2.0 leaves it after a flush
+        connection.execute("UPDATE analytics.partitions SET accepted = accepted + 1, offered = offered + 1")
+    assert await count(300, rules) == (NOW_US + 300_000_000) // naive.HOUR_US + 1
+    await sink.close()
 
 
 async def test_a_rate_class_keeps_its_number_and_new_boundaries_get_new_ones(held: Held) -> None:
