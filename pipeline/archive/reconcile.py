@@ -16,6 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import psycopg
+import pyarrow.compute as pc
 
 from pipeline.archive import files, recount
 from pipeline.archive.files import EPOCH, Damaged
@@ -349,7 +350,8 @@ def _buckets(grain: Grain, start_us: int, end_us: int) -> range:
 
 
 def _events_in(partial: Partial) -> int:
-    return int(partial.cells.column("invocations").to_numpy().sum())
+    by_client = pc.equal(partial.cells.column("dimension"), "")
+    return int(partial.cells.filter(by_client).column("invocations").to_numpy().sum())
 
 
 def time_of(us: int) -> datetime:

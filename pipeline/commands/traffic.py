@@ -77,7 +77,7 @@ def _world_options(command: Decorated) -> Decorated:
     type=SHARE,
     default=0.9,
     show_default=True,
-    help="Share of events with provider, model name, service tier and kinds of tokens.",
+    help="Share of events with provider, model name, service tier, kinds of tokens, team and feature.",
 )
 @click.option("--duplicates", type=SHARE, default=0.0, show_default=True, help="Share of repeated events.")
 @click.option("--late", type=SHARE, default=0.0, show_default=True, help="Share of events 15 s to 2 h late.")

@@ -177,7 +177,7 @@ class Shares:
     snake_case: float = 0.1
     cloudevents: float = 0.1
     facts: float = 0.9
-    """Events that carry provider, name of the model, service tier and kinds of tokens."""
+    """Events that carry provider, name of the model, service tier, kinds of tokens, team and feature."""
 
     def __post_init__(self) -> None:
         shares = (getattr(self, field.name) for field in fields(self))
@@ -199,9 +199,9 @@ _HEADS: Final = (
 )
 _TAILS: Final = (
     'Z","latencyMs":%d,"status":"%s","errorCode":%s,"inputTokens":%d,"outputTokens":%d,"costEstimateCents":%s,'
-    '%s"metadata":{"region":"eu-central-1"}}',
+    '%s"metadata":{"region":"eu-central-1"%s}}',
     'Z","latency_ms":%d,"status":"%s","error_code":%s,"input_tokens":%d,"output_tokens":%d,"cost_estimate":%s,'
-    '%s"metadata":{"region":"eu-central-1"}}',
+    '%s"metadata":{"region":"eu-central-1"%s}}',
 )
 _FACTS: Final = (
     '"provider":"%s","modelName":"%s","serviceTier":"%s","cacheReadTokens":%d,"cacheWriteTokens":%d,'
@@ -210,6 +210,11 @@ _FACTS: Final = (
     '"cache_write_1h_tokens":%d,"reasoning_tokens":%d,',
 )
 
+
+_PURPOSE: Final = ',"team":"%s","feature":"%s"'
+_TEAMS: Final = ("search", "support", "growth", "platform")
+_FEATURES: Final = ("chat", "summary", "tagging", "translation", "agent")
+"""The metadata of events with facts: a client belongs to a team, and calls a model for one feature."""
 
 FACTS: Final = (
     "tier",
@@ -302,10 +307,12 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
             actor,
             world.client_id(org, client),
         )
-        facts = ""
+        facts = purpose = ""
         if has_facts:
             labels = models[model].provider, models[model].name, SERVICE_TIERS[tier]
             facts = _FACTS[names] % (*labels, *kinds)
+            feature = _FEATURES[(model + client) % len(_FEATURES)]
+            purpose = _PURPOSE % (_TEAMS[client % len(_TEAMS)], feature)
         tail = _TAILS[names] % (
             latency,
             STATUSES[status],
@@ -314,6 +321,7 @@ def encode(world: World, columns: Columns) -> tuple[list[str], list[str]]:
             tokens_out,
             cost,
             facts,
+            purpose,
         )
         if variant == CLOUDEVENT:
             head = (

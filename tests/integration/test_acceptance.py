@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -66,12 +66,13 @@ def setup(rabbitmq: RabbitMQ, timescale: str, redis_url: str, tmp_path: Path) ->
         "RABBITMQ_URL": rabbitmq.url,
         "RABBITMQ_STREAM": stream,
         "FLUSH_INTERVAL": "200ms",
+        "DIMENSIONS": mix.DIMENSIONS_SETTING,
     }
     return Setup(stream, env, rabbitmq, tmp_path)
 
 
 def oracle_of(records: list[streams.Record], rules: Rules | None = None) -> naive.Oracle:
-    oracle = naive.Oracle(books.oracle_rules(rules or Rules()))
+    oracle = naive.Oracle(books.oracle_rules(replace(rules or Rules(), dimensions=mix.DIMENSIONS)))
     oracle.feed_all((record.offset, record.broker_us, record.body) for record in records)
     return oracle
 

@@ -44,6 +44,7 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
         "FLUSH_INTERVAL": "100ms",
         "ARCHIVE_URL": f"s3://{stack.s3.bucket}/{stream}",
         "ARCHIVE_INTERVAL": "300ms",
+        "DIMENSIONS": mix.DIMENSIONS_SETTING,
         **stack.s3.env,
     }
     made = mix.make(24_000, seed=51, now_us=time.time_ns() // 1000, late=0.05)
@@ -79,7 +80,7 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
         processes.wait_for(lambda: component() == "ok", 180, worker.log)
 
         records = await streams.read_all(rabbitmq.url, stream, upto=published)
-        oracle = naive.Oracle(books.oracle_rules(Rules()))
+        oracle = naive.Oracle(books.oracle_rules(Rules(dimensions=mix.DIMENSIONS)))
         want = archives.accepted(oracle, ((r.offset, r.broker_us, r.body) for r in records))
         archive = config.load(env).archive
         assert archive is not None
@@ -117,7 +118,7 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
         up(stack.s3)
 
     records = await streams.read_all(rabbitmq.url, stream, upto=published)
-    oracle = naive.Oracle(books.oracle_rules(Rules()))
+    oracle = naive.Oracle(books.oracle_rules(Rules(dimensions=mix.DIMENSIONS)))
     oracle.feed_all((r.offset, r.broker_us, r.body) for r in records)
     assert not books.difference(books.stored_in_database(timescale), books.expected(oracle))
 

@@ -21,7 +21,16 @@ from pipeline.sink import Fenced
 from tests.support import books, ledgers, mix
 from tests.support.archives import END_US, EVERYTHING, NOW_US, Partition, reconciled
 
-TABLES = ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day", "usage_errors_hour")
+SUMMED = (
+    "usage_minute",
+    "usage_hour",
+    "usage_day",
+    "client_hour",
+    "client_day",
+    "breakdown_hour",
+    "breakdown_day",
+)
+TABLES = (*SUMMED, "usage_errors_hour")
 
 
 @pytest.fixture
@@ -64,7 +73,7 @@ async def test_what_the_pipeline_wrote_is_what_the_archive_says(
 ALTERATIONS = (
     *(
         f"UPDATE analytics.{table} SET {figure} WHERE ctid = (SELECT min(ctid) FROM analytics.{table})"
-        for table in TABLES[:5]
+        for table in SUMMED
         for figure in ("cost_microcents = cost_microcents + 1", "revision = revision + 1")
     ),
     "UPDATE analytics.usage_hour SET latency_sketch = '' WHERE ctid ="

@@ -29,6 +29,7 @@ METRICS = (
     "analytics_ingestion_late_events_total",
     "analytics_dead_letters_replayed_total",
     "analytics_capped_client_events_total",
+    "analytics_capped_value_events_total",
     "analytics_rollup_last_success_timestamp_seconds",
     "analytics_stream_offset_lag",
     "analytics_flush_duration_seconds_count",
@@ -59,7 +60,8 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
     env: dict[str, str], tmp_path: Path
 ) -> None:
     made = mix.make(3000, seed=2, now_us=time.time_ns() // 1000, bad=0.1, late=0.1)
-    caps = {"CLIENTS_PER_ORG_HOUR_MAX": "2", "MODELS_PER_ORG_HOUR_MAX": "2"}
+    caps = {"CLIENTS_PER_ORG_HOUR_MAX": "2", "MODELS_PER_ORG_HOUR_MAX": "2", "VALUES_PER_ORG_HOUR_MAX": "2"}
+    caps["DIMENSIONS"] = mix.DIMENSIONS_SETTING
     with processes.worker(env | caps, tmp_path) as worker:
         await publish_embedded(env, made.bodies)
         streams.wait_committed(env["DATABASE_URL"], len(made.bodies), worker)
@@ -81,6 +83,7 @@ async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(
         assert (outcomes.pop("accepted"), outcomes.pop("duplicate"), sum(outcomes.values())) == row
         assert found["analytics_capped_client_events_total"] > 0
         assert found["analytics_capped_model_events_total"] > 0
+        assert found["analytics_capped_value_events_total"] > 0
         assert found["analytics_decode_duration_seconds_count"] > 0
         decode_s, fold_s, flush_s = (
             found[f"analytics_{part}_duration_seconds_sum"] for part in ("decode", "fold", "flush")

@@ -376,6 +376,7 @@ DIMENSIONS = (
     Dimension("feature", "metadata.fé-ture"),
 )
 """Dimensions whose values the good events of a mix carry."""
+DIMENSIONS_SETTING = ",".join(f"{one.name}={one.source}" for one in DIMENSIONS)
 _METADATA = (
     "null", "{}", '{"region":"eu"}', '{"a":"","b":"\\u0000"}', '{ "team" : "" }', '{"team":"other"}',
     '{"team":"search","fé-ture":"answers"}', '{"fé-ture":"answers","x":"1","team":"search"}',

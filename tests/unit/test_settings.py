@@ -10,6 +10,7 @@ import pytest
 import api.config
 from pipeline import config
 from pipeline.common import lookalikes, parsers, settings
+from pipeline.core.dimensions import Dimension
 from pipeline.core.rules import Rules
 from tests.support import settings_page
 
@@ -74,6 +75,46 @@ def test_every_fault_is_listed_at_once() -> None:
     faults = "\n".join(caught.value.faults)
     for name in (*list(environment)[:-1], "DATABASE_URL", "AUTH_MODE", "STALE_LAG", "S3_ACCESS_KEY"):
         assert name in faults, name
+
+
+def test_dimensions_are_names_with_sources() -> None:
+    values = settings.read({"DIMENSIONS": " user=actorId, team=metadata.team,feature=metadata.x.y-z"})
+    assert values["DIMENSIONS"] == (
+        Dimension("user", "actorId"),
+        Dimension("team", "metadata.team"),
+        Dimension("feature", "metadata.x.y-z"),
+    )
+    assert settings.read({"DIMENSIONS": ""})["DIMENSIONS"] == ()
+
+
+@pytest.mark.parametrize(
+    ("entries", "faults"),
+    [
+        ("Team=metadata.team", ["entry 1: expected a name"]),
+        (f"{'t' * 33}=metadata.team", ["entry 1: expected a name"]),
+        ("1st=actorId", ["entry 1: expected a name"]),
+        ("client=actorId", ["entry 1: the name is reserved"]),
+        ("model=actorId", ["entry 1: the name is reserved"]),
+        ("none=actorId", ["entry 1: the name is reserved"]),
+        ("a=actorId,a=metadata.a", ["entry 2: the name has come before"]),
+        ("a=metadata.a,b=metadata.a", ["entry 2: the source has come before"]),
+        ("team", ["entry 1: expected actorId or metadata.KEY"]),
+        ("team=", ["entry 1: expected actorId or metadata.KEY"]),
+        ("team=metadata.", ["entry 1: expected actorId or metadata.KEY"]),
+        ("team=metadata.a b", ["entry 1: expected actorId or metadata.KEY"]),
+        (f"team=metadata.{'k' * 65}", ["entry 1: expected actorId or metadata.KEY"]),
+        ("team=orgId", ["entry 1: expected actorId or metadata.KEY"]),
+        (",".join(f"d{i}=metadata.k{i}" for i in range(9)), ["at most 8"]),
+        ("A=x,b=y,b=actorId", ["entry 1: expected a name", "entry 2: expected actorId", "entry 3: the name"]),
+    ],
+)
+def test_every_fault_of_the_dimensions_is_listed(entries: str, faults: list[str]) -> None:
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read({"DIMENSIONS": entries, "HTTP_PORT": "x"})
+    assert any("HTTP_PORT" in fault for fault in caught.value.faults)
+    (told,) = (fault for fault in caught.value.faults if fault.startswith("DIMENSIONS="))
+    for fault in faults:
+        assert fault in told
 
 
 @pytest.mark.parametrize(

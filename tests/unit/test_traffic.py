@@ -126,7 +126,11 @@ def test_the_rest_of_the_events_is_the_same_with_and_without_facts() -> None:
         decoded(Traffic(World(), seed=3, shares=Shares(facts=share)).take(times(5000)))
         for share in (1.0, 0.0)
     )
-    assert [event.without_details for event in with_facts] == without
+    actors = [event.actor_id for event in with_facts]
+    assert [event.without_details for event in with_facts] == [event.payload for event in without]
+    assert actors == [event.actor_id for event in without]
+    assert {name for event in with_facts for name, _ in event.metadata} == {"region", "team", "feature"}
+    assert {name for event in without for name, _ in event.metadata} == {"region"}
     assert with_facts != without
 
 
