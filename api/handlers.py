@@ -20,7 +20,7 @@ from api.answering import answers, problems
 from api.answering.problems import Fault
 from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
-from api.asking.questions import FiguresQuestion, ListingQuestion, Parser, Position
+from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Parser, Position
 from api.config import FreshnessConfig
 from api.errors import Unavailable
 from api.exports.routes import Exports
@@ -74,11 +74,12 @@ class Handlers:
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
+        question, dimension = await self._counted(question)
         page = await read_usage_page(self.database, question)
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
         totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
         series: Any = usage_json.series(
-            page.rows, final=final, labels=page.labels
+            page.rows, final=final, labels=page.labels, by_value=bool(question.dimension)
         )  # already what a list of points becomes
         next_cursor = None
         if page.more:
@@ -89,6 +90,7 @@ class Handlers:
                 org_id=question.org_id,
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
+                dimension=dimension,
                 series=series,
                 totals=answers.UsageFigures(**usage_fields(totals)),
                 freshness=self._freshness(page.standings),
@@ -98,12 +100,20 @@ class Handlers:
 
     async def reliability(self, request: web.Request) -> web.Response:
         question = self.parser.figures("reliability", request[ORG_ID], request.query)
+        question, dimension = await self._counted(question)
+        has_codes = not (question.dimension and question.client_ids)
 
         async def read(connection: AsyncConnection) -> tuple[Page, Sequence[Any]]:
             page = await read_page(connection, question, rollups.RELIABILITY)
-            return page, await rollups.error_codes(connection, question)
+            return page, await rollups.error_codes(connection, question) if has_codes else []
 
-        page, codes = await self.database.read(read)
+        page, failed = await self.database.read(read)
+        codes = [
+            answers.ErrorCode(
+                status=_FAILURES[row.status], error_code=row.error_code or None, count=row.events
+            )
+            for row in failed
+        ]
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
 
         def shape() -> tuple[list[answers.ReliabilityPoint], answers.ReliabilityFigures]:
@@ -115,7 +125,8 @@ class Handlers:
                     model_id=point.position.model_id,
                     model_name=label.model_name,
                     provider=label.provider,
-                    client_id=point.position.client_id or None,
+                    client_id=None if question.dimension else point.position.client_id or None,
+                    value=point.position.client_id or None if question.dimension else None,
                     final=final(point.position.bucket),
                     **fields,
                 )
@@ -132,16 +143,10 @@ class Handlers:
                 org_id=question.org_id,
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
+                dimension=dimension,
                 series=series,
                 totals=totals,
-                error_codes=[
-                    answers.ErrorCode(
-                        status=_FAILURES[row.status],
-                        error_code=row.error_code or None,
-                        count=row.events,
-                    )
-                    for row in codes
-                ],
+                error_codes=codes if has_codes else None,
                 error_codes_range=answers.Range(start=to_datetime(hours.start), end=to_datetime(hours.end)),
                 freshness=self._freshness(page.standings),
                 next_cursor=self._next_cursor(question, page),
@@ -226,6 +231,35 @@ class Handlers:
         ]
         return answers.response(answers.Clients(org_id=org_id, items=items, next_cursor=cursor))
 
+    async def dimensions(self, request: web.Request) -> web.Response:
+        org_id: UUID = request[ORG_ID]
+        self.parser.nothing(request.query)
+        found = await self.database.read(lambda c: seen.dimensions(c, org_id))
+        items = [answers.Dimension(name=one.name, source=one.source, since=one.since) for one in found]
+        return answers.response(answers.Dimensions(org_id=org_id, items=items))
+
+    async def values(self, request: web.Request) -> web.Response:
+        org_id: UUID = request[ORG_ID]
+        name = request.match_info["name"]
+        question = self.parser.listing(f"dimensions/{name}", org_id, request.query, str)
+
+        async def read(connection: AsyncConnection) -> tuple[list[Counted], list[Seen]]:
+            known = await seen.dimensions(connection, org_id)
+            return known, await seen.values(connection, org_id, name, question.after, question.limit + 1)
+
+        known, found = await self.database.read(read)
+        if name not in (one.name for one in known):
+            raise problems.not_found(f"The dimensions are {_listed(known)} (DIMENSIONS).")
+        page, cursor = self._page(found, question)
+        items = [
+            answers.Value(
+                value=row.key or None, first_event_at=row.first_event_at, last_event_at=row.last_event_at
+            )
+            for row in page
+        ]
+        answer = answers.Values(org_id=org_id, dimension=name, items=items, next_cursor=cursor)
+        return answers.response(answer)
+
     async def orgs(self, request: web.Request) -> web.Response:
         question = self.parser.orgs(request.query)
 
@@ -291,6 +325,18 @@ class Handlers:
 
     # --- shared by the answers ---
 
+    async def _counted(self, question: FiguresQuestion) -> tuple[FiguresQuestion, answers.Dimension | None]:
+        """The part of the question that its dimension can answer, and the dimension. Raises `Problem` 400."""
+        if not question.dimension:
+            return question, None
+        known = await self.database.read(lambda c: seen.dimensions(c, question.org_id))
+        for one in known:
+            if one.name == question.dimension:
+                shown = answers.Dimension(name=one.name, source=one.source, since=one.since)
+                return one.narrow(question), shown
+        parameter = "groupBy" if question.by_client else "dimension"
+        raise problems.invalid_parameters([Fault(parameter, f"the dimensions are {_listed(known)}")])
+
     def _outlook(self, occurred_us: int) -> answers.EventOutlook | None:
         """What the worker would do with an event of this time if it came now. None: accept it."""
         now_us = (self.clock() - to_datetime(0)) // timedelta(microseconds=1)
@@ -319,3 +365,7 @@ class Handlers:
             return None
         last: Position = page.points[-1].position
         return self.cursors.seal((last.bucket, last.model_id, last.client_id), question.bound_to)
+
+
+def _listed(known: Sequence[Counted]) -> str:
+    return ", ".join(("client", *(one.name for one in known)))

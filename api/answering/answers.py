@@ -47,6 +47,15 @@ class FreshnessOut(Answer):
     last_rollup_at: Time | None
 
 
+class Dimension(Answer):
+    """``source`` is where the values come from. ``since``: from this time on, all events of the org are
+    counted by the dimension; null while a partition of the org does not count it yet."""
+
+    name: str
+    source: str
+    since: Time | None
+
+
 class UsageFigures(Answer):
     """The cache tokens are parts of ``inputTokens``, and ``reasoningTokens`` of ``outputTokens``."""
 
@@ -66,13 +75,15 @@ class UsagePoint(Answer):
     """``modelName`` and ``provider`` are the labels of the org's newest event of the model, or null.
     ``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
     series by client holds the events without one. The one name of more than 128 characters holds what was
-    counted beyond CLIENTS_PER_ORG_HOUR_MAX. ``final``: it can no longer change but by backfill."""
+    counted beyond CLIENTS_PER_ORG_HOUR_MAX. ``value`` is that of the dimension which the series is split by,
+    alike. ``final``: it can no longer change but by backfill."""
 
     bucket_start: Time
     model_id: UUID | None
     model_name: str | None
     provider: str | None
     client_id: str | None
+    value: str | None
     invocations: Count
     input_tokens: Count
     output_tokens: Count
@@ -87,11 +98,13 @@ class UsagePoint(Answer):
 
 
 class Usage(Answer):
-    """Empty buckets are absent; ``totals`` cover the whole range, whatever the page."""
+    """Empty buckets are absent; ``totals`` cover the whole range, whatever the page. ``dimension`` is what
+    the figures are split or filtered by; they then cover the range from its ``since`` on."""
 
     org_id: UUID
     granularity: GranularityName
     time_zone: str
+    dimension: Dimension | None
     series: list[UsagePoint]
     totals: UsageFigures
     freshness: FreshnessOut
@@ -131,6 +144,7 @@ class ReliabilityPoint(Answer):
     model_name: str | None
     provider: str | None
     client_id: str | None
+    value: str | None
     invocations: Count
     error_rate: float | None
     errors: Errors
@@ -150,14 +164,16 @@ class Range(Answer):
 
 
 class Reliability(Answer):
-    """``errorCodes`` (the 1000 most frequent) cover ``errorCodesRange``: the hours the range touches."""
+    """``errorCodes`` (the 1000 most frequent) cover ``errorCodesRange``: the hours the range touches. They
+    are not counted by dimension: with a filter on one, ``errorCodes`` is null."""
 
     org_id: UUID
     granularity: GranularityName
     time_zone: str
+    dimension: Dimension | None
     series: list[ReliabilityPoint]
     totals: ReliabilityFigures
-    error_codes: list[ErrorCode]
+    error_codes: list[ErrorCode] | None
     error_codes_range: Range
     freshness: FreshnessOut
     next_cursor: str | None
@@ -209,6 +225,26 @@ class Client(Answer):
 class Clients(Answer):
     org_id: UUID
     items: list[Client]
+    next_cursor: str | None
+
+
+class Dimensions(Answer):
+    org_id: UUID
+    items: list[Dimension]
+
+
+class Value(Answer):
+    """``value`` is null for events without one; `UsagePoint` says what the longest name is."""
+
+    value: str | None
+    first_event_at: Time
+    last_event_at: Time
+
+
+class Values(Answer):
+    org_id: UUID
+    dimension: str
+    items: list[Value]
     next_cursor: str | None
 
 

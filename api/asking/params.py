@@ -25,6 +25,7 @@ MODEL: Final = "model"
 CLIENT: Final = "client"
 
 T = TypeVar("T")
+_DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 # An offset's + that was not escaped arrives as a space; no other reading of it is possible.
 _TIME = re.compile(
@@ -85,13 +86,26 @@ CLIENT_ID = Parameter(
     },
     repeatable=True,
 )
+DIMENSION = Parameter(
+    name="dimension",
+    help="Only these values of one dimension, from the hour grain up: its name, a colon and the value, as in"
+    " team:search. An empty value means events without one.",
+    schema={"type": "string", "pattern": r"^[a-z][a-z0-9_]{0,31}:"},
+    repeatable=True,
+)
 GROUP_BY = Parameter(
     name="groupBy",
-    help="What the series is split by: model, client (from the hour grain up), both (repeated or with a"
-    " comma), or none.",
+    help="What the series is split by: model, client or a dimension (from the hour grain up), model and one"
+    " of these (repeated or with a comma), or none.",
     schema={
         "anyOf": [
-            {"type": "array", "items": {"enum": [MODEL, CLIENT]}, "minItems": 1, "uniqueItems": True},
+            {
+                "type": "array",
+                "items": {"type": "string", "pattern": r"^[a-z][a-z0-9_]{0,31}$"},
+                "minItems": 1,
+                "maxItems": 2,
+                "uniqueItems": True,
+            },
             {"const": ["none"]},
         ],
         "default": [MODEL],
@@ -124,7 +138,7 @@ SIGNATURE = Parameter(
     name="signature", help="What makes the link ours.", schema={"type": "string"}, required=True
 )
 
-FIGURES: Final = (START, END, GRANULARITY, MODEL_ID, CLIENT_ID, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
+FIGURES: Final = (START, END, GRANULARITY, MODEL_ID, CLIENT_ID, DIMENSION, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
 ORGS: Final = (START, END, LIMIT, CURSOR)
 LISTING: Final = (LIMIT, CURSOR)
 SIGNED: Final = (EXPIRES, SIGNATURE)
@@ -228,25 +242,40 @@ def zone(text: str) -> ZoneInfo:
 
 def client_id(text: str) -> str:
     """A client's id; empty for the events without a client."""
-    if len(text) > wire.CLIENT_ID_CHARS_MAX and text != wire.OVERFLOW_CLIENT:
-        raise ValueError(f"must be at most {wire.CLIENT_ID_CHARS_MAX} characters")
-    if not _is_text(text):
+    return _text(text, wire.CLIENT_ID_CHARS_MAX, wire.OVERFLOW_CLIENT)
+
+
+def dimension(text: str) -> tuple[str, str]:
+    """The name of a dimension, and one of its values; empty for the events without a value."""
+    name, colon, value = text.partition(":")
+    if not colon or not _DIMENSION.fullmatch(name):
+        raise ValueError("expected the name of a dimension, a colon and a value, such as team:search")
+    return name, _text(value, wire.VALUE_CHARS_MAX, wire.OVERFLOW_VALUE)
+
+
+def _text(text: str, chars_max: int, overflow: str) -> str:
+    """A text that rows can hold: of at most ``chars_max`` characters, or the name of the overflow."""
+    if len(text) > chars_max and text != overflow:
+        raise ValueError(f"must be at most {chars_max} characters")
+    if not wire.is_storable(text):
         raise ValueError("must be Unicode text without the character NUL")
     return text
 
 
-def _is_text(text: str) -> bool:
-    """Can PostgreSQL hold it?"""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def group_by(values: list[str]) -> frozenset[str]:
-    """What a series is split by: `MODEL`, `CLIENT`, both or nothing."""
+    """What a series is split by: `MODEL`, `CLIENT` or a dimension, `MODEL` and one of these, or nothing."""
     words = [word for value in values for word in value.split(",")]
     groups = frozenset(words)
-    if not groups <= {MODEL, CLIENT, "none"} or ("none" in groups and len(groups) > 1):
-        raise ValueError("expected model, client, both, or none alone")
+    if not all(map(_DIMENSION.fullmatch, groups)) or ("none" in groups and len(groups) > 1):
+        raise ValueError("expected model, client or a dimension, model and one of these, or none alone")
+    if len(groups - {MODEL}) > 1:
+        raise ValueError(ONE_DIMENSION)
     return groups - {"none"}
+
+
+ONE_DIMENSION: Final = (
+    "client and each dimension are counted apart, so figures can be asked for one of them at a time"
+)
 
 
 def limit_up_to(maximum: int) -> Callable[[str], int]:

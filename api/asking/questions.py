@@ -6,8 +6,8 @@ and the rows that it needs are still kept. So a partial answer never passes for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from multidict import MultiMapping
 
+from api.answering.problems import Fault, invalid_parameters
 from api.asking import params
 from api.asking.buckets import (
     DAY,
@@ -47,6 +48,9 @@ class FiguresQuestion:
     """A page of the usage or reliability of one org.
 
     ``client_ids`` may hold '' for events without a client. ``bound_to`` is what a cursor is signed for.
+
+    With a ``dimension``, its values are in the place of the clients: ``by_client`` and ``client_ids`` are
+    about these values, and so is `Position.client_id`.
     """
 
     org_id: UUID
@@ -59,10 +63,34 @@ class FiguresQuestion:
     limit: int
     after: Position | None
     bound_to: str
+    dimension: str = ""
 
     @property
     def needs_clients(self) -> bool:
         return self.by_client or bool(self.client_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A dimension: its source, and the time from which on all events of the org are counted by it.
+
+    ``since`` is None while some partition of the org does not count the dimension yet.
+    """
+
+    name: str
+    source: str
+    since: datetime | None
+
+    def narrow(self, question: FiguresQuestion) -> FiguresQuestion:
+        """The part of the question that can be answered in full. Raises `Problem` 400 if there is none."""
+        if self.since is None:
+            message = f"{self.name} is not counted yet in every partition of this org; ask later"
+            raise invalid_parameters([Fault("dimension", message)])
+        since = to_minute(self.since)
+        if since >= question.span.end:
+            message = f"{self.name} is counted since {_shown(since)}: there are no figures before"
+            raise invalid_parameters([Fault("end", message)])
+        return replace(question, span=Span(max(question.span.start, since), question.span.end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,24 +136,24 @@ class Parser:
         client_ids = reader.many(params.CLIENT_ID, params.client_id)
         group_by = reader.all(params.GROUP_BY, params.group_by)
         groups = frozenset((params.MODEL,)) if group_by is None else group_by
+        chosen = reader.many(params.DIMENSION, params.dimension)
         limit = self._limit(reader)
         calendar = Calendar(granularity, zone)
-        by_client = params.CLIENT in groups or bool(client_ids)
+        asked = {
+            params.GROUP_BY.name: groups - {params.MODEL},
+            params.CLIENT_ID.name: {params.CLIENT} if client_ids else set(),
+            params.DIMENSION.name: {name for name, _ in chosen},
+        }
+        split_by = _split_by(reader, asked, granularity)
         span = self._span(reader, start, end, zone)
-        if by_client and granularity is Granularity.MINUTE:
-            message = "figures by client exist from the hour grain up, not by minute"
-            if params.CLIENT in groups:
-                reader.fault(params.GROUP_BY.name, message)
-            if client_ids:
-                reader.fault(params.CLIENT_ID.name, message)
-        elif span:
-            self._check_rows_exist(reader, span, calendar, by_client=by_client)
+        if span and not (split_by and granularity is Granularity.MINUTE):
+            self._check_rows_exist(reader, span, calendar, split_by=split_by)
         bound_to = "|".join(
             (
                 route,
                 str(org_id),
                 repr((start, end, granularity.value, zone.key, sorted(groups))),
-                repr((model_ids, client_ids)),
+                repr((model_ids, client_ids, *chosen)),
             )
         )
         position = self._after(reader, bound_to, tuple[int, UUID | None, str | None])
@@ -136,12 +164,13 @@ class Parser:
             span=span,
             calendar=calendar,
             model_ids=model_ids,
-            client_ids=client_ids,
+            client_ids=client_ids or tuple(value for _, value in chosen),
             by_model=params.MODEL in groups,
-            by_client=params.CLIENT in groups,
+            by_client=bool(groups - {params.MODEL}),
             limit=limit,
             after=Position(*position) if position else None,
             bound_to=bound_to,
+            dimension="" if split_by == params.CLIENT else split_by,
         )
 
     def orgs(self, query: MultiMapping[str]) -> OrgsQuestion:
@@ -155,7 +184,7 @@ class Parser:
         zone = ZoneInfo("UTC")
         span = self._span(reader, start, end, zone)
         if span:
-            self._check_rows_exist(reader, span, Calendar(Granularity.DAY, zone), by_client=False)
+            self._check_rows_exist(reader, span, Calendar(Granularity.DAY, zone), split_by="")
         bound_to = f"orgs|{start}|{end}"
         after = self._after(reader, bound_to, UUID)
         reader.finish()
@@ -203,15 +232,15 @@ class Parser:
             return None
         return Span(start, end)
 
-    def _check_rows_exist(self, reader: Reader, span: Span, calendar: Calendar, *, by_client: bool) -> None:
-        """Minute rows are kept for a shorter time than the others, and not by client at all."""
+    def _check_rows_exist(self, reader: Reader, span: Span, calendar: Calendar, *, split_by: str) -> None:
+        """Minute rows are kept for a shorter time than the others, and not by client or dimension at all."""
         if calendar.granularity is Granularity.MINUTE and span.end - span.start > DAY:
             reader.fault("end", "must be at most 24 hours after start for granularity=minute")
             return
         oldest = to_minute(self.clock()) - int(self.ranges.retention_minute_s // 60)
         for name, part in minute_edges(span, calendar):
-            if by_client:
-                reader.fault(name, _NO_CLIENT_MINUTES[name])
+            if split_by:
+                reader.fault(name, _NO_MINUTES[name].format(name=split_by))
             elif part.start < oldest:
                 reader.fault(name, _TOO_OLD[name].format(oldest=_shown(oldest)))
 
@@ -232,10 +261,25 @@ class Parser:
         return reader.one(params.CURSOR, opened)
 
 
-_NO_CLIENT_MINUTES: Final = {
-    "start": "must be a whole hour, since figures by client exist from the hour grain up",
-    "end": "must be a whole hour, since figures by client exist from the hour grain up",
-    "timeZone": "its days do not begin on whole hours of UTC, and figures by client exist from the hour grain"
+def _split_by(reader: Reader, asked: Mapping[str, Set[str]], granularity: Granularity) -> str:
+    """What the rows must be split by beside the model: the client, or one dimension, or '' for neither.
+
+    ``asked`` has, by parameter, what the question names.
+    """
+    given = {parameter: names for parameter, names in asked.items() if names}
+    found = sorted(set().union(*given.values()))
+    if len(found) > 1:
+        reader.fault(list(given)[-1], params.ONE_DIMENSION)
+    elif found and granularity is Granularity.MINUTE:
+        for parameter in given:
+            reader.fault(parameter, f"figures by {found[0]} exist from the hour grain up, not by minute")
+    return found[0] if found else ""
+
+
+_NO_MINUTES: Final = {
+    "start": "must be a whole hour, since figures by {name} exist from the hour grain up",
+    "end": "must be a whole hour, since figures by {name} exist from the hour grain up",
+    "timeZone": "its days do not begin on whole hours of UTC, and figures by {name} exist from the hour grain"
     " up",
 }
 _TOO_OLD: Final = {

@@ -158,9 +158,13 @@ def _event(name: str, data: type) -> dict[str, Any]:
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _ID_SCHEMA)}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
+
+
+_ID_SCHEMA: Final = {"type": "string", "format": "uuid"}
+_PATH_SCHEMAS: Final = {"name": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"}}
 
 
 def _parameter(parameter: Parameter, ranges: RangeConfig) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def _link(operation: str, **parameters: str) -> dict[str, Any]:
 _CURSOR: Final = "a cursor must be one that was given out for the same org and parameters"
 _FIGURES: Final = (
     "end must be after start, and the range within its limits and what is kept; minutes are not counted by"
-    f" client; timeZone must be an IANA name; {_CURSOR}"
+    " client or dimension; figures are split and filtered by one of client and the dimensions that are set;"
+    f" timeZone must be an IANA name; {_CURSOR}"
 )
 _ORG: Final = f"{BASE}/orgs/{{orgId}}"
 OPERATIONS: Final = (
@@ -234,6 +235,28 @@ OPERATIONS: Final = (
         parameters=params.LISTING,
         problems=(400, 503),
         rules=_CURSOR,
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/dimensions",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.dimensions,
+        name="dimensions",
+        summary="The dimensions that events are counted by beside their client (DIMENSIONS), and since when.",
+        answer=answers.Dimensions,
+        problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/dimensions/{{name}}",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.values,
+        name="dimension",
+        summary="Values of a dimension seen, with their first and last event.",
+        answer=answers.Values,
+        parameters=params.LISTING,
+        problems=(400, 404, 503),
+        rules=f"the dimension must be set; {_CURSOR}",
     ),
     Operation(
         method="POST",

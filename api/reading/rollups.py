@@ -216,6 +216,7 @@ class Values(dict[str, Any]):
             self["org_id"] = question.org_id
             self["model_ids"] = list(question.model_ids)
             self["client_ids"] = list(question.client_ids)
+            self["dimension"] = question.dimension
 
     def bind(self, value: Any, type_: str) -> str:
         """Keep the value; the placeholder that stands for it, as SQL of that type."""
@@ -225,7 +226,13 @@ class Values(dict[str, Any]):
 
 
 def table_of(question: FiguresQuestion, grain: Grain) -> str:
-    """The rollups of that grain with the columns that the question needs."""
+    """The rollups of that grain with the columns that the question needs.
+
+    The values of a dimension have the column name of the clients, so that all else is the same for both.
+    """
+    if question.dimension:
+        table = f"analytics.breakdown_{grain}"
+        return f"(SELECT *, value AS client_id FROM {table} WHERE dimension = %(dimension)s) AS by_value"
     return f"analytics.{'client' if question.needs_clients else 'usage'}_{grain}"
 
 

@@ -1,4 +1,4 @@
-"""What has been seen: orgs, their models and clients, and how far each partition has come."""
+"""What has been seen: orgs, their models, clients and values, and how far each partition has come."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 
+from api.asking.questions import Counted
 from api.reading.database import rows
 from api.reading.freshness import Standing, StandingsPage
 from pipeline.common.connect import AsyncConnection
@@ -21,7 +22,7 @@ SQL: Final = queries.load("seen")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A model by its id or a client by its name, with its first and last event."""
+    """A model by its id, or a client or a value by its name, with its first and last event."""
 
     key: Any
     first_event_at: datetime
@@ -105,3 +106,16 @@ async def clients(connection: AsyncConnection, org_id: UUID, after: str | None, 
     """A page of the org's clients, by id in byte order."""
     values = {"org_id": org_id, "after": after, "limit": limit}
     return await rows(connection, SQL["clients"], values, class_row(Seen))
+
+
+async def dimensions(connection: AsyncConnection, org_id: UUID) -> list[Counted]:
+    """The dimensions that are set, with the time from which on each is complete for the org."""
+    return await rows(connection, SQL["dimensions"], {"org_id": org_id}, class_row(Counted))
+
+
+async def values(
+    connection: AsyncConnection, org_id: UUID, dimension: str, after: str | None, limit: int
+) -> list[Seen]:
+    """A page of the org's values of a dimension, in byte order."""
+    wanted = {"org_id": org_id, "dimension": dimension, "after": after, "limit": limit}
+    return await rows(connection, SQL["values"], wanted, class_row(Seen))

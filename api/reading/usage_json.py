@@ -20,10 +20,15 @@ _ESTIMATED: Final = ',"currency":"USD","basis":"estimate"}'
 _UNPRICED: Final = 'null,"cost":{"amount":null,"currency":"USD","basis":"none"}'
 
 
-def series(rows: Sequence[UsageRow], *, final: Finality, labels: Mapping[str, Label]) -> msgspec.Raw:
-    """The points of a page, in the order of the rows. ``labels`` are by the model's id as text."""
+def series(
+    rows: Sequence[UsageRow], *, final: Finality, labels: Mapping[str, Label], by_value: bool
+) -> msgspec.Raw:
+    """The points of a page, in the order of the rows. ``labels`` are by the model's id as text.
+
+    ``by_value``: the clients of the rows are the values of a dimension.
+    """
     heads: dict[int, tuple[str, str]] = {}
-    clients: dict[str | None, str] = {None: "null", "": "null"}
+    clients: dict[str | None, str] = {}
     models: dict[str | None, str] = {None: _model(None, NO_LABEL)}
     points = []
     for bucket, model, client, invocations, into, out, cost, read, write, write_1h, thought, unpriced in rows:
@@ -35,7 +40,8 @@ def series(rows: Sequence[UsageRow], *, final: Finality, labels: Mapping[str, La
             )
         head, tail = heads[bucket]
         if client not in clients:
-            clients[client] = msgspec.json.encode(client).decode()
+            named = msgspec.json.encode(client or None).decode()
+            clients[client] = f'null,"value":{named}' if by_value else f'{named},"value":null'
         if model is not None and model not in models:
             models[model] = _model(model, labels.get(model, NO_LABEL))
         if cost > 0 and cost % 1_000_000 != 500_000:  # `figures.cost` without its calls and its rarer cases

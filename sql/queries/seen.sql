@@ -50,3 +50,34 @@ WHERE org_id = %(org_id)s AND (%(after)s::text IS NULL OR client_id COLLATE "C" 
 GROUP BY client_id COLLATE "C"
 ORDER BY client_id COLLATE "C"
 LIMIT %(limit)s
+
+-- name: dimensions
+-- The dimensions that are set, with the time from which on each is complete for an org. The time is null while a
+-- partition of the org does not count the dimension: its worker does not know it yet, has another source for it, or
+-- is of a version without dimensions. A retired partition without the dimension is complete after its last event.
+WITH mine AS (
+    SELECT p.partition, p.accepted = p.counted_by_dimensions AS is_counted, CASE WHEN p.retired_at IS NOT NULL THEN
+        date_trunc('hour', COALESCE(GREATEST(p.newest_broker_time, p.broker_time), 'epoch') + interval '5 minutes', 'UTC')
+            + interval '1 hour' END AS ended
+    FROM analytics.orgs_seen AS o JOIN analytics.partitions AS p USING (partition)
+    WHERE o.org_id = %(org_id)s
+), named AS (
+    SELECT name, max(source) AS source FROM analytics.dimensions GROUP BY name HAVING count(DISTINCT source) = 1
+)
+SELECT n.name, n.source, CASE WHEN bool_and(m.partition IS NULL OR s.since IS NOT NULL)
+    THEN COALESCE(max(s.since), 'epoch') END AS since
+FROM named AS n
+LEFT JOIN mine AS m ON true
+LEFT JOIN analytics.dimensions AS d ON d.name = n.name AND d.partition = m.partition
+CROSS JOIN LATERAL (SELECT COALESCE(CASE WHEN m.is_counted THEN d.since END, m.ended) AS since) AS s
+GROUP BY n.name, n.source
+ORDER BY n.name
+
+-- name: values
+-- A page of the values of a dimension that an org has, in byte order.
+SELECT value COLLATE "C" AS key, min(first_event_at) AS first_event_at, max(last_event_at) AS last_event_at
+FROM analytics.values_seen
+WHERE org_id = %(org_id)s AND dimension = %(dimension)s AND (%(after)s::text IS NULL OR value COLLATE "C" > %(after)s)
+GROUP BY value COLLATE "C"
+ORDER BY value COLLATE "C"
+LIMIT %(limit)s

@@ -26,7 +26,7 @@ async def serving(environment: Mapping[str, str]) -> AsyncIterator[Client]:
 
 
 def filled(path: str, org: str = ORG) -> str:
-    return path.replace("{orgId}", org).replace("{jobId}", OTHER)
+    return path.replace("{orgId}", org).replace("{jobId}", OTHER).replace("{name}", "team")
 
 
 GUARDED = [(o.method, o.path) for o in OPERATIONS if not o.access.public]

@@ -46,17 +46,18 @@ ROWS = st.tuples(
 LABELS = st.builds(Label, *[st.none() | st.text(max_size=10)] * 2)
 
 
-@given(rows=st.lists(ROWS, max_size=20), label=LABELS)
-def test_each_row_is_the_point_it_stands_for(rows: list[Any], label: Label) -> None:
+@given(rows=st.lists(ROWS, max_size=20), label=LABELS, by_value=st.booleans())
+def test_each_row_is_the_point_it_stands_for(rows: list[Any], label: Label, by_value: bool) -> None:
     labels = {row[1]: label for row in rows[::2] if row[1]}
-    written = usage_json.series(rows, final=FINAL, labels=labels)
+    written = usage_json.series(rows, final=FINAL, labels=labels, by_value=by_value)
     points = [
         answers.UsagePoint(
             bucket_start=to_datetime(bucket),
             model_id=UUID(model) if model else None,
             model_name=labels.get(model, NO_LABEL).model_name,
             provider=labels.get(model, NO_LABEL).provider,
-            client_id=client or None,
+            client_id=None if by_value else client or None,
+            value=client or None if by_value else None,
             final=FINAL(bucket),
             **usage_fields(dict(zip(USAGE, sums, strict=True))),
         )
