@@ -26,7 +26,13 @@ def compiled():
 warm_up()
 before = compiled()
 now_us = 1_790_000_000_000_000
-ledger = Ledger(Rules(clients_per_org_hour_max=3, models_per_org_hour_max=3))
+rules = Rules(
+    clients_per_org_hour_max=3,
+    models_per_org_hour_max=3,
+    dimensions=mix.DIMENSIONS,
+    values_per_org_hour_max=3,
+)
+ledger = Ledger(rules)
 # Enough to grow every table, to meet every kind of bad event, and to hold events back as late.
 for part in range(3):
     bodies = mix.make(8000, seed=part, now_us=now_us, late=0.3, bad=0.05).bodies
@@ -35,7 +41,7 @@ for part in range(3):
     missing = ledger.missing()
     ledger.adopt([], missing)
     batch = ledger.drain(now_us=now_us, caught_up=False)
-    recovered = Ledger(Rules(), batch.position)
+    recovered = Ledger(rules, batch.position)
     recovered.adopt(batch.tables)
     for hour, segment in sorted(batch.id_segments.items()):
         recovered.recover_ids(hour, segment)

@@ -340,6 +340,54 @@ def test_any_bytes_are_refused_as_malformed_or_read_alike(body: bytes) -> None:
     assert_read_alike([body])
 
 
+_KEYS = st.sampled_from(["team", "fé-ture", "tea", "", "team\0", "Team"]) | st.text(max_size=6)
+_TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["t" * 128, "t" * 129, "é" * 128, "😀" * 129, "\ud800", "a\0b"]
+)
+
+
+@given(
+    metadata=st.lists(st.tuples(_KEYS, _TEXTS | st.none() | st.just(7)), max_size=4),
+    actor=st.none() | st.uuids().map(str) | st.uuids().map(lambda one: str(one).upper()) | st.just("x"),
+    ascii_only=st.booleans(),
+)
+def test_any_metadata_and_actor_are_read_alike(
+    metadata: list[tuple[str, Any]], actor: str | None, ascii_only: bool
+) -> None:
+    pairs = (f"{json.dumps(k, ensure_ascii=ascii_only)}:{json.dumps(v)}" for k, v in metadata)
+    text = json.dumps({**GOOD, "actorId": actor, "metadata": 0}).replace(
+        '"metadata": 0', f'"metadata":{{{",".join(pairs)}}}'
+    )
+    assert_read_alike([text.encode("utf-8", "surrogatepass")])
+
+
+def test_actors_and_metadata_are_read_fast() -> None:
+    """The slow reader is not needed for a value that is too long, nor for an actor in capitals."""
+    bodies = [
+        json.dumps(
+            {**GOOD, "actorId": GOOD["actorId"].upper(), "metadata": metadata}, ensure_ascii=False
+        ).encode()
+        for metadata in (
+            {"team": "search", "x": "y"},
+            {"fé-ture": "日本"},
+            {"team": "t" * 1000},
+            {"team": ""},
+            {},
+        )
+    ]
+    reader = Reader(dimensions=mix.DIMENSIONS)
+    scanned = reader.scan(bodies)
+    assert not len(scanned.doubtful)
+    texts = [[reader.clients.texts[number] for number in row] for row in scanned.columns.values.tolist()]
+    assert texts == [
+        [GOOD["actorId"], "search", ""],
+        [GOOD["actorId"], "", "日本"],
+        [GOOD["actorId"], wire.OVERFLOW_VALUE, ""],
+        [GOOD["actorId"], "", ""],
+        [GOOD["actorId"], "", ""],
+    ]
+
+
 @pytest.mark.parametrize("variant", mix.VARIANTS)
 def test_all_variants_mean_the_same_event(variant: str) -> None:
     fields = {name: json.dumps(value) for name, value in GOOD.items()}
