@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from api.contract.operations import BASE, OPERATIONS
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
-from sql import migrate
+from sql import migrate, schema
 from tests.support.access import SECRET, reader_of
 from tests.support.api_facts import NOW, WATERMARKS, Event, load, random_events, rfc3339
 from tests.support.api_server import Api, served
@@ -164,6 +164,9 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
     migrate.upgrade(url)
     both = [tenant_events(seed) for seed in (21, 22)]
     load(url, [event for events in both for event in events], WATERMARKS)
+    with psycopg.connect(url) as connection:
+        for statement in CLIENTS_AS_TEAMS:
+            connection.execute(statement)
     for reader in reader_of(url):
         env = {
             "DATABASE_URL": reader,
@@ -184,6 +187,22 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
             making.revoke(url, forms.prefix_of(revoked) or "")
             yield World(server=server, mine=mine, theirs=theirs, revoked=revoked)
     embedded_postgres.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+_FIGURES = ", ".join(column.name for column in list(schema.client_hour.columns)[4:])
+CLIENTS_AS_TEAMS = (
+    "INSERT INTO analytics.dimensions SELECT partition, 'team', 'metadata.team', 'epoch'"
+    " FROM analytics.partitions",
+    "INSERT INTO analytics.values_seen SELECT org_id, 'team', client_id, partition, first_event_at,"
+    " last_event_at, last_rollup_at FROM analytics.clients_seen",
+    *(
+        f"INSERT INTO analytics.breakdown_{grain}"
+        f" (org_id, dimension, bucket_start, model_id, value, {_FIGURES})"
+        f" SELECT org_id, 'team', bucket_start, model_id, client_id, {_FIGURES} FROM analytics.client_{grain}"
+        for grain in ("hour", "day")
+    ),
+)
+"""Statements that make a dimension whose values are the clients, so that each route has something to show."""
 
 
 def new_key(url: str, org: uuid.UUID) -> str:
@@ -235,7 +254,7 @@ def ask(
     headers: Mapping[str, str],
     query: Any = (),
 ) -> tuple[int, Mapping[str, str], bytes]:
-    target = path.replace("{orgId}", str(org)).replace("{jobId}", job)
+    target = path.replace("{orgId}", str(org)).replace("{jobId}", job).replace("{name}", "team")
     if not query and path.endswith(("usage", "reliability")):
         query = RANGE
     return world.server.request(
@@ -319,7 +338,7 @@ def test_the_org_itself_gets_in_everywhere_so_that_the_refusals_mean_something(w
 @given(
     days=st.integers(1, 15),
     granularity=st.sampled_from(("hour", "day", "month")),
-    groups=st.sampled_from(("none", "model", "client", "model,client")),
+    groups=st.sampled_from(("none", "model", "client", "model,client", "team", "model,team")),
     foreign_models=st.booleans(),
     foreign_clients=st.booleans(),
     route=st.sampled_from(("usage", "reliability")),
@@ -342,8 +361,9 @@ def test_an_orgs_own_answers_hold_nothing_of_another(
     }
     if foreign_models:
         query["modelId"] = [str(world.theirs.events[0].model)]
+    client = world.theirs.events[0].client
     if foreign_clients:
-        query["clientId"] = [world.theirs.events[0].client]
+        query |= {"dimension": [f"team:{client}"]} if "team" in groups else {"clientId": [client]}
     response = world.server.request(
         "GET", f"{BASE}/orgs/{world.mine.org}/{route}", query, headers={"X-API-Key": world.mine.key}
     )

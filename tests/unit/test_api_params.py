@@ -16,6 +16,7 @@ from api.asking.cursors import Cursors
 from api.asking.params import whole_minute
 from api.asking.questions import FiguresQuestion, Parser, Position
 from api.config import RangeConfig
+from pipeline.core import wire
 
 NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)
 ORG = UUID("aaaaaaaa-0000-4000-8000-000000000001")
@@ -177,6 +178,15 @@ def test_no_text_breaks_the_reader_of_times(text: str) -> None:
 def test_group_by_is_repeated_or_listed(values: list[str], by_model: bool, by_client: bool) -> None:
     question = asked(*RANGE, *(("groupBy", value) for value in values))
     assert (question.by_model, question.by_client) == (by_model, by_client)
+
+
+def test_a_dimension_stands_in_the_place_of_the_client() -> None:
+    question = asked(*RANGE, ("groupBy", "team,model"), ("dimension", "team:a:b"), ("dimension", "team:"))
+    assert (question.dimension, question.by_model, question.by_client) == ("team", True, True)
+    assert question.client_ids == ("", "a:b")
+    question = asked(*RANGE, ("dimension", f"team:{wire.OVERFLOW_VALUE}"))
+    assert (question.dimension, question.by_client, question.needs_clients) == ("team", False, True)
+    assert asked(*RANGE, ("groupBy", "client")).dimension == ""
 
 
 def test_filters_are_sets() -> None:

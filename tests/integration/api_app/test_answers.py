@@ -123,6 +123,7 @@ async def test_the_document_is_openapi_and_every_reference_resolves(client: Clie
         "granularity",
         "modelId",
         "clientId",
+        "dimension",
         "groupBy",
         "timeZone",
         "limit",
