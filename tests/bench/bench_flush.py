@@ -2,8 +2,8 @@
 
 On a TimescaleDB of its own (with fsync), through the real ledger and the real sink. Each flush has one event
 of each of some (org, model) pairs, always of the same minute, so that every flush writes the same rows again:
-about five a pair. The first `WARM` flushes, which make rows and tables, do not count. It reports and judges
-nothing.
+about five a pair, and two more for each dimension. The first `WARM` flushes, which make rows and tables, do
+not count. It reports and judges nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import psycopg
 
 from deploy.local import Stack
 from pipeline.bench import workload
+from pipeline.core import dimensions
 from pipeline.core.rules import Rules
 from pipeline.core.warm_up import warm_up
-from pipeline.core.windows import ERRORS, GRAINS
+from pipeline.core.windows import BREAKDOWNS, ERRORS, GRAINS
 from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books
@@ -34,7 +35,7 @@ WARM = 5
 _PAIR = slice(59, 144)
 """Org and model in a camelCase body."""
 
-_TABLES = [f"analytics.{grain.name}" for grain in (*GRAINS, ERRORS)]
+_TABLES = [f"analytics.{grain.name}" for grain in (*GRAINS, *BREAKDOWNS, ERRORS)]
 _SIZE = """
     WITH parents AS (SELECT name::regclass::oid AS oid FROM unnest(%s::text[]) AS name)
     SELECT sum(pg_total_relation_size(oid))::bigint
@@ -70,11 +71,11 @@ class Flush:
     table_bytes: int
 
 
-async def flushes(url: str, pairs: int, count: int) -> list[Flush]:
+async def flushes(url: str, pairs: int, count: int, rules: Rules) -> list[Flush]:
     """``count`` flushes of the same rows into the migrated, empty database at ``url``."""
     minute_us, bodies = one_of_each(pairs, end_us=time.time_ns() // 1000 - workload.MINUTE_US)
     sink = TimescaleSink(url)
-    claim, ledger = await books.recover(sink, Rules())
+    claim, ledger = await books.recover(sink, rules)
     found: list[Flush] = []
     with psycopg.connect(url, autocommit=True) as connection:
         for number in range(count):
@@ -140,7 +141,9 @@ def main() -> None:
     options.add_argument(
         "--grow", type=int, default=1_000, help="flushes of the first number of rows for growth"
     )
+    options.add_argument("--dimensions", default="", help="as DIMENSIONS, such as region=metadata.region")
     given = options.parse_args()
+    rules = Rules(dimensions=dimensions.parse(given.dimensions))
     if given.flushes <= WARM:
         options.error(f"--flushes must be more than {WARM}")
     warm_up()
@@ -153,7 +156,7 @@ def main() -> None:
         def run(name: str, rows: int, count: int) -> list[Flush]:
             url = stack.postgres.create_database(name)
             migrate.upgrade(url)
-            return asyncio.run(flushes(url, rows // ROWS_A_PAIR, count))
+            return asyncio.run(flushes(url, rows // ROWS_A_PAIR, count, rules))
 
         print("| dirty rows | median s | worst s | of it the worker's CPU | WAL bytes a row |")
         print("| ---: | ---: | ---: | ---: | ---: |")

@@ -16,6 +16,7 @@ from deploy.local.servers import RabbitMQ
 from pipeline import cli
 from pipeline.bench import latency, race, servers, workload
 from pipeline.bench.contenders import Task
+from pipeline.core.rules import Rules
 from pipeline.traffic import generator as traffic
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from sql import migrate
@@ -117,7 +118,7 @@ async def test_flushes_of_the_same_rows_write_them_all_each_time_and_tables_soon
     timescale: str,
 ) -> None:
     migrate.upgrade(timescale)
-    found = await bench_flush.flushes(timescale, 100, 12)
+    found = await bench_flush.flushes(timescale, 100, 12, Rules())
     assert {flush.rows for flush in found[1:]} == {found[0].rows}
     assert found[0].rows >= 100 * bench_flush.ROWS_A_PAIR
     with psycopg.connect(timescale) as connection:
