@@ -257,8 +257,9 @@ def scan(
                 elif meaning == _MODEL:
                     model[good, _HIGH], model[good, _LOW], at = _uuid(text, at, end)
                 elif meaning == _ACTOR:
-                    actor[good, _HIGH], actor[good, _LOW], at = _uuid(text, at, end)
+                    high, low, at = _uuid(text, at, end)
                     if actor_place >= 0:
+                        actor[good, _HIGH], actor[good, _LOW] = high, low
                         values[actor_place, good, _FIRST] = UUID_CHARS * good
                         values[actor_place, good, _END] = UUID_CHARS * (good + 1)
                 elif meaning == _CLIENT:
@@ -297,8 +298,10 @@ def scan(
                 elif meaning == _MODEL_NAME:
                     first, after, at = _name(text, at, end, _MODEL_NAME_CHARS_MAX)
                     model_name[good, _FIRST], model_name[good, _END] = first, after
+                elif len(values):
+                    at = _values(text, at, end, keys, key_edges, values, good)
                 else:
-                    at = _metadata(text, at, end, keys, key_edges, values, good)
+                    at = _metadata(text, at, end)
             elif meaning == _DATA and not wrapped and not seen and byte(text, at) == BRACE:
                 inside = wrapped = True
                 at += 1
@@ -455,8 +458,36 @@ def _integer(text: Any, at: int, end: int, largest: int) -> Any:
 
 
 @compiled
-def _metadata(text: Any, at: int, end: int, keys: Any, key_edges: Any, values: Any, event: int) -> int:
-    """Skip an object whose values are strings, and put the ranges of an event's values into ``values``."""
+def _metadata(text: Any, at: int, end: int) -> int:
+    """Skip an object whose values are strings."""
+    if byte(text, at) != BRACE:
+        return BAD
+    at = skip_space(text, at + 1, end)
+    if at < end and byte(text, at) == BRACE_END:
+        return at + 1
+    while True:
+        at = skip_name_and_colon(text, at, end)
+        if at < 0:
+            return BAD
+        at = skip_string(text, skip_space(text, at, end), end)
+        if at < 0:
+            return BAD
+        at = skip_space(text, at, end)
+        if at >= end:
+            return BAD
+        if byte(text, at) == BRACE_END:
+            return at + 1
+        if byte(text, at) != COMMA:
+            return BAD
+        at = skip_space(text, at + 1, end)
+
+
+@compiled
+def _values(text: Any, at: int, end: int, keys: Any, key_edges: Any, values: Any, event: int) -> int:
+    """As `_metadata`, and put the ranges of the values of an event's dimensions into ``values``.
+
+    A key with an escape, and a wanted value with an escape, are left to `wire.read`.
+    """
     if byte(text, at) != BRACE:
         return BAD
     at = skip_space(text, at + 1, end)
@@ -468,9 +499,8 @@ def _metadata(text: Any, at: int, end: int, keys: Any, key_edges: Any, values: A
         if at < 0:
             return BAD
         at = skip_space(text, at, end)
-        place = _dimension(text, name, keys, key_edges) if len(values) else _NOT_WANTED
-        if place >= 0:
-            # The last one counts of several values with the same key.
+        place = _dimension(text, name, keys, key_edges)
+        if place >= 0:  # of several values with the same key, the last one counts
             values[place, event, _FIRST], values[place, event, _END], at = _value(text, at, end)
         else:
             at = skip_string(text, at, end) if place == _NOT_WANTED else BAD
