@@ -26,20 +26,21 @@ from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import CONTENT_TYPE, Metrics
-from api.reading import rollups, seen, usage_json
+from api.reading import prices, rollups, seen, usage_json
 from api.reading.database import Database
 from api.reading.figures import (
     Finality,
     Page,
-    cost,
     error_rate,
     read_page,
     read_usage_page,
     reliability,
     sketch_count,
+    spend_fields,
     usage_fields,
 )
 from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
+from api.reading.prices import Book
 from api.reading.recent import Recent
 from api.reading.seen import Label, Seen
 from pipeline.common.connect import AsyncConnection
@@ -93,6 +94,7 @@ class Handlers:
                 dimension=dimension,
                 series=series,
                 totals=answers.UsageFigures(**usage_fields(totals)),
+                price_version=page.price_version,
                 freshness=self._freshness(page.standings),
                 next_cursor=next_cursor,
             )
@@ -263,20 +265,19 @@ class Handlers:
     async def orgs(self, request: web.Request) -> web.Response:
         question = self.parser.orgs(request.query)
 
-        async def read(connection: AsyncConnection) -> tuple[list[UUID], Any, Any]:
+        async def read(connection: AsyncConnection) -> tuple[list[UUID], Book, Any, Any]:
             org_ids = await seen.orgs(connection, question.after, question.limit + 1)
             page = org_ids[: question.limit]
-            return (
-                org_ids,
-                await rollups.org_totals(connection, page, question.span),
-                await seen.orgs_standings(connection, page),
-            )
+            book = await prices.read(connection, question.pricing, page, question.span)
+            standings = await seen.orgs_standings(connection, page)
+            totals = await rollups.org_totals(connection, book, [("", question.span, page)])
+            return org_ids, book, totals, standings
 
-        org_ids, totals, standings = await self.database.read(read)
+        org_ids, book, totals, standings = await self.database.read(read)
         page = org_ids[: question.limit]
         items = []
         for org_id in page:
-            measures = totals.get(org_id, rollups.ORG_NOTHING)
+            measures = totals.get((org_id, ""), rollups.ORG_NOTHING)
             age = self._freshness(standings[org_id])
             assert age.last_event_at is not None
             items.append(
@@ -285,15 +286,14 @@ class Handlers:
                     invocations=measures["invocations"],
                     input_tokens=measures["input_tokens"],
                     output_tokens=measures["output_tokens"],
-                    cost=cost(measures),
-                    unpriced=answers.Unpriced(invocations=measures["unestimated"]),
+                    **spend_fields(measures),
                     error_rate=error_rate(measures),
                     last_event_at=age.last_event_at,
                     freshness=age,
                 )
             )
         cursor = self.cursors.seal(page[-1], question.bound_to) if len(org_ids) > len(page) else None
-        return answers.response(answers.Orgs(items=items, next_cursor=cursor))
+        return answers.response(answers.Orgs(items=items, price_version=book.version, next_cursor=cursor))
 
     async def validate(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)

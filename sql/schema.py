@@ -557,13 +557,16 @@ export_jobs = Table(
     Column("byte_count", BigInteger, nullable=True),
     _timestamp("watermark", nullable=True),
     Column("error", Text, nullable=True),
+    Column("price_version", BigInteger, nullable=True),
+    Column("cost_basis", Text, nullable=False, server_default=text("'auto'")),
     UniqueConstraint("org_id", "idempotency_key", name="export_jobs_idempotency"),
     Index("export_jobs_of_org", "org_id", "created_at", "job_id"),
     Index("export_jobs_open", "created_at", postgresql_where=text("status IN ('pending', 'running')")),
     Index("export_jobs_expiry", "expires_at", postgresql_where=text("status = 'succeeded'")),
 )
 """``status`` is pending, running, succeeded, failed or expired. A runner holds a job by ``claim`` until
-``lease_until``. ``location`` is the object's key in the store."""
+``lease_until``. ``location`` is the object's key in the store. ``price_version`` is the version of the price
+book that the file is priced at; null in jobs from before there was a book."""
 
 export_schedules = Table(
     "export_schedules",

@@ -21,14 +21,23 @@ class Answer(Struct, kw_only=True, rename="camel"):
     """camelCase on the wire."""
 
 
-class Cost(Answer):
-    """``amount`` is exact. ``basis`` says where it comes from: ``estimate``, the producers' own estimates, or
-    ``none``: no call has an estimate, and the amount is null. `Unpriced` counts the calls that are not in the
-    amount."""
+Amount = Annotated[str, Meta(pattern=r"^-?\d+\.\d{2,20}$")]
 
-    amount: Annotated[str, Meta(pattern=r"^-?\d+\.\d{2,8}$")] | None
+
+class Cost(Answer):
+    """``amount`` is exact. ``basis`` says where it comes from: ``book``, the rates of the price book;
+    ``estimate``, the producers' own estimates; ``mixed``, some of both; or ``none``: neither knows what any
+    call cost, and the amount is null. `Unpriced` counts the calls that are not in the amount."""
+
+    amount: Amount | None
     currency: Literal["USD"]
-    basis: Literal["estimate", "none"]
+    basis: Literal["book", "estimate", "mixed", "none"]
+
+
+class Estimate(Answer):
+    """What the producers estimated for the calls, exact, in US dollars; null if no call has an estimate."""
+
+    amount: Amount | None
 
 
 class Unpriced(Answer):
@@ -57,7 +66,8 @@ class Dimension(Answer):
 
 
 class UsageFigures(Answer):
-    """The cache tokens are parts of ``inputTokens``, and ``reasoningTokens`` of ``outputTokens``."""
+    """The cache tokens are parts of ``inputTokens``, and ``reasoningTokens`` of ``outputTokens``.
+    ``costEstimateCents`` is ``estimate`` in whole cents, a half cent rounded to the even one."""
 
     invocations: Count
     input_tokens: Count
@@ -68,6 +78,7 @@ class UsageFigures(Answer):
     reasoning_tokens: Count
     cost_estimate_cents: int | None
     cost: Cost
+    estimate: Estimate
     unpriced: Unpriced
 
 
@@ -93,13 +104,15 @@ class UsagePoint(Answer):
     reasoning_tokens: Count
     cost_estimate_cents: int | None
     cost: Cost
+    estimate: Estimate
     unpriced: Unpriced
     final: bool
 
 
 class Usage(Answer):
     """Empty buckets are absent; ``totals`` cover the whole range, whatever the page. ``dimension`` is what
-    the figures are split or filtered by; they then cover the range from its ``since`` on."""
+    the figures are split or filtered by; they then cover the range from its ``since`` on. ``priceVersion`` is
+    the version of the price book that the answer was priced at, 0 for an empty book."""
 
     org_id: UUID
     granularity: GranularityName
@@ -107,6 +120,7 @@ class Usage(Answer):
     dimension: Dimension | None
     series: list[UsagePoint]
     totals: UsageFigures
+    price_version: Count
     freshness: FreshnessOut
     next_cursor: str | None
 
@@ -254,6 +268,7 @@ class Org(Answer):
     input_tokens: Count
     output_tokens: Count
     cost: Cost
+    estimate: Estimate
     unpriced: Unpriced
     error_rate: float | None
     last_event_at: Time
@@ -261,13 +276,17 @@ class Org(Answer):
 
 
 class Orgs(Answer):
+    """``priceVersion`` as in `Usage`."""
+
     items: list[Org]
+    price_version: Count
     next_cursor: str | None
 
 
 class ExportJob(Answer):
     """``outputUri`` names the object; ``download`` gives a link to it. ``checksum`` is SHA-256 in
-    hexadecimal, ``watermark`` that of the snapshot which the file shows."""
+    hexadecimal, ``watermark`` that of the snapshot which the file shows. ``priceVersion`` is the version of
+    the price book when the job was made, or the one that was asked for; null if there was no book yet."""
 
     job_id: UUID
     org_id: UUID
@@ -284,6 +303,8 @@ class ExportJob(Answer):
     row_count: Count | None
     byte_count: Count | None
     watermark: Time | None
+    price_version: Count | None
+    cost_basis: Literal["auto", "book", "estimate"]
     error: str | None
 
 
@@ -319,11 +340,13 @@ class LiveBucket(Answer):
     cache_write_1h_tokens: Count = field(name="cacheWrite1hTokens")
     reasoning_tokens: Count
     cost: Cost
+    estimate: Estimate
     unpriced: Unpriced
 
 
 class LiveUsage(Answer):
-    """Data of ``event: usage``: the buckets of UTC that hold the watermark, as REST shows them."""
+    """Data of ``event: usage``: the buckets of UTC that hold the watermark, as REST shows them at the newest
+    version of the price book."""
 
     org_id: UUID
     watermark: Time
@@ -332,6 +355,7 @@ class LiveUsage(Answer):
     hour: LiveBucket
     day: LiveBucket
     month: LiveBucket
+    price_version: Count
 
 
 class LiveFreshness(Answer):

@@ -6,14 +6,15 @@ or 25 hours, and in a zone that is off the whole hour the edges of a day need mi
 
 A *piece* is a run of rows of one grain. The pieces of a range never overlap and leave nothing out, so sums
 over them are exact. For example, the range from 22:30 on Monday to 02:00 on Wednesday, in UTC: minute rows to
-23:00, an hour row to midnight, the day row of Tuesday, and hour rows to 02:00.
+23:00, an hour row to midnight, the day row of Tuesday, and hour rows to 02:00. If a price changes at 07:00 on
+Tuesday, then the hour rows of Tuesday stand in the place of its day row, so that each row has one price.
 """
 
 from __future__ import annotations
 
 import zoneinfo
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -146,8 +147,11 @@ class Calendar:
 _FINER: Final = {Grain.DAY: Grain.HOUR, Grain.HOUR: Grain.MINUTE}
 
 
-def cover(span: Span, coarsest: Grain = Grain.DAY) -> list[tuple[Grain, Span]]:
-    """The pieces of a span in order of time, each of the coarsest grain that fits."""
+def cover(span: Span, coarsest: Grain = Grain.DAY, moments: Collection[int] = ()) -> list[tuple[Grain, Span]]:
+    """The pieces of a span in order of time, each of the coarsest grain that fits.
+
+    ``moments`` are the whole hours at which prices change: no day row has one inside.
+    """
     if span.start >= span.end:
         return []
     if coarsest is Grain.MINUTE:
@@ -156,11 +160,26 @@ def cover(span: Span, coarsest: Grain = Grain.DAY) -> list[tuple[Grain, Span]]:
     first, last = -(-span.start // size) * size, span.end // size * size
     if first >= last:
         return cover(span, finer)
+    whole = Span(first, last)
     return [
         *cover(Span(span.start, first), finer),
-        (coarsest, Span(first, last)),
+        *(_days(whole, moments) if coarsest is Grain.DAY else [(coarsest, whole)]),
         *cover(Span(last, span.end), finer),
     ]
+
+
+def _days(whole: Span, moments: Collection[int]) -> Iterator[tuple[Grain, Span]]:
+    """The day rows of some whole days, and the hour rows of those days that have a moment inside."""
+    at = whole.start
+    for day in sorted({moment - moment % DAY for moment in moments if moment % DAY}):
+        if not at <= day < whole.end:
+            continue
+        if at < day:
+            yield Grain.DAY, Span(at, day)
+        at = day + DAY
+        yield Grain.HOUR, Span(day, at)
+    if at < whole.end:
+        yield Grain.DAY, Span(at, whole.end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +195,8 @@ class Branch:
     buckets: tuple[int, ...] | None
 
 
-def series_plan(span: Span, calendar: Calendar) -> list[Branch]:
-    """What to read for the buckets of a span."""
+def series_plan(span: Span, calendar: Calendar, moments: Collection[int] = ()) -> list[Branch]:
+    """What to read for the buckets of a span, if prices change at these moments (see `cover`)."""
     if calendar.granularity is Granularity.MINUTE:
         return [Branch(grain=Grain.MINUTE, spans=(span,), buckets=None)]
     if calendar.granularity is Granularity.HOUR:
@@ -186,18 +205,21 @@ def series_plan(span: Span, calendar: Calendar) -> list[Branch]:
     else:
         edges = calendar.edges(span)
         if calendar.granularity is Granularity.DAY and calendar.zone.key == "UTC":
-            found = cover(span)
+            found = cover(span, moments=moments)
         else:
-            found = [piece for a, b in pairwise(edges) for piece in cover(_clip(Span(a, b), span))]
+            found = [
+                piece for a, b in pairwise(edges) for piece in cover(_clip(Span(a, b), span), moments=moments)
+            ]
     return [
         Branch(grain=grain, spans=spans, buckets=_buckets(grain, spans, calendar, edges))
         for grain, spans in _grouped(found)
     ]
 
 
-def totals_plan(span: Span) -> list[Branch]:
+def totals_plan(span: Span, moments: Collection[int] = ()) -> list[Branch]:
     """The branches to read for one figure over the whole span, with the fewest rows."""
-    return [Branch(grain=grain, spans=spans, buckets=(span.start,)) for grain, spans in _grouped(cover(span))]
+    found = _grouped(cover(span, moments=moments))
+    return [Branch(grain=grain, spans=spans, buckets=(span.start,)) for grain, spans in found]
 
 
 def minute_edges(span: Span, calendar: Calendar) -> Iterator[tuple[str, Span]]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Final, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -23,8 +24,19 @@ from pipeline.core import wire
 LIMIT_DEFAULT: Final = 1000
 MODEL: Final = "model"
 CLIENT: Final = "client"
+VERSION_MAX: Final = 10**18
+
+
+class CostBasis(StrEnum):
+    """Where costs come from. ``auto``: the book where it knows a rate, else the producers' estimates."""
+
+    AUTO = "auto"
+    BOOK = "book"
+    ESTIMATE = "estimate"
+
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 _DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 # An offset's + that was not escaped arrives as a space; no other reading of it is possible.
@@ -128,6 +140,18 @@ CURSOR = Parameter(
     schema={"type": "string"},
 )
 
+PRICE_VERSION = Parameter(
+    name="priceVersion",
+    help="Price as of this version of the price book; without it, the newest.",
+    schema={"type": "integer", "minimum": 0, "maximum": VERSION_MAX},
+)
+COST_BASIS = Parameter(
+    name="costBasis",
+    help="Where costs come from: the rates of the book, the producers' estimates, or auto: the book where it"
+    " knows a rate, else the estimate.",
+    schema={"type": "string", "enum": [basis.value for basis in CostBasis], "default": "auto"},
+)
+
 EXPIRES = Parameter(
     name="expires",
     help="When the link ends, in seconds since 1970.",
@@ -139,11 +163,13 @@ SIGNATURE = Parameter(
 )
 
 FIGURES: Final = (START, END, GRANULARITY, MODEL_ID, CLIENT_ID, DIMENSION, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
-ORGS: Final = (START, END, LIMIT, CURSOR)
+PRICING: Final = (PRICE_VERSION, COST_BASIS)
+USAGE: Final = (*FIGURES, *PRICING)
+ORGS: Final = (START, END, LIMIT, CURSOR, *PRICING)
 LISTING: Final = (LIMIT, CURSOR)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
-NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*FIGURES, *ORGS, *LISTING))
+NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*USAGE, *ORGS, *LISTING))
 """Parameters whose values may be written into the audit log."""
 
 
@@ -225,12 +251,23 @@ def whole_minute(text: str) -> int:
     return to_minute(at)
 
 
-def granularity(text: str) -> Granularity:
-    """The length of a bucket."""
-    try:
-        return Granularity(text)
-    except ValueError:
-        raise ValueError(f"expected one of {', '.join(Granularity)}") from None
+def one_of(choices: type[E]) -> Callable[[str], E]:
+    """The parser of a word that is one of an enumeration."""
+
+    def choice(text: str) -> E:
+        try:
+            return choices(text)
+        except ValueError:
+            raise ValueError(f"expected one of {', '.join(choices)}") from None
+
+    return choice
+
+
+def version(text: str) -> int:
+    """A version of the price book."""
+    if not re.fullmatch(r"\d{1,19}", text, re.ASCII) or int(text) > VERSION_MAX:
+        raise ValueError("expected a version of the price book: a whole number, 0 or more")
+    return int(text)
 
 
 def zone(text: str) -> ZoneInfo:

@@ -28,7 +28,7 @@ from api.asking.buckets import (
     to_minute,
 )
 from api.asking.cursors import CursorError, Cursors
-from api.asking.params import Reader
+from api.asking.params import CostBasis, Reader
 from api.config import RangeConfig
 
 T = TypeVar("T")
@@ -44,13 +44,26 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """How calls are to be priced. ``version`` None: by the newest version of the book."""
+
+    version: int | None = None
+    basis: CostBasis = CostBasis.AUTO
+
+    @property
+    def bound_to(self) -> str:
+        """What a cursor is signed for; empty for what it means to say nothing about prices."""
+        return "" if self == Pricing() else f"|{self.version}|{self.basis}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FiguresQuestion:
     """A page of the usage or reliability of one org.
 
     ``client_ids`` may hold '' for events without a client. ``bound_to`` is what a cursor is signed for.
 
     With a ``dimension``, its values are in the place of the clients: ``by_client`` and ``client_ids`` are
-    about these values, and so is `Position.client_id`.
+    about these values, and so is `Position.client_id`. ``pricing`` matters to usage alone.
     """
 
     org_id: UUID
@@ -63,6 +76,7 @@ class FiguresQuestion:
     limit: int
     after: Position | None
     bound_to: str
+    pricing: Pricing
     dimension: str = ""
 
     @property
@@ -101,6 +115,7 @@ class OrgsQuestion:
     limit: int
     after: UUID | None
     bound_to: str
+    pricing: Pricing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +140,12 @@ class Parser:
 
     def figures(self, route: str, org_id: UUID, query: MultiMapping[str]) -> FiguresQuestion:
         """A question of the route for usage or reliability."""
-        reader = Reader(query, params.FIGURES)
+        reader = Reader(query, params.USAGE if route == "usage" else params.FIGURES)
         start, end = (
             reader.one(params.START, params.whole_minute),
             reader.one(params.END, params.whole_minute),
         )
-        granularity = reader.one(params.GRANULARITY, params.granularity) or Granularity.DAY
+        granularity = reader.one(params.GRANULARITY, params.one_of(Granularity)) or Granularity.DAY
         zone = reader.one(params.TIME_ZONE, params.zone) or ZoneInfo("UTC")
         model_ids = reader.many(params.MODEL_ID, params.uuid)
         client_ids = reader.many(params.CLIENT_ID, params.client_id)
@@ -138,6 +153,7 @@ class Parser:
         groups = frozenset((params.MODEL,)) if group_by is None else group_by
         chosen = reader.many(params.DIMENSION, params.dimension)
         limit = self._limit(reader)
+        pricing = _pricing(reader)
         calendar = Calendar(granularity, zone)
         asked = {
             params.GROUP_BY.name: groups - {params.MODEL},
@@ -153,7 +169,7 @@ class Parser:
                 route,
                 str(org_id),
                 repr((start, end, granularity.value, zone.key, sorted(groups))),
-                repr((model_ids, client_ids, *chosen)),
+                repr((model_ids, client_ids, *chosen)) + pricing.bound_to,
             )
         )
         position = self._after(reader, bound_to, tuple[int, UUID | None, str | None])
@@ -170,6 +186,7 @@ class Parser:
             limit=limit,
             after=Position(*position) if position else None,
             bound_to=bound_to,
+            pricing=pricing,
             dimension="" if split_by == params.CLIENT else split_by,
         )
 
@@ -181,15 +198,16 @@ class Parser:
             reader.one(params.END, params.whole_minute),
         )
         limit = self._limit(reader)
+        pricing = _pricing(reader)
         zone = ZoneInfo("UTC")
         span = self._span(reader, start, end, zone)
         if span:
             self._check_rows_exist(reader, span, Calendar(Granularity.DAY, zone), split_by="")
-        bound_to = f"orgs|{start}|{end}"
+        bound_to = f"orgs|{start}|{end}{pricing.bound_to}"
         after = self._after(reader, bound_to, UUID)
         reader.finish()
         assert span is not None
-        return OrgsQuestion(span=span, limit=limit, after=after, bound_to=bound_to)
+        return OrgsQuestion(span=span, limit=limit, after=after, bound_to=bound_to, pricing=pricing)
 
     def listing(self, route: str, org_id: UUID, query: MultiMapping[str], key: type) -> ListingQuestion:
         """A question of a route that lists what an org has; ``key`` is the type of its cursor's position."""
@@ -259,6 +277,12 @@ class Parser:
                 ) from None
 
         return reader.one(params.CURSOR, opened)
+
+
+def _pricing(reader: Reader) -> Pricing:
+    version = reader.one(params.PRICE_VERSION, params.version)
+    basis = reader.one(params.COST_BASIS, params.one_of(CostBasis))
+    return Pricing(version=version, basis=basis or CostBasis.AUTO)
 
 
 def _split_by(reader: Reader, asked: Mapping[str, Set[str]], granularity: Granularity) -> str:

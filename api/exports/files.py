@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -16,10 +16,12 @@ from typing import Any, Final, Protocol
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
+from psycopg.types.json import Jsonb
 
 from api.errors import ApiError
 from api.exports.jobs import SQL, Job
-from api.reading import rollups
+from api.reading import prices, rollups, seen
+from api.reading.prices import Book
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
@@ -36,32 +38,57 @@ _RUNS: Final = "-=+@|%%＝＋－＠"
 _QUOTES: Final = "\"''"  # as they stand in a text of SQL
 _BEGINS: Final = rf"(?=[{_BLANKS}{_QUOTES}]*[{_RUNS}])"
 _SPLITS: Final = rf"([,;|\t\r\n\v\f\u0085\u2028\u2029{_QUOTES}])"
-_CELL: Final = (
-    rf"NULLIF(regexp_replace(regexp_replace(client_id, '{_SPLITS}{_BEGINS}', '\1''', 'g'),"
-    rf" '^{_BEGINS}', ''''), '')"
+
+
+def _cell(column: str) -> str:
+    """A text as a cell, defused; empty for no text."""
+    return (
+        rf"NULLIF(regexp_replace(regexp_replace({column}, '{_SPLITS}{_BEGINS}', '\1''', 'g'),"
+        rf" '^{_BEGINS}', ''''), '')"
+    )
+
+
+def _dollars(amount: str) -> str:
+    """An exact amount with at least 8 decimals."""
+    return f"round({amount}, GREATEST(8, min_scale({amount})))"
+
+
+_COST: Final = _dollars("(amount * 0.00000000000000000001)")
+# A cost that nobody knows is no amount, and not 0.
+_AMOUNT: Final = f"CASE WHEN unpriced < invocations THEN {_COST} END"
+_ESTIMATE: Final = (
+    "CASE WHEN unestimated < invocations THEN (cost_microcents * 0.00000001)::numeric(40, 8) END"
 )
-_DOLLARS: Final = "(cost_microcents * 0.00000001)::numeric(40, 8)"
-# Nobody knows what calls cost that were never estimated: that is no amount, and not 0.
-_AMOUNT: Final = f"CASE WHEN unestimated < invocations THEN {_DOLLARS} END"
+_BASIS: Final = """
+    CASE WHEN booked > 0 AND booked + unpriced < invocations THEN 'mixed' WHEN booked > 0 THEN 'book'
+        WHEN unpriced < invocations THEN 'estimate' ELSE 'none' END
+"""
+# A join would lose the order of the rows.
+_PROVIDER: Final = "(%(export_labels)s::jsonb -> model_id::text ->> 0)"
+_MODEL_NAME: Final = "(%(export_labels)s::jsonb -> model_id::text ->> 1)"
 
 _CSV: Final = f"""
 SELECT to_char(bucket AT TIME ZONE 'UTC', {_ISO}) AS "bucketStart", model_id AS "modelId",
-    {_CELL} AS "clientId", invocations, input_tokens AS "inputTokens", output_tokens AS "outputTokens",
-    {_AMOUNT} AS "costAmount", 'USD' AS "costCurrency", cache_read_tokens AS "cacheReadTokens",
-    cache_write_tokens AS "cacheWriteTokens", cache_write_1h_tokens AS "cacheWrite1hTokens",
-    reasoning_tokens AS "reasoningTokens", unestimated AS "unpricedInvocations"
+    {_cell("client_id")} AS "clientId", invocations, input_tokens AS "inputTokens",
+    output_tokens AS "outputTokens", {_AMOUNT} AS "costAmount", 'USD' AS "costCurrency",
+    cache_read_tokens AS "cacheReadTokens", cache_write_tokens AS "cacheWriteTokens",
+    cache_write_1h_tokens AS "cacheWrite1hTokens", reasoning_tokens AS "reasoningTokens",
+    unpriced AS "unpricedInvocations", {_BASIS} AS "costBasis", {_ESTIMATE} AS "estimateAmount",
+    {_cell(_PROVIDER)} AS "provider", {_cell(_MODEL_NAME)} AS "modelName",
+    %(export_version)s::bigint AS "priceVersion"
 FROM ({{figures}}) AS figures
 """
 
 _PARQUET: Final = f"""
 SELECT bucket, model_id::text, NULLIF(client_id, ''), invocations::bigint, input_tokens::bigint,
-    output_tokens::bigint, {_AMOUNT}, cache_read_tokens::bigint, cache_write_tokens::bigint,
-    cache_write_1h_tokens::bigint, reasoning_tokens::bigint, unestimated::bigint
+    output_tokens::bigint, ({_AMOUNT})::numeric(38, 20), cache_read_tokens::bigint,
+    cache_write_tokens::bigint, cache_write_1h_tokens::bigint, reasoning_tokens::bigint, unpriced::bigint,
+    {_BASIS}, ({_ESTIMATE})::numeric(38, 8), {_PROVIDER}, {_MODEL_NAME}, %(export_version)s::bigint
 FROM ({{figures}}) AS figures
 """
 
 _FOCUS: Final = f"""
-SELECT {_DOLLARS} AS "BilledCost", %(focus_org)s AS "BillingAccountId",
+SELECT {_COST} AS "BilledCost", %(focus_org)s AS "BillingAccountId",
     %(focus_org)s AS "BillingAccountName", 'USD' AS "BillingCurrency",
     to_char(date_trunc('month', bucket AT TIME ZONE 'UTC') + interval '1 month', {_ISO})
         AS "BillingPeriodEnd",
@@ -71,15 +98,17 @@ SELECT {_DOLLARS} AS "BilledCost", %(focus_org)s AS "BillingAccountId",
     to_char(LEAST((bucket AT TIME ZONE 'UTC') + %(focus_step)s::interval,
         %(focus_end)s::timestamptz AT TIME ZONE 'UTC'), {_ISO}) AS "ChargePeriodEnd",
     to_char(GREATEST(bucket, %(focus_start)s::timestamptz) AT TIME ZONE 'UTC', {_ISO}) AS "ChargePeriodStart",
-    {_DOLLARS} AS "ContractedCost", {_DOLLARS} AS "EffectiveCost", %(focus_provider)s AS "InvoiceIssuerName",
-    {_DOLLARS} AS "ListCost", input_tokens + output_tokens AS "PricingQuantity", 'Tokens' AS "PricingUnit",
+    {_COST} AS "ContractedCost", {_COST} AS "EffectiveCost", %(focus_provider)s AS "InvoiceIssuerName",
+    {_COST} AS "ListCost", input_tokens + output_tokens AS "PricingQuantity", 'Tokens' AS "PricingUnit",
     %(focus_provider)s AS "ProviderName", %(focus_provider)s AS "PublisherName",
     'AI and Machine Learning' AS "ServiceCategory", 'LLM inference' AS "ServiceName",
-    model_id AS "x_ModelId", {_CELL} AS "x_ClientId", invocations AS "x_Invocations",
+    model_id AS "x_ModelId", {_cell("client_id")} AS "x_ClientId", invocations AS "x_Invocations",
     input_tokens AS "x_InputTokens", output_tokens AS "x_OutputTokens",
     cache_read_tokens AS "x_CacheReadTokens", cache_write_tokens AS "x_CacheWriteTokens",
     cache_write_1h_tokens AS "x_CacheWrite1hTokens", reasoning_tokens AS "x_ReasoningTokens",
-    unestimated AS "x_UnpricedInvocations"
+    unpriced AS "x_UnpricedInvocations", {_BASIS} AS "x_CostBasis", {_ESTIMATE} AS "x_EstimateAmount",
+    {_cell(_PROVIDER)} AS "x_Provider", {_cell(_MODEL_NAME)} AS "x_ModelName",
+    %(export_version)s::bigint AS "x_PriceVersion"
 FROM ({{figures}}) AS figures
 """
 
@@ -93,16 +122,21 @@ SCHEMA: Final = pa.schema(
         pa.field("invocations", pa.int64(), nullable=False),
         pa.field("inputTokens", pa.int64(), nullable=False),
         pa.field("outputTokens", pa.int64(), nullable=False),
-        pa.field("costAmount", pa.decimal128(38, 8)),
+        pa.field("costAmount", pa.decimal128(38, 20)),
         pa.field("cacheReadTokens", pa.int64(), nullable=False),
         pa.field("cacheWriteTokens", pa.int64(), nullable=False),
         pa.field("cacheWrite1hTokens", pa.int64(), nullable=False),
         pa.field("reasoningTokens", pa.int64(), nullable=False),
         pa.field("unpricedInvocations", pa.int64(), nullable=False),
+        pa.field("costBasis", pa.string(), nullable=False),
+        pa.field("estimateAmount", pa.decimal128(38, 8)),
+        pa.field("provider", pa.string()),
+        pa.field("modelName", pa.string()),
+        pa.field("priceVersion", pa.int64(), nullable=False),
     ]
 )
-"""Of a parquet file. The cost is in US dollars, and null if no call has an estimate. Client ids are as they
-are, because no spreadsheet runs them."""
+"""Of a parquet file. Amounts are in US dollars, and null if nobody knows them. Texts are as they are, because
+no spreadsheet runs them."""
 _BEYOND_INT64: Final = (
     "A sum of tokens or invocations is beyond 2^63-1, and the columns of a Parquet file hold no more."
     " Order csv, which has no such limit, or a finer granularity."
@@ -122,12 +156,14 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What was written. ``checksum`` is SHA-256 in hexadecimal, ``watermark`` that of the snapshot."""
+    """What was written. ``checksum`` is SHA-256 in hexadecimal, ``watermark`` that of the snapshot, and
+    ``price_version`` the version of the book that the file is priced at."""
 
     rows: int
     bytes: int
     checksum: str
     watermark: datetime | None
+    price_version: int
 
 
 def write(
@@ -147,30 +183,57 @@ def write(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
+        book = _book(connection, job)
+        figures, values = rollups.figures(job.question(), book)
+        values |= {"export_labels": _labels(connection, job), "export_version": book.version}
+        connection.execute(prices.SQL["no_loops"])
         if job.format == "parquet":
             try:
-                rows = _write_parquet(connection, job, out)
+                rows = _write_parquet(connection, _PARQUET.format(figures=figures), values, out)
             except psycopg.errors.NumericValueOutOfRange as error:
                 raise UnwritableError(_BEYOND_INT64) from error
         else:
-            rows = _write_csv(connection, job, out, provider)
+            values |= _focus(job, provider)
+            query = (_FOCUS if job.format == "focus-1.2" else _CSV).format(figures=figures)
+            rows = _write_csv(connection, query, values, out, bom=job.format == "csv-excel")
     out.flush()
-    return Written(rows=rows, bytes=out.bytes, checksum=out.checksum, watermark=row[0])
+    return Written(
+        rows=rows, bytes=out.bytes, checksum=out.checksum, watermark=row[0], price_version=book.version
+    )
 
 
-def _write_csv(connection: psycopg.Connection[Any], job: Job, out: _Counting, provider: str) -> int:
-    figures, values = rollups.figures(job.question())
-    query = (_FOCUS if job.format == "focus-1.2" else _CSV).format(figures=figures)
-    values |= {
+def _book(connection: psycopg.Connection[Any], job: Job) -> Book:
+    question = job.question()
+    values = prices.values_of(question.pricing, [job.org_id], question.span)
+    row = connection.execute(prices.SQL["book"], values).fetchone()
+    assert row is not None
+    return prices.book_of(row, question.pricing, [job.org_id])
+
+
+def _labels(connection: psycopg.Connection[Any], job: Job) -> Jsonb:
+    """Provider and name of each model of the org, by its id."""
+    values = {"org_id": job.org_id, "labelled": None, "labels_max": None}
+    found = connection.execute(seen.SQL["labels"], values)
+    return Jsonb({model: [provider or None, name or None] for model, provider, name in found})
+
+
+def _focus(job: Job, provider: str) -> dict[str, Any]:
+    """The values of `_FOCUS`."""
+    return {
         "focus_org": str(job.org_id),
         "focus_provider": provider,
         "focus_step": _STEPS[job.granularity],
         "focus_start": job.range_start,
         "focus_end": job.range_end,
     }
+
+
+def _write_csv(
+    connection: psycopg.Connection[Any], query: str, values: Mapping[str, Any], out: _Counting, *, bom: bool
+) -> int:
     cursor = psycopg.ClientCursor(connection)
     bound = cursor.mogrify(query, values)
-    block = bytearray(codecs.BOM_UTF8 if job.format == "csv-excel" else b"")
+    block = bytearray(codecs.BOM_UTF8 if bom else b"")
     with cursor.copy(f"COPY ({bound}) TO STDOUT (FORMAT csv, HEADER)") as copy:
         for line in copy:
             block += line
@@ -181,15 +244,16 @@ def _write_csv(connection: psycopg.Connection[Any], job: Job, out: _Counting, pr
     return cursor.rowcount
 
 
-def _write_parquet(connection: psycopg.Connection[Any], job: Job, out: _Counting) -> int:
-    figures, values = rollups.figures(job.question())
+def _write_parquet(
+    connection: psycopg.Connection[Any], query: str, values: Mapping[str, Any], out: _Counting
+) -> int:
     rows = 0
     with (
         connection.cursor("export", binary=True) as cursor,
         pq.ParquetWriter(pa.PythonFile(out, "w"), SCHEMA, compression="zstd") as writer,
     ):
         cursor.itersize = _ROWS_PER_GROUP
-        cursor.execute(_PARQUET.format(figures=figures), values)
+        cursor.execute(query, values)
         while found := cursor.fetchmany(_ROWS_PER_GROUP):
             columns = [
                 pa.array(column, field.type)

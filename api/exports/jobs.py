@@ -24,7 +24,8 @@ from api.asking.buckets import (
     to_datetime,
     to_minute,
 )
-from api.asking.questions import FiguresQuestion
+from api.asking.params import CostBasis
+from api.asking.questions import FiguresQuestion, Pricing
 from sql import queries
 
 FORMATS: Final = {"csv": "csv", "csv-excel": "csv", "parquet": "parquet", "focus-1.2": "csv"}
@@ -56,6 +57,13 @@ class Job:
     byte_count: int | None
     watermark: datetime | None
     error: str | None
+    price_version: int | None
+    cost_basis: CostBasis
+
+    @property
+    def pricing(self) -> Pricing:
+        """How the file is priced: as the book was when the job was made."""
+        return Pricing(version=self.price_version, basis=CostBasis(self.cost_basis))
 
     @property
     def stem(self) -> str:
@@ -68,12 +76,21 @@ class Job:
 
     def same_order(self, order: Order) -> bool:
         """Did this order make the job, or one just like it?"""
-        return (self.format, self.granularity, self.range_start, self.range_end, set(self.models)) == (
+        asked = order.pricing
+        return asked.version in (None, self.price_version) and (
+            self.format,
+            self.granularity,
+            self.range_start,
+            self.range_end,
+            set(self.models),
+            self.cost_basis,
+        ) == (
             order.format,
             order.granularity,
             to_datetime(order.span.start),
             to_datetime(order.span.end),
             set(order.models),
+            asked.basis,
         )
 
     def question(self) -> FiguresQuestion:
@@ -89,6 +106,7 @@ class Job:
             limit=0,
             after=None,
             bound_to="",
+            pricing=self.pricing,
         )
 
     def shown(self, uri: Callable[[str], str]) -> answers.ExportJob:
@@ -109,6 +127,8 @@ class Job:
             row_count=self.row_count,
             byte_count=self.byte_count,
             watermark=self.watermark,
+            price_version=self.price_version,
+            cost_basis=self.pricing.basis.value,
             error=self.error,
         )
 
@@ -131,9 +151,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order(Shape):
-    """What one file holds."""
+    """What one file holds, and how it is priced."""
 
     span: Span
+    pricing: Pricing
 
 
 class _Body:
@@ -161,6 +182,13 @@ class _Body:
 
     def get(self, name: str) -> Any:
         return self._fields.get(name)
+
+    def pricing(self) -> Pricing:
+        version = self._fields.get("priceVersion")
+        if version is not None and (type(version) is not int or not 0 <= version <= params.VERSION_MAX):
+            self.fault("priceVersion", "expected a version of the price book: a whole number, 0 or more")
+            version = None
+        return Pricing(version=version, basis=CostBasis(self.choice("costBasis", tuple(CostBasis), "auto")))
 
     def choice(self, name: str, choices: Sequence[str], default: str) -> str:
         value = self._fields.get(name, default)
@@ -215,14 +243,15 @@ def order(body: bytes, *, oldest: int, months_max: int) -> Order:
 
     ``oldest`` is the first minute whose rows are kept.
     """
-    reader = _Body(body, ("timeRange", "granularity", "format", "models"))
+    reader = _Body(body, ("timeRange", "granularity", "format", "models", "priceVersion", "costBasis"))
     granularity = reader.choice("granularity", tuple(GRANULARITIES), "daily")
     form = reader.choice("format", tuple(FORMATS), "csv")
     models = reader.models()
+    pricing = reader.pricing()
     span = _span(reader, granularity, oldest, months_max)
     if reader.faults or span is None:
         raise invalid_parameters(reader.faults)
-    return Order(format=form, granularity=granularity, models=models, span=span)
+    return Order(format=form, granularity=granularity, models=models, span=span, pricing=pricing)
 
 
 def _span(reader: _Body, granularity: str, oldest: int, months_max: int) -> Span | None:

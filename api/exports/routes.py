@@ -26,6 +26,7 @@ from api.config import ExportConfig, RangeConfig
 from api.exports import jobs
 from api.exports.jobs import SQL, Job
 from api.exports.stores import MEDIA_TYPES, FolderStore, Store
+from api.reading import prices
 from api.reading.database import Database, rows
 from pipeline.common.connect import AsyncConnection
 
@@ -68,6 +69,7 @@ class Exports:
             "idempotency_key": key,
             "created_by": request[CALLER].subject,
             "created_at": self.clock(),
+            "cost_basis": order.pricing.basis,
         }
 
         async def add(connection: AsyncConnection) -> Job:
@@ -78,7 +80,8 @@ class Exports:
                 raise problems.too_many(
                     f"This org has {count} exports that are not made yet (EXPORT_OPEN_MAX).", retry_after_s=30
                 )
-            await connection.execute(SQL["create"], row)
+            version = await prices.version(connection, order.pricing)
+            await connection.execute(SQL["create"], {**row, "price_version": version})
             # Of two orders with one key at the same time, the second one finds the job of the first.
             job = await _one(connection, "by_id", row) or await _one(connection, "by_idempotency_key", row)
             assert job is not None

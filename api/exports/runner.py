@@ -205,6 +205,7 @@ class Runner:
                 "rows": written.rows,
                 "bytes": written.bytes,
                 "watermark": written.watermark,
+                "price_version": written.price_version,
             },
         )
         if cursor.rowcount == 0:

@@ -24,19 +24,17 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from psycopg.rows import tuple_row
-
 from api.answering import answers, problems
-from api.asking.buckets import UTC_ZONE, Calendar, Granularity, to_datetime, to_minute
+from api.asking.buckets import UTC_ZONE, Calendar, Granularity, Span, to_datetime, to_minute
+from api.asking.questions import Pricing
 from api.config import LiveConfig
 from api.errors import Unavailable
-from api.reading import seen
-from api.reading.database import NO_NOTIFICATIONS, Database, rows
-from api.reading.figures import cost
+from api.reading import prices, rollups, seen
+from api.reading.database import NO_NOTIFICATIONS, Database
+from api.reading.figures import spend_fields
 from api.reading.freshness import Standing, slowest_watermark
 from api.reading.rollups import KINDS
 from pipeline.common.connect import AsyncConnection
-from sql import queries
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +46,7 @@ _LISTEN_AGAIN_S: Final = 1.0
 _PENDING_MAX: Final = 8
 _NAMES: Final = ("minute", "hour", "day", "month")
 _CALENDARS: Final = {name: Calendar(Granularity(name), UTC_ZONE) for name in _NAMES}
-_LIVE: Final = queries.load("live")
-_MEASURES: Final = (
-    "invocations",
-    "errors",
-    "input_tokens",
-    "output_tokens",
-    "cost_microcents",
-    *KINDS,
-    "unestimated",
-)
-"""The sums that the query gives, in its order. Here ``errors`` are all that did not succeed."""
+_SHOWN: Final = ("invocations", "input_tokens", "output_tokens", *KINDS)
 
 Place = Mapping[int, int]
 """How far an org has come: by partition, the microsecond of its last rollup."""
@@ -243,7 +231,7 @@ async def _states(
         if watermark is not None and states[org_id].is_after(before.get(org_id)):
             moved[org_id] = watermark
     if moved:
-        figures = await _figures(connection, moved)
+        version, figures = await _figures(connection, moved)
         for org_id, watermark in moved.items():
             state = states[org_id]
             states[org_id] = State(
@@ -254,6 +242,7 @@ async def _states(
                     watermark=watermark,
                     last_rollup_at=max(s.last_rollup_at for s in state.standings),
                     **figures[org_id],
+                    price_version=version,
                 ),
             )
     return states
@@ -261,39 +250,37 @@ async def _states(
 
 async def _figures(
     connection: AsyncConnection, watermarks: Mapping[UUID, datetime]
-) -> dict[UUID, dict[str, answers.LiveBucket]]:
-    """The figures of the buckets that hold each org's watermark."""
-    starts = {
-        name: [to_datetime(calendar.start_of(to_minute(at))) for at in watermarks.values()]
+) -> tuple[int, dict[UUID, dict[str, answers.LiveBucket]]]:
+    """The newest version of the price book, and the figures of the buckets that hold each org's watermark."""
+    spans = {
+        (org_id, name): _span(calendar, to_minute(watermark))
+        for org_id, watermark in watermarks.items()
         for name, calendar in _CALENDARS.items()
     }
-    ends = [to_datetime(_CALENDARS["month"].end_of(to_minute(start))) for start in starts["month"]]
-    parameters: dict[str, Any] = {"orgs": list(watermarks), "month_ends": ends, "last_month_end": max(ends)}
-    for name, times in starts.items():
-        parameters |= {f"{name}s": times, f"first_{name}": min(times), f"last_{name}": max(times)}
-    found = {
-        (org_id, name): [int(sum_) for sum_ in sums]
-        for org_id, name, *sums in await rows(connection, _LIVE["figures"], parameters, tuple_row)
-    }
-    return {
-        org_id: {
-            name: _bucket(starts[name][i], found.get((org_id, name), [0] * len(_MEASURES))) for name in _NAMES
-        }
-        for i, org_id in enumerate(watermarks)
-    }
+    # An org's watermark is that of one of its partitions, so few spans are the spans of many orgs.
+    orgs: dict[tuple[str, Span], list[UUID]] = {}
+    for (org_id, name), span in spans.items():
+        orgs.setdefault((name, span), []).append(org_id)
+    whole = Span(min(span.start for span in spans.values()), max(span.end for span in spans.values()))
+    book = await prices.read(connection, Pricing(), list(watermarks), whole)
+    found = await rollups.org_totals(connection, book, [(*named, org_ids) for named, org_ids in orgs.items()])
+    figures: dict[UUID, dict[str, answers.LiveBucket]] = {org_id: {} for org_id in watermarks}
+    for (org_id, name), span in spans.items():
+        figures[org_id][name] = _bucket(span, found.get((org_id, name), rollups.ORG_NOTHING))
+    return book.version, figures
 
 
-def _bucket(start: datetime, values: Sequence[int]) -> answers.LiveBucket:
-    measures = dict(zip(_MEASURES, values, strict=True))
+def _span(calendar: Calendar, minute: int) -> Span:
+    start = calendar.start_of(minute)
+    return Span(start, calendar.end_of(start))
+
+
+def _bucket(span: Span, measures: Mapping[str, Any]) -> answers.LiveBucket:
     return answers.LiveBucket(
-        bucket_start=start,
-        invocations=measures["invocations"],
-        errors=measures["errors"],
-        input_tokens=measures["input_tokens"],
-        output_tokens=measures["output_tokens"],
-        **{kind: measures[kind] for kind in KINDS},
-        cost=cost(measures),
-        unpriced=answers.Unpriced(invocations=measures["unestimated"]),
+        bucket_start=to_datetime(span.start),
+        errors=rollups.failures(measures),
+        **{name: measures[name] for name in _SHOWN},
+        **spend_fields(measures),
     )
 
 

@@ -1,8 +1,8 @@
 """The database as the API sees it: read-only snapshots, and an answer within a second when there is none.
 
 `Database.read` runs one piece of work in one REPEATABLE READ, READ ONLY transaction, so everything an
-answer says is of one instant. `Database.snapshot` does the same for a few statements that are known
-beforehand, in one round trip.
+answer says is of one instant. `Database.snapshot` does the same for work that asks several statements in one
+round trip.
 
 Two things can keep a read waiting, and the caller is told which. A database that is away or hangs gives no
 connection, or no sign of life beside the query: `Unavailable` within a second. A query that is merely slow
@@ -40,6 +40,8 @@ from sql import roles
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[AsyncConnection], Awaitable[T]]
+Ask = Callable[[Sequence[str], Mapping[str, Any]], Awaitable[list[list[tuple[Any, ...]]]]]
+"""Asks several statements, which share their values, in one round trip: the rows of each statement."""
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _PATIENCE_S: Final = 0.25
@@ -95,13 +97,13 @@ class Database:
         """
         return await self._supervised(self._retried(lambda: self._attempt(work, writes=False)))
 
-    async def snapshot(self, texts: Sequence[str], values: Mapping[str, Any]) -> list[list[tuple[Any, ...]]]:
-        """The rows of each statement, all of one read-only snapshot. The statements share their values.
+    async def snapshot(self, work: Callable[[Ask], Awaitable[T]]) -> T:
+        """The result of ``work``, all of whose statements see one read-only snapshot.
 
         Raises:
             Unavailable: as `read`.
         """
-        return await self._supervised(self._retried(lambda: self._fetch(texts, values)))
+        return await self._supervised(self._retried(lambda: self._asked(work)))
 
     async def write(self, work: Work[T]) -> T:
         """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
@@ -166,24 +168,39 @@ class Database:
                 raise
         return found
 
-    async def _fetch(self, texts: Sequence[str], values: Mapping[str, Any]) -> list[list[tuple[Any, ...]]]:
-        """What the statements between BEGIN and COMMIT answer.
+    async def _asked(self, work: Callable[[Ask], Awaitable[T]]) -> T:
+        """What the work finds between BEGIN, which its first statements bring, and COMMIT.
 
         The values are written into the text by psycopg: the protocol takes several statements at once only
         without parameters.
         """
         async with self._pool.connection() as connection:
             await connection.set_autocommit(True)  # the text has its own BEGIN
-            begin = (_BEGIN, *connection.local)
-            found = []
+            begin = [_BEGIN, *connection.local]
             try:
                 async with psycopg.AsyncClientCursor(connection) as cursor:
-                    await cursor.execute(";".join((*begin, *texts, "COMMIT")).encode(), values)
-                    for _ in begin[1:]:
-                        cursor.nextset()
-                    for _ in texts:
-                        cursor.nextset()
-                        found.append(await cursor.fetchall())
+
+                    async def ask(
+                        texts: Sequence[str], values: Mapping[str, Any]
+                    ) -> list[list[tuple[Any, ...]]]:
+                        await cursor.execute(";".join((*begin, *texts)).encode(), values)
+                        for _ in begin:
+                            cursor.nextset()
+                        begin.clear()
+                        found = []
+                        for _ in texts:
+                            found.append(await cursor.fetchall() if cursor.description else [])
+                            cursor.nextset()
+                        return found
+
+                    try:
+                        found = await work(ask)
+                    except ApiError:  # the question cannot be answered, and nothing is wrong here
+                        await cursor.execute("ROLLBACK")
+                        raise
+                    await cursor.execute("COMMIT")
+            except ApiError:
+                raise
             except BaseException as error:
                 lost = connection.closed
                 await connection.close()  # a transaction may be open on it, or answers on their way

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from api.answering.answers import Cost, Errors, Latency, Unpriced
-from api.answering.money import cents_half_even, dollars
+from api.answering.answers import Cost, Errors, Estimate, Latency, Unpriced
+from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
 from api.asking.buckets import Calendar, to_datetime
 from api.asking.questions import FiguresQuestion
-from api.reading import points, rollups, seen
-from api.reading.database import Database
+from api.reading import points, prices, rollups, seen
+from api.reading.database import Ask, Database
 from api.reading.freshness import Standing, slowest_watermark
-from api.reading.points import PlainSeries
-from api.reading.rollups import Point, UsageRow
+from api.reading.prices import Book
+from api.reading.rollups import Point, UsageRow, Values
 from api.reading.seen import Label
 from pipeline.common.connect import AsyncConnection
 from pipeline.core import sketches
@@ -56,58 +56,73 @@ class UsagePage:
     standings: Sequence[Standing]
     labels: Mapping[str, Label]
     """By the model's id as text."""
+    price_version: int
 
 
 async def read_usage_page(database: Database, question: FiguresQuestion) -> UsagePage:
-    """The page of usage that the question asks for, in one round trip where that is possible.
+    """The page of usage that the question asks for, priced by the book.
 
     Raises:
-        Unavailable: as `Database.read`.
+        Problem: 400, the book has no such version.
+        Unavailable: as `Database.snapshot`.
     """
-    plain = points.plain_series(question)
-    if plain is None:
-        return await database.read(lambda connection: _read_grouped(connection, question))
-    page = await _read_plain(database, plain, with_totals=question.after is not None)
-    if page is not None and page.more and page.totals is None:  # it is not the whole series, as we know now
-        page = await _read_plain(database, plain, with_totals=True)
-    if page is None:
-        page = await database.read(lambda connection: _read_grouped(connection, question))
-    return page
+    return await database.snapshot(lambda ask: _read_usage(ask, question))
 
 
-async def _read_plain(database: Database, plain: PlainSeries, *, with_totals: bool) -> UsagePage | None:
-    """The page from plain rows. None: see `PlainSeries.rows`."""
-    texts, values = plain.statements(with_totals=with_totals)
-    values |= {"labelled": None, "labels_max": seen.LABELS_AT_ONCE}
-    *found, labelled = await database.snapshot([*texts, seen.SQL["labels"]], values)
-    standings = [Standing(*row[1:]) for row in found[0]]
-    totals = None
-    if with_totals:
-        sums = zip(rollups.USAGE, found.pop()[0], strict=True)
-        totals = {name: int(value or 0) for name, value in sums}
-    rows = plain.rows(found[1:], partitions=len(standings))
-    if rows is None:
-        return None
-    limit = plain.question.limit
+async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
+    org_id, limit = question.org_id, question.limit
+    texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["book"]]
+    known = prices.values_of(question.pricing, [org_id], question.span)
+    known |= {"org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
+    found, labelled, [row] = await ask(texts, known)
+    standings = [Standing(*standing[1:]) for standing in found]
+    book = prices.book_of(row, question.pricing, [org_id])
+    rows, totals = await _read_series(ask, question, book, partitions=len(standings))
+    more = len(rows) > limit
+    if totals is None and (more or question.after is not None):  # the rows are not the whole series
+        values = _values(question, book)
+        totals = _totals(*await ask([rollups.usage_totals(question, book, values)], values))
+    rows = rows[:limit]
     labels = seen.labels_of(labelled)
     if len(labels) == seen.LABELS_AT_ONCE:
-        org_id, models = plain.question.org_id, {str(row[1]) for row in rows}
-        labels = await database.read(lambda connection: seen.labels(connection, org_id, models))
+        of_page = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
+        labels = seen.labels_of((await ask([seen.SQL["labels"]], of_page))[0])
     return UsagePage(
-        rows=rows[:limit], more=len(rows) > limit, totals=totals, standings=standings, labels=labels
+        rows=rows, more=more, totals=totals, standings=standings, labels=labels, price_version=book.version
     )
 
 
-async def _read_grouped(connection: AsyncConnection, question: FiguresQuestion) -> UsagePage:
-    standings = await seen.org_standings(connection, question.org_id)
-    rows = await rollups.usage_series(connection, question, question.limit + 1)
-    more = len(rows) > question.limit
-    partial = more or question.after is not None
-    totals = await rollups.totals(connection, question, rollups.USAGE) if partial else None
-    rows = rows[: question.limit]
-    models = {row[1] for row in rows if row[1] is not None}
-    labels = await seen.labels(connection, question.org_id, models)
-    return UsagePage(rows=rows, more=more, totals=totals, standings=standings, labels=labels)
+async def _read_series(
+    ask: Ask, question: FiguresQuestion, book: Book, *, partitions: int
+) -> tuple[Sequence[UsageRow], dict[str, int] | None]:
+    """One point more than the page, and the totals where the page is known to be only a part."""
+    values = _values(question, book)
+    partial = question.after is not None
+    totals = [rollups.usage_totals(question, book, values)] * partial
+    plain = points.plain_series(question, book)
+    if plain is not None:
+        _, *found = await ask([prices.SQL["no_loops"], *plain.statements(values), *totals], values)
+        of_all = _totals(found.pop()) if partial else None
+        rows = plain.rows(found, partitions=partitions)
+        if rows is not None:
+            return rows, of_all
+    series = rollups.usage_series(question, book, question.limit + 1, values)
+    if series is None:  # nothing can be behind the cursor; the totals are asked for by our caller
+        return [], None
+    _, page, *found = await ask([prices.SQL["no_loops"], series, *totals], values)
+    return rollups.exact(page), _totals(found.pop()) if partial else None
+
+
+def _values(question: FiguresQuestion, book: Book) -> Values:
+    values = Values(question)
+    values |= book.values
+    return values
+
+
+def _totals(found: Sequence[Sequence[Any]]) -> dict[str, int]:
+    """The row of the statement of totals. Sums of no rows are null."""
+    (sums,) = found
+    return {name: int(value or 0) for name, value in zip(rollups.USAGE, sums, strict=True)}
 
 
 async def read_page(connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]) -> Page:
@@ -138,13 +153,38 @@ def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[
 
 def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `answers.UsageFigures`."""
-    spent = cost(measures)
+    spent = spend_fields(measures)
     return {
         **{name: measures[name] for name in ("invocations", "input_tokens", "output_tokens", *rollups.KINDS)},
-        "cost_estimate_cents": None if spent.amount is None else cents_half_even(measures["cost_microcents"]),
-        "cost": spent,
-        "unpriced": Unpriced(invocations=measures["unestimated"]),
+        "cost_estimate_cents": (
+            None if spent["estimate"].amount is None else cents_half_even(measures["cost_microcents"])
+        ),
+        **spent,
     }
+
+
+def spend_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
+    """What some calls cost: their ``cost``, ``estimate`` and ``unpriced``. No calls cost nothing."""
+    calls = measures["invocations"]
+    basis = cost_basis(calls, measures["booked"], measures["unpriced"])
+    estimated = calls == 0 or measures["unestimated"] < calls
+    estimate = dollars(measures["cost_microcents"] * UNITS_PER_MICROCENT) if estimated else None
+    amount = None if basis == "none" else dollars(measures["amount"])
+    return {
+        "cost": Cost(amount=amount, currency="USD", basis=basis),
+        "estimate": Estimate(amount=estimate),
+        "unpriced": Unpriced(invocations=measures["unpriced"]),
+    }
+
+
+Basis = Literal["book", "estimate", "mixed", "none"]
+
+
+def cost_basis(invocations: int, booked: int, unpriced: int) -> Basis:
+    """Where the cost of calls comes from. ``booked`` of them have a price, ``unpriced`` no known cost."""
+    if booked:
+        return "mixed" if booked + unpriced < invocations else "book"
+    return "none" if unpriced == invocations > 0 else "estimate"
 
 
 def sketch_count(page: Page) -> int:
@@ -204,20 +244,9 @@ def _reliability(measures: Mapping[str, Any], counts: npt.NDArray[np.int64]) -> 
     }
 
 
-def cost(measures: Mapping[str, Any]) -> Cost:
-    """The cost of some calls: the sum of the producers' estimates.
-
-    If no call has an estimate, nobody knows the cost, and the amount is null. No calls cost nothing.
-    """
-    if measures["unestimated"] == measures["invocations"] > 0:
-        return Cost(amount=None, currency="USD", basis="none")
-    return Cost(amount=dollars(measures["cost_microcents"]), currency="USD", basis="estimate")
-
-
 def error_rate(measures: Mapping[str, Any]) -> float | None:
     invocations = measures["invocations"]
-    failed = measures["errors"] + measures["timeouts"] + measures["throttles"]
-    return failed / invocations if invocations else None
+    return rollups.failures(measures) / invocations if invocations else None
 
 
 class Finality:

@@ -1,12 +1,11 @@
-"""Usage whose rows are the points of the answer as they stand: all of it in one round trip.
+"""Usage whose rows are the points of the answer as they stand.
 
 Nothing need be grouped where each row of one table is a bucket of its own and the series is split by all of
 the table's key but partition and rate class. The rows then come in the order of the answer, and only the rows
 of several partitions and rate classes are added up here. The range may cut the first and the last bucket;
 those two are grouped from finer rows.
 
-The series, the totals and how far the org has come are read in one snapshot. Series of any other shape are
-read by `api.reading.rollups`.
+Series of any other shape are read by `api.reading.rollups`.
 """
 
 from __future__ import annotations
@@ -16,37 +15,47 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any, Final
 
-from api.asking.buckets import Branch, Span, series_plan, to_datetime, totals_plan
+from api.asking.buckets import Branch, Span, series_plan, to_datetime
 from api.asking.questions import FiguresQuestion
-from api.reading import seen
-from api.reading.rollups import USAGE, UsageRow, Values, condition, exact, table_of, union
+from api.reading.prices import PRICED, Book
+from api.reading.rollups import (
+    KEY,
+    STORED,
+    UsageRow,
+    Values,
+    condition,
+    exact,
+    table_of,
+    union,
+    usage_sums,
+)
 
 _BEFORE: Final = "before"
 _AFTER: Final = "after"
-_MEASURES: Final = ", ".join(USAGE)
-_SUMS: Final = ", ".join(f"sum({name})::text" for name in USAGE)
 
 _ROWS_OF_POINT: Final = 2
 """How many rows of each partition are read for a point. A point has a row for each rate class, mostly one.
 If a page needs more rows, it is read by `api.reading.rollups`."""
 
 _POINTS: Final = """
-SELECT date_part('epoch', bucket_start)::bigint / 60, model_id::text, {client}, {measures}
-FROM {table}
-WHERE {where}
-ORDER BY bucket_start, model_id{order}
-LIMIT (SELECT %(rows)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
+SELECT date_part('epoch', figures.bucket_start)::bigint / 60, figures.model_id::text, {client}, {measures}
+FROM (
+    SELECT {columns}
+    FROM {table}
+    WHERE {where}
+    ORDER BY bucket_start, model_id{order}
+    LIMIT (SELECT %(rows)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
+) AS figures{join}
+ORDER BY figures.bucket_start, figures.model_id{order}
 """
 
 _EDGE: Final = """
-SELECT date_part('epoch', {bucket})::bigint / 60, model_id::text, {client}, {sums}
-FROM ({branches}) AS figures
-GROUP BY model_id{group}
-ORDER BY model_id{order}
+SELECT date_part('epoch', {bucket})::bigint / 60, figures.model_id::text, {client}, {sums}
+FROM ({branches}) AS figures{join}
+GROUP BY figures.model_id{group}
+ORDER BY figures.model_id{order}
 LIMIT %(points)s
 """
-
-_TOTALS: Final = "SELECT {sums} FROM ({branches}) AS figures"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,28 +67,20 @@ class PlainSeries:
     """
 
     question: FiguresQuestion
+    book: Book
     branch: Branch
     edges: Mapping[str, Sequence[Branch]]
 
-    def statements(self, *, with_totals: bool) -> tuple[list[str], Values]:
-        """How far the org has come, the parts of the series in order, and the totals if wanted."""
-        values = Values(self.question)
-        values |= {
-            "org_ids": [self.question.org_id],
-            "points": self.question.limit + 1,
-            "rows": self._rows_of_partition,
-        }
-        texts = [seen.SQL["standings"]]
+    def statements(self, values: Values) -> list[str]:
+        """The parts of the series in order."""
+        values |= {"points": self.question.limit + 1, "rows": self._rows_of_partition}
+        texts = []
         if self.edges[_BEFORE]:
             texts.append(self._edge(_BEFORE, values))
         texts.append(self._points(values))
         if self.edges[_AFTER]:
             texts.append(self._edge(_AFTER, values))
-        if with_totals:
-            texts.append(
-                _TOTALS.format(branches=self._union(totals_plan(self.question.span), values), sums=_SUMS)
-            )
-        return texts, values
+        return texts
 
     def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow] | None:
         """The series from what its statements answered, one point more than the limit at most.
@@ -92,7 +93,7 @@ class PlainSeries:
         if self.edges[_BEFORE]:
             found += exact(parts.pop(0))
         plain = parts.pop(0)
-        found += _joined(plain)
+        found += _joined(exact(plain))
         if len(plain) == self._rows_of_partition * max(partitions, 1):
             found.pop()  # there may be more rows of this point
             return found[: limit + 1] if len(found) > limit else None
@@ -115,7 +116,8 @@ class PlainSeries:
             group=", client_id" * question.by_client,
             order=self._order,
             branches=branches,
-            sums=_SUMS,
+            join=self.book.join(),
+            sums=", ".join(usage_sums(self.book)),
         )
 
     def _points(self, values: Values) -> str:
@@ -129,9 +131,21 @@ class PlainSeries:
             passed += [values.bind(after.client_id, "text")] * question.by_client
             where += f" AND (bucket_start, model_id{self._order}) > ({', '.join(passed)})"
         table = table_of(question, self.branch.grain)
+        measures = [self.book.of_row(name) for name in STORED]
+        measures += [f"({self.book.of_row(name)})::text" for name in PRICED]
         return _POINTS.format(
-            table=table, where=where, client=self._client, order=self._order, measures=_MEASURES
+            table=table,
+            where=where,
+            columns=self._columns,
+            client=self._client,
+            order=self._order,
+            measures=", ".join(measures),
+            join=self.book.join(),
         )
+
+    @property
+    def _columns(self) -> str:
+        return ", ".join((KEY, *("client_id",) * self.question.by_client, *STORED))
 
     @property
     def _client(self) -> str:
@@ -144,23 +158,22 @@ class PlainSeries:
 
     def _union(self, plan: Sequence[Branch], values: Values) -> str:
         """The rows of all branches, span by span."""
-        keys = "model_id, client_id" if self.question.by_client else "model_id"
         return union(
-            f"SELECT {keys}, {_MEASURES} FROM {table_of(self.question, branch.grain)}"
+            f"SELECT {self._columns} FROM {table_of(self.question, branch.grain)}"
             f" WHERE {condition(self.question, (span,), values)}"
             for branch in plan
             for span in branch.spans
         )
 
 
-def plain_series(question: FiguresQuestion) -> PlainSeries | None:
+def plain_series(question: FiguresQuestion, book: Book) -> PlainSeries | None:
     """The plain series of a question; None where its rows must be grouped."""
     if not question.by_model or question.by_client != question.needs_clients:
         return None
     span = question.span
     if question.after is not None:  # nothing before the cursor's bucket is read again
         span = Span(max(span.start, question.after.bucket), span.end)
-    plan = series_plan(span, question.calendar)
+    plan = series_plan(span, question.calendar, book.moments)
     plain = [branch for branch in plan if branch.buckets is None and len(branch.spans) == 1]
     if len(plain) != 1:
         return None
@@ -171,7 +184,7 @@ def plain_series(question: FiguresQuestion) -> PlainSeries | None:
     cut = question.after is not None and bool(others)
     if cut or len(before) + len(after) < len(others) or not all(map(_is_one_bucket, others)):
         return None
-    return PlainSeries(question=question, branch=plain[0], edges={_BEFORE: before, _AFTER: after})
+    return PlainSeries(question=question, book=book, branch=plain[0], edges={_BEFORE: before, _AFTER: after})
 
 
 def _is_one_bucket(branch: Branch) -> bool:

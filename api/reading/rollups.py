@@ -18,14 +18,16 @@ from psycopg.rows import class_row, tuple_row
 
 from api.asking.buckets import HOUR, Branch, Grain, Span, series_plan, to_datetime, to_minute, totals_plan
 from api.asking.questions import FiguresQuestion, Position
+from api.reading import prices
 from api.reading.database import rows
+from api.reading.prices import PRICED, Book
 from pipeline.common.connect import AsyncConnection
 from pipeline.core.sketches import Packed
 
 ERROR_CODES_MAX: Final = 1000
 
 KINDS: Final = ("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens")
-USAGE: Final = (
+STORED: Final = (
     "invocations",
     "input_tokens",
     "output_tokens",
@@ -33,6 +35,8 @@ USAGE: Final = (
     *KINDS,
     "unestimated",
 )
+"""The measures of usage that rows have."""
+USAGE: Final = (*STORED, *PRICED)
 RELIABILITY: Final = (
     "invocations",
     "errors",
@@ -42,16 +46,10 @@ RELIABILITY: Final = (
     "latency_max_ms",
     "latency_sketch",
 )
-_ORG: Final = (
-    "invocations",
-    "errors",
-    "timeouts",
-    "throttles",
-    "input_tokens",
-    "output_tokens",
-    "cost_microcents",
-    "unestimated",
-)
+_FAILURES: Final = ("errors", "timeouts", "throttles")
+_ORG: Final = (*USAGE, *_FAILURES)
+KEY: Final = "org_id, bucket_start, model_id, rate_class"
+"""What decides the price of a row."""
 
 ORG_NOTHING: Final[Mapping[str, int]] = dict.fromkeys(_ORG, 0)
 
@@ -64,7 +62,7 @@ class Point:
     measures: Mapping[str, Any]
 
 
-UsageRow = tuple[int, str | None, str | None, int, int, int, int, int, int, int, int, int]
+UsageRow = tuple[int, str | None, str | None, *tuple[int, ...]]
 """(bucket, model, client), and the measures of `USAGE`."""
 
 
@@ -77,16 +75,28 @@ class ErrorCount:
     events: int
 
 
-async def usage_series(
-    connection: AsyncConnection, question: FiguresQuestion, limit: int
-) -> Sequence[UsageRow]:
-    """Up to ``limit`` points of usage after the question's cursor."""
+def usage_series(question: FiguresQuestion, book: Book, limit: int, values: Values) -> str | None:
+    """The statement of up to ``limit`` points of usage after the question's cursor, for `exact`."""
     columns = ["extract(epoch FROM bucket)::bigint / 60"]
-    columns += ["model_id::text" if question.by_model else "NULL"]
+    columns += ["figures.model_id::text" if question.by_model else "NULL"]
     columns += ["client_id" if question.by_client else "NULL"]
-    columns += [f"{sum_}::text" for sum_ in _aggregates(USAGE)]  # text is read faster than numeric
-    found = _series(question, columns, USAGE, limit)
-    return [] if found is None else exact(await rows(connection, *found, tuple_row))
+    columns += usage_sums(book)
+    return _series(question, columns, USAGE, limit, values, book)
+
+
+def usage_totals(question: FiguresQuestion, book: Book, values: Values) -> str:
+    """The statement of the sums of `USAGE` over the whole range, from as few rows as cover it."""
+    source = union(
+        f"SELECT {KEY}, {', '.join(STORED)} FROM {table_of(question, branch.grain)}"
+        f" WHERE {condition(question, branch.spans, values)}"
+        for branch in totals_plan(question.span, book.moments)
+    )
+    return f"SELECT {', '.join(usage_sums(book))} FROM ({source}) AS figures{book.join()}"
+
+
+def usage_sums(book: Book) -> list[str]:
+    """The sums of `USAGE` of the rows ``figures``, as text, which is read faster than numeric."""
+    return [f"sum({book.of_row(name)})::text" for name in USAGE]
 
 
 def exact(found: Iterable[Sequence[Any]]) -> list[UsageRow]:
@@ -99,8 +109,9 @@ async def series(
 ) -> list[Point]:
     """Up to ``limit`` points after the question's cursor, by bucket, model and client."""
     group = ("bucket", *_keys(question))
-    found = _series(question, [*group, *_aggregates(measures)], measures, limit)
-    if found is None:
+    values = Values(question)
+    text = _series(question, [*group, *_aggregates(measures)], measures, limit, values)
+    if text is None:
         return []
     return [
         Point(
@@ -111,41 +122,46 @@ async def series(
             ),
             _measures(row[len(group) :], measures),
         )
-        for row in await _binary_rows(connection, *found)
+        for row in await _binary_rows(connection, text, values)
     ]
 
 
 def _series(
-    question: FiguresQuestion, columns: Sequence[str], measures: Sequence[str], limit: int
-) -> tuple[str, Values] | None:
+    question: FiguresQuestion,
+    columns: Sequence[str],
+    measures: Sequence[str],
+    limit: int,
+    values: Values,
+    book: Book | None = None,
+) -> str | None:
     """The statement of a page: ``columns`` of each group after the cursor. None: there can be no group."""
     calendar, after, span = question.calendar, question.after, question.span
     keys = _keys(question)
     if after is not None:  # nothing before the cursor's bucket is read again
         span = Span(max(span.start, after.bucket if keys else calendar.end_of(after.bucket)), span.end)
-    plan = series_plan(span, calendar)
+    plan = series_plan(span, calendar, book.moments if book else ())
     if not plan:
         return None
-    values = Values(question)
-    group = ", ".join(("bucket", *keys))
-    text = f"SELECT {', '.join(columns)} FROM ({_source(question, plan, keys, measures, values)}) AS figures"
+    group = ", ".join(_grouping(keys))
+    text = f"SELECT {', '.join(columns)} FROM {_source(question, plan, keys, measures, values, book)}"
     if after is not None and keys:
         passed = [values.bind(to_datetime(after.bucket), "timestamptz")]
         passed += [values.bind(getattr(after, key), _KEY_TYPES[key]) for key in keys]
         text += f" WHERE ({group}) > ({', '.join(passed)})"
     text += f" GROUP BY {group} ORDER BY {group} LIMIT {values.bind(limit, 'bigint')}"
-    return text, values
+    return text
 
 
-def figures(question: FiguresQuestion) -> tuple[str, Values]:
+def figures(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
     """A statement for the sums of `USAGE` by bucket, model and client over the whole range, for an export."""
     values = Values(question)
-    plan = series_plan(question.span, question.calendar)
+    plan = series_plan(question.span, question.calendar, book.moments)
     keys = _keys(question)
-    group = ", ".join(("bucket", *keys))
-    sums = ", ".join(f"{sum_} AS {name}" for name, sum_ in zip(USAGE, _aggregates(USAGE), strict=True))
-    source = _source(question, plan, keys, USAGE, values)
-    return f"SELECT {group}, {sums} FROM ({source}) AS figures GROUP BY {group} ORDER BY {group}", values
+    group = ", ".join(_grouping(keys))
+    sums = ", ".join(f"sum({book.of_row(name)}) AS {name}" for name in USAGE)
+    source = _source(question, plan, keys, USAGE, values, book)
+    values |= book.values
+    return f"SELECT {group}, {sums} FROM {source} GROUP BY {group} ORDER BY {group}", values
 
 
 async def totals(
@@ -177,24 +193,38 @@ async def error_codes(connection: AsyncConnection, question: FiguresQuestion) ->
     return await rows(connection, text, values, class_row(ErrorCount))
 
 
+def failures(measures: Mapping[str, Any]) -> int:
+    """How many calls did not succeed."""
+    return sum(measures[name] for name in _FAILURES)
+
+
 def error_codes_span(span: Span) -> Span:
     """Error codes are kept by the hour: the hours that the range touches."""
     return Span(span.start - span.start % HOUR, -(-span.end // HOUR) * HOUR)
 
 
 async def org_totals(
-    connection: AsyncConnection, org_ids: Iterable[UUID], span: Span
-) -> dict[UUID, Mapping[str, Any]]:
-    """The measures of each org over the range; an org without events in it is absent."""
+    connection: AsyncConnection, book: Book, wanted: Iterable[tuple[str, Span, Sequence[UUID]]]
+) -> dict[tuple[UUID, str], Mapping[str, Any]]:
+    """The measures of orgs over spans, by org and the span's name. Where an org has no events, it is absent.
+
+    ``wanted`` are the names and spans, each with its orgs, all of which the book covers.
+    """
     values = Values()
-    wanted = values.bind(list(org_ids), "uuid[]")
+    values |= book.values
+    columns = ", ".join((KEY, *STORED, *_FAILURES))
     source = union(
-        f"SELECT org_id, {', '.join(_ORG)} FROM analytics.usage_{branch.grain}"
-        f" WHERE org_id = ANY({wanted}) AND {within(branch.spans, values)}"
-        for branch in totals_plan(span)
+        f"SELECT {values.bind(name, 'text')} AS name, {columns} FROM analytics.usage_{branch.grain}"
+        f" WHERE org_id = ANY({values.bind(list(org_ids), 'uuid[]')}) AND {within(branch.spans, values)}"
+        for name, span, org_ids in wanted
+        for branch in totals_plan(span, book.moments)
     )
-    text = f"SELECT org_id, {', '.join(_aggregates(_ORG))} FROM ({source}) AS figures GROUP BY org_id"
-    return {row[0]: _measures(row[1:], _ORG) for row in await rows(connection, text, values, tuple_row)}
+    key = "figures.org_id, figures.name"
+    sums = ", ".join(f"sum({book.of_row(name)})" for name in _ORG)
+    text = f"SELECT {key}, {sums} FROM ({source}) AS figures{book.join()} GROUP BY {key}"
+    await connection.execute(prices.SQL["no_loops"])
+    found = await rows(connection, text, values, tuple_row)
+    return {(org_id, name): _measures(sums, _ORG) for org_id, name, *sums in found}
 
 
 # --- parts of the statements, also for `api.reading.points` ---
@@ -268,20 +298,27 @@ def _keys(question: FiguresQuestion) -> tuple[str, ...]:
     return ("model_id",) * question.by_model + ("client_id",) * question.by_client
 
 
+def _grouping(keys: Sequence[str]) -> tuple[str, ...]:
+    return ("bucket", *(f"figures.{key}" for key in keys))
+
+
 def _source(
     question: FiguresQuestion,
     plan: Sequence[Branch],
     keys: Sequence[str],
     measures: Sequence[str],
     values: Values,
+    book: Book | None = None,
 ) -> str:
-    """The rows that a series is made of, each with the bucket that it falls into."""
-    columns = ", ".join((*(f"{_KEY_COLUMNS[key]} AS {key}" for key in keys), *measures))
-    return union(
-        f"SELECT {_bucket(branch, values)} AS bucket, {columns} FROM {table_of(question, branch.grain)}"
-        f" WHERE {condition(question, branch.spans, values)}"
+    """The rows ``figures`` that a series is made of, with the bucket that each falls into, and its rates."""
+    columns = [f"{_KEY_COLUMNS[key]} AS {key}" for key in keys if book is None or key != "model_id"]
+    columns += [KEY] * (book is not None) + [name for name in measures if name not in PRICED]
+    rows = union(
+        f"SELECT {_bucket(branch, values)} AS bucket, {', '.join(columns)}"
+        f" FROM {table_of(question, branch.grain)} WHERE {condition(question, branch.spans, values)}"
         for branch in plan
     )
+    return f"({rows}) AS figures{book.join() if book else ''}"
 
 
 def _bucket(branch: Branch, values: Values) -> str:

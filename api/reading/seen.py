@@ -44,9 +44,15 @@ LABELS_AT_ONCE: Final = 1000
 
 async def labels(connection: AsyncConnection, org_id: UUID, models: Iterable[UUID | str]) -> dict[str, Label]:
     """The labels of some models of an org, by the model's id as text. A model without labels is absent."""
+    values = labels_values(org_id, models)
+    found = await rows(connection, SQL["labels"], values, tuple_row) if values["labelled"] else []
+    return labels_of(found)
+
+
+def labels_values(org_id: UUID, models: Iterable[UUID | str]) -> dict[str, Any]:
+    """The values of the query ``labels`` for some models of an org."""
     wanted = [UUID(str(model)) for model in models]
-    values = {"org_id": org_id, "labelled": wanted, "labels_max": len(wanted)}
-    return labels_of(await rows(connection, SQL["labels"], values, tuple_row)) if wanted else {}
+    return {"org_id": org_id, "labelled": wanted, "labels_max": len(wanted)}
 
 
 def labels_of(found: Iterable[Sequence[Any]]) -> dict[str, Label]:

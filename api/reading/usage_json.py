@@ -6,18 +6,15 @@ The text is what `answers.UsagePoint` describes; a test compares the two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
-from api.answering.money import cents_half_even, dollars
+from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
 from api.asking.buckets import to_datetime
-from api.reading.figures import Finality
+from api.reading.figures import Finality, cost_basis
 from api.reading.rollups import USAGE, UsageRow
 from api.reading.seen import NO_LABEL, Label
-
-_ESTIMATED: Final = ',"currency":"USD","basis":"estimate"}'
-_UNPRICED: Final = 'null,"cost":{"amount":null,"currency":"USD","basis":"none"}'
 
 
 def series(
@@ -31,7 +28,8 @@ def series(
     clients: dict[str | None, str] = {}
     models: dict[str | None, str] = {None: _model(None, NO_LABEL)}
     points = []
-    for bucket, model, client, invocations, into, out, cost, read, write, write_1h, thought, unpriced in rows:
+    for bucket, model, client, *sums in rows:
+        invocations, into, out, microcents, read, write, write_1h, thought, *spent = sums
         if bucket not in heads:
             start = to_datetime(bucket).strftime("%Y-%m-%dT%H:%M:%SZ")
             heads[bucket] = (
@@ -44,22 +42,19 @@ def series(
             clients[client] = f'null,"value":{named}' if by_value else f'{named},"value":null'
         if model is not None and model not in models:
             models[model] = _model(model, labels.get(model, NO_LABEL))
-        if cost > 0 and cost % 1_000_000 != 500_000:  # `figures.cost` without its calls and its rarer cases
-            digits = f"{cost:09d}"
-            decimals = digits[-8:].rstrip("0").ljust(2, "0")
-            spent = (
-                f'{(cost + 500_000) // 1_000_000},"cost":{{"amount":"{digits[:-8]}.{decimals}"{_ESTIMATED}'
-            )
-        elif unpriced == invocations > 0:
-            spent = _UNPRICED
-        else:
-            spent = f'{cents_half_even(cost)},"cost":{{"amount":"{dollars(cost)}"{_ESTIMATED}'
+        unestimated, amount, booked, unpriced = spent
+        basis = cost_basis(invocations, booked, unpriced)
+        units = microcents * UNITS_PER_MICROCENT
+        estimate = "null" if unestimated == invocations > 0 else f'"{dollars(units)}"'
+        cents = "null" if estimate == "null" else cents_half_even(microcents)
+        cost = "null" if basis == "none" else estimate if basis == "estimate" else f'"{dollars(amount)}"'
         points.append(
             f'{head}{models[model]},"clientId":{clients[client]}'
             f',"invocations":{invocations},"inputTokens":{into},"outputTokens":{out}'
             f',"cacheReadTokens":{read},"cacheWriteTokens":{write},"cacheWrite1hTokens":{write_1h}'
-            f',"reasoningTokens":{thought},"costEstimateCents":{spent}'
-            f',"unpriced":{{"invocations":{unpriced}{tail}'
+            f',"reasoningTokens":{thought},"costEstimateCents":{cents}'
+            f',"cost":{{"amount":{cost},"currency":"USD","basis":"{basis}"}}'
+            f',"estimate":{{"amount":{estimate}}},"unpriced":{{"invocations":{unpriced}{tail}'
         )
     return msgspec.Raw(f"[{','.join(points)}]".encode())
 

@@ -1,9 +1,9 @@
 -- name: create
 -- Keep a new job. Idempotent by (org_id, idempotency_key) if the job has an idempotency key.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
-    idempotency_key, created_by, created_at, attempts)
+    idempotency_key, created_by, created_at, attempts, price_version, cost_basis)
 VALUES (%(job_id)s, %(org_id)s, 'pending', %(format)s, %(granularity)s, %(range_start)s, %(range_end)s,
-    %(models)s::uuid[], %(idempotency_key)s, %(created_by)s, %(created_at)s, 0)
+    %(models)s::uuid[], %(idempotency_key)s, %(created_by)s, %(created_at)s, 0, %(price_version)s, %(cost_basis)s)
 ON CONFLICT (org_id, idempotency_key) DO NOTHING
 
 -- name: by_idempotency_key
@@ -51,7 +51,7 @@ WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
 UPDATE analytics.export_jobs
 SET status = 'succeeded', claim = NULL, lease_until = NULL, completed_at = %(now)s,
     expires_at = %(expires_at)s, location = %(location)s, checksum = %(checksum)s, row_count = %(rows)s,
-    byte_count = %(bytes)s, watermark = %(watermark)s
+    byte_count = %(bytes)s, watermark = %(watermark)s, price_version = %(price_version)s
 WHERE job_id = %(job_id)s AND claim = %(claim)s AND status = 'running'
 
 -- name: give_back
@@ -86,9 +86,9 @@ WHERE s.org_id = %(org_id)s
 -- Make last month's job for each org with a schedule whose figures of that month are final. The idempotency key lets
 -- each job be made once.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
-    idempotency_key, created_by, created_at, attempts)
+    idempotency_key, created_by, created_at, attempts, price_version)
 SELECT gen_random_uuid(), s.org_id, 'pending', s.format, s.granularity, %(start)s, %(end)s, s.models,
-    %(idempotency_key)s, 'schedule', %(now)s, 0
+    %(idempotency_key)s, 'schedule', %(now)s, 0, (SELECT COALESCE(max(id), 0) FROM analytics.prices)
 FROM analytics.export_schedules AS s
 WHERE (
     SELECT CASE WHEN bool_and(p.watermark IS NOT NULL) THEN min(p.watermark) END

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.answering.money import cents_half_even, dollars
+from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from api.answering.money import cents_half_even, dollars
     ],
 )
 def test_dollars_are_exact_without_needless_zeros(microcents: int, text: str) -> None:
-    assert dollars(microcents) == text
+    assert dollars(microcents * UNITS_PER_MICROCENT) == text
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_half_a_cent_goes_to_the_even_neighbour(microcents: int, cents: int) -> 
 
 @given(st.integers(-(10**27), 10**27))  # as far as Decimal's 28 digits go
 def test_money_equals_decimal_arithmetic(microcents: int) -> None:
-    assert Decimal(dollars(microcents)) == Decimal(microcents).scaleb(-8)
+    assert Decimal(dollars(microcents)) == Decimal(microcents).scaleb(-20)
     assert cents_half_even(microcents) == int(
         Decimal(microcents).scaleb(-6).to_integral_value(ROUND_HALF_EVEN)
     )

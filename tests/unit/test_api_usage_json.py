@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.answering import answers
+from api.answering.money import UNITS_PER_MICROCENT
 from api.asking.buckets import Calendar, Granularity, to_datetime
 from api.reading import usage_json
 from api.reading.figures import Finality, usage_fields
@@ -28,11 +29,16 @@ COUNTS = st.integers(0, 2**70)
 
 
 def possible(row: tuple[Any, ...]) -> Any:
-    """The row with no more unpriced calls than calls, and without a cost if all are unpriced."""
-    *key, invocations, into, out, cost, read, write, write_1h, reasoning, unpriced = row
-    unpriced = min(unpriced, invocations)
-    cost *= unpriced < invocations
-    return (*key, invocations, into, out, cost, read, write, write_1h, reasoning, unpriced)
+    """The row with no more unpriced calls than calls, and with the producers' estimate if none is booked."""
+    *key, invocations, into, out, cost, read, write, write_1h, reasoning, unestimated, amount, booked, _ = row
+    unestimated = min(unestimated, invocations)
+    booked = min(booked, invocations)
+    cost *= unestimated < invocations
+    unpriced = min(unestimated, invocations - booked)
+    if not booked:
+        amount = cost * UNITS_PER_MICROCENT
+    spent = (unestimated, amount, booked, unpriced)
+    return (*key, invocations, into, out, cost, read, write, write_1h, reasoning, *spent)
 
 
 ROWS = st.tuples(
@@ -70,5 +76,5 @@ def test_each_row_is_the_point_it_stands_for(rows: list[Any], label: Label, by_v
     totals = usage_json.totals(rows)
     measures = [sums for _, _, _, *sums in rows]
     assert list(totals.values()) == [sum(sums[i] for sums in measures) for i in range(len(USAGE))]
-    amounts = [Decimal(point.cost.amount) * 10**8 for point in points if point.cost.amount is not None]
-    assert sum(amounts) == totals["cost_microcents"]
+    amounts = [Decimal(point.cost.amount) * 10**20 for point in points if point.cost.amount is not None]
+    assert sum(amounts) == totals["amount"]

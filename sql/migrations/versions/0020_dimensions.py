@@ -7,7 +7,7 @@ row is rewritten. The tables of clients stay as they are.
 from alembic import op
 
 revision = "0020"
-down_revision = "0014"
+down_revision = "0015"
 
 _FIGURES = """
     invocations bigint NOT NULL,

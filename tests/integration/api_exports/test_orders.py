@@ -293,7 +293,7 @@ def test_no_part_of_a_cell_runs_whatever_the_spreadsheet_splits_at(
         shown = [
             text or ""
             for (text,) in connection.execute(
-                f"SELECT {files._CELL} FROM unnest(%s::text[]) WITH ORDINALITY AS n (client_id, place)"
+                f"SELECT {files._cell('name')} FROM unnest(%s::text[]) WITH ORDINALITY AS n (name, place)"
                 " ORDER BY place",
                 (names,),
             )

@@ -1,0 +1,130 @@
+"""The price book as answers need it: what it says about the models of some orgs, and SQL that prices rows.
+
+An answer reads the book first, and then the rows of usage, in the same snapshot. The book names the moments
+at which a price changes. No row that is read spans such a moment (see `api.asking.buckets.cover`), so each
+row has one price: that of its org, model, rate class and hour. Where the book has no price, the row costs
+what its producers estimated.
+
+Costs are whole numbers of 10^-20 dollars (`api.answering.money`), so sums of them are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg.rows import scalar_row, tuple_row
+
+from api.answering.money import UNITS_PER_MICROCENT
+from api.answering.problems import Fault, invalid_parameters
+from api.asking.buckets import Span, to_datetime
+from api.asking.params import PRICE_VERSION, CostBasis
+from api.asking.questions import Pricing
+from api.reading.database import rows
+from pipeline.common.connect import AsyncConnection
+from sql import queries
+
+SQL: Final = queries.load("book")
+PRICED: Final = ("amount", "booked", "unpriced")
+"""Measures that the book adds to a row of usage: what its calls cost, how many of them the book prices, and
+how many have no known cost."""
+
+_IN_BOOK: Final = "rates.request IS NOT NULL"
+_SPENT: Final = (
+    "invocations * rates.request + input_tokens * rates.input + output_tokens * rates.output"
+    " + cache_read_tokens * rates.cache_read + cache_write_tokens * rates.cache_write"
+    " + cache_write_1h_tokens * rates.cache_write_1h + reasoning_tokens * rates.reasoning"
+)
+_ESTIMATED: Final = {
+    "amount": f"cost_microcents * {UNITS_PER_MICROCENT}::numeric",
+    "booked": "0",
+    "unpriced": "unestimated",
+}
+_NOT_ESTIMATED: Final = {"amount": "0", "booked": "0", "unpriced": "invocations"}
+_BOOKED: Final = {"amount": _SPENT, "booked": "invocations", "unpriced": "0"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Book:
+    """What a version of the book says about the models of some orgs in a range.
+
+    ``sheets`` is JSON, or None if there are no prices to look at. ``moments`` are the minutes at which a
+    price changes.
+    """
+
+    version: int
+    basis: CostBasis
+    org_ids: Sequence[UUID]
+    sheets: str | None
+    moments: Sequence[int]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values of the SQL that this class makes."""
+        return {"org_ids": self.org_ids, "sheets": self.sheets}
+
+    def join(self) -> str:
+        """Joins the rows ``figures`` of usage, which have the columns of their key, with their rates."""
+        if self.sheets is None:
+            return ""
+        return (
+            f" LEFT JOIN ({SQL['rates']}) AS rates ON rates.org_id = figures.org_id"
+            " AND rates.model_id = figures.model_id AND rates.rate_class = figures.rate_class"
+            " AND rates.valid_from <= figures.bucket_start AND figures.bucket_start < rates.valid_to"
+        )
+
+    def of_row(self, measure: str) -> str:
+        """The SQL of a measure of a row ``figures`` that `join` has joined with its rates."""
+        without = _NOT_ESTIMATED if self.basis is CostBasis.BOOK else _ESTIMATED
+        if measure not in PRICED:
+            return f"figures.{measure}"
+        if self.sheets is None:
+            return without[measure]
+        return f"CASE WHEN {_IN_BOOK} THEN {_BOOKED[measure]} ELSE {without[measure]} END"
+
+
+async def read(connection: AsyncConnection, pricing: Pricing, org_ids: Sequence[UUID], span: Span) -> Book:
+    """The book for rows of the span. Raises `Problem` as `book_of`."""
+    (row,) = await rows(connection, SQL["book"], values_of(pricing, org_ids, span), tuple_row)
+    return book_of(row, pricing, org_ids)
+
+
+async def version(connection: AsyncConnection, pricing: Pricing) -> int:
+    """The version to price at. Raises `Problem` as `book_of`."""
+    (newest,) = await rows(connection, SQL["version"], {}, scalar_row)
+    return check_version(pricing.version, newest)
+
+
+def values_of(pricing: Pricing, org_ids: Iterable[UUID], span: Span) -> dict[str, Any]:
+    """The values of the query ``book``, for rows of the span."""
+    return {
+        "org_ids": list(org_ids),
+        "price_version": pricing.version,
+        "priced_from": to_datetime(span.start),
+        "priced_to": to_datetime(span.end),
+    }
+
+
+def book_of(row: Sequence[Any], pricing: Pricing, org_ids: Iterable[UUID]) -> Book:
+    """The book from the row of the query ``book``.
+
+    Raises:
+        Problem: 400, the book has no such version yet.
+    """
+    newest, sheets, moments = row
+    of_book = check_version(pricing.version, newest)
+    if pricing.basis is CostBasis.ESTIMATE or sheets is None:
+        sheets, moments = None, ()
+    return Book(
+        version=of_book, basis=pricing.basis, org_ids=list(org_ids), sheets=sheets, moments=tuple(moments)
+    )
+
+
+def check_version(asked: int | None, newest: int) -> int:
+    """The version of the book that is asked for. Raises `Problem` 400 if there is none yet."""
+    if asked is not None and asked > newest:
+        message = f"the price book has no version {asked} yet; its newest is {newest}"
+        raise invalid_parameters([Fault(PRICE_VERSION.name, message)])
+    return newest if asked is None else asked
