@@ -117,7 +117,7 @@ def test_a_missing_or_old_schema_is_said_to_be_so(
     with fresh_database(embedded_postgres) as url, served({"DATABASE_URL": url}, NOW) as server:
         server.ok(USAGE, RANGE)
         with psycopg.connect(url) as connection:
-            connection.execute("ALTER TABLE analytics.usage_day DROP COLUMN cost_microcents")
+            connection.execute("ALTER TABLE analytics.usage_day DROP COLUMN cost_microcents CASCADE")
         status, ready = server.get(f"{BASE}/status/readyz")
         assert status == 503
         assert "usage_day.cost_microcents" in ready["components"]["schema"]["detail"]

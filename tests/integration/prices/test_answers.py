@@ -1,0 +1,268 @@
+"""One truth about what was spent: every answer and file says what a naive count says, on both databases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.prices import book, compare
+from sql import migrate
+from tests.support.access import reader_of
+from tests.support.api_facts import rfc3339
+from tests.support.api_server import BASE, Api, served
+from tests.support.exports import downloaded, made
+from tests.support.live import Events, check_equals_rest
+from tests.support.price_books import price, write
+from tests.support.priced_usage import (
+    EVERYTHING,
+    NOW,
+    WATERMARK,
+    Spent,
+    World,
+    amount,
+    key_of,
+    loaded,
+    shown,
+)
+from tests.support.spend_rows import BOOK, DAY, MODELS, ORGS, rows
+
+SLOW = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
+ZONES = ("UTC", "America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati")
+
+
+class Place:
+    """A database with a priced usage, and an API that reads it."""
+
+    def __init__(self, url: str, world: World, server: Api) -> None:
+        self.url = url
+        self.world = world
+        self.server = server
+        self.version = max(row.id for row in world.book)
+
+    def usage(self, org: str, query: Mapping[str, Any]) -> Any:
+        return self.server.ok(f"{BASE}/orgs/{org}/usage", query)
+
+    def exported(self, org: str, body: Mapping[str, Any]) -> tuple[Any, bytes]:
+        path = f"{BASE}/orgs/{org}/exports"
+        job = made(self.server, body, path)
+        assert job["status"] == "succeeded", job
+        return job, downloaded(self.server, job, path)
+
+
+@pytest.fixture(params=["embedded_postgres_url", "timescale"])
+def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
+    url = request.getfixturevalue(request.param)
+    migrate.upgrade(url)
+    world = loaded(url)
+    narrow = request.param == "embedded_postgres_url"  # the other server wants a password of each login
+    for login in reader_of(url) if narrow else [url]:
+        environment = {
+            "DATABASE_URL": login,
+            "API_ALLOW_PRIVILEGED": str(not narrow).lower(),
+            "EXPORT_DIR": str(tmp_path / "exports"),
+        }
+        with served(environment, NOW) as server:
+            yield Place(url, world, server)
+
+
+@st.composite
+def questions(draw: st.DrawFn) -> dict[str, Any]:
+    granularity = draw(st.sampled_from(("minute", "hour", "day", "month")))
+    groups = draw(st.sampled_from(((), ("model",), ("client",), ("model", "client"))))
+    zone = draw(st.sampled_from(ZONES))
+    if "client" in groups and (granularity == "minute" or zone == "Asia/Kolkata"):
+        zone, granularity = "UTC", "day"
+    hours = draw(st.integers(1, 24 if granularity == "minute" else 80))
+    start = DAY + timedelta(hours=draw(st.integers(-4, 70)))
+    return {
+        "start": start,
+        "end": start + timedelta(hours=hours),
+        "granularity": granularity,
+        "groupBy": groups,
+        "timeZone": zone,
+        "modelId": sorted(draw(st.sets(st.sampled_from(sorted(MODELS)), max_size=3))),
+        "limit": draw(st.sampled_from((1, 7, 10_000))),
+        "costBasis": draw(st.sampled_from(("auto", "auto", "book", "estimate"))),
+        "version": draw(st.none() | st.integers(0, len(BOOK))),
+    }
+
+
+def key_in(point: Mapping[str, Any]) -> tuple[str, str, str]:
+    return point["bucketStart"], point["modelId"] or "", point["clientId"] or ""
+
+
+@settings(max_examples=60, suppress_health_check=SLOW)
+@given(asked=questions(), org=st.sampled_from(ORGS))
+def test_every_page_of_every_question_costs_what_a_naive_count_says(
+    place: Place, asked: dict[str, Any], org: str
+) -> None:
+    version = place.version if asked["version"] is None else asked["version"]
+    parts = [
+        part
+        for part in place.world.parts(org)
+        if asked["start"] <= part.minute < asked["end"] and part.model in (asked["modelId"] or MODELS)
+    ]
+    key = key_of(asked["granularity"], asked["timeZone"], asked["groupBy"])
+    basis = asked["costBasis"]
+    expected = place.world.series(parts, key, version, basis)
+    query = {
+        **{name: value for name, value in asked.items() if name != "version"},
+        "start": rfc3339(asked["start"]),
+        "end": rfc3339(asked["end"]),
+        "groupBy": asked["groupBy"] or ("none",),
+        **({} if asked["version"] is None else {"priceVersion": version}),
+    }
+    found: list[tuple[Any, Spent]] = []
+    cursor: dict[str, str] = {}
+    for _ in range(4 if asked["limit"] == 1 else 1000):
+        page = place.usage(org, query | cursor)
+        assert page["priceVersion"] == version
+        assert shown(page["totals"]) == place.world.spent(parts, version, basis)
+        found += [(key_in(point), shown(point)) for point in page["series"]]
+        if page["nextCursor"] is None:
+            assert len(found) == len(expected)
+            break
+        cursor = {"cursor": page["nextCursor"]}
+    assert found == list(expected.items())[: len(found)]
+
+
+def test_rest_live_files_and_views_agree_at_one_version(place: Place) -> None:
+    world, day = place.world, key_of("day", "UTC", ("model", "client"))
+    for org in ORGS:
+        parts = list(world.parts(org))
+        total = world.spent(parts)
+        assert total[1] == "mixed"
+        by_day = world.series(parts, day)
+        totals = place.usage(org, EVERYTHING)["totals"]
+        assert shown(totals) == total
+        body = {"timeRange": EVERYTHING, "granularity": "daily"}
+        job, data = place.exported(org, body)
+        assert (job["priceVersion"], job["costBasis"]) == (place.version, "auto")
+        lines = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+        assert {
+            (row["bucketStart"], row["modelId"], row["clientId"]): (
+                amount(row["costAmount"]),
+                row["costBasis"],
+                amount(row["estimateAmount"]),
+                int(row["unpricedInvocations"]),
+            )
+            for row in lines
+        } == by_day
+        assert {(row["modelId"], row["provider"], row["modelName"]) for row in lines} == {
+            (model, *names) for model, names in MODELS.items()
+        }
+        assert {row["priceVersion"] for row in lines} == {str(place.version)}
+        _, data = place.exported(org, {**body, "format": "parquet"})
+        table = pq.read_table(io.BytesIO(data)).to_pylist()
+        assert {
+            (rfc3339(row["bucketStart"]), row["modelId"], row["clientId"]): (
+                row["costAmount"],
+                row["costBasis"],
+                row["estimateAmount"],
+                row["unpricedInvocations"],
+            )
+            for row in table
+        } == by_day
+        assert {(row["modelId"], row["provider"] or "", row["modelName"] or "") for row in table} == {
+            (model, *names) for model, names in MODELS.items()
+        }
+        _, data = place.exported(org, {**body, "format": "focus-1.2"})
+        for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
+            key = row["ChargePeriodStart"], row["x_ModelId"], row["x_ClientId"]
+            cost, basis, estimate, unpriced = by_day[key]
+            for name in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"):
+                assert Decimal(row[name]) == (cost or 0)  # FOCUS allows no empty cost
+            assert (row["x_CostBasis"], amount(row["x_EstimateAmount"])) == (basis, estimate)
+            assert int(row["x_UnpricedInvocations"]) == unpriced
+            assert (row["x_Provider"], row["x_ModelName"]) == MODELS[row["x_ModelId"]]
+        with closing(Events(place.server, org)) as events:
+            _, live = events.until("usage")
+        check_equals_rest(place.server, org, live)
+        assert live["priceVersion"] == place.version
+        assert datetime.fromisoformat(live["watermark"]) == WATERMARK
+        assert shown(live["month"]) == total
+        with psycopg.connect(place.url) as connection:
+            for table_name in ("spend_hour", "spend_day"):
+                query = f"SELECT sum(cost) AS cost, sum(unpriced) AS unpriced FROM analytics.{table_name}"
+                [view] = rows(connection, f"{query} WHERE org_id = %s", (org,))
+                assert (view["cost"], view["unpriced"]) == (total[0], total[3])
+    listed = place.server.ok(f"{BASE}/orgs", EVERYTHING)
+    assert listed["priceVersion"] == place.version
+    assert {item["orgId"]: shown(item) for item in listed["items"]} == {
+        org: world.spent(world.parts(org)) for org in ORGS
+    }
+
+
+def test_a_correction_leaves_answers_of_the_old_version_as_they_were(place: Place) -> None:
+    org, old = ORGS[0], {"priceVersion": place.version}
+    path = f"{BASE}/orgs/{org}/usage"
+    before = place.server.request("GET", path, EVERYTHING | old)
+    by_month = EVERYTHING | {"granularity": "month"}
+    newest = place.server.request("GET", path, by_month)
+    order = {"timeRange": EVERYTHING}
+    _, file = place.exported(org, order)
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        rows_before = _rows(connection)
+        write(connection, [[price(rate=Decimal("3.25"), valid_from=DAY - timedelta(days=9))]])
+        assert _rows(connection) == rows_before, "no row of usage was written"
+    tag = {"If-None-Match": before[1]["ETag"]}
+    assert place.server.request("GET", path, EVERYTHING | old)[2] == before[2]
+    assert place.server.request("GET", path, EVERYTHING | old, headers=tag)[0] == 304
+    tag = {"If-None-Match": newest[1]["ETag"]}
+    assert place.server.request("GET", path, by_month, headers=tag)[0] == 200, "the book has changed"
+    assert place.exported(org, order | old)[1] == file
+    span = {"start": DAY, "end": DAY + timedelta(days=3)}
+    with book.connected(place.url) as connection:
+        said = compare.between_versions(
+            connection, place.version, place.version + 1, orgs=[UUID(org)], **span
+        )
+    after = place.usage(org, by_month)
+    assert after["priceVersion"] == place.version + 1
+    by_model = [
+        {point["modelId"]: shown(point)[0] for point in answer["series"]}
+        for answer in (json.loads(newest[2]), after)
+    ]
+    assert {
+        model: (was, now)
+        for model, was, now in zip(by_model[0], *map(dict.values, by_model), strict=True)
+        if was != now
+    } == {str(one.model_id): (one.before, one.after) for one in said}
+    assert len(said) == 1
+
+
+def _rows(connection: psycopg.Connection[Any]) -> list[Any]:
+    return [
+        connection.execute(f"SELECT xmin::text, ctid::text FROM analytics.{table} ORDER BY 1, 2").fetchall()
+        for table in ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day")
+    ]
+
+
+def test_a_version_that_is_yet_to_come_is_refused(place: Place) -> None:
+    version = {"priceVersion": place.version + 1}
+    for path in (f"{BASE}/orgs/{ORGS[0]}/usage", f"{BASE}/orgs"):
+        status, problem = place.server.get(path, EVERYTHING | version)
+        assert status == 400
+        assert problem["errors"] == [
+            {
+                "field": "priceVersion",
+                "message": f"the price book has no version {place.version + 1} yet;"
+                f" its newest is {place.version}",
+            }
+        ]
+    assert place.usage(ORGS[0], EVERYTHING)["priceVersion"] == place.version
+    status, problem = place.server.get(f"{BASE}/orgs/{UUID(int=1)}/usage", EVERYTHING | {"costBasis": "b"})
+    assert status == 400
+    assert problem["errors"][0]["field"] == "costBasis"
