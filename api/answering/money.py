@@ -9,20 +9,25 @@ from __future__ import annotations
 from typing import Final
 
 MICROCENTS_PER_CENT: Final = 10**6
+MICROCENT_DECIMALS: Final = 8
+"""A dollar is ten to the power of this many microcents, and of so many units:"""
 UNIT_DECIMALS: Final = 20
-"""A dollar is ten to the power of this many units."""
-UNITS_PER_MICROCENT: Final = 10 ** (UNIT_DECIMALS - 8)
+UNITS_PER_MICROCENT: Final = 10 ** (UNIT_DECIMALS - MICROCENT_DECIMALS)
 
 
-def dollars(units: int) -> str:
-    """Exact US dollars, with at least two decimals: 12_345 * 10**17 is ``12.345``."""
-    digits = f"{abs(units):0{UNIT_DECIMALS + 1}d}"
-    decimals = digits[-UNIT_DECIMALS:].rstrip("0").ljust(2, "0")
-    return f"{'-' if units < 0 else ''}{digits[:-UNIT_DECIMALS]}.{decimals}"
+def dollars(number: int, decimals: int = UNIT_DECIMALS) -> str:
+    """Exact US dollars, with at least two decimals: 12_345 * 10**17 units are ``12.345``.
+
+    ``number`` is in units, or in microcents with their decimals. Answers have thousands of amounts, so this
+    is made of what strings do fastest.
+    """
+    digits = str(abs(number)).zfill(decimals + 1)
+    cents = 2 - decimals
+    text = f"{digits[:-decimals]}.{digits[-decimals:cents]}{digits[cents:].rstrip('0')}"
+    return text if number >= 0 else f"-{text}"
 
 
 def cents_half_even(microcents: int) -> int:
     """Whole cents; a half cent goes to the even neighbour."""
-    cents, rest = divmod(microcents, MICROCENTS_PER_CENT)
-    half = MICROCENTS_PER_CENT // 2
-    return cents + (rest > half or (rest == half and cents % 2 == 1))
+    is_odd = microcents // MICROCENTS_PER_CENT & 1
+    return (microcents + MICROCENTS_PER_CENT // 2 - 1 + is_odd) // MICROCENTS_PER_CENT

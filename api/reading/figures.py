@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from api.answering.answers import Cost, Errors, Estimate, Latency, Unpriced
-from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
+from api.answering.money import MICROCENT_DECIMALS, cents_half_even, dollars
 from api.asking.buckets import Calendar, to_datetime
 from api.asking.questions import FiguresQuestion
 from api.reading import points, prices, rollups, seen
@@ -168,7 +168,7 @@ def spend_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
     calls = measures["invocations"]
     basis = cost_basis(calls, measures["booked"], measures["unpriced"])
     estimated = calls == 0 or measures["unestimated"] < calls
-    estimate = dollars(measures["cost_microcents"] * UNITS_PER_MICROCENT) if estimated else None
+    estimate = dollars(measures["cost_microcents"], MICROCENT_DECIMALS) if estimated else None
     amount = None if basis == "none" else dollars(measures["amount"])
     return {
         "cost": Cost(amount=amount, currency="USD", basis=basis),

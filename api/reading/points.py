@@ -21,6 +21,7 @@ from api.reading.prices import PRICED, Book
 from api.reading.rollups import (
     KEY,
     STORED,
+    USAGE,
     UsageRow,
     Values,
     condition,
@@ -33,6 +34,8 @@ from api.reading.rollups import (
 _BEFORE: Final = "before"
 _AFTER: Final = "after"
 
+_AMOUNT: Final = 3 + USAGE.index("amount")
+"""The place of the amount in a row. It comes as text, which is read faster than numeric."""
 _ROWS_OF_POINT: Final = 2
 """How many rows of each partition are read for a point. A point has a row for each rate class, mostly one.
 If a page needs more rows, it is read by `api.reading.rollups`."""
@@ -93,7 +96,7 @@ class PlainSeries:
         if self.edges[_BEFORE]:
             found += exact(parts.pop(0))
         plain = parts.pop(0)
-        found += _joined(exact(plain))
+        found += _joined([(*row[:_AMOUNT], int(row[_AMOUNT]), *row[_AMOUNT + 1 :]) for row in plain])
         if len(plain) == self._rows_of_partition * max(partitions, 1):
             found.pop()  # there may be more rows of this point
             return found[: limit + 1] if len(found) > limit else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
+from api.answering.money import MICROCENT_DECIMALS, cents_half_even, dollars
 from api.asking.buckets import to_datetime
 from api.reading.figures import Finality, cost_basis
 from api.reading.rollups import USAGE, UsageRow
@@ -43,10 +43,10 @@ def series(
         if model is not None and model not in models:
             models[model] = _model(model, labels.get(model, NO_LABEL))
         unestimated, amount, booked, unpriced = spent
+        estimated = unestimated < invocations or not invocations
+        estimate = f'"{dollars(microcents, MICROCENT_DECIMALS)}"' if estimated else "null"
+        cents = cents_half_even(microcents) if estimated else "null"
         basis = cost_basis(invocations, booked, unpriced)
-        units = microcents * UNITS_PER_MICROCENT
-        estimate = "null" if unestimated == invocations > 0 else f'"{dollars(units)}"'
-        cents = "null" if estimate == "null" else cents_half_even(microcents)
         cost = "null" if basis == "none" else estimate if basis == "estimate" else f'"{dollars(amount)}"'
         points.append(
             f'{head}{models[model]},"clientId":{clients[client]}'

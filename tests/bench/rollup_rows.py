@@ -122,7 +122,9 @@ def _load(
     while at < end:
         since = (at - _CHUNK_EPOCH) % chunk
         upto = min(end, at + chunk - since)
-        with connection.cursor().copy(f"COPY analytics.{table} FROM STDIN (FORMAT binary)") as copy:
+        with connection.cursor().copy(
+            f"COPY analytics.{table} ({records.columns}) FROM STDIN (FORMAT binary)"
+        ) as copy:
             copy.write(_HEADER)
             for part in records.between(at, upto, step):
                 copy.write(part)
@@ -156,6 +158,12 @@ class Records:
         if by_client:
             row["client_id"] = [key[2].encode() for key in keys]
 
+    @property
+    def columns(self) -> str:
+        """The columns of a record, in its order."""
+        names = (name.removeprefix("len_") for name in self._dtype.names or () if name.startswith("len_"))
+        return ", ".join(names)
+
     def between(self, start: datetime, end: datetime, step: timedelta) -> Iterator[bytes]:
         """Rows of the buckets in [start, end), some buckets at a time."""
         count = -(-(end - start) // step)
@@ -187,7 +195,7 @@ def _dtype(sketch_bytes: int, *, by_client: bool) -> np.dtype[Any]:
     columns: list[tuple[str, str]] = [("org_id", "V16"), ("bucket_start", ">i8"), ("model_id", "V16")]
     if by_client:
         columns.append(("client_id", f"S{len(client(0))}"))
-    columns.append(("partition", ">i2"))
+    columns += [("rate_class", ">i2"), ("partition", ">i2")]
     columns += [(name, ">i8") for name in MEASURES]
     columns += [("latency_max_ms", ">i4"), ("latency_sketch", f"V{sketch_bytes}")]
     columns += [("revision", ">i4"), ("updated_at", ">i8")]

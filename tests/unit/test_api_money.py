@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
+from api.answering.money import MICROCENT_DECIMALS, UNITS_PER_MICROCENT, cents_half_even, dollars
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from api.answering.money import UNITS_PER_MICROCENT, cents_half_even, dollars
     ],
 )
 def test_dollars_are_exact_without_needless_zeros(microcents: int, text: str) -> None:
-    assert dollars(microcents * UNITS_PER_MICROCENT) == text
+    assert dollars(microcents, MICROCENT_DECIMALS) == dollars(microcents * UNITS_PER_MICROCENT) == text
 
 
 @pytest.mark.parametrize(
