@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from api.asking.buckets import Branch, Span, series_plan, to_datetime
 from api.asking.questions import FiguresQuestion
-from api.reading.prices import PRICED, Book
+from api.reading.prices import Book
 from api.reading.rollups import (
     KEY,
     STORED,
@@ -134,8 +134,8 @@ class PlainSeries:
             passed += [values.bind(after.client_id, "text")] * question.by_client
             where += f" AND (bucket_start, model_id{self._order}) > ({', '.join(passed)})"
         table = table_of(question, self.branch.grain)
-        measures = [self.book.of_row(name) for name in STORED]
-        measures += [f"({self.book.of_row(name)})::text" for name in PRICED]
+        measures = [self.book.of_row(name) for name in USAGE]
+        measures[USAGE.index("amount")] += "::text"
         return _POINTS.format(
             table=table,
             where=where,

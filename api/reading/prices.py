@@ -81,8 +81,8 @@ class Book:
         if measure not in PRICED:
             return f"figures.{measure}"
         if self.sheets is None:
-            return without[measure]
-        return f"CASE WHEN {_IN_BOOK} THEN {_BOOKED[measure]} ELSE {without[measure]} END"
+            return f"({without[measure]})"
+        return f"(CASE WHEN {_IN_BOOK} THEN {_BOOKED[measure]} ELSE {without[measure]} END)"
 
 
 async def read(connection: AsyncConnection, pricing: Pricing, org_ids: Sequence[UUID], span: Span) -> Book:
