@@ -45,6 +45,7 @@ from api.health import readiness
 from api.live.hub import Hub
 from api.live.streams import Live
 from api.metrics import Metrics
+from api.prices.routes import Prices
 from api.reading import seen
 from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
@@ -200,6 +201,13 @@ def _handlers(
             cursors=cursors,
             clock=clock,
             wake=held.runner.wake if held.runner else lambda: None,
+        ),
+        prices=Prices(
+            database=held.database,
+            config=config.database,
+            ranges=config.ranges,
+            parser=parser,
+            cursors=cursors,
         ),
     )
 

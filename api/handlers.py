@@ -26,6 +26,7 @@ from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import CONTENT_TYPE, Metrics
+from api.prices.routes import Prices
 from api.reading import prices, rollups, seen, usage_json
 from api.reading.database import Database
 from api.reading.figures import (
@@ -72,6 +73,7 @@ class Handlers:
     document: Callable[[], bytes]
     live: Live
     exports: Exports
+    prices: Prices
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)

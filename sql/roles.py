@@ -1,8 +1,9 @@
-"""The role of the API in the database: it reads rollups, and writes only the API's own tables.
+"""The roles of the API in the database: it reads rollups, and writes only the API's own tables.
 
 ``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
-LOGIN PASSWORD '…' IN ROLE spendstream_reader``. `apply` is idempotent and runs at the end of every migration,
-so new tables get their rights.
+LOGIN PASSWORD '…' IN ROLE spendstream_reader``. If the API is to change the price book, its login is also in
+``spendstream_pricer``. `apply` is idempotent and runs at the end of every migration, so new tables get their
+rights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ READABLE: Final = (
     "clients_seen",
     "values_seen",
     "rate_classes",
-    "prices",
     "price_sheets",
     "model_labels",
     "spend_hour",
@@ -43,7 +43,11 @@ READABLE: Final = (
 """The tables that the API may read and only the worker writes. Dedupe ids and dead letters are not among
 them: dead letters hold original events."""
 
+PRICER: Final = "spendstream_pricer"
+"""The role that may append to the price book. Logins of BI tools are in `READER`, and must not have it."""
+
 OWN: Final = {
+    "prices": "SELECT",
     "audit_log": "INSERT",
     "api_keys": "SELECT, UPDATE (last_used_at)",
     "export_jobs": "SELECT, INSERT, UPDATE",
@@ -64,13 +68,15 @@ def apply(connection: Connection) -> str:
     """Create the role if it is missing, and grant its rights; a note on how to use the role."""
     try:
         with connection.begin_nested():
-            _create(connection)
+            _create(connection, READER)
+            _create(connection, PRICER)
             connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {READER}"))
             for table in READABLE:
                 connection.execute(text(f"GRANT SELECT ON {SCHEMA}.{table} TO {READER}"))
             for table, rights in OWN.items():
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {READER}"))
             connection.execute(text(f"GRANT SELECT ON {SCHEMA}.alembic_version TO {READER}"))
+            connection.execute(text(f"GRANT INSERT ON {SCHEMA}.prices TO {PRICER}"))
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise
@@ -79,13 +85,13 @@ def apply(connection: Connection) -> str:
     return f"role {READER} may read rollups: let the API log in as a role that is IN ROLE {READER}"
 
 
-def _create(connection: Connection) -> None:
+def _create(connection: Connection, role: str) -> None:
     exists = text("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = :name")
-    if connection.scalar(exists, {"name": READER}):
+    if connection.scalar(exists, {"name": role}):
         return
     try:
         with connection.begin_nested():
-            connection.execute(text(f"CREATE ROLE {READER} NOLOGIN"))
+            connection.execute(text(f"CREATE ROLE {role} NOLOGIN"))
     except DBAPIError:  # another database of this server was migrated at the same time
-        if not connection.scalar(exists, {"name": READER}):
+        if not connection.scalar(exists, {"name": role}):
             raise

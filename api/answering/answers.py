@@ -283,6 +283,67 @@ class Orgs(Answer):
     next_cursor: str | None
 
 
+class Price(Answer):
+    """A row of the price book. ``rate`` is exact: US dollars for a million tokens, for ``request`` US dollars
+    for a call, for ``discount`` percent; null in a row that ``retracts`` another. ``orgId`` null: the price
+    holds for everyone. Only administrators see ``recordedBy``."""
+
+    id: Count
+    provider: str
+    model_name: str
+    service_tier: str
+    context_from: Count
+    kind: str
+    rate: str | None
+    valid_from: Time
+    valid_to: Time | None
+    org_id: UUID | None
+    source: str
+    basis: str
+    recorded_by: str | None
+    recorded_at: Time
+    retracts: Count | None
+    retracted_by: Count | None
+
+
+class Prices(Answer):
+    """In the order in which they were recorded, as of ``priceVersion``."""
+
+    items: list[Price]
+    price_version: Count
+    next_cursor: str | None
+
+
+class BookChange(Answer):
+    """``priceVersion`` is the newest version of the book now. ``appended`` are the rows that were appended:
+    none if the book said all of it already."""
+
+    price_version: Count
+    appended: list[Price]
+
+
+class PriceDifference(Answer):
+    """What the calls of an org to a model cost before and after, in US dollars, exact; null if unknown."""
+
+    org_id: UUID
+    model_id: UUID
+    provider: str | None
+    model_name: str | None
+    invocations: Count
+    before: Amount | None
+    after: Amount | None
+    by: Amount
+    unpriced_before: Count
+    unpriced_after: Count
+
+
+class PriceDifferences(Answer):
+    """Only models whose cost differs. ``by`` is the sum over all of them."""
+
+    items: list[PriceDifference]
+    by: Amount
+
+
 class ExportJob(Answer):
     """``outputUri`` names the object; ``download`` gives a link to it. ``checksum`` is SHA-256 in
     hexadecimal, ``watermark`` that of the snapshot which the file shows. ``priceVersion`` is the version of

@@ -6,6 +6,7 @@ and 12 for a call, and a discount adds at most 8. So every amount is a whole num
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Final
 
 MICROCENTS_PER_CENT: Final = 10**6
@@ -25,6 +26,12 @@ def dollars(number: int, decimals: int = UNIT_DECIMALS) -> str:
     cents = 2 - decimals
     text = f"{digits[:-decimals]}.{digits[-decimals:cents]}{digits[cents:].rstrip('0')}"
     return text if number >= 0 else f"-{text}"
+
+
+def dollars_of(amount: Decimal) -> str:
+    """An exact number of dollars as `dollars` writes it."""
+    whole, _, decimals = f"{amount:f}".partition(".")
+    return f"{whole}.{decimals.rstrip('0'):0<2}"
 
 
 def cents_half_even(microcents: int) -> int:

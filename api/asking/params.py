@@ -20,6 +20,7 @@ from multidict import MultiMapping
 from api.answering.problems import Fault, invalid_parameters
 from api.asking.buckets import Granularity, to_minute, zone_names
 from pipeline.core import wire
+from pipeline.prices.price import KINDS
 
 LIMIT_DEFAULT: Final = 1000
 MODEL: Final = "model"
@@ -152,6 +153,33 @@ COST_BASIS = Parameter(
     schema={"type": "string", "enum": [basis.value for basis in CostBasis], "default": "auto"},
 )
 
+PROVIDER = Parameter(
+    name="provider", help="Only prices of this provider.", schema={"type": "string", "maxLength": 64}
+)
+MODEL_NAME = Parameter(
+    name="modelName", help="Only prices of this model.", schema={"type": "string", "maxLength": 128}
+)
+ORG_ID = Parameter(name="orgId", help="Only the prices and discounts of this org.", schema=_UUID_SCHEMA)
+KIND = Parameter(
+    name="kind", help="Only prices of this kind.", schema={"type": "string", "enum": list(KINDS)}
+)
+SERVICE_TIER = Parameter(
+    name="serviceTier",
+    help="Only prices of this service tier.",
+    schema={"type": "string", "enum": list(wire.SERVICE_TIERS)},
+)
+AT = Parameter(name="at", help="Only prices that are valid then; a whole minute.", schema=_TIME_SCHEMA)
+VERSION = Parameter(
+    name="version",
+    help="As of this version of the book; without it, the newest.",
+    schema={"type": "integer", "minimum": 0, "maximum": VERSION_MAX},
+)
+RETRACTED = Parameter(
+    name="retracted",
+    help="Also prices that are retracted, and the rows that retract them.",
+    schema={"type": "boolean", "default": False},
+)
+
 EXPIRES = Parameter(
     name="expires",
     help="When the link ends, in seconds since 1970.",
@@ -167,9 +195,21 @@ PRICING: Final = (PRICE_VERSION, COST_BASIS)
 USAGE: Final = (*FIGURES, *PRICING)
 ORGS: Final = (START, END, LIMIT, CURSOR, *PRICING)
 LISTING: Final = (LIMIT, CURSOR)
+PRICES: Final = (
+    PROVIDER,
+    MODEL_NAME,
+    ORG_ID,
+    KIND,
+    SERVICE_TIER,
+    AT,
+    VERSION,
+    RETRACTED,
+    LIMIT,
+    CURSOR,
+)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
-NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*USAGE, *ORGS, *LISTING))
+NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*USAGE, *ORGS, *LISTING, *PRICES))
 """Parameters whose values may be written into the audit log."""
 
 
@@ -261,6 +301,39 @@ def one_of(choices: type[E]) -> Callable[[str], E]:
             raise ValueError(f"expected one of {', '.join(choices)}") from None
 
     return choice
+
+
+def word_of(words: Sequence[str]) -> Callable[[str], str]:
+    """The parser of one of some words."""
+
+    def word(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"expected one of {', '.join(words)}")
+        return text
+
+    return word
+
+
+price_kind: Final = word_of(KINDS)
+service_tier: Final = word_of(wire.SERVICE_TIERS)
+
+
+def text_up_to(length_max: int) -> Callable[[str], str]:
+    """The parser of a text of at most so many characters."""
+
+    def text(given: str) -> str:
+        if len(given) > length_max or not _is_text(given):
+            raise ValueError(f"must be at most {length_max} characters of Unicode text, without NUL")
+        return given
+
+    return text
+
+
+def boolean(text: str) -> bool:
+    """true or false."""
+    if text not in ("true", "false"):
+        raise ValueError("expected true or false")
+    return text == "true"
 
 
 def version(text: str) -> int:

@@ -128,6 +128,27 @@ class ListingQuestion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PricesQuestion:
+    """A page of the price book. ``sees`` are the orgs whose own prices the caller may see; None: all orgs.
+
+    ``after`` is the id of the last row of the page before.
+    """
+
+    provider: str | None
+    model_name: str | None
+    org_id: UUID | None
+    kind: str | None
+    service_tier: str | None
+    at: datetime | None
+    version: int | None
+    retracted: bool
+    sees: frozenset[UUID] | None
+    limit: int
+    after: int
+    bound_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parser:
     """Makes questions of query strings. ``clock`` gives the time, which decides which rows are still kept.
 
@@ -217,6 +238,27 @@ class Parser:
         after = self._after(reader, bound_to, key)
         reader.finish()
         return ListingQuestion(limit=limit, after=after, bound_to=bound_to)
+
+    def prices(self, query: MultiMapping[str], *, sees: frozenset[UUID] | None) -> PricesQuestion:
+        """A question of the route for the price book."""
+        reader = Reader(query, params.PRICES)
+        at = reader.one(params.AT, params.whole_minute)
+        filters: dict[str, Any] = {
+            "provider": reader.one(params.PROVIDER, params.text_up_to(64)),
+            "model_name": reader.one(params.MODEL_NAME, params.text_up_to(128)),
+            "org_id": reader.one(params.ORG_ID, params.uuid),
+            "kind": reader.one(params.KIND, params.price_kind),
+            "service_tier": reader.one(params.SERVICE_TIER, params.service_tier),
+            "at": None if at is None else to_datetime(at),
+            "version": reader.one(params.VERSION, params.version),
+            "retracted": reader.one(params.RETRACTED, params.boolean) or False,
+        }
+        limit = self._limit(reader)
+        seen = None if sees is None else sorted(map(str, sees))
+        bound_to = f"prices|{seen}|{filters}"
+        after = self._after(reader, bound_to, int)
+        reader.finish()
+        return PricesQuestion(**filters, sees=sees, limit=limit, after=after or 0, bound_to=bound_to)
 
     def nothing(self, query: MultiMapping[str]) -> None:
         """For routes without parameters: every parameter is a fault."""

@@ -49,6 +49,11 @@ _EVENTS: Final = {
     "freshness": answers.LiveFreshness,
     "dropped": answers.LiveDropped,
 }
+_UUID: Final = {"type": "string", "format": "uuid"}
+_PATH_SCHEMAS: Final = {
+    "priceId": {"type": "integer", "minimum": 0, "maximum": params.VERSION_MAX},
+    "name": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"},
+}
 _REF: Final = "#/components/schemas/{name}"
 
 
@@ -158,13 +163,11 @@ def _event(name: str, data: type) -> dict[str, Any]:
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _ID_SCHEMA)}
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _UUID)}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
 
 
-_ID_SCHEMA: Final = {"type": "string", "format": "uuid"}
-_PATH_SCHEMAS: Final = {"name": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"}}
 
 
 def _parameter(parameter: Parameter, ranges: RangeConfig) -> dict[str, Any]:

@@ -26,10 +26,12 @@ from api.access.guard import (
 )
 from api.answering import answers
 from api.asking import params
-from api.asking.params import Parameter
+from api.asking.params import CostBasis, Parameter
 from api.contract import docs
 from api.exports.jobs import FORMATS, MODELS_MAX
 from api.handlers import Handlers
+from api.prices.orders import COLUMNS as PRICE_COLUMNS
+from api.prices.orders import ORGS_MAX, PRICES_MAX, REASON_CHARS_MAX
 
 BASE: Final = "/analytics/v1"
 """The path that every versioned route begins with."""
@@ -84,6 +86,15 @@ _HOUR: Final = {
     "format": "date-time",
     "pattern": r"^\d{4}-\d\d-\d\dT\d\d:00:00(\.0+)?(Z|[+-]\d\d:00)$",
 }
+_VERSION: Final = {"type": "integer", "minimum": 0, "maximum": params.VERSION_MAX}
+_PRICE_FIELDS: Final[dict[str, dict[str, Any]]] = {
+    "contextFrom": {"type": ["integer", "string", "null"]},
+    "kind": {"enum": params.KIND.schema["enum"]},
+    "rate": {"type": "string", "examples": ["2.5"]},
+    "validFrom": {"format": "date-time"},
+    "validTo": {"format": "date-time"},
+    "orgId": {"format": "uuid"},
+}
 
 
 def _body(schema: dict[str, Any], description: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +118,11 @@ ORDER_BODY: Final = _body(
                 "properties": {"start": _HOUR, "end": _HOUR},
             },
             **_SHAPE,
+            "priceVersion": {
+                **_VERSION,
+                "description": "Price as of this version of the price book; absent: the newest one now.",
+            },
+            "costBasis": {"enum": [basis.value for basis in CostBasis], "default": "auto"},
         },
     },
     "Whole hours; at most 31 days for hourly, 13 months otherwise. Days and months are those of UTC.",
@@ -114,6 +130,74 @@ ORDER_BODY: Final = _body(
         "timeRange": {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
         "granularity": "daily",
         "format": "csv",
+    },
+)
+PRICES: Final = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": PRICES_MAX,
+    "items": {
+        "type": "object",
+        "required": ["kind", "rate"],
+        "additionalProperties": False,
+        "properties": {
+            name: {"type": ["string", "null"]} | _PRICE_FIELDS.get(name, {}) for name in PRICE_COLUMNS
+        },
+    },
+}
+_PRICE_EXAMPLE: Final = {
+    "provider": "openai",
+    "modelName": "gpt-4o",
+    "kind": "input",
+    "rate": "2.25",
+    "validFrom": "2026-11-01T00:00:00Z",
+    "basis": "invoice 4711",
+}
+PRICES_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["prices"],
+        "additionalProperties": False,
+        "properties": {"prices": PRICES},
+    },
+    "Rates are texts, so that they are exact: US dollars for a million tokens, for request US dollars for a"
+    " call, for discount percent. Each price says from when it holds.",
+    {"prices": [_PRICE_EXAMPLE]},
+)
+RETRACTION_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["reason"],
+        "additionalProperties": False,
+        "properties": {"reason": {"type": "string", "minLength": 1, "maxLength": REASON_CHARS_MAX}},
+    },
+    "Why the price was wrong.",
+    {"reason": "was for another region"},
+)
+DIFF_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["start", "end"],
+        "additionalProperties": False,
+        "properties": {
+            "start": _HOUR,
+            "end": _HOUR,
+            "orgs": {
+                "type": "array",
+                "items": {"type": "string", "format": "uuid"},
+                "maxItems": ORGS_MAX,
+                "description": "Only these; absent: all.",
+            },
+            "prices": PRICES,
+            "before": _VERSION,
+            "after": _VERSION,
+        },
+    },
+    "Two versions, of which before is the newest one if absent; or prices to try.",
+    {
+        "start": "2026-11-01T00:00:00Z",
+        "end": "2026-12-01T00:00:00Z",
+        "prices": [_PRICE_EXAMPLE],
     },
 )
 SCHEDULE_BODY: Final = _body(
@@ -162,6 +246,7 @@ _FIGURES: Final = (
     " client or dimension; figures are split and filtered by one of client and the dimensions that are set;"
     f" timeZone must be an IANA name; {_CURSOR}"
 )
+_VERSIONS: Final = "the price book must have had that version"
 _ORG: Final = f"{BASE}/orgs/{{orgId}}"
 OPERATIONS: Final = (
     Operation(
@@ -172,9 +257,9 @@ OPERATIONS: Final = (
         name="usage",
         summary="Usage and spend over time, with totals of the whole range.",
         answer=answers.Usage,
-        parameters=params.FIGURES,
+        parameters=params.USAGE,
         problems=(400, 503),
-        rules=_FIGURES,
+        rules=f"{_FIGURES}; {_VERSIONS}",
     ),
     Operation(
         method="GET",
@@ -276,7 +361,7 @@ OPERATIONS: Final = (
             for name in ("export", "downloadExport")
         },
         problems=(400, 409, 413, 429, 503),
-        rules="end must be after start, and the range within its limits and what is kept",
+        rules=f"end must be after start, and the range within its limits and what is kept; {_VERSIONS}",
     ),
     Operation(
         method="GET",
@@ -369,7 +454,58 @@ OPERATIONS: Final = (
             for name in ("usage", "reliability", "freshness", "models", "clients", "exports")
         },
         problems=(400, 503),
-        rules=f"end must be after start, and the range within its limits and what is kept; {_CURSOR}",
+        rules="end must be after start, and the range within its limits and what is kept;"
+        f" {_CURSOR}; {_VERSIONS}",
+    ),
+    Operation(
+        method="GET",
+        path=f"{BASE}/prices",
+        access=Access(role=USAGE_READ, own_orgs=True),
+        handler=lambda h: h.prices.page,
+        name="prices",
+        summary="Rows of the price book: those of everyone and those of the caller's orgs; all of them for"
+        " administrators, whose reads are audited.",
+        answer=answers.Prices,
+        parameters=params.PRICES,
+        problems=(400, 503),
+        rules=f"the book must have had that version; {_CURSOR}",
+    ),
+    Operation(
+        method="POST",
+        path=f"{BASE}/prices",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.prices.append,
+        name="appendPrices",
+        summary="Append what these prices say and the book does not. If one price breaks a rule, nothing is"
+        " appended, and every fault is named. Past versions stay as they were.",
+        answer=answers.BookChange,
+        body=PRICES_BODY,
+        problems=(400, 413, 503),
+        rules="the rules of prices, as for an import from CSV; hours are whole hours of UTC",
+    ),
+    Operation(
+        method="POST",
+        path=f"{BASE}/prices/{{priceId}}/retract",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.prices.retract,
+        name="retractPrice",
+        summary="Retract a price: the book then says what it would say without that row.",
+        answer=answers.BookChange,
+        body=RETRACTION_BODY,
+        problems=(400, 404, 409, 413, 503),
+    ),
+    Operation(
+        method="POST",
+        path=f"{BASE}/prices/diff",
+        access=Access(role=ANALYTICS_ADMIN, all_orgs=True, writes=True),
+        handler=lambda h: h.prices.diff,
+        name="diffPrices",
+        summary="What the calls of a range of hours cost at two versions of the book, or with some prices"
+        " added to the newest one, by org and model. Nothing is changed.",
+        answer=answers.PriceDifferences,
+        body=DIFF_BODY,
+        problems=(400, 413, 503),
+        rules="either prices or after; the book must have had these versions; end must be after start",
     ),
     Operation(
         method="POST",

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 from uuid import UUID
 
-import msgspec
-
 from api.answering import answers
-from api.answering.problems import Fault, invalid_parameters
-from api.asking import params
+from api.answering.problems import invalid_parameters
+from api.asking.bodies import Body
 from api.asking.buckets import (
     DAY,
-    HOUR,
     UTC_ZONE,
     Calendar,
     Granularity,
@@ -157,81 +154,13 @@ class Order(Shape):
     pricing: Pricing
 
 
-class _Body:
-    """Reads a JSON object. Faults are collected, each with its field."""
-
-    def __init__(self, body: bytes, known: Sequence[str]) -> None:
-        self.faults: list[Fault] = []
-        self._fields: dict[str, Any] = {}
-        try:
-            given = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError, UnicodeError):
-            given = None
-        if not isinstance(given, dict):
-            raise invalid_parameters([Fault("", "the body must be a JSON object")])
-        self._fields = given
-        for name in given:
-            if name not in known:
-                self.fault(name[:100], f"unknown field; the fields are {', '.join(known)}")
-
-    def fault(self, name: str, message: str) -> None:
-        self.faults.append(Fault(name, message))
-
-    def has(self, name: str) -> bool:
-        return name in self._fields
-
-    def get(self, name: str) -> Any:
-        return self._fields.get(name)
-
-    def pricing(self) -> Pricing:
-        version = self._fields.get("priceVersion")
-        if version is not None and (type(version) is not int or not 0 <= version <= params.VERSION_MAX):
-            self.fault("priceVersion", "expected a version of the price book: a whole number, 0 or more")
-            version = None
-        return Pricing(version=version, basis=CostBasis(self.choice("costBasis", tuple(CostBasis), "auto")))
-
-    def choice(self, name: str, choices: Sequence[str], default: str) -> str:
-        value = self._fields.get(name, default)
-        if not isinstance(value, str) or value not in choices:
-            self.fault(name, f"expected one of {', '.join(choices)}")
-            return default
-        return value
-
-    def models(self) -> tuple[UUID, ...]:
-        value = self._fields.get("models", [])
-        if not isinstance(value, list) or len(value) > MODELS_MAX:
-            self.fault("models", f"expected a list of at most {MODELS_MAX} model ids")
-            return ()
-        found = set()
-        for entry in value:
-            try:
-                found.add(params.uuid(entry))
-            except (TypeError, ValueError):
-                self.fault("models", "expected UUIDs")
-                return ()
-        return tuple(sorted(found))
-
-    def time(self, name: str, value: Any) -> int | None:
-        """A whole hour, in minutes since 1970."""
-        try:
-            minute = params.whole_minute(value)
-        except (TypeError, ValueError) as error:
-            is_text = isinstance(value, str)
-            self.fault(name, str(error) if is_text else "expected an RFC 3339 time with an offset")
-            return None
-        if minute % HOUR:
-            self.fault(name, "must be a whole hour of UTC: figures by client are kept by the hour")
-            return None
-        return minute
-
-
 def shape(body: bytes) -> Shape:
     """The shape in a schedule's body. Raises `Problem` 400 with every fault."""
-    reader = _Body(body, ("granularity", "format", "models"))
+    reader = Body(body, ("granularity", "format", "models"))
     found = Shape(
         format=reader.choice("format", tuple(FORMATS), "csv"),
         granularity=reader.choice("granularity", ("daily", "monthly", "hourly"), "daily"),
-        models=reader.models(),
+        models=reader.uuids("models", MODELS_MAX),
     )
     if reader.faults:
         raise invalid_parameters(reader.faults)
@@ -243,23 +172,26 @@ def order(body: bytes, *, oldest: int, months_max: int) -> Order:
 
     ``oldest`` is the first minute whose rows are kept.
     """
-    reader = _Body(body, ("timeRange", "granularity", "format", "models", "priceVersion", "costBasis"))
+    reader = Body(body, ("timeRange", "granularity", "format", "models", "priceVersion", "costBasis"))
     granularity = reader.choice("granularity", tuple(GRANULARITIES), "daily")
     form = reader.choice("format", tuple(FORMATS), "csv")
-    models = reader.models()
-    pricing = reader.pricing()
+    models = reader.uuids("models", MODELS_MAX)
+    pricing = Pricing(
+        version=reader.version("priceVersion"),
+        basis=CostBasis(reader.choice("costBasis", tuple(CostBasis), "auto")),
+    )
     span = _span(reader, granularity, oldest, months_max)
     if reader.faults or span is None:
         raise invalid_parameters(reader.faults)
     return Order(format=form, granularity=granularity, models=models, span=span, pricing=pricing)
 
 
-def _span(reader: _Body, granularity: str, oldest: int, months_max: int) -> Span | None:
+def _span(reader: Body, granularity: str, oldest: int, months_max: int) -> Span | None:
     given = reader.get("timeRange")
     if not isinstance(given, dict) or given.keys() != {"start", "end"}:
         reader.fault("timeRange", "is required: an object of start and end")
         return None
-    start, end = (reader.time(f"timeRange.{name}", given[name]) for name in ("start", "end"))
+    start, end = (reader.hour(f"timeRange.{name}", given[name]) for name in ("start", "end"))
     if start is None or end is None:
         return None
     if end <= start:

@@ -80,7 +80,7 @@ class Exports:
                 raise problems.too_many(
                     f"This org has {count} exports that are not made yet (EXPORT_OPEN_MAX).", retry_after_s=30
                 )
-            version = await prices.version(connection, order.pricing)
+            version = await prices.version(connection, order.pricing.version)
             await connection.execute(SQL["create"], {**row, "price_version": version})
             # Of two orders with one key at the same time, the second one finds the job of the first.
             job = await _one(connection, "by_id", row) or await _one(connection, "by_idempotency_key", row)

@@ -162,7 +162,7 @@ class Database:
                 if session_is_dead(error):
                     await connection.close()
                 await _undo(connection)
-                raise _translated(error, lost=lost) from error
+                raise translated(error, lost=lost) from error
             except Exception:
                 await _undo(connection)
                 raise
@@ -205,7 +205,7 @@ class Database:
                 lost = connection.closed
                 await connection.close()  # a transaction may be open on it, or answers on their way
                 if isinstance(error, psycopg.Error):
-                    raise _translated(error, lost=lost) from error
+                    raise translated(error, lost=lost) from error
                 raise
         return found
 
@@ -306,7 +306,7 @@ async def _undo(connection: AsyncConnection) -> None:
         await connection.rollback()
 
 
-def _translated(error: psycopg.Error, *, lost: bool) -> Exception:
+def translated(error: psycopg.Error, *, lost: bool) -> Exception:
     """A statement's error as the one who must act is told it. A programmer's error stays as it is."""
     state = error.sqlstate
     cause = _first_line(error)

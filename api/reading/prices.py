@@ -91,10 +91,10 @@ async def read(connection: AsyncConnection, pricing: Pricing, org_ids: Sequence[
     return book_of(row, pricing, org_ids)
 
 
-async def version(connection: AsyncConnection, pricing: Pricing) -> int:
-    """The version to price at. Raises `Problem` as `book_of`."""
+async def version(connection: AsyncConnection, asked: int | None, name: str = PRICE_VERSION.name) -> int:
+    """The version of the book that is asked for. Raises `Problem` as `check_version`."""
     (newest,) = await rows(connection, SQL["version"], {}, scalar_row)
-    return check_version(pricing.version, newest)
+    return check_version(asked, newest, name)
 
 
 def values_of(pricing: Pricing, org_ids: Iterable[UUID], span: Span) -> dict[str, Any]:
@@ -122,9 +122,9 @@ def book_of(row: Sequence[Any], pricing: Pricing, org_ids: Iterable[UUID]) -> Bo
     )
 
 
-def check_version(asked: int | None, newest: int) -> int:
-    """The version of the book that is asked for. Raises `Problem` 400 if there is none yet."""
+def check_version(asked: int | None, newest: int, name: str = PRICE_VERSION.name) -> int:
+    """The version that the parameter ``name`` asks for. Raises `Problem` 400 if there is none such yet."""
     if asked is not None and asked > newest:
         message = f"the price book has no version {asked} yet; its newest is {newest}"
-        raise invalid_parameters([Fault(PRICE_VERSION.name, message)])
+        raise invalid_parameters([Fault(name, message)])
     return newest if asked is None else asked

@@ -426,7 +426,7 @@ def diff(
         for fault in faulty.faults:
             click.echo(f"{fault.where}: {fault.message}".translate(VISIBLE), err=True)
         fail(str(faulty))
-    total = sum((one.by for one in found), Decimal(0))
+    total = compare.total(found)
     if as_json:
         rows = [{n: _plain(getattr(one, n)) for n in one.__slots__} | {"by": f"{one.by:f}"} for one in found]
         click.echo(json.dumps({"differences": rows, "by": f"{total:f}"}, indent=2, ensure_ascii=False))

@@ -30,6 +30,10 @@ class PriceRefused(OperatorError):
     """The book cannot take this change; nothing was changed. The message has the reason."""
 
 
+class NoSuchPrice(PriceRefused):
+    """The book has no row of this number."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """The rows of the book that are asked for. None: all."""
@@ -45,7 +49,15 @@ class Chosen:
     org_id: UUID | None = None
     at: datetime | None = None
     """Only rows that are valid then."""
+    after: int = 0
+    """Only rows with a greater id."""
     limit: int | None = None
+    seen_by: Sequence[UUID] | None = None
+    """Only prices of everyone, and those of these orgs."""
+
+    def values(self) -> dict[str, Any]:
+        """The values of the query ``entries``."""
+        return {name: getattr(self, name) for name in Chosen.__slots__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,15 +127,13 @@ def version(connection: connect.Connection) -> int:
 
 def entries(connection: connect.Connection, chosen: Chosen) -> Iterator[Entry]:
     """The chosen rows of the book, in the order of their ids."""
-    values = {name: getattr(chosen, name) for name in Chosen.__slots__}
-    for row in connection.execute(_PRICES["entries"], values):
+    for row in connection.execute(_PRICES["entries"], chosen.values()):
         yield Entry(**dict(zip(Entry.__slots__, row, strict=True)))
 
 
 def live(connection: connect.Connection, chosen: Chosen) -> list[Price]:
     """The prices among the chosen rows that count at the version, in the order of their ids."""
-    values = {name: getattr(chosen, name) for name in Chosen.__slots__} | {"live": True}
-    rows = connection.execute(_PRICES["entries"], values).fetchall()
+    rows = connection.execute(_PRICES["entries"], chosen.values() | {"live": True}).fetchall()
     names = Entry.__slots__[1:12]
     return [
         Price(**dict(zip(names, row[1:12], strict=True)), where=f"row {row[0]} of the book") for row in rows
@@ -184,11 +194,13 @@ def add(
     overwrite: bool = False,
     edited: bool = False,
     now: datetime | None = None,
+    who: str | None = None,
 ) -> Imported:
     """Append what the prices say and the book does not, with a row in the audit log.
 
     The caller commits. ``action`` and ``title`` name the change in the audit log. With ``dry_run`` nothing is
-    written. For ``overwrite`` and ``edited`` see `pipeline.prices.plan.plan`.
+    written. ``who`` makes the change; if not given, the person who runs the command. For ``overwrite`` and
+    ``edited`` see `pipeline.prices.plan.plan`.
 
     Raises:
         Faulty: a price breaks a rule; nothing was changed.
@@ -203,7 +215,7 @@ def add(
     planned = plan(prices, stored, now=now or datetime.now(UTC), overwrite=overwrite, edited=edited)
     if planned.append and not dry_run:
         before = version(connection)
-        append(connection, planned.append)
+        append(connection, planned.append, who=who)
         orgs = {price.org_id for price in planned.append}
         detail = {
             "title": title,
@@ -220,13 +232,13 @@ def add(
                 if name != "where"
                 for value in [getattr(price, name)]
             }
-        _audit(connection, action, detail, org_id=orgs.pop() if len(orgs) == 1 else None)
+        _audit(connection, action, detail, org_id=orgs.pop() if len(orgs) == 1 else None, who=who)
     return Imported(plan=planned, version=version(connection))
 
 
-def append(connection: connect.Connection, prices: Sequence[Price]) -> None:
+def append(connection: connect.Connection, prices: Sequence[Price], *, who: str | None = None) -> None:
     """Append prices that keep the rules, as they are. Every price needs its ``valid_from``."""
-    who = actor()
+    who = who or actor()
     with connection.cursor() as cursor, cursor.copy(_PRICES["append"]) as copy:
         for price in prices:
             assert price.valid_from is not None
@@ -248,26 +260,28 @@ def append(connection: connect.Connection, prices: Sequence[Price]) -> None:
             )
 
 
-def retract(connection: connect.Connection, number: int, *, reason: str) -> int:
-    """Retract a price, and return the id of the row that does so. The caller commits.
+def retract(connection: connect.Connection, number: int, *, reason: str, who: str | None = None) -> int:
+    """Retract a price, and return the id of the row that does so. The caller commits. ``who`` as in `add`.
 
     Raises:
-        PriceRefused: the book has no such price, or the price is retracted already.
+        NoSuchPrice: the book has no such row.
+        PriceRefused: the row is no price, or is retracted already.
         psycopg.Error: the database cannot be used; nothing was changed.
     """
     connection.execute(_PRICES["lock"])
     found = connection.execute(_PRICES["entry"], {"id": number}).fetchone()
     if found is None:
-        raise PriceRefused(f"the book has no row {number}: see `spendstream prices list`")
+        raise NoSuchPrice(f"the book has no row {number}: see `spendstream prices list`")
     retracts, retracted_by = found
     if retracts is not None:
         raise PriceRefused(f"row {number} is itself a retraction (of row {retracts}): set the price anew")
     if retracted_by is not None:
         raise PriceRefused(f"row {number} is retracted already, by row {retracted_by}")
-    values: dict[str, Any] = {"id": number, "source": MANUAL, "basis": reason, "recorded_by": actor()}
+    values: dict[str, Any] = {"id": number, "source": MANUAL, "basis": reason, "recorded_by": who or actor()}
     row = connection.execute(_PRICES["retract"], values).fetchone()
     assert row is not None
-    _audit(connection, "prices.retract", {"id": number, "reason": reason, "version": row[0]}, org_id=None)
+    detail = {"id": number, "reason": reason, "version": row[0]}
+    _audit(connection, "prices.retract", detail, org_id=None, who=who)
     return int(row[0])
 
 
@@ -287,14 +301,19 @@ def retract_after(connection: connect.Connection, after: int, *, reason: str) ->
         raise PriceRefused(f"no price that counts was recorded after version {after}")
     newest = version(connection)
     detail = {"after": after, "rows": count, "reason": reason, "version": newest}
-    _audit(connection, "prices.retract", detail, org_id=None)
+    _audit(connection, "prices.retract", detail, org_id=None, who=None)
     return count, newest
 
 
 def _audit(
-    connection: connect.Connection, action: str, detail: dict[str, Any], *, org_id: UUID | None
+    connection: connect.Connection,
+    action: str,
+    detail: dict[str, Any],
+    *,
+    org_id: UUID | None,
+    who: str | None,
 ) -> None:
-    values = {"actor": actor(), "action": action, "org_id": org_id, "detail": Jsonb(detail)}
+    values = {"actor": who or actor(), "action": action, "org_id": org_id, "detail": Jsonb(detail)}
     connection.execute(_PRICES["audit"], values)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
+from functools import reduce
 from typing import Final
 from uuid import UUID
 
@@ -18,6 +19,8 @@ from sql import queries
 SHARE: Final = Decimal("0.01")
 """Two sources disagree if their rates differ by more than this share of the lesser one."""
 RECENT_S: Final = 31 * 86_400
+_EXACT: Final = Context(prec=1000)
+"""Decimal's own context would round sums of more than 28 digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,12 @@ class Difference:
     @property
     def by(self) -> Decimal:
         """How much more the calls cost after than before."""
-        return (self.after or Decimal(0)) - (self.before or Decimal(0))
+        return _EXACT.subtract(self.after or Decimal(0), self.before or Decimal(0))
+
+
+def total(differences: Iterable[Difference]) -> Decimal:
+    """How much more all the calls cost after than before."""
+    return reduce(_EXACT.add, (one.by for one in differences), Decimal(0))
 
 
 def between_versions(

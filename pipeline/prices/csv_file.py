@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -103,18 +103,23 @@ def _line(where: str) -> int:
 
 def _price(names: list[str], row: list[str], where: str, file: str) -> tuple[Price | None, list[str]]:
     """The price of a line, or None with messages."""
-    messages: list[str] = []
     if len(row) != len(names):
         return None, [f"has {'more' if len(row) > len(names) else 'fewer'} cells than the first line"]
     if any("\udc80" <= character <= "\udcff" for cell in row for character in cell):
         return None, ["is not UTF-8"]
-    cells = {column: cell.strip() for column, cell in zip(names, row, strict=True)}
+    return price_of(dict(zip(names, row, strict=True)), where, file)
+
+
+def price_of(row: Mapping[str, str], where: str, name: str) -> tuple[Price | None, list[str]]:
+    """The price of the cells of a line by column, or None with messages. ``name`` is that of the file."""
+    messages: list[str] = []
+    cells = {column: cell.strip() for column, cell in row.items()}
     given: dict[str, Any] = {
         "provider": cells["provider"],
         "model_name": cells["model_name"],
         "kind": cells["kind"],
         "source": cells.get("source") or FILE,
-        "basis": cells.get("basis") or file,
+        "basis": cells.get("basis") or name,
         "where": where,
     }
     given["service_tier"] = cells.get("service_tier") or (

@@ -12,7 +12,8 @@ SELECT p.id, p.provider, p.model_name, p.service_tier, p.context_from, p.kind, p
     p.org_id, p.source, p.basis, p.recorded_by, p.recorded_at, p.retracts, r.id AS retracted_by
 FROM analytics.prices AS p
 LEFT JOIN analytics.prices AS r ON r.retracts = p.id AND r.id <= %(version)s
-WHERE p.id <= %(version)s
+WHERE p.id <= %(version)s AND p.id > %(after)s
+    AND (%(seen_by)s::uuid[] IS NULL OR p.org_id IS NULL OR p.org_id = ANY(%(seen_by)s))
     AND (%(live)s::boolean IS FALSE OR (p.retracts IS NULL AND r.id IS NULL))
     AND (%(provider)s::text IS NULL OR p.provider = %(provider)s)
     AND (%(model_name)s::text IS NULL OR p.model_name = %(model_name)s)

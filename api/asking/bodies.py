@@ -1,0 +1,88 @@
+"""Bodies: a JSON object is read field by field, and all faults are said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from api.answering.problems import Fault, invalid_parameters
+from api.asking import params
+from api.asking.buckets import HOUR
+
+
+class Body:
+    """Reads a JSON object. Faults are collected, each with its field."""
+
+    def __init__(self, body: bytes, known: Sequence[str]) -> None:
+        self.faults: list[Fault] = []
+        self._fields: dict[str, Any] = {}
+        try:
+            given = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            given = None
+        if not isinstance(given, dict):
+            raise invalid_parameters([Fault("", "the body must be a JSON object")])
+        self._fields = given
+        for name in given:
+            if name not in known:
+                self.fault(name[:100], f"unknown field; the fields are {', '.join(known)}")
+
+    def fault(self, name: str, message: str) -> None:
+        self.faults.append(Fault(name, message))
+
+    def has(self, name: str) -> bool:
+        return name in self._fields
+
+    def get(self, name: str) -> Any:
+        return self._fields.get(name)
+
+    def choice(self, name: str, choices: Sequence[str], default: str) -> str:
+        value = self._fields.get(name, default)
+        if not isinstance(value, str) or value not in choices:
+            self.fault(name, f"expected one of {', '.join(choices)}")
+            return default
+        return value
+
+    def version(self, name: str) -> int | None:
+        """A version of the price book."""
+        version = self._fields.get(name)
+        if version is not None and (type(version) is not int or not 0 <= version <= params.VERSION_MAX):
+            self.fault(name, "expected a version of the price book: a whole number, 0 or more")
+            return None
+        return version
+
+    def uuids(self, name: str, count_max: int) -> tuple[UUID, ...]:
+        """The distinct ids of a list."""
+        value = self._fields.get(name, [])
+        if not isinstance(value, list) or len(value) > count_max:
+            self.fault(name, f"expected a list of at most {count_max} ids")
+            return ()
+        found = set()
+        for entry in value:
+            try:
+                found.add(params.uuid(entry))
+            except (TypeError, ValueError):
+                self.fault(name, "expected UUIDs")
+                return ()
+        return tuple(sorted(found))
+
+    def hour(self, name: str, value: Any) -> int | None:
+        """A whole hour, in minutes since 1970."""
+        try:
+            minute = params.whole_minute(value)
+        except (TypeError, ValueError) as error:
+            is_text = isinstance(value, str)
+            self.fault(name, str(error) if is_text else "expected an RFC 3339 time with an offset")
+            return None
+        if minute % HOUR:
+            self.fault(name, "must be a whole hour of UTC")
+            return None
+        return minute
+
+    def finish(self) -> None:
+        """Raises `Problem` 400 with every fault, if there are any."""
+        if self.faults:
+            raise invalid_parameters(self.faults)

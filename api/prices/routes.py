@@ -1,0 +1,204 @@
+"""The handlers of the price book.
+
+Reads use the pool. Changes and comparisons are rare and use the code of the commands, which blocks: each runs
+in a thread with a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import psycopg
+from aiohttp import web
+from psycopg.rows import class_row
+
+from api.access.caller import Caller
+from api.access.guard import ANALYTICS_ADMIN, CALLER
+from api.answering import answers, problems
+from api.answering.money import dollars_of
+from api.answering.problems import Fault
+from api.asking import params
+from api.asking.cursors import Cursors
+from api.asking.questions import Parser, PricesQuestion
+from api.config import DatabaseConfig, RangeConfig
+from api.errors import Unavailable
+from api.prices import orders
+from api.reading import prices as reading
+from api.reading.database import Database, rows, translated
+from pipeline.common.connect import AsyncConnection, Connection, Session, connect
+from pipeline.prices import book, compare
+from pipeline.prices.book import Chosen, Entry
+from sql import queries, roles
+
+T = TypeVar("T")
+_SQL: Final = queries.load("prices")
+_NO_RIGHT: Final = (
+    "The API's database role may not change the price book: an operator can"
+    f" GRANT {roles.PRICER} TO the role that the API logs in as."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """The handlers of the price book, and what they work with."""
+
+    database: Database
+    config: DatabaseConfig
+    ranges: RangeConfig
+    parser: Parser
+    cursors: Cursors
+
+    async def page(self, request: web.Request) -> web.Response:
+        caller = request[CALLER]
+        question = self.parser.prices(request.query, sees=None if _sees_all(caller) else caller.orgs)
+        if question.org_id is not None and question.sees is not None and question.org_id not in question.sees:
+            raise problems.forbidden("This org is not yours to read.")
+
+        async def read(connection: AsyncConnection) -> tuple[int, list[Entry]]:
+            at = await reading.version(connection, question.version, params.VERSION.name)
+            values = _chosen(question, at).values()
+            return at, await rows(connection, _SQL["entries"], values, class_row(Entry))
+
+        version, found = await self.database.read(read)
+        shown = found[: question.limit]
+        cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
+        items = [_shown(entry, recorded_by=question.sees is None) for entry in shown]
+        return answers.response(answers.Prices(items=items, price_version=version, next_cursor=cursor))
+
+    async def append(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        wanted = orders.prices(await request.read())
+        who = request[CALLER].subject
+
+        def add(connection: Connection) -> answers.BookChange:
+            before = book.version(connection)
+            done = book.add(connection, wanted, action="prices.set", title="POST /prices", who=who)
+            added = book.entries(connection, Chosen(after=before)) if done.plan.append else ()
+            return answers.BookChange(
+                price_version=done.version, appended=[_shown(entry, recorded_by=True) for entry in added]
+            )
+
+        return answers.response(await self._in_book(add))
+
+    async def retract(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        number = _number(request)
+        reason, who = orders.reason(await request.read()), request[CALLER].subject
+
+        def retract(connection: Connection) -> answers.BookChange:
+            version = book.retract(connection, number, reason=reason, who=who)
+            added = book.entries(connection, Chosen(after=version - 1))
+            return answers.BookChange(
+                price_version=version, appended=[_shown(entry, recorded_by=True) for entry in added]
+            )
+
+        return answers.response(await self._in_book(retract))
+
+    async def diff(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        asked = orders.comparison(await request.read(), months_max=self.ranges.months_max)
+
+        def differences(connection: Connection) -> list[compare.Difference]:
+            newest = book.version(connection)
+            for name, version in (("before", asked.before), ("after", asked.after)):
+                reading.check_version(version, newest, name)
+            chosen: dict[str, Any] = {"start": asked.start, "end": asked.end, "orgs": asked.orgs}
+            if asked.prices is not None:
+                return compare.with_prices(connection, asked.prices, title="POST /prices/diff", **chosen)
+            assert asked.after is not None
+            before = newest if asked.before is None else asked.before
+            return compare.between_versions(connection, before, asked.after, **chosen)
+
+        found = await self._in_book(differences)
+        return answers.response(
+            answers.PriceDifferences(
+                items=[_difference(one) for one in found], by=dollars_of(compare.total(found))
+            )
+        )
+
+    async def _in_book(self, work: Callable[[Connection], T]) -> T:
+        """The result of blocking work on the book, in one transaction.
+
+        Raises:
+            Problem: 404 or 409, the book cannot take the change.
+            Unavailable: the database is away, or its role may not append prices.
+        """
+        await self.database.read(lambda c: reading.version(c, None, ""))  # if it is away, we know at once
+        return await asyncio.to_thread(self._work, work)
+
+    def _work(self, work: Callable[[Connection], T]) -> T:
+        session = Session(
+            application_name=f"{self.config.service_name}-prices",
+            statement_timeout_s=self.config.statement_timeout_s,
+            lock_timeout_s=self.config.statement_timeout_s,
+        )
+        try:
+            with connect(self.config.url, session) as connection:
+                return work(connection)
+        except book.NoSuchPrice as error:
+            raise problems.not_found(_sentence(error)) from None
+        except book.PriceRefused as error:
+            raise problems.conflict(_sentence(error)) from None
+        except psycopg.errors.InsufficientPrivilege:
+            raise Unavailable(_NO_RIGHT) from None
+        except psycopg.Error as error:
+            raise translated(error, lost=False) from error
+
+
+def _sees_all(caller: Caller) -> bool:
+    return caller.orgs is None or caller.has(ANALYTICS_ADMIN)
+
+
+def _chosen(question: PricesQuestion, version: int) -> Chosen:
+    """The rows of a page, and one row more."""
+    return Chosen(
+        version=version,
+        live=not question.retracted,
+        provider=question.provider,
+        model_name=question.model_name,
+        service_tier=question.service_tier,
+        kind=question.kind,
+        org_id=question.org_id,
+        at=question.at,
+        after=question.after,
+        limit=question.limit + 1,
+        seen_by=None if question.sees is None else sorted(question.sees),
+    )
+
+
+def _shown(entry: Entry, *, recorded_by: bool) -> answers.Price:
+    fields: dict[str, Any] = {name: getattr(entry, name) for name in Entry.__slots__}
+    fields["rate"] = None if entry.rate is None else f"{entry.rate:f}"
+    if not recorded_by:
+        fields["recorded_by"] = None
+    return answers.Price(**fields)
+
+
+def _difference(one: compare.Difference) -> answers.PriceDifference:
+    return answers.PriceDifference(
+        org_id=one.org_id,
+        model_id=one.model_id,
+        provider=one.provider or None,
+        model_name=one.model_name or None,
+        invocations=one.invocations,
+        before=None if one.before is None else dollars_of(one.before),
+        after=None if one.after is None else dollars_of(one.after),
+        by=dollars_of(one.by),
+        unpriced_before=one.unpriced_before,
+        unpriced_after=one.unpriced_after,
+    )
+
+
+def _number(request: web.Request) -> int:
+    try:
+        return params.version(request.match_info["priceId"])
+    except ValueError:
+        raise problems.invalid_parameters([Fault("priceId", "expected the id of a price")]) from None
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[0].upper()}{text[1:]}."
