@@ -63,6 +63,13 @@ OFFSET_LAG: Final = Gauge(
     ["partition"],
     registry=REGISTRY,
 )
+UNPRICED: Final = Gauge(
+    "analytics_unpriced_calls",
+    "Calls of the 24 whole hours before the last round of maintenance whose cost neither the price book nor"
+    " the producer knows, by reason: unnamed (no provider or modelName), or no_price.",
+    ["reason"],
+    registry=REGISTRY,
+)
 FLUSH_SECONDS: Final = Histogram(
     "analytics_flush_duration_seconds",
     "A flush from its first row to its commit, retries included.",

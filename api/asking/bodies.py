@@ -48,8 +48,10 @@ class Body:
 
     def version(self, name: str) -> int | None:
         """A version of the price book."""
-        version = self._fields.get(name)
-        if version is not None and (type(version) is not int or not 0 <= version <= params.VERSION_MAX):
+        if name not in self._fields:
+            return None
+        version = self._fields[name]
+        if type(version) is not int or not 0 <= version <= params.VERSION_MAX:
             self.fault(name, "expected a version of the price book: a whole number, 0 or more")
             return None
         return version

@@ -169,7 +169,14 @@ RETRACTION_BODY: Final = _body(
         "type": "object",
         "required": ["reason"],
         "additionalProperties": False,
-        "properties": {"reason": {"type": "string", "minLength": 1, "maxLength": REASON_CHARS_MAX}},
+        "properties": {
+            "reason": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": REASON_CHARS_MAX,
+                "pattern": r"^[^\u0000]*$",
+            }
+        },
     },
     "Why the price was wrong.",
     {"reason": "was for another region"},

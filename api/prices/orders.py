@@ -75,7 +75,7 @@ def comparison(body: bytes, *, months_max: int) -> Comparison:
     if start is not None and end is not None:
         if end <= start:
             reader.fault("end", "must be after start")
-        elif end > add_months(start, months_max, UTC_ZONE):
+        elif not _within(start, end, months_max):
             reader.fault("end", f"must be at most {months_max} months after start")
     orgs = reader.uuids("orgs", ORGS_MAX) if reader.has("orgs") else None
     before, after = (reader.version(name) for name in ("before", "after"))
@@ -95,6 +95,13 @@ def comparison(body: bytes, *, months_max: int) -> Comparison:
         before=before,
         after=after,
     )
+
+
+def _within(start: int, end: int, months: int) -> bool:
+    try:
+        return end <= add_months(start, months, UTC_ZONE)
+    except (ValueError, OverflowError):  # beyond the calendar
+        return True
 
 
 def _prices(reader: Body, *, dated: bool) -> list[Price]:
@@ -119,7 +126,7 @@ def _prices(reader: Body, *, dated: bool) -> list[Price]:
     return found
 
 
-def _cells(reader: Body, row: Any, where: str) -> dict[str | Any, Any] | None:
+def _cells(reader: Body, row: Any, where: str) -> dict[str, str] | None:
     """The price as the cells of a CSV. An exact rate is a text; all other fields may be texts, too."""
     if not isinstance(row, Mapping):
         reader.fault(where, "expected a JSON object")

@@ -1,5 +1,7 @@
 """Maintenance: deleting rows past their retention, so that the database does not grow without bound.
 
+Each round also counts the calls that have no known cost, for a metric.
+
 The worker drops old chunks itself, and old rows on plain PostgreSQL. A retention job of TimescaleDB would
 obey the database's clock alone, and nobody would notice a failure of the job.
 
@@ -180,6 +182,17 @@ class _Tables:
             self._done.failed[table] = str(error).strip()
 
 
+async def unpriced(database_url: str, now: datetime) -> dict[str, int]:
+    """The calls of the last 24 whole hours whose cost nobody knows, by reason. Raises `psycopg.Error`."""
+    end = now.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    async with await connect_async(database_url, _SESSION, autocommit=True) as connection:
+        row = await (
+            await connection.execute(_SQL["unpriced"].encode(), {"start": end - _DAY, "end": end})
+        ).fetchone()
+        assert row is not None
+        return dict(zip(("unnamed", "no_price"), row, strict=True))
+
+
 async def earlier_time(database_url: str, host_now: datetime) -> datetime:
     """The earlier of the host's time and the database's time, so that a clock that is ahead deletes nothing.
 
@@ -214,6 +227,8 @@ async def run(
             for table, error in done.failed.items():
                 _failed(table, error)
             pause_s = BACKLOG_INTERVAL_S if done.left else INTERVAL_S
+            for reason, calls in (await unpriced(database_url, now)).items():
+                metrics.UNPRICED.labels(reason).set(calls)
         except psycopg.Error as error:
             _failed("", str(error).strip())
         await asyncio.sleep(pause_s)

@@ -2,6 +2,13 @@
 -- All partitions.
 SELECT partition FROM analytics.partitions ORDER BY partition
 
+-- name: unpriced
+-- Calls of a range of hours whose cost nobody knows: those of models without names, and all others.
+SELECT COALESCE(sum(unpriced) FILTER (WHERE provider = '' OR model_name = ''), 0)::bigint,
+    COALESCE(sum(unpriced) FILTER (WHERE provider <> '' AND model_name <> ''), 0)::bigint
+FROM analytics.spend_hour
+WHERE bucket_start >= %(start)s AND bucket_start < %(end)s
+
 -- name: expire_ids
 -- Drop the ids of a partition's oldest hour, if the hour began before the newest broker time less a window. Store the
 -- hour from which on the ids are complete. The statement locks the partition as a flush does, so it drops one hour.

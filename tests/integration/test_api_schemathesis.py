@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api.contract.operations import OPERATIONS
+from sql import roles
 from tests.support.access import reader_of
 from tests.support.api_facts import NOW, WATERMARKS, load, random_events
 from tests.support.api_server import BASE, Api, fresh_database, served
@@ -28,7 +29,7 @@ def server(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPat
     with fresh_database(embedded_postgres) as url:
         load(url, random_events(300, seed=9), WATERMARKS)
         load_teams(url)
-        for reader in reader_of(url):
+        for reader in reader_of(url, roles.PRICER):
             env = {
                 "DATABASE_URL": reader,
                 "API_ALLOW_PRIVILEGED": "false",

@@ -16,13 +16,18 @@ ENV = {"AUTH_MODE": "gateway", "API_KEY_SECRET": SECRET}
 """Settings of an API that accepts keys made with `SECRET` and the headers of a gateway."""
 
 
-def reader_of(url: str) -> Iterator[str]:
-    """Make a login with only the role of the API, until a fixture ends; yields the URL with this login."""
+def reader_of(url: str, *more: str) -> Iterator[str]:
+    """Make a login with the role of the API, until a fixture ends; yields the URL with this login.
+
+    ``more`` are further roles that it has.
+    """
     name = f"api_{uuid.uuid4().hex}"
     role = pgsql.Identifier(name)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
-            pgsql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(role, pgsql.Identifier(roles.READER))
+            pgsql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(
+                role, pgsql.SQL(", ").join(map(pgsql.Identifier, (roles.READER, *more)))
+            )
         )
     yield psycopg.conninfo.make_conninfo(url, user=name) if "://" not in url else _as(url, name)
     with psycopg.connect(url, autocommit=True) as connection:

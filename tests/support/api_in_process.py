@@ -26,7 +26,10 @@ async def serving(environment: Mapping[str, str]) -> AsyncIterator[Client]:
 
 
 def filled(path: str, org: str = ORG) -> str:
-    return path.replace("{orgId}", org).replace("{jobId}", OTHER).replace("{name}", "team")
+    ids = {"{orgId}": org, "{jobId}": OTHER, "{priceId}": "1", "{name}": "team"}
+    for name, value in ids.items():
+        path = path.replace(name, value)
+    return path
 
 
 GUARDED = [(o.method, o.path) for o in OPERATIONS if not o.access.public]

@@ -11,8 +11,6 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from psycopg import sql as pgsql
-from sqlalchemy import make_url
 
 from sql import migrate, roles
 from tests.support.access import reader_of
@@ -67,12 +65,7 @@ class Book:
 def book(embedded_postgres: PostgresServer) -> Iterator[Book]:
     with fresh_database(embedded_postgres) as url:
         loaded(url)
-        for login in reader_of(url):
-            user = make_url(login).username
-            assert user is not None
-            grant = pgsql.SQL("GRANT {} TO {}")
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(grant.format(pgsql.Identifier(roles.PRICER), pgsql.Identifier(user)))
+        for login in reader_of(url, roles.PRICER):
             environment = {"DATABASE_URL": login, "API_ALLOW_PRIVILEGED": "false", **GATEWAY}
             with served(environment, NOW) as server:
                 yield Book(url, login, server)
