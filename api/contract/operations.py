@@ -91,9 +91,10 @@ _PRICE_FIELDS: Final[dict[str, dict[str, Any]]] = {
     "contextFrom": {"type": ["integer", "string", "null"]},
     "kind": {"enum": params.KIND.schema["enum"]},
     "rate": {"type": "string", "examples": ["2.5"]},
-    "validFrom": {"format": "date-time"},
-    "validTo": {"format": "date-time"},
-    "orgId": {"format": "uuid"},
+    # Empty texts and times without a zone are as good as in a CSV.
+    "validFrom": {"description": "A whole hour, such as 2026-11-01T00:00:00Z."},
+    "validTo": {"description": "A whole hour, not included."},
+    "orgId": {"description": "The UUID of the org that the price is for."},
 }
 
 

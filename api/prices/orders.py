@@ -15,7 +15,7 @@ from pipeline.prices import csv_file
 from pipeline.prices.price import MANUAL, Price, faults_of
 from pipeline.prices.price import Fault as PriceFault
 
-PRICES_MAX: Final = 1000
+PRICES_MAX: Final = 100
 ORGS_MAX: Final = 100
 REASON_CHARS_MAX: Final = 1000
 COLUMNS: Final = {

@@ -64,7 +64,13 @@ def between_versions(
 
     ``start`` and ``end`` are whole hours. ``orgs``: only these; None: all. Raises `psycopg.Error`.
     """
-    values = {"before": before, "after": after, "start": start, "end": end, "orgs": orgs and list(orgs)}
+    values = {
+        "before": before,
+        "after": after,
+        "start": start,
+        "end": end,
+        "orgs": None if orgs is None else list(orgs),
+    }
     with connection.transaction():
         connection.execute(_PRICES["no_loops"])
         rows = connection.execute(_PRICES["diff"], values).fetchall()

@@ -229,6 +229,7 @@ def test_a_dry_run_says_by_how_much_the_answers_change_and_changes_nothing(book:
     del versions["prices"]
     assert book.post(f"{PRICES}/diff", versions) == (200, said)
     only = book.post(f"{PRICES}/diff", {**versions, "orgs": [MINE]})[1]["items"]
+    assert book.post(f"{PRICES}/diff", {**versions, "orgs": []}) == (200, {"items": [], "by": "0.00"})
     assert only == [item for item in said["items"] if item["orgId"] == MINE]
     assert {UUID(item["orgId"]) for item in said["items"]} == set(map(UUID, ORGS))
     for wrong in (
