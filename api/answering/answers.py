@@ -67,7 +67,8 @@ class Dimension(Answer):
 
 class UsageFigures(Answer):
     """The cache tokens are parts of ``inputTokens``, and ``reasoningTokens`` of ``outputTokens``.
-    ``costEstimateCents`` is ``estimate`` in whole cents, a half cent rounded to the even one."""
+    ``costEstimateCents`` is ``cost.amount`` in whole cents, a half cent rounded to the even one. Its name is
+    from before the price book."""
 
     invocations: Count
     input_tokens: Count

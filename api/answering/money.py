@@ -9,11 +9,11 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final
 
-MICROCENTS_PER_CENT: Final = 10**6
 MICROCENT_DECIMALS: Final = 8
 """A dollar is ten to the power of this many microcents, and of so many units:"""
 UNIT_DECIMALS: Final = 20
 UNITS_PER_MICROCENT: Final = 10 ** (UNIT_DECIMALS - MICROCENT_DECIMALS)
+_UNITS_PER_CENT: Final = 10 ** (UNIT_DECIMALS - 2)
 
 
 def dollars(number: int, decimals: int = UNIT_DECIMALS) -> str:
@@ -34,7 +34,7 @@ def dollars_of(amount: Decimal) -> str:
     return f"{whole}.{decimals.rstrip('0'):0<2}"
 
 
-def cents_half_even(microcents: int) -> int:
+def cents_half_even(units: int) -> int:
     """Whole cents; a half cent goes to the even neighbour."""
-    is_odd = microcents // MICROCENTS_PER_CENT & 1
-    return (microcents + MICROCENTS_PER_CENT // 2 - 1 + is_odd) // MICROCENTS_PER_CENT
+    is_odd = units // _UNITS_PER_CENT & 1
+    return (units + _UNITS_PER_CENT // 2 - 1 + is_odd) // _UNITS_PER_CENT

@@ -156,9 +156,7 @@ def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
     spent = spend_fields(measures)
     return {
         **{name: measures[name] for name in ("invocations", "input_tokens", "output_tokens", *rollups.KINDS)},
-        "cost_estimate_cents": (
-            None if spent["estimate"].amount is None else cents_half_even(measures["cost_microcents"])
-        ),
+        "cost_estimate_cents": None if spent["cost"].amount is None else cents_half_even(measures["amount"]),
         **spent,
     }
 

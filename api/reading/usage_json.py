@@ -45,8 +45,8 @@ def series(
         unestimated, amount, booked, unpriced = spent
         estimated = unestimated < invocations or not invocations
         estimate = f'"{dollars(microcents, MICROCENT_DECIMALS)}"' if estimated else "null"
-        cents = cents_half_even(microcents) if estimated else "null"
         basis = cost_basis(invocations, booked, unpriced)
+        cents = "null" if basis == "none" else cents_half_even(amount)
         cost = "null" if basis == "none" else estimate if basis == "estimate" else f'"{dollars(amount)}"'
         points.append(
             f'{head}{models[model]},"clientId":{clients[client]}'

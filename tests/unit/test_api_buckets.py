@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api.asking.buckets import (
+    DAY,
     Branch,
     Calendar,
     Grain,
@@ -119,6 +120,31 @@ def test_pieces_cover_a_span_once_and_are_whole_rows(span: Span, coarsest: Grain
     assert sum(piece.end - piece.start for _, piece in pieces) == span.end - span.start
     assert (pieces[0][1].start, pieces[-1][1].end) == (span.start, span.end)
     assert all(piece.start % grain.minutes == 0 == piece.end % grain.minutes for grain, piece in pieces)
+
+
+MOMENTS = st.lists(st.integers(-50, 24 * 60).map(lambda hour: utc(2026, 10, 20) + 60 * hour), max_size=5)
+
+
+@given(span=spans, moments=MOMENTS)
+def test_no_row_spans_a_moment_at_which_a_price_changes(span: Span, moments: list[int]) -> None:
+    pieces = cover(span, moments=moments)
+    assert [part.start for _, part in pieces] == [span.start, *(part.end for _, part in pieces[:-1])]
+    assert pieces[-1][1].end == span.end
+    for grain, part in pieces:
+        assert part.start % grain.minutes == part.end % grain.minutes == 0
+        for moment in moments:
+            if part.start < moment < part.end:
+                assert moment % grain.minutes == 0
+    inside = {moment // DAY for moment in moments if moment % DAY}
+    rows = [(grain, part) for grain, part in cover(span) if grain is Grain.DAY]
+    whole = {day for _, part in rows for day in range(part.start // DAY, part.end // DAY)}
+    by_day = {
+        day
+        for grain, part in pieces
+        if grain is Grain.DAY
+        for day in range(part.start // DAY, part.end // DAY)
+    }
+    assert by_day == whole - inside, "all other days are read from day rows"
 
 
 @settings(max_examples=200)

@@ -39,12 +39,12 @@ def test_dollars_are_exact_without_needless_zeros(microcents: int, text: str) ->
     ],
 )
 def test_half_a_cent_goes_to_the_even_neighbour(microcents: int, cents: int) -> None:
-    assert cents_half_even(microcents) == cents
+    assert cents_half_even(microcents * UNITS_PER_MICROCENT) == cents
 
 
 @given(st.integers(-(10**27), 10**27))  # as far as Decimal's 28 digits go
 def test_money_equals_decimal_arithmetic(microcents: int) -> None:
     assert Decimal(dollars(microcents)) == Decimal(microcents).scaleb(-20)
-    assert cents_half_even(microcents) == int(
+    assert cents_half_even(microcents * UNITS_PER_MICROCENT) == int(
         Decimal(microcents).scaleb(-6).to_integral_value(ROUND_HALF_EVEN)
     )

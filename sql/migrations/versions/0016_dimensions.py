@@ -6,7 +6,7 @@ row is rewritten. The tables of clients stay as they are.
 
 from alembic import op
 
-revision = "0020"
+revision = "0016"
 down_revision = "0015"
 
 _FIGURES = """
