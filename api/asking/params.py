@@ -322,7 +322,7 @@ def text_up_to(length_max: int) -> Callable[[str], str]:
     """The parser of a text of at most so many characters."""
 
     def text(given: str) -> str:
-        if len(given) > length_max or not _is_text(given):
+        if len(given) > length_max or not wire.is_storable(given):
             raise ValueError(f"must be at most {length_max} characters of Unicode text, without NUL")
         return given
 

@@ -168,8 +168,6 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     ]
 
 
-
-
 def _parameter(parameter: Parameter, ranges: RangeConfig) -> dict[str, Any]:
     schema = parameter.schema
     description = parameter.help
