@@ -36,5 +36,6 @@ def dollars_of(amount: Decimal) -> str:
 
 def cents_half_even(units: int) -> int:
     """Whole cents; a half cent goes to the even neighbour."""
-    is_odd = units // _UNITS_PER_CENT & 1
-    return (units + _UNITS_PER_CENT // 2 - 1 + is_odd) // _UNITS_PER_CENT
+    cents, rest = divmod(units, _UNITS_PER_CENT)
+    half = _UNITS_PER_CENT // 2
+    return cents + (rest > half or (rest == half and cents % 2 == 1))

@@ -110,7 +110,7 @@ async def _read_series(
     if series is None:  # nothing can be behind the cursor; the totals are asked for by our caller
         return [], None
     _, page, *found = await ask([prices.SQL["no_loops"], series, *totals], values)
-    return rollups.exact(page), _totals(found.pop()) if partial else None
+    return page, _totals(found.pop()) if partial else None
 
 
 def _values(question: FiguresQuestion, book: Book) -> Values:

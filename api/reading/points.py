@@ -25,7 +25,6 @@ from api.reading.rollups import (
     UsageRow,
     Values,
     condition,
-    exact,
     table_of,
     union,
     usage_sums,
@@ -34,8 +33,6 @@ from api.reading.rollups import (
 _BEFORE: Final = "before"
 _AFTER: Final = "after"
 
-_AMOUNT: Final = 3 + USAGE.index("amount")
-"""The place of the amount in a row. It comes as text, which is read faster than numeric."""
 _ROWS_OF_POINT: Final = 2
 """How many rows of each partition are read for a point. A point has a row for each rate class, mostly one.
 If a page needs more rows, it is read by `api.reading.rollups`."""
@@ -94,14 +91,14 @@ class PlainSeries:
         parts, limit = list(parts), self.question.limit
         found: list[UsageRow] = []
         if self.edges[_BEFORE]:
-            found += exact(parts.pop(0))
+            found += parts.pop(0)
         plain = parts.pop(0)
-        found += _joined([(*row[:_AMOUNT], int(row[_AMOUNT]), *row[_AMOUNT + 1 :]) for row in plain])
+        found += _joined(plain)
         if len(plain) == self._rows_of_partition * max(partitions, 1):
             found.pop()  # there may be more rows of this point
             return found[: limit + 1] if len(found) > limit else None
         if parts:
-            found += exact(parts.pop())
+            found += parts.pop()
         return found[: limit + 1]
 
     @property
@@ -134,15 +131,13 @@ class PlainSeries:
             passed += [values.bind(after.client_id, "text")] * question.by_client
             where += f" AND (bucket_start, model_id{self._order}) > ({', '.join(passed)})"
         table = table_of(question, self.branch.grain)
-        measures = [self.book.of_row(name) for name in USAGE]
-        measures[USAGE.index("amount")] += "::text"
         return _POINTS.format(
             table=table,
             where=where,
             columns=self._columns,
             client=self._client,
             order=self._order,
-            measures=", ".join(measures),
+            measures=", ".join(map(self.book.of_row, USAGE)),
             join=self.book.join(),
         )
 

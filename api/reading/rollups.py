@@ -76,7 +76,7 @@ class ErrorCount:
 
 
 def usage_series(question: FiguresQuestion, book: Book, limit: int, values: Values) -> str | None:
-    """The statement of up to ``limit`` points of usage after the question's cursor, for `exact`."""
+    """The statement of up to ``limit`` points of usage after the question's cursor, as `UsageRow`."""
     columns = ["extract(epoch FROM bucket)::bigint / 60"]
     columns += ["figures.model_id::text" if question.by_model else "NULL"]
     columns += ["client_id" if question.by_client else "NULL"]
@@ -95,13 +95,8 @@ def usage_totals(question: FiguresQuestion, book: Book, values: Values) -> str:
 
 
 def usage_sums(book: Book) -> list[str]:
-    """The sums of `USAGE` of the rows ``figures``, as text, which is read faster than numeric."""
-    return [f"sum({book.of_row(name)})::text" for name in USAGE]
-
-
-def exact(found: Iterable[Sequence[Any]]) -> list[UsageRow]:
-    """Rows of usage whose sums came as text: sums of bigint are numeric in PostgreSQL."""
-    return [(b, m, c, *map(int, sums)) for b, m, c, *sums in found]
+    """The sums of `USAGE` of the rows ``figures``."""
+    return [f"sum({book.of_row(name)})" for name in USAGE]
 
 
 async def series(
