@@ -23,7 +23,7 @@ from sql import migrate
 from tests.support.access import reader_of
 from tests.support.api_facts import rfc3339
 from tests.support.api_server import BASE, Api, served
-from tests.support.exports import downloaded, made
+from tests.support.exports import downloaded, ended, made
 from tests.support.live import Events, check_equals_rest
 from tests.support.price_books import price, write
 from tests.support.priced_usage import (
@@ -266,3 +266,24 @@ def test_a_version_that_is_yet_to_come_is_refused(place: Place) -> None:
     status, problem = place.server.get(f"{BASE}/orgs/{UUID(int=1)}/usage", EVERYTHING | {"costBasis": "b"})
     assert status == 400
     assert problem["errors"][0]["field"] == "costBasis"
+
+
+def test_a_job_keeps_the_version_of_its_order_and_one_from_before_the_book_takes_the_newest(
+    place: Place,
+) -> None:
+    path = f"{BASE}/orgs/{ORGS[0]}/exports"
+    _, file = place.exported(ORGS[0], {"timeRange": EVERYTHING})
+    jobs: dict[int | None, str] = {place.version: str(UUID(int=1)), None: str(UUID(int=2))}
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        write(connection, [[price(rate=Decimal(7), valid_from=DAY - timedelta(days=9))]])
+        for version, job_id in jobs.items():  # ordered before that, and made after it
+            connection.execute(
+                "INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start,"
+                " range_end, models, created_by, created_at, attempts, price_version)"
+                " VALUES (%s, %s, 'pending', 'csv', 'daily', %s, %s, '{}', 'test', now(), 0, %s)",
+                (job_id, ORGS[0], DAY, DAY + timedelta(days=3), version),
+            )
+    for version, job_id in jobs.items():
+        job = ended(place.server, place.server.ok(f"{path}/{job_id}"), path)
+        assert (job["status"], job["priceVersion"]) == ("succeeded", version or place.version + 1)
+        assert (downloaded(place.server, job, path) == file) == (version is not None)
