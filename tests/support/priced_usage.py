@@ -112,12 +112,15 @@ def _call(part: Part) -> Call:
 
 
 def key_of(granularity: str, zone: str, groups: Iterable[str]) -> Callable[[Part], tuple[str, str, str]]:
-    """Says which point of a series a part belongs to: (bucket, model, client), empty where not grouped."""
+    """Says which point of a series a part belongs to: (bucket, model, client), empty where not grouped.
+
+    The team of a call is its client.
+    """
     groups = tuple(groups)
 
     def key(part: Part) -> tuple[str, str, str]:
         bucket = bucket_of(part.minute, granularity, zone)
-        model, client = "model" in groups, "client" in groups
+        model, client = "model" in groups, bool({"client", "team"} & {*groups})
         return rfc3339(bucket), part.model if model else "", part.client if client else ""
 
     return key

@@ -38,6 +38,7 @@ from tests.support.priced_usage import (
     shown,
 )
 from tests.support.spend_rows import BOOK, DAY, MODELS, ORGS, rows
+from tests.support.teams import load_teams
 
 SLOW = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 ZONES = ("UTC", "America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati")
@@ -67,6 +68,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
     url = request.getfixturevalue(request.param)
     migrate.upgrade(url)
     world = loaded(url)
+    load_teams(url)
     narrow = request.param == "embedded_postgres_url"  # the other server wants a password of each login
     for login in reader_of(url) if narrow else [url]:
         environment = {
@@ -81,9 +83,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
 @st.composite
 def questions(draw: st.DrawFn) -> dict[str, Any]:
     granularity = draw(st.sampled_from(("minute", "hour", "day", "month")))
-    groups = draw(st.sampled_from(((), ("model",), ("client",), ("model", "client"))))
+    groups = draw(
+        st.sampled_from(((), ("model",), ("client",), ("model", "client"), ("team",), ("model", "team")))
+    )
     zone = draw(st.sampled_from(ZONES))
-    if "client" in groups and (granularity == "minute" or zone == "Asia/Kolkata"):
+    if {"client", "team"} & {*groups} and (granularity == "minute" or zone == "Asia/Kolkata"):
         zone, granularity = "UTC", "day"
     hours = draw(st.integers(1, 24 if granularity == "minute" else 80))
     start = DAY + timedelta(hours=draw(st.integers(-4, 70)))
@@ -101,7 +105,7 @@ def questions(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def key_in(point: Mapping[str, Any]) -> tuple[str, str, str]:
-    return point["bucketStart"], point["modelId"] or "", point["clientId"] or ""
+    return point["bucketStart"], point["modelId"] or "", point["clientId"] or point["value"] or ""
 
 
 @settings(max_examples=60, suppress_health_check=SLOW)
