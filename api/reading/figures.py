@@ -71,22 +71,24 @@ async def read_usage_page(database: Database, question: FiguresQuestion) -> Usag
 
 async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
     org_id, limit = question.org_id, question.limit
-    texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["book"]]
-    known = prices.values_of(question.pricing, [org_id], question.span)
-    known |= {"org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
-    found, labelled, [row] = await ask(texts, known)
+    values = prices.values_of(question.pricing, [org_id], question.span)
+    values |= {"org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
+    texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["book"], prices.SQL["no_loops"]]
+    found, labelled, [row], _ = await ask(texts, values)
     standings = [Standing(*standing[1:]) for standing in found]
     book = prices.book_of(row, question.pricing, [org_id])
-    rows, totals = await _read_series(ask, question, book, partitions=len(standings))
+    rows = await _read_series(ask, question, book, partitions=len(standings))
     more = len(rows) > limit
-    if totals is None and (more or question.after is not None):  # the rows are not the whole series
-        values = _values(question, book)
-        totals = _totals(*await ask([rollups.usage_totals(question, book, values)], values))
     rows = rows[:limit]
+    totals = None
+    if more or question.after is not None:  # the rows are not the whole series
+        values = _values(question, book)
+        [[sums]] = await ask([rollups.usage_totals(question, book, values)], values)
+        totals = {name: value or 0 for name, value in zip(rollups.USAGE, sums, strict=True)}
     labels = seen.labels_of(labelled)
     if len(labels) == seen.LABELS_AT_ONCE:
-        of_page = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
-        labels = seen.labels_of((await ask([seen.SQL["labels"]], of_page))[0])
+        values = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
+        labels = seen.labels_of(*await ask([seen.SQL["labels"]], values))
     return UsagePage(
         rows=rows, more=more, totals=totals, standings=standings, labels=labels, price_version=book.version
     )
@@ -94,35 +96,22 @@ async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
 
 async def _read_series(
     ask: Ask, question: FiguresQuestion, book: Book, *, partitions: int
-) -> tuple[Sequence[UsageRow], dict[str, int] | None]:
-    """One point more than the page, and the totals where the page is known to be only a part."""
+) -> Sequence[UsageRow]:
+    """The points of the page, and one point more. ``partitions``: in how many the org was ever seen."""
     values = _values(question, book)
-    partial = question.after is not None
-    totals = [rollups.usage_totals(question, book, values)] * partial
     plain = points.plain_series(question, book)
     if plain is not None:
-        _, *found = await ask([prices.SQL["no_loops"], *plain.statements(values), *totals], values)
-        of_all = _totals(found.pop()) if partial else None
-        rows = plain.rows(found, partitions=partitions)
+        rows = plain.rows(await ask(plain.statements(values), values), partitions=partitions)
         if rows is not None:
-            return rows, of_all
-    series = rollups.usage_series(question, book, question.limit + 1, values)
-    if series is None:  # nothing can be behind the cursor; the totals are asked for by our caller
-        return [], None
-    _, page, *found = await ask([prices.SQL["no_loops"], series, *totals], values)
-    return page, _totals(found.pop()) if partial else None
+            return rows
+    text = rollups.usage_series(question, book, question.limit + 1, values)
+    return [] if text is None else (await ask([text], values))[0]
 
 
 def _values(question: FiguresQuestion, book: Book) -> Values:
     values = Values(question)
     values |= book.values
     return values
-
-
-def _totals(found: Sequence[Sequence[Any]]) -> dict[str, int]:
-    """The row of the statement of totals. Sums of no rows are null."""
-    (sums,) = found
-    return {name: int(value or 0) for name, value in zip(rollups.USAGE, sums, strict=True)}
 
 
 async def read_page(connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]) -> Page:
