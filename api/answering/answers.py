@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 Count = Annotated[int, Meta(ge=0)]
 Time = Annotated[datetime, Meta(tz=True)]
 Status = Literal["fresh", "stale", "delayed"]
-GranularityName = Literal["minute", "hour", "day", "month"]
+GranularityName = Literal["minute", "hour", "day", "week", "month"]
 
 
 class Answer(Struct, kw_only=True, rename="camel"):

@@ -1,8 +1,9 @@
 """Calendar: which buckets a range falls into, and which rollup rows cover it exactly.
 
 Everything here is whole minutes since 1970 UTC, ranges are [start, end), and there is no clock and no SQL.
-Minute and hour buckets are those of UTC, whatever the time zone. Days and months are local: a day may have 23
-or 25 hours, and in a zone that is off the whole hour the edges of a day need minute rows.
+Minute and hour buckets are those of UTC, whatever the time zone. Days, weeks and months are local: a day may
+have 23 or 25 hours, and in a zone that is off the whole hour the edges of a day need minute rows. A week
+begins on Monday.
 
 A *piece* is a run of rows of one grain. The pieces of a range never overlap and leave nothing out, so sums
 over them are exact. For example, the range from 22:30 on Monday to 02:00 on Wednesday, in UTC: minute rows to
@@ -37,6 +38,7 @@ class Granularity(StrEnum):
     MINUTE = "minute"
     HOUR = "hour"
     DAY = "day"
+    WEEK = "week"
     MONTH = "month"
 
 
@@ -132,10 +134,14 @@ class Calendar:
 
     def _first_day(self, minute: int) -> date:
         day = to_datetime(minute).astimezone(self.zone).date()
-        return day.replace(day=1) if self.granularity is Granularity.MONTH else day
+        if self.granularity is Granularity.MONTH:
+            return day.replace(day=1)
+        return day - timedelta(days=day.weekday()) if self.granularity is Granularity.WEEK else day
 
     def _after(self, day: date) -> date:
-        return _next_month(day) if self.granularity is Granularity.MONTH else day + timedelta(days=1)
+        if self.granularity is Granularity.MONTH:
+            return _next_month(day)
+        return day + timedelta(days=7 if self.granularity is Granularity.WEEK else 1)
 
     def _local_midnight(self, day: date) -> int:
         # fold=0: the first of two midnights; of a midnight that the clock skips, the instant of the skip.

@@ -83,7 +83,8 @@ END = Parameter(
 )
 GRANULARITY = Parameter(
     name="granularity",
-    help="Length of a bucket. Minutes and hours are those of UTC; days and months are local to timeZone.",
+    help="Length of a bucket. Minutes and hours are those of UTC; days, weeks (from Monday) and months are"
+    " local to timeZone.",
     schema={"type": "string", "enum": [g.value for g in Granularity], "default": "day"},
 )
 MODEL_ID = Parameter(name="modelId", help="Only these models.", schema=_UUID_SCHEMA, repeatable=True)

@@ -133,6 +133,7 @@ class _Parts:
         self._postgres.start()
         self._echo("PostgreSQL is up")
         self._migrate()
+        self._fill_book()
         environment = self._environment()
         self._start("worker", environment)
         self._start("api", environment)
@@ -214,6 +215,20 @@ class _Parts:
         except DBAPIError as error:
             raise DemoError(f"the schema cannot be made: {error.orig}") from None
 
+    def _fill_book(self) -> None:
+        """Import public prices, as ``spendstream prices import`` does. A second start finds them there."""
+        from pipeline.prices import book, genai
+        from pipeline.prices.source import SourceMissing
+
+        try:
+            read = genai.read()
+        except SourceMissing as missing:
+            self._echo(f"no price book, so calls cost what their producers estimate: {missing}")
+            return
+        with book.connected(self._postgres.url) as connection:
+            done = book.add(connection, read.prices, action="prices.import", title=genai.SOURCE)
+        self._echo(f"price book of {genai.SOURCE}, version {done.version}")
+
     def _start(self, name: str, environment: dict[str, str], *arguments: str) -> None:
         self._raise_if_stopped()
         self._running[name] = child.Child.of_ours(
@@ -280,13 +295,15 @@ Try there:
     def _show_figures(self, events_before: int | None) -> int | None:
         """Print a line of today's totals of all orgs; returns the number of events, or None if unknown."""
         events, spend, orgs, freshness, cursor = 0, Decimal(0), 0, None, ""
+        bases: set[str] = set()
         try:
             while cursor is not None:
                 page = _get(f"{self._api}/orgs?{_today()}&limit=1000{cursor and '&cursor=' + quote(cursor)}")
                 for item in page["items"]:
                     orgs += 1
                     events += item["invocations"]
-                    spend += Decimal(item["cost"]["amount"])
+                    spend += Decimal(item["cost"]["amount"] or 0)
+                    bases.add(item["cost"]["basis"])
                     if freshness is None or item["freshness"]["lagSeconds"] > freshness["lagSeconds"]:
                         freshness = item["freshness"]
                 cursor = page["nextCursor"]
@@ -295,8 +312,10 @@ Try there:
             return events_before
         lag = f"lag {freshness['lagSeconds']:.1f} s ({freshness['status']})" if freshness else "no events"
         new = f"{events - events_before:+,}" if events_before is not None else "today"
+        basis = f" (basis: {bases.pop() if len(bases) == 1 else 'mixed'})" if bases else ""
         self._echo(
-            f"{datetime.now():%H:%M:%S}  {events:,} events ({new})  ${spend:,.4f}  {orgs:,} orgs  {lag}"
+            f"{datetime.now():%H:%M:%S}  {events:,} events ({new})  ${spend:,.4f}{basis}"
+            f"  {orgs:,} orgs  {lag}"
         )
         return events
 

@@ -1,7 +1,8 @@
 """The prices of the package genai-prices, by exact model ids.
 
-The package finds a model by patterns such as "begins with gpt-4o". The book knows exact names only, so a
-model is imported under its id. A tier of genai-prices begins above its number: "start 200000" is a price
+The package finds a model by patterns such as "is gpt-4o-2024-08-06" or "begins with claude-opus-4-5". The
+book knows exact names only. So a model is imported under its id, and under each exact name in its pattern
+that no model before it has. A tier of genai-prices begins above its number: "start 200000" is a price
 from 200,001 input tokens on. A service tier that names some rates has the standard rates for the others.
 
 What depends on the time of day, or on a search or a route, is left out and said, as are the rates for audio,
@@ -11,6 +12,7 @@ images and whatever else the book has no kind for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import pairwise
@@ -54,9 +56,23 @@ def read(*, provider: str | None = None) -> Read:
         basis = f"{SOURCE} {version}"
         if one.pricing_urls:
             basis += f", {one.pricing_urls[0]}"
+        taken = {model.id for model in one.models}
         for model in one.models:
-            prices += _of_model(one.id, model, basis, notes)
+            of_model = list(_of_model(one.id, model, basis, notes))
+            prices += of_model
+            for name in _exact_names(model.match):
+                if name not in taken:
+                    taken.add(name)
+                    prices += [replace(price, model_name=name) for price in of_model]
     return Read(tuple(prices), in_order(notes))
+
+
+def _exact_names(clause: Any) -> Iterator[str]:
+    """The names that a pattern of the package matches as a whole."""
+    for part in getattr(clause, "or_", ()):
+        yield from _exact_names(part)
+    if hasattr(clause, "equals"):
+        yield clause.equals
 
 
 def _of_model(provider: str, model: Any, basis: str, notes: list[str]) -> Iterator[Price]:

@@ -54,11 +54,11 @@ class Model:
 _MODELS: Final = (
     ("openai", "gpt-4o-2024-08-06", 250, 1000, 350, 14.0),
     ("openai", "gpt-4o-mini-2024-07-18", 15, 60, 180, 6.0),
-    ("anthropic", "claude-opus-4-5-20251101", 500, 2500, 900, 32.0),
+    ("anthropic", "claude-opus-4-5", 500, 2500, 900, 32.0),
     ("openai", "o4-mini-2025-04-16", 110, 440, 1500, 11.0),
     ("google", "gemini-2.5-flash-lite", 10, 40, 90, 3.5),
-    ("anthropic", "claude-sonnet-4-5-20250929", 300, 1500, 700, 16.0),
-    ("anthropic", "claude-haiku-4-5-20251001", 100, 500, 260, 8.0),
+    ("anthropic", "claude-sonnet-4-5", 300, 1500, 700, 16.0),
+    ("anthropic", "claude-haiku-4-5", 100, 500, 260, 8.0),
     ("groq", "llama-3.3-70b-versatile", 59, 79, 220, 4.5),
 )
 _REASONING_MODELS: Final = ("o4-mini-2025-04-16",)

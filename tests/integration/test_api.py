@@ -141,8 +141,8 @@ def test_every_grouping_and_granularity_has_the_same_total(server: Api, question
     totals = server.ok(path, question.query())["totals"]
     groupings: list[list[str]] = [["none"], ["model"]]
     groupings += [["client"], ["model", "client"]] if question.clients or "client" in question.groups else []
-    granularities = {"minute": ("minute", "hour", "day"), "hour": ("hour", "day", "month")}.get(
-        question.granularity, ("day", "month")
+    granularities = {"minute": ("minute", "hour", "day"), "hour": ("hour", "day", "week", "month")}.get(
+        question.granularity, ("day", "week", "month")
     )
     for groups in groupings:
         for granularity in granularities:

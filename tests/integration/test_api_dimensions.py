@@ -96,7 +96,7 @@ async def test_the_sum_over_values_is_the_sum_over_clients_and_models_at_every_g
     oracle.feed_all((i, NOW_US, body) for i, body in enumerate(bodies))
     assert any(key[-1] == naive.OVERFLOW_VALUE for key in oracle.breakdown_hour)
     for org in oracle.orgs_seen:
-        for granularity in ("hour", "day", "month"):
+        for granularity in ("hour", "day", "week", "month"):
             whole = DAYS | {"granularity": granularity}
             path = f"{BASE}/orgs/{org}/usage"
             by_model = pages(server, path, whole | {"groupBy": "model", "limit": 10_000}, "series")

@@ -73,7 +73,7 @@ def test_every_way_to_ask_gives_the_same_figures(
     span = {"start": rfc3339(end - timedelta(hours=hours)), "end": rfc3339(end)}
     wanted = sorted(map(str, models))
     found: dict[str, set[Figures]] = {}
-    for granularity in ("hour", "day", "month"):
+    for granularity in ("hour", "day", "week", "month"):
         for groups in ("none", "model", "client", "model,client"):
             query = {**span, "granularity": granularity, "groupBy": groups, "modelId": wanted}
             found[f"{granularity} {groups}"] = by_rest(server, query, limit)

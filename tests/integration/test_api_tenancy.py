@@ -320,7 +320,7 @@ def test_the_org_itself_gets_in_everywhere_so_that_the_refusals_mean_something(w
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     days=st.integers(1, 15),
-    granularity=st.sampled_from(("hour", "day", "month")),
+    granularity=st.sampled_from(("hour", "day", "week", "month")),
     groups=st.sampled_from(("none", "model", "client", "model,client", "team", "model,team")),
     foreign_models=st.booleans(),
     foreign_clients=st.booleans(),

@@ -196,6 +196,8 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     demo.process.send_signal(signal.SIGINT)
     exit_code, output = demo.end()
     assert exit_code == 0, output
+    assert re.search(r"price book of genai-prices, version [1-9]", output)
+    assert re.search(r"events \(\+\d.*\$\d+\.\d{4} \(basis: (book|mixed)\)", output)
     assert "Traceback" not in output
     assert processes_on(data_dir) == []
     assert modes_below(

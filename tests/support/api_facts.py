@@ -224,7 +224,9 @@ def bucket_of(at: datetime, granularity: str, zone: str) -> datetime:
     if granularity in ("minute", "hour"):
         return floor(at, granularity)
     local = at.astimezone(ZoneInfo(zone))
-    return local_start(zone, local.year, local.month, local.day if granularity == "day" else None)
+    if granularity == "week":
+        local -= timedelta(days=local.isoweekday() - 1)  # the same time of day on Monday
+    return local_start(zone, local.year, local.month, None if granularity == "month" else local.day)
 
 
 def rfc3339(at: datetime) -> str:

@@ -108,7 +108,7 @@ class Question:
 @st.composite
 def questions(draw: st.DrawFn) -> Question:
     """Any question that the rows of `EVENTS` can answer exactly."""
-    granularity = draw(st.sampled_from(("minute", "hour", "day", "month")))
+    granularity = draw(st.sampled_from(("minute", "hour", "day", "week", "month")))
     by_client = granularity != "minute" and draw(st.booleans())
     odd_zone = draw(st.booleans()) and not by_client
     zone = draw(
@@ -122,7 +122,7 @@ def questions(draw: st.DrawFn) -> Question:
     end = floor(NOW, "minute") - timedelta(minutes=draw(st.integers(-2000, 5000)))
     longest = {"minute": 1440, "hour": 12000, "day": 12000}.get(granularity, 9 * 1440)
     length = draw(st.integers(1, longest))
-    if not recent and granularity in ("day", "month") and draw(st.booleans()):
+    if not recent and granularity in ("day", "week", "month") and draw(st.booleans()):
         length = draw(st.integers(1, 380 * 1440))
     start = end - timedelta(minutes=length)
     if granularity == "month" and odd_zone:

@@ -1,4 +1,4 @@
-"""Local days and months, and the rollups that cover them, against walks over every minute."""
+"""Local days, weeks and months, and the rollups that cover them, against walks over every minute."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -82,17 +82,19 @@ def test_minutes_and_hours_are_those_of_utc_in_every_zone() -> None:
 @settings(max_examples=60)
 @given(
     zone=st.sampled_from(ZONES),
-    granularity=st.sampled_from((Granularity.DAY, Granularity.MONTH)),
+    granularity=st.sampled_from((Granularity.DAY, Granularity.WEEK, Granularity.MONTH)),
     start=st.integers(utc(2025, 10, 1), utc(2026, 12, 1)),
 )
 def test_buckets_are_the_runs_of_minutes_with_one_local_date(
     zone: str, granularity: Granularity, start: int
 ) -> None:
-    span = Span(start, start + 5 * 1440)
+    span = Span(start, start + 9 * 1440)
     calendar = Calendar(granularity, ZoneInfo(zone))
 
     def date(minute: int) -> tuple[int, ...]:
         local = to_datetime(minute).astimezone(ZoneInfo(zone))
+        if granularity is Granularity.WEEK:
+            return local.isocalendar()[:2]
         return (local.year, local.month, local.day)[: 2 if granularity is Granularity.MONTH else 3]
 
     walked = [next(run) for _, run in groupby(range(span.start, span.end), date)]
@@ -184,6 +186,15 @@ def test_days_of_utc_are_read_from_day_rows_alone() -> None:
     ]
     months = series_plan(span, Calendar(Granularity.MONTH, ZoneInfo("UTC")))
     assert [(branch.grain, branch.spans) for branch in months] == [(Grain.DAY, (span,))]
+
+
+def test_a_week_begins_on_monday_also_across_a_change_of_year_and_of_the_clock() -> None:
+    calendar = Calendar(Granularity.WEEK, ZoneInfo("Europe/Berlin"))
+    new_year = utc(2025, 12, 28, 23)  # Monday 2025-12-29, 00:00 in Berlin
+    assert calendar.start_of(utc(2026, 1, 2)) == new_year
+    assert calendar.end_of(new_year) == utc(2026, 1, 4, 23)
+    clocks_go_back = utc(2026, 10, 18, 22)
+    assert calendar.end_of(clocks_go_back) - clocks_go_back == 7 * 1440 + 60
 
 
 def test_days_of_a_whole_hour_zone_are_read_from_hour_rows_alone() -> None:

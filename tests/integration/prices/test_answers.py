@@ -82,7 +82,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
 
 @st.composite
 def questions(draw: st.DrawFn) -> dict[str, Any]:
-    granularity = draw(st.sampled_from(("minute", "hour", "day", "month")))
+    granularity = draw(st.sampled_from(("minute", "hour", "day", "week", "month")))
     groups = draw(
         st.sampled_from(((), ("model",), ("client",), ("model", "client"), ("team",), ("model", "team")))
     )

@@ -119,6 +119,24 @@ def _has_tokens(model: Any) -> bool:
     return bool(names & {"input_mtok", "output_mtok", "requests_kcount"})
 
 
+def test_a_model_of_genai_prices_has_the_same_prices_under_each_of_its_exact_names() -> None:
+    data = pytest.importorskip("genai_prices.data")
+    found = books(genai.read().prices)
+    ids = {(provider.id, model.id) for provider in data.providers for model in provider.models}
+    providers = {provider.id: provider for provider in data.providers}
+    others = found.keys() - ids
+    assert ("openai", "gpt-4o-mini-2024-07-18") in others
+
+    def rows(key: tuple[str, str]) -> set[tuple[Any, ...]]:
+        return {
+            (row.service_tier, row.context_from, row.kind, row.rate, row.valid_from, row.valid_to)
+            for row in found[key]
+        }
+
+    for provider, name in others:
+        assert rows((provider, name)) == rows((provider, providers[provider].find_model(name).id))
+
+
 def test_genai_prices_of_one_provider() -> None:
     pytest.importorskip("genai_prices")
     prices = genai.read(provider="anthropic").prices
