@@ -171,33 +171,15 @@ class Database:
         return found
 
     async def _asked(self, work: Callable[[Ask], Awaitable[T]]) -> T:
-        """What the work finds between BEGIN, which its first statements bring, and COMMIT.
-
-        The values are written into the text by psycopg: the protocol takes several statements at once only
-        without parameters. Numeric values are sums of whole numbers, and come as int.
-        """
+        """What the work finds between BEGIN and COMMIT. Numeric values are sums of whole numbers: int."""
         async with self._pool.connection() as connection:
             await connection.set_autocommit(True)  # the text has its own BEGIN
-            begin = [_BEGIN, *connection.local]
             try:
                 async with psycopg.AsyncClientCursor(connection) as cursor:
                     cursor.adapters.register_loader("numeric", _WholeNumber)
-
-                    async def ask(
-                        texts: Sequence[str], values: Mapping[str, Any]
-                    ) -> list[list[tuple[Any, ...]]]:
-                        await cursor.execute(";".join((*begin, *texts)).encode(), values)
-                        for _ in begin:
-                            cursor.nextset()
-                        begin.clear()
-                        found = []
-                        for _ in texts:
-                            found.append(await cursor.fetchall() if cursor.description else [])
-                            cursor.nextset()
-                        return found
-
+                    snapshot = _Snapshot(cursor, (_BEGIN, *connection.local))
                     try:
-                        found = await work(ask)
+                        found = await work(snapshot.ask)
                     except ApiError:  # the question cannot be answered, and nothing is wrong here
                         await cursor.execute("ROLLBACK")
                         raise
@@ -297,6 +279,30 @@ class Database:
 
 class _Privileged(ApiError):
     """The role may write rollups: `PRIVILEGED_REMEDY`."""
+
+
+class _Snapshot:
+    """A transaction on a cursor. The statements of ``begin`` go before the first ones that are asked."""
+
+    def __init__(self, cursor: psycopg.AsyncClientCursor[tuple[Any, ...]], begin: Sequence[str]) -> None:
+        self._cursor = cursor
+        self._begin = begin
+
+    async def ask(self, texts: Sequence[str], values: Mapping[str, Any]) -> list[list[tuple[Any, ...]]]:
+        """The rows of each statement, in one round trip.
+
+        The values are written into the text by psycopg: the protocol takes several statements at once only
+        without parameters.
+        """
+        begin, self._begin = self._begin, ()
+        await self._cursor.execute(";".join((*begin, *texts)).encode(), values)
+        for _ in begin:
+            self._cursor.nextset()
+        found = []
+        for _ in texts:
+            found.append(await self._cursor.fetchall() if self._cursor.description else [])
+            self._cursor.nextset()
+        return found
 
 
 class _WholeNumber(Loader):
