@@ -19,41 +19,15 @@ import pyarrow.parquet as pq
 from psycopg.types.json import Jsonb
 
 from api.errors import ApiError
+from api.exports import focus
+from api.exports.cells import ISO, MODEL_NAME, PROVIDER, cell, dollars
 from api.exports.jobs import SQL, Job
 from api.reading import prices, rollups, seen
 from api.reading.prices import Book
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
-_ISO: Final = """'YYYY-MM-DD"T"HH24:MI:SS"Z"'"""
-
-# A spreadsheet runs a cell as a formula if the cell begins with one of `_RUNS`, even behind blanks. Some
-# spreadsheets split the file at other separators than the comma, so a cell of theirs may begin in the middle
-# of ours. An apostrophe in front makes the cell a text. There are two steps, because the bar is a separator
-# and begins a formula too.
-_BLANKS: Final = (
-    r"[:space:][:cntrl:]\u0085\u00a0\u00ad\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff"
-)
-_RUNS: Final = "-=+@|%%＝＋－＠"
-_QUOTES: Final = "\"''"  # as they stand in a text of SQL
-_BEGINS: Final = rf"(?=[{_BLANKS}{_QUOTES}]*[{_RUNS}])"
-_SPLITS: Final = rf"([,;|\t\r\n\v\f\u0085\u2028\u2029{_QUOTES}])"
-
-
-def _cell(column: str) -> str:
-    """A text as a cell, defused; empty for no text."""
-    return (
-        rf"NULLIF(regexp_replace(regexp_replace({column}, '{_SPLITS}{_BEGINS}', '\1''', 'g'),"
-        rf" '^{_BEGINS}', ''''), '')"
-    )
-
-
-def _dollars(amount: str) -> str:
-    """An exact amount with at least 8 decimals."""
-    return f"round({amount}, GREATEST(8, min_scale({amount})))"
-
-
-_COST: Final = _dollars("(amount * 0.00000000000000000001)")
+_COST: Final = dollars("(amount * 0.00000000000000000001)")
 # A cost that nobody knows is no amount, and not 0.
 _AMOUNT: Final = f"CASE WHEN unpriced < invocations THEN {_COST} END"
 _ESTIMATE: Final = (
@@ -63,18 +37,15 @@ _BASIS: Final = """
     CASE WHEN booked > 0 AND booked + unpriced < invocations THEN 'mixed' WHEN booked > 0 THEN 'book'
         WHEN unpriced < invocations THEN 'estimate' ELSE 'none' END
 """
-# A join would lose the order of the rows.
-_PROVIDER: Final = "(%(export_labels)s::jsonb -> model_id::text ->> 0)"
-_MODEL_NAME: Final = "(%(export_labels)s::jsonb -> model_id::text ->> 1)"
 
 _CSV: Final = f"""
-SELECT to_char(bucket AT TIME ZONE 'UTC', {_ISO}) AS "bucketStart", model_id AS "modelId",
-    {_cell("client_id")} AS "clientId", invocations, input_tokens AS "inputTokens",
+SELECT to_char(bucket AT TIME ZONE 'UTC', {ISO}) AS "bucketStart", model_id AS "modelId",
+    {cell("client_id")} AS "clientId", invocations, input_tokens AS "inputTokens",
     output_tokens AS "outputTokens", {_AMOUNT} AS "costAmount", 'USD' AS "costCurrency",
     cache_read_tokens AS "cacheReadTokens", cache_write_tokens AS "cacheWriteTokens",
     cache_write_1h_tokens AS "cacheWrite1hTokens", reasoning_tokens AS "reasoningTokens",
     unpriced AS "unpricedInvocations", {_BASIS} AS "costBasis", {_ESTIMATE} AS "estimateAmount",
-    {_cell(_PROVIDER)} AS "provider", {_cell(_MODEL_NAME)} AS "modelName",
+    {cell(PROVIDER)} AS "provider", {cell(MODEL_NAME)} AS "modelName",
     %(export_version)s::bigint AS "priceVersion"
 FROM ({{figures}}) AS figures
 """
@@ -83,36 +54,9 @@ _PARQUET: Final = f"""
 SELECT bucket, model_id::text, NULLIF(client_id, ''), invocations::bigint, input_tokens::bigint,
     output_tokens::bigint, ({_AMOUNT})::numeric(38, 20), cache_read_tokens::bigint,
     cache_write_tokens::bigint, cache_write_1h_tokens::bigint, reasoning_tokens::bigint, unpriced::bigint,
-    {_BASIS}, ({_ESTIMATE})::numeric(38, 8), {_PROVIDER}, {_MODEL_NAME}, %(export_version)s::bigint
+    {_BASIS}, ({_ESTIMATE})::numeric(38, 8), {PROVIDER}, {MODEL_NAME}, %(export_version)s::bigint
 FROM ({{figures}}) AS figures
 """
-
-_FOCUS: Final = f"""
-SELECT {_COST} AS "BilledCost", %(focus_org)s AS "BillingAccountId",
-    %(focus_org)s AS "BillingAccountName", 'USD' AS "BillingCurrency",
-    to_char(date_trunc('month', bucket AT TIME ZONE 'UTC') + interval '1 month', {_ISO})
-        AS "BillingPeriodEnd",
-    to_char(date_trunc('month', bucket AT TIME ZONE 'UTC'), {_ISO}) AS "BillingPeriodStart",
-    'Usage' AS "ChargeCategory", NULL AS "ChargeClass",
-    'LLM inference, model ' || model_id AS "ChargeDescription",
-    to_char(LEAST((bucket AT TIME ZONE 'UTC') + %(focus_step)s::interval,
-        %(focus_end)s::timestamptz AT TIME ZONE 'UTC'), {_ISO}) AS "ChargePeriodEnd",
-    to_char(GREATEST(bucket, %(focus_start)s::timestamptz) AT TIME ZONE 'UTC', {_ISO}) AS "ChargePeriodStart",
-    {_COST} AS "ContractedCost", {_COST} AS "EffectiveCost", %(focus_provider)s AS "InvoiceIssuerName",
-    {_COST} AS "ListCost", input_tokens + output_tokens AS "PricingQuantity", 'Tokens' AS "PricingUnit",
-    %(focus_provider)s AS "ProviderName", %(focus_provider)s AS "PublisherName",
-    'AI and Machine Learning' AS "ServiceCategory", 'LLM inference' AS "ServiceName",
-    model_id AS "x_ModelId", {_cell("client_id")} AS "x_ClientId", invocations AS "x_Invocations",
-    input_tokens AS "x_InputTokens", output_tokens AS "x_OutputTokens",
-    cache_read_tokens AS "x_CacheReadTokens", cache_write_tokens AS "x_CacheWriteTokens",
-    cache_write_1h_tokens AS "x_CacheWrite1hTokens", reasoning_tokens AS "x_ReasoningTokens",
-    unpriced AS "x_UnpricedInvocations", {_BASIS} AS "x_CostBasis", {_ESTIMATE} AS "x_EstimateAmount",
-    {_cell(_PROVIDER)} AS "x_Provider", {_cell(_MODEL_NAME)} AS "x_ModelName",
-    %(export_version)s::bigint AS "x_PriceVersion"
-FROM ({{figures}}) AS figures
-"""
-
-_STEPS: Final = {"hourly": "1 hour", "daily": "1 day", "monthly": "1 month"}
 
 SCHEMA: Final = pa.schema(
     [
@@ -184,18 +128,15 @@ def write(
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
         book = _book(connection, job)
-        figures, values = rollups.figures(job.question(), book)
-        values |= {"export_labels": _labels(connection, job), "export_version": book.version}
+        shared = {"export_labels": _labels(connection, job), "export_version": book.version}
         connection.execute(prices.SQL["no_loops"])
-        if job.format == "parquet":
-            try:
-                rows = _write_parquet(connection, _PARQUET.format(figures=figures), values, out)
-            except psycopg.errors.NumericValueOutOfRange as error:
-                raise UnwritableError(_BEYOND_INT64) from error
+        if job.is_focus:
+            text, values = focus.statement(job, book)
+            values |= shared | focus.values_of(job, provider)
+            rows = _write_csv(connection, text, values, out)
         else:
-            values |= _focus(job, provider)
-            query = (_FOCUS if job.format == "focus-1.2" else _CSV).format(figures=figures)
-            rows = _write_csv(connection, query, values, out, bom=job.format == "csv-excel")
+            figures, values = rollups.figures(job.question(), book)
+            rows = _write_figures(connection, job, figures, values | shared, out)
     out.flush()
     return Written(
         rows=rows, bytes=out.bytes, checksum=out.checksum, watermark=row[0], price_version=book.version
@@ -217,19 +158,26 @@ def _labels(connection: psycopg.Connection[Any], job: Job) -> Jsonb:
     return Jsonb({model: [provider or None, name or None] for model, provider, name in found})
 
 
-def _focus(job: Job, provider: str) -> dict[str, Any]:
-    """The values of `_FOCUS`."""
-    return {
-        "focus_org": str(job.org_id),
-        "focus_provider": provider,
-        "focus_step": _STEPS[job.granularity],
-        "focus_start": job.range_start,
-        "focus_end": job.range_end,
-    }
+def _write_figures(
+    connection: psycopg.Connection[Any], job: Job, figures: str, values: Mapping[str, Any], out: _Counting
+) -> int:
+    """Write the file of any format but FOCUS."""
+    if job.format != "parquet":
+        query = _CSV.format(figures=figures)
+        return _write_csv(connection, query, values, out, bom=job.format == "csv-excel")
+    try:
+        return _write_parquet(connection, _PARQUET.format(figures=figures), values, out)
+    except psycopg.errors.NumericValueOutOfRange as error:
+        raise UnwritableError(_BEYOND_INT64) from error
 
 
 def _write_csv(
-    connection: psycopg.Connection[Any], query: str, values: Mapping[str, Any], out: _Counting, *, bom: bool
+    connection: psycopg.Connection[Any],
+    query: str,
+    values: Mapping[str, Any],
+    out: _Counting,
+    *,
+    bom: bool = False,
 ) -> int:
     cursor = psycopg.ClientCursor(connection)
     bound = cursor.mogrify(query, values)

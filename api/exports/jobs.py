@@ -25,8 +25,15 @@ from api.asking.params import CostBasis
 from api.asking.questions import FiguresQuestion, Pricing
 from sql import queries
 
-FORMATS: Final = {"csv": "csv", "csv-excel": "csv", "parquet": "parquet", "focus-1.2": "csv"}
+FORMATS: Final = {
+    "csv": "csv",
+    "csv-excel": "csv",
+    "parquet": "parquet",
+    "focus-1.2": "csv",
+    "focus-1.3": "csv",
+}
 """The ending of the files of each format."""
+FOCUS: Final = ("focus-1.2", "focus-1.3")
 GRANULARITIES: Final = {"hourly": Granularity.HOUR, "daily": Granularity.DAY, "monthly": Granularity.MONTH}
 HOURLY_DAYS_MAX: Final = 31
 MODELS_MAX: Final = 100
@@ -63,6 +70,10 @@ class Job:
         return Pricing(version=self.price_version, basis=CostBasis(self.cost_basis))
 
     @property
+    def is_focus(self) -> bool:
+        return self.format in FOCUS
+
+    @property
     def stem(self) -> str:
         """The beginning of the keys of all the job's files in the store."""
         return f"exports/{self.org_id}/{self.job_id}-"
@@ -91,7 +102,7 @@ class Job:
         )
 
     def question(self) -> FiguresQuestion:
-        """The question that the file answers: the usage of each bucket, model and client."""
+        """The question that the file answers: the usage of each bucket, model and, but for FOCUS, client."""
         return FiguresQuestion(
             org_id=self.org_id,
             span=Span(to_minute(self.range_start), to_minute(self.range_end)),
@@ -99,7 +110,7 @@ class Job:
             model_ids=tuple(self.models),
             client_ids=(),
             by_model=True,
-            by_client=True,
+            by_client=not self.is_focus,
             limit=0,
             after=None,
             bound_to="",

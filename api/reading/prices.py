@@ -27,9 +27,40 @@ from pipeline.common.connect import AsyncConnection
 from sql import queries
 
 SQL: Final = queries.load("book")
+_RATES: Final = {
+    "rates": SQL["rates"].replace(
+        "{of}", "(s.org_id = l.org_id OR s.org_id IS NULL AND l.org_id <> ALL(s.excepted))"
+    ),
+    "list_rates": SQL["rates"].replace("{of}", "s.org_id IS NULL"),
+}
 PRICED: Final = ("amount", "booked", "unpriced")
 """Measures that the book adds to a row of usage: what its calls cost, how many of them the book prices, and
 how many have no known cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sku:
+    """What is priced by itself: SQL of its quantity in a row, and of the price of one, in units.
+
+    ``{of}`` stands for the rates, in which the kinds that are parts of input or output have what is added.
+    """
+
+    quantity: str
+    price: str
+
+
+SKUS: Final = {
+    "input": Sku(
+        "input_tokens - cache_read_tokens - cache_write_tokens - cache_write_1h_tokens", "{of}.input"
+    ),
+    "cache_read": Sku("cache_read_tokens", "{of}.input + {of}.cache_read"),
+    "cache_write": Sku("cache_write_tokens", "{of}.input + {of}.cache_write"),
+    "cache_write_1h": Sku("cache_write_1h_tokens", "{of}.input + {of}.cache_write_1h"),
+    "output": Sku("output_tokens - reasoning_tokens", "{of}.output"),
+    "reasoning": Sku("reasoning_tokens", "{of}.output + {of}.reasoning"),
+    "request": Sku("invocations", "{of}.request"),
+}
+"""By kind, as the book calls it. No token is in two of them."""
 
 _IN_BOOK: Final = "rates.request IS NOT NULL"
 _SPENT: Final = (
@@ -65,15 +96,25 @@ class Book:
         """The values of the SQL that this class makes."""
         return {"org_ids": self.org_ids, "sheets": self.sheets}
 
-    def join(self) -> str:
-        """Joins the rows ``figures`` of usage, which have the columns of their key, with their rates."""
+    def join(self, rates: str = "rates") -> str:
+        """Joins the rows ``figures`` of usage, which have the columns of their key, with their rates.
+
+        With ``list_rates`` they are those of everyone, whatever the org pays.
+        """
         if self.sheets is None:
             return ""
         return (
-            f" LEFT JOIN ({SQL['rates']}) AS rates ON rates.org_id = figures.org_id"
-            " AND rates.model_id = figures.model_id AND rates.rate_class = figures.rate_class"
-            " AND rates.valid_from <= figures.bucket_start AND figures.bucket_start < rates.valid_to"
+            f" LEFT JOIN ({_RATES[rates]}) AS {rates} ON {rates}.org_id = figures.org_id"
+            f" AND {rates}.model_id = figures.model_id AND {rates}.rate_class = figures.rate_class"
+            f" AND {rates}.valid_from <= figures.bucket_start AND figures.bucket_start < {rates}.valid_to"
         )
+
+    def unit_prices(self, rates: str) -> str:
+        """The SQL of the prices of `SKUS` of a joined row, as an array; null where the book has none."""
+        if self.sheets is None:
+            return "NULL::numeric[]"
+        prices = ", ".join(sku.price.format(of=rates) for sku in SKUS.values())
+        return f"(CASE WHEN {rates}.request IS NOT NULL THEN ARRAY[{prices}] END)"
 
     def of_row(self, measure: str) -> str:
         """The SQL of a measure of a row ``figures`` that `join` has joined with its rates."""

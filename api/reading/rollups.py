@@ -159,6 +159,24 @@ def figures(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
     return f"SELECT {group}, {sums} FROM {source} GROUP BY {group} ORDER BY {group}", values
 
 
+def sku_groups(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
+    """A statement for the sums of `STORED` by bucket, model, rate class and price over the whole range.
+
+    ``prices`` are those of `prices.SKUS` for the org, and ``list_prices`` those for everyone.
+    """
+    values = Values(question)
+    plan = series_plan(question.span, question.calendar, book.moments)
+    sums = ", ".join(f"sum(figures.{name}) AS {name}" for name in STORED)
+    source = _source(question, plan, ("model_id",), STORED, values, book)
+    values |= book.values
+    return (
+        f"SELECT bucket, figures.model_id, figures.rate_class, {book.unit_prices('rates')} AS prices,"
+        f" {book.unit_prices('list_rates')} AS list_prices, {sums}"
+        f" FROM {source}{book.join('list_rates')} GROUP BY 1, 2, 3, 4, 5",
+        values,
+    )
+
+
 async def totals(
     connection: AsyncConnection, question: FiguresQuestion, measures: Sequence[str]
 ) -> Mapping[str, Any]:

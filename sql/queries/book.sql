@@ -59,6 +59,7 @@ SELECT (SELECT COALESCE(max(id), 0) FROM analytics.prices),
 
 -- name: rates
 -- What the sheets say of each model and rate class of some orgs, for the rows of a query to be joined with.
+-- ``{of}`` says whose sheets they are.
 SELECT l.org_id, l.model_id, c.id AS rate_class, s.valid_from, s.valid_to, s.request, s.input, s.output, s.cache_read,
     s.cache_write, s.cache_write_1h, s.reasoning
 FROM analytics.model_labels AS l
@@ -67,7 +68,7 @@ JOIN json_to_recordset(%(sheets)s::json) AS s (
     valid_from timestamptz, valid_to timestamptz, request numeric, input numeric, output numeric, cache_read numeric,
     cache_write numeric, cache_write_1h numeric, reasoning numeric, excepted uuid[]
 ) ON s.provider = l.provider AND s.model_name = l.model_name
-    AND (s.org_id = l.org_id OR s.org_id IS NULL AND l.org_id <> ALL(s.excepted))
+    AND {of}
 JOIN analytics.rate_classes AS c
     ON c.service_tier = s.service_tier AND c.input_from >= s.context_from AND c.input_from < s.context_to
 WHERE l.org_id = ANY(%(org_ids)s::uuid[])

@@ -265,7 +265,7 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
     ),
     "focus by day": (
         exported("daily", "focus-1.2", DAY - 100 * DAYS, DAY),
-        (("client_day", DAY - 100 * DAYS, DAY),),
+        (("usage_day", DAY - 100 * DAYS, DAY),),
     ),
     "parquet by month": (
         exported("monthly", "parquet", DAY - 100 * DAYS, DAY),

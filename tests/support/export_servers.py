@@ -17,6 +17,7 @@ ORDERS = [
     {"timeRange": RECENT, "granularity": "monthly", "format": "csv"},
     {"timeRange": RECENT, "granularity": "daily", "format": "focus-1.2"},
     {"timeRange": RECENT, "granularity": "monthly", "format": "focus-1.2"},
+    {"timeRange": RECENT, "granularity": "hourly", "format": "focus-1.3"},
     {"timeRange": RECENT, "granularity": "hourly", "format": "parquet"},
     {"timeRange": {**OCTOBER, "start": "2025-11-15T00:00:00Z"}, "granularity": "daily", "format": "parquet"},
 ]

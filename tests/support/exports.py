@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tests.support import focus
 from tests.support.api_facts import (
     KINDS,
     ORG,
@@ -97,7 +98,7 @@ def shown_client(client: str) -> str:
 
 
 def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
-    """The rows of an export file, by (bucket, model, client)."""
+    """The figures of an export file, by (bucket, model, client)."""
     if body["format"] == "parquet":
         table = pq.read_table(io.BytesIO(data))
         return {
@@ -107,30 +108,29 @@ def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
             )
             for r in table.to_pylist()
         }
+    if body["format"].startswith("focus"):
+        return _focus_rows(body, data)
     found = {}
     encoding = "utf-8-sig" if body["format"] == "csv-excel" else "utf-8"
     assert data.startswith(codecs.BOM_UTF8) == (body["format"] == "csv-excel")
     for r in csv.DictReader(io.StringIO(data.decode(encoding), newline="")):
-        if body["format"] in ("csv", "csv-excel"):
-            assert r["costCurrency"] == "USD"
-            key = (r["bucketStart"], r["modelId"], r["clientId"])
-            found[key] = (
-                *(int(r[name]) for name in COUNTS),
-                Decimal(r["costAmount"]) if r["costAmount"] else None,
-            )
-            continue
-        costs = {r[name] for name in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")}
-        assert len(costs) == 1
-        start = datetime.fromisoformat(r["ChargePeriodStart"])
-        grain = {"daily": "day", "monthly": "month"}[body["granularity"]]
-        key = (rfc3339(bucket_of(start, grain, "UTC")), r["x_ModelId"], r["x_ClientId"])
-        tokens = int(r["x_InputTokens"]), int(r["x_OutputTokens"])
-        assert int(r["PricingQuantity"]) == sum(tokens)
-        counts = tuple(int(r[f"x_{name[0].upper()}{name[1:]}"]) for name in COUNTS)
-        assert counts[1:3] == tokens
-        billed, unknown = Decimal(costs.pop()), counts[0] == counts[-1]
-        assert not (
-            unknown and billed
-        )  # FOCUS knows no cost that is not known: 0, beside the count of such calls
-        found[key] = (*counts, None if unknown else billed)
+        assert r["costCurrency"] == "USD"
+        key = (r["bucketStart"], r["modelId"], r["clientId"])
+        found[key] = (
+            *(int(r[name]) for name in COUNTS),
+            Decimal(r["costAmount"]) if r["costAmount"] else None,
+        )
+    return found
+
+
+def _focus_rows(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
+    """The figures of each bucket and model; FOCUS files have no clients."""
+    grain = {"hourly": "hour", "daily": "day", "monthly": "month"}[body["granularity"]]
+    found = {}
+    for (start, model), rows in focus.by_bucket(focus.rows_of(data)).items():
+        counts = focus.counts(rows)
+        cost = None if counts[0] == counts[-1] else focus.total(rows)
+        assert cost is not None or not focus.total(rows), "FOCUS has no unknown cost: it is 0"
+        bucket = rfc3339(bucket_of(datetime.fromisoformat(start), grain, "UTC"))
+        found[bucket, model, ""] = (*counts, cost)
     return found

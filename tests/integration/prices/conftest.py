@@ -1,4 +1,4 @@
-"""What the tests of prices share: a migrated database of the test's own, and a connection to it."""
+"""What the tests of prices share: a migrated database of the test's own, and an API of a priced usage."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import psycopg
 import pytest
 
 from sql import migrate
+from tests.support.access import reader_of
+from tests.support.api_server import served
+from tests.support.priced_place import Place
+from tests.support.priced_usage import NOW, loaded
+from tests.support.teams import load_teams
 
 
 @pytest.fixture
@@ -22,3 +27,20 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("SET timezone = 'UTC'")
         yield connection
+
+
+@pytest.fixture(params=["embedded_postgres_url", "timescale"])
+def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
+    url = request.getfixturevalue(request.param)
+    migrate.upgrade(url)
+    world = loaded(url)
+    load_teams(url)
+    narrow = request.param == "embedded_postgres_url"  # the other server wants a password of each login
+    for login in reader_of(url) if narrow else [url]:
+        environment = {
+            "DATABASE_URL": login,
+            "API_ALLOW_PRIVILEGED": str(not narrow).lower(),
+            "EXPORT_DIR": str(tmp_path / "exports"),
+        }
+        with served(environment, NOW) as server:
+            yield Place(url, world, server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -14,70 +14,29 @@ from uuid import UUID
 
 import psycopg
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.prices import book, compare
-from sql import migrate
-from tests.support.access import reader_of
+from tests.support import focus
 from tests.support.api_facts import rfc3339
-from tests.support.api_server import BASE, Api, served
-from tests.support.exports import downloaded, ended, made
+from tests.support.api_server import BASE
+from tests.support.exports import downloaded, ended
 from tests.support.live import Events, check_equals_rest
 from tests.support.price_books import price, write
+from tests.support.priced_place import Place
 from tests.support.priced_usage import (
     EVERYTHING,
-    NOW,
     WATERMARK,
     Spent,
-    World,
     amount,
     key_of,
-    loaded,
     shown,
 )
 from tests.support.spend_rows import BOOK, DAY, MODELS, ORGS, rows
-from tests.support.teams import load_teams
 
 SLOW = (HealthCheck.function_scoped_fixture, HealthCheck.too_slow)
 ZONES = ("UTC", "America/Los_Angeles", "Asia/Kolkata", "Pacific/Kiritimati")
-
-
-class Place:
-    """A database with a priced usage, and an API that reads it."""
-
-    def __init__(self, url: str, world: World, server: Api) -> None:
-        self.url = url
-        self.world = world
-        self.server = server
-        self.version = max(row.id for row in world.book)
-
-    def usage(self, org: str, query: Mapping[str, Any]) -> Any:
-        return self.server.ok(f"{BASE}/orgs/{org}/usage", query)
-
-    def exported(self, org: str, body: Mapping[str, Any]) -> tuple[Any, bytes]:
-        path = f"{BASE}/orgs/{org}/exports"
-        job = made(self.server, body, path)
-        assert job["status"] == "succeeded", job
-        return job, downloaded(self.server, job, path)
-
-
-@pytest.fixture(params=["embedded_postgres_url", "timescale"])
-def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
-    url = request.getfixturevalue(request.param)
-    migrate.upgrade(url)
-    world = loaded(url)
-    load_teams(url)
-    narrow = request.param == "embedded_postgres_url"  # the other server wants a password of each login
-    for login in reader_of(url) if narrow else [url]:
-        environment = {
-            "DATABASE_URL": login,
-            "API_ALLOW_PRIVILEGED": str(not narrow).lower(),
-            "EXPORT_DIR": str(tmp_path / "exports"),
-        }
-        with served(environment, NOW) as server:
-            yield Place(url, world, server)
 
 
 @st.composite
@@ -184,14 +143,11 @@ def test_rest_live_files_and_views_agree_at_one_version(place: Place) -> None:
             (model, *names) for model, names in MODELS.items()
         }
         _, data = place.exported(org, {**body, "format": "focus-1.2"})
-        for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
-            key = row["ChargePeriodStart"], row["x_ModelId"], row["x_ClientId"]
-            cost, basis, estimate, unpriced = by_day[key]
-            for name in ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"):
-                assert Decimal(row[name]) == (cost or 0)  # FOCUS allows no empty cost
-            assert (row["x_CostBasis"], amount(row["x_EstimateAmount"])) == (basis, estimate)
-            assert int(row["x_UnpricedInvocations"]) == unpriced
-            assert (row["x_Provider"], row["x_ModelName"]) == MODELS[row["x_ModelId"]]
+        by_model = world.series(parts, key_of("day", "UTC", ("model",)))
+        skus = focus.by_bucket(focus.rows_of(data))
+        assert {(start, model, ""): focus.total(rows) for (start, model), rows in skus.items()} == {
+            key: cost or 0 for key, (cost, *_) in by_model.items()
+        }
         with closing(Events(place.server, org)) as events:
             _, live = events.until("usage")
         check_equals_rest(place.server, org, live)
