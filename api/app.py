@@ -27,6 +27,7 @@ from api.access.keys import Keys
 from api.access.limits import ALLOWANCE, RateLimiter, Unknown
 from api.access.tokens import Tokens
 from api.access.turns import Turns
+from api.adjustments.routes import Adjustments
 from api.answering import problems
 from api.answering.answers import Readiness
 from api.answering.conditional import finished
@@ -202,6 +203,7 @@ def _handlers(
             clock=clock,
             wake=held.runner.wake if held.runner else lambda: None,
         ),
+        adjustments=Adjustments(database=held.database, parser=parser, cursors=cursors),
         prices=Prices(
             database=held.database,
             config=config.database,

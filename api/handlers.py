@@ -16,6 +16,7 @@ from uuid import UUID
 from aiohttp import web
 
 from api.access.guard import ORG_ID
+from api.adjustments.routes import Adjustments
 from api.answering import answers, problems
 from api.answering.problems import Fault
 from api.asking.buckets import to_datetime
@@ -32,6 +33,7 @@ from api.reading.database import Database
 from api.reading.figures import (
     Finality,
     Page,
+    adjusted_fields,
     error_rate,
     read_page,
     read_usage_page,
@@ -74,6 +76,7 @@ class Handlers:
     live: Live
     exports: Exports
     prices: Prices
+    adjustments: Adjustments
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
@@ -95,7 +98,7 @@ class Handlers:
                 time_zone=question.calendar.zone.key,
                 dimension=dimension,
                 series=series,
-                totals=answers.UsageFigures(**usage_fields(totals)),
+                totals=answers.UsageTotals(**usage_fields(totals), **adjusted_fields(totals, page.adjusted)),
                 price_version=page.price_version,
                 freshness=self._freshness(page.standings),
                 next_cursor=next_cursor,

@@ -20,6 +20,7 @@ from pipeline.common import lookalikes, settings
 from pipeline.common.operator import OperatorError
 
 _COMMANDS: Final = {
+    "adjustments": "adjustments:adjustments",
     "api": "processes:api",
     "bench": "bench:bench",
     "config": "environment:config",

@@ -2,8 +2,8 @@
 
 ``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
 LOGIN PASSWORD '…' IN ROLE spendstream_reader``. If the API is to change the price book, its login is also in
-``spendstream_pricer``. `apply` is idempotent and runs at the end of every migration, so new tables get their
-rights.
+``spendstream_pricer``, and if it is to record adjustments, in ``spendstream_adjuster``. `apply` is idempotent
+and runs at the end of every migration, so new tables get their rights.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ READABLE: Final = (
     "model_labels",
     "spend_hour",
     "spend_day",
+    "effective_adjustments",
 )
 """The tables that the API may read and only the worker writes. Dedupe ids and dead letters are not among
 them: dead letters hold original events."""
@@ -46,8 +47,14 @@ them: dead letters hold original events."""
 PRICER: Final = "spendstream_pricer"
 """The role that may append to the price book. Logins of BI tools are in `READER`, and must not have it."""
 
+ADJUSTER: Final = "spendstream_adjuster"
+"""The role that may append adjustments of orgs, and nothing else."""
+APPENDERS: Final = {PRICER: "prices", ADJUSTER: "adjustments"}
+"""The roles beside `READER`, and the one table to which each may append."""
+
 OWN: Final = {
     "prices": "SELECT",
+    "adjustments": "SELECT",
     "audit_log": "INSERT",
     "api_keys": "SELECT, UPDATE (last_used_at)",
     "export_jobs": "SELECT, INSERT, UPDATE",
@@ -69,14 +76,15 @@ def apply(connection: Connection) -> str:
     try:
         with connection.begin_nested():
             _create(connection, READER)
-            _create(connection, PRICER)
             connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {READER}"))
             for table in READABLE:
                 connection.execute(text(f"GRANT SELECT ON {SCHEMA}.{table} TO {READER}"))
             for table, rights in OWN.items():
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {READER}"))
             connection.execute(text(f"GRANT SELECT ON {SCHEMA}.alembic_version TO {READER}"))
-            connection.execute(text(f"GRANT INSERT ON {SCHEMA}.prices TO {PRICER}"))
+            for role, table in APPENDERS.items():
+                _create(connection, role)
+                connection.execute(text(f"GRANT INSERT ON {SCHEMA}.{table} TO {role}"))
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0016"
+HEAD: Final = "0017"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -579,6 +579,31 @@ export_schedules = Table(
     _timestamp("created_at"),
 )
 """The orgs that get an export of each month, as soon as the figures of the month are final."""
+
+adjustments = Table(
+    "adjustments",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("amount", Numeric, nullable=True),
+    _timestamp("period_start"),
+    _timestamp("period_end"),
+    Column("reason", Text, nullable=False),
+    Column("recorded_by", Text, nullable=False),
+    Column("recorded_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    Column("retracts", BigInteger, ForeignKey("analytics.adjustments.id"), nullable=True),
+    Column("idempotency_key", Text, nullable=True),
+    UniqueConstraint("retracts", name="adjustments_retracts"),
+    UniqueConstraint("org_id", "idempotency_key", name="adjustments_idempotency"),
+    Index("adjustments_of_org", "org_id", "period_start"),
+)
+"""Credits, refunds and corrections of what an org pays (`pipeline.common.adjustments`). A trigger makes every
+UPDATE, DELETE and TRUNCATE fail.
+
+``amount`` is added to what the org pays, in US dollars. A row with ``retracts`` has no amount, and takes an
+earlier row back. The view ``effective_adjustments`` has the rows that nothing retracts.
+"""
 
 archive_outbox = Table(
     "archive_outbox",

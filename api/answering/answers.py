@@ -83,6 +83,29 @@ class UsageFigures(Answer):
     unpriced: Unpriced
 
 
+class Adjusted(Answer):
+    """The adjustments whose periods begin in the range: what they add to what the org pays, in US dollars,
+    exact, and how many they are. Credits and refunds are below 0. Retracted ones do not count."""
+
+    amount: Amount
+    count: Count
+
+
+class Net(Answer):
+    """``cost.amount`` and ``adjustments.amount`` together; null if ``cost.amount`` is."""
+
+    amount: Amount | None
+    currency: Literal["USD"]
+
+
+class UsageTotals(UsageFigures):
+    """``cost`` is that of usage alone, whatever the adjustments. ``adjustments`` and ``net`` are null where a
+    filter leaves out some usage of the org, because an adjustment is of the org as a whole."""
+
+    adjustments: Adjusted | None
+    net: Net | None
+
+
 class UsagePoint(Answer):
     """``modelName`` and ``provider`` are the labels of the org's newest event of the model, or null.
     ``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
@@ -120,7 +143,7 @@ class Usage(Answer):
     time_zone: str
     dimension: Dimension | None
     series: list[UsagePoint]
-    totals: UsageFigures
+    totals: UsageTotals
     price_version: Count
     freshness: FreshnessOut
     next_cursor: str | None
@@ -305,6 +328,33 @@ class Price(Answer):
     recorded_at: Time
     retracts: Count | None
     retracted_by: Count | None
+
+
+class Adjustment(Answer):
+    """A credit, refund or correction of what an org pays. ``amount`` is what it adds, in US dollars, exact:
+    below 0 for a credit or refund; null in a row that ``retracts`` another. It belongs wholly to the instant
+    ``periodStart``. Only administrators see ``recordedBy``."""
+
+    id: Count
+    org_id: UUID
+    kind: Literal["credit", "refund", "correction"]
+    amount: Amount | None
+    currency: Literal["USD"]
+    period_start: Time
+    period_end: Time
+    reason: str
+    recorded_by: str | None
+    recorded_at: Time
+    retracts: Count | None
+    retracted_by: Count | None
+
+
+class Adjustments(Answer):
+    """In the order in which they were recorded."""
+
+    org_id: UUID
+    items: list[Adjustment]
+    next_cursor: str | None
 
 
 class Prices(Answer):

@@ -11,6 +11,17 @@ import msgspec
 from api.answering.problems import Fault, invalid_parameters
 from api.asking import params
 from api.asking.buckets import HOUR
+from pipeline.common import adjustments
+
+
+def reason(body: bytes) -> str:
+    """Why something is retracted: the one field of the body. Raises `Problem` 400."""
+    reader = Body(body, ("reason",))
+    given = reader.get("reason")
+    if not adjustments.is_reason(given):
+        reader.fault("reason", adjustments.REASON_RULE)
+    reader.finish()
+    return str(given)
 
 
 class Body:

@@ -181,6 +181,20 @@ RETRACTED = Parameter(
     schema={"type": "boolean", "default": False},
 )
 
+PERIOD_FROM = Parameter(
+    name="start",
+    help="Only adjustments whose period begins then or later; a whole minute.",
+    schema=_TIME_SCHEMA,
+)
+PERIOD_TO = Parameter(
+    name="end", help="Only adjustments whose period begins before then; a whole minute.", schema=_TIME_SCHEMA
+)
+WITH_RETRACTED = Parameter(
+    name="retracted",
+    help="Also adjustments that are retracted, and the rows that retract them.",
+    schema={"type": "boolean", "default": False},
+)
+
 EXPIRES = Parameter(
     name="expires",
     help="When the link ends, in seconds since 1970.",
@@ -208,10 +222,28 @@ PRICES: Final = (
     LIMIT,
     CURSOR,
 )
+ADJUSTMENTS: Final = (PERIOD_FROM, PERIOD_TO, WITH_RETRACTED, LIMIT, CURSOR)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
 NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*USAGE, *ORGS, *LISTING, *PRICES))
 """Parameters whose values may be written into the audit log."""
+
+
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
+
+
+def idempotency_key(headers: MultiMapping[str]) -> str | None:
+    """The key by which the same request is done once, as it is kept; None: the request has none.
+
+    Raises `Problem` 400. The keys of requests begin with ``key:``, so ours can begin with something else.
+    """
+    given = headers.getall("Idempotency-Key", [])
+    if not given:
+        return None
+    if len(given) > 1 or not _IDEMPOTENCY_KEY.fullmatch(given[0]):
+        message = "expected one value of 1 to 200 visible ASCII characters"
+        raise invalid_parameters([Fault("Idempotency-Key", message)])
+    return f"key:{given[0]}"
 
 
 class Reader:

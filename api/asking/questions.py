@@ -83,6 +83,11 @@ class FiguresQuestion:
     def needs_clients(self) -> bool:
         return self.by_client or bool(self.client_ids)
 
+    @property
+    def of_whole_org(self) -> bool:
+        """Is no usage of the org left out by a filter?"""
+        return not (self.model_ids or self.client_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -124,6 +129,23 @@ class ListingQuestion:
 
     limit: int
     after: Any
+    bound_to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdjustmentsQuestion:
+    """A page of an org's adjustments, by the instant at which their periods begin; None: any.
+
+    ``retracted``: also those that are retracted, and the rows that retract them. ``after`` is the id of the
+    last row of the page before.
+    """
+
+    org_id: UUID
+    start: datetime | None
+    end: datetime | None
+    retracted: bool
+    limit: int
+    after: int
     bound_to: str
 
 
@@ -259,6 +281,28 @@ class Parser:
         after = self._after(reader, bound_to, int)
         reader.finish()
         return PricesQuestion(**filters, sees=sees, limit=limit, after=after or 0, bound_to=bound_to)
+
+    def adjustments(self, org_id: UUID, query: MultiMapping[str]) -> AdjustmentsQuestion:
+        """A question of the route for an org's adjustments."""
+        reader = Reader(query, params.ADJUSTMENTS)
+        start = reader.one(params.PERIOD_FROM, params.whole_minute)
+        end = reader.one(params.PERIOD_TO, params.whole_minute)
+        retracted = reader.one(params.WITH_RETRACTED, params.boolean) or False
+        if start is not None and end is not None and end <= start:
+            reader.fault("end", "must be after start")
+        limit = self._limit(reader)
+        bound_to = f"adjustments|{org_id}|{start}|{end}|{retracted}"
+        after = self._after(reader, bound_to, int)
+        reader.finish()
+        return AdjustmentsQuestion(
+            org_id=org_id,
+            start=None if start is None else to_datetime(start),
+            end=None if end is None else to_datetime(end),
+            retracted=retracted,
+            limit=limit,
+            after=after or 0,
+            bound_to=bound_to,
+        )
 
     def nothing(self, query: MultiMapping[str]) -> None:
         """For routes without parameters: every parameter is a fault."""

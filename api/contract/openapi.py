@@ -50,8 +50,10 @@ _EVENTS: Final = {
     "dropped": answers.LiveDropped,
 }
 _UUID: Final = {"type": "string", "format": "uuid"}
+_ROW_ID: Final = {"type": "integer", "minimum": 0, "maximum": params.VERSION_MAX}
 _PATH_SCHEMAS: Final = {
-    "priceId": {"type": "integer", "minimum": 0, "maximum": params.VERSION_MAX},
+    "priceId": _ROW_ID,
+    "adjustmentId": _ROW_ID,
     "name": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"},
 }
 _REF: Final = "#/components/schemas/{name}"

@@ -31,7 +31,8 @@ from api.contract import docs
 from api.exports.jobs import FORMATS, MODELS_MAX
 from api.handlers import Handlers
 from api.prices.orders import COLUMNS as PRICE_COLUMNS
-from api.prices.orders import ORGS_MAX, PRICES_MAX, REASON_CHARS_MAX
+from api.prices.orders import ORGS_MAX, PRICES_MAX
+from pipeline.common import adjustments
 
 BASE: Final = "/analytics/v1"
 """The path that every versioned route begins with."""
@@ -85,6 +86,12 @@ _HOUR: Final = {
     "type": "string",
     "format": "date-time",
     "pattern": r"^\d{4}-\d\d-\d\dT\d\d:00:00(\.0+)?(Z|[+-]\d\d:00)$",
+}
+_REASON: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": adjustments.REASON_CHARS_MAX,
+    "pattern": r"^[^\u0000]*$",
 }
 _VERSION: Final = {"type": "integer", "minimum": 0, "maximum": params.VERSION_MAX}
 _PRICE_FIELDS: Final[dict[str, dict[str, Any]]] = {
@@ -170,16 +177,9 @@ RETRACTION_BODY: Final = _body(
         "type": "object",
         "required": ["reason"],
         "additionalProperties": False,
-        "properties": {
-            "reason": {
-                "type": "string",
-                "minLength": 1,
-                "maxLength": REASON_CHARS_MAX,
-                "pattern": r"^[^\u0000]*$",
-            }
-        },
+        "properties": {"reason": _REASON},
     },
-    "Why the price was wrong.",
+    "Why it was wrong.",
     {"reason": "was for another region"},
 )
 DIFF_BODY: Final = _body(
@@ -206,6 +206,32 @@ DIFF_BODY: Final = _body(
         "start": "2026-11-01T00:00:00Z",
         "end": "2026-12-01T00:00:00Z",
         "prices": [_PRICE_EXAMPLE],
+    },
+)
+ADJUSTMENT_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["kind", "amount", "periodStart", "periodEnd", "reason"],
+        "additionalProperties": False,
+        "properties": {
+            "kind": {"enum": list(adjustments.KINDS)},
+            "amount": {
+                "type": "string",
+                "pattern": adjustments.AMOUNT,
+                "description": "US dollars, added to what the org pays; below 0 for a credit or refund.",
+            },
+            "periodStart": _HOUR,
+            "periodEnd": _HOUR,
+            "reason": _REASON,
+        },
+    },
+    "The amount is a text, so that it is exact. The adjustment belongs wholly to the instant periodStart.",
+    {
+        "kind": "credit",
+        "amount": "-250.00",
+        "periodStart": "2026-11-01T00:00:00Z",
+        "periodEnd": "2026-12-01T00:00:00Z",
+        "reason": "outage of 12 November",
     },
 )
 SCHEDULE_BODY: Final = _body(
@@ -436,6 +462,46 @@ OPERATIONS: Final = (
         answer=None,
         success=204,
         problems=(400, 503),
+    ),
+    Operation(
+        method="GET",
+        path=f"{_ORG}/adjustments",
+        access=Access(role=USAGE_READ),
+        handler=lambda h: h.adjustments.page,
+        name="adjustments",
+        summary="Credits, refunds and corrections of what the org pays.",
+        answer=answers.Adjustments,
+        parameters=params.ADJUSTMENTS,
+        problems=(400, 503),
+        rules=f"end must be after start; {_CURSOR}",
+    ),
+    Operation(
+        method="POST",
+        path=f"{_ORG}/adjustments",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.adjustments.add,
+        name="addAdjustment",
+        summary="Record a credit, refund or correction. The same Idempotency-Key records it once.",
+        answer=answers.Adjustment,
+        success=201,
+        body=ADJUSTMENT_BODY,
+        headers=(IDEMPOTENCY_KEY,),
+        problems=(400, 409, 413, 503),
+        rules="the period must be whole hours of UTC and end after its start; a credit or refund is below 0,"
+        " and a correction is not 0",
+    ),
+    Operation(
+        method="POST",
+        path=f"{_ORG}/adjustments/{{adjustmentId}}/retract",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.adjustments.retract,
+        name="retractAdjustment",
+        summary="Retract an adjustment, so that it counts nowhere. The answer is the row that retracts it.",
+        answer=answers.Adjustment,
+        success=201,
+        body=RETRACTION_BODY,
+        headers=(IDEMPOTENCY_KEY,),
+        problems=(400, 404, 409, 413, 503),
     ),
     Operation(
         method="GET",

@@ -1,7 +1,8 @@
-"""SQL of the cells of a file: times, amounts, and texts that no spreadsheet runs."""
+"""SQL of the cells of a file: times, amounts, names, and texts that no spreadsheet runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 ISO: Final = """'YYYY-MM-DD"T"HH24:MI:SS"Z"'"""
@@ -31,6 +32,11 @@ def cell(column: str) -> str:
 def dollars(amount: str) -> str:
     """An exact amount with at least 8 decimals."""
     return f"round({amount}, GREATEST(8, min_scale({amount})))"
+
+
+def selected(columns: Mapping[str, str], names: Iterable[str]) -> str:
+    """The list of a SELECT: the named ones of the columns, whose SQL is by name."""
+    return ", ".join(f'{columns[name]} AS "{name}"' for name in names)
 
 
 # A join would lose the order of the rows.

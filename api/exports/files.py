@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -19,68 +19,14 @@ import pyarrow.parquet as pq
 from psycopg.types.json import Jsonb
 
 from api.errors import ApiError
-from api.exports import focus
-from api.exports.cells import ISO, MODEL_NAME, PROVIDER, cell, dollars
-from api.exports.jobs import SQL, Job
-from api.reading import prices, rollups, seen
+from api.exports import focus, lines
+from api.exports.jobs import GRANULARITIES, SQL, Job
+from api.exports.lines import SCHEMA
+from api.reading import adjustments, prices, rollups, seen
 from api.reading.prices import Book
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
-_COST: Final = dollars("(amount * 0.00000000000000000001)")
-# A cost that nobody knows is no amount, and not 0.
-_AMOUNT: Final = f"CASE WHEN unpriced < invocations THEN {_COST} END"
-_ESTIMATE: Final = (
-    "CASE WHEN unestimated < invocations THEN (cost_microcents * 0.00000001)::numeric(40, 8) END"
-)
-_BASIS: Final = """
-    CASE WHEN booked > 0 AND booked + unpriced < invocations THEN 'mixed' WHEN booked > 0 THEN 'book'
-        WHEN unpriced < invocations THEN 'estimate' ELSE 'none' END
-"""
-
-_CSV: Final = f"""
-SELECT to_char(bucket AT TIME ZONE 'UTC', {ISO}) AS "bucketStart", model_id AS "modelId",
-    {cell("client_id")} AS "clientId", invocations, input_tokens AS "inputTokens",
-    output_tokens AS "outputTokens", {_AMOUNT} AS "costAmount", 'USD' AS "costCurrency",
-    cache_read_tokens AS "cacheReadTokens", cache_write_tokens AS "cacheWriteTokens",
-    cache_write_1h_tokens AS "cacheWrite1hTokens", reasoning_tokens AS "reasoningTokens",
-    unpriced AS "unpricedInvocations", {_BASIS} AS "costBasis", {_ESTIMATE} AS "estimateAmount",
-    {cell(PROVIDER)} AS "provider", {cell(MODEL_NAME)} AS "modelName",
-    %(export_version)s::bigint AS "priceVersion"
-FROM ({{figures}}) AS figures
-"""
-
-_PARQUET: Final = f"""
-SELECT bucket, model_id::text, NULLIF(client_id, ''), invocations::bigint, input_tokens::bigint,
-    output_tokens::bigint, ({_AMOUNT})::numeric(38, 20), cache_read_tokens::bigint,
-    cache_write_tokens::bigint, cache_write_1h_tokens::bigint, reasoning_tokens::bigint, unpriced::bigint,
-    {_BASIS}, ({_ESTIMATE})::numeric(38, 8), {PROVIDER}, {MODEL_NAME}, %(export_version)s::bigint
-FROM ({{figures}}) AS figures
-"""
-
-SCHEMA: Final = pa.schema(
-    [
-        pa.field("bucketStart", pa.timestamp("us", "UTC"), nullable=False),
-        pa.field("modelId", pa.string(), nullable=False),
-        pa.field("clientId", pa.string()),
-        pa.field("invocations", pa.int64(), nullable=False),
-        pa.field("inputTokens", pa.int64(), nullable=False),
-        pa.field("outputTokens", pa.int64(), nullable=False),
-        pa.field("costAmount", pa.decimal128(38, 20)),
-        pa.field("cacheReadTokens", pa.int64(), nullable=False),
-        pa.field("cacheWriteTokens", pa.int64(), nullable=False),
-        pa.field("cacheWrite1hTokens", pa.int64(), nullable=False),
-        pa.field("reasoningTokens", pa.int64(), nullable=False),
-        pa.field("unpricedInvocations", pa.int64(), nullable=False),
-        pa.field("costBasis", pa.string(), nullable=False),
-        pa.field("estimateAmount", pa.decimal128(38, 8)),
-        pa.field("provider", pa.string()),
-        pa.field("modelName", pa.string()),
-        pa.field("priceVersion", pa.int64(), nullable=False),
-    ]
-)
-"""Of a parquet file. Amounts are in US dollars, and null if nobody knows them. Texts are as they are, because
-no spreadsheet runs them."""
 _BEYOND_INT64: Final = (
     "A sum of tokens or invocations is beyond 2^63-1, and the columns of a Parquet file hold no more."
     " Order csv, which has no such limit, or a finer granularity."
@@ -128,15 +74,9 @@ def write(
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
         book = _book(connection, job)
-        shared = {"export_labels": _labels(connection, job), "export_version": book.version}
+        values = _values(connection, job, book, provider)
         connection.execute(prices.SQL["no_loops"])
-        if job.is_focus:
-            text, values = focus.statement(job, book)
-            values |= shared | focus.values_of(job, provider)
-            rows = _write_csv(connection, text, values, out)
-        else:
-            figures, values = rollups.figures(job.question(), book)
-            rows = _write_figures(connection, job, figures, values | shared, out)
+        rows = _write(connection, job, _statements(job, book, values), out)
     out.flush()
     return Written(
         rows=rows, bytes=out.bytes, checksum=out.checksum, watermark=row[0], price_version=book.version
@@ -158,58 +98,87 @@ def _labels(connection: psycopg.Connection[Any], job: Job) -> Jsonb:
     return Jsonb({model: [provider or None, name or None] for model, provider, name in found})
 
 
-def _write_figures(
-    connection: psycopg.Connection[Any], job: Job, figures: str, values: Mapping[str, Any], out: _Counting
+Statement = tuple[str, Mapping[str, Any]]
+"""A text and its values. The rows of several statements stand in the file one after the other."""
+
+
+def _statements(job: Job, book: Book, values: dict[str, Any]) -> list[Statement]:
+    """The statements of the rows of usage, and of those of adjustments where the file is of the whole org."""
+    question = job.question()
+    if job.is_focus:
+        groups, needed = rollups.sku_groups(question, book)
+        usage, adjusted = focus.usage(groups, job.format), focus.adjustments(job.format)
+    else:
+        figures, needed = rollups.figures(question, book)
+        parquet = job.format == "parquet"
+        usage, adjusted = lines.usage(figures, parquet=parquet), lines.adjustments(parquet=parquet)
+    of_usage: Statement = (usage, needed | values)
+    return [of_usage, (adjusted, values)] if question.of_whole_org else [of_usage]
+
+
+def _values(connection: psycopg.Connection[Any], job: Job, book: Book, provider: str) -> dict[str, Any]:
+    """The values of the columns of all formats."""
+    return {
+        "export_labels": _labels(connection, job),
+        "export_version": book.version,
+        "adjusted_unit": GRANULARITIES[job.granularity].value,
+        **adjustments.values_of(job.org_id, job.question().span),
+        **focus.values_of(job, provider),
+    }
+
+
+def _write(
+    connection: psycopg.Connection[Any], job: Job, statements: Sequence[Statement], out: _Counting
 ) -> int:
-    """Write the file of any format but FOCUS."""
     if job.format != "parquet":
-        query = _CSV.format(figures=figures)
-        return _write_csv(connection, query, values, out, bom=job.format == "csv-excel")
+        return _write_csv(connection, statements, out, bom=job.format == "csv-excel")
     try:
-        return _write_parquet(connection, _PARQUET.format(figures=figures), values, out)
+        return _write_parquet(connection, statements, out)
     except psycopg.errors.NumericValueOutOfRange as error:
         raise UnwritableError(_BEYOND_INT64) from error
 
 
 def _write_csv(
-    connection: psycopg.Connection[Any],
-    query: str,
-    values: Mapping[str, Any],
-    out: _Counting,
-    *,
-    bom: bool = False,
+    connection: psycopg.Connection[Any], statements: Sequence[Statement], out: _Counting, *, bom: bool
 ) -> int:
     cursor = psycopg.ClientCursor(connection)
-    bound = cursor.mogrify(query, values)
     block = bytearray(codecs.BOM_UTF8 if bom else b"")
-    with cursor.copy(f"COPY ({bound}) TO STDOUT (FORMAT csv, HEADER)") as copy:
-        for line in copy:
-            block += line
-            if len(block) >= _BLOCK_BYTES:
-                out.write(bytes(block))
-                block.clear()
+    rows = 0
+    header = ", HEADER"
+    for query, values in statements:
+        bound = cursor.mogrify(query, values)
+        with cursor.copy(f"COPY ({bound}) TO STDOUT (FORMAT csv{header})") as copy:
+            for line in copy:
+                block += line
+                if len(block) >= _BLOCK_BYTES:
+                    out.write(bytes(block))
+                    block.clear()
+        rows += cursor.rowcount
+        header = ""
     out.write(bytes(block))
-    return cursor.rowcount
+    return rows
 
 
 def _write_parquet(
-    connection: psycopg.Connection[Any], query: str, values: Mapping[str, Any], out: _Counting
+    connection: psycopg.Connection[Any], statements: Sequence[Statement], out: _Counting
 ) -> int:
     rows = 0
-    with (
-        connection.cursor("export", binary=True) as cursor,
-        pq.ParquetWriter(pa.PythonFile(out, "w"), SCHEMA, compression="zstd") as writer,
-    ):
-        cursor.itersize = _ROWS_PER_GROUP
-        cursor.execute(query, values)
-        while found := cursor.fetchmany(_ROWS_PER_GROUP):
-            columns = [
-                pa.array(column, field.type)
-                for column, field in zip(zip(*found, strict=True), SCHEMA, strict=True)
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            rows += len(found)
+    with pq.ParquetWriter(pa.PythonFile(out, "w"), SCHEMA, compression="zstd") as writer:
+        for query, values in statements:
+            with connection.cursor("export", binary=True) as cursor:
+                cursor.itersize = _ROWS_PER_GROUP
+                cursor.execute(query, values)
+                while found := cursor.fetchmany(_ROWS_PER_GROUP):
+                    writer.write_batch(_batch(found))
+                    rows += len(found)
     return rows
+
+
+def _batch(rows: Sequence[Sequence[Any]]) -> pa.RecordBatch:
+    columns = [
+        pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)
+    ]
+    return pa.record_batch(columns, schema=SCHEMA)
 
 
 class _Counting:

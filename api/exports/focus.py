@@ -13,14 +13,14 @@ The specification is at https://focus.finops.org. A test holds the rows against 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from api.asking.params import CostBasis
-from api.exports.cells import ISO, MODEL_NAME, PROVIDER, cell, dollars
+from api.exports.cells import ISO, MODEL_NAME, PROVIDER, cell, dollars, selected
 from api.exports.jobs import Job
-from api.reading import rollups
-from api.reading.prices import SKUS, Book
+from api.exports.lines import of_adjustments
+from api.reading.prices import SKUS
 
 _METERS: Final = {
     "input": "Input tokens",
@@ -56,7 +56,7 @@ _MODEL: Final = f"COALESCE({MODEL_NAME}, model_id::text)"
 _SKU: Final = f"COALESCE({PROVIDER} || '/' || {MODEL_NAME}, model_id::text) || '/' || kind"
 _MONTH: Final = "date_trunc('month', bucket AT TIME ZONE 'UTC')"
 
-_COLUMNS: Final = {
+_USAGE: Final = {
     "BilledCost": _CONTRACTED_COST,
     "BillingAccountId": "%(focus_org)s",
     "BillingAccountName": "%(focus_org)s",
@@ -107,8 +107,34 @@ _COLUMNS: Final = {
     "x_EstimateAmount": f"CASE WHEN {_IS_REQUESTS} AND unestimated < invocations"
     " THEN (cost_microcents * 0.00000001)::numeric(40, 8) END",
     "x_PriceVersion": "%(export_version)s::bigint",
+    "x_AdjustmentId": "NULL",
+    "x_AdjustmentKind": "NULL",
 }
 """The columns of a row of usage: those of the specification by their names, and then our own."""
+_KEPT: Final = (
+    *(name for name in _USAGE if name.startswith("Billing")),
+    *("InvoiceIssuerName", "ProviderName", "PublisherName", "ServiceProviderName"),
+    *("ServiceCategory", "ServiceName", "ServiceSubcategory", "x_PriceVersion"),
+)
+"""The columns that say the same of an adjustment as of usage. Most others are empty: it has no SKU."""
+_ADJUSTED: Final = {
+    **dict.fromkeys(_USAGE, "NULL"),
+    **{name: _USAGE[name] for name in _KEPT},
+    **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), dollars("amount")),
+    # FOCUS counts a refund as usage, but only with a SKU and a quantity, and ours have none.
+    "ChargeCategory": "CASE kind WHEN 'credit' THEN 'Credit' ELSE 'Adjustment' END",
+    # A month that has ended was invoiced, as far as anybody here knows.
+    "ChargeClass": "CASE WHEN kind <> 'credit' AND recorded_at AT TIME ZONE 'UTC'"
+    f" >= {_MONTH} + interval '1 month' THEN 'Correction' END",
+    "ChargeDescription": cell("reason"),
+    "ChargeFrequency": "'One-Time'",
+    "ChargePeriodEnd": f"to_char(period_end AT TIME ZONE 'UTC', {ISO})",
+    "ChargePeriodStart": f"to_char(period_start AT TIME ZONE 'UTC', {ISO})",
+    "HostProviderName": "%(focus_provider)s",
+    "x_UnpricedInvocations": "0",
+    "x_AdjustmentId": "id",
+    "x_AdjustmentKind": "kind",
+}
 _SINCE_1_3: Final = ("HostProviderName", "ServiceProviderName")
 
 
@@ -134,15 +160,18 @@ _ROWS: Final = f"""
 """
 
 
-def statement(job: Job, book: Book) -> tuple[str, dict[str, Any]]:
-    """The statement of the rows of usage, and its values but for those that all formats share."""
-    groups, values = rollups.sku_groups(job.question(), book)
-    text = f"""
-        SELECT {_selected(job.format, _COLUMNS)} FROM ({_ROWS.format(groups=groups)}) AS skus
+def usage(groups: str, version: str) -> str:
+    """The statement of the rows of usage. ``groups`` is the query `rollups.sku_groups`."""
+    return f"""
+        SELECT {selected(_USAGE, _names(version))} FROM ({_ROWS.format(groups=groups)}) AS skus
         WHERE quantity > 0
         ORDER BY bucket, model_id, rate_class, prices, list_prices, place
     """
-    return text, values
+
+
+def adjustments(version: str) -> str:
+    """The statement of the rows of adjustments."""
+    return of_adjustments(_ADJUSTED, _names(version))
 
 
 def values_of(job: Job, provider: str) -> dict[str, Any]:
@@ -157,7 +186,7 @@ def values_of(job: Job, provider: str) -> dict[str, Any]:
     }
 
 
-def _selected(version: str, columns: Mapping[str, str]) -> str:
+def _names(version: str) -> list[str]:
     """The columns that a version of the specification has."""
     left_out = _SINCE_1_3 if version == "focus-1.2" else ()
-    return ", ".join(f'{text} AS "{name}"' for name, text in columns.items() if name not in left_out)
+    return [name for name in _USAGE if name not in left_out]

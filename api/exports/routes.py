@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from api.reading.database import Database, rows
 from pipeline.common.connect import AsyncConnection
 
 _SCHEDULE: Final = class_row(answers.ExportSchedule)
-IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +51,7 @@ class Exports:
 
     async def create(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
-        key = _idempotency_key(request)
+        key = params.idempotency_key(request.headers)
         oldest = to_minute(self.clock()) - int(self.ranges.retention_rollup_s // 60)
         order = jobs.order(await request.read(), oldest=oldest, months_max=self.ranges.months_max)
         store = self._store()
@@ -206,16 +204,6 @@ def _job_id(request: web.Request) -> UUID:
         return params.uuid(request.match_info["jobId"])
     except ValueError as error:
         raise problems.invalid_parameters([Fault("jobId", str(error))]) from None
-
-
-def _idempotency_key(request: web.Request) -> str | None:
-    given = request.headers.getall("Idempotency-Key", [])
-    if not given:
-        return None
-    if len(given) > 1 or not IDEMPOTENCY_KEY.fullmatch(given[0]):
-        message = "expected one value of 1 to 200 visible ASCII characters"
-        raise problems.invalid_parameters([Fault("Idempotency-Key", message)])
-    return f"key:{given[0]}"
 
 
 async def _one(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> Job | None:

@@ -17,7 +17,6 @@ from pipeline.prices.price import Fault as PriceFault
 
 PRICES_MAX: Final = 100
 ORGS_MAX: Final = 100
-REASON_CHARS_MAX: Final = 1000
 COLUMNS: Final = {
     "provider": "provider",
     "modelName": "model_name",
@@ -41,16 +40,6 @@ def prices(body: bytes) -> list[Price]:
     found = _prices(reader, dated=True)
     reader.finish()
     return found
-
-
-def reason(body: bytes) -> str:
-    """Why a price is retracted. Raises `Problem` 400."""
-    reader = Body(body, ("reason",))
-    given = reader.get("reason")
-    if not isinstance(given, str) or not 1 <= len(given) <= REASON_CHARS_MAX or "\0" in given:
-        reader.fault("reason", f"expected a text of 1 to {REASON_CHARS_MAX} characters, without NUL")
-    reader.finish()
-    return str(given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from api.access.guard import ANALYTICS_ADMIN, CALLER
 from api.answering import answers, problems
 from api.answering.money import dollars_of
 from api.answering.problems import Fault
-from api.asking import params
+from api.asking import bodies, params
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser, PricesQuestion
 from api.config import DatabaseConfig, RangeConfig
@@ -86,7 +86,7 @@ class Prices:
     async def retract(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         number = _number(request)
-        reason, who = orders.reason(await request.read()), request[CALLER].subject
+        reason, who = bodies.reason(await request.read()), request[CALLER].subject
 
         def retract(connection: Connection) -> answers.BookChange:
             version = book.retract(connection, number, reason=reason, who=who)

@@ -11,11 +11,13 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from api.answering import answers
 from api.answering.answers import Cost, Errors, Estimate, Latency, Unpriced
 from api.answering.money import MICROCENT_DECIMALS, cents_half_even, dollars
 from api.asking.buckets import Calendar, to_datetime
 from api.asking.questions import FiguresQuestion
-from api.reading import points, prices, rollups, seen
+from api.reading import adjustments, points, prices, rollups, seen
+from api.reading.adjustments import Adjusted
 from api.reading.database import Ask, Database
 from api.reading.freshness import Standing, slowest_watermark
 from api.reading.prices import Book
@@ -57,6 +59,8 @@ class UsagePage:
     labels: Mapping[str, Label]
     """By the model's id as text."""
     price_version: int
+    adjusted: Adjusted | None
+    """None: a filter leaves out some usage of the org."""
 
 
 async def read_usage_page(database: Database, question: FiguresQuestion) -> UsagePage:
@@ -73,8 +77,10 @@ async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
     org_id, limit = question.org_id, question.limit
     values = prices.values_of(question.pricing, [org_id], question.span)
     values |= {"org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
+    values |= adjustments.values_of(org_id, question.span)
     texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["book"], prices.SQL["no_loops"]]
-    found, labelled, [row], _ = await ask(texts, values)
+    texts += [adjustments.TOTAL] * question.of_whole_org
+    found, labelled, [row], _, *adjusted = await ask(texts, values)
     standings = [Standing(*standing[1:]) for standing in found]
     book = prices.book_of(row, question.pricing, [org_id])
     rows = await _read_series(ask, question, book, partitions=len(standings))
@@ -90,7 +96,13 @@ async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
         values = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
         labels = seen.labels_of(*await ask([seen.SQL["labels"]], values))
     return UsagePage(
-        rows=rows, more=more, totals=totals, standings=standings, labels=labels, price_version=book.version
+        rows=rows,
+        more=more,
+        totals=totals,
+        standings=standings,
+        labels=labels,
+        price_version=book.version,
+        adjusted=Adjusted(*adjusted[0][0]) if adjusted else None,
     )
 
 
@@ -147,6 +159,18 @@ def usage_fields(measures: Mapping[str, Any]) -> dict[str, Any]:
         **{name: measures[name] for name in ("invocations", "input_tokens", "output_tokens", *rollups.KINDS)},
         "cost_estimate_cents": None if spent["cost"].amount is None else cents_half_even(measures["amount"]),
         **spent,
+    }
+
+
+def adjusted_fields(measures: Mapping[str, Any], adjusted: Adjusted | None) -> dict[str, Any]:
+    """Fields that `answers.UsageTotals` has beside those of its usage."""
+    if adjusted is None:
+        return {"adjustments": None, "net": None}
+    known = spend_fields(measures)["cost"].amount is not None
+    net = dollars(measures["amount"] + adjusted.amount) if known else None
+    return {
+        "adjustments": answers.Adjusted(amount=dollars(adjusted.amount), count=adjusted.count),
+        "net": answers.Net(amount=net, currency="USD"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
@@ -63,6 +64,14 @@ DURATION: Final = _Duration()
 TIME: Final = _Time()
 OFFSET: Final = click.IntRange(-(2**63), 2**63 - 1)
 """An offset is a bigint in the database."""
+
+
+def plain(value: Any) -> str:
+    """The text of a value that JSON has no form for: exact numbers, times in UTC, ids."""
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
+
 
 VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127)} | {
     code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import click
 
-from pipeline.commands.options import TIME, VISIBLE, fail
+from pipeline.commands.options import TIME, VISIBLE, fail, plain
 from pipeline.common import settings
 from pipeline.core.wire import SERVICE_TIERS
 
@@ -253,7 +253,7 @@ def show(
     for sheet in found:
         if as_json:
             row = {name: getattr(sheet, name) for name in sheet.__slots__}
-            click.echo(json.dumps(row, default=_text, ensure_ascii=False))
+            click.echo(json.dumps(row, default=plain, ensure_ascii=False))
             continue
         size = f"{sheet.context_from}" + (
             " tokens and more" if sheet.context_to is None else f" to {sheet.context_to - 1} tokens"
@@ -492,13 +492,7 @@ def _price_row(price: Price) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, int) else _text(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
+    return value if value is None or isinstance(value, int) else plain(value)
 
 
 def _entry_line(entry: Entry) -> str:

@@ -385,6 +385,10 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
+NEGATIVE_COST: Final = (
+    "must not be negative; a credit, refund or correction is an adjustment of the org"
+    " (`spendstream adjustments add`, or POST /orgs/{orgId}/adjustments)"
+)
 _DECIMAL: Final = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
 
 
@@ -400,7 +404,7 @@ def _cost_microcents(value: Any) -> int:
     if digits == 0:
         return 0
     if sign:
-        raise ValueError("must not be negative")
+        raise ValueError(NEGATIVE_COST)
     power = exponent - len(fraction) + 6  # the cost in microcents is digits * 10**power
     if power > 14 or (power >= 0 and digits * 10**power > COST_MICROCENTS_MAX):
         raise ValueError("must not be above 100000000")

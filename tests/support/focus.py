@@ -17,11 +17,20 @@ EXACT: Final = Context(prec=200)
 
 
 def rows_of(data: bytes) -> list[Row]:
-    """The rows of a file, each of which is checked in itself."""
-    found: list[Row] = [*csv.DictReader(io.StringIO(data.decode(), newline=""))]
+    """The rows of usage of a file, each of which is checked in itself."""
+    found = [row for row in _rows(data) if row["ChargeCategory"] == "Usage"]
     for row in found:
         check_row(row)
     return found
+
+
+def adjusted_rows(data: bytes) -> list[Row]:
+    """The rows of adjustments of a file."""
+    return [row for row in _rows(data) if row["ChargeCategory"] != "Usage"]
+
+
+def _rows(data: bytes) -> list[Row]:
+    return [*csv.DictReader(io.StringIO(data.decode(), newline=""))]
 
 
 def check_row(row: Row) -> None:

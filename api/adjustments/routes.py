@@ -1,0 +1,137 @@
+"""The handlers of adjustments. A row and its line in the audit log are one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import psycopg
+from aiohttp import web
+from psycopg.rows import class_row
+
+from api.access.guard import ANALYTICS_ADMIN, CALLER, ORG_ID
+from api.adjustments import orders
+from api.answering import answers, problems
+from api.answering.money import dollars_of
+from api.answering.problems import Fault
+from api.asking import bodies, params
+from api.asking.cursors import Cursors
+from api.asking.questions import Parser
+from api.errors import Unavailable
+from api.reading.database import Database, rows
+from pipeline.common.adjustments import SQL, Recorded, refusal
+from pipeline.common.connect import AsyncConnection
+from sql import roles
+
+_NO_RIGHT: Final = (
+    "The API's database role may not record adjustments: an operator can"
+    f" GRANT {roles.ADJUSTER} TO the role that the API logs in as."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustments:
+    """The handlers of adjustments, and what they work with."""
+
+    database: Database
+    parser: Parser
+    cursors: Cursors
+
+    async def page(self, request: web.Request) -> web.Response:
+        question = self.parser.adjustments(request[ORG_ID], request.query)
+        values = {
+            "org_id": question.org_id,
+            "start": question.start,
+            "end": question.end,
+            "retracted": question.retracted,
+            "after": question.after,
+            "limit": question.limit + 1,
+        }
+        found = await self.database.read(lambda c: _rows(c, "page", values))
+        shown = found[: question.limit]
+        cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
+        is_admin = request[CALLER].has(ANALYTICS_ADMIN)
+        items = [_shown(one, recorded_by=is_admin) for one in shown]
+        return answers.response(answers.Adjustments(org_id=question.org_id, items=items, next_cursor=cursor))
+
+    async def add(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        key = params.idempotency_key(request.headers)
+        wanted = orders.adjustment(await request.read(), request[ORG_ID])
+        values = wanted.values(recorded_by=request[CALLER].subject, idempotency_key=key)
+
+        async def add(connection: AsyncConnection) -> Recorded:
+            found = await _one(connection, "add", values)
+            found = found or await _one(connection, "by_idempotency_key", values)
+            assert found is not None
+            if not found.is_of(wanted):
+                _other_request()
+            return found
+
+        return await self._recorded(add)
+
+    async def retract(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        values = {
+            "id": _number(request),
+            "org_id": request[ORG_ID],
+            "idempotency_key": params.idempotency_key(request.headers),
+            "reason": bodies.reason(await request.read()),
+            "recorded_by": request[CALLER].subject,
+        }
+
+        async def retract(connection: AsyncConnection) -> Recorded:
+            known = await _one(connection, "by_idempotency_key", values)
+            if known:
+                if (known.retracts, known.reason) != (values["id"], values["reason"]):
+                    _other_request()
+                return known
+            target = await _one(connection, "one", values)
+            if target is None:
+                raise problems.not_found("This org has no such adjustment.")
+            why_not = refusal(target)
+            added = None if why_not else await _one(connection, "retract", values)
+            if added is None:
+                raise problems.conflict(f"It cannot be retracted: {why_not or 'somebody was faster'}.")
+            return added
+
+        return await self._recorded(retract)
+
+    async def _recorded(self, work: Any) -> web.Response:
+        """The answer with the row that was appended. Raises `Unavailable` if the role may append none."""
+        try:
+            found = await self.database.write(work)
+        except Unavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                raise Unavailable(_NO_RIGHT) from None
+            raise
+        return answers.response(_shown(found, recorded_by=True), status=201)
+
+
+def _other_request() -> NoReturn:
+    raise problems.conflict("This Idempotency-Key has recorded something else.")
+
+
+def _shown(one: Recorded, *, recorded_by: bool) -> answers.Adjustment:
+    fields: dict[str, Any] = {name: getattr(one, name) for name in Recorded.__slots__}
+    fields["amount"] = None if one.amount is None else dollars_of(one.amount)
+    if not recorded_by:
+        fields["recorded_by"] = None
+    return answers.Adjustment(**fields, currency="USD")
+
+
+def _number(request: web.Request) -> int:
+    try:
+        return params.version(request.match_info["adjustmentId"])
+    except ValueError:
+        raise problems.invalid_parameters([Fault("adjustmentId", "expected the id of a row")]) from None
+
+
+async def _rows(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> list[Recorded]:
+    return await rows(connection, SQL[name], values, class_row(Recorded))
+
+
+async def _one(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> Recorded | None:
+    found = await _rows(connection, name, values)
+    return found[0] if found else None
