@@ -9,10 +9,11 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.contract.operations import BASE, OPERATIONS
+from pipeline.admin import adjustments as recording
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
+from pipeline.common.adjustments import Adjustment
 from sql import migrate
 from tests.support.access import SECRET, reader_of
 from tests.support.api_facts import NOW, WATERMARKS, Event, load, random_events, rfc3339
@@ -166,6 +169,7 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
     both = [tenant_events(seed) for seed in (21, 22)]
     load(url, [event for events in both for event in events], WATERMARKS)
     load_teams(url)
+    adjust(url, both)
     for reader in reader_of(url):
         env = {
             "DATABASE_URL": reader,
@@ -188,6 +192,24 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
     embedded_postgres.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+def adjust(url: str, both: Sequence[tuple[Event, ...]]) -> None:
+    """Two credits of each org, whose reasons are secrets of the org."""
+    at = datetime.fromisoformat(RANGE["start"])
+    for events in (*both, *both):
+        first = events[0]
+        recording.add(
+            url,
+            Adjustment(
+                org_id=first.org,
+                kind="credit",
+                amount=Decimal(-1),
+                period_start=at,
+                period_end=at + timedelta(hours=1),
+                reason=first.client,
+            ),
+        )
+
+
 def new_key(url: str, org: uuid.UUID) -> str:
     return making.create(url, SECRET.encode(), org_id=org, roles=ALL_ROLES, label="", valid_s=None)
 
@@ -206,14 +228,14 @@ def tenant(server: Api, url: str, events: tuple[Event, ...]) -> Tenant:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     cursors, tags = {}, {}
-    for path in ("usage", "reliability", "models", "clients", "freshness", "exports"):
+    for path in ("usage", "reliability", "models", "clients", "freshness", "exports", "adjustments"):
         query = RANGE if path in ("usage", "reliability") else {}
         paged = {"limit": 1} if path not in ("freshness",) else {}
         _, answered, body = server.request("GET", f"{root}/{path}", {**query, **paged}, headers=headers)
         tags[path] = answered["ETag"]
         if cursor := json.loads(body).get("nextCursor"):
             cursors[path] = cursor
-    assert {"usage", "reliability", "models", "clients"} <= set(cursors)
+    assert {"usage", "reliability", "models", "clients", "adjustments"} <= set(cursors)
     return Tenant(org=org, events=events, key=key, job=job, cursors=cursors, tags=tags)
 
 
@@ -237,7 +259,10 @@ def ask(
     headers: Mapping[str, str],
     query: Any = (),
 ) -> tuple[int, Mapping[str, str], bytes]:
-    target = path.replace("{orgId}", str(org)).replace("{jobId}", job).replace("{name}", "team")
+    values = {"{orgId}": str(org), "{jobId}": job, "{name}": "team", "{adjustmentId}": "1"}
+    target = path
+    for name, value in values.items():
+        target = target.replace(name, value)
     if not query and path.endswith(("usage", "reliability")):
         query = RANGE
     return world.server.request(
@@ -270,7 +295,9 @@ def test_routes_without_an_org_show_nothing_either(world: World) -> None:
                 assert response[0] in (204, 400, 401, 403)
 
 
-@pytest.mark.parametrize("path", ["usage", "reliability", "models", "clients", "exports", "freshness"])
+@pytest.mark.parametrize(
+    "path", ["usage", "reliability", "models", "clients", "exports", "freshness", "adjustments"]
+)
 def test_cursors_jobs_and_tags_of_another_org_are_worth_nothing(world: World, path: str) -> None:
     headers = {"X-API-Key": world.mine.key}
     root = f"{BASE}/orgs/{world.mine.org}"
@@ -310,6 +337,8 @@ def test_the_org_itself_gets_in_everywhere_so_that_the_refusals_mean_something(w
                     assert events.until("usage")[1]["orgId"] == str(world.theirs.org)
                 continue
             if path.endswith("export-schedule"):
+                continue
+            if method == "POST" and "adjustments" in path:  # that is for administrators
                 continue
             response = ask(
                 world, method, path, org=world.theirs.org, job=world.theirs.job, headers=credential

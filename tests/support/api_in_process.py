@@ -26,7 +26,7 @@ async def serving(environment: Mapping[str, str]) -> AsyncIterator[Client]:
 
 
 def filled(path: str, org: str = ORG) -> str:
-    ids = {"{orgId}": org, "{jobId}": OTHER, "{priceId}": "1", "{name}": "team"}
+    ids = {"{orgId}": org, "{jobId}": OTHER, "{priceId}": "1", "{adjustmentId}": "1", "{name}": "team"}
     for name, value in ids.items():
         path = path.replace(name, value)
     return path
