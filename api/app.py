@@ -50,6 +50,7 @@ from api.prices.routes import Prices
 from api.reading import seen
 from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
+from api.reading.prices import Books
 from api.reading.recent import Recent
 from pipeline.common.http import failure
 
@@ -204,6 +205,7 @@ def _handlers(
             wake=held.runner.wake if held.runner else lambda: None,
         ),
         adjustments=Adjustments(database=held.database, parser=parser, cursors=cursors),
+        books=Books(),
         prices=Prices(
             database=held.database,
             config=config.database,

@@ -43,7 +43,7 @@ from api.reading.figures import (
     usage_fields,
 )
 from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
-from api.reading.prices import Book
+from api.reading.prices import Book, Books
 from api.reading.recent import Recent
 from api.reading.seen import Label, Seen
 from pipeline.common.connect import AsyncConnection
@@ -77,11 +77,12 @@ class Handlers:
     exports: Exports
     prices: Prices
     adjustments: Adjustments
+    books: Books
 
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
         question, dimension = await self._counted(question)
-        page = await read_usage_page(self.database, question)
+        page = await read_usage_page(self.database, self.books, question)
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
         totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
         series: Any = usage_json.series(

@@ -20,7 +20,7 @@ from api.reading import adjustments, points, prices, rollups, seen
 from api.reading.adjustments import Adjusted
 from api.reading.database import Ask, Database
 from api.reading.freshness import Standing, slowest_watermark
-from api.reading.prices import Book
+from api.reading.prices import Book, Books
 from api.reading.rollups import Point, UsageRow, Values
 from api.reading.seen import Label
 from pipeline.common.connect import AsyncConnection
@@ -63,38 +63,55 @@ class UsagePage:
     """None: a filter leaves out some usage of the org."""
 
 
-async def read_usage_page(database: Database, question: FiguresQuestion) -> UsagePage:
+async def read_usage_page(database: Database, books: Books, question: FiguresQuestion) -> UsagePage:
     """The page of usage that the question asks for, priced by the book.
 
     Raises:
         Problem: 400, the book has no such version.
         Unavailable: as `Database.snapshot`.
     """
-    return await database.snapshot(lambda ask: _read_usage(ask, question))
+    return await database.snapshot(lambda ask: _read_usage(ask, books, question))
 
 
-async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
-    org_id, limit = question.org_id, question.limit
-    values = prices.values_of(question.pricing, [org_id], question.span)
-    values |= {"org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
-    values |= adjustments.values_of(org_id, question.span)
-    texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["book"], prices.SQL["no_loops"]]
+async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> UsagePage:
+    """The page, in one round trip if the kept book is still good and the page is the whole series."""
+    org_id, pricing, limit = question.org_id, question.pricing, question.limit
+    book = books.last(org_id, pricing)
+    texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["version"]]
     texts += [adjustments.TOTAL] * question.of_whole_org
-    found, labelled, [row], _, *adjusted = await ask(texts, values)
+    values = {"org_ids": [org_id], "org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
+    values |= adjustments.values_of(org_id, question.span)
+    series = None if book is None else _Series(question, book)
+    if series is not None:
+        texts += series.texts
+        values |= series.values
+    found, labelled, [[newest]], *parts = await ask(texts, values)
+    adjusted = Adjusted(*parts.pop(0)[0]) if question.of_whole_org else None
     standings = [Standing(*standing[1:]) for standing in found]
-    book = prices.book_of(row, question.pricing, [org_id])
-    rows = await _read_series(ask, question, book, partitions=len(standings))
+    names = frozenset((provider, name) for _, provider, name in labelled)
+    all_labels = len(labelled) < seen.LABELS_AT_ONCE
+    if book is None or not (all_labels and books.is_good(org_id, pricing, newest=newest, names=names)):
+        [[row]] = await ask([prices.SQL["book"]], prices.values_of(pricing, [org_id]))
+        book = prices.book_of(row, pricing, [org_id])
+        books.keep(org_id, pricing, names, book)
+        series = _Series(question, book)
+        parts = await ask(series.texts, series.values)
+    assert series is not None
+    rows = series.rows(parts, partitions=len(standings))
+    if rows is None:
+        series = _Series(question, book, grouped=True)
+        rows = series.rows(await ask(series.texts, series.values), partitions=len(standings)) or []
     more = len(rows) > limit
     rows = rows[:limit]
     totals = None
     if more or question.after is not None:  # the rows are not the whole series
-        values = _values(question, book)
-        [[sums]] = await ask([rollups.usage_totals(question, book, values)], values)
+        of_all = _values(question, book)
+        [[sums]] = await ask([rollups.usage_totals(question, book, of_all)], of_all)
         totals = {name: value or 0 for name, value in zip(rollups.USAGE, sums, strict=True)}
     labels = seen.labels_of(labelled)
-    if len(labels) == seen.LABELS_AT_ONCE:
-        values = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
-        labels = seen.labels_of(*await ask([seen.SQL["labels"]], values))
+    if not all_labels:
+        of_page = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
+        labels = seen.labels_of(*await ask([seen.SQL["labels"]], of_page))
     return UsagePage(
         rows=rows,
         more=more,
@@ -102,22 +119,29 @@ async def _read_usage(ask: Ask, question: FiguresQuestion) -> UsagePage:
         standings=standings,
         labels=labels,
         price_version=book.version,
-        adjusted=Adjusted(*adjusted[0][0]) if adjusted else None,
+        adjusted=adjusted,
     )
 
 
-async def _read_series(
-    ask: Ask, question: FiguresQuestion, book: Book, *, partitions: int
-) -> Sequence[UsageRow]:
-    """The points of the page, and one point more. ``partitions``: in how many the org was ever seen."""
-    values = _values(question, book)
-    plain = points.plain_series(question, book)
-    if plain is not None:
-        rows = plain.rows(await ask(plain.statements(values), values), partitions=partitions)
-        if rows is not None:
-            return rows
-    text = rollups.usage_series(question, book, question.limit + 1, values)
-    return [] if text is None else (await ask([text], values))[0]
+class _Series:
+    """The statements of a series: of its plain rows if they answer the question, else of groups."""
+
+    def __init__(self, question: FiguresQuestion, book: Book, *, grouped: bool = False) -> None:
+        self.values = _values(question, book)
+        self._plain = None if grouped else points.plain_series(question, book)
+        if self._plain is not None:
+            texts = self._plain.statements(self.values)
+        else:
+            text = rollups.usage_series(question, book, question.limit + 1, self.values)
+            texts = [] if text is None else [text]
+        self.texts = [prices.SQL["no_loops"], *texts]
+
+    def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> Sequence[UsageRow] | None:
+        """The points of the page, and one point more; None: see `PlainSeries.rows`."""
+        _, *found = parts
+        if self._plain is not None:
+            return self._plain.rows(found, partitions=partitions)
+        return found[0] if found else []
 
 
 def _values(question: FiguresQuestion, book: Book) -> Values:

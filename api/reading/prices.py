@@ -10,6 +10,7 @@ Costs are whole numbers of 10^-20 dollars (`api.answering.money`), so sums of th
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -126,6 +127,48 @@ class Book:
         return f"(CASE WHEN {_IN_BOOK} THEN {_BOOKED[measure]} ELSE {without[measure]} END)"
 
 
+Names = frozenset[tuple[str, str]]
+"""Provider and name of each model of an org."""
+
+
+class Books:
+    """The books of orgs that were asked about, so that most answers need not read them again.
+
+    What a version of the book says about some models of an org never changes. So a kept book is good for as
+    long as the version and the names of the org's models are the same. An answer reads both in its snapshot.
+    """
+
+    def __init__(self, most_characters: int = 32 << 20) -> None:
+        self._most_characters = most_characters
+        self._characters = 0
+        self._kept: OrderedDict[tuple[UUID, Pricing], tuple[Names, Book]] = OrderedDict()
+
+    def last(self, org_id: UUID, pricing: Pricing) -> Book | None:
+        """The book that was kept last for such a question. Nobody knows yet whether it is good."""
+        kept = self._kept.get((org_id, pricing))
+        return None if kept is None else kept[1]
+
+    def is_good(self, org_id: UUID, pricing: Pricing, *, newest: int, names: Names) -> bool:
+        """Does the kept book say what the book says now, with these names?"""
+        kept = self._kept.get((org_id, pricing))
+        version = newest if pricing.version is None else pricing.version
+        return kept is not None and kept[0] == names and kept[1].version == version <= newest
+
+    def keep(self, org_id: UUID, pricing: Pricing, names: Names, book: Book) -> None:
+        """Keep a book for all times of the org, and forget those that were kept longest ago."""
+        if (org_id, pricing) in self._kept:
+            self._characters -= _size(self._kept.pop((org_id, pricing))[1])
+        self._kept[org_id, pricing] = names, book
+        self._characters += _size(book)
+        while self._characters > self._most_characters:
+            self._characters -= _size(self._kept.popitem(last=False)[1][1])
+
+
+def _size(book: Book) -> int:
+    """About the memory of a kept book, in characters."""
+    return 1000 + 2 * len(book.sheets or "")
+
+
 async def read(connection: AsyncConnection, pricing: Pricing, org_ids: Sequence[UUID], span: Span) -> Book:
     """The book for rows of the span. Raises `Problem` as `book_of`."""
     (row,) = await rows(connection, SQL["book"], values_of(pricing, org_ids, span), tuple_row)
@@ -138,13 +181,13 @@ async def version(connection: AsyncConnection, asked: int | None, name: str = PR
     return check_version(asked, newest, name)
 
 
-def values_of(pricing: Pricing, org_ids: Iterable[UUID], span: Span) -> dict[str, Any]:
-    """The values of the query ``book``, for rows of the span."""
+def values_of(pricing: Pricing, org_ids: Iterable[UUID], span: Span | None = None) -> dict[str, Any]:
+    """The values of the query ``book``, for rows of the span, or of any time."""
     return {
         "org_ids": list(org_ids),
         "price_version": pricing.version,
-        "priced_from": to_datetime(span.start),
-        "priced_to": to_datetime(span.end),
+        "priced_from": to_datetime(span.start) if span else "-infinity",
+        "priced_to": to_datetime(span.end) if span else "infinity",
     }
 
 

@@ -47,14 +47,15 @@ shown AS MATERIALIZED (
                 AND o.provider = s.provider AND o.model_name = s.model_name
         ) AS excepted
     FROM sheets AS s
-    WHERE s.valid_from < %(priced_to)s AND (s.valid_to IS NULL OR s.valid_to > %(priced_from)s)
+    WHERE s.valid_from < %(priced_to)s::timestamptz
+        AND (s.valid_to IS NULL OR s.valid_to > %(priced_from)s::timestamptz)
 )
 SELECT (SELECT COALESCE(max(id), 0) FROM analytics.prices),
     (SELECT json_agg(shown)::text FROM shown),
     ARRAY(
         SELECT DISTINCT extract(epoch FROM at)::bigint / 60
         FROM (SELECT valid_from AS at FROM shown UNION ALL SELECT valid_to FROM shown) AS m
-        WHERE at > %(priced_from)s AND at < %(priced_to)s
+        WHERE at > %(priced_from)s::timestamptz AND at < %(priced_to)s::timestamptz
     )
 
 -- name: rates
