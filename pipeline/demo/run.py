@@ -190,6 +190,7 @@ class _Parts:
             "AUTH_MODE": "none",
             "API_ALLOW_PRIVILEGED": "true",
             "ARCHIVE_URL": f"file://{quote(str(self._data_dir / 'archive'))}",
+            "DIMENSIONS": "team=metadata.team,feature=metadata.feature",
             "EXPORT_DIR": str(self._data_dir / "exports"),
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": str(self._port),
