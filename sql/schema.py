@@ -605,6 +605,17 @@ UPDATE, DELETE and TRUNCATE fail.
 earlier row back. The view ``effective_adjustments`` has the rows that nothing retracts.
 """
 
+effective_adjustments = Table(
+    "effective_adjustments",
+    views,
+    *(
+        Column(column.name, column.type)
+        for column in adjustments.columns
+        if column.name not in ("retracts", "idempotency_key")
+    ),
+)
+"""A view: the adjustments that no row retracts."""
+
 archive_outbox = Table(
     "archive_outbox",
     metadata,

@@ -96,7 +96,7 @@ def test_the_views_have_the_columns_that_the_code_describes(connection: psycopg.
     for view in schema.views.sorted_tables:
         columns = connection.execute(f"SELECT * FROM analytics.{view.name} LIMIT 0").description or ()
         assert [column.name for column in columns] == [column.name for column in view.columns]
-    assert len(schema.views.tables) == 2
+    assert len(schema.views.tables) == 3
 
 
 def test_the_reader_reads_the_views(connection: psycopg.Connection[Any]) -> None:
