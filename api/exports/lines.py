@@ -128,12 +128,15 @@ no spreadsheet runs them. Only lines of adjustments have no model."""
 
 def usage(figures: str, *, parquet: bool) -> str:
     """The statement of the lines of usage. ``figures`` is the query of their sums."""
-    return f"SELECT {selected(_PARQUET if parquet else _CSV, SCHEMA.names)} FROM ({figures}) AS figures"
+    columns, names = (_PARQUET, SCHEMA.names) if parquet else (_CSV, tuple(_CSV))
+    return f"SELECT {selected(columns, names)} FROM ({figures}) AS figures"
 
 
 def adjustments(*, parquet: bool) -> str:
     """The statement of the lines of adjustments."""
-    return of_adjustments(_ADJUSTED_PARQUET if parquet else _ADJUSTED_CSV, SCHEMA.names)
+    if parquet:
+        return of_adjustments(_ADJUSTED_PARQUET, SCHEMA.names)
+    return of_adjustments(_ADJUSTED_CSV, tuple(_CSV))
 
 
 def of_adjustments(columns: Mapping[str, str], names: Sequence[str]) -> str:

@@ -401,6 +401,7 @@ def test_every_file_says_what_the_totals_say(world: World, exporting: World) -> 
         (int(line["adjustmentId"]), Decimal(line["adjustmentAmount"]), line["bucketStart"])
         for line in adjusted
     ] == [(row["id"], Decimal(row["amount"]), day) for row, day in zip(recorded, days, strict=True)]
+    assert {line["costCurrency"] for line in lines} == {"USD"}
     assert [line["adjustmentReason"] for line in adjusted] == ["'=1+1", "outage", "outage"]
     assert {(line["modelId"], line["costAmount"], line["costBasis"]) for line in adjusted} == {
         ("", "", "none")

@@ -276,6 +276,7 @@ ROUTES: dict[str, tuple[Callable[[Api], None], Needs]] = {
     "clients": (listed(f"{ORG_PATH}/clients"), ()),
     "dimensions": (listed(f"{ORG_PATH}/dimensions"), ()),
     "teams": (listed(f"{ORG_PATH}/dimensions/team"), ()),
+    "adjustments": (listed(f"{ORG_PATH}/adjustments"), ()),
     "exports": (listed(f"{ORG_PATH}/exports"), ()),
     "schedule": (lambda server: server.get(f"{BASE}{ORG_PATH}/export-schedule") and None, ()),
     "readiness": (listed("/status/readyz"), ()),

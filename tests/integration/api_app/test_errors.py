@@ -38,7 +38,7 @@ async def test_an_org_that_is_no_uuid_is_a_fault_of_the_path(client: Client) -> 
 
 
 async def test_every_faulty_parameter_is_listed(client: Client) -> None:
-    query = {"start": "x", "granularity": "week", "colour": "red"}
+    query = {"start": "x", "granularity": "fortnight", "colour": "red"}
     body = await problem(await client.get(f"{BASE}/orgs/{ORG}/usage", params=query), 400)
     assert {fault["field"] for fault in body["errors"]} == {"start", "end", "granularity", "colour"}
 
