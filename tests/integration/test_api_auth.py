@@ -283,8 +283,9 @@ def test_keys_are_made_listed_and_revoked_by_command(database_url: str) -> None:
 # --- roles of the database -----------------------------------------------------------------------
 
 
-_VIEWS = ("partition_watermarks", "model_labels", "spend_hour", "spend_day")
-_OF_ORGS = ("prices", "price_sheets", "model_labels", "spend_hour", "spend_day")
+_VIEWS_OF_ORGS = ("model_labels", "spend_hour", "spend_day", "effective_adjustments")
+_VIEWS = ("partition_watermarks", *_VIEWS_OF_ORGS)
+_OF_ORGS = ("prices", "price_sheets", *_VIEWS_OF_ORGS)
 
 
 @pytest.mark.parametrize("table", [*roles.READABLE, "dedupe_ids", "dead_letters"])
