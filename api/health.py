@@ -32,6 +32,8 @@ _NEEDED: Final = (
     schema.api_keys,
     schema.export_jobs,
     schema.export_schedules,
+    schema.prices,
+    schema.adjustments,
 )
 
 _SQL: Final = queries.load("readiness")
