@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from datetime import datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.prices import book
-from tests.support import golden_prices
+from tests.support import focus, golden_prices
+from tests.support.api_facts import rfc3339
+from tests.support.api_server import BASE, Api, served
+from tests.support.exports import downloaded, made
 from tests.support.golden_prices import Cell, Expected
+from tests.support.live import Events, check_equals_rest
 from tests.support.price_books import price, write
 from tests.support.spend_rows import rows
+
+ORGS = sorted({payload.org_id for payload in golden_prices.payloads()})
+WHOLE = {
+    "start": rfc3339(golden_prices.now() - timedelta(days=365)),
+    "end": rfc3339(golden_prices.now()),
+}
+"""A range that holds all payloads."""
 
 
 @pytest.fixture(params=["embedded_postgres_url", "timescale"])
@@ -34,6 +51,105 @@ async def test_every_payload_costs_what_was_worked_out_by_hand(golden_url: str) 
     assert by_day == golden_prices.days()
     for cell, (_, expected) in golden_prices.said_days().items():
         assert by_day[cell] == expected
+
+
+@pytest.fixture
+def golden_api(golden_url: str, tmp_path: Path) -> Iterator[Api]:
+    """An API of the golden database, at a time at which all payloads lie within its range."""
+    environment = {
+        "DATABASE_URL": golden_url,
+        "API_ALLOW_PRIVILEGED": "true",
+        "EXPORT_DIR": str(tmp_path / "exports"),
+    }
+    with served(environment, golden_prices.now()) as server:
+        yield server
+
+
+def test_rest_says_what_was_worked_out_by_hand(golden_api: Api) -> None:
+    for granularity, expected in (("hour", golden_prices.hours()), ("day", golden_prices.days())):
+        asked = WHOLE | {"granularity": granularity, "groupBy": "model", "limit": 10_000}
+        found: dict[Cell, Expected] = {}
+        for org in ORGS:
+            answer = golden_api.ok(f"{BASE}/orgs/{org}/usage", asked)
+            assert answer["nextCursor"] is None
+            cells = {
+                (org, datetime.fromisoformat(point["bucketStart"]), point["modelId"]): said(point)
+                for point in answer["series"]
+            }
+            assert said(answer["totals"]).cost == sum((one.cost or 0 for one in cells.values()), Decimal(0))
+            found |= cells
+        assert found == expected
+
+
+def test_live_figures_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
+    for org in ORGS:
+        with closing(Events(golden_api, org)) as events:
+            _, data = events.until("usage")
+        check_equals_rest(golden_api, org, data)
+        for name, by_hand in (("hour", golden_prices.hours()), ("day", golden_prices.days())):
+            start = datetime.fromisoformat(data[name]["bucketStart"])
+            costs = [one.cost for (of, at, _), one in by_hand.items() if (of, at) == (org, start)]
+            assert Decimal(data[name]["cost"]["amount"] or 0) == sum(
+                (cost or 0 for cost in costs), Decimal(0)
+            )
+
+
+def test_files_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
+    csv_file: dict[Cell, Expected] = {}
+    parquet: dict[Cell, Expected] = {}
+    by_focus: dict[Cell, Decimal] = {}
+    for org in ORGS:
+        rows = list(csv.DictReader(io.StringIO(exported(golden_api, org, "csv").decode(), newline="")))
+        csv_file |= golden_prices.totals(
+            (
+                (org, datetime.fromisoformat(row["bucketStart"]), row["modelId"]),
+                Expected(
+                    cost=Decimal(row["costAmount"]) if row["costAmount"] else None,
+                    basis=row["costBasis"],
+                    invocations=int(row["invocations"]),
+                    unpriced=int(row["unpricedInvocations"]),
+                ),
+            )
+            for row in rows
+        )
+        parquet |= golden_prices.totals(
+            (
+                (org, row["bucketStart"], row["modelId"]),
+                Expected(
+                    cost=row["costAmount"],
+                    basis=row["costBasis"],
+                    invocations=row["invocations"],
+                    unpriced=row["unpricedInvocations"],
+                ),
+            )
+            for row in pq.read_table(io.BytesIO(exported(golden_api, org, "parquet"))).to_pylist()
+        )
+        skus = focus.rows_of(exported(golden_api, org, "focus-1.3"))
+        by_focus |= {
+            (org, datetime.fromisoformat(start), model): focus.total(rows)
+            for (start, model), rows in focus.by_bucket(skus).items()
+        }
+    assert csv_file == parquet == golden_prices.days()
+    # FOCUS allows no empty cost.
+    assert by_focus == {cell: one.cost or 0 for cell, one in golden_prices.days().items()}
+
+
+def exported(server: Api, org: str, form: str) -> bytes:
+    path = f"{BASE}/orgs/{org}/exports"
+    job = made(server, {"timeRange": WHOLE, "granularity": "daily", "format": form}, path)
+    assert job["status"] == "succeeded", job
+    return downloaded(server, job, path)
+
+
+def said(point: Mapping[str, Any]) -> Expected:
+    """What a point or the totals of an answer say."""
+    amount = point["cost"]["amount"]
+    return Expected(
+        cost=None if amount is None else Decimal(amount),
+        basis=point["cost"]["basis"],
+        invocations=point["invocations"],
+        unpriced=point["unpriced"]["invocations"],
+    )
 
 
 async def test_a_later_version_leaves_the_golden_version_as_it_was(golden_url: str) -> None:
