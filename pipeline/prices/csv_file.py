@@ -147,7 +147,7 @@ def price_of(row: Mapping[str, str], where: str, name: str) -> tuple[Price | Non
 
 
 def _tokens(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.removeprefix("-").isdigit()):  # `faults_of` says what is too small
         raise ValueError(text)
     return int(text)
 

@@ -61,8 +61,15 @@ def server(database_url: str) -> Iterator[Api]:
 def is_final(question: Question, bucket: str) -> bool:
     """Found by walking: the first minute of another bucket is the end of this one."""
     at = datetime.fromisoformat(bucket)
-    end = at + {"minute": timedelta(minutes=1), "hour": timedelta(hours=1), "day": timedelta(hours=20)}.get(
-        question.granularity, timedelta(days=27)
+    end = (
+        at
+        + {
+            "minute": timedelta(minutes=1),
+            "hour": timedelta(hours=1),
+            "day": timedelta(hours=20),
+            "week": timedelta(days=6),
+            "month": timedelta(days=27),
+        }[question.granularity]
     )
     while bucket_of(end, question.granularity, question.zone) == at:
         end += timedelta(minutes=15)

@@ -55,7 +55,7 @@ def test_the_defaults_are_days_of_utc_by_model() -> None:
 def test_every_fault_is_named_at_once() -> None:
     named = faults(
         ("start", "yesterday"),
-        ("granularity", "week"),
+        ("granularity", "fortnight"),
         ("modelId", "gpt"),
         ("clientId", "x" * 129),
         ("groupBy", "none,model"),
