@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +10,8 @@ from uuid import UUID
 
 import click
 
+from pipeline.commands import options
 from pipeline.commands.options import TIME, VISIBLE, plain
-from pipeline.common import settings
 
 if TYPE_CHECKING:
     from pipeline.common.adjustments import Recorded
@@ -69,7 +68,7 @@ def add(**fields: Any) -> None:
     faults = [f"{_OPTIONS.get(name, f'--{name}')} {message}" for name, message in faults_of(wanted)]
     if faults:
         raise click.UsageError("; ".join(faults))
-    click.echo(_line(recording.add(_database_url(), wanted)))
+    click.echo(_line(recording.add(options.database_url(), wanted)))
 
 
 @adjustments.command("list")
@@ -92,7 +91,7 @@ def list_adjustments(
     from pipeline.admin import adjustments as recording
 
     for one in recording.listed(
-        _database_url(), org_id=org_id, start=start, end=end, retracted=retracted, limit=limit
+        options.database_url(), org_id=org_id, start=start, end=end, retracted=retracted, limit=limit
     ):
         row = {name: getattr(one, name) for name in one.__slots__}
         click.echo(json.dumps(row, default=plain, ensure_ascii=False) if as_json else _line(one))
@@ -108,12 +107,7 @@ def retract(*, number: int, reason: str) -> None:
 
     if not is_reason(reason):
         raise click.UsageError(f"--reason {REASON_RULE}")
-    click.echo(_line(recording.retract(_database_url(), number, reason=reason)))
-
-
-def _database_url() -> str:
-    url: str = settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"]
-    return url
+    click.echo(_line(recording.retract(options.database_url(), number, reason=reason)))
 
 
 def _line(one: Recorded) -> str:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import click
 
+from pipeline.commands import options
 from pipeline.commands.options import DURATION, OFFSET, TIME, VISIBLE, fail
 from pipeline.common import settings
 from pipeline.core.rules import REASONS
@@ -58,7 +59,7 @@ def list_dead_letters(*, limit: int, as_json: bool, **filters: Any) -> None:
 
     from pipeline.dead_letters import table
 
-    database_url = _database_url()
+    database_url = options.database_url()
     chosen = table.Chosen(**filters)
     for record in table.newest(database_url, chosen, limit=limit):
         if as_json:
@@ -294,17 +295,13 @@ def purge(
         raise click.UsageError(
             "say which: by --reason, --stream, --partition, --before, --replayed, or --all"
         )
-    database_url = _database_url()
+    database_url = options.database_url()
     if not yes:
         found = table.count_to_purge(database_url, chosen, replayed=replayed)
         if found:
             click.confirm(f"delete {found} dead letters for good?", abort=True)
     deleted = table.purge(database_url, chosen, replayed=replayed)
     click.echo(f"deleted {deleted} dead letters")
-
-
-def _database_url() -> str:
-    return str(settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"])
 
 
 def _setup() -> Setup:

@@ -25,6 +25,11 @@ def warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
+def database_url() -> str:
+    """DATABASE_URL from the environment. Raises `settings.ConfigError` with every fault of the settings."""
+    return str(settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"])
+
+
 def stream_config() -> StreamConfig:
     """The stream's configuration from the environment. Raises `settings.ConfigError` with every fault."""
     from pipeline import config

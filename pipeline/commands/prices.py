@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,8 +12,8 @@ from uuid import UUID
 
 import click
 
+from pipeline.commands import options
 from pipeline.commands.options import TIME, VISIBLE, fail, plain
-from pipeline.common import settings
 from pipeline.core.wire import SERVICE_TIERS
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def import_prices(
         )
     if as_provider is not None and provider is None:
         raise click.UsageError("--as needs --provider")
-    database_url = _database_url()
+    database_url = options.database_url()
     title = source if file is None else f"{source} {file}"
     try:
         read = _read(source, file, provider)
@@ -215,7 +214,7 @@ def list_prices(*, version: int | None, everything: bool, as_json: bool, **filte
     """List rows of the book in the order in which they were recorded, each with its id and its source."""
     from pipeline.prices import book
 
-    with book.connected(_database_url()) as connection:
+    with book.connected(options.database_url()) as connection:
         chosen = book.Chosen(
             version=book.NEWEST if version is None else version, live=not everything, **filters
         )
@@ -241,7 +240,7 @@ def show(
     """
     from pipeline.prices import book
 
-    with book.connected(_database_url()) as connection:
+    with book.connected(options.database_url()) as connection:
         providers = book.providers_of(connection, model, provider)
         if not providers:
             fail(f"the book has no model {model!r}{f' of {provider}' if provider else ''}")
@@ -309,7 +308,7 @@ def set_price(*, tier: str | None, kind: str, **fields: Any) -> None:
         service_tier=tier or ("" if kind == "discount" else SERVICE_TIERS[0]),
     )
     try:
-        with book.connected(_database_url()) as connection:
+        with book.connected(options.database_url()) as connection:
             done = book.add(connection, [whole], action="prices.set", title=f"set {kind}")
     except Faulty as faulty:
         raise click.UsageError("; ".join(fault.message for fault in faulty.faults)) from None
@@ -336,7 +335,7 @@ def retract(*, number: int | None, after: int | None, reason: str) -> None:
 
     if (number is None) == (after is None):
         raise click.UsageError("name a price by its ID, or a version with --after")
-    with book.connected(_database_url()) as connection:
+    with book.connected(options.database_url()) as connection:
         if number is not None:
             version = book.retract(connection, number, reason=reason)
             what = f"row {number} is retracted"
@@ -361,7 +360,7 @@ def export(*, output: Path | None, version: int | None, **filters: Any) -> None:
     """
     from pipeline.prices import book, csv_file
 
-    with book.connected(_database_url()) as connection:
+    with book.connected(options.database_url()) as connection:
         at = book.version(connection) if version is None else version
         found = book.effective(connection, book.Chosen(version=at, **filters))
         if output is None:
@@ -415,7 +414,7 @@ def diff(
     chosen: dict[str, Any] = {"start": start, "end": end, "orgs": orgs or None}
     try:
         prices = None if file is None else csv_file.read(file)
-        with book.connected(_database_url()) as connection:
+        with book.connected(options.database_url()) as connection:
             if prices is not None:
                 found = compare.with_prices(connection, prices, title=f"csv {file}", **chosen)
             else:
@@ -464,7 +463,7 @@ def check(*, as_json: bool) -> None:
     """
     from pipeline.prices import book, compare
 
-    with book.connected(_database_url()) as connection:
+    with book.connected(options.database_url()) as connection:
         found = compare.check(connection, now=datetime.now(UTC))
     for one in found:
         if as_json:
@@ -477,10 +476,6 @@ def check(*, as_json: bool) -> None:
         fail(f"{wrong} places where an amount is missing or wrong")
     if not as_json and not found:
         click.echo("every model seen has a price")
-
-
-def _database_url() -> str:
-    return str(settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"])
 
 
 def _entry_row(entry: Entry) -> dict[str, Any]:
