@@ -2,8 +2,9 @@
 
 ``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
 LOGIN PASSWORD '…' IN ROLE spendstream_reader``. If the API is to change the price book, its login is also in
-``spendstream_pricer``, and if it is to record adjustments, in ``spendstream_adjuster``. `apply` is idempotent
-and runs at the end of every migration, so new tables get their rights.
+``spendstream_pricer``, if it is to record adjustments, in ``spendstream_adjuster``, and if it is to set names,
+in ``spendstream_namer``. `apply` is idempotent and runs at the end of every migration, so new tables get their
+rights.
 """
 
 from __future__ import annotations
@@ -50,11 +51,20 @@ PRICER: Final = "spendstream_pricer"
 ADJUSTER: Final = "spendstream_adjuster"
 """The role that may append adjustments of orgs, and nothing else."""
 APPENDERS: Final = {PRICER: "prices", ADJUSTER: "adjustments"}
-"""The roles beside `READER`, and the one table to which each may append."""
+"""The roles that may append to one table."""
+
+NAMER: Final = "spendstream_namer"
+"""The role that may set and remove names of orgs and values, and nothing else."""
+WRITERS: Final = {
+    **{role: (table, "INSERT") for role, table in APPENDERS.items()},
+    NAMER: ("names", "INSERT, UPDATE (name, set_by, set_at), DELETE"),
+}
+"""The roles beside `READER`: the one table of each, and its rights there."""
 
 OWN: Final = {
     "prices": "SELECT",
     "adjustments": "SELECT",
+    "names": "SELECT",
     "audit_log": "INSERT",
     "api_keys": "SELECT, UPDATE (last_used_at)",
     "export_jobs": "SELECT, INSERT, UPDATE",
@@ -82,9 +92,9 @@ def apply(connection: Connection) -> str:
             for table, rights in OWN.items():
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {READER}"))
             connection.execute(text(f"GRANT SELECT ON {SCHEMA}.alembic_version TO {READER}"))
-            for role, table in APPENDERS.items():
+            for role, (table, rights) in WRITERS.items():
                 _create(connection, role)
-                connection.execute(text(f"GRANT INSERT ON {SCHEMA}.{table} TO {role}"))
+                connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {role}"))
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise

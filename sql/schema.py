@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0017"
+HEAD: Final = "0018"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -227,6 +227,7 @@ def _spend(name: str) -> Table:
         Column("basis", Text),
         Column("unpriced", Numeric),
         Column("estimate", Numeric, nullable=True),
+        Column("org_name", Text, nullable=True),
     )
 
 
@@ -615,6 +616,19 @@ effective_adjustments = Table(
     ),
 )
 """A view: the adjustments that no row retracts."""
+
+names = Table(
+    "names",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("dimension", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("set_by", Text, nullable=False),
+    _timestamp("set_at"),
+)
+"""The names that administrators give to values of dimensions (`pipeline.common.names`). The name of an org
+itself has the dimension '' and the value ''."""
 
 archive_outbox = Table(
     "archive_outbox",

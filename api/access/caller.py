@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
+
+from pipeline.common.texts import is_line
 
 ADMIN: Final = "admin"
 SUBJECT_CHARS_MAX: Final = 200
@@ -28,11 +29,5 @@ class Caller:
 
 
 def is_subject(text: str) -> bool:
-    """Can this text name a caller, in the log and in the database?
-
-    A lone surrogate cannot be stored. It comes from a byte that is not UTF-8, or from an escape in JSON that
-    stands for no character.
-    """
-    return 1 <= len(text) <= SUBJECT_CHARS_MAX and not any(
-        unicodedata.category(c) in ("Cc", "Cs") for c in text
-    )
+    """Can this text name a caller, in the log and in the database?"""
+    return is_line(text, SUBJECT_CHARS_MAX)
