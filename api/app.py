@@ -46,6 +46,7 @@ from api.health import readiness
 from api.live.hub import Hub
 from api.live.streams import Live
 from api.metrics import Metrics
+from api.names.routes import NameChanges
 from api.prices.routes import Prices
 from api.reading import seen
 from api.reading.database import PRIVILEGED_REMEDY, Database
@@ -205,6 +206,7 @@ def _handlers(
             wake=held.runner.wake if held.runner else lambda: None,
         ),
         adjustments=Adjustments(database=held.database, parser=parser, cursors=cursors),
+        name_changes=NameChanges(database=held.database, parser=parser),
         books=Books(),
         prices=Prices(
             database=held.database,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -27,8 +27,9 @@ from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import CONTENT_TYPE, Metrics
+from api.names.routes import NameChanges
 from api.prices.routes import Prices
-from api.reading import prices, rollups, seen, usage_json
+from api.reading import names, prices, rollups, seen, usage_json
 from api.reading.database import Database
 from api.reading.figures import (
     Finality,
@@ -43,6 +44,7 @@ from api.reading.figures import (
     usage_fields,
 )
 from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
+from api.reading.names import NO_NAMES, Names
 from api.reading.prices import Book, Books
 from api.reading.recent import Recent
 from api.reading.seen import Label, Seen
@@ -52,6 +54,7 @@ from pipeline.core import rules, wire
 log = logging.getLogger(__name__)
 
 _SKETCHES_INLINE_MAX: Final = 50
+_NAMES_TIMEOUT_S: Final = 0.25
 _FAILURES: Final[Mapping[int, Any]] = {1: "error", 2: "timeout", 3: "throttled"}
 
 
@@ -77,6 +80,7 @@ class Handlers:
     exports: Exports
     prices: Prices
     adjustments: Adjustments
+    name_changes: NameChanges
     books: Books
 
     async def usage(self, request: web.Request) -> web.Response:
@@ -86,7 +90,11 @@ class Handlers:
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
         totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
         series: Any = usage_json.series(
-            page.rows, final=final, labels=page.labels, by_value=bool(question.dimension)
+            page.rows,
+            final=final,
+            labels=page.labels,
+            by_value=question.by_value,
+            names=page.names.values,
         )  # already what a list of points becomes
         next_cursor = None
         if page.more:
@@ -95,6 +103,7 @@ class Handlers:
         return answers.response(
             answers.Usage(
                 org_id=question.org_id,
+                org_name=page.names.org,
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
                 dimension=dimension,
@@ -126,19 +135,14 @@ class Handlers:
 
         def shape() -> tuple[list[answers.ReliabilityPoint], answers.ReliabilityFigures]:
             of_points, of_all = reliability(page)
-            labels = [page.labels.get(str(one.position.model_id), seen.NO_LABEL) for one in page.points]
             series = [
                 answers.ReliabilityPoint(
                     bucket_start=to_datetime(point.position.bucket),
-                    model_id=point.position.model_id,
-                    model_name=label.model_name,
-                    provider=label.provider,
-                    client_id=None if question.dimension else point.position.client_id or None,
-                    value=point.position.client_id or None if question.dimension else None,
+                    **_key(point.position, page, by_value=question.by_value),
                     final=final(point.position.bucket),
                     **fields,
                 )
-                for point, label, fields in zip(page.points, labels, of_points, strict=True)
+                for point, fields in zip(page.points, of_points, strict=True)
             ]
             return series, answers.ReliabilityFigures(**of_all)
 
@@ -149,6 +153,7 @@ class Handlers:
         return answers.response(
             answers.Reliability(
                 org_id=question.org_id,
+                org_name=page.names.org,
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
                 dimension=dimension,
@@ -167,12 +172,14 @@ class Handlers:
         all_models = await self.cache.org(org_id) if self.cache else None
         if all_models:
             page = standings_page(all_models, question.after, question.limit)
+            named, labels = await self._names_soon(org_id, page.by_model)
         else:
 
-            async def read(connection: AsyncConnection) -> StandingsPage:
-                return await seen.standings_page(connection, org_id, question.after, question.limit)
+            async def read(connection: AsyncConnection) -> tuple[StandingsPage, Names, dict[str, Label]]:
+                page = await seen.standings_page(connection, org_id, question.after, question.limit)
+                return page, *(await _names(connection, org_id, page.by_model))
 
-            page = await self.database.read(read)
+            page, named, labels = await self.database.read(read)
         if not page.of_org:
             raise problems.not_found("No event of this org has been seen.")
         of_org = self._freshness(page.of_org)
@@ -183,7 +190,7 @@ class Handlers:
             assert of_model.last_rollup_at is not None
             entries.append(
                 answers.FreshnessEntry(
-                    model_id=model_id,
+                    **_model(model_id, labels),
                     last_event_at=of_model.last_event_at,
                     last_rollup_at=of_model.last_rollup_at,
                     lag_seconds=of_model.lag_seconds,
@@ -193,6 +200,7 @@ class Handlers:
         return answers.response(
             answers.OrgFreshness(
                 org_id=org_id,
+                org_name=named.org,
                 status=of_org.status,
                 lag_seconds=of_org.lag_seconds,
                 watermark=of_org.watermark,
@@ -205,31 +213,33 @@ class Handlers:
         org_id: UUID = request[ORG_ID]
         question = self.parser.listing("models", org_id, request.query, UUID)
 
-        async def read(connection: AsyncConnection) -> tuple[list[Seen], dict[str, Label]]:
+        async def read(connection: AsyncConnection) -> tuple[list[Seen], Names, dict[str, Label]]:
             found = await seen.models(connection, org_id, question.after, question.limit + 1)
-            return found, await seen.labels(connection, org_id, (row.key for row in found))
+            return found, *(await _names(connection, org_id, (row.key for row in found)))
 
-        found, labels = await self.database.read(read)
+        found, named, labels = await self.database.read(read)
         page, cursor = self._page(found, question)
         items = [
             answers.Model(
-                model_id=row.key,
-                model_name=label.model_name,
-                provider=label.provider,
+                **_model(row.key, labels),
                 first_event_at=row.first_event_at,
                 last_event_at=row.last_event_at,
             )
             for row in page
-            for label in (labels.get(str(row.key), seen.NO_LABEL),)
         ]
-        return answers.response(answers.Models(org_id=org_id, items=items, next_cursor=cursor))
+        return answers.response(
+            answers.Models(org_id=org_id, org_name=named.org, items=items, next_cursor=cursor)
+        )
 
     async def clients(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         question = self.parser.listing("clients", org_id, request.query, str)
-        found = await self.database.read(
-            lambda c: seen.clients(c, org_id, question.after, question.limit + 1)
-        )
+
+        async def read(connection: AsyncConnection) -> tuple[list[Seen], Names]:
+            found = await seen.clients(connection, org_id, question.after, question.limit + 1)
+            return found, await names.read(connection, org_id)
+
+        found, named = await self.database.read(read)
         page, cursor = self._page(found, question)
         items = [
             answers.Client(
@@ -237,49 +247,60 @@ class Handlers:
             )
             for row in page
         ]
-        return answers.response(answers.Clients(org_id=org_id, items=items, next_cursor=cursor))
+        return answers.response(
+            answers.Clients(org_id=org_id, org_name=named.org, items=items, next_cursor=cursor)
+        )
 
     async def dimensions(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         self.parser.nothing(request.query)
-        found = await self.database.read(lambda c: seen.dimensions(c, org_id))
+
+        async def read(connection: AsyncConnection) -> tuple[list[Counted], Names]:
+            return await seen.dimensions(connection, org_id), await names.read(connection, org_id)
+
+        found, named = await self.database.read(read)
         items = [answers.Dimension(name=one.name, source=one.source, since=one.since) for one in found]
-        return answers.response(answers.Dimensions(org_id=org_id, items=items))
+        return answers.response(answers.Dimensions(org_id=org_id, org_name=named.org, items=items))
 
     async def values(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
         name = request.match_info["name"]
         question = self.parser.listing(f"dimensions/{name}", org_id, request.query, str)
 
-        async def read(connection: AsyncConnection) -> tuple[list[Counted], list[Seen]]:
+        async def read(connection: AsyncConnection) -> tuple[list[Counted], list[Seen], Names]:
             known = await seen.dimensions(connection, org_id)
-            return known, await seen.values(connection, org_id, name, question.after, question.limit + 1)
+            found = await seen.values(connection, org_id, name, question.after, question.limit + 1)
+            return known, found, await names.read(connection, org_id, name, (row.key for row in found))
 
-        known, found = await self.database.read(read)
+        known, found, named = await self.database.read(read)
         if name not in (one.name for one in known):
             raise problems.not_found(f"The dimensions are {_listed(known)} (DIMENSIONS).")
         page, cursor = self._page(found, question)
         items = [
             answers.Value(
-                value=row.key or None, first_event_at=row.first_event_at, last_event_at=row.last_event_at
+                value=row.key or None,
+                value_name=named.values.get(row.key),
+                first_event_at=row.first_event_at,
+                last_event_at=row.last_event_at,
             )
             for row in page
         ]
-        answer = answers.Values(org_id=org_id, dimension=name, items=items, next_cursor=cursor)
-        return answers.response(answer)
+        return answers.response(
+            answers.Values(org_id=org_id, org_name=named.org, dimension=name, items=items, next_cursor=cursor)
+        )
 
     async def orgs(self, request: web.Request) -> web.Response:
         question = self.parser.orgs(request.query)
 
-        async def read(connection: AsyncConnection) -> tuple[list[UUID], Book, Any, Any]:
+        async def read(connection: AsyncConnection) -> tuple[list[UUID], Book, Any, Any, dict[UUID, str]]:
             org_ids = await seen.orgs(connection, question.after, question.limit + 1)
             page = org_ids[: question.limit]
             book = await prices.read(connection, question.pricing, page, question.span)
             standings = await seen.orgs_standings(connection, page)
             totals = await rollups.org_totals(connection, book, [("", question.span, page)])
-            return org_ids, book, totals, standings
+            return org_ids, book, totals, standings, await names.of_orgs(connection, page)
 
-        org_ids, book, totals, standings = await self.database.read(read)
+        org_ids, book, totals, standings, named = await self.database.read(read)
         page = org_ids[: question.limit]
         items = []
         for org_id in page:
@@ -289,6 +310,7 @@ class Handlers:
             items.append(
                 answers.Org(
                     org_id=org_id,
+                    org_name=named.get(org_id),
                     invocations=measures["invocations"],
                     input_tokens=measures["input_tokens"],
                     output_tokens=measures["output_tokens"],
@@ -359,6 +381,14 @@ class Handlers:
         found = freshness(standings, self.clock(), self.freshness)
         return answers.FreshnessOut(**found.fields())
 
+    async def _names_soon(self, org_id: UUID, models: Iterable[UUID]) -> tuple[Names, dict[str, Label]]:
+        """`_names` for an answer from Redis, which does not wait for a database that is away: no names."""
+        try:
+            async with asyncio.timeout(_NAMES_TIMEOUT_S):
+                return await self.database.read(lambda c: _names(c, org_id, models))
+        except (Unavailable, TimeoutError):
+            return NO_NAMES, {}
+
     def _page(self, found: Sequence[Seen], question: ListingQuestion) -> tuple[Sequence[Seen], str | None]:
         """The rows that fit on the page, and the cursor to the next page where there are more rows."""
         page = found[: question.limit]
@@ -371,6 +401,30 @@ class Handlers:
             return None
         last: Position = page.points[-1].position
         return self.cursors.seal((last.bucket, last.model_id, last.client_id), question.bound_to)
+
+
+async def _names(
+    connection: AsyncConnection, org_id: UUID, models: Iterable[UUID]
+) -> tuple[Names, dict[str, Label]]:
+    """The name of an org, and the labels of some of its models by the model's id as text."""
+    return await names.read(connection, org_id), await seen.labels(connection, org_id, models)
+
+
+def _model(model_id: UUID | None, labels: Mapping[str, Label]) -> dict[str, Any]:
+    """The fields that name a model."""
+    label = labels.get(str(model_id), seen.NO_LABEL)
+    return {"model_id": model_id, "model_name": label.model_name, "provider": label.provider}
+
+
+def _key(position: Position, page: Page, *, by_value: bool) -> dict[str, Any]:
+    """The fields that say whose figures a point has. ``by_value``: its client is the value of a dimension."""
+    client = position.client_id or None
+    return {
+        **_model(position.model_id, page.labels),
+        "client_id": None if by_value else client,
+        "value": client if by_value else None,
+        "value_name": page.names.values.get(client or "") if by_value else None,
+    }
 
 
 def _listed(known: Sequence[Counted]) -> str:

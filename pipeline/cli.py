@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "exporter": "processes:exporter",
     "keys": "keys:keys",
     "migrate": "environment:migrate",
+    "names": "names:names",
     "prices": "prices:prices",
     "rebuild": "archive:rebuild",
     "reconcile": "archive:reconcile",

@@ -2,8 +2,8 @@
 
 ``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
 LOGIN PASSWORD '…' IN ROLE spendstream_reader``. If the API is to change the price book, its login is also in
-``spendstream_pricer``, if it is to record adjustments, in ``spendstream_adjuster``, and if it is to set names,
-in ``spendstream_namer``. `apply` is idempotent and runs at the end of every migration, so new tables get their
+``spendstream_pricer``; to record adjustments, in ``spendstream_adjuster``; and to set names, in
+``spendstream_namer``. `apply` is idempotent and runs at the end of every migration, so new tables get their
 rights.
 """
 

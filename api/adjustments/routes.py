@@ -19,7 +19,9 @@ from api.asking import bodies, params
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser
 from api.errors import Unavailable
+from api.reading import names
 from api.reading.database import Database, rows
+from api.reading.names import Names
 from pipeline.common.adjustments import SQL, Recorded, refusal
 from pipeline.common.connect import AsyncConnection
 from sql import roles
@@ -48,12 +50,18 @@ class Adjustments:
             "after": question.after,
             "limit": question.limit + 1,
         }
-        found = await self.database.read(lambda c: _rows(c, "page", values))
+
+        async def read(connection: AsyncConnection) -> tuple[list[Recorded], Names]:
+            return await _rows(connection, "page", values), await names.read(connection, question.org_id)
+
+        found, named = await self.database.read(read)
         shown = found[: question.limit]
         cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
         is_admin = request[CALLER].has(ANALYTICS_ADMIN)
         items = [_shown(one, recorded_by=is_admin) for one in shown]
-        return answers.response(answers.Adjustments(org_id=question.org_id, items=items, next_cursor=cursor))
+        return answers.response(
+            answers.Adjustments(org_id=question.org_id, org_name=named.org, items=items, next_cursor=cursor)
+        )
 
     async def add(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)

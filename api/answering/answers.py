@@ -111,7 +111,8 @@ class UsagePoint(Answer):
     ``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
     series by client holds the events without one. The one name of more than 128 characters holds what was
     counted beyond CLIENTS_PER_ORG_HOUR_MAX. ``value`` is that of the dimension which the series is split by,
-    alike. ``final``: it can no longer change but by backfill."""
+    alike, and ``valueName`` its name where an administrator has set one. ``final``: it can no longer change
+    but by backfill."""
 
     bucket_start: Time
     model_id: UUID | None
@@ -119,6 +120,7 @@ class UsagePoint(Answer):
     provider: str | None
     client_id: str | None
     value: str | None
+    value_name: str | None
     invocations: Count
     input_tokens: Count
     output_tokens: Count
@@ -134,11 +136,13 @@ class UsagePoint(Answer):
 
 
 class Usage(Answer):
-    """Empty buckets are absent; ``totals`` cover the whole range, whatever the page. ``dimension`` is what
+    """``orgName`` is the name that an administrator has set, here and in every other answer; null without
+    one. Empty buckets are absent; ``totals`` cover the whole range, whatever the page. ``dimension`` is what
     the figures are split or filtered by; they then cover the range from its ``since`` on. ``priceVersion`` is
     the version of the price book that the answer was priced at, 0 for an empty book."""
 
     org_id: UUID
+    org_name: str | None
     granularity: GranularityName
     time_zone: str
     dimension: Dimension | None
@@ -183,6 +187,7 @@ class ReliabilityPoint(Answer):
     provider: str | None
     client_id: str | None
     value: str | None
+    value_name: str | None
     invocations: Count
     error_rate: float | None
     errors: Errors
@@ -206,6 +211,7 @@ class Reliability(Answer):
     are not counted by dimension: with a filter on one, ``errorCodes`` is null."""
 
     org_id: UUID
+    org_name: str | None
     granularity: GranularityName
     time_zone: str
     dimension: Dimension | None
@@ -218,7 +224,11 @@ class Reliability(Answer):
 
 
 class FreshnessEntry(Answer):
+    """``modelName`` and ``provider`` as in `Model`."""
+
     model_id: UUID
+    model_name: str | None
+    provider: str | None
     last_event_at: Time
     last_rollup_at: Time
     lag_seconds: float | None
@@ -229,6 +239,7 @@ class OrgFreshness(Answer):
     """``entries`` are a page of the models; all else is of the whole org, whatever the page."""
 
     org_id: UUID
+    org_name: str | None
     status: Status
     lag_seconds: float | None
     watermark: Time | None
@@ -248,6 +259,7 @@ class Model(Answer):
 
 class Models(Answer):
     org_id: UUID
+    org_name: str | None
     items: list[Model]
     next_cursor: str | None
 
@@ -262,25 +274,30 @@ class Client(Answer):
 
 class Clients(Answer):
     org_id: UUID
+    org_name: str | None
     items: list[Client]
     next_cursor: str | None
 
 
 class Dimensions(Answer):
     org_id: UUID
+    org_name: str | None
     items: list[Dimension]
 
 
 class Value(Answer):
-    """``value`` is null for events without one; `UsagePoint` says what the longest name is."""
+    """``value`` is null for events without one; `UsagePoint` says what the longest one is. ``valueName`` is
+    the name that an administrator has set."""
 
     value: str | None
+    value_name: str | None
     first_event_at: Time
     last_event_at: Time
 
 
 class Values(Answer):
     org_id: UUID
+    org_name: str | None
     dimension: str
     items: list[Value]
     next_cursor: str | None
@@ -288,6 +305,7 @@ class Values(Answer):
 
 class Org(Answer):
     org_id: UUID
+    org_name: str | None
     invocations: Count
     input_tokens: Count
     output_tokens: Count
@@ -322,6 +340,7 @@ class Price(Answer):
     valid_from: Time
     valid_to: Time | None
     org_id: UUID | None
+    org_name: str | None
     source: str
     basis: str
     recorded_by: str | None
@@ -353,6 +372,7 @@ class Adjustments(Answer):
     """In the order in which they were recorded."""
 
     org_id: UUID
+    org_name: str | None
     items: list[Adjustment]
     next_cursor: str | None
 
@@ -377,6 +397,7 @@ class PriceDifference(Answer):
     """What the calls of an org to a model cost before and after, in US dollars, exact; null if unknown."""
 
     org_id: UUID
+    org_name: str | None
     model_id: UUID
     provider: str | None
     model_name: str | None
@@ -402,6 +423,7 @@ class ExportJob(Answer):
 
     job_id: UUID
     org_id: UUID
+    org_name: str | None
     status: Literal["pending", "running", "succeeded", "failed", "expired"]
     format: str
     granularity: str
@@ -424,6 +446,7 @@ class ExportJobs(Answer):
     """The newest first."""
 
     org_id: UUID
+    org_name: str | None
     items: list[ExportJob]
     next_cursor: str | None
 
@@ -432,6 +455,7 @@ class ExportSchedule(Answer):
     """An export of each month, made once its figures are final."""
 
     org_id: UUID
+    org_name: str | None
     format: str
     granularity: str
     models: list[UUID]
@@ -461,6 +485,7 @@ class LiveUsage(Answer):
     version of the price book."""
 
     org_id: UUID
+    org_name: str | None
     watermark: Time
     last_rollup_at: Time
     minute: LiveBucket
@@ -474,6 +499,7 @@ class LiveFreshness(Answer):
     """Data of ``event: freshness``, at least every 5 s."""
 
     org_id: UUID
+    org_name: str | None
     status: Status
     lag_seconds: float | None
     watermark: Time | None
@@ -486,6 +512,28 @@ class LiveDropped(Answer):
 
     reason: str
     detail: str
+
+
+class OrgName(Answer):
+    """The name of an org, null once it is removed."""
+
+    org_id: UUID
+    org_name: str | None
+
+
+class ValueName(Answer):
+    """The name of a value, null if it is removed."""
+
+    value: str
+    value_name: str | None
+
+
+class ValueNames(Answer):
+    """The names that were set or removed, in the order of the request. All others are as they were."""
+
+    org_id: UUID
+    dimension: str
+    items: list[ValueName]
 
 
 class EventOutlook(Answer):

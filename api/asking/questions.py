@@ -84,6 +84,11 @@ class FiguresQuestion:
         return self.by_client or bool(self.client_ids)
 
     @property
+    def by_value(self) -> bool:
+        """Are the clients of the points the values of a dimension?"""
+        return self.by_client and bool(self.dimension)
+
+    @property
     def of_whole_org(self) -> bool:
         """Is no usage of the org left out by a filter?"""
         return not (self.model_ids or self.client_ids)

@@ -30,9 +30,11 @@ from api.asking.params import CostBasis, Parameter
 from api.contract import docs
 from api.exports.jobs import FORMATS, MODELS_MAX
 from api.handlers import Handlers
+from api.names.orders import ITEMS_MAX
 from api.prices.orders import COLUMNS as PRICE_COLUMNS
 from api.prices.orders import ORGS_MAX, PRICES_MAX
-from pipeline.common import adjustments
+from pipeline.common import adjustments, names
+from pipeline.core import wire
 
 BASE: Final = "/analytics/v1"
 """The path that every versioned route begins with."""
@@ -234,6 +236,51 @@ ADJUSTMENT_BODY: Final = _body(
         "reason": "outage of 12 November",
     },
 )
+_NAME: Final = {
+    "type": ["string", "null"],
+    "minLength": 1,
+    "maxLength": names.NAME_CHARS_MAX,
+    "description": "Without control characters, and not blank; null removes the name.",
+}
+ORG_NAME_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["name"],
+        "additionalProperties": False,
+        "properties": {"name": _NAME},
+    },
+    "What answers and files are to call the org.",
+    {"name": "Acme Ltd."},
+)
+VALUE_NAMES_BODY: Final = _body(
+    {
+        "type": "object",
+        "required": ["items"],
+        "additionalProperties": False,
+        "properties": {
+            "items": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": ITEMS_MAX,
+                "items": {
+                    "type": "object",
+                    "required": ["value", "name"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "value": {
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": wire.VALUE_CHARS_MAX,
+                        },
+                        "name": _NAME,
+                    },
+                },
+            }
+        },
+    },
+    "Values and what answers are to call them, each value once. All other names stay as they are.",
+    {"items": [{"value": "t-17", "name": "Search"}, {"value": "t-18", "name": None}]},
+)
 SCHEDULE_BODY: Final = _body(
     {"type": "object", "additionalProperties": False, "properties": _SHAPE},
     "What each month's file looks like.",
@@ -280,6 +327,7 @@ _FIGURES: Final = (
     " client or dimension; figures are split and filtered by one of client and the dimensions that are set;"
     f" timeZone must be an IANA name; {_CURSOR}"
 )
+_NAME_RULES: Final = "a name is not blank and has no control characters"
 _VERSIONS: Final = "the price book must have had that version"
 _ORG: Final = f"{BASE}/orgs/{{orgId}}"
 OPERATIONS: Final = (
@@ -376,6 +424,41 @@ OPERATIONS: Final = (
         parameters=params.LISTING,
         problems=(400, 404, 503),
         rules=f"the dimension must be set; {_CURSOR}",
+    ),
+    Operation(
+        method="PUT",
+        path=f"{_ORG}/dimensions/{{name}}/names",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.name_changes.set_values,
+        name="setValueNames",
+        summary="Set or remove the names of some values of a dimension. The values need not have been seen.",
+        answer=answers.ValueNames,
+        body=VALUE_NAMES_BODY,
+        problems=(400, 404, 409, 413, 503),
+        rules=f"{_NAME_RULES}; a value is storable text and stands in the list once",
+    ),
+    Operation(
+        method="PUT",
+        path=f"{BASE}/names/orgs/{{orgId}}",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.name_changes.set_org,
+        name="setOrgName",
+        summary="Set or remove the name of an org. The org need not have been seen.",
+        answer=answers.OrgName,
+        body=ORG_NAME_BODY,
+        problems=(400, 413, 503),
+        rules=_NAME_RULES,
+    ),
+    Operation(
+        method="DELETE",
+        path=f"{BASE}/names/orgs/{{orgId}}",
+        access=Access(role=ANALYTICS_ADMIN, writes=True),
+        handler=lambda h: h.name_changes.remove_org,
+        name="removeOrgName",
+        summary="Remove the name of an org, if it has one.",
+        answer=None,
+        success=204,
+        problems=(400, 503),
     ),
     Operation(
         method="POST",

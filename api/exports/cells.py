@@ -43,3 +43,5 @@ def selected(columns: Mapping[str, str], names: Iterable[str]) -> str:
 PROVIDER: Final = "(%(export_labels)s::jsonb -> model_id::text ->> 0)"
 MODEL_NAME: Final = "(%(export_labels)s::jsonb -> model_id::text ->> 1)"
 """The provider and the name of a row's model."""
+ORG_NAME: Final = "%(export_org_name)s::text"
+"""The name of the org, which is null if it has none."""

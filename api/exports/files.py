@@ -121,6 +121,7 @@ def _values(connection: psycopg.Connection[Any], job: Job, book: Book, provider:
     return {
         "export_labels": _labels(connection, job),
         "export_version": book.version,
+        "export_org_name": job.org_name,
         "adjusted_unit": GRANULARITIES[job.granularity].value,
         **adjustments.values_of(job.org_id, job.question().span),
         **focus.values_of(job, provider),

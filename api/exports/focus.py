@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from api.asking.params import CostBasis
-from api.exports.cells import ISO, MODEL_NAME, PROVIDER, cell, dollars, selected
+from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, cell, dollars, selected
 from api.exports.jobs import Job
 from api.exports.lines import of_adjustments
 from api.reading.prices import SKUS
@@ -59,7 +59,7 @@ _MONTH: Final = "date_trunc('month', bucket AT TIME ZONE 'UTC')"
 _USAGE: Final = {
     "BilledCost": _CONTRACTED_COST,
     "BillingAccountId": "%(focus_org)s",
-    "BillingAccountName": "%(focus_org)s",
+    "BillingAccountName": f"COALESCE({cell(ORG_NAME)}, %(focus_org)s)",
     "BillingCurrency": "'USD'",
     "BillingPeriodEnd": f"to_char({_MONTH} + interval '1 month', {ISO})",
     "BillingPeriodStart": f"to_char({_MONTH}, {ISO})",

@@ -63,6 +63,7 @@ class Job:
     error: str | None
     price_version: int | None
     cost_basis: CostBasis
+    org_name: str | None
 
     @property
     def pricing(self) -> Pricing:
@@ -122,6 +123,7 @@ class Job:
         return answers.ExportJob(
             job_id=self.job_id,
             org_id=self.org_id,
+            org_name=self.org_name,
             status=self.status,
             format=self.format,
             granularity=self.granularity,
@@ -141,8 +143,15 @@ class Job:
         )
 
 
-COLUMNS: Final = ", ".join(Job.__slots__)
-SQL: Final = {name: text.replace("{columns}", COLUMNS) for name, text in queries.load("exports").items()}
+COLUMNS: Final = ", ".join((*Job.__slots__[:-1], "{org_name}"))
+_ORG_NAME: Final = (
+    "(SELECT n.name FROM analytics.names AS n"
+    " WHERE n.org_id = owned.org_id AND n.dimension = '' AND n.value = '') AS org_name"
+)
+SQL: Final = {
+    name: text.replace("{columns}", COLUMNS).replace("{org_name}", _ORG_NAME)
+    for name, text in queries.load("exports").items()
+}
 
 
 # --- orders --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from api.exports.cells import ISO, MODEL_NAME, PROVIDER, cell, dollars, selected
+from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, cell, dollars, selected
 from api.reading.adjustments import LINES
 
 _COST: Final = dollars("(amount * 0.00000000000000000001)")
@@ -44,6 +44,7 @@ _CSV: Final = {
     "adjustmentAmount": "NULL::numeric",
     "adjustmentId": "NULL::bigint",
     "adjustmentReason": "NULL::text",
+    "orgName": cell(ORG_NAME),
 }
 """The columns of a line of usage. New columns come at the end."""
 _PARQUET: Final = _CSV | {
@@ -62,6 +63,7 @@ _PARQUET: Final = _CSV | {
     "estimateAmount": f"({_ESTIMATE})::numeric(38, 8)",
     "provider": PROVIDER,
     "modelName": MODEL_NAME,
+    "orgName": ORG_NAME,
 }
 
 # A line of an adjustment has no usage and no cost of usage: who sums `costAmount` sums the same as before.
@@ -90,11 +92,13 @@ _ADJUSTED_CSV: Final = _NO_USAGE | {
     "costCurrency": "'USD'",
     "adjustmentAmount": dollars("amount"),
     "adjustmentReason": cell("reason"),
+    "orgName": _CSV["orgName"],
 }
 _ADJUSTED_PARQUET: Final = _NO_USAGE | {
     "bucketStart": "bucket",
     "adjustmentAmount": "amount::numeric(38, 20)",
     "adjustmentReason": "reason",
+    "orgName": ORG_NAME,
 }
 
 SCHEMA: Final = pa.schema(
@@ -120,6 +124,7 @@ SCHEMA: Final = pa.schema(
         pa.field("adjustmentAmount", pa.decimal128(38, 20)),
         pa.field("adjustmentId", pa.int64()),
         pa.field("adjustmentReason", pa.string()),
+        pa.field("orgName", pa.string()),
     ]
 )
 """Of a parquet file. Amounts are in US dollars, and null if nobody knows them. Texts are as they are, because

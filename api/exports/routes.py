@@ -25,8 +25,9 @@ from api.config import ExportConfig, RangeConfig
 from api.exports import jobs
 from api.exports.jobs import SQL, Job
 from api.exports.stores import MEDIA_TYPES, FolderStore, Store
-from api.reading import prices
+from api.reading import names, prices
 from api.reading.database import Database, rows
+from api.reading.names import Names
 from pipeline.common.connect import AsyncConnection
 
 _SCHEDULE: Final = class_row(answers.ExportSchedule)
@@ -97,12 +98,19 @@ class Exports:
         question = self.parser.listing("exports", org_id, request.query, tuple[datetime, UUID])
         before, job_id = question.after or (None, None)
         values = {"org_id": org_id, "before": before, "job_id": job_id, "limit": question.limit + 1}
-        found = await self.database.read(lambda c: rows(c, SQL["page"], values, class_row(Job)))
+
+        async def read(connection: AsyncConnection) -> tuple[list[Job], Names]:
+            found = await rows(connection, SQL["page"], values, class_row(Job))
+            return found, await names.read(connection, org_id)
+
+        found, named = await self.database.read(read)
         shown = found[: question.limit]
         last = shown[-1] if len(found) > len(shown) else None
         cursor = self.cursors.seal((last.created_at, last.job_id), question.bound_to) if last else None
         items = [job.shown(self._uri) for job in shown]
-        return answers.response(answers.ExportJobs(org_id=org_id, items=items, next_cursor=cursor))
+        return answers.response(
+            answers.ExportJobs(org_id=org_id, org_name=named.org, items=items, next_cursor=cursor)
+        )
 
     async def one(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)

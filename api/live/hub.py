@@ -19,7 +19,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -29,7 +29,7 @@ from api.asking.buckets import UTC_ZONE, Calendar, Granularity, Span, to_datetim
 from api.asking.questions import Pricing
 from api.config import LiveConfig
 from api.errors import Unavailable
-from api.reading import prices, rollups, seen
+from api.reading import names, prices, rollups, seen
 from api.reading.database import NO_NOTIFICATIONS, Database
 from api.reading.figures import spend_fields
 from api.reading.freshness import Standing, slowest_watermark
@@ -59,6 +59,7 @@ class State:
     place: Place
     standings: Sequence[Standing]
     usage: answers.LiveUsage | None
+    org_name: str | None = None
 
     @property
     def event_id(self) -> str:
@@ -156,10 +157,9 @@ class Hub:
         """The org's state now. Raises `Unavailable`."""
         return (await self._database.read(lambda c: _states(c, [org_id], {})))[org_id]
 
-    def standings(self, org_id: UUID) -> Sequence[Standing] | None:
-        """The last standings that are known; while the database is away they grow old."""
-        state = self._states.get(org_id)
-        return state.standings if state else None
+    def last(self, org_id: UUID) -> State | None:
+        """The last state that is known; while the database is away it grows old."""
+        return self._states.get(org_id)
 
     async def close(self) -> None:
         """End every listener with the reason ``shutdown``."""
@@ -221,12 +221,13 @@ async def _states(
     """The state of each org in this snapshot, with figures where the org has moved on from ``before``."""
     org_ids = list(org_ids)
     standings = await seen.orgs_standings(connection, org_ids)
+    named = await names.of_orgs(connection, org_ids)
     states = {}
     moved: dict[UUID, datetime] = {}
     for org_id in org_ids:
         of_org = standings.get(org_id, [])
         place = {s.partition: _microseconds(s.last_rollup_at) for s in of_org}
-        states[org_id] = State(place=place, standings=of_org, usage=None)
+        states[org_id] = State(place=place, standings=of_org, usage=None, org_name=named.get(org_id))
         watermark = slowest_watermark(s.watermark for s in of_org)
         if watermark is not None and states[org_id].is_after(before.get(org_id)):
             moved[org_id] = watermark
@@ -234,11 +235,11 @@ async def _states(
         version, figures = await _figures(connection, moved)
         for org_id, watermark in moved.items():
             state = states[org_id]
-            states[org_id] = State(
-                place=state.place,
-                standings=state.standings,
+            states[org_id] = replace(
+                state,
                 usage=answers.LiveUsage(
                     org_id=org_id,
+                    org_name=state.org_name,
                     watermark=watermark,
                     last_rollup_at=max(s.last_rollup_at for s in state.standings),
                     **figures[org_id],

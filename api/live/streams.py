@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -25,7 +25,7 @@ from api.asking.questions import Parser
 from api.config import FreshnessConfig, LiveConfig
 from api.live.hub import Hub, Listener, State
 from api.metrics import Metrics
-from api.reading.freshness import Standing, freshness
+from api.reading.freshness import freshness
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class Live:
                     listener.end("time")
                     break
                 if now >= fresh_at:
-                    standings = self.hub.standings(listener.org_id)
-                    await out.event("freshness", self._freshness(listener, standings or state.standings))
+                    last = self.hub.last(listener.org_id) or state
+                    await out.event("freshness", self._freshness(listener.org_id, last))
                     fresh_at = loop.time() + FRESHNESS_S
                 if request.transport is None:
                     return
@@ -114,9 +114,9 @@ class Live:
         except ConnectionError:
             pass  # the client has gone
 
-    def _freshness(self, listener: Listener, standings: Sequence[Standing]) -> answers.LiveFreshness:
-        found = freshness(standings, self.clock(), self.freshness)
-        return answers.LiveFreshness(org_id=listener.org_id, **found.fields())
+    def _freshness(self, org_id: UUID, state: State) -> answers.LiveFreshness:
+        found = freshness(state.standings, self.clock(), self.freshness)
+        return answers.LiveFreshness(org_id=org_id, org_name=state.org_name, **found.fields())
 
 
 class _Out:

@@ -7,9 +7,10 @@ in a thread with a connection of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import psycopg
 from aiohttp import web
@@ -26,6 +27,7 @@ from api.asking.questions import Parser, PricesQuestion
 from api.config import DatabaseConfig, RangeConfig
 from api.errors import Unavailable
 from api.prices import orders
+from api.reading import names
 from api.reading import prices as reading
 from api.reading.database import Database, rows, translated
 from pipeline.common.connect import AsyncConnection, Connection, Session, connect
@@ -34,6 +36,7 @@ from pipeline.prices.book import Chosen, Entry
 from sql import queries, roles
 
 T = TypeVar("T")
+_OrgNames = Mapping[UUID, str]
 _SQL: Final = queries.load("prices")
 _NO_RIGHT: Final = (
     "The API's database role may not change the price book: an operator can"
@@ -57,15 +60,16 @@ class Prices:
         if question.org_id is not None and question.sees is not None and question.org_id not in question.sees:
             raise problems.forbidden("This org is not yours to read.")
 
-        async def read(connection: AsyncConnection) -> tuple[int, list[Entry]]:
+        async def read(connection: AsyncConnection) -> tuple[int, list[Entry], _OrgNames]:
             at = await reading.version(connection, question.version, params.VERSION.name)
             values = _chosen(question, at).values()
-            return at, await rows(connection, _SQL["entries"], values, class_row(Entry))
+            found = await rows(connection, _SQL["entries"], values, class_row(Entry))
+            return at, found, await names.of_orgs(connection, _orgs(found))
 
-        version, found = await self.database.read(read)
+        version, found, named = await self.database.read(read)
         shown = found[: question.limit]
         cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
-        items = [_shown(entry, recorded_by=question.sees is None) for entry in shown]
+        items = [_shown(entry, named, recorded_by=question.sees is None) for entry in shown]
         return answers.response(answers.Prices(items=items, price_version=version, next_cursor=cursor))
 
     async def append(self, request: web.Request) -> web.Response:
@@ -77,9 +81,7 @@ class Prices:
             before = book.version(connection)
             done = book.add(connection, wanted, action="prices.set", title="POST /prices", who=who)
             added = book.entries(connection, Chosen(after=before)) if done.plan.append else ()
-            return answers.BookChange(
-                price_version=done.version, appended=[_shown(entry, recorded_by=True) for entry in added]
-            )
+            return _change(connection, done.version, added)
 
         return answers.response(await self._in_book(add))
 
@@ -91,9 +93,7 @@ class Prices:
         def retract(connection: Connection) -> answers.BookChange:
             version = book.retract(connection, number, reason=reason, who=who)
             added = book.entries(connection, Chosen(after=version - 1))
-            return answers.BookChange(
-                price_version=version, appended=[_shown(entry, recorded_by=True) for entry in added]
-            )
+            return _change(connection, version, added)
 
         return answers.response(await self._in_book(retract))
 
@@ -101,21 +101,23 @@ class Prices:
         self.parser.nothing(request.query)
         asked = orders.comparison(await request.read(), months_max=self.ranges.months_max)
 
-        def differences(connection: Connection) -> list[compare.Difference]:
+        def differences(connection: Connection) -> tuple[list[compare.Difference], _OrgNames]:
             newest = book.version(connection)
             for name, version in (("before", asked.before), ("after", asked.after)):
                 reading.check_version(version, newest, name)
             chosen: dict[str, Any] = {"start": asked.start, "end": asked.end, "orgs": asked.orgs}
             if asked.prices is not None:
-                return compare.with_prices(connection, asked.prices, title="POST /prices/diff", **chosen)
-            assert asked.after is not None
-            before = newest if asked.before is None else asked.before
-            return compare.between_versions(connection, before, asked.after, **chosen)
+                found = compare.with_prices(connection, asked.prices, title="POST /prices/diff", **chosen)
+            else:
+                assert asked.after is not None
+                before = newest if asked.before is None else asked.before
+                found = compare.between_versions(connection, before, asked.after, **chosen)
+            return found, _names(connection, found)
 
-        found = await self._in_book(differences)
+        found, named = await self._in_book(differences)
         return answers.response(
             answers.PriceDifferences(
-                items=[_difference(one) for one in found], by=dollars_of(compare.total(found))
+                items=[_difference(one, named) for one in found], by=dollars_of(compare.total(found))
             )
         )
 
@@ -169,17 +171,33 @@ def _chosen(question: PricesQuestion, version: int) -> Chosen:
     )
 
 
-def _shown(entry: Entry, *, recorded_by: bool) -> answers.Price:
+def _orgs(found: Iterable[Entry | compare.Difference]) -> set[UUID]:
+    return {one.org_id for one in found if one.org_id is not None}
+
+
+def _names(connection: Connection, found: Iterable[Entry | compare.Difference]) -> _OrgNames:
+    return dict(connection.execute(names.OF_ORGS, {"org_ids": list(_orgs(found))}).fetchall())
+
+
+def _change(connection: Connection, version: int, rows_added: Iterable[Entry]) -> answers.BookChange:
+    added = list(rows_added)
+    named = _names(connection, added)
+    appended = [_shown(entry, named, recorded_by=True) for entry in added]
+    return answers.BookChange(price_version=version, appended=appended)
+
+
+def _shown(entry: Entry, named: _OrgNames, *, recorded_by: bool) -> answers.Price:
     fields: dict[str, Any] = {name: getattr(entry, name) for name in Entry.__slots__}
     fields["rate"] = None if entry.rate is None else f"{entry.rate:f}"
     if not recorded_by:
         fields["recorded_by"] = None
-    return answers.Price(**fields)
+    return answers.Price(**fields, org_name=None if entry.org_id is None else named.get(entry.org_id))
 
 
-def _difference(one: compare.Difference) -> answers.PriceDifference:
+def _difference(one: compare.Difference, named: _OrgNames) -> answers.PriceDifference:
     return answers.PriceDifference(
         org_id=one.org_id,
+        org_name=named.get(one.org_id),
         model_id=one.model_id,
         provider=one.provider or None,
         model_name=one.model_name or None,

@@ -16,10 +16,11 @@ from api.answering.answers import Cost, Errors, Estimate, Latency, Unpriced
 from api.answering.money import MICROCENT_DECIMALS, cents_half_even, dollars
 from api.asking.buckets import Calendar, to_datetime
 from api.asking.questions import FiguresQuestion
-from api.reading import adjustments, points, prices, rollups, seen
+from api.reading import adjustments, names, points, prices, rollups, seen
 from api.reading.adjustments import Adjusted
 from api.reading.database import Ask, Database
 from api.reading.freshness import Standing, slowest_watermark
+from api.reading.names import Names
 from api.reading.prices import Book, Books
 from api.reading.rollups import Point, UsageRow, Values
 from api.reading.seen import Label
@@ -46,6 +47,7 @@ class Page:
     standings: Sequence[Standing]
     labels: Mapping[str, Label]
     """By the model's id as text."""
+    names: Names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class UsagePage:
     standings: Sequence[Standing]
     labels: Mapping[str, Label]
     """By the model's id as text."""
+    names: Names
     price_version: int
     adjusted: Adjusted | None
     """None: a filter leaves out some usage of the org."""
@@ -77,23 +80,24 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
     """The page, in one round trip if the kept book is still good and the page is the whole series."""
     org_id, pricing, limit = question.org_id, question.pricing, question.limit
     book = books.last(org_id, pricing)
-    texts = [seen.SQL["standings"], seen.SQL["labels"], prices.SQL["version"]]
+    texts = [seen.SQL["standings"], seen.SQL["labels"], names.OF_ORG, prices.SQL["version"]]
     texts += [adjustments.TOTAL] * question.of_whole_org
     values = {"org_ids": [org_id], "org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
+    values |= names.asked(org_id, question.dimension, None if question.by_value else ())
     values |= adjustments.values_of(org_id, question.span)
     series = None if book is None else _Series(question, book)
     if series is not None:
         texts += series.texts
         values |= series.values
-    found, labelled, [[newest]], *parts = await ask(texts, values)
+    found, labelled, named, [[newest]], *parts = await ask(texts, values)
     adjusted = Adjusted(*parts.pop(0)[0]) if question.of_whole_org else None
     standings = [Standing(*standing[1:]) for standing in found]
-    names = frozenset((provider, name) for _, provider, name in labelled)
+    models = frozenset((provider, name) for _, provider, name in labelled)
     all_labels = len(labelled) < seen.LABELS_AT_ONCE
-    if book is None or not (all_labels and books.is_good(org_id, pricing, newest=newest, names=names)):
+    if book is None or not (all_labels and books.is_good(org_id, pricing, newest=newest, names=models)):
         [[row]] = await ask([prices.SQL["book"]], prices.values_of(pricing, [org_id]))
         book = prices.book_of(row, pricing, [org_id])
-        books.keep(org_id, pricing, names, book)
+        books.keep(org_id, pricing, models, book)
         series = _Series(question, book)
         parts = await ask(series.texts, series.values)
     assert series is not None
@@ -112,12 +116,16 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
     if not all_labels:
         of_page = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
         labels = seen.labels_of(*await ask([seen.SQL["labels"]], of_page))
+    if len(named) >= names.AT_ONCE:
+        of_page = names.asked(org_id, question.dimension, (row[2] for row in rows))
+        [named] = await ask([names.OF_ORG], of_page)
     return UsagePage(
         rows=rows,
         more=more,
         totals=totals,
         standings=standings,
         labels=labels,
+        names=names.names_of(named),
         price_version=book.version,
         adjusted=adjusted,
     )
@@ -162,7 +170,9 @@ async def read_page(connection: AsyncConnection, question: FiguresQuestion, meas
     points = points[: question.limit]
     models = {point.position.model_id for point in points if point.position.model_id is not None}
     labels = await seen.labels(connection, question.org_id, models)
-    return Page(points=points, more=more, totals=totals, standings=standings, labels=labels)
+    values = (point.position.client_id for point in points if question.by_value)
+    named = await names.read(connection, question.org_id, question.dimension, values)
+    return Page(points=points, more=more, totals=totals, standings=standings, labels=labels, names=named)
 
 
 def summed(parts: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:

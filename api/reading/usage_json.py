@@ -18,11 +18,16 @@ from api.reading.seen import NO_LABEL, Label
 
 
 def series(
-    rows: Sequence[UsageRow], *, final: Finality, labels: Mapping[str, Label], by_value: bool
+    rows: Sequence[UsageRow],
+    *,
+    final: Finality,
+    labels: Mapping[str, Label],
+    by_value: bool,
+    names: Mapping[str, str],
 ) -> msgspec.Raw:
     """The points of a page, in the order of the rows. ``labels`` are by the model's id as text.
 
-    ``by_value``: the clients of the rows are the values of a dimension.
+    ``by_value``: the clients of the rows are the values of a dimension, whose ``names`` are by value.
     """
     heads: dict[int, tuple[str, str]] = {}
     clients: dict[str | None, str] = {}
@@ -38,8 +43,7 @@ def series(
             )
         head, tail = heads[bucket]
         if client not in clients:
-            named = msgspec.json.encode(client or None).decode()
-            clients[client] = f'null,"value":{named}' if by_value else f'{named},"value":null'
+            clients[client] = _value(client, names) if by_value else _client(client)
         if model is not None and model not in models:
             models[model] = _model(model, labels.get(model, NO_LABEL))
         unestimated, amount, booked, unpriced = spent
@@ -61,9 +65,22 @@ def series(
 
 def _model(model: str | None, label: Label) -> str:
     """The id, the name and the provider of a model, from the value of ``modelId`` on."""
-    texts = (model, label.model_name, label.provider)
-    model_id, name, provider = (msgspec.json.encode(text).decode() for text in texts)
+    model_id, name, provider = map(_text, (model, label.model_name, label.provider))
     return f'{model_id},"modelName":{name},"provider":{provider}'
+
+
+def _client(client: str | None) -> str:
+    """A client, from the value of ``clientId`` on."""
+    return f'{_text(client or None)},"value":null,"valueName":null'
+
+
+def _value(value: str | None, names: Mapping[str, str]) -> str:
+    """The value of a dimension and its name, in place of a client."""
+    return f'null,"value":{_text(value or None)},"valueName":{_text(names.get(value or ""))}'
+
+
+def _text(text: str | None) -> str:
+    return msgspec.json.encode(text).decode()
 
 
 def totals(rows: Sequence[UsageRow]) -> dict[str, Any]:

@@ -21,7 +21,9 @@ SQL: Final = queries.load("names")
 NAME_CHARS_MAX: Final = 128
 NAMES_MAX: Final = 10_000
 """How many values of one dimension of an org may have names."""
-NAME_RULE: Final = f"expected a text of 1 to {NAME_CHARS_MAX} characters, not blank, without control characters"
+NAME_RULE: Final = (
+    f"expected a text of 1 to {NAME_CHARS_MAX} characters, not blank, without control characters"
+)
 VALUE_RULE: Final = f"expected a value of the dimension: a text of 1 to {VALUE_CHARS_MAX} characters"
 ORG: Final = ""
 """The dimension, and the value, under which the name of an org itself is kept."""
@@ -64,13 +66,12 @@ def naming_of_org(org_id: UUID, name: str | None) -> Naming:
     return Naming(org_id=org_id, dimension=ORG, names={ORG: name})
 
 
-def faults_of(naming: Naming) -> Iterator[tuple[int, str, str]]:
-    """The rules that the names break: the place of the name, ``value`` or ``name``, and what is wrong."""
-    for place, (value, name) in enumerate(naming.names.items()):
-        if naming.dimension != ORG and not is_value(value):
-            yield place, "value", VALUE_RULE
-        if name is not None and not is_name(name):
-            yield place, "name", NAME_RULE
+def faults_of(name: Any, *, value: Any = ORG, dimension: str = ORG) -> Iterator[tuple[str, str]]:
+    """The rules that a name breaks: ``value`` or ``name``, and what is wrong. No name breaks no rule."""
+    if dimension != ORG and not is_value(value):
+        yield "value", VALUE_RULE
+    if name is not None and not is_name(name):
+        yield "name", NAME_RULE
 
 
 def is_name(given: Any) -> bool:

@@ -8,7 +8,7 @@ ON CONFLICT (org_id, idempotency_key) DO NOTHING
 
 -- name: by_idempotency_key
 -- The job of an org that was made with an idempotency key.
-SELECT {columns} FROM analytics.export_jobs WHERE org_id = %(org_id)s AND idempotency_key = %(idempotency_key)s
+SELECT {columns} FROM analytics.export_jobs AS owned WHERE org_id = %(org_id)s AND idempotency_key = %(idempotency_key)s
 
 -- name: open_jobs
 -- The number of an org's jobs that have not ended yet.
@@ -16,7 +16,7 @@ SELECT count(*) FROM analytics.export_jobs WHERE org_id = %(org_id)s AND status 
 
 -- name: by_id
 -- One job of one org. The org is part of the condition, so the id of another org's job finds no row.
-SELECT {columns} FROM analytics.export_jobs WHERE org_id = %(org_id)s AND job_id = %(job_id)s
+SELECT {columns} FROM analytics.export_jobs AS owned WHERE org_id = %(org_id)s AND job_id = %(job_id)s
 
 -- name: location
 -- The object of a job that can be downloaded. The caller has checked the signature of the link.
@@ -24,7 +24,7 @@ SELECT location, format FROM analytics.export_jobs WHERE job_id = %(job_id)s AND
 
 -- name: page
 -- An org's jobs, the newest first.
-SELECT {columns} FROM analytics.export_jobs
+SELECT {columns} FROM analytics.export_jobs AS owned
 WHERE org_id = %(org_id)s
     AND (%(before)s::timestamptz IS NULL OR (created_at, job_id) < (%(before)s::timestamptz, %(job_id)s::uuid))
 ORDER BY created_at DESC, job_id DESC
@@ -32,7 +32,7 @@ LIMIT %(limit)s
 
 -- name: claim
 -- Take the oldest job that no exporter holds, or whose lease has run out.
-UPDATE analytics.export_jobs
+UPDATE analytics.export_jobs AS owned
 SET status = 'running', claim = %(claim)s, attempts = attempts + 1, lease_until = now() + %(lease)s::interval
 WHERE job_id = (
     SELECT job_id FROM analytics.export_jobs
@@ -99,16 +99,16 @@ ON CONFLICT (org_id, idempotency_key) DO NOTHING
 
 -- name: schedule
 -- An org's monthly schedule.
-SELECT org_id, format, granularity, models, created_by, created_at FROM analytics.export_schedules
+SELECT org_id, {org_name}, format, granularity, models, created_by, created_at FROM analytics.export_schedules AS owned
 WHERE org_id = %(org_id)s
 
 -- name: set_schedule
 -- Make or change an org's monthly schedule. Idempotent by org.
-INSERT INTO analytics.export_schedules (org_id, format, granularity, models, created_by, created_at)
+INSERT INTO analytics.export_schedules AS owned (org_id, format, granularity, models, created_by, created_at)
 VALUES (%(org_id)s, %(format)s, %(granularity)s, %(models)s::uuid[], %(created_by)s, %(created_at)s)
 ON CONFLICT (org_id) DO UPDATE SET format = EXCLUDED.format, granularity = EXCLUDED.granularity,
     models = EXCLUDED.models, created_by = EXCLUDED.created_by, created_at = EXCLUDED.created_at
-RETURNING org_id, format, granularity, models, created_by, created_at
+RETURNING org_id, {org_name}, format, granularity, models, created_by, created_at
 
 -- name: drop_schedule
 -- End an org's monthly schedule. Idempotent.

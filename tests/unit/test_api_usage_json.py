@@ -52,10 +52,13 @@ ROWS = st.tuples(
 LABELS = st.builds(Label, *[st.none() | st.text(max_size=10)] * 2)
 
 
-@given(rows=st.lists(ROWS, max_size=20), label=LABELS, by_value=st.booleans())
-def test_each_row_is_the_point_it_stands_for(rows: list[Any], label: Label, by_value: bool) -> None:
+@given(rows=st.lists(ROWS, max_size=20), label=LABELS, by_value=st.booleans(), name=st.text(max_size=10))
+def test_each_row_is_the_point_it_stands_for(
+    rows: list[Any], label: Label, by_value: bool, name: str
+) -> None:
     labels = {row[1]: label for row in rows[::2] if row[1]}
-    written = usage_json.series(rows, final=FINAL, labels=labels, by_value=by_value)
+    names = {row[2]: name for row in rows[::3] if row[2]}
+    written = usage_json.series(rows, final=FINAL, labels=labels, by_value=by_value, names=names)
     points = [
         answers.UsagePoint(
             bucket_start=to_datetime(bucket),
@@ -64,6 +67,7 @@ def test_each_row_is_the_point_it_stands_for(rows: list[Any], label: Label, by_v
             provider=labels.get(model, NO_LABEL).provider,
             client_id=None if by_value else client or None,
             value=client or None if by_value else None,
+            value_name=names.get(client) if by_value else None,
             final=FINAL(bucket),
             **usage_fields(dict(zip(USAGE, sums, strict=True))),
         )

@@ -1,0 +1,84 @@
+"""The handlers of names. A change of names and its lines in the audit log are one statement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+from aiohttp import web
+from psycopg.rows import scalar_row, tuple_row
+
+from api.access.guard import CALLER, ORG_ID
+from api.answering import answers, problems
+from api.asking.questions import Parser
+from api.errors import Unavailable
+from api.names import orders
+from api.reading.database import Database, rows
+from pipeline.common.connect import AsyncConnection
+from pipeline.common.names import NO_ROOM, ORG, SQL, Naming, naming_of_org, no_dimension
+from sql import roles
+
+_NO_RIGHT: Final = (
+    "The API's database role may not set names: an operator can"
+    f" GRANT {roles.NAMER} TO the role that the API logs in as."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameChanges:
+    """The handlers that set and remove names, and what they work with."""
+
+    database: Database
+    parser: Parser
+
+    async def set_org(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        naming = orders.of_org(await request.read(), request[ORG_ID])
+        await self._set(request, naming)
+        return answers.response(answers.OrgName(org_id=naming.org_id, org_name=naming.names[ORG]))
+
+    async def remove_org(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        await self._set(request, naming_of_org(request[ORG_ID], None))
+        return web.Response(status=204)
+
+    async def set_values(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        naming = orders.of_values(await request.read(), request[ORG_ID], request.match_info["name"])
+        await self._set(request, naming)
+        items = [answers.ValueName(value=value, value_name=name) for value, name in naming.names.items()]
+        return answers.response(
+            answers.ValueNames(org_id=naming.org_id, dimension=naming.dimension, items=items)
+        )
+
+    async def _set(self, request: web.Request, naming: Naming) -> None:
+        """Set the names.
+
+        Raises:
+            Problem: 404, the dimension is not set. 409, the dimension has no room for so many names.
+            Unavailable: the database is away, or its role may not set names.
+        """
+        values = naming.values(set_by=request[CALLER].subject)
+
+        async def change(connection: AsyncConnection) -> bool:
+            if naming.dimension != ORG:
+                await _check_dimension(connection, naming.dimension)
+            await connection.execute(SQL["turn"], values)
+            [(is_room, _)] = await rows(connection, SQL["set"], values, tuple_row)
+            return bool(is_room)
+
+        try:
+            is_room = await self.database.write(change)
+        except Unavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                raise Unavailable(_NO_RIGHT) from None
+            raise
+        if not is_room:
+            raise problems.conflict(f"{NO_ROOM[0].upper()}{NO_ROOM[1:]}.")
+
+
+async def _check_dimension(connection: AsyncConnection, dimension: str) -> None:
+    known = await rows(connection, SQL["dimensions"], {}, scalar_row)
+    if dimension not in known:
+        raise problems.not_found(f"The dimension is unknown: {no_dimension(known)}.")
