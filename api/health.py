@@ -34,6 +34,7 @@ _NEEDED: Final = (
     schema.export_schedules,
     schema.prices,
     schema.adjustments,
+    schema.names,
 )
 
 _SQL: Final = queries.load("readiness")

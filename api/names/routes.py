@@ -62,7 +62,7 @@ class NameChanges:
         values = naming.values(set_by=request[CALLER].subject)
 
         async def change(connection: AsyncConnection) -> bool:
-            if naming.dimension != ORG:
+            if naming.needs_dimension:
                 await _check_dimension(connection, naming.dimension)
             await connection.execute(SQL["turn"], values)
             [(is_room, _)] = await rows(connection, SQL["set"], values, tuple_row)

@@ -12,7 +12,7 @@ from psycopg.rows import class_row, scalar_row
 
 from pipeline.common.actor import actor
 from pipeline.common.connect import Connection, Session, connect
-from pipeline.common.names import NO_ROOM, ORG, SQL, Name, Naming, no_dimension
+from pipeline.common.names import NO_ROOM, SQL, Name, Naming, no_dimension
 from pipeline.common.operator import OperatorError
 
 
@@ -29,7 +29,7 @@ def change(database_url: str, naming: Naming) -> int:
     """
     values = naming.values(set_by=actor())
     with connect(database_url, _SESSION) as connection:
-        if naming.dimension != ORG and any(naming.names.values()):
+        if naming.needs_dimension:
             _check_dimension(connection, naming.dimension)
         connection.execute(SQL["turn"], values)
         row = connection.execute(SQL["set"], values).fetchone()

@@ -49,6 +49,11 @@ class Naming:
     dimension: str
     names: Mapping[str, str | None]
 
+    @property
+    def needs_dimension(self) -> bool:
+        """Must workers count the dimension? A name can also be removed once they do not."""
+        return self.dimension != ORG and any(self.names.values())
+
     def values(self, *, set_by: str) -> dict[str, Any]:
         """The values of the queries ``turn`` and ``set``."""
         return {

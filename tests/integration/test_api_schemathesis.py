@@ -29,7 +29,7 @@ def server(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPat
     with fresh_database(embedded_postgres) as url:
         load(url, random_events(300, seed=9), WATERMARKS)
         load_teams(url)
-        for reader in reader_of(url, *roles.APPENDERS):
+        for reader in reader_of(url, *roles.WRITERS):
             env = {
                 "DATABASE_URL": reader,
                 "API_ALLOW_PRIVILEGED": "false",

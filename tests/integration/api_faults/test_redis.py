@@ -49,14 +49,18 @@ def test_freshness_comes_from_redis_and_else_from_the_database(
     entry = {"models": [[str(MODELS[0]), us(event), us(rollup)]]}
     with served({"DATABASE_URL": proxy.url, "REDIS_URL": patient_redis}, NOW) as server:
         cache(patient_redis, {0: entry}, {0: NOW - timedelta(seconds=3), 7: NOW - timedelta(days=1)})
-        cached = {
+        named = server.ok(f"{BASE}/orgs/{ORG}/models")["items"][0]
+        cached: dict[str, Any] = {
             "orgId": str(ORG),
+            "orgName": None,
             "status": "fresh",
             "lagSeconds": 3.0,
             "watermark": rfc3339(NOW - timedelta(seconds=3)),
             "entries": [
                 {
                     "modelId": str(MODELS[0]),
+                    "modelName": named["modelName"],
+                    "provider": named["provider"],
                     "lastEventAt": rfc3339(event),
                     "lastRollupAt": rfc3339(rollup),
                     "lagSeconds": 3.0,
@@ -67,7 +71,8 @@ def test_freshness_comes_from_redis_and_else_from_the_database(
         }
         assert server.ok(FRESHNESS) == cached
         proxy.shut()
-        assert server.ok(FRESHNESS) == cached
+        nameless = {**cached["entries"][0], "modelName": None, "provider": None}
+        assert server.ok(FRESHNESS) == {**cached, "entries": [nameless]}
         proxy.open()
         eventually(server, USAGE, RANGE)
         incomplete: tuple[tuple[Mapping[int, Any], Mapping[int, datetime]], ...] = (
