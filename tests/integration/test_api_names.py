@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,6 +229,18 @@ def test_a_dimension_has_so_many_names_and_no_more(world: World) -> None:
     assert len(world.run("SELECT * FROM analytics.names")) == NAMES_MAX
     world.name("Acme")
     naming.change(world.url, Naming(org_id=NEIGHBOUR, dimension="team", names={"more": "m"}))
+
+
+def test_of_changes_at_the_same_time_one_is_there_as_a_whole(world: World) -> None:
+    values = [f"v{n}" for n in range(50)]
+
+    def change(number: int) -> None:
+        names: dict[str, str | None] = dict.fromkeys(values[:: 1 if number % 2 else -1], f"n{number}")
+        naming.change(world.url, Naming(org_id=ORG, dimension="team", names=names))
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(change, range(30)))
+    assert world.run("SELECT count(*), count(DISTINCT name) FROM analytics.names") == [(50, 1)]
 
 
 def test_only_administrators_set_names_and_only_with_the_right_in_the_database(database: str) -> None:
