@@ -121,7 +121,7 @@ def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_
         f"error codes by name, per org and hour | {rollups.ERROR_CODES_PER_ORG_HOUR_MAX} |",
         f"| {turns.WAITING_MAX}, each for {turns.WAIT_S:g} s |",
         f"| {problems.FAULTS_MAX}, with {problems.FIELD_CHARS_MAX} characters",
-        f"values of a dimension of an org that have names | {NAMES_MAX:,}; {orders.ITEMS_MAX:,} in one request |",
+        f"of an org that have names | {NAMES_MAX:,}; {orders.ITEMS_MAX:,} in one request |",
         f"range of an hourly export | {jobs.HOURLY_DAYS_MAX} days |",
         f"dead letters that a flush counts after all | {replay.LETTERS_MAX:,} |",
         f"wait of `migrate` for another one | {migrate.LOCK_WAIT_S:g} s |",
