@@ -26,6 +26,9 @@ from pipeline.worker.partition import PartitionWorker
 CHANNEL_CHUNKS = 8
 """The most chunks between the transport and the agent. In practice the credit is the tighter bound."""
 
+CANCEL_AGAIN_S = 0.5
+"""How long a feeder that stops waits for its task to end, before the feeder cancels the task once more."""
+
 
 class _NoKafka(BootStrategy):  # type: ignore[misc]
     enable_kafka = False
@@ -53,9 +56,21 @@ class Feeder(mode.Service):  # type: ignore[misc]
         super().__init__(**kwargs)
         self._partition = partition
         self._channel = channel
+        self._feeding: asyncio.Task[Any] | None = None
+
+    async def on_stop(self) -> None:
+        """Cancel the feeding again and again until it has ended.
+
+        mode cancels a task once, and a cancellation may get lost: `asyncio.wait_for`, by which rstream waits
+        for its answers, swallows one that comes together with the answer (Python 3.11).
+        """
+        while self._feeding is not None and not self._feeding.done():
+            self._feeding.cancel()
+            await asyncio.wait((self._feeding,), timeout=CANCEL_AGAIN_S)
 
     @mode.Service.task  # type: ignore[untyped-decorator]
     async def _feed(self) -> None:
+        self._feeding = asyncio.current_task()
         while not self.should_stop:
             await self._channel.send(value=await self._partition.receive())
 

@@ -180,8 +180,7 @@ async def _work(config: Config, state: _State, stopping: asyncio.Event) -> int:
         log.info("worker_stopping")
         for partition in partitions:
             partition.take_no_more()
-        for feeder in wiring.feeders:
-            await feeder.stop()
+        await asyncio.gather(*(feeder.stop() for feeder in wiring.feeders))
         try:
             async with asyncio.timeout(LAST_FLUSH_S):
                 await asyncio.gather(*(flusher.finish() for flusher in wiring.flushers))
