@@ -74,7 +74,8 @@ def _change(org_id: UUID, dimension: str | None, value: str | None, name: str | 
     """Set or remove one name; 1 if that has changed it, else 0."""
     from pipeline.admin import names as naming
 
-    return naming.change(database_url(), _naming(org_id, dimension, value, name))
+    of = _naming(org_id, dimension, value, name)  # its faults are said before a missing DATABASE_URL
+    return naming.change(database_url(), of)
 
 
 def _naming(org_id: UUID, dimension: str | None, value: str | None, name: str | None) -> Naming:

@@ -174,7 +174,7 @@ def test_a_name_is_set_replaced_removed_and_audited(world: World) -> None:
     assert world.run("SELECT * FROM analytics.names") == []
     found = world.run(
         "SELECT action, org_id, detail ->> 'was', detail ->> 'name' FROM analytics.audit_log"
-        " WHERE action LIKE 'names.%' ORDER BY id DESC LIMIT 5"
+        " WHERE action LIKE 'names.%%' ORDER BY id DESC LIMIT 5"
     )
     assert found[::-1] == [
         ("names.set", ORG, None, "Acme"),
