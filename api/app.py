@@ -74,7 +74,7 @@ def export_runner(config: Config, store: Store, clock: Callable[[], datetime] | 
         database=config.database,
         config=config.exports,
         store=store,
-        dedupe_window_s=config.ranges.dedupe_window_s,
+        ranges=config.ranges,
         clock=clock or utc_now,
     )
 
@@ -199,7 +199,6 @@ def _handlers(
             database=held.database,
             store=store,
             config=config.exports,
-            ranges=config.ranges,
             parser=parser,
             cursors=cursors,
             clock=clock,

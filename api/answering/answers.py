@@ -428,6 +428,8 @@ class ExportJob(Answer):
     format: str
     granularity: str
     time_range: Range
+    time_zone: str
+    group_by: str
     models: list[UUID]
     created_at: Time
     completed_at: Time | None
@@ -452,7 +454,7 @@ class ExportJobs(Answer):
 
 
 class ExportSchedule(Answer):
-    """An export of each month, made once its figures are final."""
+    """An export of each month of ``timeZone``, made once its figures are final."""
 
     org_id: UUID
     org_name: str | None
@@ -461,6 +463,8 @@ class ExportSchedule(Answer):
     models: list[UUID]
     created_by: str
     created_at: Time
+    time_zone: str
+    group_by: str
 
 
 class LiveBucket(Answer):

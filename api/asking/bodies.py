@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 
 from api.answering.problems import Fault, invalid_parameters
 from api.asking import params
-from api.asking.buckets import HOUR
+from api.asking.buckets import HOUR, UTC_ZONE
 from pipeline.common import adjustments
 
 
@@ -82,15 +83,28 @@ class Body:
                 return ()
         return tuple(sorted(found))
 
-    def hour(self, name: str, value: Any) -> int | None:
-        """A whole hour, in minutes since 1970."""
+    def zone(self, name: str) -> ZoneInfo:
+        """A time zone; UTC if there is none in the body."""
+        value = self._fields.get(name, UTC_ZONE.key)
         try:
-            minute = params.whole_minute(value)
+            return params.zone(value if isinstance(value, str) else "")
+        except ValueError as error:
+            self.fault(name, str(error))
+            return UTC_ZONE
+
+    def minute(self, name: str, value: Any) -> int | None:
+        """A whole minute, in minutes since 1970."""
+        try:
+            return params.whole_minute(value)
         except (TypeError, ValueError) as error:
             is_text = isinstance(value, str)
             self.fault(name, str(error) if is_text else "expected an RFC 3339 time with an offset")
             return None
-        if minute % HOUR:
+
+    def hour(self, name: str, value: Any) -> int | None:
+        """A whole hour, in minutes since 1970."""
+        minute = self.minute(name, value)
+        if minute is not None and minute % HOUR:
             self.fault(name, "must be a whole hour of UTC")
             return None
         return minute

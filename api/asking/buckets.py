@@ -87,6 +87,12 @@ def add_months(minute: int, months: int, zone: ZoneInfo) -> int:
     return to_minute(later.replace(tzinfo=zone).astimezone(UTC))
 
 
+def add_days(minute: int, days: int, zone: ZoneInfo) -> int:
+    """The same local time ``days`` later."""
+    local = to_datetime(minute).astimezone(zone).replace(tzinfo=None) + timedelta(days=days)
+    return to_minute(local.replace(tzinfo=zone).astimezone(UTC))
+
+
 def _next_month(day: date) -> date:
     return date(day.year + day.month // 12, day.month % 12 + 1, 1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -22,12 +22,11 @@ from api.asking.buckets import (
     Calendar,
     Granularity,
     Span,
-    add_months,
-    minute_edges,
     to_datetime,
     to_minute,
 )
 from api.asking.cursors import CursorError, Cursors
+from api.asking.limits import Limits, shown
 from api.asking.params import CostBasis, Reader
 from api.config import RangeConfig
 
@@ -112,7 +111,7 @@ class Counted:
             raise invalid_parameters([Fault("dimension", message)])
         since = to_minute(self.since)
         if since >= question.span.end:
-            message = f"{self.name} is counted since {_shown(since)}: there are no figures before"
+            message = f"{self.name} is counted since {shown(since)}: there are no figures before"
             raise invalid_parameters([Fault("end", message)])
         return replace(question, span=Span(max(question.span.start, since), question.span.end))
 
@@ -185,6 +184,11 @@ class Parser:
     ranges: RangeConfig
     cursors: Cursors
     clock: Callable[[], datetime]
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of ranges now."""
+        return Limits(ranges=self.ranges, now=to_minute(self.clock()))
 
     def figures(self, route: str, org_id: UUID, query: MultiMapping[str]) -> FiguresQuestion:
         """A question of the route for usage or reliability."""
@@ -321,37 +325,13 @@ class Parser:
     def _span(self, reader: Reader, start: int | None, end: int | None, zone: ZoneInfo) -> Span | None:
         if start is None or end is None:
             return None
-        if end <= start:
-            reader.fault("end", "must be after start")
-            return None
-        try:
-            latest = add_months(start, self.ranges.months_max, zone)
-        except (ValueError, OverflowError):
-            reader.fault("start", "is beyond the calendar")
-            return None
-        if end > latest:
-            reader.fault("end", f"must be at most {self.ranges.months_max} months after start")
-            return None
-        oldest = to_minute(self.clock()) - int(self.ranges.retention_rollup_s // 60)
-        if start < oldest:
-            reader.fault(
-                "start",
-                f"hour and day rows go back to {_shown(oldest)} only (RETENTION_ROLLUP)",
-            )
-            return None
-        return Span(start, end)
+        return self.limits.span(reader.fault, start, end, zone)
 
     def _check_rows_exist(self, reader: Reader, span: Span, calendar: Calendar, *, split_by: str) -> None:
-        """Minute rows are kept for a shorter time than the others, and not by client or dimension at all."""
         if calendar.granularity is Granularity.MINUTE and span.end - span.start > DAY:
             reader.fault("end", "must be at most 24 hours after start for granularity=minute")
-            return
-        oldest = to_minute(self.clock()) - int(self.ranges.retention_minute_s // 60)
-        for name, part in minute_edges(span, calendar):
-            if split_by:
-                reader.fault(name, _NO_MINUTES[name].format(name=split_by))
-            elif part.start < oldest:
-                reader.fault(name, _TOO_OLD[name].format(oldest=_shown(oldest)))
+        else:
+            self.limits.check_rows(reader.fault, span, calendar, split_by=split_by)
 
     def _after(self, reader: Reader, bound_to: str, form: type[T]) -> T | None:
         if reader.faults:  # the cursor is bound to all parameters, and one of them is faulty
@@ -389,22 +369,3 @@ def _split_by(reader: Reader, asked: Mapping[str, Set[str]], granularity: Granul
         for parameter in given:
             reader.fault(parameter, f"figures by {found[0]} exist from the hour grain up, not by minute")
     return found[0] if found else ""
-
-
-_NO_MINUTES: Final = {
-    "start": "must be a whole hour, since figures by {name} exist from the hour grain up",
-    "end": "must be a whole hour, since figures by {name} exist from the hour grain up",
-    "timeZone": "its days do not begin on whole hours of UTC, and figures by {name} exist from the hour grain"
-    " up",
-}
-_TOO_OLD: Final = {
-    "granularity": "minute rows go back to {oldest} only; start later or take granularity=hour",
-    "start": "minute rows go back to {oldest} only; before that it must be a whole hour of UTC",
-    "end": "minute rows go back to {oldest} only; before that it must be a whole hour of UTC",
-    "timeZone": "its days do not begin on whole hours of UTC, which takes minute rows, and those go back to"
-    " {oldest} only; start later or take another zone",
-}
-
-
-def _shown(minute: int) -> str:
-    return to_datetime(minute).strftime("%Y-%m-%dT%H:%MZ")

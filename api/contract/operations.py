@@ -28,7 +28,7 @@ from api.answering import answers
 from api.asking import params
 from api.asking.params import CostBasis, Parameter
 from api.contract import docs
-from api.exports.jobs import FORMATS, MODELS_MAX
+from api.exports.jobs import FORMATS, GRANULARITIES, GROUPS, MODELS_MAX
 from api.handlers import Handlers
 from api.names.orders import ITEMS_MAX
 from api.prices.orders import COLUMNS as PRICE_COLUMNS
@@ -75,7 +75,17 @@ class Operation:
 # --- bodies ---
 
 _SHAPE: Final = {
-    "granularity": {"enum": ["hourly", "daily", "monthly"], "default": "daily"},
+    "granularity": {"enum": list(GRANULARITIES), "default": "daily"},
+    "timeZone": {
+        "type": "string",
+        "default": "UTC",
+        "description": "IANA name. Days, weeks (from Monday) and months are those of the zone.",
+    },
+    "groupBy": {
+        "enum": list(GROUPS),
+        "default": GROUPS[0],
+        "description": "What rows of csv and parquet are by; rows of FOCUS have no clients.",
+    },
     "format": {"enum": list(FORMATS), "default": "csv"},
     "models": {
         "type": "array",
@@ -125,7 +135,7 @@ ORDER_BODY: Final = _body(
                 "type": "object",
                 "required": ["start", "end"],
                 "additionalProperties": False,
-                "properties": {"start": _HOUR, "end": _HOUR},
+                "properties": {"start": params.START.schema, "end": params.END.schema},
             },
             **_SHAPE,
             "priceVersion": {
@@ -135,7 +145,8 @@ ORDER_BODY: Final = _body(
             "costBasis": {"enum": [basis.value for basis in CostBasis], "default": "auto"},
         },
     },
-    "Whole hours; at most 31 days for hourly, 13 months otherwise. Days and months are those of UTC.",
+    "Whole minutes; at most 31 days for hourly, 13 months otherwise. Edges off the whole hour take minute"
+    " rows, as in usage, and there are none by client.",
     {
         "timeRange": {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
         "granularity": "daily",
@@ -322,6 +333,9 @@ def _link(operation: str, **parameters: str) -> dict[str, Any]:
 
 
 _CURSOR: Final = "a cursor must be one that was given out for the same org and parameters"
+_ZONES: Final = (
+    "timeZone must be an IANA name, and minute rows be kept long enough if its days begin off the whole hour"
+)
 _FIGURES: Final = (
     "end must be after start, and the range within its limits and what is kept; minutes are not counted by"
     " client or dimension; figures are split and filtered by one of client and the dimensions that are set;"
@@ -478,7 +492,8 @@ OPERATIONS: Final = (
             for name in ("export", "downloadExport")
         },
         problems=(400, 409, 413, 429, 503),
-        rules=f"end must be after start, and the range within its limits and what is kept; {_VERSIONS}",
+        rules="end must be after start, and the range within its limits and what is kept;"
+        f" {_ZONES}; {_VERSIONS}",
     ),
     Operation(
         method="GET",
@@ -530,10 +545,11 @@ OPERATIONS: Final = (
         access=Access(role=EXPORTS_CREATE, writes=True),
         handler=lambda h: h.exports.set_schedule,
         name="setExportSchedule",
-        summary="Make an export of each month once its figures are final.",
+        summary="Make an export of each month of a time zone once its figures are final.",
         answer=answers.ExportSchedule,
         body=SCHEDULE_BODY,
         problems=(400, 413, 503),
+        rules=_ZONES,
     ),
     Operation(
         method="DELETE",

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg.types.json import Jsonb
 
+from api.asking.buckets import to_datetime
+from api.asking.limits import Limits
 from api.errors import ApiError
 from api.exports import focus, lines
-from api.exports.jobs import GRANULARITIES, SQL, Job
+from api.exports.jobs import SQL, Job
 from api.exports.lines import SCHEMA
 from api.reading import adjustments, prices, rollups, seen
 from api.reading.prices import Book
@@ -34,9 +36,9 @@ _BEYOND_INT64: Final = (
 
 
 class UnwritableError(ApiError):
-    """The format cannot hold a figure, so another attempt fails too: the owner orders another format.
+    """Another attempt would fail, too: the format cannot hold a figure, or rows are kept no more.
 
-    The text is for the job's owner.
+    The text is for the job's owner, and says what to order instead.
     """
 
 
@@ -57,14 +59,20 @@ class Written:
 
 
 def write(
-    connection: psycopg.Connection[Any], job: Job, sink: Sink, *, provider: str, check: Callable[[], None]
+    connection: psycopg.Connection[Any],
+    job: Job,
+    sink: Sink,
+    *,
+    provider: str,
+    check: Callable[[], None],
+    limits: Callable[[], Limits],
 ) -> Written:
     """Stream the job's figures into the sink, all from one snapshot.
 
-    ``check`` is called for each block, and raises to stop.
+    ``check`` is called for each block, and raises to stop. ``limits`` gives the limits of ranges now.
 
     Raises:
-        UnwritableError: the format cannot hold a figure.
+        UnwritableError: the format cannot hold a figure, or rows are kept no more.
         psycopg.Error: the database failed.
         Exception: whatever the sink or ``check`` raises.
     """
@@ -73,6 +81,9 @@ def write(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
+        # The snapshot has been taken: what is still to be kept now is in it.
+        if lacks := job.lacks(limits()):
+            raise UnwritableError(f"The file was ordered too long ago: {lacks[0]}.")
         book = _book(connection, job)
         values = _values(connection, job, book, provider)
         connection.execute(prices.SQL["no_loops"])
@@ -111,19 +122,21 @@ def _statements(job: Job, book: Book, values: dict[str, Any]) -> list[Statement]
     else:
         figures, needed = rollups.figures(question, book)
         parquet = job.format == "parquet"
-        usage, adjusted = lines.usage(figures, parquet=parquet), lines.adjustments(parquet=parquet)
+        usage = lines.usage(figures, parquet=parquet, by_client=question.by_client)
+        adjusted = lines.adjustments(parquet=parquet)
     of_usage: Statement = (usage, needed | values)
     return [of_usage, (adjusted, values)] if question.of_whole_org else [of_usage]
 
 
 def _values(connection: psycopg.Connection[Any], job: Job, book: Book, provider: str) -> dict[str, Any]:
     """The values of the columns of all formats."""
+    calendar = job.shape.calendar
     return {
         "export_labels": _labels(connection, job),
         "export_version": book.version,
         "export_org_name": job.org_name,
-        "adjusted_unit": GRANULARITIES[job.granularity].value,
-        **adjustments.values_of(job.org_id, job.question().span),
+        "edges": [to_datetime(edge) for edge in calendar.edges(job.span)],
+        **adjustments.values_of(job.org_id, job.span),
         **focus.values_of(job, provider),
     }
 

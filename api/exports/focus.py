@@ -4,6 +4,9 @@ A SKU is a kind of tokens of a model, or its requests. A row is about one bucket
 price, so the unit price times the quantity is the cost, to the last digit. Tokens are priced by the million,
 as in the book. The list price is that of everyone, and the contracted price is that of the org.
 
+Days, weeks and months are those of the job's time zone. A week may lie in two months: its charge belongs to
+the billing period in which it begins.
+
 Where the book has no price, the unit prices are empty. The estimate of the producers is of a whole call, so
 the row of the requests carries it, and the rows of the tokens cost 0. FOCUS allows no empty cost: calls whose
 cost nobody knows cost 0, too, and ``x_UnpricedInvocations`` counts them.
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from api.asking.buckets import Calendar, Granularity, to_datetime
 from api.asking.params import CostBasis
 from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, cell, dollars, selected
 from api.exports.jobs import Job
@@ -31,7 +35,6 @@ _METERS: Final = {
     "reasoning": "Reasoning tokens",
     "request": "Requests",
 }
-_STEPS: Final = {"hourly": "1 hour", "daily": "1 day", "monthly": "1 month"}
 
 _IS_REQUESTS: Final = "(kind = 'request')"
 _IS_ESTIMATED: Final = "(%(focus_estimates)s AND unestimated < invocations)"
@@ -54,22 +57,40 @@ def _cost(price: str) -> str:
 _CONTRACTED_COST: Final = _cost("price")
 _MODEL: Final = f"COALESCE({MODEL_NAME}, model_id::text)"
 _SKU: Final = f"COALESCE({PROVIDER} || '/' || {MODEL_NAME}, model_id::text) || '/' || kind"
-_MONTH: Final = "date_trunc('month', bucket AT TIME ZONE 'UTC')"
+
+
+def _edge(edges: str, at: str, later: int) -> str:
+    """The edge at or before an instant, or a later one: the calendar is ours, not the server's."""
+    return f"(({edges})[width_bucket({at}, {edges}) + {later}])"
+
+
+def _time(at: str) -> str:
+    return f"to_char({at} AT TIME ZONE 'UTC', {ISO})"
+
+
+_EDGES: Final = "%(edges)s::timestamptz[]"
+_START: Final = "GREATEST(bucket, %(focus_start)s::timestamptz)"
+_END: Final = f"LEAST({_edge(_EDGES, 'bucket', 1)}, %(focus_end)s::timestamptz)"
+
+
+def _month(at: str, later: int) -> str:
+    """The start of the month in which an instant lies, or of a later month."""
+    return _edge("%(focus_months)s::timestamptz[]", at, later)
+
 
 _USAGE: Final = {
     "BilledCost": _CONTRACTED_COST,
     "BillingAccountId": "%(focus_org)s",
     "BillingAccountName": f"COALESCE({cell(ORG_NAME)}, %(focus_org)s)",
     "BillingCurrency": "'USD'",
-    "BillingPeriodEnd": f"to_char({_MONTH} + interval '1 month', {ISO})",
-    "BillingPeriodStart": f"to_char({_MONTH}, {ISO})",
+    "BillingPeriodEnd": _time(_month(_START, 1)),
+    "BillingPeriodStart": _time(_month(_START, 0)),
     "ChargeCategory": "'Usage'",
     "ChargeClass": "NULL",
     "ChargeDescription": cell(f"{_MODEL} || ': ' || lower(meter)"),
     "ChargeFrequency": "'Usage-Based'",
-    "ChargePeriodEnd": "to_char(LEAST((bucket AT TIME ZONE 'UTC') + %(focus_step)s::interval,"
-    f" %(focus_end)s::timestamptz AT TIME ZONE 'UTC'), {ISO})",
-    "ChargePeriodStart": f"to_char(GREATEST(bucket, %(focus_start)s::timestamptz) AT TIME ZONE 'UTC', {ISO})",
+    "ChargePeriodEnd": _time(_END),
+    "ChargePeriodStart": _time(_START),
     "ConsumedQuantity": "quantity",
     "ConsumedUnit": f"CASE WHEN {_IS_REQUESTS} THEN 'Requests' ELSE 'Tokens' END",
     "ContractedCost": _CONTRACTED_COST,
@@ -112,7 +133,7 @@ _USAGE: Final = {
 }
 """The columns of a row of usage: those of the specification by their names, and then our own."""
 _KEPT: Final = (
-    *(name for name in _USAGE if name.startswith("Billing")),
+    *("BillingAccountId", "BillingAccountName", "BillingCurrency"),
     *("InvoiceIssuerName", "ProviderName", "PublisherName", "ServiceProviderName"),
     *("ServiceCategory", "ServiceName", "ServiceSubcategory", "x_PriceVersion"),
 )
@@ -121,15 +142,17 @@ _ADJUSTED: Final = {
     **dict.fromkeys(_USAGE, "NULL"),
     **{name: _USAGE[name] for name in _KEPT},
     **dict.fromkeys(("BilledCost", "ContractedCost", "EffectiveCost", "ListCost"), dollars("amount")),
+    "BillingPeriodEnd": _time(_month("period_start", 1)),
+    "BillingPeriodStart": _time(_month("period_start", 0)),
     # FOCUS counts a refund as usage, but only with a SKU and a quantity, and ours have none.
     "ChargeCategory": "CASE kind WHEN 'credit' THEN 'Credit' ELSE 'Adjustment' END",
     # A month that has ended was invoiced, as far as anybody here knows.
-    "ChargeClass": "CASE WHEN kind <> 'credit' AND recorded_at AT TIME ZONE 'UTC'"
-    f" >= {_MONTH} + interval '1 month' THEN 'Correction' END",
+    "ChargeClass": "CASE WHEN kind <> 'credit'"
+    f" AND recorded_at >= {_month('period_start', 1)} THEN 'Correction' END",
     "ChargeDescription": cell("reason"),
     "ChargeFrequency": "'One-Time'",
-    "ChargePeriodEnd": f"to_char(period_end AT TIME ZONE 'UTC', {ISO})",
-    "ChargePeriodStart": f"to_char(period_start AT TIME ZONE 'UTC', {ISO})",
+    "ChargePeriodEnd": _time("period_end"),
+    "ChargePeriodStart": _time("period_start"),
     "HostProviderName": "%(focus_provider)s",
     "x_UnpricedInvocations": "0",
     "x_AdjustmentId": "id",
@@ -175,11 +198,12 @@ def adjustments(version: str) -> str:
 
 
 def values_of(job: Job, provider: str) -> dict[str, Any]:
-    """The values of the columns. ``provider`` is who makes, sells and bills the service."""
+    """The values of the columns but ``edges``. ``provider`` is who makes, sells and bills the service."""
+    months = Calendar(Granularity.MONTH, job.shape.zone)
     return {
         "focus_org": str(job.org_id),
         "focus_provider": provider,
-        "focus_step": _STEPS[job.granularity],
+        "focus_months": [to_datetime(edge) for edge in months.edges(job.span)],
         "focus_start": job.range_start,
         "focus_end": job.range_end,
         "focus_estimates": job.pricing.basis is not CostBasis.BOOK,

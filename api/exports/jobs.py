@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from api.answering import answers
-from api.answering.problems import invalid_parameters
 from api.asking.bodies import Body
-from api.asking.buckets import (
-    DAY,
-    UTC_ZONE,
-    Calendar,
-    Granularity,
-    Span,
-    add_months,
-    to_datetime,
-    to_minute,
-)
-from api.asking.params import CostBasis
+from api.asking.buckets import Calendar, Granularity, Span, add_days, to_minute
+from api.asking.limits import Limits
+from api.asking.params import CLIENT, CostBasis
 from api.asking.questions import FiguresQuestion, Pricing
 from sql import queries
 
@@ -34,9 +26,35 @@ FORMATS: Final = {
 }
 """The ending of the files of each format."""
 FOCUS: Final = ("focus-1.2", "focus-1.3")
-GRANULARITIES: Final = {"hourly": Granularity.HOUR, "daily": Granularity.DAY, "monthly": Granularity.MONTH}
+GRANULARITIES: Final = {
+    "hourly": Granularity.HOUR,
+    "daily": Granularity.DAY,
+    "weekly": Granularity.WEEK,
+    "monthly": Granularity.MONTH,
+}
+GROUPS: Final = ("model,client", "model")
 HOURLY_DAYS_MAX: Final = 31
 MODELS_MAX: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a file holds and in which format, without its range."""
+
+    format: str
+    granularity: str
+    zone: ZoneInfo
+    group_by: str
+    models: tuple[UUID, ...]
+
+    @property
+    def calendar(self) -> Calendar:
+        return Calendar(GRANULARITIES[self.granularity], self.zone)
+
+    @property
+    def split_by(self) -> str:
+        """What the rows of the file are by beside the model. FOCUS has no clients."""
+        return CLIENT if self.format not in FOCUS and self.group_by == GROUPS[0] else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +81,28 @@ class Job:
     error: str | None
     price_version: int | None
     cost_basis: CostBasis
+    time_zone: str
+    group_by: str
     org_name: str | None
 
     @property
     def pricing(self) -> Pricing:
         """How the file is priced: as the book was when the job was made."""
         return Pricing(version=self.price_version, basis=CostBasis(self.cost_basis))
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(
+            format=self.format,
+            granularity=self.granularity,
+            zone=ZoneInfo(self.time_zone),
+            group_by=self.group_by,
+            models=tuple(sorted(self.models)),
+        )
+
+    @property
+    def span(self) -> Span:
+        return Span(to_minute(self.range_start), to_minute(self.range_end))
 
     @property
     def is_focus(self) -> bool:
@@ -86,37 +120,37 @@ class Job:
     def same_order(self, order: Order) -> bool:
         """Did this order make the job, or one just like it?"""
         asked = order.pricing
-        return asked.version in (None, self.price_version) and (
-            self.format,
-            self.granularity,
-            self.range_start,
-            self.range_end,
-            set(self.models),
-            self.cost_basis,
-        ) == (
-            order.format,
-            order.granularity,
-            to_datetime(order.span.start),
-            to_datetime(order.span.end),
-            set(order.models),
+        return asked.version in (None, self.price_version) and (self.shape, self.span, self.cost_basis) == (
+            order.shape,
+            order.span,
             asked.basis,
         )
 
     def question(self) -> FiguresQuestion:
-        """The question that the file answers: the usage of each bucket, model and, but for FOCUS, client."""
+        """The question that the file answers: the usage of each bucket, model and, if asked for, client."""
+        shape = self.shape
         return FiguresQuestion(
             org_id=self.org_id,
-            span=Span(to_minute(self.range_start), to_minute(self.range_end)),
-            calendar=Calendar(GRANULARITIES[self.granularity], UTC_ZONE),
-            model_ids=tuple(self.models),
+            span=self.span,
+            calendar=shape.calendar,
+            model_ids=shape.models,
             client_ids=(),
             by_model=True,
-            by_client=not self.is_focus,
+            by_client=bool(shape.split_by),
             limit=0,
             after=None,
             bound_to="",
             pricing=self.pricing,
         )
+
+    def lacks(self, limits: Limits) -> list[str]:
+        """Why the file can no longer be made: rows that it needs are kept no more."""
+        found: list[str] = []
+        shape = self.shape
+        limits.check_rows(
+            lambda _, message: found.append(message), self.span, shape.calendar, split_by=shape.split_by
+        )
+        return found
 
     def shown(self, uri: Callable[[str], str]) -> answers.ExportJob:
         """The job as callers see it; ``uri`` makes the name of an object from its key."""
@@ -128,6 +162,8 @@ class Job:
             format=self.format,
             granularity=self.granularity,
             time_range=answers.Range(start=self.range_start, end=self.range_end),
+            time_zone=self.time_zone,
+            group_by=self.group_by,
             models=list(self.models),
             created_at=self.created_at,
             completed_at=self.completed_at,
@@ -144,12 +180,15 @@ class Job:
 
 
 COLUMNS: Final = ", ".join((*Job.__slots__[:-1], "{org_name}"))
+_SCHEDULED: Final = ", ".join(
+    "{org_name}" if name == "org_name" else name for name in answers.ExportSchedule.__struct_fields__
+)
 _ORG_NAME: Final = (
     "(SELECT n.name FROM analytics.names AS n"
     " WHERE n.org_id = owned.org_id AND n.dimension = '' AND n.value = '') AS org_name"
 )
 SQL: Final = {
-    name: text.replace("{columns}", COLUMNS).replace("{org_name}", _ORG_NAME)
+    name: text.replace("{columns}", COLUMNS).replace("{scheduled}", _SCHEDULED).replace("{org_name}", _ORG_NAME)
     for name, text in queries.load("exports").items()
 }
 
@@ -158,76 +197,66 @@ SQL: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What a file holds and in which format, without its range."""
-
-    format: str
-    granularity: str
-    models: tuple[UUID, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order(Shape):
+class Order:
     """What one file holds, and how it is priced."""
 
+    shape: Shape
     span: Span
     pricing: Pricing
 
 
-def shape(body: bytes) -> Shape:
+_SHAPE: Final = ("granularity", "timeZone", "groupBy", "format", "models")
+
+
+def schedule(body: bytes, limits: Limits) -> Shape:
     """The shape in a schedule's body. Raises `Problem` 400 with every fault."""
-    reader = Body(body, ("granularity", "format", "models"))
-    found = Shape(
-        format=reader.choice("format", tuple(FORMATS), "csv"),
-        granularity=reader.choice("granularity", ("daily", "monthly", "hourly"), "daily"),
-        models=reader.uuids("models", MODELS_MAX),
-    )
-    if reader.faults:
-        raise invalid_parameters(reader.faults)
+    reader = Body(body, _SHAPE)
+    found = _shape(reader)
+    limits.check_months(reader.fault, found.zone, split_by=found.split_by)
+    reader.finish()
     return found
 
 
-def order(body: bytes, *, oldest: int, months_max: int) -> Order:
-    """The order in a job's body. Raises `Problem` 400 with every fault.
-
-    ``oldest`` is the first minute whose rows are kept.
-    """
-    reader = Body(body, ("timeRange", "granularity", "format", "models", "priceVersion", "costBasis"))
-    granularity = reader.choice("granularity", tuple(GRANULARITIES), "daily")
-    form = reader.choice("format", tuple(FORMATS), "csv")
-    models = reader.uuids("models", MODELS_MAX)
+def order(body: bytes, limits: Limits) -> Order:
+    """The order in a job's body. Raises `Problem` 400 with every fault."""
+    reader = Body(body, ("timeRange", *_SHAPE, "priceVersion", "costBasis"))
+    shape = _shape(reader)
     pricing = Pricing(
         version=reader.version("priceVersion"),
         basis=CostBasis(reader.choice("costBasis", tuple(CostBasis), "auto")),
     )
-    span = _span(reader, granularity, oldest, months_max)
-    if reader.faults or span is None:
-        raise invalid_parameters(reader.faults)
-    return Order(format=form, granularity=granularity, models=models, span=span, pricing=pricing)
+    span = _span(reader, shape, limits)
+    reader.finish()
+    assert span is not None
+    return Order(shape=shape, span=span, pricing=pricing)
 
 
-def _span(reader: Body, granularity: str, oldest: int, months_max: int) -> Span | None:
+def _shape(reader: Body) -> Shape:
+    return Shape(
+        format=reader.choice("format", tuple(FORMATS), "csv"),
+        granularity=reader.choice("granularity", tuple(GRANULARITIES), "daily"),
+        zone=reader.zone("timeZone"),
+        group_by=reader.choice("groupBy", GROUPS, GROUPS[0]),
+        models=reader.uuids("models", MODELS_MAX),
+    )
+
+
+def _span(reader: Body, shape: Shape, limits: Limits) -> Span | None:
     given = reader.get("timeRange")
     if not isinstance(given, dict) or given.keys() != {"start", "end"}:
         reader.fault("timeRange", "is required: an object of start and end")
         return None
-    start, end = (reader.hour(f"timeRange.{name}", given[name]) for name in ("start", "end"))
+    start, end = (reader.minute(f"timeRange.{name}", given[name]) for name in ("start", "end"))
     if start is None or end is None:
         return None
-    if end <= start:
-        reader.fault("timeRange.end", "must be after start")
+
+    def fault(name: str, message: str) -> None:
+        reader.fault(f"timeRange.{name}" if name in given else name, message)
+
+    span = limits.span(fault, start, end, shape.zone)
+    if span is None:
         return None
-    try:
-        latest = add_months(start, months_max, UTC_ZONE)
-    except (ValueError, OverflowError):
-        reader.fault("timeRange.start", "is beyond the calendar")
-        return None
-    if granularity == "hourly":
-        if end - start > HOURLY_DAYS_MAX * DAY:
-            reader.fault("timeRange.end", f"must be at most {HOURLY_DAYS_MAX} days after start for hourly")
-    elif end > latest:
-        reader.fault("timeRange.end", f"must be at most {months_max} months after start")
-    if start < oldest:
-        shown = to_datetime(oldest).strftime("%Y-%m-%dT%H:%MZ")
-        reader.fault("timeRange.start", f"rows go back to {shown} only (RETENTION_ROLLUP)")
-    return Span(start, end)
+    if shape.granularity == "hourly" and end > add_days(start, HOURLY_DAYS_MAX, shape.zone):
+        fault("end", f"must be at most {HOURLY_DAYS_MAX} days after start for hourly")
+    limits.check_rows(fault, span, shape.calendar, split_by=shape.split_by)
+    return span

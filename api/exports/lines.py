@@ -131,9 +131,11 @@ SCHEMA: Final = pa.schema(
 no spreadsheet runs them. Only lines of adjustments have no model."""
 
 
-def usage(figures: str, *, parquet: bool) -> str:
+def usage(figures: str, *, parquet: bool, by_client: bool) -> str:
     """The statement of the lines of usage. ``figures`` is the query of their sums."""
     columns, names = (_PARQUET, SCHEMA.names) if parquet else (_CSV, tuple(_CSV))
+    if not by_client:
+        columns = columns | {"clientId": "NULL::text"}
     return f"SELECT {selected(columns, names)} FROM ({figures}) AS figures"
 
 

@@ -17,13 +17,13 @@ from api.access.guard import CALLER, ORG_ID
 from api.answering import answers, problems
 from api.answering.problems import Fault
 from api.asking import params
-from api.asking.buckets import to_datetime, to_minute
+from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
 from api.asking.params import Reader
 from api.asking.questions import Parser
-from api.config import ExportConfig, RangeConfig
+from api.config import ExportConfig
 from api.exports import jobs
-from api.exports.jobs import SQL, Job
+from api.exports.jobs import SQL, Job, Shape
 from api.exports.stores import MEDIA_TYPES, FolderStore, Store
 from api.reading import names, prices
 from api.reading.database import Database, rows
@@ -44,7 +44,6 @@ class Exports:
     database: Database
     store: Store | None
     config: ExportConfig
-    ranges: RangeConfig
     parser: Parser
     cursors: Cursors
     clock: Callable[[], datetime]
@@ -53,18 +52,15 @@ class Exports:
     async def create(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         key = params.idempotency_key(request.headers)
-        oldest = to_minute(self.clock()) - int(self.ranges.retention_rollup_s // 60)
-        order = jobs.order(await request.read(), oldest=oldest, months_max=self.ranges.months_max)
+        order = jobs.order(await request.read(), self.parser.limits)
         store = self._store()
         org_id: UUID = request[ORG_ID]
         row = {
             "job_id": uuid.uuid4(),
             "org_id": org_id,
-            "format": order.format,
-            "granularity": order.granularity,
+            **_stored(order.shape),
             "range_start": to_datetime(order.span.start),
             "range_end": to_datetime(order.span.end),
-            "models": list(order.models),
             "idempotency_key": key,
             "created_by": request[CALLER].subject,
             "created_at": self.clock(),
@@ -167,13 +163,11 @@ class Exports:
 
     async def set_schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
-        shape = jobs.shape(await request.read())
+        shape = jobs.schedule(await request.read(), self.parser.limits)
         self._store()
         values = {
             "org_id": request[ORG_ID],
-            "format": shape.format,
-            "granularity": shape.granularity,
-            "models": list(shape.models),
+            **_stored(shape),
             "created_by": request[CALLER].subject,
             "created_at": self.clock(),
         }
@@ -205,6 +199,17 @@ class Exports:
         if job is None:
             raise problems.not_found("This org has no such export.")
         return job
+
+
+def _stored(shape: Shape) -> dict[str, Any]:
+    """The columns that jobs and schedules have in common."""
+    return {
+        "format": shape.format,
+        "granularity": shape.granularity,
+        "time_zone": shape.zone.key,
+        "group_by": shape.group_by,
+        "models": list(shape.models),
+    }
 
 
 def _job_id(request: web.Request) -> UUID:

@@ -27,12 +27,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import psycopg
 from psycopg.rows import class_row
 
-from api.asking.buckets import UTC_ZONE, add_months, to_datetime, to_minute
-from api.config import DatabaseConfig, ExportConfig
+from api.asking.buckets import Calendar, Granularity, to_datetime, to_minute, zone_names
+from api.asking.limits import Limits
+from api.config import DatabaseConfig, ExportConfig, RangeConfig
 from api.errors import ApiError, Unavailable
 from api.exports import files
 from api.exports.jobs import SQL, Job
@@ -69,13 +71,13 @@ class Runner:
         database: DatabaseConfig,
         config: ExportConfig,
         store: Store,
-        dedupe_window_s: float,
+        ranges: RangeConfig,
         clock: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._config = config
         self._store = store
-        self._dedupe_window = timedelta(seconds=dedupe_window_s)
+        self._ranges = ranges
         self._clock = clock
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -156,20 +158,36 @@ class Runner:
 
     def schedule(self, connection: psycopg.Connection[Any]) -> None:
         """Make last month's jobs once that month is final; each job once, however many runners do this."""
-        month = self._clock().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        start = to_datetime(add_months(to_minute(month), -1, UTC_ZONE))
+        for (name,) in connection.execute(SQL["scheduled_zones"]).fetchall():
+            if name in zone_names():
+                self._schedule_in(connection, ZoneInfo(name))
+            else:  # another host may know the zone
+                log.warning("export_zone_unknown", extra={"time_zone": name})
+
+    def _schedule_in(self, connection: psycopg.Connection[Any], zone: ZoneInfo) -> None:
+        """Make last month's jobs of the schedules in one time zone."""
+        calendar = Calendar(Granularity.MONTH, zone)
+        end = calendar.start_of(to_minute(self._clock()))
+        start = calendar.start_of(end - 1)
+        month = f"{to_datetime(start).astimezone(zone):%Y-%m}"
         cursor = connection.execute(
             SQL["due"],
             {
-                "start": start,
-                "end": month,
-                "final_at": month + self._dedupe_window,
-                "idempotency_key": f"schedule:{start:%Y-%m}",
+                "time_zone": zone.key,
+                "start": to_datetime(start),
+                "end": to_datetime(end),
+                "final_at": to_datetime(end) + timedelta(seconds=self._ranges.dedupe_window_s),
+                "idempotency_key": f"schedule:{month}",
                 "now": self._clock(),
             },
         )
         if cursor.rowcount:
-            log.info("exports_scheduled", extra={"month": f"{start:%Y-%m}", "jobs": cursor.rowcount})
+            log.info(
+                "exports_scheduled", extra={"month": month, "time_zone": zone.key, "jobs": cursor.rowcount}
+            )
+
+    def _limits(self) -> Limits:
+        return Limits(ranges=self._ranges, now=to_minute(self._clock()))
 
     # --- one job ---
 
@@ -185,7 +203,14 @@ class Runner:
             key = job.key(held["claim"])
             upload = self._store.upload(key, org_id=job.org_id, job_id=job.job_id)
             try:
-                written = files.write(connection, job, upload, provider=self._config.provider, check=check)
+                written = files.write(
+                    connection,
+                    job,
+                    upload,
+                    provider=self._config.provider,
+                    check=check,
+                    limits=self._limits,
+                )
                 upload.seal()
                 if not self._beat(control, held):
                     raise _Lost

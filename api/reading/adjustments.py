@@ -22,7 +22,7 @@ class Adjusted:
 
 
 def values_of(org_id: UUID, span: Span) -> dict[str, Any]:
-    """The values of `TOTAL` and `LINES`, but for the unit of the buckets of lines."""
+    """The values of `TOTAL` and `LINES`, but for the edges of the buckets of lines."""
     return {
         "org_id": org_id,
         "adjusted_from": to_datetime(span.start),

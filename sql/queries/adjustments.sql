@@ -65,7 +65,8 @@ WHERE org_id = %(org_id)s AND period_start >= %(adjusted_from)s AND period_start
 
 -- name: lines
 -- The adjustments of an org whose period begins in a range, for the lines of a file, in the order of their periods.
-SELECT date_trunc(%(adjusted_unit)s, period_start, 'UTC') AS bucket, id, kind, amount, reason, period_start, period_end,
+-- `edges` are the edges of all buckets that the range touches.
+SELECT (%(edges)s::timestamptz[])[width_bucket(period_start, %(edges)s::timestamptz[])] AS bucket, id, kind, amount, reason, period_start, period_end,
     recorded_at
 FROM analytics.effective_adjustments
 WHERE org_id = %(org_id)s AND period_start >= %(adjusted_from)s AND period_start < %(adjusted_to)s

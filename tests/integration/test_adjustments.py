@@ -21,7 +21,7 @@ from pipeline import cli
 from sql import migrate, roles
 from tests.support import focus, focus_rules
 from tests.support.access import reader_of
-from tests.support.api_facts import rfc3339
+from tests.support.api_facts import bucket_of, rfc3339
 from tests.support.api_server import BASE, Api, fresh_database, served
 from tests.support.exports import downloaded, made
 from tests.support.priced_usage import EVERYTHING, NOW, loaded
@@ -440,3 +440,21 @@ def test_a_file_of_some_models_has_no_adjustments(world: World, exporting: World
     assert b"credit" not in exporting.file(models=models)
     assert b"Credit" not in exporting.file(models=models, format="focus-1.2")
     assert b"Credit" in exporting.file(format="focus-1.2")
+
+
+def test_an_adjustment_is_in_the_local_bucket_in_which_its_period_begins(
+    world: World, exporting: World
+) -> None:
+    zone = "America/Los_Angeles"
+    hours = (0, 6, 7, 30, 31)
+    for begins in hours:
+        world.recorded(periodStart=hour(begins), periodEnd=hour(80))
+    for granularity, grain in (("daily", "day"), ("weekly", "week"), ("monthly", "month")):
+        wanted = [rfc3339(bucket_of(DAY + timedelta(hours=n), grain, zone)) for n in hours]
+        file = exporting.file(granularity=granularity, timeZone=zone)
+        lines = csv.DictReader(io.StringIO(file.decode(), newline=""))
+        assert [line["bucketStart"] for line in lines if line["lineType"] == "credit"] == wanted
+        rows = focus.adjusted_rows(exporting.file(granularity=granularity, timeZone=zone, format="focus-1.3"))
+        assert {(row["BillingPeriodStart"], row["BillingPeriodEnd"]) for row in rows} == {
+            ("2026-03-01T08:00:00Z", "2026-04-01T07:00:00Z")
+        }

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql as psql
 from sqlalchemy.exc import DBAPIError
 
-from api.config import DatabaseConfig, ExportConfig
+from api.config import DatabaseConfig, ExportConfig, RangeConfig
 from api.exports.runner import Runner
 from api.exports.stores import FolderStore
 from pipeline.admin import doctor, keys
@@ -187,7 +187,7 @@ async def test_nobody_uses_an_unfit_database_and_everybody_says_the_remedy(
     database = DatabaseConfig(url=url, allow_privileged=True)
     config = ExportConfig(folder=str(tmp_path))
     store = FolderStore(tmp_path, b"secret", "http://here")
-    exporter = Runner(database=database, config=config, store=store, dedupe_window_s=1, clock=lambda: NOW)
+    exporter = Runner(database=database, config=config, store=store, ranges=RangeConfig(), clock=lambda: NOW)
     refused(lambda: exporter._connection().__enter__())
     for text in said:
         assert fault in text

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import urllib.request
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -21,6 +22,7 @@ from tests.support.api_facts import (
     Event,
     Figures,
     bucket_of,
+    expected,
     random_events,
     rfc3339,
 )
@@ -28,6 +30,8 @@ from tests.support.api_server import BASE, Client
 
 COUNTS = ("invocations", "inputTokens", "outputTokens", *KINDS, "unpricedInvocations")
 """The counts of a row in the order of `Figures`."""
+GRANULARITIES = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month"}
+"""What REST calls the granularities of orders."""
 EXPORTS = f"{BASE}/orgs/{ORG}/exports"
 EVIL = {
     '=HYPERLINK("http://evil")': """'=HYPERLINK("http://evil")""",
@@ -123,14 +127,32 @@ def rows_of(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
     return found
 
 
+def bucket_in(body: Mapping[str, Any], at: datetime) -> datetime:
+    """The start of the bucket of an order that holds an instant."""
+    return bucket_of(at, GRANULARITIES[body["granularity"]], body.get("timeZone", "UTC"))
+
+
+def expected_rows(body: Mapping[str, Any]) -> dict[Any, Figures]:
+    """What the file of an order must say, by a naive count of `EVENTS`: as `rows_of`."""
+    start, end = (datetime.fromisoformat(body["timeRange"][name]) for name in ("start", "end"))
+    by_client = "client" in body.get("groupBy", "client") and not body["format"].startswith("focus")
+    groups = defaultdict(list)
+    for e in EVENTS:
+        chosen = not body.get("models") or str(e.model) in body["models"]
+        if e.org == ORG and start <= e.at < end and chosen:
+            client = e.client if by_client else ""
+            shown = client if body["format"] == "parquet" else shown_client(client)
+            groups[rfc3339(bucket_in(body, e.at)), str(e.model), shown].append(e)
+    return {key: expected(group) for key, group in groups.items()}
+
+
 def _focus_rows(body: Mapping[str, Any], data: bytes) -> dict[Any, Figures]:
     """The figures of each bucket and model; FOCUS files have no clients."""
-    grain = {"hourly": "hour", "daily": "day", "monthly": "month"}[body["granularity"]]
     found = {}
     for (start, model), rows in focus.by_bucket(focus.rows_of(data)).items():
         counts = focus.counts(rows)
         cost = None if counts[0] == counts[-1] else focus.total(rows)
         assert cost is not None or not focus.total(rows), "FOCUS has no unknown cost: it is 0"
-        bucket = rfc3339(bucket_of(datetime.fromisoformat(start), grain, "UTC"))
+        bucket = rfc3339(bucket_in(body, datetime.fromisoformat(start)))
         found[bucket, model, ""] = (*counts, cost)
     return found

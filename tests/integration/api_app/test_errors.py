@@ -14,6 +14,8 @@ import api
 import api.config
 import api.handlers
 from api.answering.problems import Problem
+from api.asking.limits import Limits
+from api.config import RangeConfig
 from api.contract import openapi
 from api.contract.operations import BASE
 from api.errors import ApiError
@@ -52,7 +54,7 @@ async def test_an_answer_is_not_made_long_by_a_question(client: Client) -> None:
         assert len(body["errors"]) <= 51
     asked = json.dumps({f"p{number}": 1 for number in range(4000)}).encode()
     with pytest.raises(Problem) as caught:
-        jobs.order(asked, oldest=0, months_max=13)
+        jobs.order(asked, Limits(ranges=RangeConfig(), now=0))
     assert (len(caught.value.errors), caught.value.errors[-1].message) == (51, "and 3951 more faults")
     assert len(caught.value.detail) < 10_000
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from tests.support import focus, focus_rules
-from tests.support.api_facts import rfc3339
+from tests.support.api_facts import bucket_of, rfc3339
+from tests.support.exports import GRANULARITIES
 from tests.support.focus import EXACT, Row
 from tests.support.priced_place import Place
 from tests.support.priced_usage import EVERYTHING, Part, key_of
 from tests.support.spend_rows import CLASSES, DAY, FIGURES, MODELS, ORGS
 
-MONTH = rfc3339(DAY.replace(day=1))
-GRAINS = {"hourly": "hour", "daily": "day", "monthly": "month"}
 NULL_PRICES = {"ListUnitPrice-C-005-C", "ContractedUnitPrice-C-006-C"}
 """FOCUS wants a unit price of all usage. Where nobody has one, ours is null and not 0."""
 
@@ -47,14 +46,15 @@ def by_group(place: Place, org: str, granularity: str, **asked: Any) -> dict[Any
     """The rows of a file by bucket, model and rate class."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in file_of(place, org, granularity=granularity, **asked):
-        start = MONTH if granularity == "monthly" else row["ChargePeriodStart"]
+        charged = datetime.fromisoformat(row["ChargePeriodStart"])
+        start = rfc3339(bucket_of(charged, GRANULARITIES[granularity], "UTC"))
         groups[start, row["x_ModelId"], (row["x_ServiceTier"], row["x_ContextSize"])].append(row)
     return groups
 
 
 def parts_of(place: Place, org: str, granularity: str) -> dict[Any, list[Part]]:
     """The calls by the same key as `by_group`."""
-    key_of_part = key_of(GRAINS[granularity], "UTC", ("model",))
+    key_of_part = key_of(GRANULARITIES[granularity], "UTC", ("model",))
     groups: dict[Any, list[Part]] = defaultdict(list)
     for part in place.world.parts(org):
         bucket, model, _ = key_of_part(part)
@@ -65,7 +65,7 @@ def parts_of(place: Place, org: str, granularity: str) -> dict[Any, list[Part]]:
 def test_each_sku_costs_what_a_naive_count_says(place: Place) -> None:
     asked = [(ORGS[0], place.version, "auto"), (ORGS[0], place.version, "estimate")]
     asked += [(ORGS[1], place.version, "auto"), (ORGS[1], 7, "book")]
-    for granularity in GRAINS:
+    for granularity in GRANULARITIES:
         for org, version, basis in asked:
             found = by_group(place, org, granularity, costBasis=basis, priceVersion=version)
             expected = parts_of(place, org, granularity)
@@ -129,7 +129,7 @@ def test_a_month_in_which_a_price_changes_has_a_row_for_each_price(place: Place)
 
 def test_rows_with_a_price_keep_every_rule_and_others_lack_unit_prices_alone(place: Place) -> None:
     for org in ORGS:
-        for granularity in GRAINS:
+        for granularity in GRANULARITIES:
             form = "focus-1.3" if granularity == "daily" else "focus-1.2"
             rows = file_of(place, org, granularity=granularity, format=form)
             assert set(focus_rules.broken(rows)) == NULL_PRICES

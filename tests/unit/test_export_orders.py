@@ -1,0 +1,102 @@
+"""Orders of exports: a range that REST refuses is refused, for the same reason, and no other range is."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import MultiDict
+
+from api.answering.problems import Problem
+from api.asking.buckets import add_days, to_datetime, to_minute, zone_names
+from api.asking.cursors import Cursors
+from api.asking.limits import Limits
+from api.asking.params import zone
+from api.asking.questions import Parser
+from api.config import RangeConfig
+from api.exports import jobs
+
+NOW = datetime(2026, 11, 10, 12, 34, tzinfo=UTC)
+ORG = UUID("aaaaaaaa-0000-4000-8000-000000000001")
+PARSER = Parser(ranges=RangeConfig(), cursors=Cursors(b"secret of these tests"), clock=lambda: NOW)
+ZONES = ("UTC", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe", "America/Havana", "Africa/Cairo")
+
+
+def refused(order: Any) -> dict[str, str]:
+    """The faults that somebody finds, by field."""
+    try:
+        order()
+    except Problem as problem:
+        return {fault.field.removeprefix("timeRange."): fault.message for fault in problem.errors}
+    return {}
+
+
+@given(
+    name=st.sampled_from(ZONES) | st.sampled_from(sorted(zone_names())),
+    granularity=st.sampled_from(
+        [("daily", "day"), ("weekly", "week"), ("monthly", "month"), ("hourly", "hour")]
+    ),
+    group_by=st.sampled_from(("model", "model,client")),
+    ends_before=st.integers(0, 500 * 24),
+    minutes=st.sampled_from((0, 0, 15, 30)),
+    hours=st.integers(1, 24 * 30) | st.integers(1, 24 * 400),
+)
+def test_an_order_and_a_question_are_refused_for_the_same_reasons(
+    name: str, granularity: tuple[str, str], group_by: str, ends_before: int, minutes: int, hours: int
+) -> None:
+    end = NOW.replace(minute=minutes) - timedelta(hours=ends_before)
+    span = {"start": (end - timedelta(hours=hours)).isoformat(), "end": end.isoformat()}
+    body = {"timeRange": span, "granularity": granularity[0], "timeZone": name, "groupBy": group_by}
+    query = {**span, "granularity": granularity[1], "timeZone": name, "groupBy": group_by}
+    by_order = refused(lambda: jobs.order(json.dumps(body).encode(), PARSER.limits))
+    by_rest = refused(lambda: PARSER.figures("usage", ORG, MultiDict(query)))
+    if by_order.get("end", "").endswith("for hourly"):
+        assert granularity[0] == "hourly"
+        assert hours > 30 * 24
+        del by_order["end"]
+        by_rest.pop("end", None)
+    assert by_order == by_rest
+
+
+def test_each_parameter_is_named_once_however_many_days_lack_minute_rows() -> None:
+    query = {"start": "2026-01-01T00:00:00Z", "end": "2026-10-01T00:00:00Z", "timeZone": "Asia/Kolkata"}
+    with pytest.raises(Problem) as caught:
+        PARSER.figures("usage", ORG, MultiDict(query))
+    assert [fault.field for fault in caught.value.errors] == ["timeZone"]
+
+
+@pytest.mark.parametrize("days", [14, 33, 34, 60])
+def test_a_schedule_off_the_hour_needs_minute_rows_for_a_whole_month(days: int) -> None:
+    limits = Limits(ranges=RangeConfig(retention_minute_s=days * 86_400.0), now=to_minute(NOW))
+    body = {"timeZone": "Asia/Kolkata", "format": "focus-1.2"}
+    faults = refused(lambda: jobs.schedule(json.dumps(body).encode(), limits))
+    assert bool(faults) == (days < 34)
+    assert all(f"kept for {days} days" in message for message in faults.values())
+    body["format"] = "csv"
+    assert "by client" in refused(lambda: jobs.schedule(json.dumps(body).encode(), limits))["timeZone"]
+    body["timeZone"] = "Europe/Berlin"
+    assert refused(lambda: jobs.schedule(json.dumps(body).encode(), limits)) == {}
+
+
+def test_a_range_at_the_end_of_the_calendar_is_a_fault() -> None:
+    for start, end in (
+        ("9998-11-30", "9999-12-15"),
+        ("9999-11-01", "9999-12-31"),
+        ("0001-01-01", "0001-01-02"),
+    ):
+        span = {"start": f"{start}T00:00:00Z", "end": f"{end}T00:00:00Z"}
+        query = {**span, "granularity": "month", "timeZone": "Pacific/Kiritimati"}
+        assert refused(lambda query=query: PARSER.figures("usage", ORG, MultiDict(query)))
+        body = json.dumps({"timeRange": span, "granularity": "monthly"}).encode()
+        assert refused(lambda body=body: jobs.order(body, PARSER.limits))
+
+
+@given(name=st.sampled_from(ZONES), hours=st.integers(0, 400 * 24), days=st.integers(0, 40))
+def test_days_later_is_the_same_local_time(name: str, hours: int, days: int) -> None:
+    start = to_minute(NOW - timedelta(hours=hours))
+    local = to_datetime(start).astimezone(zone(name)).replace(tzinfo=None)
+    later = to_datetime(add_days(start, days, zone(name))).astimezone(zone(name)).replace(tzinfo=None)
+    assert abs(later - local - timedelta(days=days)) <= timedelta(hours=1)  # one may not exist, or twice
