@@ -68,6 +68,7 @@ class RangeConfig:
     retention_minute_s: float = of("RETENTION_MINUTE")
     retention_rollup_s: float = of("RETENTION_ROLLUP")
     dedupe_window_s: float = of("DEDUPE_WINDOW")
+    day_zones: tuple[str, ...] = of("DAY_ZONES")
     months_max: int = of("API_MONTHS_MAX")
     points_max: int = of("API_POINTS_MAX")
 

@@ -86,6 +86,7 @@ class Handlers:
     async def usage(self, request: web.Request) -> web.Response:
         question = self.parser.figures("usage", request[ORG_ID], request.query)
         question, dimension = await self._counted(question)
+        question = await self._with_quarters(question)
         page = await read_usage_page(self.database, self.books, question)
         final = Finality(question.calendar, page.standings, self.dedupe_window_s)
         totals = page.totals if page.totals is not None else usage_json.totals(page.rows)
@@ -118,6 +119,7 @@ class Handlers:
     async def reliability(self, request: web.Request) -> web.Response:
         question = self.parser.figures("reliability", request[ORG_ID], request.query)
         question, dimension = await self._counted(question)
+        question = await self._with_quarters(question)
         has_codes = not (question.dimension and question.client_ids)
 
         async def read(connection: AsyncConnection) -> tuple[Page, Sequence[Any]]:
@@ -364,6 +366,13 @@ class Handlers:
                 return one.narrow(question), shown
         parameter = "groupBy" if question.by_client else "dimension"
         raise problems.invalid_parameters([Fault(parameter, f"the dimensions are {_listed(known)}")])
+
+    async def _with_quarters(self, question: FiguresQuestion) -> FiguresQuestion:
+        """The question with the rows of DAY_ZONES that it needs. Raises `Problem` 400 if they are too few."""
+        if not question.needs_quarters:
+            return question
+        known = await self.database.read(lambda c: seen.quarters(c, question.org_id))
+        return self.parser.with_quarters(question, known)
 
     def _outlook(self, occurred_us: int) -> answers.EventOutlook | None:
         """What the worker would do with an event of this time if it came now. None: accept it."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.common import settings
+from pipeline.common import day_zones, settings
 from pipeline.common.object_store import ObjectStore
 from pipeline.common.settings import of, required
 from pipeline.core.rules import Rules
@@ -100,6 +100,7 @@ def rules(values: settings.Values) -> Rules:
         models_per_org_hour_max=values["MODELS_PER_ORG_HOUR_MAX"],
         clients_per_org_hour_max=values["CLIENTS_PER_ORG_HOUR_MAX"],
         dimensions=values["DIMENSIONS"],
+        split_hours=day_zones.split_hours(values["DAY_ZONES"]),
         values_per_org_hour_max=values["VALUES_PER_ORG_HOUR_MAX"],
         context_tiers=values["CONTEXT_TIERS"],
         dedupe_ids_max=values["DEDUPE_IDS_MAX"],

@@ -32,6 +32,7 @@ HYPERTABLES: Final = {
     "client_hour": "7 days",
     "breakdown_hour": "7 days",
     "usage_errors_hour": "7 days",
+    "usage_quarter": "90 days",
     "usage_day": "90 days",
     "client_day": "90 days",
     "breakdown_day": "90 days",

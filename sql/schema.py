@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0019"
+HEAD: Final = "0020"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -245,6 +245,8 @@ if the book prices some of these hours and the estimate others."""
 
 usage_minute = _rollup("usage_minute")
 usage_hour = _rollup("usage_hour")
+usage_quarter = _rollup("usage_quarter")
+"""Quarters of the hours of ``split_hours``, for days of time zones that begin off the hour (DAY_ZONES)."""
 usage_day = _rollup("usage_day")
 client_hour = _rollup("client_hour", "client_id")
 """``client_id`` is '' for events without a client, and `wire.OVERFLOW_CLIENT` for clients beyond
@@ -272,6 +274,18 @@ dimensions = Table(
 
 ``source`` is the part of an event that has the values. A worker that claims a partition writes these rows
 from its DIMENSIONS. ``since`` is 1970 if the partition has never counted an event without the dimension."""
+
+split_hours = Table(
+    "split_hours",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("hour", SmallInteger, primary_key=True, autoincrement=False),
+    _timestamp("since"),
+)
+"""The hours of the day (UTC, 0 to 23) that the owner of each partition counts by the quarter, too.
+
+The quarters of such an hour are complete from ``since`` on. A worker that claims a partition writes these
+rows from its DAY_ZONES, as it does those of ``dimensions``."""
 
 usage_errors_hour = Table(
     "usage_errors_hour",

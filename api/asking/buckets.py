@@ -7,23 +7,24 @@ begins on Monday.
 
 A *piece* is a run of rows of one grain. The pieces of a range never overlap and leave nothing out, so sums
 over them are exact. For example, the range from 22:30 on Monday to 02:00 on Wednesday, in UTC: minute rows to
-23:00, an hour row to midnight, the day row of Tuesday, and hour rows to 02:00. If a price changes at 07:00 on
-Tuesday, then the hour rows of Tuesday stand in the place of its day row, so that each row has one price.
+23:00, an hour row to midnight, the day row of Tuesday, and hour rows to 02:00. Some hours have rows by the
+quarter, for zones that are off the hour (DAY_ZONES): there, two quarters can take the place of 30 minutes. If
+a price changes at 07:00 on Tuesday, then the hour rows of Tuesday stand in the place of its day row, so that
+each row has one price.
 """
 
 from __future__ import annotations
 
-import zoneinfo
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
-from functools import cache
 from itertools import pairwise
 from typing import Final
 from zoneinfo import ZoneInfo
 
+QUARTER: Final = 15
 HOUR: Final = 60
 DAY: Final = 1440
 
@@ -46,12 +47,13 @@ class Grain(StrEnum):
     """The length of a bucket in the database."""
 
     MINUTE = "minute"
+    QUARTER = "quarter"
     HOUR = "hour"
     DAY = "day"
 
     @property
     def minutes(self) -> int:
-        return {"minute": 1, "hour": HOUR, "day": DAY}[self.value]
+        return {"minute": 1, "quarter": QUARTER, "hour": HOUR, "day": DAY}[self.value]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -69,12 +71,6 @@ def to_datetime(minute: int) -> datetime:
 def to_minute(at: datetime) -> int:
     """The minute that ``at`` lies in."""
     return (at - _EPOCH) // _MINUTE
-
-
-@cache
-def zone_names() -> frozenset[str]:
-    """The IANA names that we take. ``localtime`` and its like are left out: they differ by machine."""
-    return frozenset(zoneinfo.available_timezones() - {"localtime", "posixrules", "Factory"})
 
 
 def add_months(minute: int, months: int, zone: ZoneInfo) -> int:
@@ -159,24 +155,47 @@ class Calendar:
 _FINER: Final = {Grain.DAY: Grain.HOUR, Grain.HOUR: Grain.MINUTE}
 
 
-def cover(span: Span, coarsest: Grain = Grain.DAY, moments: Collection[int] = ()) -> list[tuple[Grain, Span]]:
+@dataclass(frozen=True, slots=True)
+class Quarters:
+    """Which hours have rows by the quarter: for some hours of the day of UTC, those since a minute."""
+
+    since: Mapping[int, int]
+
+    def cover(self, span: Span) -> bool:
+        """Are there rows for the span, and do they begin and end where the span does?"""
+        hours = range(span.start // HOUR, -(-span.end // HOUR))
+        aligned = span.start % QUARTER == 0 and span.end % QUARTER == 0
+        return aligned and all(self.since.get(hour % 24, _NEVER) <= hour * HOUR for hour in hours)
+
+
+_NEVER: Final = 2**62
+NO_QUARTERS: Final = Quarters({})
+
+
+def cover(
+    span: Span,
+    coarsest: Grain = Grain.DAY,
+    moments: Collection[int] = (),
+    quarters: Quarters = NO_QUARTERS,
+) -> list[tuple[Grain, Span]]:
     """The pieces of a span in order of time, each of the coarsest grain that fits.
 
-    ``moments`` are the whole hours at which prices change: no day row has one inside.
+    ``moments`` are the whole hours at which prices change: no day row has one inside. ``quarters`` says where
+    rows of quarters can take the place of minute rows.
     """
     if span.start >= span.end:
         return []
     if coarsest is Grain.MINUTE:
-        return [(Grain.MINUTE, span)]
+        return [(Grain.QUARTER if quarters.cover(span) else Grain.MINUTE, span)]
     size, finer = coarsest.minutes, _FINER[coarsest]
     first, last = -(-span.start // size) * size, span.end // size * size
     if first >= last:
-        return cover(span, finer)
+        return cover(span, finer, quarters=quarters)
     whole = Span(first, last)
     return [
-        *cover(Span(span.start, first), finer),
+        *cover(Span(span.start, first), finer, quarters=quarters),
         *(_days(whole, moments) if coarsest is Grain.DAY else [(coarsest, whole)]),
-        *cover(Span(last, span.end), finer),
+        *cover(Span(last, span.end), finer, quarters=quarters),
     ]
 
 
@@ -207,20 +226,24 @@ class Branch:
     buckets: tuple[int, ...] | None
 
 
-def series_plan(span: Span, calendar: Calendar, moments: Collection[int] = ()) -> list[Branch]:
+def series_plan(
+    span: Span, calendar: Calendar, moments: Collection[int] = (), quarters: Quarters = NO_QUARTERS
+) -> list[Branch]:
     """What to read for the buckets of a span, if prices change at these moments (see `cover`)."""
     if calendar.granularity is Granularity.MINUTE:
         return [Branch(grain=Grain.MINUTE, spans=(span,), buckets=None)]
     if calendar.granularity is Granularity.HOUR:
         edges = None
-        found = cover(span, Grain.HOUR)
+        found = cover(span, Grain.HOUR, quarters=quarters)
     else:
         edges = calendar.edges(span)
         if calendar.granularity is Granularity.DAY and calendar.zone.key == "UTC":
-            found = cover(span, moments=moments)
+            found = cover(span, moments=moments, quarters=quarters)
         else:
             found = [
-                piece for a, b in pairwise(edges) for piece in cover(_clip(Span(a, b), span), moments=moments)
+                piece
+                for a, b in pairwise(edges)
+                for piece in cover(_clip(Span(a, b), span), moments=moments, quarters=quarters)
             ]
     return [
         Branch(grain=grain, spans=spans, buckets=_buckets(grain, spans, calendar, edges))
@@ -228,20 +251,22 @@ def series_plan(span: Span, calendar: Calendar, moments: Collection[int] = ()) -
     ]
 
 
-def totals_plan(span: Span, moments: Collection[int] = ()) -> list[Branch]:
+def totals_plan(span: Span, moments: Collection[int] = (), quarters: Quarters = NO_QUARTERS) -> list[Branch]:
     """The branches to read for one figure over the whole span, with the fewest rows."""
-    found = _grouped(cover(span, moments=moments))
+    found = _grouped(cover(span, moments=moments, quarters=quarters))
     return [Branch(grain=grain, spans=spans, buckets=(span.start,)) for grain, spans in found]
 
 
-def minute_edges(span: Span, calendar: Calendar) -> Iterator[tuple[str, Span]]:
+def minute_edges(
+    span: Span, calendar: Calendar, quarters: Quarters = NO_QUARTERS
+) -> Iterator[tuple[str, Span]]:
     """The spans of minute rows that a span needs, each with the parameter that makes them necessary."""
     if calendar.granularity is Granularity.MINUTE:
         yield "granularity", span
         return
     edges = set() if calendar.granularity is Granularity.HOUR else set(calendar.edges(span))
     odd_zone = any(edge % HOUR for edge in edges)
-    for branch in series_plan(span, calendar):
+    for branch in series_plan(span, calendar, quarters=quarters):
         for part in branch.spans if branch.grain is Grain.MINUTE else ():
             if part.start == span.start and span.start % HOUR and span.start not in edges:
                 yield "start", part

@@ -13,14 +13,17 @@ from zoneinfo import ZoneInfo
 from api.asking.buckets import (
     DAY,
     HOUR,
+    NO_QUARTERS,
     Calendar,
     Granularity,
+    Quarters,
     Span,
     add_months,
     minute_edges,
     to_datetime,
 )
 from api.config import RangeConfig
+from pipeline.common.day_zones import split_hours
 
 Fault = Callable[[str, str], None]
 """Takes the parameter that is wrong (``start``, ``end``, ``granularity``, ``timeZone``), and what to say."""
@@ -53,27 +56,45 @@ class Limits:
             return None
         return Span(start, end)
 
-    def check_rows(self, fault: Fault, span: Span, calendar: Calendar, *, split_by: str) -> None:
+    def check_rows(
+        self, fault: Fault, span: Span, calendar: Calendar, *, split_by: str, quarters: Quarters | None = None
+    ) -> None:
         """Minute rows are kept for a shorter time than the others, and not by client or dimension at all.
 
-        ``split_by`` is the client or dimension that the figures are by; '' for neither.
+        ``split_by`` is the client or dimension that the figures are by; '' for neither. Rows by the quarter
+        can stand in for old minute rows. ``quarters`` are those that the database has. None: those that
+        DAY_ZONES may have, and where `needs_quarters`, the database must be asked.
         """
         oldest = self._oldest(self.ranges.retention_minute_s)
+        known = self._set_quarters if quarters is None else quarters
         named: set[str] = set()
-        for name, part in minute_edges(span, calendar):
+        for name, part in minute_edges(span, calendar, NO_QUARTERS if split_by else known):
             if name in named or (not split_by and part.start >= oldest):
                 continue
             named.add(name)
             texts = _NO_MINUTES if split_by else _TOO_OLD
-            fault(name, texts[name].format(name=split_by, oldest=shown(oldest)))
+            fault(name, texts[name].format(name=split_by, oldest=shown(oldest)) + _since(known))
+
+    def needs_quarters(self, span: Span, calendar: Calendar) -> bool:
+        """Does the range need rows older than minute rows are kept for?"""
+        oldest = self._oldest(self.ranges.retention_minute_s)
+        return any(part.start < oldest for _, part in minute_edges(span, calendar))
+
+    @property
+    def _set_quarters(self) -> Quarters:
+        """The quarters that the database may have."""
+        return Quarters(dict.fromkeys(split_hours(self.ranges.day_zones), 0))
 
     def check_months(self, fault: Fault, zone: ZoneInfo, *, split_by: str) -> None:
         """Can each whole month of the zone be answered once it is final?"""
         days = Calendar(Granularity.DAY, zone).edges(Span(self.now, self.now + 366 * DAY))
-        if not any(day % HOUR for day in days):
+        off = [day for day in days if day % HOUR]
+        if not off:
             return
         if split_by:
             fault("timeZone", _NO_MINUTES["timeZone"].format(name=split_by))
+        elif all(self._set_quarters.cover(Span(day, day)) for day in off):
+            return  # the file of a month from before the rows of DAY_ZONES says from when they are
         elif self.ranges.retention_minute_s < 60 * _MONTH_MAX + self.ranges.dedupe_window_s:
             kept = self.ranges.retention_minute_s / 86_400
             fault("timeZone", _MONTH_TOO_OLD.format(days=f"{kept:g}"))
@@ -81,6 +102,12 @@ class Limits:
     def _oldest(self, retention_s: float) -> int:
         """The first minute whose rows are kept for certain."""
         return self.now - int(retention_s // 60)
+
+
+def _since(quarters: Quarters) -> str:
+    """From when on the hours of DAY_ZONES have rows, as far as the database says so; the end of a fault."""
+    since = max(quarters.since.values(), default=0)
+    return f"; rows of DAY_ZONES are kept since {shown(since)}" if since else ""
 
 
 def shown(minute: int) -> str:

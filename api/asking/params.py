@@ -18,7 +18,8 @@ from zoneinfo import ZoneInfo
 from multidict import MultiMapping
 
 from api.answering.problems import Fault, invalid_parameters
-from api.asking.buckets import Granularity, to_minute, zone_names
+from api.asking.buckets import Granularity, to_minute
+from pipeline.common.day_zones import zone_names
 from pipeline.core import wire
 from pipeline.prices.price import KINDS
 
@@ -128,7 +129,8 @@ GROUP_BY = Parameter(
 )
 TIME_ZONE = Parameter(
     name="timeZone",
-    help="IANA name. In zones off the whole hour the edges of a day take minute rows.",
+    help="IANA name. In zones off the whole hour the edges of a day take minute rows, or the rows that DAY_ZONES"
+    " keeps.",
     schema={"type": "string", "default": "UTC"},
 )
 LIMIT = Parameter(

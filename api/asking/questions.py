@@ -19,8 +19,10 @@ from api.answering.problems import Fault, invalid_parameters
 from api.asking import params
 from api.asking.buckets import (
     DAY,
+    NO_QUARTERS,
     Calendar,
     Granularity,
+    Quarters,
     Span,
     to_datetime,
     to_minute,
@@ -62,7 +64,8 @@ class FiguresQuestion:
     ``client_ids`` may hold '' for events without a client. ``bound_to`` is what a cursor is signed for.
 
     With a ``dimension``, its values are in the place of the clients: ``by_client`` and ``client_ids`` are
-    about these values, and so is `Position.client_id`. ``pricing`` matters to usage alone.
+    about these values, and so is `Position.client_id`. ``pricing`` matters to usage alone. With
+    ``needs_quarters`` it can be answered only by rows of quarters: `Parser.with_quarters` adds those.
     """
 
     org_id: UUID
@@ -77,6 +80,8 @@ class FiguresQuestion:
     bound_to: str
     pricing: Pricing
     dimension: str = ""
+    needs_quarters: bool = False
+    quarters: Quarters = NO_QUARTERS
 
     @property
     def needs_clients(self) -> bool:
@@ -240,7 +245,22 @@ class Parser:
             bound_to=bound_to,
             pricing=pricing,
             dimension="" if split_by == params.CLIENT else split_by,
+            needs_quarters=not split_by and self.limits.needs_quarters(span, calendar),
         )
+
+    def with_quarters(self, question: FiguresQuestion, quarters: Quarters) -> FiguresQuestion:
+        """The question with the quarters that the database has. Raises `Problem` 400 if they are too few."""
+        faults: list[Fault] = []
+        self.limits.check_rows(
+            lambda name, message: faults.append(Fault(name, message)),
+            question.span,
+            question.calendar,
+            split_by="",
+            quarters=quarters,
+        )
+        if faults:
+            raise invalid_parameters(faults)
+        return replace(question, quarters=quarters)
 
     def orgs(self, query: MultiMapping[str]) -> OrgsQuestion:
         """A question of the route for all orgs."""
@@ -254,7 +274,8 @@ class Parser:
         zone = ZoneInfo("UTC")
         span = self._span(reader, start, end, zone)
         if span:
-            self._check_rows_exist(reader, span, Calendar(Granularity.DAY, zone), split_by="")
+            calendar = Calendar(Granularity.DAY, zone)
+            self.limits.check_rows(reader.fault, span, calendar, split_by="", quarters=NO_QUARTERS)
         bound_to = f"orgs|{start}|{end}{pricing.bound_to}"
         after = self._after(reader, bound_to, UUID)
         reader.finish()

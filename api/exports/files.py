@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg.types.json import Jsonb
 
-from api.asking.buckets import to_datetime
+from api.asking.buckets import NO_QUARTERS, Quarters, to_datetime
 from api.asking.limits import Limits
+from api.asking.questions import FiguresQuestion
 from api.errors import ApiError
 from api.exports import focus, lines
 from api.exports.jobs import SQL, Job
@@ -81,17 +82,31 @@ def write(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
-        # The snapshot has been taken: what is still to be kept now is in it.
-        if lacks := job.lacks(limits()):
-            raise UnwritableError(f"The file was ordered too long ago: {lacks[0]}.")
+        quarters = _quarters(connection, job, limits())
         book = _book(connection, job)
         values = _values(connection, job, book, provider)
         connection.execute(prices.SQL["no_loops"])
-        rows = _write(connection, job, _statements(job, book, values), out)
+        rows = _write(connection, job, _statements(job.question(quarters), job, book, values), out)
     out.flush()
     return Written(
         rows=rows, bytes=out.bytes, checksum=out.checksum, watermark=row[0], price_version=book.version
     )
+
+
+def _quarters(connection: psycopg.Connection[Any], job: Job, limits: Limits) -> Quarters:
+    """The rows of quarters that the file needs, if it needs any. The snapshot has been taken.
+
+    So what is still to be kept at ``limits`` is in the snapshot.
+
+    Raises:
+        UnwritableError: rows that the file needs are kept no more, or not yet.
+    """
+    found = NO_QUARTERS
+    if limits.needs_quarters(job.span, job.shape.calendar):
+        found = seen.quarters_of(connection.execute(seen.SQL["split_hours"], {"org_id": job.org_id}))
+    if lacks := job.lacks(limits, found):
+        raise UnwritableError(f"The file needs rows that are not there now: {lacks[0]}.")
+    return found
 
 
 def _book(connection: psycopg.Connection[Any], job: Job) -> Book:
@@ -113,9 +128,8 @@ Statement = tuple[str, Mapping[str, Any]]
 """A text and its values. The rows of several statements stand in the file one after the other."""
 
 
-def _statements(job: Job, book: Book, values: dict[str, Any]) -> list[Statement]:
+def _statements(question: FiguresQuestion, job: Job, book: Book, values: dict[str, Any]) -> list[Statement]:
     """The statements of the rows of usage, and of those of adjustments where the file is of the whole org."""
-    question = job.question()
     if job.is_focus:
         groups, needed = rollups.sku_groups(question, book)
         usage, adjusted = focus.usage(groups, job.format), focus.adjustments(job.format)

@@ -10,8 +10,9 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from api.answering import answers
+from api.answering.problems import Fault, invalid_parameters
 from api.asking.bodies import Body
-from api.asking.buckets import Calendar, Granularity, Span, add_days, to_minute
+from api.asking.buckets import NO_QUARTERS, Calendar, Granularity, Quarters, Span, add_days, to_minute
 from api.asking.limits import Limits
 from api.asking.params import CLIENT, CostBasis
 from api.asking.questions import FiguresQuestion, Pricing
@@ -126,7 +127,7 @@ class Job:
             asked.basis,
         )
 
-    def question(self) -> FiguresQuestion:
+    def question(self, quarters: Quarters = NO_QUARTERS) -> FiguresQuestion:
         """The question that the file answers: the usage of each bucket, model and, if asked for, client."""
         shape = self.shape
         return FiguresQuestion(
@@ -141,14 +142,19 @@ class Job:
             after=None,
             bound_to="",
             pricing=self.pricing,
+            quarters=quarters,
         )
 
-    def lacks(self, limits: Limits) -> list[str]:
-        """Why the file can no longer be made: rows that it needs are kept no more."""
+    def lacks(self, limits: Limits, quarters: Quarters) -> list[str]:
+        """Why the file cannot be made: rows that it needs are kept no more, or not yet."""
         found: list[str] = []
         shape = self.shape
         limits.check_rows(
-            lambda _, message: found.append(message), self.span, shape.calendar, split_by=shape.split_by
+            lambda _, message: found.append(message),
+            self.span,
+            shape.calendar,
+            split_by=shape.split_by,
+            quarters=quarters,
         )
         return found
 
@@ -204,6 +210,23 @@ class Order:
     span: Span
     pricing: Pricing
 
+    def needs_quarters(self, limits: Limits) -> bool:
+        """Can the order be filled by rows of quarters alone? Then `check_quarters` must be called."""
+        return not self.shape.split_by and limits.needs_quarters(self.span, self.shape.calendar)
+
+    def check_quarters(self, limits: Limits, quarters: Quarters) -> None:
+        """Raises `Problem` 400 if the quarters that the database has do not suffice."""
+        faults: list[Fault] = []
+        limits.check_rows(
+            lambda name, message: faults.append(Fault(_field(name), message)),
+            self.span,
+            self.shape.calendar,
+            split_by="",
+            quarters=quarters,
+        )
+        if faults:
+            raise invalid_parameters(faults)
+
 
 _SHAPE: Final = ("granularity", "timeZone", "groupBy", "format", "models")
 
@@ -231,6 +254,11 @@ def order(body: bytes, limits: Limits) -> Order:
     return Order(shape=shape, span=span, pricing=pricing)
 
 
+def _field(name: str) -> str:
+    """The field of the body that has the parameter."""
+    return f"timeRange.{name}" if name in ("start", "end") else name
+
+
 def _shape(reader: Body) -> Shape:
     return Shape(
         format=reader.choice("format", tuple(FORMATS), "csv"),
@@ -251,7 +279,7 @@ def _span(reader: Body, shape: Shape, limits: Limits) -> Span | None:
         return None
 
     def fault(name: str, message: str) -> None:
-        reader.fault(f"timeRange.{name}" if name in given else name, message)
+        reader.fault(_field(name), message)
 
     span = limits.span(fault, start, end, shape.zone)
     if span is None:

@@ -25,7 +25,7 @@ from api.config import ExportConfig
 from api.exports import jobs
 from api.exports.jobs import SQL, Job, Shape
 from api.exports.stores import MEDIA_TYPES, FolderStore, Store
-from api.reading import names, prices
+from api.reading import names, prices, seen
 from api.reading.database import Database, rows
 from api.reading.names import Names
 from pipeline.common.connect import AsyncConnection
@@ -55,6 +55,9 @@ class Exports:
         order = jobs.order(await request.read(), self.parser.limits)
         store = self._store()
         org_id: UUID = request[ORG_ID]
+        if order.needs_quarters(self.parser.limits):
+            known = await self.database.read(lambda c: seen.quarters(c, org_id))
+            order.check_quarters(self.parser.limits, known)
         row = {
             "job_id": uuid.uuid4(),
             "org_id": org_id,

@@ -32,7 +32,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 from psycopg.rows import class_row
 
-from api.asking.buckets import Calendar, Granularity, to_datetime, to_minute, zone_names
+from api.asking.buckets import Calendar, Granularity, to_datetime, to_minute
 from api.asking.limits import Limits
 from api.config import DatabaseConfig, ExportConfig, RangeConfig
 from api.errors import ApiError, Unavailable
@@ -41,6 +41,7 @@ from api.exports.jobs import SQL, Job
 from api.exports.stores import Store
 from api.reading.database import PRIVILEGED_REMEDY
 from pipeline.common.connect import Session, connect
+from pipeline.common.day_zones import zone_names
 from sql import roles
 
 log = logging.getLogger(__name__)

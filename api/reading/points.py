@@ -171,7 +171,7 @@ def plain_series(question: FiguresQuestion, book: Book) -> PlainSeries | None:
     span = question.span
     if question.after is not None:  # nothing before the cursor's bucket is read again
         span = Span(max(span.start, question.after.bucket), span.end)
-    plan = series_plan(span, question.calendar, book.moments)
+    plan = series_plan(span, question.calendar, book.moments, question.quarters)
     plain = [branch for branch in plan if branch.buckets is None and len(branch.spans) == 1]
     if len(plain) != 1:
         return None

@@ -89,7 +89,7 @@ def usage_totals(question: FiguresQuestion, book: Book, values: Values) -> str:
     source = union(
         f"SELECT {KEY}, {', '.join(STORED)} FROM {table_of(question, branch.grain)}"
         f" WHERE {condition(question, branch.spans, values)}"
-        for branch in totals_plan(question.span, book.moments)
+        for branch in totals_plan(question.span, book.moments, question.quarters)
     )
     return f"SELECT {', '.join(usage_sums(book))} FROM ({source}) AS figures{book.join()}"
 
@@ -134,7 +134,7 @@ def _series(
     keys = _keys(question)
     if after is not None:  # nothing before the cursor's bucket is read again
         span = Span(max(span.start, after.bucket if keys else calendar.end_of(after.bucket)), span.end)
-    plan = series_plan(span, calendar, book.moments if book else ())
+    plan = series_plan(span, calendar, book.moments if book else (), question.quarters)
     if not plan:
         return None
     group = ", ".join(_grouping(keys))
@@ -150,7 +150,7 @@ def _series(
 def figures(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
     """A statement for the sums of `USAGE` by bucket, model and client over the whole range, for an export."""
     values = Values(question)
-    plan = series_plan(question.span, question.calendar, book.moments)
+    plan = series_plan(question.span, question.calendar, book.moments, question.quarters)
     keys = _keys(question)
     group = ", ".join(_grouping(keys))
     sums = ", ".join(f"sum({book.of_row(name)}) AS {name}" for name in USAGE)
@@ -165,7 +165,7 @@ def sku_groups(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
     ``prices`` are those of `prices.SKUS` for the org, and ``list_prices`` those for everyone.
     """
     values = Values(question)
-    plan = series_plan(question.span, question.calendar, book.moments)
+    plan = series_plan(question.span, question.calendar, book.moments, question.quarters)
     sums = ", ".join(f"sum(figures.{name}) AS {name}" for name in STORED)
     source = _source(question, plan, ("model_id",), STORED, values, book)
     values |= book.values
@@ -185,7 +185,7 @@ async def totals(
     source = union(
         f"SELECT {', '.join(measures)} FROM {table_of(question, branch.grain)}"
         f" WHERE {condition(question, branch.spans, values)}"
-        for branch in totals_plan(question.span)
+        for branch in totals_plan(question.span, quarters=question.quarters)
     )
     text = f"SELECT {', '.join(_aggregates(measures))} FROM ({source}) AS figures"
     (row,) = await _binary_rows(connection, text, values)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row, scalar_row, tuple_row
 
+from api.asking.buckets import Quarters, to_minute
 from api.asking.questions import Counted
 from api.reading.database import rows
 from api.reading.freshness import Standing, StandingsPage
@@ -117,6 +118,17 @@ async def clients(connection: AsyncConnection, org_id: UUID, after: str | None, 
 async def dimensions(connection: AsyncConnection, org_id: UUID) -> list[Counted]:
     """The dimensions that are set, with the time from which on each is complete for the org."""
     return await rows(connection, SQL["dimensions"], {"org_id": org_id}, class_row(Counted))
+
+
+async def quarters(connection: AsyncConnection, org_id: UUID) -> Quarters:
+    """The hours that have rows by the quarter, for all events of the org."""
+    found = await rows(connection, SQL["split_hours"], {"org_id": org_id}, tuple_row)
+    return quarters_of(found)
+
+
+def quarters_of(found: Iterable[tuple[int, datetime]]) -> Quarters:
+    """The quarters of rows of the query ``split_hours``."""
+    return Quarters({hour: to_minute(since) for hour, since in found})
 
 
 async def values(

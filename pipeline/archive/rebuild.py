@@ -22,13 +22,13 @@ from psycopg import sql as psql
 from psycopg.types.json import Jsonb
 
 from pipeline.archive import reconcile
-from pipeline.archive.reconcile import ALL_GRAINS, Connection, Difference, Report, Scope, time_of
+from pipeline.archive.reconcile import Connection, Difference, Report, Scope, time_of
 from pipeline.archive.store import Store
 from pipeline.common.actor import actor
 from pipeline.common.connect import Session, connect
 from pipeline.common.operator import OperatorError
 from pipeline.core.watermark import DAY_US
-from pipeline.core.windows import ERRORS, Grain
+from pipeline.core.windows import ALL_GRAINS, ERRORS, Grain
 from pipeline.sink.flush import statements
 from sql import queries
 

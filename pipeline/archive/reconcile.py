@@ -23,17 +23,15 @@ from pipeline.archive.files import EPOCH, Damaged
 from pipeline.archive.recount import Key, Partial, Row, Rows
 from pipeline.archive.store import Store
 from pipeline.core.watermark import DAY_US, HOUR_US
-from pipeline.core.windows import BREAKDOWNS, ERRORS, GRAINS, MEASURES, Grain
+from pipeline.core.windows import ALL_GRAINS, ERRORS, MEASURES, Grain
 from pipeline.sink import event_columns
 from sql import queries
 
 Connection = psycopg.Connection[Any]
 
-_SUMMED: Final = (*GRAINS, *BREAKDOWNS)
+_SUMMED: Final = tuple(grain for grain in ALL_GRAINS if not grain.counts_only)
 _HOURLY: Final = tuple(grain for grain in _SUMMED if grain.length_us <= HOUR_US)
 _DAILY: Final = tuple(grain for grain in _SUMMED if grain.length_us == DAY_US)
-ALL_GRAINS: Final = (*_SUMMED, ERRORS)
-"""All tables of rollups. The rows of all dimensions are compared together."""
 _FOREVER_US: Final = 2**62
 
 

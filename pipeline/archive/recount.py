@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pipeline.core import sketches
 from pipeline.core.events import DETAILS
 from pipeline.core.watermark import HOUR_US, MINUTE_US
-from pipeline.core.windows import BREAKDOWNS, MEASURES, Grain
+from pipeline.core.windows import BREAKDOWNS, LATE_MINUTE, MEASURES, USAGE_QUARTER, Grain
 
 Key = tuple[Any, ...]
 """(org, bucket start in microseconds, model, rate class[, client[, status, error code]]), ids as 16 bytes.
@@ -34,6 +34,7 @@ _FIGURES: Final = (*_SUMS, *DETAILS)
 _LATE: Final = ("late_minute", "late_hour", "late_day")
 _COLUMNS: Final = {"client_id": "client", "dimension": "dimension", "value": "client"}
 """The columns of our sums for the texts in the key of a grain."""
+_QUARTER: Final = "15 min"
 _CELL: Final = ["org", "minute", "model", "rate", "dimension", "client"]
 _FAILURE: Final = ["org", "model", "rate", "client", "status", "code"]
 
@@ -43,7 +44,8 @@ class Partial:
     """The sums of one hour's events: by minute, model and client; also by sketch bin; failures by code.
 
     The events are summed up once more for each of their dimensions, with the value in place of the client.
-    The dimension is '' for the sums by client.
+    The dimension is '' for the sums by client. Events that were counted by the quarter, too, are summed up
+    once more under the dimension `_QUARTER`, which no setting can name.
     """
 
     cells: pa.Table
@@ -53,7 +55,7 @@ class Partial:
 
 def reduce(events: pa.Table, *, org: bytes | None = None) -> dict[int, Partial]:
     """The sums of events, by hour (since 1970). ``events`` has the columns of `event_columns.SCHEMA`."""
-    flat = _with_dimensions(events, _flat(events))
+    flat = _with_quarters(events, _with_dimensions(events, _flat(events)))
     if org is not None:
         flat = flat.filter(pc.equal(flat.column("org"), pa.scalar(org, pa.binary(16))))
     hours = flat.column("minute").to_numpy() // (HOUR_US // MINUTE_US)
@@ -100,8 +102,8 @@ def rows_of(partials: Sequence[Partial], grain: Grain) -> Rows:
         sketches.encode(bin_numbers[first:end], counts[first:end])
         for first, end in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     ]
-    late = f"late_{grain.name.rpartition('_')[2]}"
-    measures = (*_SUMS, "latency_max_ms", late, *DETAILS)
+    assert grain.late is not None
+    measures = (*_SUMS, "latency_max_ms", _LATE[grain.late - LATE_MINUTE], *DETAILS)
     figures = [sums.column(name).to_pylist() for name in measures]
     return dict(zip(_keys(sums, keys), zip(*figures, encoded, strict=True), strict=True))
 
@@ -159,6 +161,16 @@ def _with_dimensions(events: pa.Table, flat: pa.Table) -> pa.Table:
     return pa.concat_tables([flat, once_more])
 
 
+def _with_quarters(events: pa.Table, flat: pa.Table) -> pa.Table:
+    """The flat events, and those that were counted by the quarter once more."""
+    counted = pa.array(np.flatnonzero(events.column("in_quarter").to_numpy()))
+    once_more = flat.take(counted)  # the events themselves come first in ``flat``
+    for name, text in (("dimension", _QUARTER), ("client", "")):
+        place = once_more.column_names.index(name)
+        once_more = once_more.set_column(place, name, pa.array([text] * len(counted), pa.string()))
+    return pa.concat_tables([flat, once_more])
+
+
 def _bytes(events: pa.Table, name: str) -> pa.ChunkedArray:
     chunks = [chunk.storage for chunk in events.column(name).chunks]
     return pa.chunked_array(chunks, pa.binary(16))
@@ -180,12 +192,18 @@ def _counted(table: pa.Table, keys: list[str]) -> pa.Table:
 
 
 def _in_buckets(table: pa.Table, grain: Grain) -> pa.Table:
-    """The sums that belong to a grain (by client, or those of the dimensions), with the bucket of each."""
-    by_value = pc.not_equal(table.column("dimension"), "")
-    table = table.filter(by_value if grain in BREAKDOWNS else pc.invert(by_value))
+    """The sums that belong to a grain, with the bucket of each."""
+    table = table.filter(_counted_in(table.column("dimension"), grain))
     minutes = table.column("minute").to_numpy()
     starts = minutes * MINUTE_US // grain.length_us * grain.length_us
     return table.append_column("bucket", pa.array(starts, pa.int64()))
+
+
+def _counted_in(dimension: pa.ChunkedArray, grain: Grain) -> pa.ChunkedArray:
+    """Mask of the sums that belong to a grain, by their dimension."""
+    if grain in BREAKDOWNS:
+        return pc.invert(pc.is_in(dimension, pa.array(["", _QUARTER])))
+    return pc.equal(dimension, _QUARTER if grain is USAGE_QUARTER else "")
 
 
 def _keys(table: pa.Table, names: list[str]) -> list[Key]:

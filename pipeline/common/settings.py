@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-from pipeline.common import parsers
+from pipeline.common import day_zones, parsers
 from pipeline.common.parsers import is_loopback, written
 from pipeline.core import dimensions
 
@@ -229,6 +229,15 @@ _COUNTING: Final = (
         "Up to 8 dimensions by which events are counted beside their client, such as"
         " `user=actorId,team=metadata.team`. A dimension is complete from the first whole hour after it was"
         " set. Each one adds rows of about the number of its values.",
+    ),
+    _setting(
+        "DAY_ZONES",
+        day_zones.parse,
+        "",
+        "Up to 4 time zones whose days begin off the whole hour of UTC, such as `Asia/Kolkata`. From now on,"
+        " the hour in which such a day begins has rows by the quarter, kept for `RETENTION_ROLLUP`. So days,"
+        " weeks and months of the zone can be asked for when minute rows are gone. The API needs the"
+        " setting, too.",
     ),
     _setting(
         "VALUES_PER_ORG_HOUR_MAX",

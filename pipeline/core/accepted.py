@@ -79,6 +79,8 @@ class AcceptedEvents:
     values: list[str]
     late: IntArray
     """uint8: 0 in time, 1 late for its minute, 2 for its hour too, 3 for its day too."""
+    in_quarter: IntArray
+    """bool: the event was also counted in a row of a quarter."""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -110,6 +112,7 @@ class AcceptedLog:
         newest_broker_us: int,
         window_us: int,
         future_us: int,
+        split_hours: Sequence[int] = (),
     ) -> AcceptedEvents | None:
         """Take out the events that were added since the last drain. None if there is no event.
 
@@ -177,6 +180,7 @@ class AcceptedLog:
             counted_value=counted_value.reshape(columns.values.shape),
             values=values,
             late=late,
+            in_quarter=np.isin(hour % 24, split_hours),
         )
 
 

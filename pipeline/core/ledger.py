@@ -385,6 +385,7 @@ class Ledger:
             newest_broker_us=self.position.newest_broker_us,
             window_us=self._rules.dedupe_window_us,
             future_us=FUTURE_US,
+            split_hours=self._rules.split_hours,
         )
 
     def _let_go(self) -> None:

@@ -37,6 +37,7 @@ from pipeline.core.windows import (
     MODEL,
     ORG,
     USAGE_DAY,
+    USAGE_QUARTER,
     Grain,
     Labels,
     NameCap,
@@ -77,8 +78,10 @@ class Rollups:
         self._reader = reader
         self._tally = tally
         self._dimensions = [one.name for one in reader.dimensions]
+        self._is_split = np.isin(np.arange(24), rules.split_hours)
+        quarters = (USAGE_QUARTER,) if rules.split_hours else ()
         self._tables_of = [
-            {grain: Table(grain) for grain in (*GRAINS, ERRORS)},
+            {grain: Table(grain) for grain in (*GRAINS, *quarters, ERRORS)},
             *(
                 {grain: Table(grain) for grain in breakdowns}
                 for breakdowns in map(_grains_of, self._dimensions)
@@ -115,7 +118,8 @@ class Rollups:
             counts.append([len(cells) for cells in held])
             failures += len(held[0].failure_keys)
         rows = sum(
-            _CELL_ROWS * by_client + _VALUE_CELL_ROWS * sum(by_value) for by_client, *by_value in counts
+            (_CELL_ROWS + (USAGE_QUARTER in self._tables)) * by_client + _VALUE_CELL_ROWS * sum(by_value)
+            for by_client, *by_value in counts
         )
         return self._dirty_rows + seen + rows + failures
 
@@ -147,7 +151,10 @@ class Rollups:
 
         The cells by client and by value of an event have the same org and minute, so they wait together.
         """
-        masks = [(_is_cold(cells.keys, tables), _is_cold(cells.failure_keys, tables)) for cells in gathered]
+        masks = [
+            (self._is_cold(cells.keys, tables), self._is_cold(cells.failure_keys, tables))
+            for cells in gathered
+        ]
         if not masks[0][0].any():
             return gathered
         pairs = list(zip(gathered, masks, strict=True))
@@ -185,7 +192,9 @@ class Rollups:
         for cells, tables in zip(gathered, self._tables_of, strict=True):
             pairs = cells.pair_cells, cells.pair_bins, cells.pair_counts
             for grain, table in tables.items():
-                if not grain.counts_only:
+                if grain.split_only:
+                    self._add_quarters(cells, table)
+                elif not grain.counts_only:
                     table.add(row_keys(cells.keys, grain), cells.totals, pairs)
                 elif len(cells.failure_keys):
                     table.count(row_keys(cells.failure_keys, grain), cells.failure_counts)
@@ -201,7 +210,27 @@ class Rollups:
             keys = by_client.keys[labelled].take([ORG, MODEL], axis=1)
             self._labels.add(keys, labels[labelled], self._reader.labels.pooled)
 
+    def _add_quarters(self, cells: Cells, table: Table) -> None:
+        """Add the cells of split hours to the table of quarters."""
+        mine = cells.take(self._in_split_hours(cells.keys), np.zeros(len(cells.failure_keys), np.bool_))
+        if len(mine):
+            pairs = mine.pair_cells, mine.pair_bins, mine.pair_counts
+            table.add(row_keys(mine.keys, table.grain), mine.totals, pairs)
+
+    def _in_split_hours(self, keys: IntArray) -> IntArray:
+        """Mask (bool[n]) of the cells or failures that lie in split hours."""
+        split: IntArray = self._is_split[keys[:, MINUTE] // 60 % 24]
+        return split
+
     # --- blocks that are not in memory -------------------------------------------------------------------
+
+    def _is_cold(self, keys: IntArray, tables: Iterable[Table]) -> IntArray:
+        """Mask (bool[n]) of the cells or failures that touch a cold block of one of the tables."""
+        cold = np.zeros(len(keys), np.bool_)
+        for table in tables:
+            touched = table.cold(keys[:, ORG], buckets(keys, table.grain))
+            cold |= touched & self._in_split_hours(keys) if table.grain.split_only else touched
+        return cold
 
     @property
     def waits(self) -> bool:
@@ -215,7 +244,10 @@ class Rollups:
         for grain, table in self._tables.items():
             blocks = set(days) if grain is USAGE_DAY else set()
             for by_client, *_ in self._cold:
-                blocks |= _cold_blocks(table, by_client.keys[:, ORG], buckets(by_client.keys, grain))
+                keys = by_client.keys
+                if grain.split_only:
+                    keys = keys[self._in_split_hours(keys)]
+                blocks |= _cold_blocks(table, keys[:, ORG], buckets(keys, grain))
             wanted.extend(
                 Block(grain=grain, org=(int(orgs[org, 0]), int(orgs[org, 1])), bucket=bucket)
                 for org, bucket in sorted(blocks)
@@ -396,14 +428,6 @@ def _see(spans: Spans, cells: Cells, *columns: int) -> None:
     # take() and copy() make C-ordered arrays, the one kind that the kernels are compiled for.
     first_us, last_us = cells.totals[:, FIRST_US].copy(), cells.totals[:, LAST_US].copy()
     spans.add(cells.keys.take(columns, axis=1), first_us, last_us)
-
-
-def _is_cold(keys: IntArray, tables: Iterable[Table]) -> IntArray:
-    """Mask (bool[n]) of the cells or failures that touch a cold block of one of the tables."""
-    cold = np.zeros(len(keys), np.bool_)
-    for table in tables:
-        cold |= table.cold(keys[:, ORG], buckets(keys, table.grain))
-    return cold
 
 
 def _cold_blocks(table: Table, org: IntArray, bucket: IntArray) -> set[tuple[int, int]]:

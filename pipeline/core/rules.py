@@ -18,13 +18,15 @@ FUTURE_US: Final = 5 * 60 * 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The rules of one deployment, set by ALLOWED_LATENESS, DEDUPE_WINDOW, DIMENSIONS and the _MAXes."""
+    """The rules of one deployment, set by ALLOWED_LATENESS, DEDUPE_WINDOW, DIMENSIONS and others."""
 
     allowed_lateness_us: int = 10_000_000
     dedupe_window_us: int = 24 * 3_600_000_000
     clients_per_org_hour_max: int = 1000
     models_per_org_hour_max: int = 1000
     dimensions: tuple[Dimension, ...] = ()
+    split_hours: tuple[int, ...] = ()
+    """Hours of the day (UTC, 0 to 23, ascending) with rows by the quarter: see `windows.USAGE_QUARTER`."""
     values_per_org_hour_max: int = 1000
     """Most values by name of one dimension, in an org's hour."""
     context_tiers: tuple[int, ...] = CONTEXT_TIERS

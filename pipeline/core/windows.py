@@ -24,7 +24,7 @@ import numpy.typing as npt
 from pipeline.core import kernels, sketches
 from pipeline.core.events import DETAILS
 from pipeline.core.secret import SECRET
-from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US
+from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US, QUARTER_US
 
 IntArray = npt.NDArray[Any]
 
@@ -77,6 +77,8 @@ class Grain:
     """The columns of the key in the database that hold a text."""
     dimension: str = ""
     """The dimension that the rows belong to. '' for the tables of models, clients and error codes."""
+    split_only: bool = False
+    """Only the split hours (`rules.Rules.split_hours`) have rows."""
 
     @property
     def counts_only(self) -> bool:
@@ -138,9 +140,26 @@ ERRORS: Final = Grain(
     resident_us=10 * MINUTE_US,
     texts=("client_id", "error_code"),
 )
+USAGE_QUARTER: Final = Grain(
+    name="usage_quarter",
+    length_us=QUARTER_US,
+    key=(ORG, BUCKET, MODEL, RATE),
+    late=LATE_HOUR,
+    resident_us=10 * MINUTE_US,
+    split_only=True,
+)
+"""The quarters of the split hours: hours in which a day of some time zone begins off the hour.
+
+Such a day is whole hours and quarters, so it needs no minute rows, and a price that changes inside changes
+between its rows. For example, a day from 18:30 to 18:30 has the quarters of 18:30 and 18:45, the hours from
+19:00 to 18:00, and the quarters of 18:00 and 18:15. ``revision`` counts the events that were late for the
+hour.
+"""
 GRAINS: Final = (USAGE_MINUTE, USAGE_HOUR, USAGE_DAY, CLIENT_HOUR, CLIENT_DAY)
 BREAKDOWNS: Final = (BREAKDOWN_HOUR, BREAKDOWN_DAY)
 """The tables of all dimensions. `Grain.of` picks the rows of one of them."""
+ALL_GRAINS: Final = (*GRAINS, USAGE_QUARTER, *BREAKDOWNS, ERRORS)
+"""All tables of rollups. The rows of all dimensions are in the same tables."""
 
 
 class Rows:

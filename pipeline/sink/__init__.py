@@ -108,12 +108,15 @@ class Sink(Protocol):
 
     # --- ownership
 
-    async def claim(self, stream: str, dimensions: Sequence[Dimension] = ()) -> tuple[Claim, Position]:
+    async def claim(
+        self, stream: str, dimensions: Sequence[Dimension] = (), split_hours: Sequence[int] = ()
+    ) -> tuple[Claim, Position]:
         """Become the only writer of a stream's partition; the claim, and the partition's position.
 
         ``dimensions`` are those that the owner counts from now on. The claim notes since when each of them is
         complete. Example: events up to 10:20 have been counted without the dimension "team". The hour from
-        10:00 is not complete, so "team" counts since 11:00.
+        10:00 is not complete, so "team" counts since 11:00. ``split_hours`` are the hours of the day that the
+        owner counts by the quarter, too. The claim notes the same of each of them.
 
         The claim raises the epoch. From now on, the next flush under an earlier claim raises `Fenced`.
         Example: A holds the claim with epoch 7, and B claims and gets epoch 8. Each flush of A carries epoch

@@ -46,6 +46,7 @@ SCHEMA: Final = pa.schema(
         ("provider", pa.string()),
         ("model_name", pa.string()),
         ("dimensions", pa.list_(_VALUE)),
+        ("in_quarter", pa.int8()),
     ]
 )
 """The columns of the archive, one row for each event.
@@ -58,7 +59,7 @@ buckets the watermark had passed when the event came: 0 none, 1 the minute, 2 al
 Files of versions up to 0.2.0 end there. Then come the kinds of tokens, the service tier (a place in
 `wire.SERVICE_TIERS`), the class under which the event was counted (``analytics.rate_classes``), and the
 labels of the model. ``dimensions`` has each dimension that the event was counted by, with the event's own
-value and the value under which it was counted.
+value and the value under which it was counted. ``in_quarter`` is 1 if it was also counted by the quarter.
 """
 
 
@@ -89,6 +90,7 @@ def table_of(events: AcceptedEvents) -> pa.Table:
         _texts(events.provider, events.labels),
         _texts(events.model_name, events.labels),
         _dimensions(events),
+        pa.array(events.in_quarter.astype(np.int8)),
     )
     assert all(len(column) == n for column in columns)
     return pa.Table.from_arrays(list(columns), schema=SCHEMA)
@@ -112,7 +114,7 @@ def complete(table: pa.Table) -> pa.Table:
     """Complete a table of an earlier version to the columns of `SCHEMA`.
 
     An event that an earlier version has counted has none of the kinds of tokens, the rate class 0 and no
-    label. Its ``counted_model_id`` is null, and it was counted by no dimension.
+    label. Its ``counted_model_id`` is null, and it was counted by no dimension and by no quarter.
     """
     for field in SCHEMA:
         if field.name in table.column_names:

@@ -44,7 +44,9 @@ class Recovery(Sink):
 
     # --- ownership
 
-    async def claim(self, stream: str, dimensions: Sequence[Dimension] = ()) -> tuple[Claim, Position]:
+    async def claim(
+        self, stream: str, dimensions: Sequence[Dimension] = (), split_hours: Sequence[int] = ()
+    ) -> tuple[Claim, Position]:
         """See `Sink.claim`. One claim at a time runs in a database, so that no two streams get one number."""
         named = {"stream": stream, "consumer": self.consumer, "quiet": f"{GROUP_QUIET_S} s"}
         async with self.database.transaction() as connection:
@@ -56,6 +58,7 @@ class Recovery(Sink):
                 other = other or await (await connection.execute(_FLUSH["consumer"], named)).fetchone()
             else:
                 await _set_dimensions(connection, row[0], dimensions)
+                await _set_split_hours(connection, row[0], split_hours)
         if row is None:
             assert other is not None
             raise Contested(
@@ -247,6 +250,16 @@ async def _set_dimensions(
                 "future": f"{FUTURE_US} microseconds",
             },
         )
+
+
+async def _set_split_hours(
+    connection: psycopg.AsyncConnection[Any], partition: int, hours: Sequence[int]
+) -> None:
+    """Note which hours of the day the owner of a partition counts by the quarter, and since when."""
+    values = {"partition": partition, "hours": list(hours), "future": f"{FUTURE_US} microseconds"}
+    await connection.execute(_FLUSH["drop_split_hours"], values)
+    if hours:
+        await connection.execute(_FLUSH["set_split_hours"], values)
 
 
 def _reading(query: str, grain: Grain) -> str:

@@ -147,7 +147,7 @@ async def recover(
     merge_ids_at_us: int,
 ) -> Owned:
     """Claim the partition and build its ledger from the database. Raises what `Sink.claim` raises."""
-    claim, position = await sink.claim(stream, rules.dimensions)
+    claim, position = await sink.claim(stream, rules.dimensions, rules.split_hours)
     ledger = Ledger(
         rules,
         position,

@@ -81,6 +81,25 @@ WHERE known.source <> EXCLUDED.source OR EXISTS (
     WHERE p.partition = known.partition AND p.accepted <> p.counted_by_dimensions
 )
 
+-- name: drop_split_hours
+-- Forget the split hours of a partition that are not set any more. Their rows stay until their retention is over.
+DELETE FROM analytics.split_hours WHERE partition = %(partition)s AND NOT hour = ANY(%(hours)s::smallint[])
+
+-- name: set_split_hours
+-- Note the hours of the day that a worker counts by the quarter from now on, and since when each is complete: as
+-- set_dimensions.
+INSERT INTO analytics.split_hours AS known (partition, hour, since)
+SELECT partition, hour, CASE WHEN accepted = 0 THEN 'epoch' ELSE
+        date_trunc('hour', COALESCE(GREATEST(newest_broker_time, broker_time), now()) + %(future)s::interval, 'UTC')
+        + interval '1 hour' END
+FROM analytics.partitions, unnest(%(hours)s::smallint[]) AS wanted (hour)
+WHERE partition = %(partition)s
+ON CONFLICT (partition, hour) DO UPDATE SET since = EXCLUDED.since
+WHERE EXISTS (
+    SELECT FROM analytics.partitions AS p
+    WHERE p.partition = known.partition AND p.accepted <> p.counted_by_dimensions
+)
+
 -- name: released
 -- Clear the count of crashes, because the worker lets the partition go on purpose.
 UPDATE analytics.partitions SET crashes = 0

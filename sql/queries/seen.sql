@@ -73,6 +73,24 @@ CROSS JOIN LATERAL (SELECT COALESCE(CASE WHEN m.is_counted THEN d.since END, m.e
 GROUP BY n.name, n.source
 ORDER BY n.name
 
+-- name: split_hours
+-- The hours of the day that every partition of an org counts by the quarter, with the time from which on each is
+-- complete for the org: as dimensions.
+WITH mine AS (
+    SELECT p.partition, p.accepted = p.counted_by_dimensions AS is_counted, CASE WHEN p.retired_at IS NOT NULL THEN
+        date_trunc('hour', COALESCE(GREATEST(p.newest_broker_time, p.broker_time), 'epoch') + interval '5 minutes', 'UTC')
+            + interval '1 hour' END AS ended
+    FROM analytics.orgs_seen AS o JOIN analytics.partitions AS p USING (partition)
+    WHERE o.org_id = %(org_id)s
+)
+SELECT h.hour, COALESCE(max(s.since), 'epoch') AS since
+FROM (SELECT DISTINCT hour FROM analytics.split_hours) AS h
+LEFT JOIN mine AS m ON true
+LEFT JOIN analytics.split_hours AS d ON d.hour = h.hour AND d.partition = m.partition
+CROSS JOIN LATERAL (SELECT COALESCE(CASE WHEN m.is_counted THEN d.since END, m.ended) AS since) AS s
+GROUP BY h.hour
+HAVING bool_and(m.partition IS NULL OR s.since IS NOT NULL)
+
 -- name: values
 -- A page of the values of a dimension that an org has, in byte order.
 SELECT value COLLATE "C" AS key, min(first_event_at) AS first_event_at, max(last_event_at) AS last_event_at

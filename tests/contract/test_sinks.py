@@ -34,6 +34,7 @@ RULES = Rules(
     clients_per_org_hour_max=3,
     models_per_org_hour_max=3,
     dimensions=mix.DIMENSIONS,
+    split_hours=tuple(range(0, 24, 2)),
     values_per_org_hour_max=3,
 )
 
@@ -138,6 +139,42 @@ async def test_a_dimension_is_complete_from_the_first_hour_after_the_events_that
     since = {name: since for name, (_, since) in held.dimensions().items()}
     assert not books.uneven_sums(held.stored(), since)
     assert books.uneven_sums(held.stored(), {"user": 0})
+
+
+async def test_a_split_hour_is_complete_from_the_first_hour_after_the_events_that_it_missed(
+    embedded_postgres_url: str,
+) -> None:
+    migrate.upgrade(embedded_postgres_url)
+    bodies = mix.make(500, seed=25, now_us=NOW_US, bad=0).bodies
+    next_hour = (NOW_US + 300_000_000) // naive.HOUR_US + 1
+    memory = MemorySink()
+    sinks: tuple[Sink, ...] = (memory, TimescaleSink(embedded_postgres_url))
+
+    async def count(sink: Sink, upto: int, *hours: int) -> None:
+        claim, ledger = await books.recover(sink, replace(RULES, split_hours=hours))
+        ingest(ledger, bodies, upto=upto)
+        await books.flush(sink, claim, ledger)
+
+    def known() -> dict[int, int]:
+        with psycopg.connect(embedded_postgres_url) as connection:
+            found = connection.execute(
+                "SELECT hour, (EXTRACT(EPOCH FROM since) / 3600)::bigint FROM analytics.split_hours"
+            ).fetchall()
+        assert dict(found) == memory.state.split_hours
+        return dict(found)
+
+    for upto, hours, wanted in (
+        (100, (18,), {18: 0}),
+        (200, (13, 18), {13: next_hour, 18: 0}),
+        (300, (13,), {13: next_hour}),
+        (400, (), {}),
+        (500, (18,), {18: next_hour}),
+    ):
+        for sink in sinks:
+            await count(sink, upto, *hours)
+        assert known() == wanted
+    assert not books.difference(books.stored_in_database(embedded_postgres_url), books.stored(memory))
+    await sinks[1].close()
 
 
 async def test_a_dimension_begins_anew_after_a_worker_that_knew_of_none(embedded_postgres_url: str) -> None:

@@ -23,6 +23,7 @@ from tests.support.archives import END_US, EVERYTHING, NOW_US, Partition, reconc
 
 SUMMED = (
     "usage_minute",
+    "usage_quarter",
     "usage_hour",
     "usage_day",
     "client_hour",

@@ -51,6 +51,7 @@ RULES = Rules(
     clients_per_org_hour_max=2,
     models_per_org_hour_max=2,
     dimensions=(TEAM, USER),
+    split_hours=tuple(range(0, 24, 2)),
     values_per_org_hour_max=2,
 )
 
@@ -399,11 +400,21 @@ def _dimensions_count_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(memory_sink, "FUTURE_US", -2 * HOUR_US)
 
 
+def _late_quarters_wait_for_no_block(patch: pytest.MonkeyPatch) -> None:
+    """A late event starts the row of its quarter anew instead of adding to the stored one."""
+    cold = Table.cold
+
+    def never(self: Table, org: IntArray, bucket: IntArray) -> IntArray:
+        return np.zeros(len(org), np.bool_) if self.grain.split_only else cold(self, org, bucket)
+
+    patch.setattr(Table, "cold", never)
+
+
 def _lateness_is_lost_in_a_restart(patch: pytest.MonkeyPatch) -> None:
     claim = MemorySink.claim
 
-    async def forgetful(self: MemorySink, stream: str, dimensions: Any = ()) -> Any:
-        held, position = await claim(self, stream, dimensions)
+    async def forgetful(self: MemorySink, *what: Any) -> Any:
+        held, position = await claim(self, *what)
         return held, replace(position, newest_us=NEVER)
 
     patch.setattr(MemorySink, "claim", forgetful)
@@ -435,6 +446,7 @@ def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _models_are_not_restored),
         (PipelineMachine, _values_are_not_restored),
         (ChangingDimensionsMachine, _dimensions_count_at_once),
+        (PipelineMachine, _late_quarters_wait_for_no_block),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
         (ReplayMachine, _replays_forget_what_was_counted),
     ],

@@ -6,11 +6,11 @@ The rows are counted from the events in plain Python. Only the sketches are made
 import random
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -125,16 +125,7 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
         (schema.client_hour, "hour", True),
         (schema.client_day, "day", True),
     ):
-        groups = defaultdict(list)
-        for e in events:
-            client = (e.client,) if by_client else ()
-            key = (e.org, floor(e.at, grain), e.model, *client, e.partition)
-            groups[key, e.rate_class].append(e)
-        rows = [
-            (*key, *measures(group), 0, NOW, *details(group), rate_class)
-            for (key, rate_class), group in groups.items()
-        ]
-        insert(url, table, rows)
+        insert(url, table, rollup_rows(events, partial(floor, grain=grain), by_client=by_client))
     failures: dict[Any, int] = defaultdict(int)
     for e in events:
         if e.status:
@@ -153,11 +144,11 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
         of_key = defaultdict(list)
         for e in events:
             of_key[key_of(e)].append(e)
-        rows = []
-        for key, mine in of_key.items():
+        rows: list[tuple[Any, ...]] = []
+        for seen_key, mine in of_key.items():
             times = [e.at for e in mine]
             label = newest_label(mine) if table is schema.models_seen else ()
-            rows.append((*key, min(times), max(times), NOW, *label))
+            rows.append((*seen_key, min(times), max(times), NOW, *label))
         insert(url, table, rows)
     insert(
         url,
@@ -167,6 +158,20 @@ def load(url: str, events: Sequence[Event], watermarks: Mapping[int, datetime | 
             for number, watermark in watermarks.items()
         ],
     )
+
+
+def rollup_rows(
+    events: Iterable[Event], start_of: Callable[[datetime], datetime], *, by_client: bool = False
+) -> list[tuple[Any, ...]]:
+    """The rollup rows of some events, if ``start_of`` gives the start of the bucket of an instant."""
+    groups: dict[Any, list[Event]] = defaultdict(list)
+    for e in events:
+        client = (e.client,) if by_client else ()
+        groups[(e.org, start_of(e.at), e.model, *client, e.partition), e.rate_class].append(e)
+    return [
+        (*key, *measures(group), 0, NOW, *details(group), rate_class)
+        for (key, rate_class), group in groups.items()
+    ]
 
 
 def newest_label(events: Iterable[Event]) -> tuple[Any, ...]:

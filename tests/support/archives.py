@@ -31,6 +31,7 @@ RULES = Rules(
     clients_per_org_hour_max=3,
     models_per_org_hour_max=3,
     dimensions=mix.DIMENSIONS,
+    split_hours=tuple(range(0, 24, 2)),
     values_per_org_hour_max=3,
 )
 

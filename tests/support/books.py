@@ -20,6 +20,7 @@ from tests.support.memory_sink import MemorySink, State
 STREAM = "analytics.usage.v1"
 _LENGTH_S = {
     "usage_minute": 60,
+    "usage_quarter": 900,
     "usage_hour": 3600,
     "usage_day": 86400,
     "client_hour": 3600,
@@ -38,6 +39,7 @@ def oracle_rules(rules: Rules) -> naive.Rules:
         models_max=rules.models_per_org_hour_max,
         dimensions=tuple((one.name, one.source) for one in rules.dimensions),
         values_max=rules.values_per_org_hour_max,
+        split_hours=rules.split_hours,
         sum_max=rules.sum_max,
         context_tiers=rules.context_tiers,
     )
@@ -171,7 +173,7 @@ async def recover(
     sink: Sink, rules: Rules, *, stream: str = STREAM, keep_accepted: bool = False
 ) -> tuple[Claim, Ledger]:
     """Build a ledger as a worker does at its start."""
-    claim, position = await sink.claim(stream, rules.dimensions)
+    claim, position = await sink.claim(stream, rules.dimensions, rules.split_hours)
     rate_classes = await sink.rate_classes(rules.context_tiers)
     ledger = Ledger(rules, position, keep_accepted=keep_accepted, rate_classes=rate_classes)
     await read_back(sink, claim, ledger)

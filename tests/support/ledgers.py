@@ -23,6 +23,7 @@ RULES = Rules(
     clients_per_org_hour_max=2,
     models_per_org_hour_max=2,
     dimensions=(Dimension("team", "metadata.team"), Dimension("user", "actorId")),
+    split_hours=tuple(range(0, 24, 2)),
     values_per_org_hour_max=2,
 )
 ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=100)

@@ -23,7 +23,7 @@ from pipeline.core.rate_classes import ANY_SIZE, RateClass, RateClasses, classes
 from pipeline.core.replay import CountedIds, Letter, Opened, Settled
 from pipeline.core.rules import FUTURE_US
 from pipeline.core.watermark import HOUR_US
-from pipeline.core.windows import BREAKDOWNS, ERRORS, GRAINS, Grain
+from pipeline.core.windows import ALL_GRAINS, ERRORS, GRAINS, Grain
 from pipeline.sink import Claim, Fenced, Sink, SinkUnavailable
 from pipeline.sink.recovery import SEGMENTS_MANY
 
@@ -41,7 +41,7 @@ class State:
     epoch: int = 0
     position: Position = field(default_factory=Position)
     tables: dict[str, dict[Key, tuple[tuple[int, ...], bytes]]] = field(
-        default_factory=lambda: {grain.name: {} for grain in (*GRAINS, *BREAKDOWNS, ERRORS)}
+        default_factory=lambda: {grain.name: {} for grain in ALL_GRAINS}
     )
     seen: dict[str, dict[Key, tuple[int, int]]] = field(
         default_factory=lambda: {"orgs_seen": {}, "models_seen": {}, "clients_seen": {}, "values_seen": {}}
@@ -53,6 +53,8 @@ class State:
     outbox: list[AcceptedEvents] = field(default_factory=list)
     dimensions: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By name: the source, and the first hour (since 1970) in which the dimension is complete."""
+    split_hours: dict[int, int] = field(default_factory=dict)
+    """By hour of the day: the first hour (since 1970) from which its quarters are complete."""
     waiting: dict[tuple[int, int], Letter] = field(default_factory=dict)
     """Dead letters that wait for their backfill, by (offset, position)."""
     settled: list[tuple[Letter, Settled]] = field(default_factory=list)
@@ -71,6 +73,7 @@ class State:
             settled=list(self.settled),
             outbox=list(self.outbox),
             dimensions=dict(self.dimensions),
+            split_hours=dict(self.split_hours),
         )
 
 
@@ -139,7 +142,9 @@ class MemorySink(Sink):
         if self.down:
             raise SinkUnavailable("away")
 
-    async def claim(self, stream: str, dimensions: Sequence[Dimension] = ()) -> tuple[Claim, Position]:
+    async def claim(
+        self, stream: str, dimensions: Sequence[Dimension] = (), split_hours: Sequence[int] = ()
+    ) -> tuple[Claim, Position]:
         await self._reach()
         self._stream = stream
         self.state.epoch += 1
@@ -150,6 +155,7 @@ class MemorySink(Sink):
             one.name: known[one.name] if known.get(one.name, ("",))[0] == one.source else (one.source, since)
             for one in dimensions
         }
+        self.state.split_hours = {hour: self.state.split_hours.get(hour, since) for hour in split_hours}
         number = list(self.database.states).index(stream)
         return Claim(stream, number, self.state.epoch), replace(self.state.position)
 

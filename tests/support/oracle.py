@@ -55,6 +55,8 @@ class Rules:
     dimensions: tuple[tuple[str, str], ...] = ()
     """Names and sources: ``actorId``, or ``metadata.`` and a key."""
     values_max: int = 1000
+    split_hours: tuple[int, ...] = ()
+    """Hours of the day that are counted by the quarter, too."""
     error_codes_max: int = 100
     sum_max: int = 2**63 - 1
     context_tiers: tuple[int, ...] = (128_000, 200_000, 272_000)
@@ -275,6 +277,7 @@ class Oracle:
         self.newest_broker_us = 0
         self.usage_minute: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
         self.usage_hour: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
+        self.usage_quarter: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
         self.usage_day: dict[tuple[UUID, datetime, UUID], Row] = defaultdict(Row)
         self.client_hour: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
         self.client_day: dict[tuple[UUID, datetime, UUID, str], Row] = defaultdict(Row)
@@ -394,8 +397,11 @@ class Oracle:
             tables.append(("breakdown_hour", self.breakdown_hour, (org, hour, *by_value), HOUR_US))
             tables.append(("breakdown_day", self.breakdown_day, (org, day, *by_value), DAY_US))
             _see(self.values_seen, (org, dimension, text), at)
+        if hour.hour in self.rules.split_hours:
+            quarter = _bucket(event.occurred_us, HOUR_US // 4)
+            tables.append(("usage_quarter", self.usage_quarter, (org, quarter, model), HOUR_US))
         for name, table, key, size_us in tables:
-            late = watermark_us is not None and watermark_us >= _us(key[1]) + size_us
+            late = watermark_us is not None and watermark_us >= _floor(_us(key[1]), size_us) + size_us
             table[key].add(event, late=late)
             self.by_class[name][*key, rate_class].add(event, late=late)
         if event.status:

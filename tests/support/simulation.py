@@ -36,6 +36,7 @@ RULES = Rules(
     clients_per_org_hour_max=2,
     models_per_org_hour_max=2,
     dimensions=(Dimension("team", "metadata.team"),),
+    split_hours=tuple(range(0, 24, 2)),
     values_per_org_hour_max=2,
 )
 FLUSH = FlushConfig(interval_s=0, events_max=6, buffer_events_max=12, dirty_rows_max=60)

@@ -20,6 +20,7 @@ RULES = Rules(
     clients_per_org_hour_max=3,
     models_per_org_hour_max=3,
     dimensions=mix.DIMENSIONS,
+    split_hours=tuple(range(0, 24, 2)),
     values_per_org_hour_max=3,
 )
 
@@ -36,13 +37,16 @@ def test_events_that_an_earlier_version_left_in_the_outbox_are_read() -> None:
     assert batch.accepted is not None
     table = event_columns.table_of(batch.accepted)
     kinds = list(DETAILS[:-1])
-    before = table.drop_columns(["counted_model_id", *kinds, "dimensions"])
+    later = ["counted_model_id", *kinds, "dimensions", "in_quarter"]
+    before = table.drop_columns(later)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, before.schema) as writer:
         writer.write_table(before)
     found = event_columns.decode(bytes(sink.getvalue()))
     assert found.schema == event_columns.SCHEMA
-    assert found.drop_columns(["counted_model_id", *kinds, "dimensions"]).equals(before)
+    assert found.drop_columns(later).equals(before)
+    assert set(found.column("in_quarter").to_pylist()) == {0}
+    assert set(table.column("in_quarter").to_pylist()) == {0, 1}
     assert found.column("dimensions").to_pylist() == [[]] * len(table)
     assert all(set(found.column(kind).to_pylist()) == {0} for kind in kinds)
     assert found.column("counted_model_id").null_count == len(table) > 0
@@ -93,6 +97,17 @@ async def test_batches_bring_the_accepted_events_over_flushes_late_blocks_and_re
             assert one["counted_value"] in (one["value"], naive.OVERFLOW_VALUE)
             values[e["org_id"], at, model_of(e), one["dimension"], one["counted_value"]] += 1
     assert values == {key: row.invocations for key, row in oracle.breakdown_hour.items()}
+    quarters: Counter[Any] = Counter()
+    for e in events:
+        if e["in_quarter"]:
+            minute = e["occurred_at"].minute // 15 * 15
+            at = e["occurred_at"].replace(minute=minute, second=0, microsecond=0)
+            quarters[e["org_id"], at, model_of(e), e["late"] >= 2] += 1
+    rows = oracle.usage_quarter.items()
+    assert +quarters == +Counter(
+        {(*key, True): row.revision for key, row in rows}
+        | {(*key, False): row.invocations - row.revision for key, row in rows}
+    )
     failures: dict[Any, int] = {}
     for e in events:
         if e["status"]:

@@ -15,6 +15,7 @@ from api.asking.buckets import (
     Calendar,
     Grain,
     Granularity,
+    Quarters,
     Span,
     add_months,
     cover,
@@ -23,8 +24,8 @@ from api.asking.buckets import (
     to_datetime,
     to_minute,
     totals_plan,
-    zone_names,
 )
+from pipeline.common.day_zones import split_hours, zone_names
 
 ZONES = (
     "UTC",
@@ -113,7 +114,7 @@ spans = st.builds(
 )
 
 
-@given(span=spans, coarsest=st.sampled_from(Grain))
+@given(span=spans, coarsest=st.sampled_from((Grain.MINUTE, Grain.HOUR, Grain.DAY)))
 def test_pieces_cover_a_span_once_and_are_whole_rows(span: Span, coarsest: Grain) -> None:
     pieces = cover(span, coarsest)
     assert [minute for _, piece in pieces for minute in (piece.start, piece.end)] == sorted(
@@ -149,21 +150,42 @@ def test_no_row_spans_a_moment_at_which_a_price_changes(span: Span, moments: lis
     assert by_day == whole - inside, "all other days are read from day rows"
 
 
-@settings(max_examples=200)
-@given(span=spans, zone=st.sampled_from(ZONES), granularity=st.sampled_from(Granularity))
+QUARTERS = st.dictionaries(
+    st.sampled_from((13, 14, 18, 19)), st.integers(utc(2026, 10, 18), utc(2026, 11, 12)) | st.just(0)
+).map(Quarters)
+
+
+@settings(max_examples=300)
+@given(span=spans, zone=st.sampled_from(ZONES), granularity=st.sampled_from(Granularity), quarters=QUARTERS)
 def test_a_plan_puts_every_minute_into_its_bucket_once(
-    span: Span, zone: str, granularity: Granularity
+    span: Span, zone: str, granularity: Granularity, quarters: Quarters
 ) -> None:
     calendar = Calendar(granularity, ZoneInfo(zone))
-    plan = series_plan(span, calendar)
+    plan = series_plan(span, calendar, quarters=quarters)
     assert _minutes(plan) == list(range(span.start, span.end))
     for branch in plan:
         for row in _rows(branch):
             bucket = row if branch.buckets is None else max(b for b in branch.buckets if b <= row)
             assert bucket == calendar.start_of(row) == calendar.start_of(row + branch.grain.minutes - 1)
-    assert _minutes(totals_plan(span)) == list(range(span.start, span.end))
-    assert {name for name, _ in minute_edges(span, calendar)} <= {"granularity", "start", "end", "timeZone"}
-    assert any(branch.grain is Grain.MINUTE for branch in plan) == bool([*minute_edges(span, calendar)])
+    totals = totals_plan(span, quarters=quarters)
+    assert _minutes(totals) == list(range(span.start, span.end))
+    edges = [*minute_edges(span, calendar, quarters)]
+    assert {name for name, _ in edges} <= {"granularity", "start", "end", "timeZone"}
+    assert any(branch.grain is Grain.MINUTE for branch in plan) == bool(edges)
+    if not edges:
+        assert all(branch.grain is not Grain.MINUTE for branch in totals)
+    for branch in (*plan, *totals):
+        if branch.grain is Grain.QUARTER:
+            assert all(quarters.since[row // 60 % 24] <= row - row % 60 for row in _rows(branch))
+
+
+@given(span=spans, zone=st.sampled_from(("Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe")))
+def test_whole_days_off_the_hour_need_no_minute_rows_where_quarters_are(span: Span, zone: str) -> None:
+    calendar = Calendar(Granularity.DAY, ZoneInfo(zone))
+    edges = calendar.edges(span)
+    quarters = Quarters(dict.fromkeys(split_hours((zone,)), 0))
+    assert not [*minute_edges(Span(edges[0], edges[-1]), calendar, quarters)]
+    assert [*minute_edges(Span(edges[0] + 1, edges[-1]), calendar, quarters)]
 
 
 def _rows(branch: Branch) -> list[int]:
