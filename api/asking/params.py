@@ -129,8 +129,8 @@ GROUP_BY = Parameter(
 )
 TIME_ZONE = Parameter(
     name="timeZone",
-    help="IANA name. In zones off the whole hour the edges of a day take minute rows, or the rows that DAY_ZONES"
-    " keeps.",
+    help="IANA name. In zones off the whole hour the edges of a day take minute rows, or the rows that"
+    " DAY_ZONES keeps.",
     schema={"type": "string", "default": "UTC"},
 )
 LIMIT = Parameter(

@@ -46,7 +46,7 @@ def test_events_that_an_earlier_version_left_in_the_outbox_are_read() -> None:
     assert found.schema == event_columns.SCHEMA
     assert found.drop_columns(later).equals(before)
     assert set(found.column("in_quarter").to_pylist()) == {0}
-    assert set(table.column("in_quarter").to_pylist()) == {0, 1}
+    assert 1 in table.column("in_quarter").to_pylist()
     assert found.column("dimensions").to_pylist() == [[]] * len(table)
     assert all(set(found.column(kind).to_pylist()) == {0} for kind in kinds)
     assert found.column("counted_model_id").null_count == len(table) > 0
