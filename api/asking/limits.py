@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from api.answering.problems import Fault
 from api.asking.buckets import (
     DAY,
     HOUR,
@@ -25,8 +26,8 @@ from api.asking.buckets import (
 from api.config import RangeConfig
 from pipeline.common.day_zones import split_hours
 
-Fault = Callable[[str, str], None]
-"""Takes the parameter that is wrong (``start``, ``end``, ``granularity``, ``timeZone``), and what to say."""
+Report = Callable[[str, str], None]
+"""Takes the parameter that is wrong (``start``, ``end`` or ``timeZone``), and what to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class Limits:
     ranges: RangeConfig
     now: int
 
-    def span(self, fault: Fault, start: int, end: int, zone: ZoneInfo) -> Span | None:
+    def span(self, fault: Report, start: int, end: int, zone: ZoneInfo) -> Span | None:
         """The range, if it is neither empty, nor too long, nor too old."""
         months = self.ranges.months_max
         if end <= start:
@@ -56,24 +57,28 @@ class Limits:
             return None
         return Span(start, end)
 
-    def check_rows(
-        self, fault: Fault, span: Span, calendar: Calendar, *, split_by: str, quarters: Quarters | None = None
-    ) -> None:
-        """Minute rows are kept for a shorter time than the others, and not by client or dimension at all.
+    def lacking(
+        self, span: Span, calendar: Calendar, *, split_by: str, quarters: Quarters | None = None
+    ) -> list[Fault]:
+        """The faults of a range whose rows are not all there: of start, end, granularity or timeZone.
 
+        Minute rows are kept for a shorter time than the others, and not by client or dimension at all.
         ``split_by`` is the client or dimension that the figures are by; '' for neither. Rows by the quarter
         can stand in for old minute rows. ``quarters`` are those that the database has. None: those that
-        DAY_ZONES may have, and where `needs_quarters`, the database must be asked.
+        DAY_ZONES may have. Then, where `needs_quarters` says so, the database must be asked.
         """
         oldest = self._oldest(self.ranges.retention_minute_s)
         known = self._set_quarters if quarters is None else quarters
-        named: set[str] = set()
-        for name, part in minute_edges(span, calendar, NO_QUARTERS if split_by else known):
-            if name in named or (not split_by and part.start >= oldest):
-                continue
-            named.add(name)
-            texts = _NO_MINUTES if split_by else _TOO_OLD
-            fault(name, texts[name].format(name=split_by, oldest=shown(oldest)) + _since(known))
+        texts = _NO_MINUTES if split_by else _TOO_OLD
+        names = dict.fromkeys(
+            name
+            for name, part in minute_edges(span, calendar, NO_QUARTERS if split_by else known)
+            if split_by or part.start < oldest
+        )
+        return [
+            Fault(name, texts[name].format(name=split_by, oldest=shown(oldest)) + _since(known))
+            for name in names
+        ]
 
     def needs_quarters(self, span: Span, calendar: Calendar) -> bool:
         """Does the range need rows older than minute rows are kept for?"""
@@ -85,7 +90,7 @@ class Limits:
         """The quarters that the database may have."""
         return Quarters(dict.fromkeys(split_hours(self.ranges.day_zones), 0))
 
-    def check_months(self, fault: Fault, zone: ZoneInfo, *, split_by: str) -> None:
+    def check_months(self, fault: Report, zone: ZoneInfo, *, split_by: str) -> None:
         """Can each whole month of the zone be answered once it is final?"""
         days = Calendar(Granularity.DAY, zone).edges(Span(self.now, self.now + 366 * DAY))
         off = [day for day in days if day % HOUR]

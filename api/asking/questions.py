@@ -250,15 +250,7 @@ class Parser:
 
     def with_quarters(self, question: FiguresQuestion, quarters: Quarters) -> FiguresQuestion:
         """The question with the quarters that the database has. Raises `Problem` 400 if they are too few."""
-        faults: list[Fault] = []
-        self.limits.check_rows(
-            lambda name, message: faults.append(Fault(name, message)),
-            question.span,
-            question.calendar,
-            split_by="",
-            quarters=quarters,
-        )
-        if faults:
+        if faults := self.limits.lacking(question.span, question.calendar, split_by="", quarters=quarters):
             raise invalid_parameters(faults)
         return replace(question, quarters=quarters)
 
@@ -275,7 +267,7 @@ class Parser:
         span = self._span(reader, start, end, zone)
         if span:
             calendar = Calendar(Granularity.DAY, zone)
-            self.limits.check_rows(reader.fault, span, calendar, split_by="", quarters=NO_QUARTERS)
+            reader.faults += self.limits.lacking(span, calendar, split_by="", quarters=NO_QUARTERS)
         bound_to = f"orgs|{start}|{end}{pricing.bound_to}"
         after = self._after(reader, bound_to, UUID)
         reader.finish()
@@ -352,7 +344,7 @@ class Parser:
         if calendar.granularity is Granularity.MINUTE and span.end - span.start > DAY:
             reader.fault("end", "must be at most 24 hours after start for granularity=minute")
         else:
-            self.limits.check_rows(reader.fault, span, calendar, split_by=split_by)
+            reader.faults += self.limits.lacking(span, calendar, split_by=split_by)
 
     def _after(self, reader: Reader, bound_to: str, form: type[T]) -> T | None:
         if reader.faults:  # the cursor is bound to all parameters, and one of them is faulty

@@ -101,11 +101,11 @@ def _quarters(connection: psycopg.Connection[Any], job: Job, limits: Limits) -> 
     Raises:
         UnwritableError: rows that the file needs are kept no more, or not yet.
     """
-    found = NO_QUARTERS
-    if limits.needs_quarters(job.span, job.shape.calendar):
+    shape, found = job.shape, NO_QUARTERS
+    if limits.needs_quarters(job.span, shape.calendar):
         found = seen.quarters_of(connection.execute(seen.SQL["split_hours"], {"org_id": job.org_id}))
-    if lacks := job.lacks(limits, found):
-        raise UnwritableError(f"The file needs rows that are not there now: {lacks[0]}.")
+    if lacking := limits.lacking(job.span, shape.calendar, split_by=shape.split_by, quarters=found):
+        raise UnwritableError(f"The file needs rows that are not there now: {lacking[0].message}.")
     return found
 
 

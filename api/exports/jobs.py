@@ -145,19 +145,6 @@ class Job:
             quarters=quarters,
         )
 
-    def lacks(self, limits: Limits, quarters: Quarters) -> list[str]:
-        """Why the file cannot be made: rows that it needs are kept no more, or not yet."""
-        found: list[str] = []
-        shape = self.shape
-        limits.check_rows(
-            lambda _, message: found.append(message),
-            self.span,
-            shape.calendar,
-            split_by=shape.split_by,
-            quarters=quarters,
-        )
-        return found
-
     def shown(self, uri: Callable[[str], str]) -> answers.ExportJob:
         """The job as callers see it; ``uri`` makes the name of an object from its key."""
         return answers.ExportJob(
@@ -216,16 +203,8 @@ class Order:
 
     def check_quarters(self, limits: Limits, quarters: Quarters) -> None:
         """Raises `Problem` 400 if the quarters that the database has do not suffice."""
-        faults: list[Fault] = []
-        limits.check_rows(
-            lambda name, message: faults.append(Fault(_field(name), message)),
-            self.span,
-            self.shape.calendar,
-            split_by="",
-            quarters=quarters,
-        )
-        if faults:
-            raise invalid_parameters(faults)
+        if lacking := limits.lacking(self.span, self.shape.calendar, split_by="", quarters=quarters):
+            raise invalid_parameters([Fault(_field(one.field), one.message) for one in lacking])
 
 
 _SHAPE: Final = ("granularity", "timeZone", "groupBy", "format", "models")
@@ -286,5 +265,6 @@ def _span(reader: Body, shape: Shape, limits: Limits) -> Span | None:
         return None
     if shape.granularity == "hourly" and end > add_days(start, HOURLY_DAYS_MAX, shape.zone):
         fault("end", f"must be at most {HOURLY_DAYS_MAX} days after start for hourly")
-    limits.check_rows(fault, span, shape.calendar, split_by=shape.split_by)
+    for lacking in limits.lacking(span, shape.calendar, split_by=shape.split_by):
+        fault(lacking.field, lacking.message)
     return span
