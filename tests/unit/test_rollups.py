@@ -12,8 +12,8 @@ from pipeline.core.batch import StoredRows, Tally
 from pipeline.core.events import Reader
 from pipeline.core.rollups import Rollups
 from pipeline.core.rules import Rules
-from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US, NEVER
-from pipeline.core.windows import ERRORS, USAGE_DAY, USAGE_HOUR, USAGE_MINUTE
+from pipeline.core.watermark import DAY_US, HOUR_US, MINUTE_US, NEVER, QUARTER_US
+from pipeline.core.windows import ERRORS, USAGE_DAY, USAGE_HOUR, USAGE_MINUTE, USAGE_QUARTER
 
 NOW_US = 1_790_000_000_000_000 // DAY_US * DAY_US + 12 * HOUR_US
 
@@ -104,3 +104,19 @@ def test_blocks_leave_memory_once_the_watermark_is_well_past_them() -> None:
     left = books.rollups.let_go(NOW_US + 2 * DAY_US)
     assert left is not None
     assert left[0].tolist() == [[0, NOW_US // DAY_US]]
+
+
+def test_only_split_hours_have_rows_by_the_quarter() -> None:
+    books = Books(Rules(split_hours=(11,)))
+    books.add(*(event(ago_us=minutes * MINUTE_US) for minutes in (50, 25, 20, 0)))
+    rows = books.drain()["usage_quarter"]
+    quarters = NOW_US // QUARTER_US - rows.bucket
+    assert dict(zip(quarters.tolist(), rows.measures[:, 0].tolist(), strict=True)) == {4: 1, 2: 2}
+    books.rollups.let_go(NOW_US + HOUR_US)
+    books.add(event(ago_us=20 * MINUTE_US))
+    books.rollups.gather()
+    blocks = [block for block in books.rollups.missing() if block.grain is USAGE_QUARTER]
+    assert [NOW_US // QUARTER_US - block.bucket for block in blocks] == [2]
+    books.add(event())
+    books.rollups.gather()
+    assert [block for block in books.rollups.missing() if block.grain is USAGE_QUARTER] == blocks
