@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from pipeline.config import FlushConfig
 from pipeline.core.batch import Position
-from pipeline.core.dimensions import Dimension
 from pipeline.core.rules import Rules
 from pipeline.sink import Claim, Contested, SinkUnavailable
 from pipeline.worker.life import STEPS, Event, Life, State
@@ -92,12 +91,10 @@ async def test_a_contested_partition_is_said_to_be_so_until_the_claim_succeeds(
 ) -> None:
     claim, errors = MemorySink.claim, [Contested("group b commits there"), SinkUnavailable("away")]
 
-    async def contested(
-        self: MemorySink, stream: str, dimensions: Sequence[Dimension]
-    ) -> tuple[Claim, Position]:
+    async def contested(self: MemorySink, *what: Any) -> tuple[Claim, Position]:
         if errors:
             raise errors.pop(0)
-        return await claim(self, stream, dimensions)
+        return await claim(self, *what)
 
     monkeypatch.setattr(MemorySink, "claim", contested)
     attempts = Attempts()
