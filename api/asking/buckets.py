@@ -163,12 +163,20 @@ class Quarters:
 
     def cover(self, span: Span) -> bool:
         """Are there rows for the span, and do they begin and end where the span does?"""
-        hours = range(span.start // HOUR, -(-span.end // HOUR))
-        aligned = span.start % QUARTER == 0 and span.end % QUARTER == 0
-        return aligned and all(self.since.get(hour % 24, _NEVER) <= hour * HOUR for hour in hours)
+        since = self.kept_since(span)
+        return since is not None and since <= span.start - span.start % HOUR
+
+    def kept_since(self, span: Span) -> int | None:
+        """From which minute on spans at these times of the day have rows that begin and end where they do.
+
+        None: there are no such rows.
+        """
+        hours = {hour % 24 for hour in range(span.start // HOUR, -(-span.end // HOUR))}
+        if span.start % QUARTER or span.end % QUARTER or not hours <= self.since.keys():
+            return None
+        return max(self.since[hour] for hour in hours)
 
 
-_NEVER: Final = 2**62
 NO_QUARTERS: Final = Quarters({})
 
 

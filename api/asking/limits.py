@@ -5,7 +5,7 @@ REST and exports ask here, so a range that one of them refuses is refused by bot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -67,22 +67,26 @@ class Limits:
         can stand in for old minute rows. ``quarters`` are those that the database has. None: those that
         DAY_ZONES may have. Then, where `needs_quarters` says so, the database must be asked.
         """
+        if split_by:
+            quarters = NO_QUARTERS
+        elif quarters is None:
+            quarters = self._set_quarters
         oldest = self._oldest(self.ranges.retention_minute_s)
-        known = self._set_quarters if quarters is None else quarters
+        lacking: dict[str, list[int | None]] = {}
+        for name, part in minute_edges(span, calendar, quarters):
+            if split_by or part.start < oldest:
+                lacking.setdefault(name, []).append(quarters.kept_since(part))
         texts = _NO_MINUTES if split_by else _TOO_OLD
-        names = dict.fromkeys(
-            name
-            for name, part in minute_edges(span, calendar, NO_QUARTERS if split_by else known)
-            if split_by or part.start < oldest
-        )
         return [
-            Fault(name, texts[name].format(name=split_by, oldest=shown(oldest)) + _since(known))
-            for name in names
+            Fault(name, texts[name].format(name=split_by, oldest=shown(oldest)) + _since(times))
+            for name, times in lacking.items()
         ]
 
-    def needs_quarters(self, span: Span, calendar: Calendar) -> bool:
-        """Does the range need rows older than minute rows are kept for?"""
+    def needs_quarters(self, span: Span, calendar: Calendar, *, split_by: str) -> bool:
+        """Does the range need older rows than minute rows, so that those of DAY_ZONES must be looked for?"""
         oldest = self._oldest(self.ranges.retention_minute_s)
+        if split_by or span.start >= oldest or not self._set_quarters.since:
+            return False
         return any(part.start < oldest for _, part in minute_edges(span, calendar))
 
     @property
@@ -109,10 +113,10 @@ class Limits:
         return self.now - int(retention_s // 60)
 
 
-def _since(quarters: Quarters) -> str:
-    """From when on the hours of DAY_ZONES have rows, as far as the database says so; the end of a fault."""
-    since = max(quarters.since.values(), default=0)
-    return f"; rows of DAY_ZONES are kept since {shown(since)}" if since else ""
+def _since(times: Sequence[int | None]) -> str:
+    """From when on there are rows of DAY_ZONES for all that is lacking; the end of a fault."""
+    known = [since for since in times if since is not None]
+    return f"; rows of DAY_ZONES are kept since {shown(max(known))}" if len(known) == len(times) else ""
 
 
 def shown(minute: int) -> str:

@@ -245,7 +245,7 @@ class Parser:
             bound_to=bound_to,
             pricing=pricing,
             dimension="" if split_by == params.CLIENT else split_by,
-            needs_quarters=not split_by and self.limits.needs_quarters(span, calendar),
+            needs_quarters=self.limits.needs_quarters(span, calendar, split_by=split_by),
         )
 
     def with_quarters(self, question: FiguresQuestion, quarters: Quarters) -> FiguresQuestion:

@@ -102,7 +102,7 @@ def _quarters(connection: psycopg.Connection[Any], job: Job, limits: Limits) -> 
         UnwritableError: rows that the file needs are kept no more, or not yet.
     """
     shape, found = job.shape, NO_QUARTERS
-    if limits.needs_quarters(job.span, shape.calendar):
+    if limits.needs_quarters(job.span, shape.calendar, split_by=shape.split_by):
         found = seen.quarters_of(connection.execute(seen.SQL["split_hours"], {"org_id": job.org_id}))
     if lacking := limits.lacking(job.span, shape.calendar, split_by=shape.split_by, quarters=found):
         raise UnwritableError(f"The file needs rows that are not there now: {lacking[0].message}.")

@@ -199,7 +199,7 @@ class Order:
 
     def needs_quarters(self, limits: Limits) -> bool:
         """Can the order be filled by rows of quarters alone? Then `check_quarters` must be called."""
-        return not self.shape.split_by and limits.needs_quarters(self.span, self.shape.calendar)
+        return limits.needs_quarters(self.span, self.shape.calendar, split_by=self.shape.split_by)
 
     def check_quarters(self, limits: Limits, quarters: Quarters) -> None:
         """Raises `Problem` 400 if the quarters that the database has do not suffice."""

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.asking.buckets import Calendar, Granularity, Span, to_minute
+from api.asking.buckets import Calendar, Granularity, Quarters, Span, to_minute
+from api.asking.limits import Limits
+from api.config import RangeConfig
 from pipeline.common import day_zones, settings
 from pipeline.common.settings import ConfigError
 from pipeline.config import rules
@@ -69,3 +71,28 @@ def test_a_midnight_off_the_quarter_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(day_zones, "_midnights", lambda name: odd)
     with pytest.raises(ValueError, match="do not begin on quarters of an hour"):
         day_zones.parse("Asia/Kolkata")
+
+
+@pytest.mark.parametrize(
+    ("zone", "split_by", "since"),
+    [
+        ("Asia/Kolkata", "", "2026-02-01T10:00Z"),
+        ("America/St_Johns", "", "2026-10-01T00:00Z"),
+        ("Australia/Lord_Howe", "", ""),
+        ("Asia/Kolkata", "client", ""),
+    ],
+)
+def test_a_fault_says_from_when_the_days_of_its_own_zone_are_kept(
+    zone: str, split_by: str, since: str
+) -> None:
+    def at(*day: int) -> int:
+        return to_minute(datetime(2026, *day, tzinfo=UTC))
+
+    limits = Limits(ranges=RangeConfig(day_zones=("Asia/Kolkata", "America/St_Johns")), now=at(11, 10))
+    quarters = Quarters({18: at(2, 1, 10), 2: at(10, 1), 3: at(9, 1)})
+    days = Calendar(Granularity.DAY, ZoneInfo(zone))
+    edges = days.edges(Span(at(1, 10), at(3, 10)) if zone.startswith("Asia") else Span(at(8, 1), at(10, 9)))
+    whole = Span(edges[0], edges[-1])
+    (fault,) = limits.lacking(whole, days, split_by=split_by, quarters=quarters)
+    said = fault.message.partition("; rows of DAY_ZONES are kept since ")[2]
+    assert (fault.field, said) == ("timeZone", since)
