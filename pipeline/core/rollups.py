@@ -54,7 +54,10 @@ NAMES_MAX: Final = 200_000
 """With more orgs (or models, clients, error codes) than this, a batch ends by forgetting the unused ones."""
 
 _CELL_ROWS: Final = len(GRAINS) + 3
-"""Rows that one cell of events can change: one in each table, and one each of orgs, models and clients."""
+"""Rows that one cell of events can change: one in each table, and one each of orgs, models and clients.
+
+With split hours, there is one more: a quarter.
+"""
 _VALUE_CELL_ROWS: Final = len(BREAKDOWNS) + 1
 """The same for a cell of a dimension: one row in each of its tables, and one of its values."""
 
@@ -80,6 +83,7 @@ class Rollups:
         self._dimensions = [one.name for one in reader.dimensions]
         self._is_split = np.isin(np.arange(24), rules.split_hours)
         quarters = (USAGE_QUARTER,) if rules.split_hours else ()
+        self._cell_rows = _CELL_ROWS + len(quarters)
         self._tables_of = [
             {grain: Table(grain) for grain in (*GRAINS, *quarters, ERRORS)},
             *(
@@ -118,8 +122,7 @@ class Rollups:
             counts.append([len(cells) for cells in held])
             failures += len(held[0].failure_keys)
         rows = sum(
-            (_CELL_ROWS + (USAGE_QUARTER in self._tables)) * by_client + _VALUE_CELL_ROWS * sum(by_value)
-            for by_client, *by_value in counts
+            self._cell_rows * by_client + _VALUE_CELL_ROWS * sum(by_value) for by_client, *by_value in counts
         )
         return self._dirty_rows + seen + rows + failures
 
