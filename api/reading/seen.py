@@ -18,7 +18,8 @@ from api.reading.freshness import Standing, StandingsPage
 from pipeline.common.connect import AsyncConnection
 from sql import queries
 
-SQL: Final = queries.load("seen")
+_QUERIES: Final = queries.load("seen")
+SQL: Final = {name: text.replace("{mine}", _QUERIES["mine"]) for name, text in _QUERIES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,16 +51,21 @@ GROUP BY client_id COLLATE "C"
 ORDER BY client_id COLLATE "C"
 LIMIT %(limit)s
 
+-- name: mine
+-- The partitions of an org, for the queries about what is counted since when: was the newest event counted by a worker
+-- that notes this, and the first whole hour after the last event of a retired partition.
+SELECT p.partition, p.accepted = p.counted_by_dimensions AS is_counted, CASE WHEN p.retired_at IS NOT NULL THEN
+    date_trunc('hour', COALESCE(GREATEST(p.newest_broker_time, p.broker_time), 'epoch') + interval '5 minutes', 'UTC')
+        + interval '1 hour' END AS ended
+FROM analytics.orgs_seen AS o JOIN analytics.partitions AS p USING (partition)
+WHERE o.org_id = %(org_id)s
+
 -- name: dimensions
 -- The dimensions that are set, with the time from which on each is complete for an org. The time is null while a
 -- partition of the org does not count the dimension: its worker does not know it yet, has another source for it, or
 -- is of a version without dimensions. A retired partition without the dimension is complete after its last event.
 WITH mine AS (
-    SELECT p.partition, p.accepted = p.counted_by_dimensions AS is_counted, CASE WHEN p.retired_at IS NOT NULL THEN
-        date_trunc('hour', COALESCE(GREATEST(p.newest_broker_time, p.broker_time), 'epoch') + interval '5 minutes', 'UTC')
-            + interval '1 hour' END AS ended
-    FROM analytics.orgs_seen AS o JOIN analytics.partitions AS p USING (partition)
-    WHERE o.org_id = %(org_id)s
+{mine}
 ), named AS (
     SELECT name, max(source) AS source FROM analytics.dimensions GROUP BY name HAVING count(DISTINCT source) = 1
 )
@@ -77,11 +82,7 @@ ORDER BY n.name
 -- The hours of the day that every partition of an org counts by the quarter, with the time from which on each is
 -- complete for the org: as dimensions.
 WITH mine AS (
-    SELECT p.partition, p.accepted = p.counted_by_dimensions AS is_counted, CASE WHEN p.retired_at IS NOT NULL THEN
-        date_trunc('hour', COALESCE(GREATEST(p.newest_broker_time, p.broker_time), 'epoch') + interval '5 minutes', 'UTC')
-            + interval '1 hour' END AS ended
-    FROM analytics.orgs_seen AS o JOIN analytics.partitions AS p USING (partition)
-    WHERE o.org_id = %(org_id)s
+{mine}
 )
 SELECT h.hour, COALESCE(max(s.since), 'epoch') AS since
 FROM (SELECT DISTINCT hour FROM analytics.split_hours) AS h

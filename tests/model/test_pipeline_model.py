@@ -308,39 +308,54 @@ TestFullDays = FullDaysMachine.TestCase
 TestFullDays.settings = SETTINGS
 
 
-class ChangingDimensionsMachine(ReplayMachine):
-    """The machine with other dimensions after each start.
+class ChangingSettingsMachine(ReplayMachine):
+    """The machine with other dimensions and split hours after each start.
 
     The oracle knows nothing of the changes. But from the hour on that the sink names, the sum over the values
-    of a dimension must be the sum of all events.
+    of a dimension must be the sum of all events, and a split hour must have the quarters of all events.
     """
 
-    settings_of_starts = ((), (TEAM,), (USER, TEAM), (Dimension("team", "actorId"),), (TEAM,))
+    settings_of_starts = (
+        ((), ()),
+        ((TEAM,), RULES.split_hours),
+        ((USER, TEAM), RULES.split_hours[::2]),
+        ((Dimension("team", "actorId"),), ()),
+        ((TEAM,), RULES.split_hours),
+    )
 
     def __init__(self) -> None:
         super().__init__()
         self.starts = 0
 
     @rule(which=st.integers(0, 4))
-    def restart_with_other_dimensions(self, which: int) -> None:
+    def restart_with_other_settings(self, which: int) -> None:
         self.starts = which
         self.restart()
 
     def restart(self) -> None:
-        self.terms = replace(RULES, dimensions=self.settings_of_starts[self.starts])
+        dimensions, split_hours = self.settings_of_starts[self.starts]
+        self.terms = replace(RULES, dimensions=dimensions, split_hours=split_hours)
         super().restart()
 
     def compare_rows(self, stored: dict[str, Any], expected: dict[str, Any]) -> None:
         for name in ("breakdown_hour", "breakdown_day", "values_seen"):
             del expected[name]
+        split_hours = self.sink.state.split_hours
+        assert split_hours.keys() == set(self.terms.split_hours)
+        for tables in (stored, expected):
+            tables["usage_quarter"] = {
+                key: row
+                for key, row in tables["usage_quarter"].items()
+                if split_hours.get(key[1] // 4 % 24, 2**31) <= key[1] // 4
+            }
         assert not books.difference(stored, expected)
         since = {name: since for name, (_, since) in self.sink.state.dimensions.items()}
         assert since.keys() == {one.name for one in self.terms.dimensions}
         assert not books.uneven_sums(stored, since)
 
 
-TestChangingDimensions = ChangingDimensionsMachine.TestCase
-TestChangingDimensions.settings = SETTINGS
+TestChangingSettings = ChangingSettingsMachine.TestCase
+TestChangingSettings.settings = SETTINGS
 
 
 class OffsetApartMachine(PipelineMachine):
@@ -400,6 +415,18 @@ def _dimensions_count_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(memory_sink, "FUTURE_US", -2 * HOUR_US)
 
 
+def _split_hours_count_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The first rows of quarters are taken for complete, although earlier events are not in them."""
+    claim = MemorySink.claim
+
+    async def hasty(self: MemorySink, *what: Any) -> Any:
+        found = await claim(self, *what)
+        self.state.split_hours = dict.fromkeys(self.state.split_hours, 0)
+        return found
+
+    patch.setattr(MemorySink, "claim", hasty)
+
+
 def _late_quarters_wait_for_no_block(patch: pytest.MonkeyPatch) -> None:
     """A late event starts the row of its quarter anew instead of adding to the stored one."""
     cold = Table.cold
@@ -445,7 +472,8 @@ def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _orgs_are_forgotten_while_they_have_rows),
         (PipelineMachine, _models_are_not_restored),
         (PipelineMachine, _values_are_not_restored),
-        (ChangingDimensionsMachine, _dimensions_count_at_once),
+        (ChangingSettingsMachine, _dimensions_count_at_once),
+        (ChangingSettingsMachine, _split_hours_count_at_once),
         (PipelineMachine, _late_quarters_wait_for_no_block),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
         (ReplayMachine, _replays_forget_what_was_counted),
