@@ -85,8 +85,8 @@ def test_a_midnight_off_the_quarter_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
 def test_a_fault_says_from_when_the_days_of_its_own_zone_are_kept(
     zone: str, split_by: str, since: str
 ) -> None:
-    def at(*day: int) -> int:
-        return to_minute(datetime(2026, *day, tzinfo=UTC))
+    def at(month: int, day: int, hour: int = 0) -> int:
+        return to_minute(datetime(2026, month, day, hour, tzinfo=UTC))
 
     limits = Limits(ranges=RangeConfig(day_zones=("Asia/Kolkata", "America/St_Johns")), now=at(11, 10))
     quarters = Quarters({18: at(2, 1, 10), 2: at(10, 1), 3: at(9, 1)})
