@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from psycopg.types.json import Jsonb
 
-from api.asking.buckets import NO_QUARTERS, Quarters, to_datetime
+from api.asking.buckets import Quarters, to_datetime
 from api.asking.limits import Limits
 from api.asking.questions import FiguresQuestion
 from api.errors import ApiError
@@ -94,16 +94,15 @@ def write(
 
 
 def _quarters(connection: psycopg.Connection[Any], job: Job, limits: Limits) -> Quarters:
-    """The rows of quarters that the file needs, if it needs any. The snapshot has been taken.
+    """The rows of quarters that the database has for the org. The snapshot has been taken.
 
     So what is still to be kept at ``limits`` is in the snapshot.
 
     Raises:
         UnwritableError: rows that the file needs are kept no more, or not yet.
     """
-    shape, found = job.shape, NO_QUARTERS
-    if limits.needs_quarters(job.span, shape.calendar, split_by=shape.split_by):
-        found = seen.quarters_of(connection.execute(seen.SQL["split_hours"], {"org_id": job.org_id}))
+    shape = job.shape
+    found = seen.quarters_of(connection.execute(seen.SQL["split_hours"], {"org_id": job.org_id}))
     if lacking := limits.lacking(job.span, shape.calendar, split_by=shape.split_by, quarters=found):
         raise UnwritableError(f"The file needs rows that are not there now: {lacking[0].message}.")
     return found
