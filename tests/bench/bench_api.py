@@ -64,6 +64,7 @@ def prepared(folder: Path, size: Size) -> tuple[str, datetime]:
     end = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     started = time.monotonic()
     rollup_rows.load(url, size, end=end)
+    rollup_rows.price(url, changed_at=end - timedelta(days=min(3, size.days)))
     print(f"loaded {size.rows:,} rows in {time.monotonic() - started:.0f} s", flush=True)
     _set(postgres.url, dict.fromkeys(loading) | {"shared_buffers": "1GB", "max_wal_size": "4GB"})
     postgres.stop()
@@ -211,6 +212,8 @@ async def measure(api: processes.Api, size: Size, end: datetime, arguments: argp
             "7 days by hour": partial(ask.usage, days=7, granularity="hour"),
             f"{year} days by day": partial(ask.usage, days=year, granularity="day"),
         }
+        for name, made in list(kinds.items()):
+            kinds[f"{name}, estimates only"] = partial(made, costBasis="estimate")
         if not gzip:
             kinds |= {
                 f"{year} days by month": partial(ask.usage, days=year, granularity="month"),

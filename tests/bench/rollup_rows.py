@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -18,10 +19,20 @@ import numpy.typing as npt
 import psycopg
 
 from pipeline.core import sketches, windows
+from pipeline.prices import book, genai
+from pipeline.prices.price import Price
 
 HOUR: Final = timedelta(hours=1)
 DAY: Final = timedelta(days=1)
 CLIENTS: Final = 4
+LABELS: Final = (
+    ("openai", "gpt-4o-2024-08-06"),
+    ("anthropic", "claude-opus-4-5"),
+    ("openai", "gpt-4o-mini-2024-07-18"),
+    ("anthropic", "claude-sonnet-4-5"),
+    ("google", "gemini-2.5-pro"),
+)
+"""Provider and name of the first models. They come round again."""
 _POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _CHUNK_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -59,6 +70,17 @@ class Size:
         return self.orgs * self.models * (self.days * 25 + self.client_days * 24 * CLIENTS)
 
 
+def price(url: str, *, changed_at: datetime) -> None:
+    """Import the public prices into the book; the first model has another price from ``changed_at`` on."""
+    provider, model_name = LABELS[0]
+    dear = Price(
+        provider=provider, model_name=model_name, kind="input", rate=Decimal(3), valid_from=changed_at
+    )
+    with book.connected(url) as connection:
+        book.add(connection, genai.read().prices, action="prices.import", title="genai-prices")
+        book.add(connection, [dear], action="prices.set", title="set input")
+
+
 def load(url: str, size: Size, *, end: datetime) -> None:
     """Fill the migrated database at ``url`` with the ``size.days`` days before that of ``end`` (a whole hour)
     and its hours so far, all in the partition of the stream analytics.usage.v1, which stands at its offset 0
@@ -80,15 +102,26 @@ def load(url: str, size: Size, *, end: datetime) -> None:
         )
         orgs = [org(n) for n in range(size.orgs)]
         models = [model(n) for n in range(size.models)]
+        labels = [LABELS[n % len(LABELS)] for n in range(size.models)]
         clients = [client(n) for n in range(CLIENTS)]
         connection.execute(
             "INSERT INTO analytics.orgs_seen SELECT o, 0, %s, %s, %s FROM unnest(%s::uuid[]) AS o",
             (first, end, end, orgs),
         )
         connection.execute(
-            "INSERT INTO analytics.models_seen SELECT o, m, 0, %s, %s, %s"
-            " FROM unnest(%s::uuid[]) AS o, unnest(%s::uuid[]) AS m",
-            (first, end, end, orgs, models),
+            "INSERT INTO analytics.models_seen"
+            " SELECT o, m, 0, %s, %s, %s, %s, provider, name FROM unnest(%s::uuid[]) AS o,"
+            " unnest(%s::uuid[], %s::text[], %s::text[]) AS models(m, provider, name)",
+            (
+                first,
+                end,
+                end,
+                end,
+                orgs,
+                models,
+                [label[0] for label in labels],
+                [label[1] for label in labels],
+            ),
         )
         connection.execute(
             "INSERT INTO analytics.clients_seen SELECT o, c, 0, %s, %s, %s"
