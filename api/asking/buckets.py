@@ -234,28 +234,38 @@ class Branch:
     buckets: tuple[int, ...] | None
 
 
+def series_pieces(
+    span: Span, calendar: Calendar, moments: Collection[int] = (), quarters: Quarters = NO_QUARTERS
+) -> list[tuple[Grain, Span]]:
+    """The pieces of a span in order of time, if prices change at these moments (see `cover`).
+
+    A piece lies in one bucket, or its rows are buckets of their own. The edges of a short span are the
+    exception: the minutes from 10:30 to 11:15 lie in two hours.
+    """
+    if calendar.granularity is Granularity.MINUTE:
+        return [(Grain.MINUTE, span)]
+    if calendar.granularity is Granularity.HOUR:
+        return cover(span, Grain.HOUR, quarters=quarters)
+    if calendar.granularity is Granularity.DAY and calendar.zone.key == "UTC":
+        return cover(span, moments=moments, quarters=quarters)
+    edges = calendar.edges(span)
+    return [
+        piece
+        for a, b in pairwise(edges)
+        for piece in cover(_clip(Span(a, b), span), moments=moments, quarters=quarters)
+    ]
+
+
 def series_plan(
     span: Span, calendar: Calendar, moments: Collection[int] = (), quarters: Quarters = NO_QUARTERS
 ) -> list[Branch]:
     """What to read for the buckets of a span, if prices change at these moments (see `cover`)."""
     if calendar.granularity is Granularity.MINUTE:
         return [Branch(grain=Grain.MINUTE, spans=(span,), buckets=None)]
-    if calendar.granularity is Granularity.HOUR:
-        edges = None
-        found = cover(span, Grain.HOUR, quarters=quarters)
-    else:
-        edges = calendar.edges(span)
-        if calendar.granularity is Granularity.DAY and calendar.zone.key == "UTC":
-            found = cover(span, moments=moments, quarters=quarters)
-        else:
-            found = [
-                piece
-                for a, b in pairwise(edges)
-                for piece in cover(_clip(Span(a, b), span), moments=moments, quarters=quarters)
-            ]
+    edges = None if calendar.granularity is Granularity.HOUR else calendar.edges(span)
     return [
         Branch(grain=grain, spans=spans, buckets=_buckets(grain, spans, calendar, edges))
-        for grain, spans in _grouped(found)
+        for grain, spans in _grouped(series_pieces(span, calendar, moments, quarters))
     ]
 
 

@@ -181,7 +181,9 @@ _ORG_NAME: Final = (
     " WHERE n.org_id = owned.org_id AND n.dimension = '' AND n.value = '') AS org_name"
 )
 SQL: Final = {
-    name: text.replace("{columns}", COLUMNS).replace("{scheduled}", _SCHEDULED).replace("{org_name}", _ORG_NAME)
+    name: text.replace("{columns}", COLUMNS)
+    .replace("{scheduled}", _SCHEDULED)
+    .replace("{org_name}", _ORG_NAME)
     for name, text in queries.load("exports").items()
 }
 

@@ -2,8 +2,11 @@
 
 Nothing need be grouped where each row of one table is a bucket of its own and the series is split by all of
 the table's key but partition and rate class. The rows then come in the order of the answer, and only the rows
-of several partitions and rate classes are added up here. The range may cut the first and the last bucket;
-those two are grouped from finer rows.
+of several partitions and rate classes are added up here.
+
+A few buckets may be *cut*: the first and the last by the range, and days by a price that changes inside.
+Those are grouped from finer rows, by a statement of their own. Example: of 30 days, in which a price changes
+on the 12th at 07:00, 29 are read as day rows, and one is added up from 24 hour rows.
 
 Series of any other shape are read by `api.reading.rollups`.
 """
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any, Final
 
-from api.asking.buckets import Branch, Span, series_plan, to_datetime
+from api.asking.buckets import Calendar, Grain, Granularity, Span, series_pieces, to_datetime
 from api.asking.questions import FiguresQuestion
 from api.reading.prices import Book
 from api.reading.rollups import (
@@ -30,8 +33,14 @@ from api.reading.rollups import (
     usage_sums,
 )
 
-_BEFORE: Final = "before"
-_AFTER: Final = "after"
+_OWN: Final = {
+    Granularity.MINUTE: Grain.MINUTE,
+    Granularity.HOUR: Grain.HOUR,
+    Granularity.DAY: Grain.DAY,
+}
+"""The grain whose rows can be the buckets."""
+_CUT_MAX: Final = 16
+"""The most cut buckets beside plain rows, because each one makes the statement longer."""
 
 _ROWS_OF_POINT: Final = 2
 """How many rows of each partition are read for a point. A point has a row for each rate class, mostly one.
@@ -49,11 +58,12 @@ FROM (
 ORDER BY figures.bucket_start, figures.model_id{order}
 """
 
-_EDGE: Final = """
-SELECT date_part('epoch', {bucket})::bigint / 60, figures.model_id::text, {client}, {sums}
+_CUT: Final = """
+SELECT date_part('epoch', figures.bucket)::bigint / 60, figures.model_id::text, {client}, {sums}
 FROM ({branches}) AS figures{join}
-GROUP BY figures.model_id{group}
-ORDER BY figures.model_id{order}
+WHERE {where}
+GROUP BY figures.bucket, figures.model_id{group}
+ORDER BY figures.bucket, figures.model_id{order}
 LIMIT %(points)s
 """
 
@@ -62,25 +72,20 @@ LIMIT %(points)s
 class PlainSeries:
     """A question that plain rows answer.
 
-    ``branch`` is the part of its plan that the rows are read from; ``edges`` are the branches of the cut
-    buckets before and after it.
+    The rows of ``grain`` in the spans ``plain`` are buckets of their own. Each of the buckets ``cut`` is made
+    of the rows of some pieces.
     """
 
     question: FiguresQuestion
     book: Book
-    branch: Branch
-    edges: Mapping[str, Sequence[Branch]]
+    grain: Grain
+    plain: tuple[Span, ...]
+    cut: Mapping[int, Sequence[tuple[Grain, Span]]]
 
     def statements(self, values: Values) -> list[str]:
-        """The parts of the series in order."""
+        """The statement of the plain rows, and that of the cut buckets if there are any."""
         values |= {"points": self.question.limit + 1, "rows": self._rows_of_partition}
-        texts = []
-        if self.edges[_BEFORE]:
-            texts.append(self._edge(_BEFORE, values))
-        texts.append(self._points(values))
-        if self.edges[_AFTER]:
-            texts.append(self._edge(_AFTER, values))
-        return texts
+        return [self._points(values)] + [self._cut(values)] * bool(self.cut)
 
     def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow] | None:
         """The series from what its statements answered, one point more than the limit at most.
@@ -88,51 +93,43 @@ class PlainSeries:
         ``partitions``: in how many the org was ever seen. None: the statements read too few rows for a page,
         because its points have many rate classes.
         """
-        parts, limit = list(parts), self.question.limit
-        found: list[UsageRow] = []
-        if self.edges[_BEFORE]:
-            found += parts.pop(0)
-        plain = parts.pop(0)
-        found += _joined(plain)
-        if len(plain) == self._rows_of_partition * max(partitions, 1):
-            found.pop()  # there may be more rows of this point
-            return found[: limit + 1] if len(found) > limit else None
-        if parts:
-            found += parts.pop()
-        return found[: limit + 1]
+        plain, cut, limit = parts[0], parts[1] if self.cut else (), self.question.limit
+        found = _joined(plain)
+        if len(plain) < self._rows_of_partition * max(partitions, 1):
+            return sorted([*found, *cut], key=_bucket_of)[: limit + 1] if cut else found[: limit + 1]
+        last = found.pop()  # there may be more rows of this point, and more points before the next cut bucket
+        found += [row for row in cut if row[0] < last[0]]
+        return sorted(found, key=_bucket_of)[: limit + 1] if len(found) > limit else None
 
     @property
     def _rows_of_partition(self) -> int:
         """How many rows of a partition are read at most. One point more than the page may be incomplete."""
         return _ROWS_OF_POINT * (self.question.limit + 2)
 
-    def _edge(self, name: str, values: Values) -> str:
-        question = self.question
-        branches = self._union(self.edges[name], values)
-        start = question.calendar.start_of(self.edges[name][0].spans[0].start)
-        return _EDGE.format(
-            bucket=values.bind(to_datetime(start), "timestamptz"),
+    def _cut(self, values: Values) -> str:
+        branches = union(
+            f"SELECT {values.bind(to_datetime(bucket), 'timestamptz')} AS bucket, {self._columns}"
+            f" FROM {table_of(self.question, grain)} WHERE {condition(self.question, (span,), values)}"
+            for bucket, pieces in self.cut.items()
+            for grain, span in pieces
+        )
+        return _CUT.format(
             client=self._client,
-            group=", client_id" * question.by_client,
-            order=self._order,
+            sums=", ".join(usage_sums(self.book)),
             branches=branches,
             join=self.book.join(),
-            sums=", ".join(usage_sums(self.book)),
+            where=self._passed("figures.bucket, figures.model_id", values) or "true",
+            group=", client_id" * self.question.by_client,
+            order=self._order,
         )
 
     def _points(self, values: Values) -> str:
-        question, after = self.question, self.question.after
-        where = condition(question, self.branch.spans, values)
-        if after is not None:
-            passed = [
-                values.bind(to_datetime(after.bucket), "timestamptz"),
-                values.bind(after.model_id, "uuid"),
-            ]
-            passed += [values.bind(after.client_id, "text")] * question.by_client
-            where += f" AND (bucket_start, model_id{self._order}) > ({', '.join(passed)})"
-        table = table_of(question, self.branch.grain)
+        question = self.question
+        where = condition(question, self.plain, values)
+        if passed := self._passed("bucket_start, model_id", values):
+            where += f" AND {passed}"
         return _POINTS.format(
-            table=table,
+            table=table_of(question, self.grain),
             where=where,
             columns=self._columns,
             client=self._client,
@@ -140,6 +137,18 @@ class PlainSeries:
             measures=", ".join(map(self.book.of_row, USAGE)),
             join=self.book.join(),
         )
+
+    def _passed(self, columns: str, values: Values) -> str:
+        """Rows of ``columns`` behind the question's cursor; '' if there is none."""
+        after = self.question.after
+        if after is None:
+            return ""
+        passed = [
+            values.bind(to_datetime(after.bucket), "timestamptz"),
+            values.bind(after.model_id, "uuid"),
+        ]
+        passed += [values.bind(after.client_id, "text")] * self.question.by_client
+        return f"({columns}{self._order}) > ({', '.join(passed)})"
 
     @property
     def _columns(self) -> str:
@@ -154,39 +163,40 @@ class PlainSeries:
         """What the rows of one bucket and model are sorted by: byte order, as in `api.reading.rollups`."""
         return ', client_id COLLATE "C"' * self.question.by_client
 
-    def _union(self, plan: Sequence[Branch], values: Values) -> str:
-        """The rows of all branches, span by span."""
-        return union(
-            f"SELECT {self._columns} FROM {table_of(self.question, branch.grain)}"
-            f" WHERE {condition(self.question, (span,), values)}"
-            for branch in plan
-            for span in branch.spans
-        )
-
 
 def plain_series(question: FiguresQuestion, book: Book) -> PlainSeries | None:
     """The plain series of a question; None where its rows must be grouped."""
-    if not question.by_model or question.by_client != question.needs_clients:
+    own = _OWN.get(question.calendar.granularity)
+    if own is None or not question.by_model or question.by_client != question.needs_clients:
         return None
-    span = question.span
+    span, calendar = question.span, question.calendar
     if question.after is not None:  # nothing before the cursor's bucket is read again
         span = Span(max(span.start, question.after.bucket), span.end)
-    plan = series_plan(span, question.calendar, book.moments, question.quarters)
-    plain = [branch for branch in plan if branch.buckets is None and len(branch.spans) == 1]
-    if len(plain) != 1:
+    plain: list[Span] = []
+    cut: dict[int, list[tuple[Grain, Span]]] = {}
+    for grain, piece in series_pieces(span, calendar, book.moments, question.quarters):
+        bucket = calendar.start_of(piece.start)
+        if grain is own and _rows_are_buckets(piece, grain, calendar):
+            touches = plain and plain[-1].end == piece.start
+            plain[-1:] = [Span(plain[-1].start, piece.end)] if touches else [*plain[-1:], piece]
+        elif piece.end <= calendar.end_of(bucket):
+            cut.setdefault(bucket, []).append((grain, piece))
+        else:
+            return None
+    if not plain or len(cut) > _CUT_MAX:
         return None
-    whole = plain[0].spans[0]
-    others = [branch for branch in plan if branch is not plain[0]]
-    before = [branch for branch in others if branch.spans[-1].end <= whole.start]
-    after = [branch for branch in others if branch.spans[0].start >= whole.end]
-    cut = question.after is not None and bool(others)
-    if cut or len(before) + len(after) < len(others) or not all(map(_is_one_bucket, others)):
-        return None
-    return PlainSeries(question=question, book=book, branch=plain[0], edges={_BEFORE: before, _AFTER: after})
+    return PlainSeries(question=question, book=book, grain=own, plain=tuple(plain), cut=cut)
 
 
-def _is_one_bucket(branch: Branch) -> bool:
-    return branch.buckets is not None and len(branch.buckets) == 1
+def _rows_are_buckets(piece: Span, grain: Grain, calendar: Calendar) -> bool:
+    first = calendar.start_of(piece.start)
+    whole = first == piece.start and calendar.start_of(piece.end) == piece.end
+    return whole and calendar.end_of(first) == first + grain.minutes
+
+
+def _bucket_of(row: UsageRow) -> int:
+    """Rows of one bucket come in order from one statement, and a sort by this keeps their order."""
+    return row[0]
 
 
 def _joined(rows: Sequence[UsageRow]) -> list[UsageRow]:
