@@ -17,8 +17,8 @@ from aiohttp import web
 
 from api.app import create_app, export_runner, export_store
 from api.config import Config, load
-from api.serving import Runner
 from pipeline.common import logs, lookalikes
+from pipeline.common.serving import Runner
 from pipeline.common.settings import ConfigError
 
 log = logging.getLogger("api")

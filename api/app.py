@@ -17,27 +17,18 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
-from api.access.audit import Audit
-from api.access.authenticate import authenticator
-from api.access.guard import Guard, template
-from api.access.keys import Keys
-from api.access.limits import ALLOWANCE, RateLimiter, Unknown
-from api.access.tokens import Tokens
+from api.access.guard import Guard
 from api.access.turns import Turns
 from api.adjustments.routes import Adjustments
-from api.answering import problems
 from api.answering.answers import Readiness
 from api.answering.conditional import finished
-from api.answering.problems import Problem
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser
 from api.config import Config
 from api.contract import openapi
 from api.contract.operations import BASE, OPERATIONS, Handler
-from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.exports.runner import Runner
 from api.exports.stores import FolderStore, S3Store, Store
@@ -53,7 +44,14 @@ from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
 from api.reading.prices import Books
 from api.reading.recent import Recent
-from pipeline.common.http import failure
+from pipeline.common import problems
+from pipeline.common.access.audit import Audit
+from pipeline.common.access.authenticate import authenticator
+from pipeline.common.access.keys import Keys
+from pipeline.common.access.limits import RateLimiter, Unknown, show_allowance
+from pipeline.common.access.tokens import Tokens
+from pipeline.common.http import template
+from pipeline.common.serving import expected
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +116,11 @@ def create_app(
     )
     for operation in OPERATIONS:
         handler = operation.handler(handlers)
-        app.router.add_route(operation.method, operation.path, handler, expect_handler=_expected)
+        app.router.add_route(operation.method, operation.path, handler, expect_handler=expected)
         if operation.method == "GET":
-            app.router.add_route("HEAD", operation.path, handler, expect_handler=_expected)
+            app.router.add_route("HEAD", operation.path, handler, expect_handler=expected)
     app.on_shutdown.append(held.end_streams)
-    app.on_response_prepare.append(_show_allowance)
+    app.on_response_prepare.append(show_allowance)
     app.cleanup_ctx.append(held.at_work)
     return app
 
@@ -234,23 +232,6 @@ def _guard(config: Config, held: _Held, clock: Callable[[], datetime]) -> Guard:
     )
 
 
-async def _expected(request: web.Request) -> web.StreamResponse | None:
-    """Meet what a request waits for before it sends its body. aiohttp's own refusal is no problem+json."""
-    if request.headers["Expect"].lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return None
-    return problems.response(
-        Problem(status=417, detail="Of all that Expect may say, 100-continue alone is met."),
-        str(uuid.uuid4()),
-    )
-
-
-async def _show_allowance(request: web.Request, response: web.StreamResponse) -> None:
-    allowance = request.get(ALLOWANCE)
-    if allowance is not None:
-        response.headers.update(allowance.headers())
-
-
 def _observed(metrics: Metrics) -> Middleware:
     """The outermost middleware: every answer is counted and logged, every error is a problem."""
 
@@ -283,26 +264,8 @@ def _observed(metrics: Metrics) -> Middleware:
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
     try:
         return await finished(request, await handler(request))
-    except Problem as problem:
-        return problems.response(problem, request_id)
-    except Unavailable as error:
-        return problems.response(problems.unavailable(str(error)), request_id)
-    except web.HTTPException as error:
-        return problems.response(problems.of_http_error(error), request_id)
-    except (HttpProcessingError, web.RequestPayloadError) as error:  # a body is not as its head says
-        fault = type(error).__name__
-        log.info("bad_request", extra={"request_id": request_id, "fault": fault, "peer": request.remote})
-        detail = "The body is not what the request's head says: its length, chunks or encoding are wrong."
-        return problems.response(Problem(status=400, detail=detail), request_id)
-    except ConnectionError:  # there is nobody left to answer
-        raise
     except Exception as error:
-        facts = {"request_id": request_id, "route": template(request), "traceback": failure(error, request)}
-        log.error("request_failed", extra=facts)
-        return problems.response(
-            Problem(status=500, detail="Something went wrong here; the log has it under this instance."),
-            request_id,
-        )
+        return problems.answer(error, request, request_id)
 
 
 async def _until_ready(database: Database, cache: FreshnessCache | None, give_up: Callable[[], None]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 
 from pipeline.common import settings
+from pipeline.common.access.config import AuthConfig, auth_config
 from pipeline.common.object_store import ObjectStore
 from pipeline.common.settings import of, required
 
@@ -27,30 +26,6 @@ class DatabaseConfig:
     timeout_s: float = of("API_DATABASE_TIMEOUT")
     statement_timeout_s: float = of("API_STATEMENT_TIMEOUT")
     allow_privileged: bool = of("API_ALLOW_PRIVILEGED")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenConfig:
-    """Exactly one of ``secret`` (HS256), ``jwks_url`` and ``jwks_file`` is set."""
-
-    issuer: str = required("JWT_ISSUER")
-    audience: str = required("JWT_AUDIENCE")
-    secret: str | None = of("JWT_SECRET")
-    jwks_url: str | None = of("JWT_JWKS_URL")
-    jwks_file: str | None = of("JWT_JWKS_FILE")
-    jwks_cache_s: float = of("JWT_JWKS_CACHE")
-    leeway_s: float = of("JWT_LEEWAY")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuthConfig:
-    """``mode`` is none, gateway or jwt; ``tokens`` is set for jwt, ``key_secret`` where keys are in use."""
-
-    mode: str = of("AUTH_MODE")
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = of("TRUSTED_PROXIES")
-    tokens: TokenConfig | None = None
-    key_secret: str | None = of("API_KEY_SECRET")
-    key_cache_s: float = of("API_KEY_CACHE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,16 +107,12 @@ def load(environment: Mapping[str, str]) -> Config:
     """Build the API's configuration. Raises `settings.ConfigError` with every fault."""
     values = settings.read(environment, required=("DATABASE_URL",))
     secret = values["CURSOR_SECRET"]
-    tokens = values.make(TokenConfig) if values["AUTH_MODE"] == "jwt" else None
-    # The other processes share the environment and need not have the file.
-    if tokens is not None and tokens.jwks_file is not None and not os.access(tokens.jwks_file, os.R_OK):
-        raise settings.ConfigError([f"JWT_JWKS_FILE={tokens.jwks_file!r}: expected a file that can be read"])
     s3 = values.make(S3Config, store=values.make(ObjectStore)) if values["S3_BUCKET"] else None
     return values.make(
         Config,
         cursor_secret=secret.encode() if secret else secrets.token_bytes(32),
         database=values.make(DatabaseConfig, service_name=f"{values['SERVICE_NAME']}-api"),
-        auth=values.make(AuthConfig, tokens=tokens),
+        auth=auth_config(values),
         freshness=values.make(FreshnessConfig),
         ranges=values.make(RangeConfig),
         live=values.make(LiveConfig),

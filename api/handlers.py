@@ -17,13 +17,11 @@ from aiohttp import web
 
 from api.access.guard import ORG_ID
 from api.adjustments.routes import Adjustments
-from api.answering import answers, problems
-from api.answering.problems import Fault
+from api.answering import answers
 from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
 from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Parser, Position
 from api.config import FreshnessConfig
-from api.errors import Unavailable
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import CONTENT_TYPE, Metrics
@@ -48,7 +46,10 @@ from api.reading.names import NO_NAMES, Names
 from api.reading.prices import Book, Books
 from api.reading.recent import Recent
 from api.reading.seen import Label, Seen
+from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
+from pipeline.common.problems import Fault
 from pipeline.core import rules, wire
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Final
 from psycopg.rows import tuple_row
 
 from api.answering.answers import Component, Components, Readiness
-from api.errors import Unavailable
 from api.reading.database import SCHEMA_REMEDY, Database, rows
 from api.reading.freshness import FreshnessCache
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
 from sql import queries, schema
 
 _NEEDED: Final = (

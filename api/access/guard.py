@@ -4,8 +4,9 @@ Each route of the table (`api.contract.operations`) states its `Access`. A route
 The org in a path is checked here and nowhere else, before any handler runs. The answer for an org that is not
 the caller's is 403, whether that org exists or not.
 
-The audit log (`api.access.audit`) gets each denial, each read across orgs, and each request that may change
-something. The row is written before the answer goes out; an answer that cannot be audited is not given.
+The audit log (`pipeline.common.access.audit`) gets each denial, each read across orgs, and each request that
+may change something. The row is written before the answer goes out; an answer that cannot be audited is not
+given.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from uuid import UUID
 from aiohttp import web
 from multidict import MultiMapping
 
-from api.access.audit import Audit, Decision
-from api.access.authenticate import Authenticator, Networks, address_of
-from api.access.caller import ADMIN, Caller
-from api.access.limits import ALLOWANCE, RateLimiter, Unknown
 from api.access.turns import Turns
-from api.answering import problems
-from api.answering.problems import Fault
 from api.asking import params
-from pipeline.common import keys
+from pipeline.common import ids, keys, problems
+from pipeline.common.access.audit import Audit, Decision
+from pipeline.common.access.authenticate import Authenticator, Networks, address_of
+from pipeline.common.access.caller import ADMIN, Caller
+from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown
+from pipeline.common.http import template
+from pipeline.common.problems import Fault
 
 USAGE_READ: Final = "analytics:usage:read"
 RELIABILITY_READ: Final = "analytics:reliability:read"
@@ -160,7 +161,7 @@ class Guard:
         if text is None:
             return None
         try:
-            org_id = request[ORG_ID] = params.uuid(text)
+            org_id = request[ORG_ID] = ids.uuid(text)
         except ValueError as error:
             raise problems.invalid_parameters([Fault("orgId", str(error))]) from None
         return org_id
@@ -183,12 +184,6 @@ class Guard:
             status=status,
             asked=_asked(request.query),
         )
-
-
-def template(request: web.Request) -> str:
-    """The path of the route, with its variables as names."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "unmatched"
 
 
 def _asked(query: MultiMapping[str]) -> str:

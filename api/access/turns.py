@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
-from api.answering import problems
-from api.errors import TooSlow, Unavailable
+from pipeline.common import problems
+from pipeline.common.errors import TooSlow, Unavailable
 
 WAIT_S: Final = 5.0
 """How long a question waits for all its turns together."""

@@ -12,18 +12,19 @@ from psycopg.rows import class_row
 
 from api.access.guard import ANALYTICS_ADMIN, CALLER, ORG_ID
 from api.adjustments import orders
-from api.answering import answers, problems
+from api.answering import answers
 from api.answering.money import dollars_of
-from api.answering.problems import Fault
 from api.asking import bodies, params
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser
-from api.errors import Unavailable
 from api.reading import names
 from api.reading.database import Database, rows
 from api.reading.names import Names
+from pipeline.common import problems
 from pipeline.common.adjustments import SQL, Recorded, refusal
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
+from pipeline.common.problems import Fault
 from sql import roles
 
 _NO_RIGHT: Final = (

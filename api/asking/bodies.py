@@ -9,10 +9,10 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from api.answering.problems import Fault, invalid_parameters
 from api.asking import params
 from api.asking.buckets import HOUR, UTC_ZONE
-from pipeline.common import adjustments
+from pipeline.common import adjustments, ids
+from pipeline.common.problems import Fault, invalid_parameters
 
 
 def reason(body: bytes) -> str:
@@ -77,7 +77,7 @@ class Body:
         found = set()
         for entry in value:
             try:
-                found.add(params.uuid(entry))
+                found.add(ids.uuid(entry))
             except (TypeError, ValueError):
                 self.fault(name, "expected UUIDs")
                 return ()

@@ -15,13 +15,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from api.errors import ApiError
+from pipeline.common.errors import ServiceError
 
 _MAC_BYTES: Final = 16
 T = TypeVar("T")
 
 
-class CursorError(ApiError):
+class CursorError(ServiceError):
     """We did not give out this cursor for this request: the caller starts over without it."""
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 from zoneinfo import ZoneInfo
 
-from api.answering.problems import Fault
 from api.asking.buckets import (
     DAY,
     HOUR,
@@ -25,6 +24,7 @@ from api.asking.buckets import (
 )
 from api.config import RangeConfig
 from pipeline.common.day_zones import split_hours
+from pipeline.common.problems import Fault
 
 Report = Callable[[str, str], None]
 """Takes the parameter that is wrong (``start``, ``end`` or ``timeZone``), and what to say."""

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, TypeVar
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from multidict import MultiMapping
 
-from api.answering.problems import Fault, invalid_parameters
 from api.asking.buckets import Granularity, to_minute
 from pipeline.common.day_zones import zone_names
+from pipeline.common.problems import Fault, invalid_parameters
 from pipeline.core import wire
 from pipeline.prices.price import KINDS
 
@@ -40,7 +39,6 @@ class CostBasis(StrEnum):
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 _DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 # An offset's + that was not escaped arrives as a space; no other reading of it is possible.
 _TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d):(\d\d)(?:\.(\d+))?([Zz]|[+\- ](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
@@ -301,13 +299,6 @@ class Reader:
 
 
 # --- parsers of one value: each raises ValueError, whose text says what is expected ---
-
-
-def uuid(text: str) -> UUID:
-    """A UUID in the canonical form only, so that an org has one spelling in logs, caches and signatures."""
-    if not _UUID.fullmatch(text):
-        raise ValueError("expected a UUID such as 123e4567-e89b-42d3-a456-426614174000")
-    return UUID(text)
 
 
 def whole_minute(text: str) -> int:

@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 
 from multidict import MultiMapping
 
-from api.answering.problems import Fault, invalid_parameters
 from api.asking import params
 from api.asking.buckets import (
     DAY,
@@ -31,6 +30,8 @@ from api.asking.cursors import CursorError, Cursors
 from api.asking.limits import Limits, shown
 from api.asking.params import CostBasis, Reader
 from api.config import RangeConfig
+from pipeline.common import ids
+from pipeline.common.problems import Fault, invalid_parameters
 
 T = TypeVar("T")
 
@@ -204,7 +205,7 @@ class Parser:
         )
         granularity = reader.one(params.GRANULARITY, params.one_of(Granularity)) or Granularity.DAY
         zone = reader.one(params.TIME_ZONE, params.zone) or ZoneInfo("UTC")
-        model_ids = reader.many(params.MODEL_ID, params.uuid)
+        model_ids = reader.many(params.MODEL_ID, ids.uuid)
         client_ids = reader.many(params.CLIENT_ID, params.client_id)
         group_by = reader.all(params.GROUP_BY, params.group_by)
         groups = frozenset((params.MODEL,)) if group_by is None else group_by
@@ -290,7 +291,7 @@ class Parser:
         filters: dict[str, Any] = {
             "provider": reader.one(params.PROVIDER, params.text_up_to(64)),
             "model_name": reader.one(params.MODEL_NAME, params.text_up_to(128)),
-            "org_id": reader.one(params.ORG_ID, params.uuid),
+            "org_id": reader.one(params.ORG_ID, ids.uuid),
             "kind": reader.one(params.KIND, params.price_kind),
             "service_tier": reader.one(params.SERVICE_TIER, params.service_tier),
             "at": None if at is None else to_datetime(at),

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from api.answering import answers, problems
+from api.answering import answers
 from api.asking import params
 from api.asking.params import Parameter
 from api.config import RangeConfig
 from api.contract.operations import OPERATIONS, Operation
+from pipeline.common import problems
 
 SECURITY: Final = {
     "bearer": {

@@ -21,12 +21,12 @@ from psycopg.types.json import Jsonb
 from api.asking.buckets import Quarters, to_datetime
 from api.asking.limits import Limits
 from api.asking.questions import FiguresQuestion
-from api.errors import ApiError
 from api.exports import focus, lines
 from api.exports.jobs import SQL, Job
 from api.exports.lines import SCHEMA
 from api.reading import adjustments, prices, rollups, seen
 from api.reading.prices import Book
+from pipeline.common.errors import ServiceError
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
@@ -36,7 +36,7 @@ _BEYOND_INT64: Final = (
 )
 
 
-class UnwritableError(ApiError):
+class UnwritableError(ServiceError):
     """Another attempt would fail, too: the format cannot hold a figure, or rows are kept no more.
 
     The text is for the job's owner, and says what to order instead.

@@ -10,12 +10,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from api.answering import answers
-from api.answering.problems import Fault, invalid_parameters
 from api.asking.bodies import Body
 from api.asking.buckets import NO_QUARTERS, Calendar, Granularity, Quarters, Span, add_days, to_minute
 from api.asking.limits import Limits
 from api.asking.params import CLIENT, CostBasis
 from api.asking.questions import FiguresQuestion, Pricing
+from pipeline.common.problems import Fault, invalid_parameters
 from sql import queries
 
 FORMATS: Final = {

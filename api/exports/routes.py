@@ -14,8 +14,7 @@ from aiohttp import web
 from psycopg.rows import class_row, scalar_row, tuple_row
 
 from api.access.guard import CALLER, ORG_ID
-from api.answering import answers, problems
-from api.answering.problems import Fault
+from api.answering import answers
 from api.asking import params
 from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
@@ -28,7 +27,9 @@ from api.exports.stores import MEDIA_TYPES, FolderStore, Store
 from api.reading import names, prices, seen
 from api.reading.database import Database, rows
 from api.reading.names import Names
+from pipeline.common import ids, problems
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.problems import Fault
 
 _SCHEDULE: Final = class_row(answers.ExportSchedule)
 
@@ -217,7 +218,7 @@ def _stored(shape: Shape) -> dict[str, Any]:
 
 def _job_id(request: web.Request) -> UUID:
     try:
-        return params.uuid(request.match_info["jobId"])
+        return ids.uuid(request.match_info["jobId"])
     except ValueError as error:
         raise problems.invalid_parameters([Fault("jobId", str(error))]) from None
 

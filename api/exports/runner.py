@@ -35,13 +35,13 @@ from psycopg.rows import class_row
 from api.asking.buckets import Calendar, Granularity, to_datetime, to_minute
 from api.asking.limits import Limits
 from api.config import DatabaseConfig, ExportConfig, RangeConfig
-from api.errors import ApiError, Unavailable
 from api.exports import files
 from api.exports.jobs import SQL, Job
 from api.exports.stores import Store
 from api.reading.database import PRIVILEGED_REMEDY
 from pipeline.common.connect import Session, connect
 from pipeline.common.day_zones import zone_names
+from pipeline.common.errors import ServiceError, Unavailable
 from sql import roles
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ _AWAY: Final = (psycopg.Error, OSError, Unavailable)
 """The database or the store cannot be used now: wait, and try again."""
 
 
-class _Lost(ApiError):
+class _Lost(ServiceError):
     """Another runner has the job now: leave the job to that runner."""
 
 
-class _Stopped(ApiError):
+class _Stopped(ServiceError):
     """We were told to stop: give the job back."""
 
 

@@ -24,17 +24,18 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from api.answering import answers, problems
+from api.answering import answers
 from api.asking.buckets import UTC_ZONE, Calendar, Granularity, Span, to_datetime, to_minute
 from api.asking.questions import Pricing
 from api.config import LiveConfig
-from api.errors import Unavailable
 from api.reading import names, prices, rollups, seen
 from api.reading.database import NO_NOTIFICATIONS, Database
 from api.reading.figures import spend_fields
 from api.reading.freshness import Standing, slowest_watermark
 from api.reading.rollups import KINDS
+from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,13 @@ from aiohttp import web
 from psycopg.rows import scalar_row, tuple_row
 
 from api.access.guard import CALLER, ORG_ID
-from api.answering import answers, problems
+from api.answering import answers
 from api.asking.questions import Parser
-from api.errors import Unavailable
 from api.names import orders
 from api.reading.database import Database, rows
+from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
 from pipeline.common.names import NO_ROOM, ORG, SQL, Naming, naming_of_org, no_dimension
 from sql import roles
 

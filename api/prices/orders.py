@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from api.answering.problems import Fault
 from api.asking.bodies import Body
 from api.asking.buckets import UTC_ZONE, add_months, to_datetime
+from pipeline.common.problems import Fault
 from pipeline.prices import csv_file
 from pipeline.prices.price import MANUAL, Price, faults_of
 from pipeline.prices.price import Fault as PriceFault

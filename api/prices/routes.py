@@ -16,21 +16,22 @@ import psycopg
 from aiohttp import web
 from psycopg.rows import class_row
 
-from api.access.caller import Caller
 from api.access.guard import ANALYTICS_ADMIN, CALLER
-from api.answering import answers, problems
+from api.answering import answers
 from api.answering.money import dollars_of
-from api.answering.problems import Fault
 from api.asking import bodies, params
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser, PricesQuestion
 from api.config import DatabaseConfig, RangeConfig
-from api.errors import Unavailable
 from api.prices import orders
 from api.reading import names
 from api.reading import prices as reading
 from api.reading.database import Database, rows, translated
+from pipeline.common import problems
+from pipeline.common.access.caller import Caller
 from pipeline.common.connect import AsyncConnection, Connection, Session, connect
+from pipeline.common.errors import Unavailable
+from pipeline.common.problems import Fault
 from pipeline.prices import book, compare
 from pipeline.prices.book import Chosen, Entry
 from sql import queries, roles

@@ -34,9 +34,9 @@ from psycopg.adapt import Loader
 from psycopg.rows import AsyncRowFactory
 
 from api.config import DatabaseConfig
-from api.errors import ApiError, TooSlow, Unavailable
 from api.reading.pool import Pool
 from pipeline.common.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
+from pipeline.common.errors import ServiceError, TooSlow, Unavailable
 from sql import roles
 
 log = logging.getLogger(__name__)
@@ -180,11 +180,11 @@ class Database:
                     snapshot = _Snapshot(cursor, (_BEGIN, *connection.local))
                     try:
                         found = await work(snapshot.ask)
-                    except ApiError:  # the question cannot be answered, and nothing is wrong here
+                    except ServiceError:  # the question cannot be answered, and nothing is wrong here
                         await cursor.execute("ROLLBACK")
                         raise
                     await cursor.execute("COMMIT")
-            except ApiError:
+            except ServiceError:
                 raise
             except BaseException as error:
                 lost = connection.closed
@@ -277,7 +277,7 @@ class Database:
         return True
 
 
-class _Privileged(ApiError):
+class _Privileged(ServiceError):
     """The role may write rollups: `PRIVILEGED_REMEDY`."""
 
 

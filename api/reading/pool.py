@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 from psycopg.pq import TransactionStatus
 
-from api.errors import Unavailable
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
 
 
 class Pool:

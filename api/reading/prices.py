@@ -19,12 +19,12 @@ from uuid import UUID
 from psycopg.rows import scalar_row, tuple_row
 
 from api.answering.money import UNITS_PER_MICROCENT
-from api.answering.problems import Fault, invalid_parameters
 from api.asking.buckets import Span, to_datetime
 from api.asking.params import PRICE_VERSION, CostBasis
 from api.asking.questions import Pricing
 from api.reading.database import rows
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.problems import Fault, invalid_parameters
 from sql import queries
 
 SQL: Final = queries.load("book")

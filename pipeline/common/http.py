@@ -33,6 +33,12 @@ def failure(error: BaseException, request: BaseRequest) -> str:
     return text
 
 
+def template(request: web.Request) -> str:
+    """The path of the request's route, with its variables as names; ``unmatched`` where there is no route."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unmatched"
+
+
 class Runner(web.AppRunner):
     """An `aiohttp.web.AppRunner` without an access log, which logs no header and no body of a request."""
 

@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from api.access import tokens as access_tokens
-from api.access.tokens import REFETCH_S, Tokens
-from api.errors import Unavailable
+from pipeline.common.access import tokens as access_tokens
+from pipeline.common.access.tokens import REFETCH_S, Tokens
+from pipeline.common.errors import Unavailable
 from tests.support.tokens import (
     ANA,
     EC,

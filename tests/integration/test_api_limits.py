@@ -15,13 +15,13 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from multidict import CIMultiDict
 
 import api.config
-from api.access import limits
-from api.access.authenticate import address_of
-from api.access.limits import RateLimiter, Unknown
 from api.answering.conditional import GZIP_BYTES_MIN, finished
-from api.answering.problems import Problem
 from api.app import create_app
 from api.contract.operations import BASE
+from pipeline.common.access import limits
+from pipeline.common.access.authenticate import address_of
+from pipeline.common.access.limits import RateLimiter, Unknown
+from pipeline.common.problems import Problem
 from tests.support.api_alone import EVENT as ANY_EVENT
 from tests.support.api_alone import NOWHERE, ORG, RANGE, READER, problem
 

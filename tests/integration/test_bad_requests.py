@@ -13,7 +13,7 @@ import api.config
 from api.app import create_app
 from api.contract import openapi
 from api.contract.operations import BASE
-from api.serving import Runner
+from pipeline.common.serving import Runner
 from pipeline.worker.service import serve_page
 from tests.support.api_alone import NOWHERE
 from tests.support.logs import KEY, Written, written_log

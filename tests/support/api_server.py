@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 
 import api.config
 from api.app import create_app
-from api.serving import Runner
+from pipeline.common.serving import Runner
 from sql import migrate
 from tests.support.processes import SLOW_MACHINE
 

@@ -9,10 +9,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from api.access.caller import Caller
-from api.access.tokens import Tokens
-from api.answering.problems import Problem
-from api.config import TokenConfig
+from pipeline.common.access.caller import Caller
+from pipeline.common.access.config import TokenConfig
+from pipeline.common.access.tokens import Tokens
+from pipeline.common.problems import Problem
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)
 ORG = uuid.UUID("aaaaaaaa-0000-4000-8000-000000000001")

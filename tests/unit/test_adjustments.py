@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from api.adjustments import orders
-from api.answering.problems import Problem
 from pipeline import cli
 from pipeline.commands import adjustments as commands
 from pipeline.common import adjustments
 from pipeline.common.adjustments import Adjustment
+from pipeline.common.problems import Problem
 from pipeline.core import wire
 
 START = datetime(2026, 11, 1, tzinfo=UTC)

@@ -12,15 +12,15 @@ from typing import Any, cast
 
 import pytest
 
-from api.access import audit, keys, limits
-from api.access.audit import Audit, Decision
-from api.access.keys import Keys
-from api.access.limits import RateLimiter, Unknown
-from api.access.tokens import Tokens
-from api.answering.problems import Problem
-from api.config import TokenConfig
 from api.reading.database import Database
+from pipeline.common.access import audit, keys, limits
+from pipeline.common.access.audit import Audit, Decision
+from pipeline.common.access.config import TokenConfig
+from pipeline.common.access.keys import Keys
+from pipeline.common.access.limits import RateLimiter, Unknown
+from pipeline.common.access.tokens import Tokens
 from pipeline.common.keys import new_key
+from pipeline.common.problems import Problem
 from tests.support.tokens import OTHER_RSA, SET, token
 
 NOW = datetime(2026, 11, 10, 12, tzinfo=UTC)

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import MultiDict
 
-from api.answering.problems import Problem
 from api.asking.buckets import Granularity, Span, to_minute
 from api.asking.cursors import Cursors
 from api.asking.params import whole_minute
 from api.asking.questions import FiguresQuestion, Parser, Position
 from api.config import RangeConfig
+from pipeline.common.problems import Problem
 from pipeline.core import wire
 
 NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 from psycopg.pq import TransactionStatus
 
-from api.errors import Unavailable
 from api.reading.pool import Pool
+from pipeline.common.errors import Unavailable
 
 
 @dataclass(slots=True)

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.access.caller import is_subject
-from api.access.tokens import usable_keys
-from api.answering.problems import Problem
-from api.config import TokenConfig
+from pipeline.common.access.caller import is_subject
+from pipeline.common.access.config import TokenConfig
+from pipeline.common.access.tokens import usable_keys
+from pipeline.common.problems import Problem
 from tests.support.tokens import (
     ANA,
     CLAIMS,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from api.access import turns
 from api.access.turns import WAITING_MAX, Turns
-from api.answering.problems import Problem
-from api.errors import TooSlow, Unavailable
+from pipeline.common.errors import TooSlow, Unavailable
+from pipeline.common.problems import Problem
 
 
 class Asked:

@@ -15,12 +15,11 @@ from prometheus_client import generate_latest
 
 from api import metrics as api_metrics
 from api.access import turns
-from api.answering import problems
 from api.exports import jobs
 from api.names import orders
 from pipeline import metrics
 from pipeline.cli import main
-from pipeline.common import settings
+from pipeline.common import problems, settings
 from pipeline.common.names import NAMES_MAX
 from pipeline.core import replay, rollups, wire
 from sql import migrate, schema

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import MultiDict
 
-from api.answering.problems import Problem
 from api.asking.buckets import add_days, to_datetime, to_minute
 from api.asking.cursors import Cursors
 from api.asking.limits import Limits
@@ -19,6 +18,7 @@ from api.asking.questions import Parser
 from api.config import RangeConfig
 from api.exports import jobs
 from pipeline.common.day_zones import zone_names
+from pipeline.common.problems import Problem
 
 NOW = datetime(2026, 11, 10, 12, 34, tzinfo=UTC)
 ORG = UUID("aaaaaaaa-0000-4000-8000-000000000001")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from api.answering.problems import Problem
 from api.names import orders
 from api.reading import names as reading
 from pipeline import cli
 from pipeline.common import names
+from pipeline.common.problems import Problem
 from pipeline.core import wire
 
 ORG = uuid.UUID(int=1)

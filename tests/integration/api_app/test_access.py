@@ -13,10 +13,10 @@ from multidict import CIMultiDict
 import api
 import api.config
 import api.handlers
-from api.access.authenticate import authenticator
-from api.answering.problems import Problem
-from api.config import AuthConfig
 from api.contract.operations import BASE
+from pipeline.common.access.authenticate import authenticator
+from pipeline.common.access.config import AuthConfig
+from pipeline.common.problems import Problem
 from pipeline.common.settings import ConfigError
 from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, problem
 from tests.support.api_in_process import GUARDED, OTHER, READS, SCOPED, Client, filled, said, serving

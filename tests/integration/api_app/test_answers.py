@@ -14,7 +14,7 @@ import api.config
 import api.handlers
 from api.app import create_app
 from api.contract.operations import BASE
-from api.serving import Runner
+from pipeline.common.serving import Runner
 from tests.support.api_alone import EVENT, NOWHERE, ORG, problem
 from tests.support.api_in_process import Client
 

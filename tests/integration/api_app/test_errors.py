@@ -13,14 +13,14 @@ import pytest
 import api
 import api.config
 import api.handlers
-from api.answering.problems import Problem
 from api.asking.limits import Limits
 from api.config import RangeConfig
 from api.contract import openapi
 from api.contract.operations import BASE
-from api.errors import ApiError
 from api.exports import jobs
 from api.reading import database
+from pipeline.common.errors import ServiceError
+from pipeline.common.problems import Problem
 from tests.support.api_alone import ORG, RANGE, WITHIN_S, problem
 from tests.support.api_in_process import READS, Client, filled, serving
 
@@ -124,6 +124,9 @@ async def test_our_own_mistakes_are_500_and_say_nothing(
 # --- exceptions ---------------------------------------------------------------------------------------
 
 
+SHARED = ("pipeline.common.errors", "pipeline.common.problems", "pipeline.common.access")
+
+
 def test_every_exception_of_the_api_has_one_root() -> None:
     for module in pkgutil.walk_packages(api.__path__, "api."):
         if module.name != "api.__main__":
@@ -131,9 +134,9 @@ def test_every_exception_of_the_api_has_one_root() -> None:
     found = [
         kind
         for name, module in sys.modules.items()
-        if name.startswith("api.")
+        if name.startswith(("api.", *SHARED))
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name
     ]
     assert {kind.__name__ for kind in found} >= {"Problem", "Unavailable", "CursorError", "UnwritableError"}
-    assert [kind for kind in found if not issubclass(kind, ApiError)] == []
+    assert [kind for kind in found if not issubclass(kind, ServiceError)] == []

@@ -14,12 +14,11 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from api.access.caller import ADMIN, SUBJECT_FORM, Caller, is_subject
-from api.access.keys import Keys
-from api.access.tokens import Tokens
-from api.answering import problems
-from api.asking import params
-from api.config import AuthConfig
+from pipeline.common import ids, problems
+from pipeline.common.access.caller import ADMIN, SUBJECT_FORM, Caller, is_subject
+from pipeline.common.access.config import AuthConfig
+from pipeline.common.access.keys import Keys
+from pipeline.common.access.tokens import Tokens
 from pipeline.common.parsers import is_loopback
 
 
@@ -145,7 +144,7 @@ class _Gateway:
         if not is_subject(subject):
             raise problems.unauthenticated(f"X-Actor-Subject must be {SUBJECT_FORM}, in UTF-8.")
         try:
-            orgs = frozenset(params.uuid(org) for org in _listed(actor["x-actor-orgs"]))
+            orgs = frozenset(ids.uuid(org) for org in _listed(actor["x-actor-orgs"]))
         except ValueError:
             raise problems.unauthenticated("X-Actor-Orgs must be UUIDs, separated by commas.") from None
         return Caller(subject=subject, roles=frozenset(_listed(actor["x-actor-roles"])), orgs=orgs)

@@ -1,11 +1,12 @@
 """Errors as RFC 9457 problems: they tell the caller what to change, and nothing about our insides.
 
-The code that finds an error raises a `Problem`. The middleware in `api.app` turns it into
-``application/problem+json``, and does the same with aiohttp's own errors and with unforeseen ones.
+The code that finds an error raises a `Problem`. The outermost middleware of a server lets `answer` turn it
+into ``application/problem+json``, and aiohttp's own errors and unforeseen ones too.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,8 +14,12 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from api.errors import ApiError
+from pipeline.common import http
+from pipeline.common.errors import ServiceError, Unavailable
+
+log = logging.getLogger(__name__)
 
 RETRY_AFTER_S: Final = 2
 
@@ -28,7 +33,7 @@ class Fault:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Problem(ApiError):
+class Problem(ServiceError):
     """The request cannot be answered: ``detail`` and ``errors`` tell the caller what to change."""
 
     status: int
@@ -151,6 +156,37 @@ def response(problem: Problem, request_id: str) -> web.Response:
         body=msgspec.json.encode(body),
         content_type="application/problem+json",
         headers={"Cache-Control": "no-store", **problem.headers},
+    )
+
+
+def answer(error: Exception, request: web.Request, request_id: str) -> web.Response:
+    """The answer to a request whose handling raised this error. A fault of ours is logged with its traceback.
+
+    Raises:
+        ConnectionError: there is nobody left to answer.
+    """
+    if isinstance(error, Problem):
+        return response(error, request_id)
+    if isinstance(error, Unavailable):
+        return response(unavailable(str(error)), request_id)
+    if isinstance(error, web.HTTPException):
+        return response(of_http_error(error), request_id)
+    if isinstance(error, HttpProcessingError | web.RequestPayloadError):  # a body is not as its head says
+        fault = type(error).__name__
+        log.info("bad_request", extra={"request_id": request_id, "fault": fault, "peer": request.remote})
+        detail = "The body is not what the request's head says: its length, chunks or encoding are wrong."
+        return response(Problem(status=400, detail=detail), request_id)
+    if isinstance(error, ConnectionError):
+        raise error
+    facts = {
+        "request_id": request_id,
+        "route": http.template(request),
+        "traceback": http.failure(error, request),
+    }
+    log.error("request_failed", extra=facts)
+    return response(
+        Problem(status=500, detail="Something went wrong here; the log has it under this instance."),
+        request_id,
     )
 
 

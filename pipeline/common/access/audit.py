@@ -22,9 +22,9 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from api.errors import Unavailable
-from api.reading.database import Database
+from pipeline.common.access.database import Writes
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
 from sql import queries
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class _Denied:
 class Audit:
     """Writes decisions; ``clock`` gives their times."""
 
-    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(self, database: Writes, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
         self._denied: dict[str, _Denied] = {}

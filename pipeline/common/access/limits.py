@@ -1,8 +1,8 @@
 """Rate limits: how many requests a minute each caller may send.
 
-Requests are counted by caller, in Redis where it is configured, so the limit holds over all API processes.
-Without Redis each process counts by itself. While Redis is away the processes do the same: nobody is turned
-away because of Redis. A window is a minute of the clock.
+Requests are counted by caller, in Redis where it is configured, so the limit holds over all processes of a
+server. Without Redis each process counts by itself. While Redis is away the processes do the same: nobody is
+turned away because of Redis. A window is a minute of the clock.
 
 A request whose credentials prove nothing has no caller. `Unknown` counts it by address, in each process.
 """
@@ -23,7 +23,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.answering import problems
+from pipeline.common import problems
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +49,33 @@ class Allowance:
 
 
 ALLOWANCE: Final = web.RequestKey("allowance", Allowance)
+"""Key of the request under which `show_allowance` finds what to show."""
+
+
+async def show_allowance(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell the caller of its allowance (for an application's ``on_response_prepare``)."""
+    allowance = request.get(ALLOWANCE)
+    if allowance is not None:
+        response.headers.update(allowance.headers())
 
 
 class Unknown:
     """Counts requests whose credentials prove nothing, by address and all together, in this process.
 
     Callers who prove who they are never meet this limit. So it does not hurt them to share an address, of a
-    proxy for example, with others who fail. ``quota`` is the limit of one address; 0: no limit.
+    proxy for example, with others who fail. ``quota`` is the limit of one address; 0: no limit. ``setting``
+    is the name of the setting that says so.
     """
 
     PROCESS: Final = 10
     """The limit of the whole process, as a multiple of the limit of one address. It also bounds how many
     addresses are counted."""
 
-    def __init__(self, quota: int, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, quota: int, clock: Callable[[], datetime], *, setting: str = "API_UNKNOWN_RATE_LIMIT"
+    ) -> None:
         self._quota = quota
+        self._setting = setting
         self._clock = clock
         self._window = 0
         self._counts: Counter[str] = Counter()
@@ -84,16 +96,30 @@ class Unknown:
             return
         raise problems.too_many(
             f"At most {self._quota} requests a minute without valid credentials from one address"
-            " (API_UNKNOWN_RATE_LIMIT).",
+            f" ({self._setting}).",
             retry_after_s=int((window + 1) * WINDOW_S - now) + 1,
         )
 
 
 class RateLimiter:
-    """Counts requests by caller. ``quota`` is the limit of one caller; 0: no limit."""
+    """Counts requests by caller. ``quota`` is the limit of one caller; 0: no limit.
 
-    def __init__(self, quota: int, redis_url: str | None, clock: Callable[[], datetime]) -> None:
+    ``setting`` is the name of the setting that says so. Servers with different settings count apart in Redis,
+    each under its ``space``.
+    """
+
+    def __init__(
+        self,
+        quota: int,
+        redis_url: str | None,
+        clock: Callable[[], datetime],
+        *,
+        setting: str = "API_RATE_LIMIT",
+        space: str = "rate",
+    ) -> None:
         self._quota = quota
+        self._setting = setting
+        self._space = space
         self._clock = clock
         self._redis: Redis | None = None
         if redis_url is not None and quota:
@@ -114,14 +140,14 @@ class RateLimiter:
         now = self._clock().timestamp()
         window = int(now // WINDOW_S)
         name = hashlib.blake2b(subject.encode("utf-8", "replace"), digest_size=16).hexdigest()
-        count = await self._count_shared(f"spendstream:rate:{name}:{window}")
+        count = await self._count_shared(f"spendstream:{self._space}:{name}:{window}")
         if count is None:
             count = self._count_here(name, window)
         reset_s = int((window + 1) * WINDOW_S - now) + 1
         allowance = Allowance(quota=self._quota, remaining=max(0, self._quota - count), reset_s=reset_s)
         if count > self._quota:
             problem = problems.too_many(
-                f"At most {self._quota} requests a minute for each caller (API_RATE_LIMIT).",
+                f"At most {self._quota} requests a minute for each caller ({self._setting}).",
                 retry_after_s=reset_s,
             )
             problem.headers = {**problem.headers, **allowance.headers()}

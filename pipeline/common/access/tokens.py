@@ -23,11 +23,10 @@ import aiohttp
 import jwt
 import msgspec
 
-from api.access.caller import SUBJECT_FORM, Caller, is_subject
-from api.answering import problems
-from api.asking import params
-from api.config import TokenConfig
-from api.errors import Unavailable
+from pipeline.common import ids, problems
+from pipeline.common.access.caller import SUBJECT_FORM, Caller, is_subject
+from pipeline.common.access.config import TokenConfig
+from pipeline.common.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +129,7 @@ def _caller(claims: Mapping[str, Any]) -> Caller:
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
         raise _refused("The token's claim roles must be a list of texts.")
     try:
-        owned = frozenset(params.uuid(org) for org in orgs) if isinstance(orgs, list) else None
+        owned = frozenset(ids.uuid(org) for org in orgs) if isinstance(orgs, list) else None
     except (TypeError, ValueError):
         owned = None
     if owned is None:

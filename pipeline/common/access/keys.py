@@ -1,4 +1,4 @@
-"""API keys: the API checks them, and notes at most once an hour that a key was used.
+"""API keys: a server checks them, and notes at most once an hour that a key was used.
 
 A key carries a tag that only we can make (`pipeline.common.keys`), so a made-up key costs no query. A key
 with a good tag is looked up by its prefix. A row that was found is believed for API_KEY_CACHE. That there is
@@ -20,12 +20,11 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from api.access.caller import Caller
-from api.answering import problems
-from api.errors import Unavailable
-from api.reading.database import Database, rows
-from pipeline.common import keys
+from pipeline.common import keys, problems
+from pipeline.common.access.caller import Caller
+from pipeline.common.access.database import Database
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.errors import Unavailable
 from sql import queries
 
 log = logging.getLogger(__name__)
@@ -115,8 +114,12 @@ class Keys:
         return self._untagged
 
     async def _read(self, name: str, values: Mapping[str, Any]) -> dict[str, _Row]:
-        found = await self._database.read(lambda c: rows(c, SQL[name], values, class_row(_Row)))
-        return {row.prefix: row for row in found}
+        async def find(connection: AsyncConnection) -> list[_Row]:
+            async with connection.cursor(row_factory=class_row(_Row)) as cursor:
+                await cursor.execute(SQL[name], values)
+                return await cursor.fetchall()
+
+        return {row.prefix: row for row in await self._database.read(find)}
 
     async def _note_use(self, prefix: str, row: _Row, now: datetime) -> None:
         noted = max(filter(None, (row.last_used_at, self._noted.get(prefix))), default=None)

@@ -1,0 +1,1 @@
+"""Who asks, and by which credential: what every server of ours shares."""
