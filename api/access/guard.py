@@ -25,7 +25,7 @@ from api.asking import params
 from pipeline.common import ids, keys, problems
 from pipeline.common.access.audit import Audit, Decision
 from pipeline.common.access.authenticate import Authenticator, Networks, address_of
-from pipeline.common.access.caller import ADMIN, Caller
+from pipeline.common.access.caller import Caller
 from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown
 from pipeline.common.http import template
 from pipeline.common.problems import Fault
@@ -169,7 +169,7 @@ class Guard:
     @staticmethod
     def _refusal(caller: Caller, access: Access, org_id: UUID | None) -> problems.Problem | None:
         # The org first: a stranger to the org does not learn which role is needed.
-        if org_id is not None and not caller.owns(org_id) and ADMIN not in caller.roles:
+        if org_id is not None and not caller.reaches(org_id):
             return problems.forbidden("This org is not yours to read.")
         if not access.admits(caller):
             return problems.forbidden(f"This needs the role {access.role}.")

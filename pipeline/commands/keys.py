@@ -10,22 +10,28 @@ import click
 
 from pipeline.commands.options import DURATION, VISIBLE, fail
 from pipeline.common import settings
+from pipeline.common.keys import ROLES
 
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke the API's keys (X-API-Key). Needs DATABASE_URL of a role that owns the tables."""
+    """Make, list and revoke API keys (X-API-Key). Needs DATABASE_URL of a role that owns the tables."""
 
 
 @keys.command("create")
 @click.option("--org", type=click.UUID, required=True, help="The org that the key belongs to.")
-@click.option("--role", "roles", multiple=True, required=True, help="What it may do; can be repeated.")
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    help=f"What it may do; can be repeated. There are {', '.join(ROLES)}.",
+)
 @click.option("--label", default="", help="What it is for, as shown by `keys list`.")
 @click.option("--valid", type=DURATION, help="Ends after this long (90d); else when it is revoked.")
 def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | None) -> None:
     """Make a key and print it. The key cannot be shown again. Needs API_KEY_SECRET."""
     from pipeline.admin import keys as making
-    from pipeline.common.keys import ROLES
 
     for role in roles:
         if role not in ROLES:

@@ -11,7 +11,7 @@ nothing. A slow hash would add no safety, because nobody can guess 256 bits.
 Keys of version 0.1.0 have no tag. Their prefix has 12 digits instead of 16, which tells the two kinds apart
 in the database too. These keys stay valid until they end.
 
-The command that makes keys (`pipeline.admin.keys`) and the API that checks keys share this module.
+The command that makes keys (`pipeline.admin.keys`) and the servers that check keys share this module.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ import re
 import secrets
 from typing import Final
 
+EVENTS_WRITE: Final = "analytics:events:write"
+"""The role of senders: it admits events at the collector. The API has no route for it."""
 ROLES: Final = (
     "analytics:usage:read",
     "analytics:reliability:read",
     "analytics:exports:create",
     "analytics:exports:read",
     "analytics:exports:download",
+    EVENTS_WRITE,
 )
 """The roles that a key can have. A key belongs to one org, so roles that span orgs are not among them."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.commands.environment import masked
 from pipeline.common import settings
+from pipeline.common.keys import ROLES
 from tests.support import traces
 
 DATABASE_URL = next(setting for setting in settings.SETTINGS if setting.name == "DATABASE_URL")
@@ -40,6 +42,15 @@ def test_every_command_and_option_has_a_help_text() -> None:
         for parameter in main.commands[name].params:
             assert getattr(parameter, "help", "an argument"), (name, parameter.name)
         assert invoke(name, "--help")[0] == 0
+
+
+def test_the_help_of_keys_names_every_role_of_a_key() -> None:
+    _, output, _ = invoke("keys", "create", "--help")
+    for role in ROLES:
+        assert role in output
+    exit_code, _, errors = invoke("keys", "create", "--org", str(UUID(int=1)), "--role", "admin")
+    assert exit_code == 2
+    assert "analytics:events:write" in errors
 
 
 def test_version() -> None:

@@ -15,11 +15,13 @@ from prometheus_client import generate_latest
 
 from api import metrics as api_metrics
 from api.access import turns
+from api.access.guard import ANALYTICS_ADMIN
 from api.exports import jobs
 from api.names import orders
 from pipeline import metrics
 from pipeline.cli import main
-from pipeline.common import problems, settings
+from pipeline.common import keys, problems, settings
+from pipeline.common.access.caller import ADMIN
 from pipeline.common.names import NAMES_MAX
 from pipeline.core import replay, rollups, wire
 from sql import migrate, schema
@@ -68,6 +70,13 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         there = (page.parent / path).resolve() if path else page
         assert there.exists(), f"{target} leads nowhere"
         assert not anchor or anchor in anchors(there), f"{target}: no such heading"
+
+
+def test_the_page_of_authentication_describes_every_role() -> None:
+    text = (ROOT / "docs/howto/authenticate.md").read_text()
+    table = text[text.index("## Roles") :]
+    for role in (*keys.ROLES, ANALYTICS_ADMIN, ADMIN):
+        assert f"`{role}`" in table, role
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

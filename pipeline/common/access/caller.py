@@ -27,6 +27,10 @@ class Caller:
     def owns(self, org_id: UUID) -> bool:
         return self.orgs is None or org_id in self.orgs
 
+    def reaches(self, org_id: UUID) -> bool:
+        """Is the org its own, or every org within its reach? The role that is needed is another question."""
+        return self.owns(org_id) or ADMIN in self.roles
+
 
 def is_subject(text: str) -> bool:
     """Can this text name a caller, in the log and in the database?"""
