@@ -13,11 +13,10 @@ import signal
 import sys
 from typing import Final
 
-from aiohttp import web
-
 from api.app import create_app, export_runner, export_store
 from api.config import Config, load
 from pipeline.common import logs, lookalikes
+from pipeline.common.listening import CannotListen, listen
 from pipeline.common.serving import Runner
 from pipeline.common.settings import ConfigError
 
@@ -71,9 +70,9 @@ async def serve(config: Config) -> int:
     runner = Runner(create_app(config, give_up=give_up), shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
-        await web.TCPSite(runner, config.host, config.port).start()
-    except OSError as error:
-        log.error("cannot_listen", extra={"host": config.host, "port": config.port, "error": str(error)})
+        addresses = await listen(runner, config.hosts, config.port)
+    except CannotListen as error:
+        log.error("cannot_listen", extra={"error": error.strerror})
         await runner.cleanup()
         return 1
     host, port = runner.addresses[0][:2]
@@ -82,7 +81,8 @@ async def serve(config: Config) -> int:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    log.info("listening", extra={"host": host, "port": port, "auth_mode": config.auth.mode})
+    facts = {"host": host, "port": port, "addresses": addresses, "auth_mode": config.auth.mode}
+    log.info("listening", extra=facts)
     await stop.wait()
     log.info("stopping")
     await runner.cleanup()

@@ -50,6 +50,7 @@ from pipeline.common.access.authenticate import authenticator
 from pipeline.common.access.keys import Keys
 from pipeline.common.access.limits import RateLimiter, Unknown, show_allowance
 from pipeline.common.access.tokens import Tokens
+from pipeline.common.cors import Cors
 from pipeline.common.http import template
 from pipeline.common.serving import expected
 
@@ -110,8 +111,9 @@ def create_app(
     )
     metrics = Metrics()
     handlers = _handlers(config, held, store, metrics, clock)
+    cors = Cors(config.cors_origins)
     app = web.Application(
-        middlewares=[_observed(metrics), _guard(config, held, clock).middleware],
+        middlewares=[_observed(metrics), cors.middleware, _guard(config, held, clock).middleware],
         client_max_size=config.request_bytes_max,
     )
     for operation in OPERATIONS:
@@ -121,6 +123,7 @@ def create_app(
             app.router.add_route("HEAD", operation.path, handler, expect_handler=expected)
     app.on_shutdown.append(held.end_streams)
     app.on_response_prepare.append(show_allowance)
+    app.on_response_prepare.append(cors.show)
     app.cleanup_ctx.append(held.at_work)
     return app
 

@@ -93,8 +93,9 @@ class Config:
     exports: ExportConfig
     cursor_secret: bytes
     log_level: str = required("LOG_LEVEL")
-    host: str = required("HTTP_HOST")
+    hosts: tuple[str, ...] = required("HTTP_HOST")
     port: int = required("HTTP_PORT")
+    cors_origins: tuple[str, ...] = required("CORS_ORIGINS")
     redis_url: str | None = required("REDIS_URL")
     rate_limit: int = required("API_RATE_LIMIT")
     unknown_rate_limit: int = required("API_UNKNOWN_RATE_LIMIT")

@@ -72,7 +72,7 @@ class Config:
     log_level: str = required("LOG_LEVEL")
     database_url: str = required("DATABASE_URL")
     redis_url: str | None = required("REDIS_URL")
-    metrics_host: str = required("METRICS_HOST")
+    metrics_hosts: tuple[str, ...] = required("METRICS_HOST")
     metrics_port: int = required("METRICS_PORT")
     dedupe_folder: Path | None = of("DEDUPE_FOLDER")
     secrets: tuple[str, ...] = field(default=(), repr=False)

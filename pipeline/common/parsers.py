@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.common import urls
+from pipeline.common.texts import is_line
 
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -186,6 +187,97 @@ def secret(characters_min: int) -> Callable[[str], str]:
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """Networks in CIDR form, separated by commas."""
     return tuple(ip_network(part) for part in (one.strip() for one in text.split(",")) if part)
+
+
+_CLAIM_CHARS_MAX: Final = 200
+
+
+def claim(text: str) -> tuple[str, ...]:
+    """The path of a claim in a token: its name, or names from the outermost to its own, with dots between.
+
+    A URL is one name as it stands, with all its dots, because providers name claims of their own by URLs. In
+    another name a dot has a backslash before it, and a backslash has one too. A text with a backslash is
+    divided at every other dot, even if it has a URL: ``https\\://host/claims.orgs`` are two names.
+    """
+    text = text.strip()
+    if "://" in text and "\\" not in text:
+        names = [text]
+    else:
+        names = [""]
+        escaped = False
+        for character in text:
+            if escaped and character not in ".\\:":
+                break
+            if character == "\\" and not escaped:
+                escaped = True
+                continue
+            if character == "." and not escaped:
+                names.append("")
+            else:
+                names[-1] += character
+            escaped = False
+        if escaped:
+            raise ValueError("expected a dot, a colon or a backslash after each backslash")
+    if not all(is_line(name, _CLAIM_CHARS_MAX) for name in names):
+        raise ValueError("expected a claim such as roles, or names with dots between: realm_access.roles")
+    return tuple(names)
+
+
+def written_claim(path: Sequence[str]) -> str:
+    """Write the path of a claim as an operator would set it."""
+    if len(path) == 1 and "://" in path[0] and "\\" not in path[0]:
+        return path[0]
+    text = ".".join(name.replace("\\", r"\\").replace(".", r"\.") for name in path)
+    return text if "\\" in text else text.replace("://", r"\://")
+
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages, separated by commas, each exactly as a browser sends it. None is fine."""
+    found = tuple(part for part in (one.strip() for one in text.split(",")) if part)
+    if not all(_is_origin(one) for one in found):
+        raise ValueError(
+            "expected origins as browsers send them, such as https://app.example.com or http://localhost:3000:"
+            " no *, no path, no capitals, no default port"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not host or parts.scheme not in _DEFAULT_PORTS or port == _DEFAULT_PORTS[parts.scheme]:
+        return False
+    if ":" in host:
+        try:
+            host = f"[{IPv6Address(host)}]"
+        except ValueError:
+            return False
+    elif not re.fullmatch(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", host):
+        return False
+    return text == f"{parts.scheme}://{host}{'' if port is None else f':{port}'}"
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    """The addresses or host names at which a server listens, separated by commas."""
+    found = tuple(one.strip() for one in text.split(","))
+    name = re.compile(r"[0-9A-Za-z_-]+(?:\.[0-9A-Za-z_-]+)*")
+    if not all(_is_address(one) or name.fullmatch(one) for one in found):
+        raise ValueError("expected addresses or host names without ports, such as 127.0.0.1,::1")
+    return tuple(dict.fromkeys(found))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def boundaries(text: str) -> tuple[int, ...]:

@@ -99,13 +99,19 @@ _THE_DOZEN: Final = (
         "How the API knows its callers: `none` (on loopback only), `gateway` (headers of a trusted proxy) or"
         " `jwt` (bearer tokens).",
     ),
-    _setting("HTTP_HOST", parsers.not_empty, "127.0.0.1", "The address on which the API listens."),
+    _setting(
+        "HTTP_HOST",
+        parsers.hosts,
+        "127.0.0.1",
+        "The address on which the API listens, or several, as in `127.0.0.1,::1`. `0.0.0.0` is every IPv4"
+        " address, `::` every address of IPv6 and IPv4.",
+    ),
     _setting("HTTP_PORT", parsers.port, "8084", "The port on which the API listens. 0 takes a free one."),
     _setting(
         "METRICS_HOST",
-        parsers.not_empty,
+        parsers.hosts,
         "127.0.0.1",
-        "The address of the worker's metrics and health pages.",
+        "The address of the worker's metrics and health pages, or several, as for HTTP_HOST.",
     ),
     _setting(
         "METRICS_PORT",
@@ -318,6 +324,19 @@ _ACCESS: Final = (
     ),
     _setting("JWT_LEEWAY", parsers.span(0, 600), "30s", "How far the issuer's clock may be off."),
     _setting(
+        "JWT_ROLES_CLAIM",
+        parsers.claim,
+        "roles",
+        "The claim that has the caller's roles: a name such as `scope`, a path such as `realm_access.roles`,"
+        " or a URL. A dot within a name is written `\\.`.",
+    ),
+    _setting(
+        "JWT_ORGS_CLAIM",
+        parsers.claim,
+        "orgs",
+        "The claim that has the ids of the caller's orgs, named as for JWT_ROLES_CLAIM.",
+    ),
+    _setting(
         "API_KEY_SECRET",
         parsers.secret(32),
         None,
@@ -331,6 +350,13 @@ _ACCESS: Final = (
         parsers.span(0, 3600),
         "5s",
         "How long an API process believes a good key before it asks the database again.",
+    ),
+    _setting(
+        "CORS_ORIGINS",
+        parsers.origins,
+        "",
+        "Origins of web pages that may ask from a browser, separated by commas, such as"
+        " `https://app.example.com`. Without the setting, no answer has a header of CORS.",
     ),
 )
 _API: Final = (
@@ -610,11 +636,19 @@ def _contradictions(values: Mapping[str, Any], given: Set[str]) -> list[str]:
     fresh, stale = values["FRESH_LAG"], values["STALE_LAG"]
     if fresh is not None and stale is not None and fresh >= stale:
         faults.append(f"FRESH_LAG ({written(fresh)}) must be below STALE_LAG ({written(stale)})")
-    if values["AUTH_MODE"] == "none" and values["HTTP_HOST"] and not is_loopback(values["HTTP_HOST"]):
-        faults.append(
+    if values["AUTH_MODE"] == "none":
+        faults += [
             f"AUTH_MODE=none lets everybody read everything, so HTTP_HOST must be a loopback address,"
-            f" not {values['HTTP_HOST']!r}; set AUTH_MODE=jwt, or gateway behind a proxy"
-        )
+            f" not {host!r}; set AUTH_MODE=jwt, or gateway behind a proxy"
+            for host in values["HTTP_HOST"] or ()
+            if not is_loopback(host)
+        ]
+        faults += [
+            f"AUTH_MODE=none answers no page from elsewhere, so CORS_ORIGINS must not name {origin};"
+            " set AUTH_MODE=jwt, or gateway behind a proxy"
+            for origin in values["CORS_ORIGINS"] or ()
+            if not is_loopback(urlsplit(origin).hostname or "")
+        ]
     faults.extend(_token_contradictions(values, given))
     if (
         values["RETENTION_MINUTE"]
@@ -646,4 +680,7 @@ def _token_contradictions(values: Mapping[str, Any], given: Set[str]) -> list[st
     url = urlsplit(values["JWT_JWKS_URL"] or "https://")
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         faults.append("JWT_JWKS_URL must be https: whoever can answer in its place decides who may read")
+    claim = values["JWT_ROLES_CLAIM"]
+    if claim is not None and claim == values["JWT_ORGS_CLAIM"]:
+        faults.append("JWT_ROLES_CLAIM and JWT_ORGS_CLAIM must not be the same claim")
     return faults

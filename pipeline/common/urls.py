@@ -16,3 +16,8 @@ def split(text: str) -> SplitResult:
     if found is None or "," not in found[2]:
         return urlsplit(text)
     return urlsplit(f"{found[1] or ''}//{found[3]}")._replace(netloc=found[2])
+
+
+def authority(host: str, port: int) -> str:
+    """A host and a port as they stand in a URL: ``127.0.0.1:8084``, ``[::1]:8084``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -28,6 +28,7 @@ from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
 from pipeline.common import http
 from pipeline.common.heap import keep_freed_memory
+from pipeline.common.listening import listen
 from pipeline.config import Config
 from pipeline.core.warm_up import warm_up
 from pipeline.sink import SchemaMissing, SinkUnavailable, copy_binary
@@ -247,15 +248,13 @@ async def _serve_page(config: Config, state: _State) -> web.AppRunner:
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    runner = await serve_page(config.metrics_host, config.metrics_port, app)
-    host, port = runner.addresses[0][:2]
-    log.info("page_listening", extra={"url": f"http://{host}:{port}/metrics"})
-    return runner
+    return await serve_page(config.metrics_hosts, config.metrics_port, app)
 
 
-async def serve_page(host: str, port: int, app: web.Application) -> web.AppRunner:
-    """Serve the worker's pages at ``host`` and ``port`` (0: a free port). Raises OSError."""
+async def serve_page(hosts: Sequence[str], port: int, app: web.Application) -> web.AppRunner:
+    """Serve the worker's pages at ``hosts`` and ``port`` (0: a free port). Raises `CannotListen`."""
     runner = http.Runner(app, handle_signals=False)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    for address in await listen(runner, hosts, port):
+        log.info("page_listening", extra={"url": f"http://{address}/metrics"})
     return runner

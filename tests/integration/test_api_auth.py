@@ -18,7 +18,7 @@ from psycopg import sql as pgsql
 from pipeline.admin import keys as making
 from pipeline.common import keys as forms
 from sql import roles
-from tests.support import processes
+from tests.support import processes, tokens
 from tests.support.access import ENV, SECRET, new_key, reader_of, with_key
 from tests.support.api_facts import NEIGHBOUR, NOW, ORG, WATERMARKS, load, random_events
 from tests.support.api_server import BASE, fresh_database, served
@@ -63,6 +63,49 @@ def test_a_key_opens_its_org_with_its_roles_and_nothing_else(database_url: str, 
         ).fetchall()
     assert used[forms.prefix_of(mine) or ""] == NOW
     assert (f"key:{forms.prefix_of(theirs)}",) in denied
+
+
+def test_a_key_of_a_sender_reads_nothing(database_url: str) -> None:
+    key = new_key(database_url, ORG, "analytics:events:write")
+    with served({**ENV, "DATABASE_URL": database_url}, NOW) as server:
+        for page in ("usage", "reliability", "freshness", "exports"):
+            status, answer = server.get(f"{BASE}/orgs/{ORG}/{page}", headers=with_key(key))
+            assert (status, answer["title"]) == (403, "Not yours"), page
+        validate, body = f"{BASE}/events/validate", b"{}"
+        assert server.request("POST", validate, headers=with_key(key), body=body)[0] == 400  # any caller may
+
+
+def test_roles_and_orgs_are_read_where_the_provider_puts_them(database_url: str) -> None:
+    environment = {
+        "DATABASE_URL": database_url,
+        "AUTH_MODE": "jwt",
+        "JWT_ISSUER": tokens.ISSUER,
+        "JWT_AUDIENCE": tokens.AUDIENCE,
+        "JWT_SECRET": tokens.SECRET,
+    }
+    until = int(NOW.timestamp()) + 600
+    keycloak = {"JWT_ROLES_CLAIM": "realm_access.roles", "JWT_ORGS_CLAIM": "https://example.com/orgs"}
+    oauth = {"JWT_ROLES_CLAIM": "scope"}
+    for claimed, claims in (
+        (
+            keycloak,
+            {"realm_access": {"roles": ["analytics:usage:read"]}, "https://example.com/orgs": [str(ORG)]},
+        ),
+        (oauth, {"scope": "openid analytics:usage:read profile", "orgs": str(ORG)}),
+    ):
+        with served({**environment, **claimed}, NOW) as server:
+
+            def asking(named: dict[str, Any] = claims, **more: Any) -> dict[str, str]:
+                given = {"roles": ["admin"], "orgs": [str(NEIGHBOUR)], "exp": until, **named, **more}
+                return {"Authorization": f"Bearer {tokens.token(tokens.SECRET, 'HS256', **given)}"}
+
+            assert server.ok(USAGE, RANGE, headers=asking())["orgId"] == str(ORG)
+            for path in (USAGE.replace("usage", "reliability"), USAGE.replace(str(ORG), str(NEIGHBOUR))):
+                assert server.get(path, RANGE, headers=asking())[0] == 403
+            wrong: dict[str, Any] = {claimed["JWT_ROLES_CLAIM"].partition(".")[0]: 1}
+            status, answer = server.get(USAGE, RANGE, headers=asking(**wrong))
+            assert status == 401
+            assert claimed["JWT_ROLES_CLAIM"] in answer["detail"]
 
 
 def test_a_row_that_claims_every_role_makes_no_admin(database_url: str) -> None:

@@ -36,7 +36,7 @@ async def api_door() -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def worker_door() -> AsyncIterator[int]:
-    runner = await serve_page("127.0.0.1", 0, web.Application())
+    runner = await serve_page(("127.0.0.1",), 0, web.Application())
     yield runner.addresses[0][1]
     await runner.cleanup()
 

@@ -121,6 +121,16 @@ def test_everything_away_is_said_in_seconds_without_secrets() -> None:
     assert "geheim" not in str(findings)
 
 
+def test_each_address_of_a_process_is_asked() -> None:
+    away = {"DATABASE_URL": f"postgresql://x@{DEAD}/x", "RABBITMQ_URL": f"rabbitmq-stream://{DEAD}/"}
+    findings = examine(
+        **away, HTTP_HOST="127.0.0.1,::1", HTTP_PORT="1", METRICS_HOST="::,0.0.0.0", METRICS_PORT="1"
+    )
+    for name in ("api", "worker"):
+        asked = {f.detail.partition("://")[2].partition("/")[0] for f in findings[name]}
+        assert asked == {"127.0.0.1:1", "[::1]:1"}, findings[name]
+
+
 def test_a_database_without_schema_or_with_another(migrated: str, stream_url: str) -> None:
     with psycopg.connect(migrated) as connection:
         connection.execute("UPDATE analytics.alembic_version SET version_num = '0000'")

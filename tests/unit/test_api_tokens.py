@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import jwt
 import pytest
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.common import parsers
 from pipeline.common.access.caller import is_subject
 from pipeline.common.access.config import TokenConfig
 from pipeline.common.access.tokens import usable_keys
@@ -105,10 +107,12 @@ async def test_no_algorithm_and_the_wrong_one_are_refused(from_file: TokenConfig
         {"sub": None},
         {"sub": " "},
         {"sub": "x" * 201},
-        {"orgs": str(ORG)},
+        {"orgs": "all"},
+        {"orgs": f"{ORG},{ORG}"},
         {"orgs": ["all"]},
         {"orgs": [1]},
-        {"roles": "admin"},
+        {"orgs": {}},
+        {"roles": {"admin": True}},
         {"roles": [["admin"]]},
     ],
 )
@@ -132,6 +136,58 @@ async def test_the_clock_of_the_issuer_may_be_off_by_the_leeway(claims: dict[str
 async def test_absent_orgs_and_roles_are_none_of_them() -> None:
     caller = await tokens_of(HS).caller(token(SECRET, "HS256", orgs=None, roles=None))
     assert (caller.orgs, caller.roles) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("roles_claim", "orgs_claim", "claims"),
+    [
+        ("roles", "orgs", {"roles": "analytics:usage:read", "orgs": str(ORG)}),
+        ("scope", "orgs", {"scope": " analytics:usage:read  ", "roles": ["admin"]}),
+        ("realm_access.roles", "orgs", {"realm_access": {"roles": ["analytics:usage:read"]}}),
+        (
+            "https://a.test/roles",
+            "a.b.c",
+            {"https://a.test/roles": ["analytics:usage:read"], "a": {"b": {"c": [str(ORG)]}}},
+        ),
+        (
+            r"my\.roles",
+            r"https://a\.test/x.orgs",
+            {"my.roles": ["analytics:usage:read"], "https://a.test/x": {"orgs": str(ORG)}},
+        ),
+        (r"back\\slash.\.", "orgs", {"back\\slash": {".": "analytics:usage:read"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_the_settings_say_which_claims_have_roles_and_orgs(
+    roles_claim: str, orgs_claim: str, claims: dict[str, Any]
+) -> None:
+    config = replace(HS, roles_claim=parsers.claim(roles_claim), orgs_claim=parsers.claim(orgs_claim))
+    kept = {"roles": None} | ({} if orgs_claim == "orgs" else {"orgs": None})
+    assert await tokens_of(config).caller(token(SECRET, "HS256", **(kept | claims))) == ANA
+
+
+async def test_several_words_of_a_claim_are_several_roles() -> None:
+    other = "bbbbbbbb-0000-4000-8000-000000000002"
+    claims = {"roles": "openid analytics:usage:read\tprofile", "orgs": f"{ORG} {other}"}
+    caller = await tokens_of(HS).caller(token(SECRET, "HS256", **claims))
+    assert caller.roles == {"openid", "analytics:usage:read", "profile"}
+    assert caller.orgs == frozenset((ORG, UUID(other)))
+
+
+@pytest.mark.parametrize("claims", [{}, {"realm_access": {}}, {"realm_access": {"Roles": ["admin"]}}])
+async def test_a_path_that_leads_nowhere_gives_no_roles(claims: dict[str, Any]) -> None:
+    config = replace(HS, roles_claim=("realm_access", "roles"))
+    caller = await tokens_of(config).caller(
+        token(SECRET, "HS256", **{"realm_access.roles": ["admin"], **claims})
+    )
+    assert caller.roles == frozenset()
+
+
+@pytest.mark.parametrize("value", ["admin", ["admin"], 1, {"roles": 1}, {"roles": None}])
+async def test_a_path_through_what_is_no_object_is_refused_by_its_name(value: Any) -> None:
+    config = replace(HS, roles_claim=("realm.access", "roles"))
+    reason = await refused(tokens_of(config), token(SECRET, "HS256", **{"realm.access": value}))
+    assert reason == r"The token's claim realm\.access.roles must be a list of texts, or one text of them."
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import api.config
 from pipeline import config
@@ -271,6 +273,128 @@ def test_the_worker_gets_what_the_environment_says() -> None:
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert parsers.is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("roles", ("roles",)),
+        ("realm_access.roles", ("realm_access", "roles")),
+        ("https://example.com/orgs", ("https://example.com/orgs",)),
+        (r"groups\.v2", ("groups.v2",)),
+        (r"a\.b.c\\.d", ("a.b", "c\\", "d")),
+        (r"https\://host/claims.orgs", ("https://host/claims", "orgs")),
+        (r"https://example\.com/claims.orgs", ("https://example.com/claims", "orgs")),
+    ],
+)
+def test_a_claim_is_a_path_of_names_and_is_written_as_it_is_read(text: str, path: tuple[str, ...]) -> None:
+    assert parsers.claim(text) == path
+    assert parsers.written_claim(path) == text
+
+
+NAMES = st.lists(st.sampled_from(("a", ".", "\\", ":", "://")), min_size=1, max_size=4).map("".join)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=3).map(tuple))
+def test_every_path_of_claims_can_be_written(path: tuple[str, ...]) -> None:
+    assert parsers.claim(parsers.written_claim(path)) == path
+
+
+@pytest.mark.parametrize("text", [".", "a.", ".a", "a..b", "a\\", r"a\b", "a\x00", "x" * 201, " "])
+def test_what_is_no_claim_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parsers.claim(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://app.example.com",
+        "http://localhost:3000",
+        "http://[::1]:3000",
+        "http://127.0.0.1, https://a.b",
+    ],
+)
+def test_origins_are_taken_as_browsers_send_them(text: str) -> None:
+    assert parsers.origins(text) == tuple(text.split(", "))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "*",
+        "null",
+        "https://*.example.com",
+        "app.example.com",
+        "https://app.example.com/",
+        "https://App.example.com",
+        "HTTPS://app.example.com",
+        "https://app.example.com:443",
+        "http://app.example.com:80",
+        "https://app.example.com:0443",
+        "https://ana@app.example.com",
+        "https://app.example.com?x",
+        "https://exämple.com",
+        "https://",
+        "http://[::0:1]",
+        "http://[::1",
+        "file:///x",
+        "http://localhost:3000 http://localhost:3001",
+    ],
+)
+def test_what_no_browser_would_send_as_an_origin_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected origins"):
+        parsers.origins(f"https://fine.example.com,{text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("127.0.0.1", ("127.0.0.1",)),
+        ("127.0.0.1, ::1", ("127.0.0.1", "::1")),
+        ("::", ("::",)),
+        ("localhost,api-1.example.com,localhost", ("localhost", "api-1.example.com")),
+    ],
+)
+def test_a_server_may_listen_at_several_addresses(text: str, hosts: tuple[str, ...]) -> None:
+    assert parsers.hosts(text) == hosts
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:80", "[::1]", "::1,", ",", "a b", "http://h", "::x", "h/8", "*"])
+def test_what_is_no_address_to_listen_at_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected addresses"):
+        parsers.hosts(text)
+
+
+def test_every_fault_of_who_may_ask_is_listed_with_the_others() -> None:
+    environment = {
+        "HTTP_HOST": "127.0.0.1,0.0.0.0,::1,::,host.example.com",
+        "CORS_ORIGINS": "http://localhost:3000,https://app.example.com",
+        "JWT_ROLES_CLAIM": "a..b",
+        "JWT_ORGS_CLAIM": "a\\",
+        "METRICS_HOST": "::1:x",
+    }
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read(environment)
+    faults = caught.value.faults
+    assert [fault.partition("=")[0] for fault in faults[:3]] == [
+        "METRICS_HOST",
+        "JWT_ROLES_CLAIM",
+        "JWT_ORGS_CLAIM",
+    ]
+    assert [fault.partition("not '")[2].partition("'")[0] for fault in faults[3:6]] == [
+        "0.0.0.0",
+        "::",
+        "host.example.com",
+    ]
+    assert "must not name https://app.example.com" in faults[6]
+    assert len(faults) == 7
+
+
+def test_one_claim_cannot_have_both_roles_and_orgs() -> None:
+    tokens = {"AUTH_MODE": "jwt", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_SECRET": "s" * 32}
+    with pytest.raises(settings.ConfigError, match="must not be the same claim"):
+        settings.read({**tokens, "JWT_ROLES_CLAIM": "scope", "JWT_ORGS_CLAIM": "scope"})
 
 
 def test_a_stream_url_may_name_several_nodes_and_each_needs_a_host() -> None:

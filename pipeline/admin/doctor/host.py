@@ -41,11 +41,13 @@ def disk(values: settings.Values) -> Iterator[Finding]:
 
 
 def worker(values: settings.Values) -> Iterator[Finding]:
-    yield _page("worker", values["METRICS_HOST"], values["METRICS_PORT"], "/readyz")
+    for host in values["METRICS_HOST"]:
+        yield _page("worker", host, values["METRICS_PORT"], "/readyz")
 
 
 def api(values: settings.Values) -> Iterator[Finding]:
-    yield _page("api", values["HTTP_HOST"], values["HTTP_PORT"], "/analytics/v1/status/readyz")
+    for host in values["HTTP_HOST"]:
+        yield _page("api", host, values["HTTP_PORT"], "/analytics/v1/status/readyz")
 
 
 def _page(name: str, host: str, port: int, path: str) -> Finding:
@@ -53,7 +55,7 @@ def _page(name: str, host: str, port: int, path: str) -> Finding:
     if port == 0:
         return Finding(Level.OK, name, "listens on a port of its own choice: not looked for")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
+    url = f"http://{urls.authority(host, port)}{path}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=TIMEOUT_S):

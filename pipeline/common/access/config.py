@@ -21,6 +21,8 @@ class TokenConfig:
     jwks_file: str | None = of("JWT_JWKS_FILE")
     jwks_cache_s: float = of("JWT_JWKS_CACHE")
     leeway_s: float = of("JWT_LEEWAY")
+    roles_claim: tuple[str, ...] = of("JWT_ROLES_CLAIM")
+    orgs_claim: tuple[str, ...] = of("JWT_ORGS_CLAIM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,11 @@
 """Bearer tokens: JWTs signed by an issuer's keys (JWKS), or with one shared secret.
 
+A token's ``sub`` names the caller. The settings say which claims have its roles and its orgs, because
+providers put them in different places.
+
 The token does not choose how it is checked. Each key is good for one algorithm only: the shared secret for
 HS256, a key of the set for the algorithm of its type. So a token with ``alg=none`` is refused, and so is an
-HS256 signature made with a public key. Times are compared with the API's clock.
+HS256 signature made with a public key. Times are compared with our clock.
 
 The key set is read again when it is old. It is also read again when a token names a key that is not in it,
 but then at most once in `REFETCH_S`, so that made-up key ids cannot make us flood the issuer. While the
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +30,7 @@ from pipeline.common import ids, problems
 from pipeline.common.access.caller import SUBJECT_FORM, Caller, is_subject
 from pipeline.common.access.config import TokenConfig
 from pipeline.common.errors import Unavailable
+from pipeline.common.parsers import written_claim
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +82,7 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, RecursionError):
             raise _refused("The token is malformed, or its signature is not of a key known here.") from None
         self._check_times(claims)
-        return _caller(claims)
+        return _caller(claims, self._config)
 
     async def close(self) -> None:
         if self._keys:
@@ -122,19 +126,39 @@ def _instant(claims: Mapping[str, Any], name: str) -> float:
     return instant
 
 
-def _caller(claims: Mapping[str, Any]) -> Caller:
-    subject, orgs, roles = claims["sub"], claims.get("orgs", []), claims.get("roles", [])
+def _texts(claims: Mapping[str, Any], path: Sequence[str], kind: str) -> list[str]:
+    """The texts of a list, or the words of a text, in the claim at this path; none if there is no such claim.
+
+    OAuth's ``scope`` is such a text: words with blanks between them.
+    """
+    value: Any = claims
+    for name in path:
+        if not isinstance(value, dict):
+            raise _unread(path, kind)
+        if name not in value:
+            return []
+        value = value[name]
+    if isinstance(value, str):
+        return value.split()
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise _unread(path, kind)
+    return value
+
+
+def _caller(claims: Mapping[str, Any], config: TokenConfig) -> Caller:
+    subject = claims["sub"]
     if not isinstance(subject, str) or not is_subject(subject.strip()):
         raise _refused(f"The token's claim sub must be {SUBJECT_FORM}.")
-    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles):
-        raise _refused("The token's claim roles must be a list of texts.")
+    roles = _texts(claims, config.roles_claim, "texts")
     try:
-        owned = frozenset(ids.uuid(org) for org in orgs) if isinstance(orgs, list) else None
-    except (TypeError, ValueError):
-        owned = None
-    if owned is None:
-        raise _refused("The token's claim orgs must be a list of UUIDs.")
-    return Caller(subject=subject.strip(), roles=frozenset(roles), orgs=owned)
+        orgs = frozenset(map(ids.uuid, _texts(claims, config.orgs_claim, "UUIDs")))
+    except ValueError:
+        raise _unread(config.orgs_claim, "UUIDs") from None
+    return Caller(subject=subject.strip(), roles=frozenset(roles), orgs=orgs)
+
+
+def _unread(path: Sequence[str], kind: str) -> problems.Problem:
+    return _refused(f"The token's claim {written_claim(path)} must be a list of {kind}, or one text of them.")
 
 
 def _refused(detail: str) -> problems.Problem:
