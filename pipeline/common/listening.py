@@ -41,7 +41,13 @@ async def listen(runner: web.AppRunner, hosts: Sequence[str], port: int) -> list
         for one in sockets:
             unserved.callback(one.close)
         for one in sockets:
-            await web.SockSite(runner, one).start()
+            try:
+                await web.SockSite(runner, one).start()
+            except (
+                OSError
+            ) as error:  # another process bound the same port at the same time, and listens first
+                host, port = one.getsockname()[:2]
+                raise _cannot(host, port, error) from error
         unserved.pop_all()  # they are the runner's now
     return [authority(*one.getsockname()[:2]) for one in sockets]
 

@@ -29,6 +29,7 @@ from pipeline.archive.store import open_store
 from pipeline.common import http
 from pipeline.common.heap import keep_freed_memory
 from pipeline.common.listening import listen
+from pipeline.common.urls import authority
 from pipeline.config import Config
 from pipeline.core.warm_up import warm_up
 from pipeline.sink import SchemaMissing, SinkUnavailable, copy_binary
@@ -248,13 +249,15 @@ async def _serve_page(config: Config, state: _State) -> web.AppRunner:
     app.router.add_get("/metrics", show_metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    return await serve_page(config.metrics_hosts, config.metrics_port, app)
+    runner = await serve_page(config.metrics_hosts, config.metrics_port, app)
+    for host, port, *_ in runner.addresses:
+        log.info("page_listening", extra={"url": f"http://{authority(host, port)}/metrics"})
+    return runner
 
 
 async def serve_page(hosts: Sequence[str], port: int, app: web.Application) -> web.AppRunner:
     """Serve the worker's pages at ``hosts`` and ``port`` (0: a free port). Raises `CannotListen`."""
     runner = http.Runner(app, handle_signals=False)
     await runner.setup()
-    for address in await listen(runner, hosts, port):
-        log.info("page_listening", extra={"url": f"http://{address}/metrics"})
+    await listen(runner, hosts, port)
     return runner

@@ -87,6 +87,22 @@ async def test_a_port_that_is_taken_at_one_address_is_named_and_taken_at_none(ho
     await serving.cleanup()
 
 
+async def test_a_port_that_somebody_else_bound_and_listens_on_first_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (ours,) = bound(("127.0.0.1",), 0)
+    (theirs,) = bound(
+        ("127.0.0.1",), ours.getsockname()[1]
+    )  # two sockets may be bound alike until one listens
+    monkeypatch.setattr(listening, "bound", lambda *_: [ours])
+    with closing(theirs):
+        theirs.listen()
+        serving = await runner()
+        with pytest.raises(CannotListen, match=r"cannot listen on 127\.0\.0\.1:\d+: Address already in use"):
+            await listen(serving, ("127.0.0.1",), 0)
+        await serving.cleanup()
+
+
 def test_a_free_port_that_is_taken_at_the_next_address_is_left_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
