@@ -208,12 +208,12 @@ async def measure(api: processes.Api, size: Size, end: datetime, arguments: argp
     for gzip in (False, True):
         ask = Asked(port, size, end, gzip=gzip)
         coding = " (gzip)" if gzip else ""
-        kinds: dict[str, Callable[[int], list[bytes]]] = {
-            "7 days by hour": partial(ask.usage, days=7, granularity="hour"),
-            f"{year} days by day": partial(ask.usage, days=year, granularity="day"),
-        }
-        for name, made in list(kinds.items()):
-            kinds[f"{name}, estimates only"] = partial(made, costBasis="estimate")
+        kinds: dict[str, Callable[[int], list[bytes]]] = {}
+        for days, grain in ((7, "hour"), (year, "day")):
+            by_book = partial(ask.usage, days=days, granularity=grain)
+            by_estimate = partial(ask.usage, days=days, granularity=grain, costBasis="estimate")
+            kinds |= {f"{days} days by {grain}": by_book}
+            kinds |= {f"{days} days by {grain}, estimates only": by_estimate}
         if not gzip:
             kinds |= {
                 f"{year} days by month": partial(ask.usage, days=year, granularity="month"),
