@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -18,8 +19,10 @@ from aiohttp import web
 from api.access.guard import ORG_ID
 from api.adjustments.routes import Adjustments
 from api.answering import answers
+from api.asking import questions
 from api.asking.buckets import to_datetime
 from api.asking.cursors import Cursors
+from api.asking.params import CLIENT
 from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Parser, Position
 from api.config import FreshnessConfig
 from api.exports.routes import Exports
@@ -240,13 +243,16 @@ class Handlers:
 
         async def read(connection: AsyncConnection) -> tuple[list[Seen], Names]:
             found = await seen.clients(connection, org_id, question.after, question.limit + 1)
-            return found, await names.read(connection, org_id)
+            return found, await names.read(connection, org_id, CLIENT, (row.key for row in found))
 
         found, named = await self.database.read(read)
         page, cursor = self._page(found, question)
         items = [
             answers.Client(
-                client_id=row.key or None, first_event_at=row.first_event_at, last_event_at=row.last_event_at
+                client_id=row.key or None,
+                client_name=named.values.get(row.key),
+                first_event_at=row.first_event_at,
+                last_event_at=row.last_event_at,
             )
             for row in page
         ]
@@ -272,12 +278,13 @@ class Handlers:
 
         async def read(connection: AsyncConnection) -> tuple[list[Counted], list[Seen], Names]:
             known = await seen.dimensions(connection, org_id)
-            found = await seen.values(connection, org_id, name, question.after, question.limit + 1)
+            values = seen.clients if name == CLIENT else partial(seen.values, dimension=name)
+            found = await values(connection, org_id, after=question.after, limit=question.limit + 1)
             return known, found, await names.read(connection, org_id, name, (row.key for row in found))
 
         known, found, named = await self.database.read(read)
-        if name not in (one.name for one in known):
-            raise problems.not_found(f"The dimensions are {_listed(known)} (DIMENSIONS).")
+        if name not in (CLIENT, *(one.name for one in known)):
+            raise problems.not_found(f"The dimensions are {questions.listed(known)} (DIMENSIONS).")
         page, cursor = self._page(found, question)
         items = [
             answers.Value(
@@ -361,12 +368,9 @@ class Handlers:
         if not question.dimension:
             return question, None
         known = await self.database.read(lambda c: seen.dimensions(c, question.org_id))
-        for one in known:
-            if one.name == question.dimension:
-                shown = answers.Dimension(name=one.name, source=one.source, since=one.since)
-                return one.narrow(question), shown
-        parameter = "groupBy" if question.by_client else "dimension"
-        raise problems.invalid_parameters([Fault(parameter, f"the dimensions are {_listed(known)}")])
+        asked_by = "groupBy" if question.by_client else "dimension"
+        one = questions.counted(known, question.dimension, asked_by)
+        return one.narrow(question), answers.Dimension(name=one.name, source=one.source, since=one.since)
 
     async def _with_quarters(self, question: FiguresQuestion) -> FiguresQuestion:
         """The question with the rows of DAY_ZONES that it needs. Raises `Problem` 400 if they are too few."""
@@ -429,13 +433,11 @@ def _model(model_id: UUID | None, labels: Mapping[str, Label]) -> dict[str, Any]
 def _key(position: Position, page: Page, *, by_value: bool) -> dict[str, Any]:
     """The fields that say whose figures a point has. ``by_value``: its client is the value of a dimension."""
     client = position.client_id or None
+    name = page.names.values.get(client or "")
     return {
         **_model(position.model_id, page.labels),
         "client_id": None if by_value else client,
+        "client_name": None if by_value else name,
         "value": client if by_value else None,
-        "value_name": page.names.values.get(client or "") if by_value else None,
+        "value_name": name if by_value else None,
     }
-
-
-def _listed(known: Sequence[Counted]) -> str:
-    return ", ".join(("client", *(one.name for one in known)))

@@ -109,16 +109,17 @@ class UsageTotals(UsageFigures):
 class UsagePoint(Answer):
     """``modelName`` and ``provider`` are the labels of the org's newest event of the model, or null.
     ``modelId`` and ``clientId`` are null where the series is not split by them; a null ``clientId`` in a
-    series by client holds the events without one. The one name of more than 128 characters holds what was
+    series by client holds the events without one. The one id of more than 128 characters holds what was
     counted beyond CLIENTS_PER_ORG_HOUR_MAX. ``value`` is that of the dimension which the series is split by,
-    alike, and ``valueName`` its name where an administrator has set one. ``final``: it can no longer change
-    but by backfill."""
+    alike. ``clientName`` and ``valueName`` are what an administrator calls them, or null. ``final``: it can
+    no longer change but by backfill."""
 
     bucket_start: Time
     model_id: UUID | None
     model_name: str | None
     provider: str | None
     client_id: str | None
+    client_name: str | None
     value: str | None
     value_name: str | None
     invocations: Count
@@ -186,6 +187,7 @@ class ReliabilityPoint(Answer):
     model_name: str | None
     provider: str | None
     client_id: str | None
+    client_name: str | None
     value: str | None
     value_name: str | None
     invocations: Count
@@ -265,9 +267,11 @@ class Models(Answer):
 
 
 class Client(Answer):
-    """``clientId`` is null for events without one; `UsagePoint` says what the longest name is."""
+    """``clientId`` is null for events without one; `UsagePoint` says what the longest one is. ``clientName``
+    is the name that an administrator has set."""
 
     client_id: str | None
+    client_name: str | None
     first_event_at: Time
     last_event_at: Time
 
@@ -526,7 +530,7 @@ class OrgName(Answer):
 
 
 class ValueName(Answer):
-    """The name of a value, null if it is removed."""
+    """The name of a value or a client, null if it is removed."""
 
     value: str
     value_name: str | None

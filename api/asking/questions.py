@@ -6,7 +6,7 @@ and the rows that it needs are still kept. So a partial answer never passes for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeVar
@@ -27,8 +27,8 @@ from api.asking.buckets import (
     to_minute,
 )
 from api.asking.cursors import CursorError, Cursors
-from api.asking.limits import Limits, shown
-from api.asking.params import CostBasis, Reader
+from api.asking.limits import Limits, Report, shown
+from api.asking.params import CLIENT, DIMENSION, CostBasis, Reader
 from api.config import RangeConfig
 from pipeline.common import ids
 from pipeline.common.problems import Fault, invalid_parameters
@@ -89,6 +89,11 @@ class FiguresQuestion:
         return self.by_client or bool(self.client_ids)
 
     @property
+    def named_by(self) -> str:
+        """Whose values the points have names of: the clients, a dimension, or '' for neither."""
+        return (self.dimension or CLIENT) if self.by_client else ""
+
+    @property
     def by_value(self) -> bool:
         """Are the clients of the points the values of a dimension?"""
         return self.by_client and bool(self.dimension)
@@ -112,14 +117,35 @@ class Counted:
 
     def narrow(self, question: FiguresQuestion) -> FiguresQuestion:
         """The part of the question that can be answered in full. Raises `Problem` 400 if there is none."""
+        if lacking := self.lacking(question.span):
+            raise invalid_parameters([lacking])
+        assert self.since is not None
+        since = max(question.span.start, to_minute(self.since))
+        return replace(question, span=Span(since, question.span.end))
+
+    def lacking(self, span: Span, *, whole: bool = False) -> Fault | None:
+        """Why there are no figures of any part of the range, or with ``whole`` not of all of it."""
         if self.since is None:
             message = f"{self.name} is not counted yet in every partition of this org; ask later"
-            raise invalid_parameters([Fault("dimension", message)])
+            return Fault(DIMENSION.name, message)
         since = to_minute(self.since)
-        if since >= question.span.end:
-            message = f"{self.name} is counted since {shown(since)}: there are no figures before"
-            raise invalid_parameters([Fault("end", message)])
-        return replace(question, span=Span(max(question.span.start, since), question.span.end))
+        if since <= span.start or (since < span.end and not whole):
+            return None
+        message = f"{self.name} is counted since {shown(since)}: there are no figures before"
+        return Fault("start" if whole else "end", message)
+
+
+def counted(known: Sequence[Counted], name: str, asked_by: str) -> Counted:
+    """The dimension of that name. Raises `Problem` 400 about the field ``asked_by`` if it is not set."""
+    for one in known:
+        if one.name == name:
+            return one
+    raise invalid_parameters([Fault(asked_by, f"the dimensions are {listed(known)}")])
+
+
+def listed(known: Sequence[Counted]) -> str:
+    """The dimensions that can be asked for."""
+    return ", ".join((CLIENT, *(one.name for one in known)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,16 +235,16 @@ class Parser:
         client_ids = reader.many(params.CLIENT_ID, params.client_id)
         group_by = reader.all(params.GROUP_BY, params.group_by)
         groups = frozenset((params.MODEL,)) if group_by is None else group_by
-        chosen = reader.many(params.DIMENSION, params.dimension)
+        chosen = reader.many(DIMENSION, params.dimension)
         limit = self._limit(reader)
         pricing = _pricing(reader)
         calendar = Calendar(granularity, zone)
         asked = {
             params.GROUP_BY.name: groups - {params.MODEL},
-            params.CLIENT_ID.name: {params.CLIENT} if client_ids else set(),
-            params.DIMENSION.name: {name for name, _ in chosen},
+            params.CLIENT_ID.name: {CLIENT} if client_ids else set(),
+            DIMENSION.name: {name for name, _ in chosen},
         }
-        split_by = _split_by(reader, asked, granularity)
+        split_by = one_dimension(reader.fault, asked, granularity)
         span = self._span(reader, start, end, zone)
         if span and not (split_by and granularity is Granularity.MINUTE):
             self._check_rows_exist(reader, span, calendar, split_by=split_by)
@@ -245,7 +271,7 @@ class Parser:
             after=Position(*position) if position else None,
             bound_to=bound_to,
             pricing=pricing,
-            dimension="" if split_by == params.CLIENT else split_by,
+            dimension="" if split_by == CLIENT else split_by,
             needs_quarters=self.limits.needs_quarters(span, calendar, split_by=split_by),
         )
 
@@ -370,16 +396,16 @@ def _pricing(reader: Reader) -> Pricing:
     return Pricing(version=version, basis=basis or CostBasis.AUTO)
 
 
-def _split_by(reader: Reader, asked: Mapping[str, Set[str]], granularity: Granularity) -> str:
+def one_dimension(fault: Report, asked: Mapping[str, Set[str]], granularity: Granularity) -> str:
     """What the rows must be split by beside the model: the client, or one dimension, or '' for neither.
 
-    ``asked`` has, by parameter, what the question names.
+    ``asked`` has, by parameter, what the question names. Orders of exports ask here, too.
     """
     given = {parameter: names for parameter, names in asked.items() if names}
     found = sorted(set().union(*given.values()))
     if len(found) > 1:
-        reader.fault(list(given)[-1], params.ONE_DIMENSION)
+        fault(list(given)[-1], params.ONE_DIMENSION)
     elif found and granularity is Granularity.MINUTE:
         for parameter in given:
-            reader.fault(parameter, f"figures by {found[0]} exist from the hour grain up, not by minute")
+            fault(parameter, f"figures by {found[0]} exist from the hour grain up, not by minute")
     return found[0] if found else ""

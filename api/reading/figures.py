@@ -83,7 +83,7 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
     texts = [seen.SQL["standings"], seen.SQL["labels"], names.OF_ORG, prices.SQL["version"]]
     texts += [adjustments.TOTAL] * question.of_whole_org
     values = {"org_ids": [org_id], "org_id": org_id, "labelled": None, "labels_max": seen.LABELS_AT_ONCE}
-    values |= names.asked(org_id, question.dimension, None if question.by_value else ())
+    values |= names.asked(org_id, question.named_by, None if question.by_client else ())
     values |= adjustments.values_of(org_id, question.span)
     series = None if book is None else _Series(question, book)
     if series is not None:
@@ -117,7 +117,7 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
         of_page = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
         labels = seen.labels_of(*await ask([seen.SQL["labels"]], of_page))
     if len(named) >= names.AT_ONCE:
-        of_page = names.asked(org_id, question.dimension, (row[2] for row in rows))
+        of_page = names.asked(org_id, question.named_by, (row[2] for row in rows))
         [named] = await ask([names.OF_ORG], of_page)
     return UsagePage(
         rows=rows,
@@ -170,8 +170,8 @@ async def read_page(connection: AsyncConnection, question: FiguresQuestion, meas
     points = points[: question.limit]
     models = {point.position.model_id for point in points if point.position.model_id is not None}
     labels = await seen.labels(connection, question.org_id, models)
-    values = (point.position.client_id for point in points if question.by_value)
-    named = await names.read(connection, question.org_id, question.dimension, values)
+    values = (point.position.client_id for point in points)
+    named = await names.read(connection, question.org_id, question.named_by, values)
     return Page(points=points, more=more, totals=totals, standings=standings, labels=labels, names=named)
 
 

@@ -1,4 +1,4 @@
-"""The names of an org and of the values of its dimensions, as answers carry them.
+"""The names of an org, its clients and the values of its dimensions, as answers carry them.
 
 Every query is by org, so an answer never has the name of another org.
 """
@@ -24,7 +24,7 @@ AT_ONCE: Final = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """What an administrator calls an org, and some values of one of its dimensions."""
+    """What an administrator calls an org, and some of its clients or some values of a dimension."""
 
     org: str | None
     values: Mapping[str, str]

@@ -27,7 +27,8 @@ def series(
 ) -> msgspec.Raw:
     """The points of a page, in the order of the rows. ``labels`` are by the model's id as text.
 
-    ``by_value``: the clients of the rows are the values of a dimension, whose ``names`` are by value.
+    ``by_value``: the clients of the rows are the values of a dimension. ``names`` are those of the clients or
+    values, whichever the rows have.
     """
     heads: dict[int, tuple[str, str]] = {}
     clients: dict[str | None, str] = {}
@@ -43,7 +44,7 @@ def series(
             )
         head, tail = heads[bucket]
         if client not in clients:
-            clients[client] = _value(client, names) if by_value else _client(client)
+            clients[client] = _value(client, names) if by_value else _client(client, names)
         if model is not None and model not in models:
             models[model] = _model(model, labels.get(model, NO_LABEL))
         unestimated, amount, booked, unpriced = spent
@@ -69,14 +70,17 @@ def _model(model: str | None, label: Label) -> str:
     return f'{model_id},"modelName":{name},"provider":{provider}'
 
 
-def _client(client: str | None) -> str:
-    """A client, from the value of ``clientId`` on."""
-    return f'{_text(client or None)},"value":null,"valueName":null'
+def _client(client: str | None, names: Mapping[str, str]) -> str:
+    """A client and its name, from the value of ``clientId`` on."""
+    name = _text(names.get(client or ""))
+    return f'{_text(client or None)},"clientName":{name},"value":null,"valueName":null'
 
 
 def _value(value: str | None, names: Mapping[str, str]) -> str:
     """The value of a dimension and its name, in place of a client."""
-    return f'null,"value":{_text(value or None)},"valueName":{_text(names.get(value or ""))}'
+    return (
+        f'null,"clientName":null,"value":{_text(value or None)},"valueName":{_text(names.get(value or ""))}'
+    )
 
 
 def _text(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""``spendstream names``: what answers and files call orgs, and the values of their dimensions."""
+"""``spendstream names``: what answers and files call orgs, their clients, and values of their dimensions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ def _whose(command: F) -> F:
     """The options that say what is named."""
     for option in (
         click.option("--value", help="Name this value of the dimension."),
-        click.option("--dimension", help="Name a value of this dimension, and not the org itself."),
+        click.option(
+            "--dimension",
+            help="Name a value of this dimension, and not the org itself; client for the id of a client.",
+        ),
         click.option(
             "--org", "org_id", type=click.UUID, required=True, help="The org, or whose value it is."
         ),
@@ -33,7 +36,7 @@ def _whose(command: F) -> F:
 
 @click.group()
 def names() -> None:
-    """Name orgs, and the values of their dimensions. Models are named by the events themselves."""
+    """Name orgs, their clients, and the values of their dimensions. The events themselves name models."""
 
 
 @names.command("set")

@@ -1,4 +1,6 @@
-"""The names that administrators give to orgs, and to the values of an org's dimensions.
+"""The names that administrators give to orgs, to their clients, and to the values of their dimensions.
+
+The clients are the values of the dimension ``client``, which is always there.
 
 A name is a label. It decides nothing, so it is not versioned: the newest name is shown everywhere, also for
 the past, and the audit log has the earlier ones. A name belongs to one org, and only who may read the org
@@ -14,6 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from pipeline.common.texts import is_line
+from pipeline.core.dimensions import CLIENT
 from pipeline.core.wire import VALUE_CHARS_MAX, is_storable
 from sql import queries
 
@@ -51,8 +54,8 @@ class Naming:
 
     @property
     def needs_dimension(self) -> bool:
-        """Must workers count the dimension? A name can also be removed once they do not."""
-        return self.dimension != ORG and any(self.names.values())
+        """Must `DIMENSIONS` have the dimension? A name can also be removed once it has not."""
+        return self.dimension not in (ORG, CLIENT) and any(self.names.values())
 
     def values(self, *, set_by: str) -> dict[str, Any]:
         """The values of the queries ``turn`` and ``set``."""
@@ -91,7 +94,7 @@ def is_value(given: Any) -> bool:
 
 def no_dimension(known: Iterable[str]) -> str:
     """What to tell somebody who has asked for a dimension that is not set."""
-    return f"the dimensions are {', '.join(known) or 'none'} (DIMENSIONS)"
+    return f"the dimensions are {', '.join((CLIENT, *known))} (DIMENSIONS)"
 
 
 NO_ROOM: Final = f"at most {NAMES_MAX} values of a dimension of an org may have names"

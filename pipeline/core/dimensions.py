@@ -21,7 +21,9 @@ from pipeline.core.wire import OVERFLOW_VALUE, VALUE_CHARS_MAX, Event, is_storab
 DIMENSIONS_MAX: Final = 8
 ACTOR: Final = "actorId"
 _METADATA: Final = "metadata."
-_RESERVED: Final = ("client", "model", "none")
+CLIENT: Final = "client"
+"""The dimension that is always there, and is never set."""
+_RESERVED: Final = (CLIENT, "model", "none")
 """Names that the API's ``groupBy`` gives a meaning of its own."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _SOURCE: Final = re.compile(r"actorId|metadata\.[^\s,=\"\\\x00-\x1f]{1,64}")
