@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0020"
+HEAD: Final = "0021"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -576,6 +576,7 @@ export_jobs = Table(
     Column("cost_basis", Text, nullable=False, server_default=text("'auto'")),
     Column("time_zone", Text, nullable=False, server_default=text("'UTC'")),
     Column("group_by", Text, nullable=False, server_default=text("'model,client'")),
+    Column("dimensions", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     UniqueConstraint("org_id", "idempotency_key", name="export_jobs_idempotency"),
     Index("export_jobs_of_org", "org_id", "created_at", "job_id"),
     Index("export_jobs_open", "created_at", postgresql_where=text("status IN ('pending', 'running')")),
@@ -584,7 +585,8 @@ export_jobs = Table(
 """``status`` is pending, running, succeeded, failed or expired. A runner holds a job by ``claim`` until
 ``lease_until``. ``location`` is the object's key in the store. ``price_version`` is the version of the price
 book that the file is priced at; null in jobs from before there was a book. ``time_zone`` is the IANA name of
-the zone whose days, weeks and months the file has."""
+the zone whose days, weeks and months the file has. ``dimensions`` are the clients or the values of a
+dimension that the file is of, such as ``team:search``; empty for all."""
 
 export_schedules = Table(
     "export_schedules",
@@ -597,6 +599,7 @@ export_schedules = Table(
     _timestamp("created_at"),
     Column("time_zone", Text, nullable=False, server_default=text("'UTC'")),
     Column("group_by", Text, nullable=False, server_default=text("'model,client'")),
+    Column("dimensions", ARRAY(Text), nullable=False, server_default=text("'{}'")),
 )
 """The orgs that get an export of each month of a time zone, as soon as the figures of the month are final."""
 

@@ -423,7 +423,9 @@ class PriceDifferences(Answer):
 class ExportJob(Answer):
     """``outputUri`` names the object; ``download`` gives a link to it. ``checksum`` is SHA-256 in
     hexadecimal, ``watermark`` that of the snapshot which the file shows. ``priceVersion`` is the version of
-    the price book when the job was made, or the one that was asked for; null if there was no book yet."""
+    the price book when the job was made, or the one that was asked for; null if there was no book yet.
+    ``dimensions`` are the clients or values of a dimension that the file is of, such as ``team:search``;
+    none: all of them."""
 
     job_id: UUID
     org_id: UUID
@@ -434,6 +436,7 @@ class ExportJob(Answer):
     time_range: Range
     time_zone: str
     group_by: str
+    dimensions: list[str]
     models: list[UUID]
     created_at: Time
     completed_at: Time | None
@@ -469,6 +472,7 @@ class ExportSchedule(Answer):
     created_at: Time
     time_zone: str
     group_by: str
+    dimensions: list[str]
 
 
 class LiveBucket(Answer):

@@ -83,6 +83,31 @@ class Body:
                 return ()
         return tuple(sorted(found))
 
+    def group_by(self, name: str) -> frozenset[str] | None:
+        """What rows are by, as the parameter ``groupBy`` of REST in one text. None: the body does not say."""
+        if name not in self._fields:
+            return None
+        value = self._fields[name]
+        try:
+            return params.group_by([value if isinstance(value, str) else ""])
+        except ValueError as error:
+            self.fault(name, str(error))
+            return None
+
+    def dimensions(self, name: str, count_max: int) -> tuple[tuple[str, str], ...]:
+        """The distinct values of a list, each with its dimension, as the parameter ``dimension`` of REST."""
+        value = self._fields.get(name, [])
+        if not isinstance(value, list) or len(value) > count_max:
+            self.fault(name, f"expected a list of at most {count_max} texts such as team:search")
+            return ()
+        found = set()
+        for place, entry in enumerate(value):
+            try:
+                found.add(params.dimension(entry if isinstance(entry, str) else ""))
+            except ValueError as error:
+                self.fault(f"{name}[{place}]", str(error))
+        return tuple(sorted(found))
+
     def zone(self, name: str) -> ZoneInfo:
         """A time zone; UTC if there is none in the body."""
         value = self._fields.get(name, UTC_ZONE.key)

@@ -28,7 +28,7 @@ from api.answering import answers
 from api.asking import params
 from api.asking.params import CostBasis, Parameter
 from api.contract import docs
-from api.exports.jobs import FORMATS, GRANULARITIES, GROUPS, MODELS_MAX
+from api.exports.jobs import FORMATS, GRANULARITIES, MODELS_MAX, VALUES_MAX
 from api.handlers import Handlers
 from api.names.orders import ITEMS_MAX
 from api.prices.orders import COLUMNS as PRICE_COLUMNS
@@ -82,9 +82,19 @@ _SHAPE: Final = {
         "description": "IANA name. Days, weeks (from Monday) and months are those of the zone.",
     },
     "groupBy": {
-        "enum": list(GROUPS),
-        "default": GROUPS[0],
-        "description": "What rows of csv and parquet are by; rows of FOCUS have no clients.",
+        "type": "string",
+        "pattern": r"^[a-z][a-z0-9_]{0,31}(,[a-z][a-z0-9_]{0,31})*$",
+        "description": "What rows are by: model, client or a dimension, model and one of these with a comma"
+        " between them, or none. Rows of FOCUS are by model, have no clients, and have the value of a"
+        " dimension in Tags. Absent: model and client, or model and the dimension of dimensions.",
+        "examples": ["model,client", "team"],
+    },
+    "dimensions": {
+        "type": "array",
+        "items": params.DIMENSION.schema,
+        "maxItems": VALUES_MAX,
+        "description": "Only these values of one dimension, as in team:search, or only these clients, as in"
+        " client:key-1; none: all. An empty value means events without one.",
     },
     "format": {"enum": list(FORMATS), "default": "csv"},
     "models": {
@@ -146,7 +156,7 @@ ORDER_BODY: Final = _body(
         },
     },
     "Whole minutes; at most 31 days for hourly, 13 months otherwise. Edges off the whole hour take minute"
-    " rows, as in usage, and there are none by client.",
+    " rows, as in usage, and there are none by client or dimension.",
     {
         "timeRange": {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
         "granularity": "daily",
@@ -336,6 +346,10 @@ _CURSOR: Final = "a cursor must be one that was given out for the same org and p
 _ZONES: Final = (
     "timeZone must be an IANA name, and minute rows be kept long enough if its days begin off the whole hour"
 )
+_DIMENSIONS: Final = (
+    "rows are by and of one of client and the dimensions that are set, and a range by dimension begins after"
+    " that; FOCUS is by model"
+)
 _FIGURES: Final = (
     "end must be after start, and the range within its limits and what is kept; minutes are not counted by"
     " client or dimension; figures are split and filtered by one of client and the dimensions that are set;"
@@ -445,7 +459,8 @@ OPERATIONS: Final = (
         access=Access(role=ANALYTICS_ADMIN, writes=True),
         handler=lambda h: h.name_changes.set_values,
         name="setValueNames",
-        summary="Set or remove the names of some values of a dimension. The values need not have been seen.",
+        summary="Set or remove the names of some values of a dimension, or of clients: the values of client."
+        " They need not have been seen.",
         answer=answers.ValueNames,
         body=VALUE_NAMES_BODY,
         problems=(400, 404, 409, 413, 503),
@@ -480,8 +495,8 @@ OPERATIONS: Final = (
         access=Access(role=EXPORTS_CREATE, writes=True),
         handler=lambda h: h.exports.create,
         name="createExport",
-        summary="Order a file of the org's figures by bucket, model and client. The same Idempotency-Key"
-        " gives the same job.",
+        summary="Order a file of the org's figures by bucket, model and client, or by a dimension. The same"
+        " Idempotency-Key gives the same job.",
         answer=answers.ExportJob,
         success=202,
         body=ORDER_BODY,
@@ -493,7 +508,7 @@ OPERATIONS: Final = (
         },
         problems=(400, 409, 413, 429, 503),
         rules="end must be after start, and the range within its limits and what is kept;"
-        f" {_ZONES}; {_VERSIONS}",
+        f" {_ZONES}; {_DIMENSIONS}; {_VERSIONS}",
     ),
     Operation(
         method="GET",
@@ -549,7 +564,7 @@ OPERATIONS: Final = (
         answer=answers.ExportSchedule,
         body=SCHEDULE_BODY,
         problems=(400, 413, 503),
-        rules=_ZONES,
+        rules=f"{_ZONES}; {_DIMENSIONS}",
     ),
     Operation(
         method="DELETE",

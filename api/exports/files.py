@@ -20,16 +20,18 @@ from psycopg.types.json import Jsonb
 
 from api.asking.buckets import Quarters, to_datetime
 from api.asking.limits import Limits
-from api.asking.questions import FiguresQuestion
+from api.asking.questions import Counted, FiguresQuestion
 from api.exports import focus, lines
 from api.exports.jobs import SQL, Job
-from api.exports.lines import SCHEMA
-from api.reading import adjustments, prices, rollups, seen
+from api.reading import adjustments, names, prices, rollups, seen
 from api.reading.prices import Book
 from pipeline.common.errors import ServiceError
+from pipeline.common.names import NAMES_MAX
+from pipeline.common.problems import Problem
 
 _BLOCK_BYTES: Final = 1 << 20
 _ROWS_PER_GROUP: Final = 20_000
+_NOT_THERE: Final = "The file needs rows that are not there now: {}."
 _BEYOND_INT64: Final = (
     "A sum of tokens or invocations is beyond 2^63-1, and the columns of a Parquet file hold no more."
     " Order csv, which has no such limit, or a finer granularity."
@@ -82,11 +84,14 @@ def write(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
+        _check_dimension(connection, job)
         quarters = _quarters(connection, job, limits())
         book = _book(connection, job)
         values = _values(connection, job, book, provider)
         connection.execute(prices.SQL["no_loops"])
-        rows = _write(connection, job, _statements(job.question(quarters), job, book, values), out)
+        question = job.question(quarters)
+        statements = _statements(question, job, book, values)
+        rows = _write(connection, job, statements, lines.schema(question), out)
     out.flush()
     return Written(
         rows=rows, bytes=out.bytes, checksum=out.checksum, watermark=row[0], price_version=book.version
@@ -104,8 +109,21 @@ def _quarters(connection: psycopg.Connection[Any], job: Job, limits: Limits) -> 
     shape = job.shape
     found = seen.quarters_of(connection.execute(seen.SQL["split_hours"], {"org_id": job.org_id}))
     if lacking := limits.lacking(job.span, shape.calendar, split_by=shape.split_by, quarters=found):
-        raise UnwritableError(f"The file needs rows that are not there now: {lacking[0].message}.")
+        raise UnwritableError(_NOT_THERE.format(lacking[0].message))
     return found
+
+
+def _check_dimension(connection: psycopg.Connection[Any], job: Job) -> None:
+    """Does the dimension of the file still count, and since the range began?
+
+    Raises:
+        UnwritableError: no.
+    """
+    known = connection.execute(seen.SQL["dimensions"], {"org_id": job.org_id}) if job.shape.dimension else ()
+    try:
+        job.shape.check_dimension([Counted(*row) for row in known], job.span)
+    except Problem as problem:
+        raise UnwritableError(_NOT_THERE.format(problem.errors[0].message)) from None
 
 
 def _book(connection: psycopg.Connection[Any], job: Job) -> Book:
@@ -123,6 +141,14 @@ def _labels(connection: psycopg.Connection[Any], job: Job) -> Jsonb:
     return Jsonb({model: [provider or None, name or None] for model, provider, name in found})
 
 
+def _names(connection: psycopg.Connection[Any], job: Job) -> Jsonb:
+    """The names of the clients, or of the values of the dimension, that the rows are by."""
+    named_by = job.question().named_by
+    values = names.asked(job.org_id, named_by, None) | {"names_max": NAMES_MAX + 1}
+    found = connection.execute(names.OF_ORG, values) if named_by else ()
+    return Jsonb(names.names_of(found).values)
+
+
 Statement = tuple[str, Mapping[str, Any]]
 """A text and its values. The rows of several statements stand in the file one after the other."""
 
@@ -131,12 +157,12 @@ def _statements(question: FiguresQuestion, job: Job, book: Book, values: dict[st
     """The statements of the rows of usage, and of those of adjustments where the file is of the whole org."""
     if job.is_focus:
         groups, needed = rollups.sku_groups(question, book)
-        usage, adjusted = focus.usage(groups, job.format), focus.adjustments(job.format)
+        usage, adjusted = focus.usage(groups, question, job.format), focus.adjustments(question, job.format)
     else:
         figures, needed = rollups.figures(question, book)
         parquet = job.format == "parquet"
-        usage = lines.usage(figures, parquet=parquet, by_client=question.by_client)
-        adjusted = lines.adjustments(parquet=parquet)
+        usage = lines.usage(figures, question, parquet=parquet)
+        adjusted = lines.adjustments(question, parquet=parquet)
     of_usage: Statement = (usage, needed | values)
     return [of_usage, (adjusted, values)] if question.of_whole_org else [of_usage]
 
@@ -146,6 +172,7 @@ def _values(connection: psycopg.Connection[Any], job: Job, book: Book, provider:
     calendar = job.shape.calendar
     return {
         "export_labels": _labels(connection, job),
+        "export_names": _names(connection, job),
         "export_version": book.version,
         "export_org_name": job.org_name,
         "edges": [to_datetime(edge) for edge in calendar.edges(job.span)],
@@ -155,12 +182,16 @@ def _values(connection: psycopg.Connection[Any], job: Job, book: Book, provider:
 
 
 def _write(
-    connection: psycopg.Connection[Any], job: Job, statements: Sequence[Statement], out: _Counting
+    connection: psycopg.Connection[Any],
+    job: Job,
+    statements: Sequence[Statement],
+    schema: pa.Schema,
+    out: _Counting,
 ) -> int:
     if job.format != "parquet":
         return _write_csv(connection, statements, out, bom=job.format == "csv-excel")
     try:
-        return _write_parquet(connection, statements, out)
+        return _write_parquet(connection, statements, schema, out)
     except psycopg.errors.NumericValueOutOfRange as error:
         raise UnwritableError(_BEYOND_INT64) from error
 
@@ -187,25 +218,25 @@ def _write_csv(
 
 
 def _write_parquet(
-    connection: psycopg.Connection[Any], statements: Sequence[Statement], out: _Counting
+    connection: psycopg.Connection[Any], statements: Sequence[Statement], schema: pa.Schema, out: _Counting
 ) -> int:
     rows = 0
-    with pq.ParquetWriter(pa.PythonFile(out, "w"), SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(pa.PythonFile(out, "w"), schema, compression="zstd") as writer:
         for query, values in statements:
             with connection.cursor("export", binary=True) as cursor:
                 cursor.itersize = _ROWS_PER_GROUP
                 cursor.execute(query, values)
                 while found := cursor.fetchmany(_ROWS_PER_GROUP):
-                    writer.write_batch(_batch(found))
+                    writer.write_batch(_batch(found, schema))
                     rows += len(found)
     return rows
 
 
-def _batch(rows: Sequence[Sequence[Any]]) -> pa.RecordBatch:
+def _batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
     columns = [
-        pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)
+        pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)
     ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    return pa.record_batch(columns, schema=schema)
 
 
 class _Counting:

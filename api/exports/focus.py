@@ -7,6 +7,8 @@ as in the book. The list price is that of everyone, and the contracted price is 
 Days, weeks and months are those of the job's time zone. A week may lie in two months: its charge belongs to
 the billing period in which it begins.
 
+In a file by a dimension, a row is about one value, too, which is a tag: ``{"team": "search"}``.
+
 Where the book has no price, the unit prices are empty. The estimate of the producers is of a whole call, so
 the row of the requests carries it, and the rows of the tokens cost 0. FOCUS allows no empty cost: calls whose
 cost nobody knows cost 0, too, and ``x_UnpricedInvocations`` counts them.
@@ -21,7 +23,8 @@ from typing import Any, Final
 
 from api.asking.buckets import Calendar, Granularity, to_datetime
 from api.asking.params import CostBasis
-from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, cell, dollars, selected
+from api.asking.questions import FiguresQuestion
+from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, VALUE_NAME, cell, dollars, selected
 from api.exports.jobs import Job
 from api.exports.lines import of_adjustments
 from api.reading.prices import SKUS
@@ -57,6 +60,9 @@ def _cost(price: str) -> str:
 _CONTRACTED_COST: Final = _cost("price")
 _MODEL: Final = f"COALESCE({MODEL_NAME}, model_id::text)"
 _SKU: Final = f"COALESCE({PROVIDER} || '/' || {MODEL_NAME}, model_id::text) || '/' || kind"
+
+
+_TAGS: Final = "CASE WHEN client_id <> '' THEN json_build_object(%(dimension)s::text, client_id)::text END"
 
 
 def _edge(edges: str, at: str, later: int) -> str:
@@ -115,6 +121,7 @@ _USAGE: Final = {
     "SkuPriceDetails": "json_strip_nulls(json_build_object("
     "'x_ServiceTier', service_tier, 'x_ContextSize', context_size))::text",
     "SkuPriceId": cell(f"concat_ws('/', {_SKU}, service_tier, context_size)"),
+    "Tags": cell(_TAGS),
     "x_ModelId": "model_id",
     "x_Provider": cell(PROVIDER),
     "x_ModelName": cell(MODEL_NAME),
@@ -130,6 +137,7 @@ _USAGE: Final = {
     "x_PriceVersion": "%(export_version)s::bigint",
     "x_AdjustmentId": "NULL",
     "x_AdjustmentKind": "NULL",
+    "x_ValueName": cell(VALUE_NAME),
 }
 """The columns of a row of usage: those of the specification by their names, and then our own."""
 _KEPT: Final = (
@@ -159,6 +167,8 @@ _ADJUSTED: Final = {
     "x_AdjustmentKind": "kind",
 }
 _SINCE_1_3: Final = ("HostProviderName", "ServiceProviderName")
+_BY_VALUE: Final = ("Tags", "x_ValueName")
+"""Only in files by a dimension."""
 
 
 def _array(items: Iterable[str]) -> str:
@@ -183,18 +193,19 @@ _ROWS: Final = f"""
 """
 
 
-def usage(groups: str, version: str) -> str:
+def usage(groups: str, question: FiguresQuestion, version: str) -> str:
     """The statement of the rows of usage. ``groups`` is the query `rollups.sku_groups`."""
+    by_value = ", client_id" * question.by_value
     return f"""
-        SELECT {selected(_USAGE, _names(version))} FROM ({_ROWS.format(groups=groups)}) AS skus
+        SELECT {selected(_USAGE, _names(question, version))} FROM ({_ROWS.format(groups=groups)}) AS skus
         WHERE quantity > 0
-        ORDER BY bucket, model_id, rate_class, prices, list_prices, place
+        ORDER BY bucket, model_id{by_value}, rate_class, prices, list_prices, place
     """
 
 
-def adjustments(version: str) -> str:
+def adjustments(question: FiguresQuestion, version: str) -> str:
     """The statement of the rows of adjustments."""
-    return of_adjustments(_ADJUSTED, _names(version))
+    return of_adjustments(_ADJUSTED, _names(question, version))
 
 
 def values_of(job: Job, provider: str) -> dict[str, Any]:
@@ -210,7 +221,7 @@ def values_of(job: Job, provider: str) -> dict[str, Any]:
     }
 
 
-def _names(version: str) -> list[str]:
-    """The columns that a version of the specification has."""
-    left_out = _SINCE_1_3 if version == "focus-1.2" else ()
+def _names(question: FiguresQuestion, version: str) -> list[str]:
+    """The columns that a file has in a version of the specification."""
+    left_out = _SINCE_1_3 * (version == "focus-1.2") + _BY_VALUE * (not question.by_value)
     return [name for name in _USAGE if name not in left_out]

@@ -10,11 +10,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from api.answering import answers
+from api.asking import params
 from api.asking.bodies import Body
 from api.asking.buckets import NO_QUARTERS, Calendar, Granularity, Quarters, Span, add_days, to_minute
 from api.asking.limits import Limits
-from api.asking.params import CLIENT, CostBasis
-from api.asking.questions import FiguresQuestion, Pricing
+from api.asking.params import CLIENT, DIMENSION, GROUP_BY, MODEL, CostBasis
+from api.asking.questions import Counted, FiguresQuestion, Pricing, counted, one_dimension
 from pipeline.common.problems import Fault, invalid_parameters
 from sql import queries
 
@@ -33,19 +34,26 @@ GRANULARITIES: Final = {
     "weekly": Granularity.WEEK,
     "monthly": Granularity.MONTH,
 }
-GROUPS: Final = ("model,client", "model")
+NONE: Final = "none"
 HOURLY_DAYS_MAX: Final = 31
 MODELS_MAX: Final = 100
+VALUES_MAX: Final = 100
+"""How many clients or values of a dimension an order may name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What a file holds and in which format, without its range."""
+    """What a file holds and in which format, without its range.
+
+    ``groups`` are what its rows are by, as in REST: `MODEL`, `CLIENT` or a dimension, `MODEL` and one of
+    these, or nothing. ``chosen`` are the values that it is of, each with its dimension; none: all of them.
+    """
 
     format: str
     granularity: str
     zone: ZoneInfo
-    group_by: str
+    groups: frozenset[str]
+    chosen: tuple[tuple[str, str], ...]
     models: tuple[UUID, ...]
 
     @property
@@ -53,9 +61,44 @@ class Shape:
         return Calendar(GRANULARITIES[self.granularity], self.zone)
 
     @property
+    def group_by(self) -> str:
+        """The groups as an answer shows them: the model comes first."""
+        return ",".join(sorted(self.groups, key=lambda name: name != MODEL)) or NONE
+
+    @property
+    def dimensions(self) -> list[str]:
+        """The chosen values as an answer shows them."""
+        return [f"{name}:{value}" for name, value in self.chosen]
+
+    @property
+    def by(self) -> str:
+        """What the rows of the file are by beside the model: the client, a dimension, or ''.
+
+        Rows of FOCUS have no clients.
+        """
+        by = "".join(self.groups - {MODEL})
+        return "" if by == CLIENT and self.format in FOCUS else by
+
+    @property
     def split_by(self) -> str:
-        """What the rows of the file are by beside the model. FOCUS has no clients."""
-        return CLIENT if self.format not in FOCUS and self.group_by == GROUPS[0] else ""
+        """What the rows are read by beside the model, because the file is by it or of some values of it."""
+        return self.by or next((name for name, _ in self.chosen), "")
+
+    @property
+    def dimension(self) -> str:
+        """The dimension that the file is by, or of some values of; '' for clients, too."""
+        return "" if self.split_by == CLIENT else self.split_by
+
+    def check_dimension(self, known: Sequence[Counted], span: Span | None = None) -> None:
+        """Can the dimension answer for the whole range? Without a range: is it set?
+
+        Raises `Problem` 400 if not.
+        """
+        if not self.dimension:
+            return
+        one = counted(known, self.dimension, GROUP_BY.name if self.by else _DIMENSIONS)
+        if span is not None and (lacking := one.lacking(span, whole=True)):
+            raise invalid_parameters([Fault(_field(lacking.field), lacking.message)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +127,7 @@ class Job:
     cost_basis: CostBasis
     time_zone: str
     group_by: str
+    dimensions: Sequence[str]
     org_name: str | None
 
     @property
@@ -97,7 +141,8 @@ class Job:
             format=self.format,
             granularity=self.granularity,
             zone=ZoneInfo(self.time_zone),
-            group_by=self.group_by,
+            groups=params.group_by([self.group_by]),
+            chosen=tuple(sorted(map(params.dimension, self.dimensions))),
             models=tuple(sorted(self.models)),
         )
 
@@ -128,20 +173,21 @@ class Job:
         )
 
     def question(self, quarters: Quarters = NO_QUARTERS) -> FiguresQuestion:
-        """The question that the file answers: the usage of each bucket, model and, if asked for, client."""
+        """The question that the file answers: the usage of each bucket and what the order is by."""
         shape = self.shape
         return FiguresQuestion(
             org_id=self.org_id,
             span=self.span,
             calendar=shape.calendar,
             model_ids=shape.models,
-            client_ids=(),
-            by_model=True,
-            by_client=bool(shape.split_by),
+            client_ids=tuple(value for _, value in shape.chosen),
+            by_model=MODEL in shape.groups,
+            by_client=bool(shape.by),
             limit=0,
             after=None,
             bound_to="",
             pricing=self.pricing,
+            dimension=shape.dimension,
             quarters=quarters,
         )
 
@@ -157,6 +203,7 @@ class Job:
             time_range=answers.Range(start=self.range_start, end=self.range_end),
             time_zone=self.time_zone,
             group_by=self.group_by,
+            dimensions=list(self.dimensions),
             models=list(self.models),
             created_at=self.created_at,
             completed_at=self.completed_at,
@@ -209,7 +256,9 @@ class Order:
             raise invalid_parameters([Fault(_field(one.field), one.message) for one in lacking])
 
 
-_SHAPE: Final = ("granularity", "timeZone", "groupBy", "format", "models")
+_DIMENSIONS: Final = "dimensions"
+_SHAPE: Final = ("granularity", "timeZone", GROUP_BY.name, _DIMENSIONS, "format", "models")
+_FOCUS_BY: Final = "rows of FOCUS are by model: expected model, or model and client or a dimension"
 
 
 def schedule(body: bytes, limits: Limits) -> Shape:
@@ -236,18 +285,27 @@ def order(body: bytes, limits: Limits) -> Order:
 
 
 def _field(name: str) -> str:
-    """The field of the body that has the parameter."""
+    """The field of the body that has what REST calls ``name``."""
+    if name == DIMENSION.name:
+        return _DIMENSIONS
     return f"timeRange.{name}" if name in ("start", "end") else name
 
 
 def _shape(reader: Body) -> Shape:
-    return Shape(
-        format=reader.choice("format", tuple(FORMATS), "csv"),
-        granularity=reader.choice("granularity", tuple(GRANULARITIES), "daily"),
-        zone=reader.zone("timeZone"),
-        group_by=reader.choice("groupBy", GROUPS, GROUPS[0]),
-        models=reader.uuids("models", MODELS_MAX),
-    )
+    form = reader.choice("format", tuple(FORMATS), "csv")
+    granularity = reader.choice("granularity", tuple(GRANULARITIES), "daily")
+    zone = reader.zone("timeZone")
+    groups = reader.group_by(GROUP_BY.name)
+    chosen = reader.dimensions(_DIMENSIONS, VALUES_MAX)
+    models = reader.uuids("models", MODELS_MAX)
+    names = {name for name, _ in chosen}
+    asked = {GROUP_BY.name: (groups or frozenset()) - {MODEL}, _DIMENSIONS: names}
+    one_dimension(reader.fault, asked, GRANULARITIES[granularity])
+    if groups is None:  # the finest rows that the file can have
+        groups = frozenset((MODEL, min(names, default=CLIENT)))
+    elif form in FOCUS and MODEL not in groups:
+        reader.fault(GROUP_BY.name, _FOCUS_BY)
+    return Shape(format=form, granularity=granularity, zone=zone, groups=groups, chosen=chosen, models=models)
 
 
 def _span(reader: Body, shape: Shape, limits: Limits) -> Span | None:

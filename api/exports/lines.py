@@ -1,4 +1,7 @@
-"""The lines of csv and parquet files: the columns of usage, and of adjustments."""
+"""The lines of csv and parquet files: the columns of usage, and of adjustments.
+
+A file by client has one column more than others, and a file by a dimension has three: see `_split_columns`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from typing import Final
 
 import pyarrow as pa
 
-from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, cell, dollars, selected
+from api.asking.questions import FiguresQuestion
+from api.exports.cells import ISO, MODEL_NAME, ORG_NAME, PROVIDER, VALUE_NAME, cell, dollars, selected
 from api.reading.adjustments import LINES
 
 _COST: Final = dollars("(amount * 0.00000000000000000001)")
@@ -46,7 +50,7 @@ _CSV: Final = {
     "adjustmentReason": "NULL::text",
     "orgName": cell(ORG_NAME),
 }
-"""The columns of a line of usage. New columns come at the end."""
+"""The columns of a line of usage of any file. New columns come at the end."""
 _PARQUET: Final = _CSV | {
     "bucketStart": "bucket",
     "modelId": "model_id::text",
@@ -65,6 +69,14 @@ _PARQUET: Final = _CSV | {
     "modelName": MODEL_NAME,
     "orgName": ORG_NAME,
 }
+_BY_CLIENT: Final = {"clientName": cell(VALUE_NAME)}
+_BY_VALUE: Final = {
+    "dimension": "%(dimension)s::text",
+    "value": cell("client_id"),
+    "valueName": cell(VALUE_NAME),
+}
+_PARQUET_BY_CLIENT: Final = {"clientName": VALUE_NAME}
+_PARQUET_BY_VALUE: Final = _BY_VALUE | {"value": "NULLIF(client_id, '')", "valueName": VALUE_NAME}
 
 # A line of an adjustment has no usage and no cost of usage: who sums `costAmount` sums the same as before.
 _NO_USAGE: Final = {
@@ -101,7 +113,7 @@ _ADJUSTED_PARQUET: Final = _NO_USAGE | {
     "orgName": ORG_NAME,
 }
 
-SCHEMA: Final = pa.schema(
+_SCHEMA: Final = pa.schema(
     [
         pa.field("bucketStart", pa.timestamp("us", "UTC"), nullable=False),
         pa.field("modelId", pa.string()),
@@ -128,22 +140,41 @@ SCHEMA: Final = pa.schema(
     ]
 )
 """Of a parquet file. Amounts are in US dollars, and null if nobody knows them. Texts are as they are, because
-no spreadsheet runs them. Only lines of adjustments have no model."""
+no spreadsheet runs them. Lines of adjustments have no model, and nor has usage that is not by model."""
 
 
-def usage(figures: str, *, parquet: bool, by_client: bool) -> str:
+def schema(question: FiguresQuestion) -> pa.Schema:
+    """The schema of the parquet file that answers a question."""
+    return pa.schema([*_SCHEMA, *(pa.field(name, pa.string()) for name in _split_columns(question))])
+
+
+def usage(figures: str, question: FiguresQuestion, *, parquet: bool) -> str:
     """The statement of the lines of usage. ``figures`` is the query of their sums."""
-    columns, names = (_PARQUET, SCHEMA.names) if parquet else (_CSV, tuple(_CSV))
-    if not by_client:
-        columns = columns | {"clientId": "NULL::text"}
-    return f"SELECT {selected(columns, names)} FROM ({figures}) AS figures"
+    columns = (_PARQUET if parquet else _CSV) | _split_columns(question, parquet=parquet)
+    if question.by_value:
+        columns["clientId"] = "NULL::text"
+    return f"SELECT {selected(columns, _names(question, parquet=parquet))} FROM ({figures}) AS figures"
 
 
-def adjustments(*, parquet: bool) -> str:
+def adjustments(question: FiguresQuestion, *, parquet: bool) -> str:
     """The statement of the lines of adjustments."""
-    if parquet:
-        return of_adjustments(_ADJUSTED_PARQUET, SCHEMA.names)
-    return of_adjustments(_ADJUSTED_CSV, tuple(_CSV))
+    columns = _ADJUSTED_PARQUET if parquet else _ADJUSTED_CSV
+    columns = columns | dict.fromkeys(_split_columns(question), "NULL")
+    return of_adjustments(columns, _names(question, parquet=parquet))
+
+
+def _split_columns(question: FiguresQuestion, *, parquet: bool = False) -> dict[str, str]:
+    """The columns that only a file by client or by a dimension has. They are its last ones."""
+    if question.by_value:
+        return dict(_PARQUET_BY_VALUE if parquet else _BY_VALUE)
+    if question.by_client:
+        return dict(_PARQUET_BY_CLIENT if parquet else _BY_CLIENT)
+    return {}
+
+
+def _names(question: FiguresQuestion, *, parquet: bool) -> Sequence[str]:
+    """The columns of a file in their order."""
+    return schema(question).names if parquet else (*_CSV, *_split_columns(question))
 
 
 def of_adjustments(columns: Mapping[str, str], names: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from psycopg.rows import class_row, scalar_row, tuple_row
 from api.access.guard import CALLER, ORG_ID
 from api.answering import answers
 from api.asking import params
-from api.asking.buckets import to_datetime
+from api.asking.buckets import Span, to_datetime
 from api.asking.cursors import Cursors
 from api.asking.params import Reader
 from api.asking.questions import Parser
@@ -59,6 +59,7 @@ class Exports:
         if order.needs_quarters(self.parser.limits):
             known = await self.database.read(lambda c: seen.quarters(c, org_id))
             order.check_quarters(self.parser.limits, known)
+        await self._check_dimension(org_id, order.shape, order.span)
         row = {
             "job_id": uuid.uuid4(),
             "org_id": org_id,
@@ -169,6 +170,7 @@ class Exports:
         self.parser.nothing(request.query)
         shape = jobs.schedule(await request.read(), self.parser.limits)
         self._store()
+        await self._check_dimension(request[ORG_ID], shape)
         values = {
             "org_id": request[ORG_ID],
             **_stored(shape),
@@ -188,6 +190,11 @@ class Exports:
         return web.Response(status=204)
 
     # --- parts ---
+
+    async def _check_dimension(self, org_id: UUID, shape: Shape, span: Span | None = None) -> None:
+        """Raises `Problem` 400 where `Shape.check_dimension` does."""
+        if shape.dimension:
+            shape.check_dimension(await self.database.read(lambda c: seen.dimensions(c, org_id)), span)
 
     def _store(self) -> Store:
         if self.store is None:
@@ -212,6 +219,7 @@ def _stored(shape: Shape) -> dict[str, Any]:
         "granularity": shape.granularity,
         "time_zone": shape.zone.key,
         "group_by": shape.group_by,
+        "dimensions": shape.dimensions,
         "models": list(shape.models),
     }
 

@@ -148,7 +148,10 @@ def _series(
 
 
 def figures(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
-    """A statement for the sums of `USAGE` by bucket, model and client over the whole range, for an export."""
+    """A statement for the sums of `USAGE` by bucket, model and client over the whole range, for an export.
+
+    Where the question is not by model or client, the column is null.
+    """
     values = Values(question)
     plan = series_plan(question.span, question.calendar, book.moments, question.quarters)
     keys = _keys(question)
@@ -156,23 +159,27 @@ def figures(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
     sums = ", ".join(f"sum({book.of_row(name)}) AS {name}" for name in USAGE)
     source = _source(question, plan, keys, USAGE, values, book)
     values |= book.values
-    return f"SELECT {group}, {sums} FROM {source} GROUP BY {group} ORDER BY {group}", values
+    absent = "".join(f", NULL::{type_} AS {key}" for key, type_ in _KEY_TYPES.items() if key not in keys)
+    return f"SELECT {group}{absent}, {sums} FROM {source} GROUP BY {group} ORDER BY {group}", values
 
 
 def sku_groups(question: FiguresQuestion, book: Book) -> tuple[str, Values]:
     """A statement for the sums of `STORED` by bucket, model, rate class and price over the whole range.
 
-    ``prices`` are those of `prices.SKUS` for the org, and ``list_prices`` those for everyone.
+    They are by client, too, if the question is. ``prices`` are those of `prices.SKUS` for the org, and
+    ``list_prices`` those for everyone.
     """
     values = Values(question)
     plan = series_plan(question.span, question.calendar, book.moments, question.quarters)
     sums = ", ".join(f"sum(figures.{name}) AS {name}" for name in STORED)
-    source = _source(question, plan, ("model_id",), STORED, values, book)
+    keys = _keys(question)
+    source = _source(question, plan, keys, STORED, values, book)
     values |= book.values
+    by_client = ", figures.client_id" * question.by_client
     return (
         f"SELECT bucket, figures.model_id, figures.rate_class, {book.unit_prices('rates')} AS prices,"
-        f" {book.unit_prices('list_rates')} AS list_prices, {sums}"
-        f" FROM {source}{book.join('list_rates')} GROUP BY 1, 2, 3, 4, 5",
+        f" {book.unit_prices('list_rates')} AS list_prices{by_client}, {sums}"
+        f" FROM {source}{book.join('list_rates')} GROUP BY 1, 2, 3, 4, 5{', 6' * question.by_client}",
         values,
     )
 

@@ -1,10 +1,10 @@
 -- name: create
 -- Keep a new job. Idempotent by (org_id, idempotency_key) if the job has an idempotency key.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
-    idempotency_key, created_by, created_at, attempts, price_version, cost_basis, time_zone, group_by)
+    idempotency_key, created_by, created_at, attempts, price_version, cost_basis, time_zone, group_by, dimensions)
 VALUES (%(job_id)s, %(org_id)s, 'pending', %(format)s, %(granularity)s, %(range_start)s, %(range_end)s,
     %(models)s::uuid[], %(idempotency_key)s, %(created_by)s, %(created_at)s, 0, %(price_version)s, %(cost_basis)s,
-    %(time_zone)s, %(group_by)s)
+    %(time_zone)s, %(group_by)s, %(dimensions)s::text[])
 ON CONFLICT (org_id, idempotency_key) DO NOTHING
 
 -- name: by_idempotency_key
@@ -91,10 +91,10 @@ SELECT DISTINCT time_zone FROM analytics.export_schedules ORDER BY time_zone
 -- Make last month's job for each org with a schedule in a time zone whose figures of that month are final. The
 -- idempotency key lets each job be made once.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
-    idempotency_key, created_by, created_at, attempts, price_version, time_zone, group_by)
+    idempotency_key, created_by, created_at, attempts, price_version, time_zone, group_by, dimensions)
 SELECT gen_random_uuid(), s.org_id, 'pending', s.format, s.granularity, %(start)s, %(end)s, s.models,
     %(idempotency_key)s, 'schedule', %(now)s, 0, (SELECT COALESCE(max(id), 0) FROM analytics.prices), s.time_zone,
-    s.group_by
+    s.group_by, s.dimensions
 FROM analytics.export_schedules AS s
 WHERE s.time_zone = %(time_zone)s AND (
     SELECT CASE WHEN bool_and(p.watermark IS NOT NULL) THEN min(p.watermark) END
@@ -110,12 +110,12 @@ SELECT {scheduled} FROM analytics.export_schedules AS owned WHERE org_id = %(org
 -- name: set_schedule
 -- Make or change an org's monthly schedule. Idempotent by org.
 INSERT INTO analytics.export_schedules AS owned (org_id, format, granularity, models, created_by, created_at, time_zone,
-    group_by)
+    group_by, dimensions)
 VALUES (%(org_id)s, %(format)s, %(granularity)s, %(models)s::uuid[], %(created_by)s, %(created_at)s, %(time_zone)s,
-    %(group_by)s)
+    %(group_by)s, %(dimensions)s::text[])
 ON CONFLICT (org_id) DO UPDATE SET format = EXCLUDED.format, granularity = EXCLUDED.granularity,
     models = EXCLUDED.models, created_by = EXCLUDED.created_by, created_at = EXCLUDED.created_at,
-    time_zone = EXCLUDED.time_zone, group_by = EXCLUDED.group_by
+    time_zone = EXCLUDED.time_zone, group_by = EXCLUDED.group_by, dimensions = EXCLUDED.dimensions
 RETURNING {scheduled}
 
 -- name: drop_schedule
