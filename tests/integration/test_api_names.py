@@ -200,7 +200,7 @@ def test_a_dimension_that_nobody_counts_is_404_but_its_names_can_be_removed(worl
     path = TEAMS.replace("team", "squad")
     status, problem = world.send("PUT", path, {"items": [{"value": "a", "name": "A"}]})
     assert status == 404
-    assert "the dimensions are team (DIMENSIONS)" in problem["detail"]
+    assert "the dimensions are client, team (DIMENSIONS)" in problem["detail"]
     assert world.send("PUT", path, {"items": [{"value": "a", "name": None}]})[0] == 200
 
 
@@ -309,6 +309,35 @@ def test_values_carry_their_names_and_all_others_have_none(world: World) -> None
     assert {point["valueName"] for point in theirs} == {None, "Theirs"}
 
 
+def test_clients_carry_their_names_and_values_of_dimensions_do_not(world: World) -> None:
+    path = TEAMS.replace("team", "client")
+    items = [{"value": "alpha", "name": "Mobile app"}, {"value": "unseen", "name": "Nobody"}]
+    status, answer = world.send("PUT", path, {"items": items})
+    assert (status, answer["dimension"], answer["items"][0]) == (
+        200,
+        "client",
+        {"value": "alpha", "valueName": "Mobile app"},
+    )
+    want = {client or None: "Mobile app" if client == "alpha" else None for client in CLIENTS}
+    month = {**RANGE, "granularity": "month"}
+    for answered, items_of, query in (
+        ("usage", "series", {**month, "groupBy": "client"}),
+        ("usage", "series", {**month, "groupBy": "client", "limit": 1}),
+        ("reliability", "series", {**month, "groupBy": "model,client"}),
+        ("clients", "items", {}),
+    ):
+        points = world.server.ok(f"{ROOT}/{answered}", query)[items_of]
+        shown = {point["clientId"]: point["clientName"] for point in points}
+        assert shown == (want if len(points) > 1 else {key: want[key] for key in shown}), answered
+    assert world.shown("dimensions/client", "items") == want
+    assert set(world.shown("usage", **month, groupBy="team").values()) == {None}
+    for by in ("model", "team", "none"):
+        points = world.server.ok(f"{ROOT}/usage", {**month, "groupBy": by})["series"]
+        assert {point["clientName"] for point in points} == {None}
+    theirs = world.server.ok(f"{BASE}/orgs/{NEIGHBOUR}/clients")["items"]
+    assert {item["clientName"] for item in theirs} == {None}
+
+
 def test_the_names_of_a_page_are_found_among_very_many(world: World) -> None:
     many = {f"{n:05}": "n" for n in range(1500)} | {"Zeta": "The last", "über": "Beyond"}
     naming.change(world.url, Naming(org_id=ORG, dimension="team", names=many))
@@ -374,6 +403,26 @@ def test_files_carry_the_name_and_no_spreadsheet_runs_it(world: World) -> None:
         assert {row["BillingAccountId"] for row in found} == {str(ORG)}
 
 
+def test_files_carry_the_names_of_clients_or_of_values(world: World) -> None:
+    for dimension in ("client", "team"):
+        items = [{"value": "alpha", "name": "=1+1"}, {"value": "über", "name": "Größe, 1"}]
+        status, _ = world.send("PUT", TEAMS.replace("team", dimension), {"items": items})
+        assert status == 200
+        body = {"timeRange": HOURS, "granularity": "monthly", "groupBy": f"model,{dimension}"}
+        key, shown = ("clientId", "clientName") if dimension == "client" else ("value", "valueName")
+        for form, formula in (("csv", "'=1+1"), ("parquet", "=1+1")):
+            job = made(world.server, body | {"format": form})
+            data = downloaded(world.server, job)
+            if form == "csv":
+                lines: list[Any] = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+            else:
+                lines = pq.read_table(io.BytesIO(data)).to_pylist()
+            found = {line[key] or "": line[shown] or "" for line in lines}
+            assert found == {
+                client: {"alpha": formula, "über": "Größe, 1"}.get(client, "") for client in CLIENTS
+            }
+
+
 def test_the_views_of_spend_have_the_name(world: World) -> None:
     world.name("Acme")
     world.name_teams(alpha="A")
@@ -410,7 +459,11 @@ def test_names_by_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(run("list", "--dimension", "team").splitlines()) == 1
     assert len(run("list", "--limit", "2").splitlines()) == 2
     unknown = ["--org", str(ORG), "--dimension", "squad", "--value", "a"]
-    assert "the dimensions are team" in run("set", *unknown, "A", exit_code=1)
+    assert "the dimensions are client, team" in run("set", *unknown, "A", exit_code=1)
+    of_client = ["--org", str(ORG), "--dimension", "client", "--value", "alpha"]
+    assert run("set", *of_client, "Mobile app") == "set\n"
+    assert f"org {ORG} client alpha: Mobile app (by " in run("list")
+    assert run("remove", *of_client) == "removed\n"
     assert run("remove", *unknown) == "it had no name\n"
     assert run("remove", *of_team) == "removed\n"
     assert run("remove", *of_org) == "removed\n"

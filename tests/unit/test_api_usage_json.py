@@ -66,6 +66,7 @@ def test_each_row_is_the_point_it_stands_for(
             model_name=labels.get(model, NO_LABEL).model_name,
             provider=labels.get(model, NO_LABEL).provider,
             client_id=None if by_value else client or None,
+            client_name=None if by_value else names.get(client),
             value=client or None if by_value else None,
             value_name=names.get(client) if by_value else None,
             final=FINAL(bucket),

@@ -1,6 +1,7 @@
 """Orders of exports: a range that REST refuses is refused, for the same reason, and no other range is."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -40,20 +41,33 @@ def refused(order: Any) -> dict[str, str]:
     granularity=st.sampled_from(
         [("daily", "day"), ("weekly", "week"), ("monthly", "month"), ("hourly", "hour")]
     ),
-    group_by=st.sampled_from(("model", "model,client")),
+    group_by=st.sampled_from(
+        ("model", "model,client", "client", "none", "team", "team,model", "Team", "a,b")
+    ),
+    values=st.lists(st.sampled_from(("team:search", "team:", "client:a", "user:x", "x")), max_size=2),
     ends_before=st.integers(0, 500 * 24),
     minutes=st.sampled_from((0, 0, 15, 30)),
     hours=st.integers(1, 24 * 30) | st.integers(1, 24 * 400),
 )
 def test_an_order_and_a_question_are_refused_for_the_same_reasons(
-    name: str, granularity: tuple[str, str], group_by: str, ends_before: int, minutes: int, hours: int
+    name: str,
+    granularity: tuple[str, str],
+    group_by: str,
+    values: list[str],
+    ends_before: int,
+    minutes: int,
+    hours: int,
 ) -> None:
     end = NOW.replace(minute=minutes) - timedelta(hours=ends_before)
     span = {"start": (end - timedelta(hours=hours)).isoformat(), "end": end.isoformat()}
     body = {"timeRange": span, "granularity": granularity[0], "timeZone": name, "groupBy": group_by}
-    query = {**span, "granularity": granularity[1], "timeZone": name, "groupBy": group_by}
-    by_order = refused(lambda: jobs.order(json.dumps(body).encode(), PARSER.limits))
-    by_rest = refused(lambda: PARSER.figures("usage", ORG, MultiDict(query)))
+    query = MultiDict({**span, "granularity": granularity[1], "timeZone": name, "groupBy": group_by})
+    query.extend(("dimension", value) for value in values)
+    by_order = refused(lambda: jobs.order(json.dumps(body | {"dimensions": values}).encode(), PARSER.limits))
+    by_order = {
+        re.sub(r"^dimensions(\[\d\])?$", "dimension", field): said for field, said in by_order.items()
+    }
+    by_rest = refused(lambda: PARSER.figures("usage", ORG, query))
     if by_order.get("end", "").endswith("for hourly"):
         assert granularity[0] == "hourly"
         assert hours > 30 * 24
@@ -101,3 +115,67 @@ def test_days_later_is_the_same_local_time(name: str, hours: int, days: int) -> 
     local = to_datetime(start).astimezone(zone(name)).replace(tzinfo=None)
     later = to_datetime(add_days(start, days, zone(name))).astimezone(zone(name)).replace(tzinfo=None)
     assert abs(later - local - timedelta(days=days)) <= timedelta(hours=1)  # one may not exist, or twice
+
+
+def ordered(**body: Any) -> jobs.Shape:
+    return jobs.schedule(json.dumps(body).encode(), PARSER.limits)
+
+
+@pytest.mark.parametrize(
+    ("body", "group_by", "by", "dimension"),
+    [
+        ({}, "model,client", "client", ""),
+        ({"groupBy": "client,model"}, "model,client", "client", ""),
+        ({"groupBy": "model"}, "model", "", ""),
+        ({"groupBy": "none"}, "none", "", ""),
+        ({"groupBy": "team"}, "team", "team", "team"),
+        ({"groupBy": "team,model"}, "model,team", "team", "team"),
+        ({"dimensions": ["team:search"]}, "model,team", "team", "team"),
+        ({"dimensions": ["client:a", "client:"]}, "model,client", "client", ""),
+        ({"dimensions": ["team:search"], "groupBy": "none"}, "none", "", "team"),
+        ({"format": "focus-1.2"}, "model,client", "", ""),
+        ({"format": "focus-1.2", "dimensions": ["client:a"]}, "model,client", "", ""),
+        ({"format": "focus-1.2", "groupBy": "model,team"}, "model,team", "team", "team"),
+    ],
+)
+def test_what_the_rows_of_a_file_are_by(body: dict[str, Any], group_by: str, by: str, dimension: str) -> None:
+    shape = ordered(**body)
+    assert (shape.group_by, shape.by, shape.dimension) == (group_by, by, dimension)
+    assert shape.dimensions == sorted(body.get("dimensions", []))
+    assert bool(shape.split_by) == bool(by or shape.chosen)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"groupBy": "Team"}, ["groupBy"]),
+        ({"groupBy": 5}, ["groupBy"]),
+        ({"groupBy": None}, ["groupBy"]),
+        ({"groupBy": "none,team"}, ["groupBy"]),
+        ({"groupBy": "client,team"}, ["groupBy"]),
+        ({"dimensions": "team:a"}, ["dimensions"]),
+        ({"dimensions": ["team:a"] * 101}, ["dimensions"]),
+        (
+            {"dimensions": ["team:a", "team", 5, ":b", "team:" + "x" * 129]},
+            [f"dimensions[{i}]" for i in (1, 2, 3, 4)],
+        ),
+        ({"dimensions": ["team:a", "user:b"]}, ["dimensions"]),
+        ({"groupBy": "user", "dimensions": ["team:a"]}, ["dimensions"]),
+        ({"groupBy": "model,client", "dimensions": ["team:a"]}, ["dimensions"]),
+        ({"format": "focus-1.2", "groupBy": "team"}, ["groupBy"]),
+        ({"format": "focus-1.2", "groupBy": "none"}, ["groupBy"]),
+        (
+            {
+                "groupBy": "A",
+                "dimensions": ["b"],
+                "format": "xls",
+                "timeZone": "Mars",
+                "models": [1],
+                "more": 1,
+            },
+            ["dimensions[0]", "format", "groupBy", "models", "more", "timeZone"],
+        ),
+    ],
+)
+def test_every_fault_of_what_rows_are_by_is_named(body: dict[str, Any], fields: list[str]) -> None:
+    assert sorted(refused(lambda: ordered(**body))) == fields

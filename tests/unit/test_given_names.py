@@ -102,6 +102,8 @@ def test_names_of_values_keep_the_order_of_the_body() -> None:
     assert list(naming.names.items()) == [("b", "B"), ("a", None)]
     assert naming.needs_dimension
     assert not of_values(b'{"items": [{"value": "a", "name": null}]}').needs_dimension
+    of_clients = orders.of_values(b'{"items": [{"value": "key-1", "name": "Mobile app"}]}', ORG, "client")
+    assert not of_clients.needs_dimension, "clients are always counted"
     assert not of_org(b'{"name": "a"}').needs_dimension
 
 

@@ -120,8 +120,9 @@ def test_the_same_key_orders_once_and_never_something_else(server: Api) -> None:
         ),
         ({"timeRange": {**OCTOBER, "end": "2027-11-01T01:00:00Z"}}, {"timeRange.end"}),
         (
-            {"timeRange": OCTOBER, "granularity": "day", "format": "xls", "models": ["x"], "colour": 1},
-            {"granularity", "format", "models", "colour"},
+            {"timeRange": OCTOBER, "granularity": "day", "format": "xls", "models": ["x"], "colour": 1}
+            | {"groupBy": "none,model", "dimensions": ["team"]},
+            {"granularity", "format", "models", "colour", "groupBy", "dimensions[0]"},
         ),
     ],
 )

@@ -58,6 +58,19 @@ def test_a_schedule_makes_local_months(
 
 
 @pytest.mark.usefixtures("no_schedule")
+def test_a_schedule_is_of_what_it_names(env: dict[str, str], database_url: str, server: Api) -> None:
+    status, answer = scheduled(server, groupBy="client", dimensions=["client:Zeta", "client:"])
+    assert (status, answer["groupBy"], answer["dimensions"]) == (200, "client", ["client:", "client:Zeta"])
+    assert server.ok(SCHEDULE) == answer
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        server_runner(env, NOW).schedule(connection)
+    [job] = [one for one in server.ok(f"{BASE}/orgs/{ORG}/exports")["items"] if one["dimensions"]]
+    assert (job["groupBy"], job["dimensions"]) == ("client", ["client:", "client:Zeta"])
+    status, answer = scheduled(server)
+    assert (status, answer["groupBy"], answer["dimensions"]) == (200, "model,client", [])
+
+
+@pytest.mark.usefixtures("no_schedule")
 def test_a_local_month_is_made_once_it_has_ended_and_is_final(
     env: dict[str, str], database_url: str, server: Api
 ) -> None:

@@ -24,6 +24,7 @@ from tests.support.golden_prices import Cell, Expected
 from tests.support.live import Events, check_equals_rest
 from tests.support.price_books import price, write
 from tests.support.spend_rows import rows
+from tests.support.teams import load_teams
 
 ORGS = sorted({payload.org_id for payload in golden_prices.payloads()})
 WHOLE = {
@@ -94,12 +95,19 @@ def test_live_figures_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
             )
 
 
-def test_files_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
+@pytest.mark.parametrize("by", ["client", "team"])
+def test_files_say_what_was_worked_out_by_hand(golden_api: Api, golden_url: str, by: str) -> None:
+    """The sums of the lines of all clients, and those of all values of a dimension."""
+    if by == "team":
+        load_teams(golden_url)
+    group_by = f"model,{by}"
     csv_file: dict[Cell, Expected] = {}
     parquet: dict[Cell, Expected] = {}
     by_focus: dict[Cell, Decimal] = {}
     for org in ORGS:
-        rows = list(csv.DictReader(io.StringIO(exported(golden_api, org, "csv").decode(), newline="")))
+        rows = list(
+            csv.DictReader(io.StringIO(exported(golden_api, org, "csv", group_by).decode(), newline=""))
+        )
         csv_file |= golden_prices.totals(
             (
                 (org, datetime.fromisoformat(row["bucketStart"]), row["modelId"]),
@@ -122,9 +130,9 @@ def test_files_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
                     unpriced=row["unpricedInvocations"],
                 ),
             )
-            for row in pq.read_table(io.BytesIO(exported(golden_api, org, "parquet"))).to_pylist()
+            for row in pq.read_table(io.BytesIO(exported(golden_api, org, "parquet", group_by))).to_pylist()
         )
-        skus = focus.rows_of(exported(golden_api, org, "focus-1.3"))
+        skus = focus.rows_of(exported(golden_api, org, "focus-1.3", group_by))
         by_focus |= {
             (org, datetime.fromisoformat(start), model): focus.total(rows)
             for (start, model), rows in focus.by_bucket(skus).items()
@@ -134,9 +142,10 @@ def test_files_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
     assert by_focus == {cell: one.cost or 0 for cell, one in golden_prices.days().items()}
 
 
-def exported(server: Api, org: str, form: str) -> bytes:
+def exported(server: Api, org: str, form: str, group_by: str) -> bytes:
     path = f"{BASE}/orgs/{org}/exports"
-    job = made(server, {"timeRange": WHOLE, "granularity": "daily", "format": form}, path)
+    body = {"timeRange": WHOLE, "granularity": "daily", "format": form, "groupBy": group_by}
+    job = made(server, body, path)
     assert job["status"] == "succeeded", job
     return downloaded(server, job, path)
 
