@@ -96,7 +96,7 @@ class Shape:
         """
         if not self.dimension:
             return
-        one = counted(known, self.dimension, GROUP_BY.name if self.by else _DIMENSIONS)
+        one = counted(known, self.dimension, _DIMENSIONS if self.chosen else GROUP_BY.name)
         if span is not None and (lacking := one.lacking(span, whole=True)):
             raise invalid_parameters([Fault(_field(lacking.field), lacking.message)])
 
