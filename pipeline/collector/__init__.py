@@ -1,0 +1,1 @@
+"""The collector: usage comes in by HTTP, in the forms that gateways and SDKs send."""
