@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "adjustments": "adjustments:adjustments",
     "api": "processes:api",
     "bench": "bench:bench",
+    "collector": "collector:collector",
     "config": "environment:config",
     "dead-letters": "dead_letters:dead_letters",
     "demo": "demo:demo",

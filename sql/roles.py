@@ -1,4 +1,4 @@
-"""The roles of the API in the database: it reads rollups, and writes only the API's own tables.
+"""The roles of API and collector in the database. The API reads rollups, and writes only its own tables.
 
 ``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
 LOGIN PASSWORD '…' IN ROLE spendstream_reader``. If the API is to change the price book, its login is also in
@@ -74,6 +74,13 @@ OWN: Final = {
 }
 """The API's own tables, and its rights there. It has no right to make a key or to change the audit log."""
 
+COLLECTOR: Final = "spendstream_collector"
+COLLECTS: Final = {
+    "api_keys": "SELECT, UPDATE (last_used_at)",
+    "names": "INSERT",
+}
+"""All rights of the collector's role: it checks API keys, and names orgs that have no name."""
+
 WRITES_ROLLUPS: Final = (
     "SELECT current_setting('is_superuser') = 'on' OR EXISTS (SELECT FROM pg_catalog.pg_class"
     " WHERE relnamespace = to_regnamespace('analytics')"
@@ -97,6 +104,10 @@ def apply(connection: Connection) -> str:
             for role, (table, rights) in WRITERS.items():
                 _create(connection, role)
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {role}"))
+            _create(connection, COLLECTOR)
+            connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {COLLECTOR}"))
+            for table, rights in COLLECTS.items():
+                connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {COLLECTOR}"))
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise

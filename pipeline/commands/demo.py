@@ -35,7 +35,7 @@ from pipeline.commands.options import DURATION
     help="Port of the API on 127.0.0.1; 0 takes a free one.",
 )
 def demo(*, rate: float, orgs: int, duration: float | None, data_dir: Path | None, port: int) -> None:
-    """Run everything here: PostgreSQL, stream, simulator, worker and API, with live figures.
+    """Run everything here: PostgreSQL, stream, simulator, collector, worker and API, with live figures.
 
     Needs no server, no Docker and no root; PostgreSQL comes from `pip install 'spendstream[embedded]'`.
     Ctrl-C stops everything; the next start goes on with the same data.

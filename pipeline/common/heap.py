@@ -15,6 +15,8 @@ _ON_THE_HEAP_BYTES: Final = 32 << 20
 # Names of the parameters in glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
+_ARENA_MAX: Final = -8
+_MAPPED_BYTES: Final = 1 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -25,11 +27,24 @@ def keep_freed_memory() -> bool:
     4 KiB anew. Keeping up to `KEPT_BYTES` saves about a tenth of the CPU time of the core.
 
     Returns False if nothing was changed: the C library is another one, or the environment already says how
-    much to keep (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_`` or ``GLIBC_TUNABLES``).
+    much to keep (one of glibc's ``MALLOC_`` variables, or ``GLIBC_TUNABLES``).
     """
-    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+    return _set((_TRIM_THRESHOLD, KEPT_BYTES), (_MMAP_THRESHOLD, _ON_THE_HEAP_BYTES))
+
+
+def give_freed_memory_back() -> bool:
+    """Let this process give the memory of large texts back to the system as soon as they are freed.
+
+    A collector reads bodies of very different sizes, in several threads. By default glibc keeps freed memory
+    for each thread, and after a few large bodies it keeps even these. Here blocks from `_MAPPED_BYTES` on are
+    mapped alone, and all threads share the rest. Returns False as `keep_freed_memory` does.
+    """
+    return _set((_MMAP_THRESHOLD, _MAPPED_BYTES), (_ARENA_MAX, 1))
+
+
+def _set(*values: tuple[int, int]) -> bool:
+    names = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in names):
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    values = ((_TRIM_THRESHOLD, KEPT_BYTES), (_MMAP_THRESHOLD, _ON_THE_HEAP_BYTES))
     return all(mallopt(name, value) for name, value in values)

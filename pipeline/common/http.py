@@ -8,6 +8,7 @@ protocol, and leaves the rest of aiohttp alone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
 from typing import Any, Final
@@ -40,10 +41,15 @@ def template(request: web.Request) -> str:
 
 
 class Runner(web.AppRunner):
-    """An `aiohttp.web.AppRunner` without an access log, which logs no header and no body of a request."""
+    """An `aiohttp.web.AppRunner` without an access log, which logs no header and no body of a request.
 
-    def __init__(self, app: web.Application, **kwargs: Any) -> None:
+    With ``connections_max``, one connection more ends the one that has been idle longest. If none is idle,
+    the new one is closed at once. So idle connections, however many, keep nobody out.
+    """
+
+    def __init__(self, app: web.Application, *, connections_max: int | None = None, **kwargs: Any) -> None:
         super().__init__(app, **{"access_log": None, **kwargs})
+        self.connections_max = connections_max
 
     def refusal(self, status: int) -> web.Response:
         """The answer to an unreadable request (400), or after an error of ours (500)."""
@@ -69,6 +75,24 @@ class _Protocol(web_protocol.RequestHandler):
     def __init__(self, manager: _Server, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._runner: Final = manager.runner
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        bound, manager = self._runner.connections_max, self._manager
+        if bound is not None and manager is not None and len(manager.connections) >= bound:
+            idle = [one for one in manager.connections if isinstance(one, _Protocol) and one.is_idle]
+            if not idle:
+                self.transport = None
+                self._manager = None
+                assert isinstance(transport, asyncio.Transport)
+                transport.abort()
+                return
+            min(idle, key=lambda one: one._next_keepalive_close_time).force_close()
+        super().connection_made(transport)
+
+    @property
+    def is_idle(self) -> bool:
+        """Does the connection wait for the head of a request?"""
+        return self._waiter is not None and not self._waiter.done()
 
     def handle_error(
         self,

@@ -160,6 +160,13 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
+def own_folder(text: str) -> Path:
+    """A folder that a process makes if it is missing."""
+    if not os.path.isabs(text) or (os.path.exists(text) and not os.path.isdir(text)):
+        raise ValueError("expected the absolute path of a folder, which is made if it is missing")
+    return Path(text)
+
+
 def choice(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in words:

@@ -512,6 +512,96 @@ _OBJECT_STORE: Final = (
     ),
 )
 
+_COLLECTOR: Final = (
+    _setting(
+        "COLLECTOR_HOST",
+        parsers.hosts,
+        "127.0.0.1",
+        "The address on which the collector listens, or several, as for HTTP_HOST.",
+    ),
+    _setting(
+        "COLLECTOR_PORT", parsers.port, "8086", "The port on which the collector listens. 0 takes a free one."
+    ),
+    _setting(
+        "COLLECTOR_BODY_BYTES_MAX",
+        parsers.size_bytes,
+        "12MiB",
+        "The largest body of a request as it arrives. Beyond that, the answer is a 413.",
+    ),
+    _setting(
+        "COLLECTOR_UNPACKED_BYTES_MAX",
+        parsers.size_bytes,
+        "12MiB",
+        "The largest body once it is unpacked, and the most bytes of all events of one request. Beyond that,"
+        " the answer is a 413.",
+    ),
+    _setting(
+        "COLLECTOR_EVENTS_MAX",
+        parsers.positive,
+        "10000",
+        "The most events, log payloads or spans of one request. Beyond that, the answer is a 413.",
+    ),
+    _setting(
+        "COLLECTOR_BODY_TIMEOUT",
+        parsers.span(0.1, 600),
+        "10s",
+        "The longest time in which a body may arrive. Beyond that, the answer is a 408.",
+    ),
+    _setting(
+        "COLLECTOR_BODY_PACE",
+        parsers.size_bytes,
+        "16KiB",
+        "The bytes a second at which a body must arrive, after its first second. The answer to a slower one"
+        " is a 408. 0 is no limit.",
+    ),
+    _setting(
+        "COLLECTOR_MEMORY_MAX",
+        parsers.size_bytes,
+        "48MiB",
+        "Bytes of all bodies and events in work at once, and half of that for one caller. A request beyond"
+        " that waits for 0.25 s, then the answer is a 503 (429 to the caller with half).",
+    ),
+    _setting(
+        "COLLECTOR_CONNECTIONS_MAX",
+        parsers.positive,
+        "1000",
+        "Connections of senders to one collector. One more is closed at once.",
+    ),
+    _setting(
+        "COLLECTOR_CONFIRM_TIMEOUT",
+        parsers.span(0.05, 60),
+        "750ms",
+        "How long a request waits for the broker's confirmation when there is no spool. Beyond that, the"
+        " answer is a 503.",
+    ),
+    _setting(
+        "COLLECTOR_RATE_LIMIT",
+        parsers.whole,
+        "60000",
+        "Requests a minute of one caller to the collector, over all collectors that share REDIS_URL. 0 is no"
+        " limit.",
+    ),
+    _setting(
+        "COLLECTOR_SPOOL",
+        parsers.own_folder,
+        None,
+        "A folder on a disk of this host that keeps events while the broker is away, of this collector alone."
+        " It is made if it is missing. Without the setting, the answer is a 503 then.",
+    ),
+    _setting(
+        "COLLECTOR_SPOOL_AFTER",
+        parsers.span(0.01, 60),
+        "250ms",
+        "How long a request waits for the broker's confirmation before its events go to the spool.",
+    ),
+    _setting(
+        "COLLECTOR_SPOOL_BYTES_MAX",
+        parsers.sized(2**20),
+        "10GiB",
+        "Bytes of the spool. While it is full, the answer is a 503.",
+    ),
+)
+
 GROUPS: Final = (
     Group(title="The dozen that matter", settings=_THE_DOZEN),
     Group(title="Tuning: the stream", settings=_STREAM),
@@ -519,6 +609,7 @@ GROUPS: Final = (
     Group(title="Tuning: how long things are kept", settings=_KEPT),
     Group(title="Tuning: who may ask", settings=_ACCESS),
     Group(title="Tuning: the API", settings=_API),
+    Group(title="Tuning: the collector", settings=_COLLECTOR),
     Group(title="Tuning: exports", settings=_EXPORTS),
     Group(title="Tuning: the object store and the archive", settings=_OBJECT_STORE),
 )
@@ -650,6 +741,7 @@ def _contradictions(values: Mapping[str, Any], given: Set[str]) -> list[str]:
             if not is_loopback(urlsplit(origin).hostname or "")
         ]
     faults.extend(_token_contradictions(values, given))
+    faults.extend(_collector_contradictions(values))
     if (
         values["RETENTION_MINUTE"]
         and values["RETENTION_ROLLUP"]
@@ -666,6 +758,27 @@ def _contradictions(values: Mapping[str, Any], given: Set[str]) -> list[str]:
         faults.append(f"ARCHIVE_URL is in an object store and needs its settings: {', '.join(s3)}")
     if 0 < len(s3) < 4:
         faults.append(f"the object store needs all of its settings or none; missing: {', '.join(s3)}")
+    return faults
+
+
+def _collector_contradictions(values: Mapping[str, Any]) -> list[str]:
+    faults = []
+    if values["AUTH_MODE"] == "none":
+        faults += [
+            f"AUTH_MODE=none lets everybody write events of every org, so COLLECTOR_HOST must be a loopback"
+            f" address, not {host!r}; set AUTH_MODE=jwt, or gateway behind a proxy"
+            for host in values["COLLECTOR_HOST"] or ()
+            if not is_loopback(host)
+        ]
+    body, unpacked = values["COLLECTOR_BODY_BYTES_MAX"], values["COLLECTOR_UNPACKED_BYTES_MAX"]
+    memory = values["COLLECTOR_MEMORY_MAX"]
+    # One request holds its body beside what the body unpacks to, or that beside its events. One caller may
+    # hold half of the memory.
+    if body and unpacked and memory and memory < 2 * (max(body, unpacked) + unpacked):
+        faults.append(
+            "COLLECTOR_MEMORY_MAX must be at least twice COLLECTOR_UNPACKED_BYTES_MAX together with the"
+            f" larger one of it and COLLECTOR_BODY_BYTES_MAX: {2 * (max(body, unpacked) + unpacked)} bytes"
+        )
     return faults
 
 

@@ -1,8 +1,8 @@
 """``spendstream demo``: runs every part of the service on this machine until it is told to stop.
 
-The module owns the order of the starts: an embedded PostgreSQL, the schema, the worker and the API, then the
-simulator on an embedded stream log. The stops come in another order: see `_Parts.stop`. The worker, the API
-and the simulator are the same processes that ``spendstream worker``, ``api`` and ``simulate`` start
+The module owns the order of the starts: an embedded PostgreSQL, the schema, the worker, the API and the
+collector, then the simulator on an embedded stream log. The stops come in another order: see `_Parts.stop`.
+These are the same processes that ``spendstream worker``, ``api``, ``collector`` and ``simulate`` start
 everywhere. All state is in one folder, so a second start goes on with the same figures.
 """
 
@@ -17,6 +17,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from pipeline.collector import ids
 from pipeline.common import private
 from pipeline.common.operator import OperatorError
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
@@ -40,6 +42,10 @@ _POLL_S: Final = 0.1
 
 _TROUBLE: Final = ("--duplicates", "0.02", "--late", "0.01", "--bad", "0.002")
 """Shares of bad traffic as in the field, so that there are duplicates and dead letters to look at."""
+
+_OWN_ORG: Final = "00000000-0000-4000-8000-0000000000aa"
+"""The org of the event that the demo's reader sends."""
+_MODEL: Final = ("openai", "gpt-4o-2024-08-06")
 
 Echo = Callable[[str], None]
 
@@ -126,6 +132,8 @@ class _Parts:
         self._running: dict[str, child.Child] = {}
         self._port = _free_port(demo.port)
         self._worker_port = _free_port(0)
+        self._collector_port = _free_port(0)
+        self._collector = f"http://127.0.0.1:{self._collector_port}"
         self._api = f"http://127.0.0.1:{self._port}{BASE}"
 
     def start(self) -> None:
@@ -137,10 +145,13 @@ class _Parts:
         environment = self._environment()
         self._start("worker", environment)
         self._start("api", environment)
+        self._start("collector", environment)
         self._until_answers("api", f"{self._api}/status/readyz")
         self._until_answers("worker", f"http://127.0.0.1:{self._worker_port}/readyz")
+        self._until_answers("collector", f"{self._collector}/status/readyz")
         self._echo(
-            f"API and worker are up; publishing {self._demo.rate:g} events/s of {self._demo.orgs} orgs"
+            f"API, worker and collector are up; publishing {self._demo.rate:g} events/s of"
+            f" {self._demo.orgs} orgs"
         )
         traffic = ("--rate", f"{self._demo.rate}", "--orgs", str(self._demo.orgs))
         self._start("simulate", environment, *traffic, *_TROUBLE)
@@ -158,12 +169,12 @@ class _Parts:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Stop the simulator, the worker (which flushes), the API and the database. Never raises."""
+        """Stop the senders, the worker (which flushes), the API and the database. Never raises."""
         if self._running:
-            self._echo("stopping simulator, worker, API and PostgreSQL")
+            self._echo("stopping simulator, collector, worker, API and PostgreSQL")
         # Without a database the worker cannot flush and need not be waited for. Its events are in the stream.
         timeout_s = _STOP_S if self._postgres.exit_code() is None else 2.0
-        for name in ("simulate", "worker", "api"):
+        for name in ("simulate", "collector", "worker", "api"):
             process = self._running.pop(name, None)
             if process is not None and process.stop(timeout_s=timeout_s) < 0:
                 self._echo(f"{name} was killed: see {self._log(name)}")
@@ -178,7 +189,7 @@ class _Parts:
             name: value
             for name, value in os.environ.items()
             if name not in ("REDIS_URL", "TRUSTED_PROXIES", "DEDUPE_FOLDER")
-            and not name.startswith(("S3_", "RABBITMQ_", "EXPORT_", "ARCHIVE_", "JWT_"))
+            and not name.startswith(("S3_", "RABBITMQ_", "EXPORT_", "ARCHIVE_", "JWT_", "COLLECTOR_"))
         }
         return {"STREAM_MAX_BYTES": "2GiB", **kept, **self._settings()}
 
@@ -196,12 +207,14 @@ class _Parts:
             "HTTP_PORT": str(self._port),
             "METRICS_HOST": "127.0.0.1",
             "METRICS_PORT": str(self._worker_port),
+            "COLLECTOR_HOST": "127.0.0.1",
+            "COLLECTOR_PORT": str(self._collector_port),
         }
 
     def _write_settings(self, org_id: str) -> Path:
         """Write a file that gives another terminal the demo's settings and an org to ask for."""
         path = self._data_dir / "settings.sh"
-        values = self._settings() | {"API": self._api, "ORG": org_id}
+        values = self._settings() | {"API": self._api, "COLLECTOR": self._collector, "ORG": org_id}
         with open(path, "w", opener=private.opener) as file:
             file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
         return path
@@ -280,7 +293,9 @@ class _Parts:
         self._echo(
             f"""
   API      {self._api}/docs
-  metrics  http://127.0.0.1:{self._port}/metrics and http://127.0.0.1:{self._worker_port}/metrics
+  events   {self._collector}/v1/events, /v1/litellm and /v1/traces
+  metrics  http://127.0.0.1:{self._port}/metrics, http://127.0.0.1:{self._worker_port}/metrics
+           and {self._collector}/metrics
   database {self._postgres.url}
   logs     {self._logs}
 
@@ -290,8 +305,33 @@ Other commands of spendstream find the demo after this, in another terminal:
 Try there:
 """
             + "\n".join(f"  curl -s '{url}'" for url in urls)
-            + "\n\nCtrl-C stops everything.\n"
+            + f"""
+
+Send an event (again: it counts once), and see it a second later:
+
+  {self._sending()}
+  curl -s '{self._api}/orgs/{_OWN_ORG}/usage?{_today()}'
+
+Ctrl-C stops everything.
+"""
         )
+
+    def _sending(self) -> str:
+        """A line that sends an event of an org that has no others."""
+        event = {
+            "eventId": str(uuid.uuid4()),
+            "orgId": _OWN_ORG,
+            "modelId": str(ids.model_id(*_MODEL)),
+            "provider": _MODEL[0],
+            "modelName": _MODEL[1],
+            "occurredAt": datetime.now(UTC).isoformat(timespec="seconds"),
+            "latencyMs": 812,
+            "status": "success",
+            "inputTokens": 1200,
+            "outputTokens": 80,
+        }
+        body = json.dumps(event, separators=(",", ":"))
+        return f"curl -s {self._collector}/v1/events -H 'Content-Type: application/json' -d '{body}'"
 
     def _show_figures(self, events_before: int | None) -> int | None:
         """Print a line of today's totals of all orgs; returns the number of events, or None if unknown."""

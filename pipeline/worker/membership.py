@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.common.backoff import Backoff
 from pipeline.core.watermark import BrokerClock
 from pipeline.transports import Chunk, OffsetGone, Owner, Subscription, Transport, TransportError
-from pipeline.worker.backoff import Backoff
 from pipeline.worker.life import Life
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import metrics
 from pipeline.archive.gate import ArchiveGate
+from pipeline.common.backoff import Backoff, ExponentialBackoff
 from pipeline.config import FlushConfig
 from pipeline.core.batch import Batch, Block
 from pipeline.core.dedupe import NewLog
@@ -27,7 +28,6 @@ from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, Trouble
 from pipeline.transports import Chunk, ReadFrom, Subscription, Transport, TransportError, chunks
-from pipeline.worker.backoff import Backoff, ExponentialBackoff
 from pipeline.worker.life import Event, Life, State
 from pipeline.worker.membership import Delivery, Membership
 from pipeline.worker.owned import Owned, recover

@@ -27,6 +27,7 @@ from pipeline import metrics
 from pipeline.archive.archiver import Archiver
 from pipeline.archive.store import open_store
 from pipeline.common import http
+from pipeline.common.backoff import ExponentialBackoff
 from pipeline.common.heap import keep_freed_memory
 from pipeline.common.listening import listen
 from pipeline.common.urls import authority
@@ -39,7 +40,6 @@ from pipeline.transports.factory import open_transport
 from pipeline.transports.rabbitmq import frames
 from pipeline.worker import agents, maintenance
 from pipeline.worker import id_files as spill
-from pipeline.worker.backoff import ExponentialBackoff
 from pipeline.worker.partition import PartitionWorker
 
 log = logging.getLogger(__name__)

@@ -58,3 +58,11 @@ WHERE (%(org_id)s::uuid IS NULL OR org_id = %(org_id)s)
     AND (%(dimension)s::text IS NULL OR dimension = %(dimension)s)
 ORDER BY org_id, dimension COLLATE "C", value COLLATE "C"
 LIMIT %(limit)s
+
+-- name: register
+-- Give names to orgs that have none. Idempotent by (org_id, dimension, value). Without a conflict target the role needs
+-- no right to read names.
+INSERT INTO analytics.names (org_id, dimension, value, name, set_by, set_at)
+SELECT org_id, '', '', name, %(set_by)s, now()
+FROM unnest(%(org_ids)s::uuid[], %(names)s::text[]) AS given (org_id, name)
+ON CONFLICT DO NOTHING

@@ -16,7 +16,7 @@ from typing import Final
 _LENGTH: Final = b"content-length:"
 
 
-class _Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.BufferedProtocol):
     """One request at a time. Answers must have a Content-Length."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def get(path: str, *, port: int, gzip: bool = False) -> bytes:
 
 async def one_at_a_time(port: int, requests: Sequence[bytes]) -> list[float]:
     """Seconds each took, on one connection. Raises `AssertionError` on an answer that is not 200."""
-    connection = await _connect(port)
+    connection = await connect(port)
     found = []
     for request in requests:
         started = time.perf_counter()
@@ -89,13 +89,13 @@ async def one_at_a_time(port: int, requests: Sequence[bytes]) -> list[float]:
 
 async def at_a_rate(port: int, requests: Sequence[bytes], *, rate: float) -> tuple[list[float], int]:
     """Seconds from when each was due, and how many were not answered with 200."""
-    idle: deque[_Connection] = deque()
+    idle: deque[Connection] = deque()
     found: list[float] = []
     refused = 0
 
     async def ask(request: bytes, due: float) -> None:
         nonlocal refused
-        connection = idle.popleft() if idle else await _connect(port)
+        connection = idle.popleft() if idle else await connect(port)
         status = await connection.ask(request)
         refused += status != 200
         found.append(time.perf_counter() - due)
@@ -115,6 +115,6 @@ async def at_a_rate(port: int, requests: Sequence[bytes], *, rate: float) -> tup
     return found, refused
 
 
-async def _connect(port: int) -> _Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", port)
+async def connect(port: int) -> Connection:
+    _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
     return connection

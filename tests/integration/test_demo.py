@@ -34,6 +34,7 @@ from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(1800)
 STARTED_S = 600
+PARTS = ("worker", "simulate", "api", "collector", "postgres")
 TOUR = Path(__file__).parents[2] / "docs" / "howto" / "demo.md"
 SPENDSTREAM = children.command_line("pipeline.cli")
 
@@ -98,9 +99,7 @@ class RunningDemo:
         named = {}
         for child in psutil.Process(self.process.pid).children():
             words = child.cmdline()
-            named[
-                next((w for w in ("worker", "simulate", "api", "postgres") if w in words[0:5]), words[0])
-            ] = child
+            named[next((w for w in PARTS if w in words[0:5]), words[0])] = child
         return {("postgres" if name.endswith("/postgres") else name): child for name, child in named.items()}
 
 
@@ -146,6 +145,18 @@ def curl(line: str) -> dict[str, Any]:
         return body
 
 
+def sent(line: str) -> dict[str, Any]:
+    """What the printed line that sends an event answers."""
+    command, option, url, *options = shlex.split(line)
+    assert (command, option) == ("curl", "-s")
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    name, _, value = given["-H"].partition(": ")
+    request = urllib.request.Request(url, data=given["-d"].encode(), headers={name: value})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        body: dict[str, Any] = json.loads(answer.read())
+        return body
+
+
 def asked_in_the_tour(data_dir: Path, line: str) -> int:
     """The status of what a curl line of the tour asks, with the shell's own reading of the line."""
     words = subprocess.run(
@@ -175,12 +186,20 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     usage = curl(demo.until(r"curl -s .*usage.*")[0])
     freshness = curl(demo.until(r"curl -s .*freshness.*")[0])
     orgs = curl(demo.until(r"curl -s .*")[0])
+    sending, showing = (demo.until(r"curl -s .*")[0] for _ in range(2))
+    for _ in range(2):
+        assert sent(sending) == {"accepted": 1, "rejected": []}
+    deadline = time.monotonic() + 60
+    while (own := curl(showing)["totals"])["invocations"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (own["invocations"], own["inputTokens"], own["outputTokens"]) == (1, 1200, 80)
     assert usage["totals"]["invocations"] > 0
     assert freshness["status"] == "fresh"
     assert 0 < len(orgs["items"]) <= 5
     first = demo.until_figures()
     assert demo.until_figures() > first
-    assert set(demo.children()) == {"worker", "api", "simulate", "postgres"}
+    assert set(demo.children()) == set(PARTS)
     figures = subprocess.run(
         ["sh", "-c", '. "$0/settings.sh" && "$@" && echo "$ORG"', data_dir, *SPENDSTREAM, "stream", "show"],
         env=children.environment({"PATH": os.environ["PATH"]}),
@@ -192,7 +211,7 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert figures.stdout.split()[-1] in {item["orgId"] for item in orgs["items"]}
     files = ("lock", "settings.sh")
     tour = re.findall(r"^curl .*$", TOUR.read_text(), re.MULTILINE)
-    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200, 200, 200, 200, 200, 400]
+    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200, 200, 200, 200, 200, 400, 400]
     demo.process.send_signal(signal.SIGINT)
     exit_code, output = demo.end()
     assert exit_code == 0, output
@@ -231,7 +250,7 @@ def test_sigterm_during_the_start_stops_everything(data_dir: Path) -> None:
     assert exit_code == 0, output
 
 
-@pytest.mark.parametrize("victim", ["worker", "api", "simulate", "postgres"])
+@pytest.mark.parametrize("victim", ["worker", "api", "collector", "simulate", "postgres"])
 def test_a_child_that_dies_ends_the_demo_with_its_log(data_dir: Path, victim: str) -> None:
     demo = RunningDemo(data_dir, "--port", "0")
     demo.until_figures()

@@ -20,6 +20,9 @@ from api.exports import jobs
 from api.names import orders
 from pipeline import metrics
 from pipeline.cli import main
+from pipeline.collector import admit, in_work, org_names, service
+from pipeline.collector import metrics as collector_metrics
+from pipeline.collector.dialects import gen_ai, otlp, usage_record
 from pipeline.common import keys, problems, settings
 from pipeline.common.access.caller import ADMIN
 from pipeline.common.names import NAMES_MAX
@@ -30,8 +33,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])
 _SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _NO_SETTINGS = re.compile(
-    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|DAY_ZONES|FLUSH_INTERVALL)\b"
+    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|GENERIC_LOGGER_[A-Z]+|OTEL_[A-Z_]+|DAY_ZONES|FLUSH_INTERVALL)\b"
 )
+
+
+class FakeSpool:
+    """What metrics say of a spool."""
+
+    bytes = records = records_lost = 0
+    oldest_at = None
 
 
 def named(page: Path) -> str:
@@ -130,9 +140,19 @@ def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_
         f"| {turns.WAITING_MAX}, each for {turns.WAIT_S:g} s |",
         f"| {problems.FAULTS_MAX}, with {problems.FIELD_CHARS_MAX} characters",
         f"of an org that have names | {NAMES_MAX:,}; {orders.ITEMS_MAX:,} in one request |",
+        f"| {otlp.PARTS_MAX:,} fields of protobuf, or {otlp.JSON_VALUES_MAX:,} values of JSON |",
+        f"{gen_ai.METADATA_MAX} keys of a span's metadata, {usage_record.METADATA_MAX} of a usage record's",
         f"range of an hourly export | {jobs.HOURLY_DAYS_MAX} days |",
         f"dead letters that a flush counts after all | {replay.LETTERS_MAX:,} |",
         f"wait of `migrate` for another one | {migrate.LOCK_WAIT_S:g} s |",
+        f"before any that is right | {admit.FUTILE:,} |",
+        f"explained in full | {admit.EXPLAINED_MAX}, with {admit.FAULTS_MAX} faults each",
+        f"large bodies (more than {admit.LARGE_BYTES // 1024} KiB) that a collector reads at once | 1;",
+        f"another one waits for up to {admit.LARGE_WAIT_S:g} s |",
+        f"an idle connection | {service.KEEPALIVE_S:g} s |",
+        f"| {service.KEY_GRACE_S / 60:g} minutes after the database confirmed it |",
+        f"wait to be written by a collector | {org_names.WAITING_MAX:,} |",
+        f"waits for {in_work.WAIT_S:g} s, the oldest that waits for {in_work.OLDEST_WAIT_S:g} s",
     ],
 )
 def test_a_bound_without_a_setting_is_on_the_page_as_it_is(words: str) -> None:
@@ -141,7 +161,10 @@ def test_a_bound_without_a_setting_is_on_the_page_as_it_is(words: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_metric_and_table_that_a_page_names_exists(page: Path) -> None:
+    collector = collector_metrics.Metrics()
+    collector.show(in_work.InWork(1), FakeSpool())
     exposition = api_metrics.Metrics().exposition({}, datetime.now(UTC)) + generate_latest(metrics.REGISTRY)
+    exposition += collector.exposition()
     exposed = set(re.findall(r"^# HELP (\S+)", exposition.decode(), re.MULTILINE))
     exposed |= {name.removesuffix("_total") for name in exposed}
     tables = {table.name for table in (*schema.metadata.sorted_tables, *schema.views.sorted_tables)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from pipeline.admin.doctor import database, host, stores, stream
+from pipeline.admin.doctor import collector, database, host, stores, stream
 from pipeline.admin.doctor.finding import Finding, Level, first_line
 from pipeline.common import lookalikes, settings
 
@@ -43,6 +43,7 @@ def examine(environment: Mapping[str, str]) -> Iterator[Finding]:
         ("disk", host.disk),
         ("worker", host.worker),
         ("api", host.api),
+        ("collector", collector.check),
     )
     for name, check in checks:
         try:

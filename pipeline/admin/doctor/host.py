@@ -42,15 +42,15 @@ def disk(values: settings.Values) -> Iterator[Finding]:
 
 def worker(values: settings.Values) -> Iterator[Finding]:
     for host in values["METRICS_HOST"]:
-        yield _page("worker", host, values["METRICS_PORT"], "/readyz")
+        yield page("worker", host, values["METRICS_PORT"], "/readyz")
 
 
 def api(values: settings.Values) -> Iterator[Finding]:
     for host in values["HTTP_HOST"]:
-        yield _page("api", host, values["HTTP_PORT"], "/analytics/v1/status/readyz")
+        yield page("api", host, values["HTTP_PORT"], "/analytics/v1/status/readyz")
 
 
-def _page(name: str, host: str, port: int, path: str) -> Finding:
+def page(name: str, host: str, port: int, path: str) -> Finding:
     """Ask a process for its readiness. A process that does not answer is a warning: it may run elsewhere."""
     if port == 0:
         return Finding(Level.OK, name, "listens on a port of its own choice: not looked for")

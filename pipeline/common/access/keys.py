@@ -53,11 +53,23 @@ class Keys:
     """Turns a key into its caller."""
 
     def __init__(
-        self, secret: bytes, *, database: Database, cache_s: float, clock: Callable[[], datetime]
+        self,
+        secret: bytes,
+        *,
+        database: Database,
+        cache_s: float,
+        clock: Callable[[], datetime],
+        grace_s: float = 0.0,
     ) -> None:
+        """``grace_s``: how long a key that the database has confirmed is believed while the database is away.
+
+        A key that is revoked in that time is found out when the database is back. A key's own end holds at
+        once.
+        """
         self._secret = secret
         self._database = database
         self._cache = timedelta(seconds=cache_s)
+        self._grace = timedelta(seconds=grace_s)
         self._clock = clock
         self._tagged: dict[str, tuple[datetime, _Row | None]] = {}
         """By prefix: when the key was read, and its row. Only keys that we made are in here."""
@@ -96,7 +108,13 @@ class Keys:
         read_at, row = self._tagged.get(prefix, (None, None))
         if read_at is not None and now - read_at < (self._cache if row else max(self._cache, _PAUSE)):
             return row
-        row = (await self._read("key_by_prefix", {"prefix": prefix})).get(prefix)
+        try:
+            found = await self._read("key_by_prefix", {"prefix": prefix})
+        except Unavailable:
+            if row is None or read_at is None or now - read_at >= self._grace:
+                raise
+            return row
+        row = found.get(prefix)
         if len(self._tagged) >= _CACHED_MAX:
             self._tagged.clear()
         self._tagged[prefix] = (now, row)

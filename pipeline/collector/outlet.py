@@ -1,0 +1,323 @@
+"""Where admitted events go: to the stream in batches, or to the spool while the broker is away.
+
+One task publishes. A batch is whatever waits when the batch before is confirmed, so batches grow with the
+load, and a lone event waits for nobody. Each request has one answer, after the broker has confirmed all its
+events. The events that wait are bounded by `pipeline.collector.in_work`, which the requests hold until they
+have their answers.
+
+A request waits for the broker for a bounded time. After that its events go to the spool, or the request gets
+`Away`: the broker may store the events all the same, and the worker counts them once if they come again.
+While the broker is known to be away, nobody waits for it.
+
+Another task drains the spool: it publishes the oldest records in order, and lets the spool delete them once
+they are confirmed. A third one looks for a broker that has gone while nobody sends: readiness then says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pipeline.collector.spool import Spool, SpoolError
+from pipeline.common.backoff import Backoff, ExponentialBackoff
+from pipeline.transports import Publisher, Transport, TransportError
+
+log = logging.getLogger(__name__)
+
+BATCH_BYTES: Final = 2**20
+BATCH_EVENTS: Final = 4096
+"""A batch is closed at the first of these bounds."""
+_DRAIN_BYTES: Final = 2**18
+_DRAIN_RECORDS: Final = 1024
+"""The spool's records join the batches in such portions, so that the events of requests wait little for
+them."""
+_KEEP_S: Final = 5.0
+"""How long a request waits for the spool's disk."""
+_LOOK_S: Final = 1.0
+_LOOK_PATIENCE_S: Final = 5.0
+"""How often a quiet stream is looked at, and how long the broker may take to answer."""
+SILENT: Final = "the broker does not confirm in time"
+
+Went = Literal["stream", "spool"]
+
+
+class Away(Exception):
+    """The events are neither confirmed nor kept, and the sender should send them again. The text says why."""
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """The events of one request, or of one portion of the spool, until they are confirmed."""
+
+    bodies: Sequence[bytes]
+    keys: Sequence[str]
+    confirmed: asyncio.Future[None]
+    sent: int = 0
+    """How many of the bodies are in a batch that was sent."""
+
+    @property
+    def given_up(self) -> bool:
+        return self.confirmed.done()
+
+
+@dataclass(slots=True)
+class _Batch:
+    bodies: list[bytes] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    parcels: list[_Parcel] = field(default_factory=list)
+
+
+class Outlet:
+    """See the module. `run` does the work; requests call `send`."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        patience_s: float,
+        spool: Spool | None = None,
+        confirmed: Callable[[float], None] = lambda seconds: None,
+        new_backoff: Callable[[], Backoff] = ExponentialBackoff,
+        look_s: float = _LOOK_S,
+    ) -> None:
+        """``patience_s`` is how long a request waits for the broker, before its events go to the spool or
+        back.
+
+        ``confirmed`` is told the seconds from the sending of each batch to its confirmation.
+        """
+        self._transport = transport
+        self._patience_s = patience_s
+        self._spool = spool
+        self._confirmed = confirmed
+        self._new_backoff = new_backoff
+        self._backoff = new_backoff()
+        self._waiting: deque[_Parcel] = deque()
+        self._news = asyncio.Event()
+        self._publisher: Publisher | None = None
+        self._in_use = asyncio.Event()
+        """Set while there is a publisher."""
+        self._away_since: float | None = None
+        self._look_s = look_s
+        self._gone: TransportError | None = None
+        """What `_look` has found out about the stream; None: nothing is wrong."""
+        self._alone = 0
+        """So many of the next parcels get batches of their own, because a batch was refused as a whole."""
+        self._sent_at: float | None = None
+        """When the batch in flight was sent (of the loop's clock)."""
+        self.error: str | None = "not connected yet"
+        """Why the stream cannot be used; None: it can."""
+
+    # --- for requests -----------------------------------------------------------------------------
+
+    async def send(self, bodies: Sequence[bytes], keys: Sequence[str]) -> Went:
+        """Return when the events are safe: where they went.
+
+        ``keys`` has the routing key of each body, its orgId.
+
+        Raises:
+            Away: they are not safe. Some may be stored all the same.
+        """
+        if not bodies:
+            return "stream"
+        if not self.is_stuck:
+            parcel = self._enqueue(bodies, keys)
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await parcel.confirmed
+                return "stream"
+            except TimeoutError:
+                pass
+        if self._spool is None:
+            raise Away(self.error or SILENT)
+        try:
+            async with asyncio.timeout(_KEEP_S):
+                await self._spool.append(list(zip(keys, bodies, strict=True)))
+        except (SpoolError, TimeoutError) as error:
+            fault = str(error) or f"the spool's disk did not answer in {_KEEP_S:g} s"
+            raise Away(f"{self.error or SILENT}; {fault}") from error
+        return "spool"
+
+    @property
+    def is_stuck(self) -> bool:
+        """Has the broker been away, or silent about a batch, for longer than a request waits?"""
+        now = asyncio.get_running_loop().time()
+        return any(
+            since is not None and now - since > self._patience_s
+            for since in (self._away_since, self._sent_at)
+        )
+
+    # --- the work ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Publish and drain until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publish_all())
+            tasks.create_task(self._look())
+            if self._spool is not None:
+                tasks.create_task(self._drain(self._spool))
+
+    async def _publish_all(self) -> None:
+        try:
+            while True:
+                self._publisher, self._gone = await self._connected(), None
+                try:
+                    while True:
+                        await self._publish_next(self._publisher)
+                except TransportError as error:
+                    self._lost(error)
+                finally:
+                    publisher, self._publisher = self._publisher, None
+                    self._in_use.clear()
+                    with suppress(TransportError):
+                        await publisher.close()
+        finally:
+            self._sent_at = None
+
+    async def _connected(self) -> Publisher:
+        """A publisher, as soon as there is one."""
+        while True:
+            try:
+                await self._transport.open()
+                publisher = await self._transport.publisher()
+            except TransportError as error:
+                self._lost(error)
+                await self._backoff.wait()
+            else:
+                if self.error is not None:
+                    log.info("stream_connected", extra={"stream": self._transport.stream})
+                self.error, self._away_since = None, None
+                self._in_use.set()
+                return publisher
+
+    def _lost(self, error: TransportError) -> None:
+        if self.error != str(error):
+            log.warning("stream_away", extra={"stream": self._transport.stream, "error": str(error)})
+        self.error = str(error)
+        if self._away_since is None:
+            self._away_since = asyncio.get_running_loop().time()
+
+    async def _publish_next(self, publisher: Publisher) -> None:
+        """Publish one batch of what waits, and answer for it. If that fails, its events wait again."""
+        while not self._waiting:
+            self._news.clear()
+            await self._news.wait()
+            if self._gone is not None:
+                raise self._gone
+        batch = self._next_batch()
+        if not batch.bodies:
+            return
+        clock = asyncio.get_running_loop().time
+        self._sent_at = clock()
+        try:
+            await publisher.publish(batch.bodies, batch.keys)
+        except TransportError:
+            self._wait_again(batch)
+            raise
+        except (
+            ValueError
+        ) as error:  # a body is larger than the broker's frames: it takes that body at no time
+            self._refuse(batch, error)
+            return
+        finally:
+            sent_at, self._sent_at = self._sent_at, None
+        self._backoff.reset()
+        self._confirmed(clock() - sent_at)
+        for parcel in batch.parcels:
+            if parcel.sent == len(parcel.bodies) and not parcel.given_up:
+                parcel.confirmed.set_result(None)
+
+    def _next_batch(self) -> _Batch:
+        """Take events out of what waits. A parcel that does not fit stays in front with its rest."""
+        batch = _Batch()
+        size = 0
+        while self._waiting and not (self._alone and batch.parcels):
+            parcel = self._waiting[0]
+            if not parcel.given_up:
+                batch.parcels.append(parcel)
+                end = self._fitting(parcel, size, len(batch.bodies))
+                bodies = parcel.bodies[parcel.sent : end]
+                batch.bodies += bodies
+                batch.keys += parcel.keys[parcel.sent : end]
+                size += sum(map(len, bodies))
+                parcel.sent = end
+                if end < len(parcel.bodies):
+                    break
+            self._waiting.popleft()
+        self._alone = max(0, self._alone - 1)
+        return batch
+
+    @staticmethod
+    def _fitting(parcel: _Parcel, size: int, events: int) -> int:
+        """The end of the bodies of a parcel that fit in a batch; at least one fits in an empty batch."""
+        end = parcel.sent
+        while end < len(parcel.bodies) and events < BATCH_EVENTS:
+            size += len(parcel.bodies[end])
+            if events and size > BATCH_BYTES:
+                break
+            events += 1
+            end += 1
+        return end
+
+    def _wait_again(self, batch: _Batch) -> None:
+        """Put the parcels of a batch in front again, whole: nobody knows which events are stored."""
+        for parcel in reversed(batch.parcels):
+            parcel.sent = 0
+            if not self._waiting or self._waiting[0] is not parcel:
+                self._waiting.appendleft(parcel)
+
+    def _refuse(self, batch: _Batch, error: ValueError) -> None:
+        """Fail the one parcel of a batch. If there are several, find out which one it was."""
+        if len(batch.parcels) > 1:
+            self._wait_again(batch)
+            self._alone = len(batch.parcels)
+            return
+        log.error("stream_refuses", extra={"stream": self._transport.stream, "error": str(error)})
+        for parcel in batch.parcels:
+            if not parcel.given_up:
+                parcel.confirmed.set_exception(Away(f"the broker takes no such event: {error}"))
+
+    def _enqueue(self, bodies: Sequence[bytes], keys: Sequence[str]) -> _Parcel:
+        parcel = _Parcel(bodies, keys, asyncio.get_running_loop().create_future())
+        self._waiting.append(parcel)
+        self._news.set()
+        return parcel
+
+    async def _look(self) -> None:
+        """Find out that the broker has gone, where no batch does."""
+        while True:
+            await asyncio.sleep(self._look_s)
+            if self._publisher is None or self._sent_at is not None or self._waiting:
+                continue
+            publisher = self._publisher
+            try:
+                async with asyncio.timeout(_LOOK_PATIENCE_S):
+                    await self._transport.ping()
+            except (TransportError, TimeoutError) as error:
+                if publisher is self._publisher:
+                    self._gone = TransportError(str(error) or "the broker does not answer")
+                    self._news.set()
+
+    async def _drain(self, spool: Spool) -> None:
+        """Publish the spool's records, a portion at a time. While the broker is away, the portion waits."""
+        backoff = self._new_backoff()
+        while True:
+            await self._in_use.wait()
+            try:
+                taken = await spool.oldest(bytes_max=_DRAIN_BYTES, records_max=_DRAIN_RECORDS)
+            except SpoolError as error:
+                log.error("spool_not_read", extra={"error": str(error)})
+                await backoff.wait()
+                continue
+            try:
+                await self._enqueue(taken.bodies, taken.keys).confirmed
+            except Away:  # `_refuse` has logged why; an operator can change that
+                spool.put_back(taken)
+                await backoff.wait()
+            else:
+                spool.published(taken)
+                backoff.reset()
