@@ -25,6 +25,19 @@ def warn(message: str) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
+def agree(question: str) -> None:
+    """Ask, and end the command if the answer is no, or if nobody is there to answer."""
+    try:
+        click.confirm(question, abort=True)
+    except click.Abort:
+        fail("nothing was changed; --yes goes on without asking")
+
+
+def note(message: str) -> None:
+    """Print something to know to stderr: nothing is wrong."""
+    click.echo(f"note: {message}".translate(VISIBLE), err=True)
+
+
 def database_url() -> str:
     """DATABASE_URL from the environment. Raises `settings.ConfigError` with every fault of the settings."""
     return str(settings.read(os.environ, required=("DATABASE_URL",))["DATABASE_URL"])

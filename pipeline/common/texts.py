@@ -1,4 +1,4 @@
-"""Short texts that people read: who somebody is, and what something is called."""
+"""Short texts that people read: who somebody is, what something is called, how many there are."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def is_line(given: Any, chars_max: int) -> TypeGuard[str]:
         and 1 <= len(given) <= chars_max
         and not any(unicodedata.category(c) in ("Cc", "Cs") for c in given)
     )
+
+
+def counted(number: int, what: str, plural: str = "") -> str:
+    """A number and what it counts: ``1 call``, ``2 calls``."""
+    return f"{number} {what if number == 1 else plural or what + 's'}"

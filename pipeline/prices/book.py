@@ -19,7 +19,7 @@ from pipeline.common import connect
 from pipeline.common.actor import actor
 from pipeline.common.operator import OperatorError
 from pipeline.prices.plan import NEVER, Plan, pieces, plan
-from pipeline.prices.price import MANUAL, Faulty, Key, Price, faults_of
+from pipeline.prices.price import CHILDREN, MANUAL, Faulty, Key, Price, faults_of
 from sql import queries
 
 NEWEST: Final = 2**63 - 1
@@ -108,7 +108,23 @@ class Imported:
     """The outcome of an import. ``version`` is the version of the book from then on."""
 
     plan: Plan
+    version_before: int
     version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """Prices that hold for times from which calls of their models were counted.
+
+    ``prices``, ``models`` and ``orgs`` are numbers. ``start`` and ``end`` are the first and the last time of
+    which that is so. Whether there are calls of the same tier and size is not looked up.
+    """
+
+    prices: int
+    models: int
+    orgs: int
+    start: datetime
+    end: datetime
 
 
 def connected(database_url: str) -> connect.Connection:
@@ -213,8 +229,8 @@ def add(
         connection.execute(_PRICES["lock"])
     stored = live(connection, Chosen())
     planned = plan(prices, stored, now=now or datetime.now(UTC), overwrite=overwrite, edited=edited)
+    before = version(connection)
     if planned.append and not dry_run:
-        before = version(connection)
         append(connection, planned.append, who=who)
         orgs = {price.org_id for price in planned.append}
         detail = {
@@ -233,7 +249,37 @@ def add(
                 for value in [getattr(price, name)]
             }
         _audit(connection, action, detail, org_id=orgs.pop() if len(orgs) == 1 else None, who=who)
-    return Imported(plan=planned, version=version(connection))
+    return Imported(plan=planned, version_before=before, version=version(connection))
+
+
+def past(connection: connect.Connection, prices: Sequence[Price]) -> Past | None:
+    """Which of some prices can change what past calls cost; None: none of them. Raises `psycopg.Error`."""
+    columns = ("org_id", "provider", "model_name", "valid_from", "valid_to")
+    values = {name: [getattr(price, name) for price in prices] for name in columns}
+    row = connection.execute(_PRICES["past"], values).fetchone()
+    assert row is not None
+    return Past(**dict(zip(Past.__slots__, row, strict=True))) if row[0] else None
+
+
+def from_everyone(connection: connect.Connection, price: Price) -> list[Price]:
+    """For an org's price: those of everyone that other kinds of the same tokens keep for the org.
+
+    A kind of cached tokens follows the org's price for input only where nobody has a price of its own for
+    that kind, and reasoning that for output alike.
+    """
+    kinds = CHILDREN.get(price.kind, ())
+    if price.org_id is None or not kinds:
+        return []
+    now = datetime.now(UTC)
+    chosen = Chosen(provider=price.provider, model_name=price.model_name, service_tier=price.service_tier)
+    found = [
+        one
+        for one in live(connection, chosen)
+        if one.kind in kinds and (one.valid_to is None or one.valid_to > now)
+    ]
+    own = {one.kind for one in found if one.org_id == price.org_id}
+    newest = {one.kind: one for one in found if one.org_id is None and one.context_from == 0}
+    return [one for kind, one in newest.items() if kind not in own]
 
 
 def append(connection: connect.Connection, prices: Sequence[Price], *, who: str | None = None) -> None:
@@ -269,14 +315,7 @@ def retract(connection: connect.Connection, number: int, *, reason: str, who: st
         psycopg.Error: the database cannot be used; nothing was changed.
     """
     connection.execute(_PRICES["lock"])
-    found = connection.execute(_PRICES["entry"], {"id": number}).fetchone()
-    if found is None:
-        raise NoSuchPrice(f"the book has no row {number}: see `spendstream prices list`")
-    retracts, retracted_by = found
-    if retracts is not None:
-        raise PriceRefused(f"row {number} is itself a retraction (of row {retracts}): set the price anew")
-    if retracted_by is not None:
-        raise PriceRefused(f"row {number} is retracted already, by row {retracted_by}")
+    to_retract(connection, number)
     values: dict[str, Any] = {"id": number, "source": MANUAL, "basis": reason, "recorded_by": who or actor()}
     row = connection.execute(_PRICES["retract"], values).fetchone()
     assert row is not None
@@ -285,17 +324,48 @@ def retract(connection: connect.Connection, number: int, *, reason: str, who: st
     return int(row[0])
 
 
-def retract_after(connection: connect.Connection, after: int, *, reason: str) -> tuple[int, int]:
+def to_retract(connection: connect.Connection, number: int) -> Entry:
+    """The price that can be retracted by this number. Raises as `retract`."""
+    found = next(entries(connection, Chosen(after=number - 1, limit=1)), None)
+    if found is None or found.id != number:
+        raise NoSuchPrice(f"the book has no row {number}: see `spendstream prices list`")
+    if found.retracts is not None:
+        raise PriceRefused(
+            f"row {number} is itself a retraction (of row {found.retracts}): set the price anew"
+        )
+    if found.retracted_by is not None:
+        raise PriceRefused(f"row {number} is retracted already, by row {found.retracted_by}")
+    return found
+
+
+def to_retract_after(connection: connect.Connection, after: int) -> list[Entry]:
+    """The prices that were recorded after a version and count. Raises `PriceRefused` if there are none."""
+    found = list(entries(connection, Chosen(after=after, live=True)))
+    if not found:
+        raise PriceRefused(f"no price that counts was recorded after version {after}")
+    return found
+
+
+def retract_after(
+    connection: connect.Connection, after: int, *, reason: str, up_to: int = NEWEST
+) -> tuple[int, int]:
     """Retract every price that was recorded after a version; returns their number and the new version.
 
     The caller commits. This undoes an import. Retractions stay: nothing brings a retracted price back.
+    ``up_to``: prices that were recorded after this version stay. A person saw and agreed to the others.
 
     Raises:
         PriceRefused: no price was recorded after the version.
         psycopg.Error: the database cannot be used; nothing was changed.
     """
     connection.execute(_PRICES["lock"])
-    values: dict[str, Any] = {"after": after, "source": MANUAL, "basis": reason, "recorded_by": actor()}
+    values: dict[str, Any] = {
+        "after": after,
+        "up_to": up_to,
+        "source": MANUAL,
+        "basis": reason,
+        "recorded_by": actor(),
+    }
     count = connection.execute(_PRICES["retract_after"], values).rowcount
     if not count:
         raise PriceRefused(f"no price that counts was recorded after version {after}")

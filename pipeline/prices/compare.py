@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,9 +12,10 @@ from typing import Final
 from uuid import UUID
 
 from pipeline.common.connect import Connection
+from pipeline.common.texts import counted
 from pipeline.prices import book
 from pipeline.prices.plan import plan
-from pipeline.prices.price import Faulty, Price, faults_of
+from pipeline.prices.price import PUBLIC, Faulty, Price, faults_of
 from sql import queries
 
 SHARE: Final = Decimal("0.01")
@@ -116,47 +118,93 @@ class Finding:
     wrong: bool = True
 
 
-def check(connection: Connection, *, now: datetime) -> list[Finding]:
-    """Where the book and the usage do not fit together. Raises `psycopg.Error`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Calls:
+    """Calls that the book does not price. ``cost`` is the estimate of those that have one."""
+
+    provider: str
+    model_name: str
+    service_tier: str
+    orgs: int
+    first_day: datetime
+    invocations: int
+    unpriced: int
+    cost: Decimal
+
+    def __str__(self) -> str:
+        """How these calls count instead."""
+        estimated = self.invocations - self.unpriced
+        parts = []
+        if estimated:
+            counts = "counts" if estimated == 1 else "count"
+            parts.append(
+                f"{counted(estimated, 'call')} {counts} at the producers' estimate, {self.cost:f} USD"
+            )
+        if self.unpriced:
+            counts = "counts" if self.unpriced == 1 else "count"
+            parts.append(f"{counted(self.unpriced, 'call')} {counts} nothing, as nobody knows the cost")
+        return f"since {self.first_day:%Y-%m-%d}, {' and '.join(parts)}"
+
+
+def check(connection: Connection, *, now: datetime, everything: bool = False) -> list[Finding]:
+    """Where the book and the usage do not fit together. Raises `psycopg.Error`.
+
+    ``everything``: also where sources differ about models that no event has named.
+    """
     findings = [
         Finding(
             "unlabelled",
-            f"model {model_id} of {orgs} orgs sends no provider and modelName, so it has no price"
-            f" (last event {at:%Y-%m-%d %H:%M})",
+            f"model {model_id} of {counted(orgs, 'org')} sends no provider and modelName, so it has no price"
+            f" (last event {at:%Y-%m-%d %H:%M}); its events must name both",
         )
         for model_id, orgs, at in connection.execute(_PRICES["unlabelled"])
     ]
-    findings += [
-        Finding(
-            "unpriced",
-            f"{provider} {name} of {orgs} orgs has no price (last event {at:%Y-%m-%d %H:%M})"
-            + (
-                f"; the book has a model of this name from {', '.join(others)}: see import --as"
-                if others
-                else ""
-            ),
-        )
-        for provider, name, orgs, at, others in connection.execute(_PRICES["unpriced"])
-    ]
     since = (now - timedelta(seconds=RECENT_S)).replace(hour=0, minute=0, second=0, microsecond=0)
+    calls: dict[tuple[str, str], list[_Calls]] = defaultdict(list)
+    for row in connection.execute(_PRICES["unpriced_calls"], {"since": since}):
+        one = _Calls(**dict(zip(_Calls.__slots__, row, strict=True)))
+        calls[one.provider, one.model_name].append(one)
+    for provider, name, orgs, at, others in connection.execute(_PRICES["unpriced"]):
+        of_tiers = [f"at the tier {one.service_tier}, {one}" for one in calls.pop((provider, name), ())]
+        remedy = (
+            f"the book has a model of this name from {', '.join(others)}: see import --as"
+            if others
+            else "import or set prices of it for input and output"
+        )
+        findings.append(
+            Finding(
+                "unpriced",
+                f"{provider} {name} of {counted(orgs, 'org')} has no price"
+                f" (last event {at:%Y-%m-%d %H:%M}); {'; '.join([*of_tiers, remedy])}",
+            )
+        )
     findings += [
         Finding(
             "unpriced calls",
-            f"{provider} {name} has {calls} calls of {orgs} orgs at the tier {tier}, since {since:%Y-%m-%d},"
-            " in days that the book does not price wholly",
+            f"{provider} {name} of {counted(one.orgs, 'org')} has calls at the tier {one.service_tier} that"
+            f" the book does not price: {one}; set prices for input and output with --tier {one.service_tier}"
+            f" --from {one.first_day:%Y-%m-%d}",
         )
-        for provider, name, tier, orgs, calls in connection.execute(
-            _PRICES["unpriced_calls"], {"since": since}
-        )
+        for (provider, name), of_model in calls.items()
+        for one in of_model
     ]
     findings += [
         Finding(
             "boundary",
             f"{provider} {name} {tier} has another price from {context} tokens on, inside rate class {number}"
             f" ({first} {'tokens and more' if last is None else f'to {last} tokens'}), which has rows: all"
-            " of them are priced by its lower end; see CONTEXT_TIERS",
+            f" of them are priced by its lower end; add {context} to CONTEXT_TIERS for the calls to come",
         )
         for provider, name, tier, context, number, first, last in connection.execute(_PRICES["boundaries"])
+    ]
+    findings += [
+        Finding(
+            "unseen",
+            f"{provider} {name} has {counted(count, 'price')} from {', '.join(sources)}, but no event has"
+            " named this model: names must be those of the events, to the letter",
+            wrong=False,
+        )
+        for provider, name, count, sources in connection.execute(_PRICES["unseen"], {"public": list(PUBLIC)})
     ]
     findings += [
         Finding(
@@ -167,7 +215,7 @@ def check(connection: Connection, *, now: datetime) -> list[Finding]:
             wrong=False,
         )
         for provider, name, tier, context, kind, sources, rates in connection.execute(
-            _PRICES["disagreements"], {"at": now, "share": SHARE}
+            _PRICES["disagreements"], {"at": now, "share": SHARE, "everything": everything}
         )
     ]
     return findings

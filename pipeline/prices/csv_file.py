@@ -86,6 +86,9 @@ def _rows(lines: Reader, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]
 
 
 def _faults_of_header(names: list[str]) -> Iterator[str]:
+    if not set(names).intersection(COLUMNS):
+        yield f"the first line must name the columns: {', '.join(_NEEDED)}, and perhaps others"
+        return
     for name in names:
         if name not in COLUMNS:
             yield f"column {name!r} is unknown: expected {', '.join(COLUMNS)}"

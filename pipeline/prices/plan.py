@@ -36,10 +36,18 @@ Calls = set[tuple[UUID | None, str, str, str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A row to append, and the prices of the book in whose place it comes, in the order of time."""
+
+    price: Price
+    before: tuple[Price, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The result of comparing a source with the book."""
 
-    append: tuple[Price, ...]
+    changes: tuple[Change, ...]
     """The rows to append, each with both times worked out."""
     overrides: Counter[str]
     """How many of these take the place of a rate of another source, by that source."""
@@ -47,6 +55,11 @@ class Plan:
     """Prices of the book that people decided on, and that stay although a public source has other rates."""
     vanished: tuple[Price, ...]
     """Prices that the book has from this source for times to come, and that the source no longer has."""
+
+    @property
+    def append(self) -> tuple[Price, ...]:
+        """The rows to append."""
+        return tuple(change.price for change in self.changes)
 
 
 def plan(
@@ -70,7 +83,7 @@ def plan(
     for price in prices:
         named[price.key].append(price)
     calls = {key[:4] for key in known if key[-1] != "discount"}
-    append: list[Price] = []
+    changes: list[Change] = []
     overrides: Counter[str] = Counter()
     kept: list[Price] = []
     for key, given in named.items():
@@ -79,22 +92,29 @@ def plan(
         for start, end, price in wanted:
             for first, last, before in _differences(start, end, price, book, overwrite=overwrite):
                 row = replace(price, valid_from=first, valid_to=None if last == NEVER else last)
-                if edited and price.source in before.intersection(PUBLIC):
+                sources = {one.source for one in before}
+                if edited and price.source in sources.intersection(PUBLIC):
                     row = _by_hand(row)
-                append.append(row)
-                overrides.update(before - {row.source})
+                changes.append(Change(row, tuple(before)))
+                overrides.update(sources - {row.source})
         if not overwrite:
             kept += _kept(wanted, book)
     # A file with some rows of an export says nothing about the others.
-    sources = {(one.source, one.provider) for one in prices if not (edited and one.source in PUBLIC)}
+    origins = {_origin(one) for one in prices if not (edited and one.source in PUBLIC)}
     vanished = [
-        replace(price, valid_from=first, valid_to=None if last == NEVER else last)
+        replace(price, valid_from=start if first == at else first, valid_to=None if last == NEVER else last)
         for key, stored in known.items()
         for start, end, price in pieces(stored)
-        if end > now and (price.source, price.provider) in sources
-        for first, last in _uncovered(max(start, hour_of(now)), end, named.get(key, ()))
+        if end > now and _origin(price) in origins
+        for at in [max(start, hour_of(now))]
+        for first, last in _uncovered(at, end, named.get(key, ()))
     ]
-    return Plan(tuple(append), overrides, tuple(kept), tuple(vanished))
+    return Plan(tuple(changes), overrides, tuple(kept), tuple(vanished))
+
+
+def _origin(price: Price) -> tuple[str, str, str]:
+    """What a price is from. Files of one's own are told apart by the basis, which is a file's name."""
+    return price.source, price.provider, price.basis if price.source == FILE else ""
 
 
 def _by_hand(price: Price) -> Price:
@@ -153,13 +173,13 @@ def pieces(prices: Iterable[Price]) -> list[Piece]:
 
 def _differences(
     start: datetime, end: datetime, price: Price, book: Sequence[Piece], *, overwrite: bool
-) -> Iterator[tuple[datetime, datetime, set[str]]]:
+) -> Iterator[tuple[datetime, datetime, list[Price]]]:
     """The longest stretches of [start, end) in which the book has another rate, or none.
 
-    Each comes with the sources of the rates that the book has there. A rate that stays is no difference.
+    Each comes with the prices that the book has there. A rate that stays is no difference.
     """
     begun: datetime | None = None
-    sources: set[str] = set()
+    replaced: list[Price] = []
     at = start
     for first, last, before in book:
         if last <= at or first >= end:
@@ -169,16 +189,16 @@ def _differences(
         at = max(first, at)
         if before.rate == price.rate or (not overwrite and _gives_way(price, before)):
             if begun is not None:
-                yield begun, at, sources
-                begun, sources = None, set()
+                yield begun, at, replaced
+                begun, replaced = None, []
         else:
             begun = begun or at
-            sources = sources | {before.source}
+            replaced = [*replaced, before]
         at = min(last, end)
     if at < end:
         begun = begun or at
     if begun is not None and begun < end:
-        yield begun, end, sources
+        yield begun, end, replaced
 
 
 def _uncovered(start: datetime, end: datetime, given: Iterable[Price]) -> Iterator[tuple[datetime, datetime]]:

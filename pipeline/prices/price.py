@@ -19,6 +19,12 @@ from pipeline.core.wire import SERVICE_TIERS
 
 TOKEN_KINDS: Final = ("input", "output", "cache_read", "cache_write", "cache_write_1h", "reasoning")
 KINDS: Final = (*TOKEN_KINDS, "request", "discount")
+CHILDREN: Final = {
+    "input": ("cache_read", "cache_write", "cache_write_1h"),
+    "cache_write": ("cache_write_1h",),
+    "output": ("reasoning",),
+}
+"""The kinds that have the rate of another one unless they have one of their own, by that kind."""
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """The beginning of a price of which a source does not say when it began, and the earliest one."""
 PUBLIC: Final = ("genai-prices", "model-prices", "litellm")
@@ -129,9 +135,9 @@ def _faults(price: Price) -> Iterable[str]:
             yield f"{name} holds a character that cannot be stored (U+0000 or half of a surrogate pair)"
     if is_discount:
         if price.service_tier:
-            yield "a discount holds for all service tiers: leave service_tier empty"
+            yield "a discount holds for all service tiers: give no service_tier"
         if price.context_from:
-            yield "a discount holds for all sizes: leave context_from empty"
+            yield "a discount holds for all sizes: give no context_from"
         if price.org_id is None:
             yield "a discount belongs to an org: org_id is missing"
     elif price.service_tier not in SERVICE_TIERS:

@@ -31,12 +31,6 @@ LIMIT %(limit)s
 COPY analytics.prices (provider, model_name, service_tier, context_from, kind, rate, valid_from, valid_to, org_id,
     source, basis, recorded_by) FROM STDIN
 
--- name: entry
--- One row of the book, and the row that retracts it.
-SELECT p.retracts, r.id FROM analytics.prices AS p
-LEFT JOIN analytics.prices AS r ON r.retracts = p.id
-WHERE p.id = %(id)s
-
 -- name: retract
 -- Retract a price. The trigger copies the key of the price into the row.
 INSERT INTO analytics.prices (retracts, source, basis, recorded_by)
@@ -44,11 +38,11 @@ VALUES (%(id)s, %(source)s, %(basis)s, %(recorded_by)s)
 RETURNING id
 
 -- name: retract_after
--- Retract every price that was recorded after a version and still counts, in one statement.
+-- Retract every price that was recorded after a version, and not after another, and still counts, in one statement.
 INSERT INTO analytics.prices (retracts, source, basis, recorded_by)
 SELECT p.id, %(source)s, %(basis)s, %(recorded_by)s
 FROM analytics.prices AS p
-WHERE p.id > %(after)s AND p.retracts IS NULL
+WHERE p.id > %(after)s AND p.id <= %(up_to)s AND p.retracts IS NULL
     AND NOT EXISTS (SELECT FROM analytics.prices AS r WHERE r.retracts = p.id)
 ORDER BY p.id
 
@@ -138,6 +132,34 @@ GROUP BY org_id, model_id, provider, model_name
 HAVING count(*) FILTER (WHERE before IS DISTINCT FROM after) > 0
 ORDER BY org_id, provider COLLATE "C", model_name COLLATE "C", model_id
 
+-- name: past
+-- How many of some prices (arrays side by side) hold for times from which there are calls of their models; of how many
+-- models and orgs; and the first and the last such time.
+WITH changed AS (
+    SELECT * FROM unnest(%(org_id)s::uuid[], %(provider)s::text[], %(model_name)s::text[], %(valid_from)s::timestamptz[],
+        %(valid_to)s::timestamptz[]) WITH ORDINALITY AS c (org_id, provider, model_name, valid_from, valid_to, number)
+),
+seen AS (
+    SELECT l.org_id, l.provider, l.model_name, min(m.first_event_at) AS first_event_at,
+        max(m.last_event_at) AS last_event_at
+    FROM analytics.model_labels AS l JOIN analytics.models_seen AS m USING (org_id, model_id)
+    WHERE l.provider <> '' AND l.model_name <> ''
+    GROUP BY l.org_id, l.provider, l.model_name
+),
+met AS (
+    SELECT c.*, s.org_id AS of_org, s.provider AS of_provider, s.model_name AS of_model, s.first_event_at, s.last_event_at
+    FROM changed AS c JOIN seen AS s ON s.provider = c.provider AND s.model_name = c.model_name
+    WHERE c.org_id IS NULL OR c.org_id = s.org_id
+    UNION ALL
+    SELECT c.*, s.org_id, s.provider, s.model_name, s.first_event_at, s.last_event_at
+    FROM changed AS c JOIN seen AS s ON s.org_id = c.org_id
+    WHERE (c.provider = '' OR c.model_name = '') AND c.provider IN ('', s.provider) AND c.model_name IN ('', s.model_name)
+)
+SELECT count(DISTINCT number), count(DISTINCT (of_provider, of_model)), count(DISTINCT of_org),
+    min(GREATEST(valid_from, first_event_at)), max(LEAST(valid_to, last_event_at))
+FROM met
+WHERE valid_from <= last_event_at AND (valid_to IS NULL OR valid_to > first_event_at)
+
 -- name: unlabelled
 -- Models whose events name neither provider nor model, so that no price can be found.
 SELECT model_id, count(DISTINCT org_id) AS orgs, max(last_event_at) AS last_event_at
@@ -169,14 +191,33 @@ GROUP BY l.provider, l.model_name
 ORDER BY l.provider COLLATE "C", l.model_name COLLATE "C"
 
 -- name: unpriced_calls
--- Calls since a day that the book does not price wholly, although it has some price of their model.
-SELECT provider, model_name, service_tier, count(DISTINCT org_id) AS orgs,
-    sum(invocations)::bigint AS invocations
-FROM analytics.spend_day AS d
-WHERE bucket_start >= %(since)s AND basis <> 'book'
-    AND EXISTS (
-        SELECT FROM analytics.price_sheets AS s WHERE s.provider = d.provider AND s.model_name = d.model_name
-    )
+-- Calls since a day that the book does not price, of models with names: the first day with such calls, how many there
+-- are, how many of them nobody knows the cost of, and the estimate of the others. A day that the book prices in part is
+-- looked at by the hour.
+WITH days AS MATERIALIZED (
+    SELECT org_id, bucket_start, model_id, rate_class, provider, model_name, service_tier, invocations, unpriced, cost,
+        basis
+    FROM analytics.spend_day
+    WHERE bucket_start >= %(since)s AND (basis <> 'book' OR unpriced > 0) AND provider <> '' AND model_name <> ''
+),
+calls AS (
+    SELECT org_id, bucket_start, provider, model_name, service_tier, invocations, unpriced, cost
+    FROM days WHERE basis IN ('estimate', 'none')
+    UNION ALL
+    SELECT d.org_id, d.bucket_start, d.provider, d.model_name, d.service_tier, h.invocations, h.unpriced, h.cost
+    FROM days AS d
+    CROSS JOIN LATERAL (
+        SELECT h.invocations, h.unpriced, h.cost FROM analytics.spend_hour AS h
+        WHERE h.org_id = d.org_id AND h.model_id = d.model_id AND h.rate_class = d.rate_class
+            AND h.bucket_start >= d.bucket_start AND h.bucket_start < d.bucket_start + interval '24 hours'
+            AND h.basis <> 'book'
+    ) AS h
+    WHERE d.basis IN ('book', 'mixed')
+)
+SELECT provider, model_name, service_tier, count(DISTINCT org_id) AS orgs, min(bucket_start) AS first_day,
+    sum(invocations)::bigint AS invocations, sum(unpriced)::bigint AS unpriced,
+    trim_scale(COALESCE(sum(cost), 0)) AS cost
+FROM calls
 GROUP BY provider, model_name, service_tier
 ORDER BY provider COLLATE "C", model_name COLLATE "C", service_tier
 
@@ -194,8 +235,19 @@ JOIN analytics.price_sheets AS s ON s.provider = used.provider AND s.model_name 
     AND s.context_from > c.input_from AND (c.input_to IS NULL OR s.context_from <= c.input_to)
 ORDER BY 1, 2, 3, 4, 5
 
+-- name: unseen
+-- Models that no event has named, and that somebody here set a price of: how many prices, and from where.
+SELECT provider, model_name, count(*) AS prices, array_agg(DISTINCT source ORDER BY source) AS sources
+FROM analytics.prices AS p
+WHERE retracts IS NULL AND kind <> 'discount' AND source <> ALL(%(public)s)
+    AND NOT EXISTS (SELECT FROM analytics.prices AS r WHERE r.retracts = p.id)
+    AND (provider, model_name) NOT IN (SELECT provider, model_name FROM analytics.models_seen)
+GROUP BY provider, model_name
+ORDER BY provider COLLATE "C", model_name COLLATE "C"
+
 -- name: disagreements
--- Rates of everyone's that are valid at a time, of which two sources differ by more than a share.
+-- Rates of everyone's that are valid at a time, of which two sources differ by more than a share: of models that events
+-- have named, or of all.
 SELECT provider, model_name, service_tier, context_from, kind, array_agg(source ORDER BY id),
     array_agg(rate ORDER BY id)
 FROM (
@@ -203,6 +255,7 @@ FROM (
     FROM analytics.prices AS p
     WHERE p.org_id IS NULL AND p.retracts IS NULL
         AND NOT EXISTS (SELECT FROM analytics.prices AS r WHERE r.retracts = p.id)
+        AND (%(everything)s OR (p.provider, p.model_name) IN (SELECT provider, model_name FROM analytics.models_seen))
         AND p.valid_from <= %(at)s AND (p.valid_to IS NULL OR %(at)s < p.valid_to)
     ORDER BY p.provider, p.model_name, p.service_tier, p.context_from, p.kind, p.source, p.id DESC
 ) AS newest

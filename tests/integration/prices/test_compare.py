@@ -168,23 +168,52 @@ def test_a_check_finds_what_does_not_fit(
     found: dict[str, list[str]] = defaultdict(list)
     for line in result.output.splitlines()[:-1]:
         found[json.loads(line)["kind"]].append(json.loads(line)["text"])
-    assert set(found) == {"unlabelled", "unpriced", "unpriced calls", "boundary"}
+    assert set(found) == {"unlabelled", "unpriced", "unpriced calls", "boundary", "unseen"}
     assert [text.partition(" (")[0] for text in found["unpriced"]] == [
-        "p ended of 1 orgs has no price",
-        "q new of 1 orgs has no price",
+        "p ended of 1 org has no price",
+        "q new of 1 org has no price",
     ]
-    assert "); the book has a model of this name from other: see import --as" in found["unpriced"][1]
-    assert found["unpriced"][0].endswith(")")
+    assert found["unpriced"][1].endswith(
+        f"at the tier standard, since {now:%Y-%m-%d}, 3 calls count nothing, as nobody knows the cost; the"
+        " book has a model of this name from other: see import --as"
+    )
+    assert found["unpriced"][0].endswith("; import or set prices of it for input and output")
     assert ids[3] in found["unlabelled"][0]
     assert len(found["unlabelled"]) == 1
-    assert ["p m has 4 calls of 1 orgs at the tier batch" in text for text in found["unpriced calls"]].count(
-        True
-    ) == 1
+    assert found["unpriced calls"] == [
+        f"p m of 1 org has calls at the tier batch that the book does not price: since {now:%Y-%m-%d},"
+        " 4 calls count at the producers' estimate, 0 USD; set prices for input and output with --tier batch"
+        f" --from {now:%Y-%m-%d}"
+    ]
+    assert found["unseen"] == [
+        "other new has 2 prices from test, but no event has named this model: names must be those of the"
+        " events, to the letter"
+    ]
     # 200,000 is the beginning of a class; 128,000 is inside one.
     assert [text.partition(":")[0] for text in found["boundary"]] == [
         "p m standard has another price from 128000 tokens on, inside rate class 1 (0 to 199999 tokens),"
         " which has rows"
     ]
+
+
+def test_a_check_says_since_when_calls_have_no_price_and_what_they_count_at(
+    connection: psycopg.Connection[Any], database_url: str, now: datetime
+) -> None:
+    """The book prices the calls from a time within the first of two days on."""
+    add_classes(connection)
+    model, day = next(iter(MODELS)), (now - timedelta(days=9)).replace(hour=0)
+    add_label(connection, ORGS[0], model, "p", "m", at=now)
+    figures = {"invocations": 5, "unestimated": 2, "cost_microcents": 150_000_000}
+    for hours in (-24, 3, 15):
+        add_usage(connection, ORGS[0], model, day + timedelta(hours=hours), figures, rate_class=1)
+    write(connection, [pair(1, valid_from=day + timedelta(hours=6))])
+    [line, _] = run(database_url, "check", code=1).output.splitlines()
+    assert line == (
+        "unpriced calls: p m of 1 org has calls at the tier standard that the book does not price: since"
+        f" {day - timedelta(days=1):%Y-%m-%d}, 6 calls count at the producers' estimate, 3 USD and 4"
+        " calls count nothing, as nobody knows the cost; set prices for input and output with --tier standard"
+        f" --from {day - timedelta(days=1):%Y-%m-%d}"
+    )
 
 
 def test_a_check_says_which_sources_disagree(
@@ -198,9 +227,17 @@ def test_a_check_says_which_sources_disagree(
         ]
         file.write_text("provider,model_name,kind,rate,source\n" + "\n".join(lines) + "\n")
         run(database_url, "import", "csv", file)
-    output = run(database_url, "check").output
-    assert output.splitlines() == [
+    unseen = "unseen: p m has 6 prices from a, b, but no event has named this model:"
+    differ = [
         "sources: p m standard output: 4 by a, 4.1 by b; the last one counts",
         "sources: p m standard request: 0 by a, 0.5 by b; the last one counts",
     ]
+    first, *others = run(database_url, "check", "--all").output.splitlines()
+    assert first.startswith(unseen)
+    assert others == differ
+    [only] = run(database_url, "check").output.splitlines()
+    assert only.startswith(unseen)
+    add_classes(connection)
+    add_label(connection, ORGS[0], next(iter(MODELS)), "p", "m", at=DAY)
+    assert run(database_url, "check").output.splitlines() == differ
     assert rows(connection, "SELECT count(*) AS n FROM analytics.prices")[0]["n"] == 6
