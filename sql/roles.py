@@ -3,8 +3,9 @@
 ``spendstream_reader`` cannot log in. An operator creates a login for the API with this role: ``CREATE ROLE …
 LOGIN PASSWORD '…' IN ROLE spendstream_reader``. If the API is to change the price book, its login is also in
 ``spendstream_pricer``; to record adjustments, in ``spendstream_adjuster``; and to set names, in
-``spendstream_namer``. `apply` is idempotent and runs at the end of every migration, so new tables get their
-rights.
+``spendstream_namer``. Logins of Grafana and BI tools have ``spendstream_bi`` instead, because
+``spendstream_reader`` may also order exports, write to the audit log and read the digests of keys. `apply` is
+idempotent and runs at the end of every migration, so new tables get their rights.
 """
 
 from __future__ import annotations
@@ -63,6 +64,10 @@ WRITERS: Final = {
 }
 """The roles beside `READER`: the one table of each, and its rights there."""
 
+BI: Final = "spendstream_bi"
+"""The role of Grafana and BI tools. It may read figures, costs and names of all orgs, and write nothing."""
+BI_READABLE: Final = (*READABLE, "names")
+
 OWN: Final = {
     "prices": "SELECT",
     "adjustments": "SELECT",
@@ -108,6 +113,10 @@ def apply(connection: Connection) -> str:
             connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {COLLECTOR}"))
             for table, rights in COLLECTS.items():
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {COLLECTOR}"))
+            _create(connection, BI)
+            connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {BI}"))
+            for table in BI_READABLE:
+                connection.execute(text(f"GRANT SELECT ON {SCHEMA}.{table} TO {BI}"))
     except DBAPIError as error:
         if isinstance(error.orig, LockNotAvailable):
             raise

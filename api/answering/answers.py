@@ -425,7 +425,9 @@ class ExportJob(Answer):
     hexadecimal, ``watermark`` that of the snapshot which the file shows. ``priceVersion`` is the version of
     the price book when the job was made, or the one that was asked for; null if there was no book yet.
     ``dimensions`` are the clients or values of a dimension that the file is of, such as ``team:search``;
-    none: all of them."""
+    none: all of them.
+    ``final``: the figures of the whole range can no longer change but by backfill; false: the file is
+    provisional; null: there is no file."""
 
     job_id: UUID
     org_id: UUID
@@ -446,6 +448,7 @@ class ExportJob(Answer):
     row_count: Count | None
     byte_count: Count | None
     watermark: Time | None
+    final: bool | None
     price_version: Count | None
     cost_basis: Literal["auto", "book", "estimate"]
     error: str | None
@@ -460,8 +463,20 @@ class ExportJobs(Answer):
     next_cursor: str | None
 
 
+class ScheduledJob(Answer):
+    """The newest job of a schedule. ``month`` is one of its time zone, such as ``2026-10``."""
+
+    job_id: UUID
+    month: str
+    status: Literal["pending", "running", "succeeded", "failed", "expired"]
+    error: str | None
+
+
 class ExportSchedule(Answer):
-    """An export of each month of ``timeZone``, made once its figures are final."""
+    """An export of each month of ``timeZone``, made once its figures are final. ``nextMonth`` is the month of
+    the next file, such as ``2026-11``; null: this server does not know the time zone. ``nextMonthFault`` says
+    why that file cannot be made as things are, or is null. ``lastJob`` is the newest job, of whatever time
+    zone, or null."""
 
     org_id: UUID
     org_name: str | None
@@ -473,6 +488,9 @@ class ExportSchedule(Answer):
     time_zone: str
     group_by: str
     dimensions: list[str]
+    next_month: str | None
+    next_month_fault: str | None
+    last_job: ScheduledJob | None
 
 
 class LiveBucket(Answer):

@@ -129,16 +129,18 @@ _NO_MINUTES: Final = {
     "start": "must be a whole hour, since figures by {name} exist from the hour grain up",
     "end": "must be a whole hour, since figures by {name} exist from the hour grain up",
     "timeZone": "its days do not begin on whole hours of UTC, and figures by {name} exist from the hour grain"
-    " up",
+    " up; take figures that are not by {name} (for an export groupBy=model)",
 }
 _TOO_OLD: Final = {
     "granularity": "minute rows go back to {oldest} only; start later or take granularity=hour",
     "start": "minute rows go back to {oldest} only; before that it must be a whole hour of UTC",
     "end": "minute rows go back to {oldest} only; before that it must be a whole hour of UTC",
     "timeZone": "its days do not begin on whole hours of UTC, which takes minute rows, and those go back to"
-    " {oldest} only; start later or take another zone",
+    " {oldest} only; start later, take another zone, or name this one in DAY_ZONES, which keeps rows for"
+    " its days from then on",
 }
 _MONTH_TOO_OLD: Final = (
     "its days do not begin on whole hours of UTC, which takes minute rows, and those are kept for {days} days"
-    " only (RETENTION_MINUTE), which is too short for a file of a month; take another zone"
+    " only (RETENTION_MINUTE), which is too short for a file of a month; take another zone, or name this one"
+    " in DAY_ZONES"
 )

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, Literal
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from api.answering import answers
 from api.asking import params
 from api.asking.bodies import Body
-from api.asking.buckets import NO_QUARTERS, Calendar, Granularity, Quarters, Span, add_days, to_minute
+from api.asking.buckets import (
+    NO_QUARTERS,
+    Calendar,
+    Granularity,
+    Quarters,
+    Span,
+    add_days,
+    to_datetime,
+    to_minute,
+)
 from api.asking.limits import Limits
 from api.asking.params import CLIENT, DIMENSION, GROUP_BY, MODEL, CostBasis
 from api.asking.questions import Counted, FiguresQuestion, Pricing, counted, one_dimension
+from pipeline.common.day_zones import zone_names
 from pipeline.common.problems import Fault, invalid_parameters
 from sql import queries
 
@@ -59,6 +69,21 @@ class Shape:
     @property
     def calendar(self) -> Calendar:
         return Calendar(GRANULARITIES[self.granularity], self.zone)
+
+    def month_before(self, minute: int) -> Span:
+        """The last whole month of the zone that has ended at a minute."""
+        months = Calendar(Granularity.MONTH, self.zone)
+        end = months.start_of(minute)
+        return Span(months.start_of(end - 1), end)
+
+    def month_of(self, minute: int) -> Span:
+        """The month of the zone that a minute lies in."""
+        months = Calendar(Granularity.MONTH, self.zone)
+        return Span(months.start_of(minute), months.end_of(minute))
+
+    def month_name(self, month: Span) -> str:
+        """A month of the zone as people write it, such as ``2026-10``."""
+        return f"{to_datetime(month.start).astimezone(self.zone):%Y-%m}"
 
     @property
     def group_by(self) -> str:
@@ -191,7 +216,17 @@ class Job:
             quarters=quarters,
         )
 
-    def shown(self, uri: Callable[[str], str]) -> answers.ExportJob:
+    def final(self, dedupe_window_s: float) -> bool | None:
+        """Has the watermark of the file passed the end of the range by the dedupe window? None: no file.
+
+        A bucket of ``/usage`` is final by the same rule.
+        """
+        if self.status not in ("succeeded", "expired"):
+            return None
+        window = timedelta(seconds=dedupe_window_s)
+        return self.watermark is not None and self.range_end + window <= self.watermark
+
+    def shown(self, uri: Callable[[str], str], dedupe_window_s: float) -> answers.ExportJob:
         """The job as callers see it; ``uri`` makes the name of an object from its key."""
         return answers.ExportJob(
             job_id=self.job_id,
@@ -213,6 +248,7 @@ class Job:
             row_count=self.row_count,
             byte_count=self.byte_count,
             watermark=self.watermark,
+            final=self.final(dedupe_window_s),
             price_version=self.price_version,
             cost_basis=self.pricing.basis.value,
             error=self.error,
@@ -221,7 +257,9 @@ class Job:
 
 COLUMNS: Final = ", ".join((*Job.__slots__[:-1], "{org_name}"))
 _SCHEDULED: Final = ", ".join(
-    "{org_name}" if name == "org_name" else name for name in answers.ExportSchedule.__struct_fields__
+    "{org_name}" if name == "org_name" else name
+    for name in answers.ExportSchedule.__struct_fields__
+    if name not in ("next_month", "next_month_fault", "last_job")
 )
 _ORG_NAME: Final = (
     "(SELECT n.name FROM analytics.names AS n"
@@ -233,6 +271,25 @@ SQL: Final = {
     .replace("{org_name}", _ORG_NAME)
     for name, text in queries.load("exports").items()
 }
+
+
+def scheduled_shape(row: Mapping[str, Any]) -> Shape | None:
+    """The shape of a stored schedule; None: this host does not know its time zone."""
+    if row["time_zone"] not in zone_names():
+        return None
+    return Shape(
+        format=row["format"],
+        granularity=row["granularity"],
+        zone=ZoneInfo(row["time_zone"]),
+        groups=params.group_by([row["group_by"]]),
+        chosen=tuple(sorted(map(params.dimension, row["dimensions"]))),
+        models=tuple(sorted(row["models"])),
+    )
+
+
+def schedule_key(month: str) -> str:
+    """The idempotency key of the job of a month."""
+    return f"schedule:{month}"
 
 
 # --- orders --------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from aiohttp import web
-from psycopg.rows import class_row, scalar_row, tuple_row
+from psycopg.rows import class_row, dict_row, scalar_row, tuple_row
 
 from api.access.guard import CALLER, ORG_ID
 from api.answering import answers
@@ -30,8 +30,6 @@ from api.reading.names import Names
 from pipeline.common import ids, problems
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.problems import Fault
-
-_SCHEDULE: Final = class_row(answers.ExportSchedule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +52,7 @@ class Exports:
         self.parser.nothing(request.query)
         key = params.idempotency_key(request.headers)
         order = jobs.order(await request.read(), self.parser.limits)
-        store = self._store()
+        self._store()
         org_id: UUID = request[ORG_ID]
         if order.needs_quarters(self.parser.limits):
             known = await self.database.read(lambda c: seen.quarters(c, org_id))
@@ -92,7 +90,7 @@ class Exports:
             raise problems.conflict("This Idempotency-Key has ordered another export.")
         self.wake()
         location = f"{request.path}/{job.job_id}"
-        return answers.response(job.shown(store.uri), status=202, headers={"Location": location})
+        return answers.response(self._shown(job), status=202, headers={"Location": location})
 
     async def page(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
@@ -108,14 +106,14 @@ class Exports:
         shown = found[: question.limit]
         last = shown[-1] if len(found) > len(shown) else None
         cursor = self.cursors.seal((last.created_at, last.job_id), question.bound_to) if last else None
-        items = [job.shown(self._uri) for job in shown]
+        items = [self._shown(job) for job in shown]
         return answers.response(
             answers.ExportJobs(org_id=org_id, org_name=named.org, items=items, next_cursor=cursor)
         )
 
     async def one(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
-        return answers.response((await self._job_of(request)).shown(self._uri))
+        return answers.response(self._shown(await self._job_of(request)))
 
     async def download(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
@@ -161,10 +159,15 @@ class Exports:
     async def schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         values = {"org_id": request[ORG_ID]}
-        found = await self.database.read(lambda c: rows(c, SQL["schedule"], values, _SCHEDULE))
-        if not found:
+
+        async def read(connection: AsyncConnection) -> answers.ExportSchedule | None:
+            found = await rows(connection, SQL["schedule"], values, dict_row)
+            return await self._scheduled(connection, found[0]) if found else None
+
+        schedule = await self.database.read(read)
+        if schedule is None:
             raise problems.not_found("This org has no schedule of exports.")
-        return answers.response(found[0])
+        return answers.response(schedule)
 
     async def set_schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
@@ -177,8 +180,12 @@ class Exports:
             "created_by": request[CALLER].subject,
             "created_at": self.clock(),
         }
-        (schedule,) = await self.database.write(lambda c: rows(c, SQL["set_schedule"], values, _SCHEDULE))
-        return answers.response(schedule)
+
+        async def write(connection: AsyncConnection) -> answers.ExportSchedule:
+            (row,) = await rows(connection, SQL["set_schedule"], values, dict_row)
+            return await self._scheduled(connection, row)
+
+        return answers.response(await self.database.write(write))
 
     async def drop_schedule(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
@@ -200,6 +207,45 @@ class Exports:
         if self.store is None:
             raise problems.unavailable("This server has nowhere to put exports: set S3_* or EXPORT_DIR.")
         return self.store
+
+    async def _scheduled(self, connection: AsyncConnection, row: Mapping[str, Any]) -> answers.ExportSchedule:
+        """A stored schedule with what becomes of its next file, and the newest job."""
+        org_id = row["org_id"]
+        newest = await rows(
+            connection, SQL["newest_scheduled"], {"org_id": org_id}, class_row(answers.ScheduledJob)
+        )
+        last = newest[0] if newest else None
+        shape = jobs.scheduled_shape(row)
+        if shape is None:
+            return answers.ExportSchedule(**row, next_month=None, next_month_fault=None, last_job=last)
+        limits = self.parser.limits
+        month = shape.month_before(limits.now)
+        key = jobs.schedule_key(shape.month_name(month))
+        if await _one(connection, "by_idempotency_key", {"org_id": org_id, "idempotency_key": key}):
+            month = shape.month_of(limits.now)
+        return answers.ExportSchedule(
+            **row,
+            next_month=shape.month_name(month),
+            next_month_fault=await self._lacking(connection, org_id, shape, month),
+            last_job=last,
+        )
+
+    async def _lacking(
+        self, connection: AsyncConnection, org_id: UUID, shape: Shape, month: Span
+    ) -> str | None:
+        """Why the rows of a month do not suffice for a file; None if they do."""
+        quarters = await seen.quarters(connection, org_id)
+        limits = self.parser.limits
+        faults = limits.lacking(month, shape.calendar, split_by=shape.split_by, quarters=quarters)
+        if not faults:
+            try:
+                shape.check_dimension(await seen.dimensions(connection, org_id), month)
+            except problems.Problem as problem:
+                faults = list(problem.errors)
+        return f"{faults[0].field}: {faults[0].message}" if faults else None
+
+    def _shown(self, job: Job) -> answers.ExportJob:
+        return job.shown(self._uri, self.parser.limits.ranges.dedupe_window_s)
 
     def _uri(self, key: str) -> str:
         return self.store.uri(key) if self.store else key

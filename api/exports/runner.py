@@ -36,7 +36,7 @@ from api.asking.buckets import Calendar, Granularity, to_datetime, to_minute
 from api.asking.limits import Limits
 from api.config import DatabaseConfig, ExportConfig, RangeConfig
 from api.exports import files
-from api.exports.jobs import SQL, Job
+from api.exports.jobs import SQL, Job, schedule_key
 from api.exports.stores import Store
 from api.reading.database import PRIVILEGED_REMEDY
 from pipeline.common.connect import Session, connect
@@ -178,7 +178,7 @@ class Runner:
                 "start": to_datetime(start),
                 "end": to_datetime(end),
                 "final_at": to_datetime(end) + timedelta(seconds=self._ranges.dedupe_window_s),
-                "idempotency_key": f"schedule:{month}",
+                "idempotency_key": schedule_key(month),
                 "now": self._clock(),
             },
         )

@@ -214,7 +214,10 @@ class _Parts:
     def _write_settings(self, org_id: str) -> Path:
         """Write a file that gives another terminal the demo's settings and an org to ask for."""
         path = self._data_dir / "settings.sh"
-        values = self._settings() | {"API": self._api, "COLLECTOR": self._collector, "ORG": org_id}
+        zones = {name: os.environ[name] for name in ("DAY_ZONES",) if name in os.environ}
+        worker = {"WORKER": str(self._running["worker"].pid)}
+        places = {"API": self._api, "COLLECTOR": self._collector, "ORG": org_id}
+        values = self._settings() | zones | worker | places
         with open(path, "w", opener=private.opener) as file:
             file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
         return path
@@ -230,16 +233,23 @@ class _Parts:
             raise DemoError(f"the schema cannot be made: {error.orig}") from None
 
     def _fill_book(self) -> None:
-        """Import public prices, as ``spendstream prices import`` does. A second start finds them there."""
+        """Import public prices into a new book, as ``spendstream prices import`` does.
+
+        A book that has a row stays as its user left it: prices that somebody has retracted must not come
+        back, nor the cost of past calls change, because the demo was started again.
+        """
         from pipeline.prices import book, genai
         from pipeline.prices.source import SourceMissing
 
-        try:
-            read = genai.read()
-        except SourceMissing as missing:
-            self._echo(f"no price book, so calls cost what their producers estimate: {missing}")
-            return
         with book.connected(self._postgres.url) as connection:
+            if version := book.version(connection):
+                self._echo(f"price book as it was, version {version}")
+                return
+            try:
+                read = genai.read()
+            except SourceMissing as missing:
+                self._echo(f"no price book, so calls cost what their producers estimate: {missing}")
+                return
             done = book.add(connection, read.prices, action="prices.import", title=genai.SOURCE)
         self._echo(f"price book of {genai.SOURCE}, version {done.version}")
 
@@ -297,6 +307,7 @@ class _Parts:
   metrics  http://127.0.0.1:{self._port}/metrics, http://127.0.0.1:{self._worker_port}/metrics
            and {self._collector}/metrics
   database {self._postgres.url}
+  worker   process {self._running["worker"].pid}
   logs     {self._logs}
 
 Other commands of spendstream find the demo after this, in another terminal:
@@ -377,7 +388,10 @@ Ctrl-C stops everything.
         for name, code in codes.items():
             if code is not None:
                 how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-                raise DemoError(f"{name} died ({how}); its log ends:\n{child.tail(self._log(name))}")
+                raise DemoError(
+                    f"the log of {name} ends:\n{child.tail(self._log(name))}\n{name} died ({how});"
+                    " `spendstream demo` goes on where the figures stood"
+                )
 
 
 def _today() -> str:

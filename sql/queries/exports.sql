@@ -107,6 +107,13 @@ ON CONFLICT (org_id, idempotency_key) DO NOTHING
 -- An org's monthly schedule.
 SELECT {scheduled} FROM analytics.export_schedules AS owned WHERE org_id = %(org_id)s
 
+-- name: newest_scheduled
+-- The newest job that an org's schedule has made, and its month.
+SELECT job_id, substr(idempotency_key, length('schedule:') + 1) AS month, status, error
+FROM analytics.export_jobs
+WHERE org_id = %(org_id)s AND created_by = 'schedule' AND idempotency_key LIKE 'schedule:%%'
+ORDER BY created_at DESC, range_start DESC LIMIT 1
+
 -- name: set_schedule
 -- Make or change an org's monthly schedule. Idempotent by org.
 INSERT INTO analytics.export_schedules AS owned (org_id, format, granularity, models, created_by, created_at, time_zone,

@@ -182,7 +182,8 @@ def asked_in_the_tour(data_dir: Path, line: str) -> int:
 
 
 def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> None:
-    demo = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0")
+    zones = {"DAY_ZONES": "Asia/Kolkata"}
+    demo = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0", more=zones)
     usage = curl(demo.until(r"curl -s .*usage.*")[0])
     freshness = curl(demo.until(r"curl -s .*freshness.*")[0])
     orgs = curl(demo.until(r"curl -s .*")[0])
@@ -209,6 +210,17 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     )
     assert "analytics.usage.v1" in figures.stdout
     assert figures.stdout.split()[-1] in {item["orgId"] for item in orgs["items"]}
+    retracted = subprocess.run(
+        ["sh", "-c", '. "$0/settings.sh" && echo "$WORKER $DAY_ZONES" && "$@"', data_dir, *SPENDSTREAM]
+        + ["prices", "retract", "--after", "1", "--reason", "a test", "--yes"],
+        env=children.environment({"PATH": os.environ["PATH"]}),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert retracted.startswith(f"{demo.children()['worker'].pid} Asia/Kolkata\n")
+    newest = re.search(r"retracted; version (\d+)\n", retracted)
+    assert newest is not None
     files = ("lock", "settings.sh")
     tour = re.findall(r"^curl .*$", TOUR.read_text(), re.MULTILINE)
     assert [asked_in_the_tour(data_dir, line) for line in tour] == [200, 200, 200, 200, 200, 400, 400]
@@ -231,6 +243,7 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert again.until_figures() >= counted
     exit_code, output = again.end()
     assert exit_code == 0, output
+    assert f"price book as it was, version {newest[1]}\n" in output
     assert "stopped" in output.splitlines()[-1]
 
 
@@ -257,7 +270,9 @@ def test_a_child_that_dies_ends_the_demo_with_its_log(data_dir: Path, victim: st
     demo.children()[victim].kill()
     exit_code, output = demo.end()
     assert exit_code == 1, output
-    assert f"{victim} died (signal SIGKILL); its log ends:" in output
+    assert f"Error: the log of {victim} ends:" in output
+    last = f"{victim} died (signal SIGKILL); `spendstream demo` goes on where the figures stood"
+    assert output.splitlines()[-1] == last
     assert "Traceback" not in output
 
 

@@ -90,8 +90,11 @@ def test_a_schedule_off_the_hour_needs_minute_rows_for_a_whole_month(days: int) 
     faults = refused(lambda: jobs.schedule(json.dumps(body).encode(), limits))
     assert bool(faults) == (days < 34)
     assert all(f"kept for {days} days" in message for message in faults.values())
+    assert all("or name this one in DAY_ZONES" in message for message in faults.values())
     body["format"] = "csv"
-    assert "by client" in refused(lambda: jobs.schedule(json.dumps(body).encode(), limits))["timeZone"]
+    by_client = refused(lambda: jobs.schedule(json.dumps(body).encode(), limits))["timeZone"]
+    assert "by client" in by_client
+    assert by_client.endswith("take figures that are not by client (for an export groupBy=model)")
     body["timeZone"] = "Europe/Berlin"
     assert refused(lambda: jobs.schedule(json.dumps(body).encode(), limits)) == {}
 

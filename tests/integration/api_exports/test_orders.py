@@ -46,7 +46,10 @@ def test_the_file_is_what_was_counted_and_what_rest_says(server: Api, body: dict
     lines = len(focus.rows_of(data)) if body["format"].startswith("focus") else len(rows)
     assert job["rowCount"] == lines
     assert job["checksum"] == hashlib.sha256(data).hexdigest()
-    assert job["watermark"] == rfc3339(min(WATERMARKS.values()))
+    watermark = min(WATERMARKS.values())
+    assert job["watermark"] == rfc3339(watermark)
+    end = datetime.fromisoformat(body["timeRange"]["end"])
+    assert job["final"] is (end + timedelta(days=1) <= watermark)
     query = {**body["timeRange"], "modelId": body.get("models", []), "groupBy": "none"}
     totals = server.ok(f"{BASE}/orgs/{ORG}/usage", query)["totals"]
     assert summed(rows.values()) == figures(totals)
@@ -75,6 +78,20 @@ def test_focus_has_the_mandatory_columns_and_sane_periods(server: Api) -> None:
     }
     assert {r["ServiceCategory"] for r in rows} == {"AI and Machine Learning"}
     assert {r["BillingAccountId"] for r in rows} == {str(ORG)}
+
+
+def test_a_file_is_final_once_the_watermark_is_a_dedupe_window_past_its_end(server: Api) -> None:
+    end = min(WATERMARKS.values()) - timedelta(days=1)
+    end = end.replace(minute=0, second=0, microsecond=0)
+    for hours, final in ((0, True), (1, False)):
+        until = end + timedelta(hours=hours)
+        span = {"start": rfc3339(until - timedelta(hours=2)), "end": rfc3339(until)}
+        status, ordered = order(server, {"timeRange": span, "granularity": "hourly"})
+        assert (status, ordered["final"]) == (202, None)
+        job = ended(server, ordered)
+        assert job["final"] is final
+        points = server.ok(f"{BASE}/orgs/{ORG}/usage", {**span, "granularity": "hour"})["series"]
+        assert all(point["final"] for point in points) is final
 
 
 def test_an_export_of_nothing_is_a_header(server: Api) -> None:

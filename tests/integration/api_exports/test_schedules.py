@@ -52,6 +52,13 @@ def test_a_schedule_makes_local_months(
             "SELECT range_start, range_end, time_zone, group_by, granularity, idempotency_key"
             " FROM analytics.export_jobs WHERE created_by = 'schedule'"
         ).fetchall()
+        [job_id] = connection.execute(
+            "SELECT job_id FROM analytics.export_jobs WHERE created_by = 'schedule'"
+        ).fetchone() or [None]
+    assert (answer["nextMonth"], answer["nextMonthFault"], answer["lastJob"]) == ("2026-10", None, None)
+    shown = server.ok(SCHEDULE)
+    assert shown["nextMonth"] == "2026-11"
+    assert shown["lastJob"] == {"jobId": str(job_id), "month": "2026-10", "status": "pending", "error": None}
     at = ZoneInfo(zone)
     october = [datetime(2026, month, 1, tzinfo=at) for month in (10, 11)]
     assert found == [(*october, zone, "model", "weekly", "schedule:2026-10")]
@@ -106,6 +113,8 @@ def test_a_schedule_from_before_means_utc_and_an_unknown_zone_stops_nobody(
             (STRANGER_ORG,),
         )
         assert server.ok(SCHEDULE)["timeZone"] == "UTC"
+        unknown = server.ok(f"{BASE}/orgs/{STRANGER_ORG}/export-schedule")
+        assert (unknown["timeZone"], unknown["nextMonth"]) == ("Atlantis/Capital", None)
         server_runner(env, NOW).schedule(connection)
         found = connection.execute(
             "SELECT org_id, range_start, range_end FROM analytics.export_jobs WHERE created_by = 'schedule'"
@@ -122,6 +131,16 @@ def test_a_schedule_whose_months_outlive_the_minute_rows_is_refused(server: Api)
             assert (status, [fault["field"] for fault in problem["errors"]]) == (400, ["timeZone"])
             said = "RETENTION_MINUTE" if body else "figures by client"
             assert said in problem["errors"][0]["message"]
+
+
+@pytest.mark.usefixtures("no_schedule")
+def test_a_schedule_says_that_rows_of_day_zones_come_too_late_for_its_next_file(env: dict[str, str]) -> None:
+    """Nothing has been counted by the quarter yet, and the minute rows of October are gone."""
+    with served({**env, "EXPORT_IN_API": "false", "DAY_ZONES": "Asia/Kolkata"}, NOW) as server:
+        status, answer = scheduled(server, timeZone="Asia/Kolkata", format="focus-1.2")
+        assert (status, answer["nextMonth"]) == (200, "2026-10")
+        assert answer["nextMonthFault"].startswith("timeZone: its days do not begin on whole hours of UTC")
+        assert server.ok(SCHEDULE) == answer
 
 
 def test_a_job_whose_minute_rows_lapsed_before_it_was_made_says_so(

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from sql import migrate, schema
+from sql import migrate, roles, schema
 from tests.support.naive_prices import Call, Row, cost, rates_of
 from tests.support.price_books import write
 from tests.support.spend_rows import CLASSES, DAY, FIGURES, MODELS, fill, pair, rows
@@ -97,6 +97,29 @@ def test_the_views_have_the_columns_that_the_code_describes(connection: psycopg.
         columns = connection.execute(f"SELECT * FROM analytics.{view.name} LIMIT 0").description or ()
         assert [column.name for column in columns] == [column.name for column in view.columns]
     assert len(schema.views.tables) == 3
+
+
+def test_a_bi_tool_reads_figures_of_all_orgs_and_writes_nothing(connection: psycopg.Connection[Any]) -> None:
+    """The API's role would let it order exports, and see the digests of keys."""
+    fill(connection)
+    may: dict[str, set[str]] = {}
+    for role in (roles.BI, roles.READER):
+        rights = ("SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE")
+        found = connection.execute(
+            "SELECT c.relname, r FROM pg_catalog.pg_class AS c, unnest(%s::text[]) AS r"
+            " WHERE c.relnamespace = 'analytics'::regnamespace AND c.relkind IN ('r', 'v', 'p')"
+            " AND has_table_privilege(%s, c.oid, r)",
+            (list(rights), role),
+        ).fetchall()
+        may |= {f"{role} {right}": {name for name, of in found if of == right} for right in rights}
+    assert may[f"{roles.BI} SELECT"] == {*roles.READABLE, "names"}
+    assert not any(may[f"{roles.BI} {right}"] for right in rights[1:])
+    assert "export_jobs" in may[f"{roles.READER} INSERT"]
+    connection.execute("SET ROLE spendstream_bi")
+    for view in ("spend_hour", "spend_day"):
+        [row] = rows(connection, f"SELECT count(DISTINCT org_id) AS n FROM analytics.{view} WHERE cost > 0")
+        assert row["n"] == 2
+    connection.execute("SELECT * FROM analytics.effective_adjustments")
 
 
 def test_the_reader_reads_the_views(connection: psycopg.Connection[Any]) -> None:
