@@ -22,6 +22,7 @@ from pipeline.common.operator import OperatorError
 _COMMANDS: Final = {
     "adjustments": "adjustments:adjustments",
     "api": "processes:api",
+    "audit": "audit:audit",
     "bench": "bench:bench",
     "collector": "collector:collector",
     "config": "environment:config",

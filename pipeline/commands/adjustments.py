@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
@@ -68,7 +69,13 @@ def add(**fields: Any) -> None:
     faults = [f"{_OPTIONS.get(name, f'--{name}')} {message}" for name, message in faults_of(wanted)]
     if faults:
         raise click.UsageError("; ".join(faults))
-    click.echo(_line(recording.add(options.database_url(), wanted)))
+    from pipeline.admin import seen
+
+    database_url = options.database_url()
+    recorded = recording.add(database_url, wanted)
+    click.echo(_line(recorded, seen.org_names(database_url, [wanted.org_id])))
+    for note in seen.notes(database_url, org_id=wanted.org_id):
+        options.note(note)
 
 
 @adjustments.command("list")
@@ -89,12 +96,16 @@ def list_adjustments(
 ) -> None:
     """List adjustments in the order in which they were recorded, each with its id."""
     from pipeline.admin import adjustments as recording
+    from pipeline.admin import seen
 
-    for one in recording.listed(
-        options.database_url(), org_id=org_id, start=start, end=end, retracted=retracted, limit=limit
-    ):
+    database_url = options.database_url()
+    found = list(
+        recording.listed(database_url, org_id=org_id, start=start, end=end, retracted=retracted, limit=limit)
+    )
+    names = {} if as_json else seen.org_names(database_url, (one.org_id for one in found))
+    for one in found:
         row = {name: getattr(one, name) for name in one.__slots__}
-        click.echo(json.dumps(row, default=plain, ensure_ascii=False) if as_json else _line(one))
+        click.echo(json.dumps(row, default=plain, ensure_ascii=False) if as_json else _line(one, names))
 
 
 @adjustments.command("retract")
@@ -103,19 +114,21 @@ def list_adjustments(
 def retract(*, number: int, reason: str) -> None:
     """Retract an adjustment, by its id in `adjustments list`. It then counts nowhere, and is still listed."""
     from pipeline.admin import adjustments as recording
+    from pipeline.admin import seen
     from pipeline.common.adjustments import REASON_RULE, is_reason
 
     if not is_reason(reason):
         raise click.UsageError(f"--reason {REASON_RULE}")
-    click.echo(_line(recording.retract(options.database_url(), number, reason=reason)))
+    database_url = options.database_url()
+    row = recording.retract(database_url, number, reason=reason)
+    click.echo(_line(row, seen.org_names(database_url, [row.org_id])))
 
 
-def _line(one: Recorded) -> str:
+def _line(one: Recorded, names: Mapping[UUID, str]) -> str:
     what = f"retracts {one.retracts}" if one.amount is None else f"{one.kind} of {one.amount:f} USD"
     state = f" (retracted by {one.retracted_by})" if one.retracted_by else ""
     period = f"{one.period_start:%Y-%m-%dT%H:%MZ} to {one.period_end:%Y-%m-%dT%H:%MZ}"
-    return (
-        f"{one.id} org {one.org_id}: {what}, {period}{state}, by {one.recorded_by}: {one.reason}".translate(
-            VISIBLE
-        )
+    org = f"{one.org_id} ({names[one.org_id]})" if one.org_id in names else f"{one.org_id}"
+    return f"{one.id} org {org}: {what}, {period}{state}, by {one.recorded_by}: {one.reason}".translate(
+        VISIBLE
     )

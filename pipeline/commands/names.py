@@ -9,6 +9,7 @@ from uuid import UUID
 
 import click
 
+from pipeline.commands import options
 from pipeline.commands.options import VISIBLE, database_url, plain
 
 if TYPE_CHECKING:
@@ -47,8 +48,14 @@ def set_name(*, org_id: UUID, dimension: str | None, value: str | None, name: st
 
     Answers, live figures, files and views show it beside the id from then on, also for the past.
     """
+    from pipeline.admin import seen
+
     changed = _change(org_id, dimension, value, name)
-    click.echo("set" if changed else "it has this name already")
+    what = _what(org_id, dimension, value)
+    click.echo(f"{what} {'is now' if changed else 'was already'} {name}".translate(VISIBLE))
+    of_value = (dimension, value) if dimension and value else None
+    for note in seen.notes(database_url(), org_id=org_id, value=of_value):
+        options.note(note)
 
 
 @names.command("remove")
@@ -56,7 +63,8 @@ def set_name(*, org_id: UUID, dimension: str | None, value: str | None, name: st
 def remove(*, org_id: UUID, dimension: str | None, value: str | None) -> None:
     """Remove the name of an org, or of a value of a dimension."""
     changed = _change(org_id, dimension, value, None)
-    click.echo("removed" if changed else "it had no name")
+    what = _what(org_id, dimension, value)
+    click.echo(f"{what} {'has no name any more' if changed else 'had no name'}".translate(VISIBLE))
 
 
 @names.command("list")
@@ -95,8 +103,10 @@ def _naming(org_id: UUID, dimension: str | None, value: str | None, name: str | 
     return of
 
 
+def _what(org_id: UUID, dimension: str | None, value: str | None) -> str:
+    return f"org {org_id} {dimension} {value}" if dimension else f"org {org_id}"
+
+
 def _line(one: Name) -> str:
-    what = f" {one.dimension} {one.value}" if one.dimension else ""
-    return f"org {one.org_id}{what}: {one.name} (by {one.set_by}, {one.set_at:%Y-%m-%dT%H:%MZ})".translate(
-        VISIBLE
-    )
+    what = _what(one.org_id, one.dimension, one.value)
+    return f"{what}: {one.name} (by {one.set_by}, {one.set_at:%Y-%m-%dT%H:%MZ})".translate(VISIBLE)

@@ -338,7 +338,7 @@ def test_an_answer_has_another_tag_once_an_adjustment_is_recorded(world: World) 
 def run(url: str, *arguments: str) -> str:
     result = CliRunner().invoke(cli.main, ["adjustments", *arguments], env={"DATABASE_URL": url})
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_the_command_records_lists_and_retracts(world: World) -> None:
@@ -372,6 +372,23 @@ def test_the_command_records_lists_and_retracts(world: World) -> None:
         "SELECT action FROM analytics.audit_log WHERE action LIKE 'adjustments.%%' ORDER BY id DESC LIMIT 2"
     )
     assert actions == [("adjustments.retract",), ("adjustments.add",)]
+
+
+def test_the_command_shows_names_of_orgs_and_notes_an_org_that_no_event_had(world: World) -> None:
+    unknown = "99999999-9999-4999-8999-999999999999"
+    given = ["--from", hour(0), "--to", hour(24), "--kind", "credit", "--amount", "-1", "--reason", "x"]
+    for org, notes in ((MINE, ""), (unknown, "note: no event of this org has been counted yet\n")):
+        result = CliRunner().invoke(
+            cli.main, ["adjustments", "add", "--org", org, *given], env={"DATABASE_URL": world.url}
+        )
+        assert (result.exit_code, result.stderr) == (0, notes)
+    named = ["names", "set", "--org", MINE, "Acme"]
+    assert CliRunner().invoke(cli.main, named, env={"DATABASE_URL": world.url}).exit_code == 0
+    first, second = run(world.url, "list").splitlines()
+    assert f" org {MINE} (Acme): credit" in first
+    assert f" org {unknown}: credit" in second
+    removed = ["names", "remove", "--org", MINE]
+    assert CliRunner().invoke(cli.main, removed, env={"DATABASE_URL": world.url}).exit_code == 0
 
 
 # --- files ---

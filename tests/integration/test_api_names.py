@@ -445,9 +445,9 @@ def test_names_by_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None
         return result.output
 
     of_org, of_team = ["--org", str(ORG)], ["--org", str(ORG), "--dimension", "team", "--value", "alpha"]
-    assert run("set", *of_org, "Acme Ltd.") == "set\n"
-    assert run("set", *of_org, "Acme Ltd.") == "it has this name already\n"
-    assert run("set", *of_team, "Search") == "set\n"
+    assert run("set", *of_org, "Acme Ltd.") == f"org {ORG} is now Acme Ltd.\n"
+    assert run("set", *of_org, "Acme Ltd.") == f"org {ORG} was already Acme Ltd.\n"
+    assert run("set", *of_team, "Search") == f"org {ORG} team alpha is now Search\n"
     run("set", "--org", str(NEIGHBOUR), "Neighbour")
     assert world.server.ok(f"{ROOT}/dimensions/team")["orgName"] == "Acme Ltd."
     assert f"org {ORG} team alpha: Search (by " in run("list")
@@ -461,12 +461,15 @@ def test_names_by_command(world: World, monkeypatch: pytest.MonkeyPatch) -> None
     unknown = ["--org", str(ORG), "--dimension", "squad", "--value", "a"]
     assert "the dimensions are client, team" in run("set", *unknown, "A", exit_code=1)
     of_client = ["--org", str(ORG), "--dimension", "client", "--value", "alpha"]
-    assert run("set", *of_client, "Mobile app") == "set\n"
+    assert run("set", *of_client, "Mobile app") == f"org {ORG} client alpha is now Mobile app\n"
     assert f"org {ORG} client alpha: Mobile app (by " in run("list")
-    assert run("remove", *of_client) == "removed\n"
-    assert run("remove", *unknown) == "it had no name\n"
-    assert run("remove", *of_team) == "removed\n"
-    assert run("remove", *of_org) == "removed\n"
+    assert run("remove", *of_client) == f"org {ORG} client alpha has no name any more\n"
+    assert run("remove", *unknown).endswith(" had no name\n")
+    assert run("remove", *of_team) == f"org {ORG} team alpha has no name any more\n"
+    assert run("remove", *of_org) == f"org {ORG} has no name any more\n"
+    never = CliRunner().invoke(cli.main, ["names", "set", *of_team[:-1], "alpah", "A"])
+    assert never.stderr == "note: no event of this org has had this value yet\n"
+    CliRunner().invoke(cli.main, ["names", "remove", *of_team[:-1], "alpah"])
     assert "Neighbour" in run("list")
     assert len(run("list").splitlines()) == 1
     [(actor_,)] = world.run(

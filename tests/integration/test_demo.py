@@ -211,8 +211,11 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert "analytics.usage.v1" in figures.stdout
     assert figures.stdout.split()[-1] in {item["orgId"] for item in orgs["items"]}
     retracted = subprocess.run(
-        ["sh", "-c", '. "$0/settings.sh" && echo "$WORKER $DAY_ZONES" && "$@"', data_dir, *SPENDSTREAM]
-        + ["prices", "retract", "--after", "1", "--reason", "a test", "--yes"],
+        [
+            *("sh", "-c", '. "$0/settings.sh" && echo "$WORKER $DAY_ZONES" && "$@"', str(data_dir)),
+            *SPENDSTREAM,
+            *("prices", "retract", "--after", "1", "--reason", "a test", "--yes"),
+        ],
         env=children.environment({"PATH": os.environ["PATH"]}),
         capture_output=True,
         text=True,
