@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -147,6 +148,7 @@ def import_prices(
                 dry_run=dry_run,
                 overwrite=overwrite,
                 edited=source == "csv",
+                file_name=file.name if source == "csv" and file is not None else "",
             )
             past = book.past(connection, done.plan.append)
     except Faulty as faulty:
@@ -158,7 +160,7 @@ def import_prices(
         return
     _tell_import(done, read, dry_run=dry_run, limit=None if verbose else SHOWN)
     if past is not None:
-        how = ("--csv", str(file)) if dry_run and source == "csv" else None
+        how = ("--csv", shlex.quote(str(file))) if dry_run and source == "csv" else None
         _tell_past(past, done, dry_run=dry_run, how=how)
 
 
@@ -203,10 +205,12 @@ def _tell_import(done: Imported, read: Read, *, dry_run: bool, limit: int | None
         _some([_change_line(change) for change in plan.changes], limit)
     replacing = [change for change in plan.changes if change.before]
     if replacing:
-        would = "would take" if dry_run else "take" if len(replacing) > 1 else "takes"
+        take = "would take" if dry_run else "takes" if len(replacing) == 1 else "take"
         sources = sorted({one.source for change in replacing for one in change.before})
         ending = "" if dry_run else ":"
-        click.echo(f"{len(replacing)} of them {would} the place of prices from {', '.join(sources)}{ending}")
+        click.echo(
+            f"{counted(len(replacing), 'price')} {take} the place of prices from {', '.join(sources)}{ending}"
+        )
         if not dry_run:
             _some([_change_line(change) for change in replacing], limit)
     if plan.kept:

@@ -209,6 +209,7 @@ def add(
     dry_run: bool = False,
     overwrite: bool = False,
     edited: bool = False,
+    file_name: str = "",
     now: datetime | None = None,
     who: str | None = None,
 ) -> Imported:
@@ -216,7 +217,7 @@ def add(
 
     The caller commits. ``action`` and ``title`` name the change in the audit log. With ``dry_run`` nothing is
     written. ``who`` makes the change; if not given, the person who runs the command. For ``overwrite`` and
-    ``edited`` see `pipeline.prices.plan.plan`.
+    ``edited`` and ``file_name`` see `pipeline.prices.plan.plan`.
 
     Raises:
         Faulty: a price breaks a rule; nothing was changed.
@@ -228,7 +229,14 @@ def add(
     if not dry_run:
         connection.execute(_PRICES["lock"])
     stored = live(connection, Chosen())
-    planned = plan(prices, stored, now=now or datetime.now(UTC), overwrite=overwrite, edited=edited)
+    planned = plan(
+        prices,
+        stored,
+        now=now or datetime.now(UTC),
+        overwrite=overwrite,
+        edited=edited,
+        file_name=file_name,
+    )
     before = version(connection)
     if planned.append and not dry_run:
         append(connection, planned.append, who=who)

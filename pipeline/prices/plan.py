@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
-from pipeline.prices.price import EVER, FILE, PUBLIC, TEXT_CHARS_MAX, Key, Price, hour_of
+from pipeline.prices.price import EVER, FILE, MANUAL, PUBLIC, TEXT_CHARS_MAX, Key, Price, hour_of
 
 NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -69,12 +69,14 @@ def plan(
     now: datetime,
     overwrite: bool = False,
     edited: bool = False,
+    file_name: str = "",
 ) -> Plan:
     """Compare a source with the live prices of the book, which are in the order of their ids.
 
     With ``overwrite``, public sources take the place of what people decided on, too. With ``edited``, the
     source is a file of a person's, perhaps an export of the book: a rate in it that is not the book's is the
-    person's, whatever source the file names.
+    person's, whatever source the file names. Then ``file_name`` is the name of the file: prices of the book
+    from a file of this name have vanished if they are no longer in it.
     """
     known: dict[Key, list[Price]] = defaultdict(list)
     for price in live:
@@ -99,8 +101,7 @@ def plan(
                 overrides.update(sources - {row.source})
         if not overwrite:
             kept += _kept(wanted, book)
-    # A file with some rows of an export says nothing about the others.
-    origins = {_origin(one) for one in prices if not (edited and one.source in PUBLIC)}
+    origins = {_origin(one) for one in prices if not edited or _is_of_file(one, file_name)}
     vanished = [
         replace(price, valid_from=start if first == at else first, valid_to=None if last == NEVER else last)
         for key, stored in known.items()
@@ -115,6 +116,13 @@ def plan(
 def _origin(price: Price) -> tuple[str, str, str]:
     """What a price is from. Files of one's own are told apart by the basis, which is a file's name."""
     return price.source, price.provider, price.basis if price.source == FILE else ""
+
+
+def _is_of_file(price: Price, file_name: str) -> bool:
+    """Is a price in a file the file's own? Others are from an export of some rows, which lacks the others."""
+    if price.source == FILE:
+        return price.basis == file_name
+    return price.source not in (*PUBLIC, MANUAL)
 
 
 def _by_hand(price: Price) -> Price:

@@ -303,6 +303,36 @@ def test_rows_of_another_file_are_not_missed_in_a_file(run: Run, file: Path) -> 
         in output
     )
     assert "gpt-5" not in output
+    run(
+        "set",
+        "--provider",
+        "openai",
+        "--model",
+        "gpt-7",
+        "--kind",
+        "input",
+        "--rate",
+        "1",
+        "--from",
+        "2026-01-01",
+    )
+    run(
+        "set",
+        "--provider",
+        "openai",
+        "--model",
+        "gpt-8",
+        "--kind",
+        "input",
+        "--rate",
+        "1",
+        "--from",
+        "2026-01-01",
+    )
+    some = file.with_name("some.csv")
+    run("export", "--model", "gpt-7", "--output", some)
+    some.write_text(some.read_text() + "openai,gpt-6,,,cache_read,1,USD,2026-01-01,,,csv,second.csv\n")
+    assert run("import", "csv", some).output == "2 prices read, 1 appended; version 11\n"
 
 
 def test_a_file_without_a_header_is_one_fault(run: Run, file: Path) -> None:
@@ -390,7 +420,7 @@ def test_a_price_set_by_hand_stays_when_a_source_has_another(run: Run, tmp_path:
     again = json.loads(run("import", "litellm", path, "--json").output)
     assert (again["appended"], [row["basis"] for row in again["kept"]]) == (0, ["contract 7"])
     overwritten = run("import", "litellm", path, "--overwrite").output.splitlines()
-    assert overwritten[0] == "1 of them takes the place of prices from manual:"
+    assert overwritten[0] == "1 price takes the place of prices from manual:"
     assert overwritten[1].startswith("    openai gpt-5 standard input 2.000000 USD a million, from 2026-")
     assert overwritten[1].endswith(", in place of 1.1 USD a million [manual]")
     assert rate() == "2"
