@@ -265,7 +265,7 @@ def _change_line(change: Change) -> str:
         return line
     unit = _UNITS.get(change.price.kind, _UNIT)
     return f"{line}, in place of " + " and ".join(
-        dict.fromkeys(f"{one.rate:f}{unit} [{one.source}]" for one in change.before)
+        dict.fromkeys(f"{_rate(one.rate)}{unit} [{one.source}]" for one in change.before)
     )
 
 
@@ -442,7 +442,7 @@ def set_price(*, tier: str | None, kind: str, **fields: Any) -> None:
     for note in seen.notes(database_url, org_id=whole.org_id, model=model):
         options.note(note)
     for one in kept:
-        options.note(f"{one.kind} of this org keeps everyone's price, {one.rate:f} USD a million")
+        options.note(f"{one.kind} of this org keeps everyone's price, {_rate(one.rate)} USD a million")
 
 
 def _in_options(message: str) -> str:
@@ -693,6 +693,12 @@ def _org(org_id: UUID, names: Mapping[UUID, str]) -> str:
     return f"org {org_id} ({names[org_id]})" if org_id in names else f"org {org_id}"
 
 
+def _rate(rate: Decimal) -> str:
+    """A rate without zeros at its end."""
+    text = f"{rate:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 _UNIT: Final = " USD a million"
 _UNITS: Final = {"discount": " %", "request": " USD a call"}
 
@@ -708,7 +714,7 @@ def _price_line(price: Price | Entry, names: Mapping[UUID, str] | None = None) -
     basis = f" ({price.basis})" if price.basis else ""
     assert price.rate is not None
     return (
-        f"{what} {price.kind} {price.rate:f}{unit}, {_span(price.valid_from, price.valid_to)}{whose}"
+        f"{what} {price.kind} {_rate(price.rate)}{unit}, {_span(price.valid_from, price.valid_to)}{whose}"
         f" [{price.source}]{basis}"
     )
 

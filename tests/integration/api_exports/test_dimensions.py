@@ -321,6 +321,12 @@ async def test_a_file_begins_when_the_dimension_does(fresh_url: str, fresh: Api,
     counted = "team is counted since 2026-11-10T13:00Z: there are no figures before"
     assert fault() == ("timeRange.start", counted)
     assert fault(dimensions=["team:ads"], groupBy="none") == ("timeRange.start", counted)
+    path = ONE_ORG.replace("/exports", "/export-schedule")
+    status, _, answer = fresh.request("PUT", path, body=b'{"groupBy": "team"}')
+    schedule = json.loads(answer)
+    assert (status, schedule["nextMonth"], schedule["lastJob"]) == (200, "2026-10", None)
+    assert schedule["nextMonthFault"] == f"timeRange.start: {counted}"
+    assert fresh.request("DELETE", path)[0] == 204
     job = ended(ordered())
     assert (job["status"], job["error"]) == ("succeeded", None)
 

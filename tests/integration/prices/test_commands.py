@@ -421,7 +421,7 @@ def test_a_price_set_by_hand_stays_when_a_source_has_another(run: Run, tmp_path:
     assert (again["appended"], [row["basis"] for row in again["kept"]]) == (0, ["contract 7"])
     overwritten = run("import", "litellm", path, "--overwrite").output.splitlines()
     assert overwritten[0] == "1 price takes the place of prices from manual:"
-    assert overwritten[1].startswith("    openai gpt-5 standard input 2.000000 USD a million, from 2026-")
+    assert overwritten[1].startswith("    openai gpt-5 standard input 2 USD a million, from 2026-")
     assert overwritten[1].endswith(", in place of 1.1 USD a million [manual]")
     assert rate() == "2"
 
