@@ -48,8 +48,8 @@ class Access:
     """What a route asks of its caller: a role, or `ANY_CALLER`, or `PUBLIC`. There is no default.
 
     A path with ``{orgId}`` is always scoped to that org. The flags say what else a route does:
-    ``all_orgs``: it shows every org at once. ``own_orgs``: so it does to an administrator, and shows others
-    their own orgs. ``streams``: its answer goes out while the handler runs, so the
+    ``all_orgs``: it shows every org at once. ``own_orgs``: so it does to an administrator of all orgs, and
+    shows others their own orgs. ``streams``: its answer goes out while the handler runs, so the
     access is audited before the handler runs. ``writes``: it may change something, so the access is audited
     before the handler runs, for the caller's own org too.
 
@@ -131,7 +131,7 @@ class Guard:
         if allowance is not None:
             request[ALLOWANCE] = allowance
         org_id = self._org_in_path(request)
-        all_orgs = access.all_orgs or (access.own_orgs and caller.has(ANALYTICS_ADMIN))
+        all_orgs = access.all_orgs or (access.own_orgs and caller.reaches_all)
         across_orgs = all_orgs or (org_id is not None and not caller.owns(org_id))
         refusal = self._refusal(caller, access, org_id)
         if refusal is not None:

@@ -32,6 +32,7 @@ from api.asking.params import CLIENT, DIMENSION, CostBasis, Reader
 from api.config import RangeConfig
 from pipeline.common import ids
 from pipeline.common.problems import Fault, invalid_parameters
+from pipeline.core.dimensions import ACTOR
 
 T = TypeVar("T")
 
@@ -121,7 +122,14 @@ class Counted:
             raise invalid_parameters([lacking])
         assert self.since is not None
         since = max(question.span.start, to_minute(self.since))
-        return replace(question, span=Span(since, question.span.end))
+        return self.folded(replace(question, span=Span(since, question.span.end)))
+
+    def folded(self, question: FiguresQuestion) -> FiguresQuestion:
+        """The question with the values as events have them: ids of actors are in lower case."""
+        if self.source != ACTOR:
+            return question
+        values = {ids.folded(value) for value in question.client_ids}
+        return replace(question, client_ids=tuple(sorted(values)))
 
     def lacking(self, span: Span, *, whole: bool = False) -> Fault | None:
         """Why there are no figures of any part of the range, or with ``whole`` not of all of it."""

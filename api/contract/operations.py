@@ -652,7 +652,7 @@ OPERATIONS: Final = (
         handler=lambda h: h.prices.page,
         name="prices",
         summary="Rows of the price book: those of everyone and those of the caller's orgs; all of them for"
-        " administrators, whose reads are audited.",
+        " the role admin, whose reads are audited.",
         answer=answers.Prices,
         parameters=params.PRICES,
         problems=(400, 503),
@@ -665,7 +665,8 @@ OPERATIONS: Final = (
         handler=lambda h: h.prices.append,
         name="appendPrices",
         summary="Append what these prices say and the book does not. If one price breaks a rule, nothing is"
-        " appended, and every fault is named. Past versions stay as they were.",
+        " appended, and every fault is named. Prices of everyone need the role admin. Past versions"
+        " stay as they were.",
         answer=answers.BookChange,
         body=PRICES_BODY,
         problems=(400, 413, 503),
@@ -677,7 +678,8 @@ OPERATIONS: Final = (
         access=Access(role=ANALYTICS_ADMIN, writes=True),
         handler=lambda h: h.prices.retract,
         name="retractPrice",
-        summary="Retract a price: the book then says what it would say without that row.",
+        summary="Retract a price: the book then says what it would say without that row."
+        " A price of everyone needs the role admin.",
         answer=answers.BookChange,
         body=RETRACTION_BODY,
         problems=(400, 404, 409, 413, 503),
@@ -689,7 +691,8 @@ OPERATIONS: Final = (
         handler=lambda h: h.prices.diff,
         name="diffPrices",
         summary="What the calls of a range of hours cost at two versions of the book, or with some prices"
-        " added to the newest one, by org and model. Nothing is changed.",
+        " added to the newest one, by org and model. Nothing is changed. Without orgs it needs the"
+        " role admin.",
         answer=answers.PriceDifferences,
         body=DIFF_BODY,
         problems=(400, 413, 503),

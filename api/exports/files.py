@@ -84,12 +84,14 @@ def write(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         row = connection.execute(SQL["watermark"], {"org_id": job.org_id}).fetchone()
         assert row is not None
-        _check_dimension(connection, job)
+        dimension = _dimension(connection, job)
         quarters = _quarters(connection, job, limits())
         book = _book(connection, job)
         values = _values(connection, job, book, provider)
         connection.execute(prices.SQL["no_loops"])
         question = job.question(quarters)
+        if dimension is not None:
+            question = dimension.folded(question)
         statements = _statements(question, job, book, values)
         rows = _write(connection, job, statements, lines.schema(question), out)
     out.flush()
@@ -113,17 +115,21 @@ def _quarters(connection: psycopg.Connection[Any], job: Job, limits: Limits) -> 
     return found
 
 
-def _check_dimension(connection: psycopg.Connection[Any], job: Job) -> None:
-    """Does the dimension of the file still count, and since the range began?
+def _dimension(connection: psycopg.Connection[Any], job: Job) -> Counted | None:
+    """The dimension of the file, if it has one. Does it still count, and since the range began?
 
     Raises:
         UnwritableError: no.
     """
-    known = connection.execute(seen.SQL["dimensions"], {"org_id": job.org_id}) if job.shape.dimension else ()
+    if not job.shape.dimension:
+        return None
+    found = connection.execute(seen.SQL["dimensions"], {"org_id": job.org_id})
+    known = [Counted(*row) for row in found]
     try:
-        job.shape.check_dimension([Counted(*row) for row in known], job.span)
+        job.shape.check_dimension(known, job.span)
     except Problem as problem:
         raise UnwritableError(_NOT_THERE.format(problem.errors[0].message)) from None
+    return next(one for one in known if one.name == job.shape.dimension)
 
 
 def _book(connection: psycopg.Connection[Any], job: Job) -> Book:

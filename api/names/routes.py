@@ -17,7 +17,7 @@ from api.reading.database import Database, rows
 from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.errors import Unavailable
-from pipeline.common.names import NO_ROOM, ORG, SQL, Naming, naming_of_org, no_dimension
+from pipeline.common.names import NO_ROOM, ORG, SQL, Naming, naming_of_org, no_dimension, of_actors
 from sql import roles
 
 _NO_RIGHT: Final = (
@@ -47,36 +47,41 @@ class NameChanges:
     async def set_values(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         naming = orders.of_values(await request.read(), request[ORG_ID], request.match_info["name"])
-        await self._set(request, naming)
+        naming = await self._set(request, naming)
         items = [answers.ValueName(value=value, value_name=name) for value, name in naming.names.items()]
         return answers.response(
             answers.ValueNames(org_id=naming.org_id, dimension=naming.dimension, items=items)
         )
 
-    async def _set(self, request: web.Request, naming: Naming) -> None:
-        """Set the names.
+    async def _set(self, request: web.Request, naming: Naming) -> Naming:
+        """Set the names, and return them with their values as events have them.
 
         Raises:
             Problem: 404, the dimension is not set. 409, the dimension has no room for so many names.
             Unavailable: the database is away, or its role may not set names.
         """
-        values = naming.values(set_by=request[CALLER].subject)
 
-        async def change(connection: AsyncConnection) -> bool:
+        async def change(connection: AsyncConnection) -> Naming | None:
             if naming.needs_dimension:
                 await _check_dimension(connection, naming.dimension)
+            [is_of_actors] = await rows(
+                connection, SQL["of_actors"], {"dimension": naming.dimension}, scalar_row
+            )
+            done = of_actors(naming) if is_of_actors else naming
+            values = done.values(set_by=request[CALLER].subject)
             await connection.execute(SQL["turn"], values)
             [(is_room, _)] = await rows(connection, SQL["set"], values, tuple_row)
-            return bool(is_room)
+            return done if is_room else None
 
         try:
-            is_room = await self.database.write(change)
+            done = await self.database.write(change)
         except Unavailable as error:
             if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
                 raise Unavailable(_NO_RIGHT) from None
             raise
-        if not is_room:
+        if done is None:
             raise problems.conflict(f"{NO_ROOM[0].upper()}{NO_ROOM[1:]}.")
+        return done
 
 
 async def _check_dimension(connection: AsyncConnection, dimension: str) -> None:

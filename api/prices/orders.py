@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +33,7 @@ COLUMNS: Final = {
 }
 """The fields of a price, and the columns of a CSV that they are checked as."""
 _FIELDS: Final = {column: field for field, column in COLUMNS.items()}
+_COLUMN: Final = re.compile("|".join(rf"\b{column}\b" for column in _FIELDS if "_" in column))
 
 
 def prices(body: bytes) -> list[Price]:
@@ -139,6 +141,8 @@ def _faults(faults: Iterable[PriceFault]) -> list[Fault]:
     found = []
     for fault in faults:
         column, _, rest = fault.message.partition(" ")
+        if "'" not in rest:  # what somebody has sent is not touched
+            rest = _COLUMN.sub(lambda match: _FIELDS[match[0]], rest)
         if column in _FIELDS:
             found.append(Fault(f"{fault.where}.{_FIELDS[column]}", rest))
         else:

@@ -57,7 +57,7 @@ class Prices:
 
     async def page(self, request: web.Request) -> web.Response:
         caller = request[CALLER]
-        question = self.parser.prices(request.query, sees=None if _sees_all(caller) else caller.orgs)
+        question = self.parser.prices(request.query, sees=_sees(caller))
         if question.org_id is not None and question.sees is not None and question.org_id not in question.sees:
             raise problems.forbidden("This org is not yours to read.")
 
@@ -70,18 +70,23 @@ class Prices:
         version, found, named = await self.database.read(read)
         shown = found[: question.limit]
         cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
-        items = [_shown(entry, named, recorded_by=question.sees is None) for entry in shown]
+        is_admin = caller.reaches_all or caller.has(ANALYTICS_ADMIN)
+        items = [_shown(entry, named, recorded_by=is_admin) for entry in shown]
         return answers.response(answers.Prices(items=items, price_version=version, next_cursor=cursor))
 
     async def append(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         wanted = orders.prices(await request.read())
-        who = request[CALLER].subject
+        caller = request[CALLER]
+        _check_orgs(caller, [price.org_id for price in wanted])
+        seen_by, who = _seen_by(caller), caller.subject
 
         def add(connection: Connection) -> answers.BookChange:
             before = book.version(connection)
             done = book.add(connection, wanted, action="prices.set", title="POST /prices", who=who)
-            added = book.entries(connection, Chosen(after=before)) if done.plan.append else ()
+            added = (
+                book.entries(connection, Chosen(after=before, seen_by=seen_by)) if done.plan.append else ()
+            )
             return _change(connection, done.version, added)
 
         return answers.response(await self._in_book(add))
@@ -89,11 +94,15 @@ class Prices:
     async def retract(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         number = _number(request)
-        reason, who = bodies.reason(await request.read()), request[CALLER].subject
+        caller = request[CALLER]
+        reason, who = bodies.reason(await request.read()), caller.subject
 
         def retract(connection: Connection) -> answers.BookChange:
+            if not caller.reaches_all:
+                found = list(book.entries(connection, Chosen(after=number - 1, limit=1)))
+                _check_orgs(caller, [entry.org_id for entry in found if entry.id == number])
             version = book.retract(connection, number, reason=reason, who=who)
-            added = book.entries(connection, Chosen(after=version - 1))
+            added = book.entries(connection, Chosen(after=version - 1, seen_by=_seen_by(caller)))
             return _change(connection, version, added)
 
         return answers.response(await self._in_book(retract))
@@ -101,6 +110,9 @@ class Prices:
     async def diff(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         asked = orders.comparison(await request.read(), months_max=self.ranges.months_max)
+        caller = request[CALLER]
+        _check_orgs(caller, [None] if asked.orgs is None else asked.orgs)
+        _check_orgs(caller, [price.org_id for price in asked.prices or () if price.org_id is not None])
 
         def differences(connection: Connection) -> tuple[list[compare.Difference], _OrgNames]:
             newest = book.version(connection)
@@ -151,8 +163,29 @@ class Prices:
             raise translated(error, lost=False) from error
 
 
-def _sees_all(caller: Caller) -> bool:
-    return caller.orgs is None or caller.has(ANALYTICS_ADMIN)
+def _sees(caller: Caller) -> frozenset[UUID] | None:
+    """The orgs whose own prices the caller may read. None: all."""
+    return None if caller.reaches_all else caller.orgs
+
+
+def _seen_by(caller: Caller) -> list[UUID] | None:
+    sees = _sees(caller)
+    return None if sees is None else sorted(sees)
+
+
+def _check_orgs(caller: Caller, orgs: Iterable[UUID | None]) -> None:
+    """May the caller work on prices of these orgs? None: on those of everyone, or of all orgs.
+
+    Raises:
+        Problem: 403, no.
+    """
+    wanted = set(orgs)
+    if None in wanted and not caller.reaches_all:
+        raise problems.forbidden(
+            "Prices of everyone, and all orgs at once, need the role admin; name your orgs."
+        )
+    if not all(caller.reaches(org_id) for org_id in wanted if org_id is not None):
+        raise problems.forbidden("This org is not yours.")
 
 
 def _chosen(question: PricesQuestion, version: int) -> Chosen:

@@ -12,7 +12,7 @@ from psycopg.rows import class_row, scalar_row
 
 from pipeline.common.actor import actor
 from pipeline.common.connect import Connection, Session, connect
-from pipeline.common.names import NO_ROOM, SQL, Name, Naming, no_dimension
+from pipeline.common.names import NO_ROOM, SQL, Name, Naming, no_dimension, of_actors
 from pipeline.common.operator import OperatorError
 
 
@@ -27,10 +27,12 @@ def change(database_url: str, naming: Naming) -> int:
         NameRefused: no worker counts the dimension, or it has too many names already.
         psycopg.Error: the database cannot be used; nothing was changed.
     """
-    values = naming.values(set_by=actor())
     with connect(database_url, _SESSION) as connection:
         if naming.needs_dimension:
             _check_dimension(connection, naming.dimension)
+        if connection.execute(SQL["of_actors"], {"dimension": naming.dimension}).fetchone() == (True,):
+            naming = of_actors(naming)
+        values = naming.values(set_by=actor())
         connection.execute(SQL["turn"], values)
         row = connection.execute(SQL["set"], values).fetchone()
     assert row is not None

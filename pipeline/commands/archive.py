@@ -85,7 +85,10 @@ def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: boo
             click.echo(str(line).translate(VISIBLE))
         _tell(report)
     if report.differences or report.damaged:
-        fail(f"{len(report.differences)} rows differ, {len(report.damaged)} files are damaged")
+        fail(
+            f"{len(report.differences)} rows differ, {len(report.damaged)} files are damaged;"
+            " RETENTION_MINUTE and RETENTION_ROLLUP must be those of the worker"
+        )
     if not report.complete:
         fail("nothing of this range is completely archived, so nothing was compared")
     if not as_json:

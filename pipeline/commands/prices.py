@@ -23,6 +23,7 @@ from pipeline.common.texts import counted
 from pipeline.core.wire import SERVICE_TIERS
 
 if TYPE_CHECKING:
+    from pipeline.common.connect import Connection
     from pipeline.prices.book import Entry, Imported, Past
     from pipeline.prices.compare import Difference
     from pipeline.prices.plan import Change
@@ -72,10 +73,22 @@ class _Reason(click.ParamType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value) if str(value).strip() else self.fail("say why", param, ctx)
+        from pipeline.common.adjustments import REASON_RULE, is_reason
+
+        text = str(value)
+        return text if is_reason(text) else self.fail(REASON_RULE if text.strip() else "say why", param, ctx)
 
 
 VERSION: Final = click.IntRange(0, 2**63 - 1)
+
+
+def _check_version(connection: Connection, asked: int | None, option: str = "--version") -> None:
+    """Raises `click.UsageError` if the book has no such version yet."""
+    from pipeline.prices import book
+
+    newest = book.version(connection)
+    if asked is not None and asked > newest:
+        raise click.UsageError(f"{option}: the price book has no version {asked} yet; its newest is {newest}")
 
 
 @click.group()
@@ -176,7 +189,8 @@ def _read(source: str, file: Path | None, provider: str | None) -> Read:
     if source == "litellm":
         return litellm_map.read(file, provider=provider)
     read = csv_file.read(file)
-    return Read(tuple(price for price in read if provider in (None, price.provider)), ())
+    kept = tuple(price for price in read if provider in (None, price.provider))
+    return Read(kept, tuple(csv_file.notes(kept)))
 
 
 def _tell_import_as_json(done: Imported, read: Read, past: Past | None, *, dry_run: bool) -> None:
@@ -298,6 +312,7 @@ def list_prices(*, version: int | None, everything: bool, as_json: bool, **filte
 
     database_url = options.database_url()
     with book.connected(database_url) as connection:
+        _check_version(connection, version)
         chosen = book.Chosen(
             version=book.NEWEST if version is None else version, live=not everything, **filters
         )
@@ -342,6 +357,7 @@ def show(
         raise click.UsageError("--now and --at exclude each other")
     when = datetime.now(UTC) if now else at
     with book.connected(options.database_url()) as connection:
+        _check_version(connection, version)
         providers = book.providers_of(connection, model, provider)
         if not providers:
             fail(f"the book has no model {model!r}{f' of {provider}' if provider else ''}")
@@ -534,6 +550,7 @@ def export(*, output: Path | None, version: int | None, **filters: Any) -> None:
     from pipeline.prices import book, csv_file
 
     with book.connected(options.database_url()) as connection:
+        _check_version(connection, version)
         at = book.version(connection) if version is None else version
         found = book.effective(connection, book.Chosen(version=at, **filters))
         if output is None:
@@ -594,6 +611,8 @@ def diff(
                 found = compare.with_prices(connection, prices, title=f"csv {file}", **chosen)
             else:
                 assert after is not None
+                _check_version(connection, before, "--before")
+                _check_version(connection, after, "--after")
                 old = book.version(connection) if before is None else before
                 found = compare.between_versions(connection, old, after, **chosen)
     except Faulty as faulty:

@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
+from pipeline.common.texts import is_visible
 from sql import queries
 
 KINDS: Final = ("credit", "refund", "correction")
@@ -87,18 +88,28 @@ def faults_of(adjustment: Adjustment) -> Iterator[tuple[str, str]]:
     for name in ("period_start", "period_end"):
         if getattr(adjustment, name).timestamp() % _HOUR_S:
             yield name, "must be a whole hour of UTC"
+    if adjustment.period_start.timestamp() < 0:
+        yield "period_start", "is before 1970, as no event is"
     if adjustment.period_end <= adjustment.period_start:
         yield "period_end", "must be after the start of the period"
     if not is_reason(adjustment.reason):
         yield "reason", REASON_RULE
 
 
-REASON_RULE: Final = f"expected a text of 1 to {REASON_CHARS_MAX} characters, without NUL"
+REASON_RULE: Final = (
+    f"expected a text of 1 to {REASON_CHARS_MAX} characters, not blank or invisible, without NUL and without"
+    " characters that separate lines (U+2028) or turn the direction of the text"
+)
 
 
 def is_reason(given: Any) -> bool:
     """Is it a text that can be the reason of an adjustment or of a retraction?"""
-    return isinstance(given, str) and 1 <= len(given) <= REASON_CHARS_MAX and "\0" not in given
+    return (
+        isinstance(given, str)
+        and 1 <= len(given) <= REASON_CHARS_MAX
+        and "\0" not in given
+        and is_visible(given)
+    )
 
 
 def refusal(found: Recorded) -> str | None:

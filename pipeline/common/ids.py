@@ -18,3 +18,8 @@ def uuid(text: str) -> UUID:
     if not _UUID.fullmatch(text):
         raise ValueError("expected a UUID such as 123e4567-e89b-42d3-a456-426614174000")
     return UUID(text)
+
+
+def folded(text: str) -> str:
+    """A UUID as events have it, in lower case; any other text as it is."""
+    return text.lower() if _UUID.fullmatch(text) else text

@@ -10,12 +10,13 @@ sees it. The command (`pipeline.admin.names`) and the API (`api.names`) share th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from pipeline.common.texts import is_line
+from pipeline.common import ids
+from pipeline.common.texts import is_line, is_visible
 from pipeline.core.dimensions import CLIENT
 from pipeline.core.wire import VALUE_CHARS_MAX, is_storable
 from sql import queries
@@ -25,7 +26,8 @@ NAME_CHARS_MAX: Final = 128
 NAMES_MAX: Final = 10_000
 """How many values of one dimension of an org may have names."""
 NAME_RULE: Final = (
-    f"expected a text of 1 to {NAME_CHARS_MAX} characters, not blank, without control characters"
+    f"expected a text of 1 to {NAME_CHARS_MAX} characters, not blank or invisible, without characters"
+    " that control a terminal, the line or the direction of the text"
 )
 VALUE_RULE: Final = f"expected a value of the dimension: a text of 1 to {VALUE_CHARS_MAX} characters"
 ORG: Final = ""
@@ -69,6 +71,19 @@ class Naming:
         }
 
 
+def of_actors(naming: Naming) -> Naming:
+    """The same names, of a dimension whose values are ids of actors: events have those in lower case.
+
+    A name that goes is also taken from the spelling that was given.
+    """
+    names: dict[str, str | None] = {}
+    for value, name in naming.names.items():
+        if name is None:
+            names.setdefault(value, None)
+        names[ids.folded(value)] = name
+    return replace(naming, names=names)
+
+
 def naming_of_org(org_id: UUID, name: str | None) -> Naming:
     """The name of an org itself."""
     return Naming(org_id=org_id, dimension=ORG, names={ORG: name})
@@ -84,7 +99,7 @@ def faults_of(name: Any, *, value: Any = ORG, dimension: str = ORG) -> Iterator[
 
 def is_name(given: Any) -> bool:
     """Can it be the name of an org or of a value?"""
-    return is_line(given, NAME_CHARS_MAX) and not given.isspace()
+    return is_line(given, NAME_CHARS_MAX) and is_visible(given)
 
 
 def is_value(given: Any) -> bool:

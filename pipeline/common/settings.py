@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.common import day_zones, parsers
 from pipeline.common.parsers import is_loopback, written
+from pipeline.common.texts import cut
 from pipeline.core import dimensions
 
 T = TypeVar("T")
@@ -233,7 +234,8 @@ _COUNTING: Final = (
         dimensions.parse,
         "",
         "Up to 8 dimensions by which events are counted beside their client, such as"
-        " `user=actorId,team=metadata.team`. A dimension is complete from the first whole hour after it was"
+        " `user=actorId,team=metadata.team`. A key of the metadata has 1 to 64 characters without blanks,"
+        ' controls, `,`, `=`, `"` and `\\`. A dimension is complete from the first whole hour after it was'
         " set. Each one adds rows of about the number of its values.",
     ),
     _setting(
@@ -704,7 +706,7 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
         except parsers.OutOfBounds as error:
             faults.append(f"{setting.name}={text} {error}")
         except ValueError as error:
-            shown = "…" if setting.secret else repr(text)
+            shown = "…" if setting.secret else repr(cut(text))
             faults.append(f"{setting.name}={shown}: {error}")
     present = {name for name, origin in origins.items() if origin == "environment"}
     faults.extend(_contradictions(by_name, present))

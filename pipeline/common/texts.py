@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
+
+MISLEADING: Final = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Characters that end a line or turn around what follows, so that a text shows as another one."""
+_FILLERS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and symbols that show nothing."""
+_UNSEEN: Final = ("Cc", "Cf", "Cs", "Mn", "Me", "Zs", "Zl", "Zp")
 
 
 def is_line(given: Any, chars_max: int) -> TypeGuard[str]:
@@ -22,3 +28,16 @@ def is_line(given: Any, chars_max: int) -> TypeGuard[str]:
 def counted(number: int, what: str, plural: str = "") -> str:
     """A number and what it counts: ``1 call``, ``2 calls``."""
     return f"{number} {what if number == 1 else plural or what + 's'}"
+
+
+def is_visible(text: str) -> bool:
+    """Does the text show anything, without a character that misleads who reads it?"""
+    return not MISLEADING.intersection(text) and any(
+        c not in _FILLERS and unicodedata.category(c) not in _UNSEEN for c in text
+    )
+
+
+def cut(text: object) -> str:
+    """What somebody gave, in a message: at most 100 characters of it."""
+    whole = str(text)
+    return whole if len(whole) <= 100 else f"{whole[:100]}…"

@@ -1,7 +1,8 @@
 """Prices in a CSV file: reading one, and writing one that reads back unchanged.
 
 The first line names the columns. ``provider``, ``model_name``, ``kind`` and ``rate`` are needed. A time
-without a zone is UTC. An empty cell is the same as a missing column.
+without a zone is UTC. An empty cell is the same as a missing column. Names and the basis are kept to the
+letter, with blanks at their edges, because an event can have such names; other cells are trimmed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 from uuid import UUID
 
+from pipeline.common.texts import cut
 from pipeline.core.wire import SERVICE_TIERS
 from pipeline.prices.price import FILE, Fault, Faulty, Price, faults_of, number
 from pipeline.prices.source import content
@@ -37,6 +39,7 @@ COLUMNS: Final = (
     "source",
     "basis",
 )
+_TO_THE_LETTER: Final = ("provider", "model_name", "basis")
 _NEEDED: Final = ("provider", "model_name", "kind", "rate")
 _UTF_16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -68,6 +71,15 @@ def read(path: Path) -> list[Price]:
     if faults:
         raise Faulty(str(path), sorted(faults, key=lambda fault: _line(fault.where)))
     return prices
+
+
+def notes(prices: Iterable[Price]) -> Iterator[str]:
+    """For people: names that begin or end with a blank, which is rarely meant."""
+    for price in prices:
+        for column in ("provider", "model_name"):
+            name = getattr(price, column)
+            if name != name.strip():
+                yield f"{price.where}: {column} {name!r} has a blank at an edge, and is kept so"
 
 
 def _rows(lines: Reader, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
@@ -116,7 +128,7 @@ def _price(names: list[str], row: list[str], where: str, file: str) -> tuple[Pri
 def price_of(row: Mapping[str, str], where: str, name: str) -> tuple[Price | None, list[str]]:
     """The price of the cells of a line by column, or None with messages. ``name`` is that of the file."""
     messages: list[str] = []
-    cells = {column: cell.strip() for column, cell in row.items()}
+    cells = {column: cell if column in _TO_THE_LETTER else cell.strip() for column, cell in row.items()}
     given: dict[str, Any] = {
         "provider": cells["provider"],
         "model_name": cells["model_name"],
@@ -129,7 +141,7 @@ def price_of(row: Mapping[str, str], where: str, name: str) -> tuple[Price | Non
         "" if cells["kind"] == "discount" else SERVICE_TIERS[0]
     )
     if cells.get("currency") not in (None, "", "USD"):
-        messages.append(f"currency {cells['currency']!r} is not USD: convert the rates first")
+        messages.append(f"currency {cut(cells['currency'])!r} is not USD: convert the rates first")
     for column, read_cell, expected in (
         ("rate", number, "a decimal number such as 2.5"),
         ("context_from", _tokens, "a whole number of input tokens"),
@@ -145,7 +157,7 @@ def price_of(row: Mapping[str, str], where: str, name: str) -> tuple[Price | Non
         try:
             given[column] = read_cell(cell)
         except (ValueError, OverflowError):
-            messages.append(f"{column} {cell!r} is not {expected}")
+            messages.append(f"{column} {cut(cell)!r} is not {expected}")
     return (None if messages else Price(**given)), messages
 
 
@@ -162,11 +174,15 @@ def _time(text: str) -> datetime:
 
 def write(file: TextIO, prices: Iterable[Price]) -> int:
     """Write prices to an open file, and return their number."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(COLUMNS)
     count = 0
     for price in prices:
         count += 1
+        # The plain writer leaves a lone CR without quotes, and no reader takes that.
+        texts = (price.provider, price.model_name, price.source, price.basis)
+        writer = quoted if any("\r" in text for text in texts) else plain
         writer.writerow(
             (
                 price.provider,

@@ -2,7 +2,8 @@
 
 The map gives US dollars a token, as JSON numbers. A number is read as the decimal that its text has, never
 as a binary float, so 3e-07 is 0.3 dollars for a million tokens. Some numbers of the map came out of float
-arithmetic all the same; they are rounded and said.
+arithmetic all the same, and some are very small: they are rounded to 6 decimals and said. A model with a rate
+that this makes 0 is left out.
 
 A key of the map such as ``gemini/gemini-2.5-pro`` begins with a provider in most cases. The book's model name
 is the rest of the key if the key begins with the model's ``litellm_provider``, else the whole key. If two
@@ -19,7 +20,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.prices.price import Fault, Faulty, Price, faults_of, rounded
+from pipeline.common.texts import cut
+from pipeline.prices.price import Fault, Faulty, Price, faults_of
 from pipeline.prices.source import Read, content, in_order, without_place
 
 SOURCE: Final = "litellm"
@@ -35,6 +37,8 @@ _KINDS: Final = {
     "output_cost_per_reasoning_token": "reasoning",
     "input_cost_per_request": "request",
 }
+_STEP: Final = Decimal("0.000001")
+_STEP_OF_A_REQUEST: Final = Decimal("1e-12")
 _PARENTS: Final = {"cache_write_1h": "cache_write", "reasoning": "output"}
 _NAME: Final = re.compile(
     rf"({'|'.join(_KINDS)})(_above_1hr)?(?:_above_([0-9]{{1,9}})k_tokens)?(?:_(batches|priority|flex))?"
@@ -69,6 +73,7 @@ def read(path: Path, *, provider: str | None = None) -> Read:
     if not isinstance(models, dict):
         raise Faulty(str(path), [Fault("file", "is no object of models")])
     notes: list[str] = []
+    nameless: list[str] = []
     found: dict[tuple[str, str], tuple[str, list[Price]]] = {}
     for key, model in models.items():
         if key == "sample_spec":
@@ -77,11 +82,17 @@ def read(path: Path, *, provider: str | None = None) -> Read:
             faults.append(Fault(key, "is no object with a litellm_provider"))
             continue
         of = model.get("litellm_provider", "")
-        if not of or (provider is not None and of != provider):
+        if not of:
+            nameless.append(key)
+            continue
+        if provider is not None and of != provider:
             continue
         prices = list(_of_model(key, of, model, path.name, faults, notes))
         if prices:
             _keep_one(found, key, prices, notes)
+    if nameless:
+        count = "1 model is" if len(nameless) == 1 else f"{len(nameless)} models are"
+        notes.append(f"{count} left out, without a litellm_provider: {', '.join(map(cut, nameless[:5]))}")
     kept = tuple(price for _, prices in found.values() for price in prices)
     faults += faults_of(kept)
     if faults:
@@ -105,7 +116,7 @@ def _keep_one(
 def _of_model(
     key: str, provider: str, model: dict[str, Any], file: str, faults: list[Fault], notes: list[str]
 ) -> Iterator[Price]:
-    found = dict(_rates(key, model, faults, notes))
+    found = _rates(key, model, faults, notes)
     if not any(found.values()):
         if found:
             notes.append(f"{key} is left out: all its rates are 0, as where the map knows no price")
@@ -145,15 +156,15 @@ def _not_named(tier: str, found: Rates) -> Rates:
             continue
         of_parent, at_standard = (found.get((one, context, parent)) for one in (tier, "standard"))
         if of_parent is not None and at_standard:
-            missing[tier, context, kind] = (rate * of_parent / at_standard).quantize(Decimal("0.000001"))
+            missing[tier, context, kind] = (rate * of_parent / at_standard).quantize(_STEP)
     return missing
 
 
-def _rates(
-    key: str, model: dict[str, Any], faults: list[Fault], notes: list[str]
-) -> Iterator[tuple[tuple[str, int, str], Decimal]]:
-    """Each rate of a model, with its service tier, context and kind."""
+def _rates(key: str, model: dict[str, Any], faults: list[Fault], notes: list[str]) -> Rates:
+    """The rates of a model. None if one of them is too small for the book."""
     placeless: list[str] = []
+    vanished: list[str] = []
+    found: Rates = {}
     for name, cost in model.items():
         match = _NAME.fullmatch(name)
         if match is None or (match[2] and _KINDS[match[1]] != "cache_write"):
@@ -171,8 +182,20 @@ def _rates(
         base, hour, thousands, suffix = match.groups()
         kind = "cache_write_1h" if hour else _KINDS[base]
         given = cost if kind == "request" else cost * 10**6
-        rate = given if kind == "request" else rounded(given)
-        if rate != given:
-            notes.append(f"{key} {name}: {given.normalize():f} is taken as {rate.normalize():f}")
-        yield (_TIERS[suffix], int(thousands) * 1000 + 1 if thousands else 0, kind), rate
+        rate = given.quantize(_STEP_OF_A_REQUEST if kind == "request" else _STEP)
+        if given and not rate:
+            vanished.append(name)
+        elif rate == given:
+            rate = given
+        else:
+            notes.append(f"{key} {name}: {_shown(given)} is taken as {_shown(rate)}")
+        found[_TIERS[suffix], int(thousands) * 1000 + 1 if thousands else 0, kind] = rate
     notes += without_place(key, placeless)
+    if vanished:
+        notes.append(f"{key} is left out: the book has no rate as small as that of {', '.join(vanished)}")
+        return {}
+    return found
+
+
+def _shown(rate: Decimal) -> str:
+    return f"{rate.normalize():f}" if rate.adjusted() > -100 else f"{rate:.6e}"

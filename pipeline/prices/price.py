@@ -15,6 +15,7 @@ from typing import Final
 from uuid import UUID
 
 from pipeline.common.operator import OperatorError
+from pipeline.common.texts import cut
 from pipeline.core.wire import SERVICE_TIERS
 
 TOKEN_KINDS: Final = ("input", "output", "cache_read", "cache_write", "cache_write_1h", "reasoning")
@@ -112,14 +113,14 @@ def faults_of(prices: Iterable[Price]) -> list[Fault]:
 def _twice(first: Price, second: Price) -> str:
     same = f"is the same price as {first.where or 'another'}"
     if first.rate != second.rate:
-        return f"{same}, but rate {first.rate} and {second.rate}"
+        return f"{same}, but rate {cut(first.rate)} and {cut(second.rate)}"
     return f"{same}, but another valid_to" if first.valid_to != second.valid_to else f"{same}: leave one out"
 
 
 def _faults(price: Price) -> Iterable[str]:
     is_discount = price.kind == "discount"
     if price.kind not in KINDS:
-        yield f"kind {price.kind!r} is unknown: expected one of {', '.join(KINDS)}"
+        yield f"kind {cut(price.kind)!r} is unknown: expected one of {', '.join(KINDS)}"
     for name, value in (("provider", price.provider), ("model_name", price.model_name)):
         if not value and not is_discount:
             yield f"{name} is missing"
@@ -141,9 +142,10 @@ def _faults(price: Price) -> Iterable[str]:
         if price.org_id is None:
             yield "a discount belongs to an org: org_id is missing"
     elif price.service_tier not in SERVICE_TIERS:
-        yield f"service_tier {price.service_tier!r} is unknown: expected one of {', '.join(SERVICE_TIERS)}"
+        tiers = ", ".join(SERVICE_TIERS)
+        yield f"service_tier {cut(price.service_tier)!r} is unknown: expected one of {tiers}"
     if not 0 <= price.context_from <= _CONTEXT_MAX:
-        yield f"context_from {price.context_from} is not between 0 and {_CONTEXT_MAX}"
+        yield f"context_from {cut(price.context_from)} is not between 0 and {_CONTEXT_MAX}"
     yield from _faults_of_rate(price)
     for name, at in (("valid_from", price.valid_from), ("valid_to", price.valid_to)):
         if at is not None and (at - EVER) % _HOUR:
@@ -157,16 +159,16 @@ def _faults(price: Price) -> Iterable[str]:
 def _faults_of_rate(price: Price) -> Iterable[str]:
     rate = price.rate
     if not rate.is_finite():
-        yield f"rate {rate} is no number"
+        yield f"rate {cut(rate)} is no number"
         return
     if rate < 0:
-        yield f"rate {rate} is negative"
+        yield f"rate {cut(rate)} is negative"
     high = Decimal(100) if price.kind == "discount" else _RATE_MAX
     if rate > high:
-        yield f"rate {rate} is above {high}"
+        yield f"rate {cut(rate)} is above {high}"
     decimals_max = 12 if price.kind == "request" else 6
     if decimals(rate) > decimals_max:
-        yield f"rate {rate} has more than {decimals_max} decimals: a float has left its noise there"
+        yield f"rate {cut(rate)} has more than {decimals_max} decimals: a float has left its noise there"
 
 
 def number(text: str) -> Decimal:

@@ -37,6 +37,10 @@ SELECT is_room, (SELECT count(*) FROM changed) FROM room
 -- The names of all dimensions that workers count.
 SELECT DISTINCT name FROM analytics.dimensions ORDER BY name
 
+-- name: of_actors
+-- Are the values of a dimension the ids of actors?
+SELECT EXISTS (SELECT FROM analytics.dimensions WHERE name = %(dimension)s AND source = 'actorId')
+
 -- name: of_orgs
 -- The names of some orgs.
 SELECT org_id, name FROM analytics.names WHERE org_id = ANY(%(org_ids)s) AND dimension = '' AND value = ''

@@ -70,7 +70,7 @@ ORDER BY provider
 SET LOCAL enable_nestloop = off
 
 -- name: diff
--- What calls of a range of hours cost at two versions, by org and model: only models for which the two differ.
+-- What calls of a range of hours cost at two versions, by org and model: only models whose cost or unpriced calls differ.
 WITH models AS (SELECT array_agg(provider) AS providers, array_agg(model_name) AS names
     FROM (
         SELECT DISTINCT provider, model_name FROM analytics.model_labels
@@ -129,7 +129,9 @@ SELECT org_id, model_id, provider, model_name, sum(invocations)::bigint AS invoc
     COALESCE(sum(unestimated) FILTER (WHERE after IS NULL), 0)::bigint AS unpriced_after
 FROM priced
 GROUP BY org_id, model_id, provider, model_name
-HAVING count(*) FILTER (WHERE before IS DISTINCT FROM after) > 0
+HAVING sum(COALESCE(before, estimate)) IS DISTINCT FROM sum(COALESCE(after, estimate))
+    OR COALESCE(sum(unestimated) FILTER (WHERE before IS NULL), 0)
+        <> COALESCE(sum(unestimated) FILTER (WHERE after IS NULL), 0)
 ORDER BY org_id, provider COLLATE "C", model_name COLLATE "C", model_id
 
 -- name: past

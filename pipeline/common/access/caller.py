@@ -27,6 +27,11 @@ class Caller:
     def owns(self, org_id: UUID) -> bool:
         return self.orgs is None or org_id in self.orgs
 
+    @property
+    def reaches_all(self) -> bool:
+        """Is every org within its reach?"""
+        return self.orgs is None or ADMIN in self.roles
+
     def reaches(self, org_id: UUID) -> bool:
         """Is the org its own, or every org within its reach? The role that is needed is another question."""
         return self.owns(org_id) or ADMIN in self.roles

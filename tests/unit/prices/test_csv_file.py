@@ -208,3 +208,41 @@ def test_a_rate_of_a_package_is_rounded_only_if_that_changes_next_to_nothing() -
     assert rounded(Decimal("0.0359375")) == Decimal("0.035938")
     for text in ("0", "2.5", "0.00000012", "0.0000105", "1e30", "-1e30"):
         assert rounded(Decimal(text)) == Decimal(text)
+
+
+def test_names_and_bases_read_back_to_the_letter(tmp_path: Path) -> None:
+    names = [
+        " lead",
+        "trail ",
+        "\u00a0nb\u2028",
+        "a\rb",
+        "\r",
+        "a\nb",
+        "a\r\nb",
+        'q"uo"te',
+        "c,omma",
+        "'",
+        " ",
+    ]
+    prices = [
+        Price(
+            provider=name, model_name=name, kind="input", rate=Decimal(1), valid_from=EVER, basis=f"{name}\r"
+        )
+        for name in names
+    ]
+    path = tmp_path / "out.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv_file.write(file, prices)
+    read = csv_file.read(path)
+    assert [(one.provider, one.model_name, one.basis) for one in read] == [
+        (name, name, f"{name}\r") for name in names
+    ]
+    noted = [note.partition(": ")[2] for note in csv_file.notes(read)]
+    assert noted[0] == "provider ' lead' has a blank at an edge, and is kept so"
+    assert len(noted) == 2 * 5
+
+
+def test_a_fault_shows_so_much_of_a_cell(tmp_path: Path) -> None:
+    for cell in ("9" * 400, "x" * 400):
+        [message] = messages(tmp_path, HEAD + f"p,m,,,input,{cell},USD,,\n")
+        assert len(message) < 160

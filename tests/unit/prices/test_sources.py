@@ -265,7 +265,6 @@ def test_a_litellm_map_with_nonsense_is_refused_and_every_cost_is_named(tmp_path
         "m": costs(-1e-06, 1e9),
         "n": costs(float("nan"), 1e-07)
         | {"cache_read_input_token_cost": "1", "input_cost_per_request": True},
-        "o": costs(1e-12, 1e-13),
         "q": 1,
         "half\ud800": costs(1e-06, 0),
     }
@@ -279,7 +278,6 @@ def test_a_litellm_map_with_nonsense_is_refused_and_every_cost_is_named(tmp_path
         "n cache_read_input_token_cost",
         "n input_cost_per_request",
         "n input_cost_per_token",
-        "o standard output",
         "q",
     ]
     huge = '{"m": {"litellm_provider": "p", "input_cost_per_token": 1e999999}}'
@@ -321,6 +319,24 @@ def test_the_noise_of_a_litellm_map_is_rounded_and_said(tmp_path: Path) -> None:
     assert [str(price.rate.normalize()) for price in read.prices] == ["0.89", "1.142857", "0.035938"]
     assert read.notes[0] == "m input_cost_per_token: 0.8900000000000001 is taken as 0.89"
     assert len(read.notes) == 3
+
+
+def test_a_litellm_rate_too_small_for_the_book_leaves_out_its_model_alone(tmp_path: Path) -> None:
+    models = {
+        "tiny": costs(1e-14, 1e-06),
+        "small": costs(1.5e-12, 1e-06),
+        "nobody's": {"input_cost_per_token": 1e-06},
+    }
+    read = read_map(tmp_path, models)
+    assert {(price.model_name, str(price.rate)) for price in read.prices} == {
+        ("small", "0.000002"),
+        ("small", "1.000000"),
+    }
+    assert read.notes == (
+        "tiny is left out: the book has no rate as small as that of input_cost_per_token",
+        "small input_cost_per_token: 0.0000015 is taken as 0.000002",
+        "1 model is left out, without a litellm_provider: nobody's",
+    )
 
 
 def test_a_litellm_model_whose_rates_are_all_zero_is_left_out_and_said(tmp_path: Path) -> None:
