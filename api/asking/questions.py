@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -32,9 +32,10 @@ from api.asking.params import CLIENT, DIMENSION, CostBasis, Reader
 from api.config import RangeConfig
 from pipeline.common import ids
 from pipeline.common.problems import Fault, invalid_parameters
-from pipeline.core.dimensions import ACTOR
 
 T = TypeVar("T")
+_ACTOR: Final = "actorId"
+"""The source of dimensions whose values are the ids of actors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Counted:
 
     def folded(self, question: FiguresQuestion) -> FiguresQuestion:
         """The question with the values as events have them: ids of actors are in lower case."""
-        if self.source != ACTOR:
+        if self.source != _ACTOR:
             return question
         values = {ids.folded(value) for value in question.client_ids}
         return replace(question, client_ids=tuple(sorted(values)))

@@ -95,5 +95,5 @@ def plain(value: Any) -> str:
 VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
     code: f"\\u{code:04x}" for code in (*range(0xD800, 0xE000), *map(ord, MISLEADING))
 }
-"""Shows control characters, those that turn the direction of a text, and halves of surrogate pairs, as escapes:
-they must not reach a terminal."""
+"""Shows control characters, those that turn the direction of a text, and halves of surrogate pairs, as
+escapes: they must not reach a terminal."""

@@ -5,15 +5,19 @@ A ledger counts a mix with small caps, so that `other` is in play. The answers a
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
+from pipeline.admin import names as naming
+from pipeline.common.names import Naming
 from pipeline.core import wire
 from pipeline.core.dimensions import Dimension
 from tests.support import books, mix, oracle_events
@@ -127,6 +131,31 @@ async def test_values_are_filtered_and_listed(url: str, server: Api) -> None:
         by_team = server.ok(f"{BASE}/orgs/{org}/reliability", DAYS | {"groupBy": "team"})
         assert {point["value"] or "" for point in by_team["series"]} == set(seen)
         assert by_team["errorCodes"]
+
+
+async def test_an_actor_is_found_by_its_id_in_upper_case(url: str, server: Api) -> None:
+    bodies = mix.make(1000, seed=75, now_us=NOW_US, orgs=1).bodies
+    await count(url, bodies, RULES)
+    oracle = naive.Oracle(books.oracle_rules(RULES))
+    oracle.feed_all((i, NOW_US, body) for i, body in enumerate(bodies))
+    [org] = oracle.orgs_seen
+    actor = max(value for _, name, value in oracle.values_seen if name == "user")
+    assert actor.upper() != actor
+    found = [
+        server.ok(f"{BASE}/orgs/{org}/usage", DAYS | {"dimension": f"user:{text}"})["totals"]
+        for text in (actor, actor.upper())
+    ]
+    assert found[0] == found[1]
+    assert found[0]["invocations"] > 0
+    naming.change(url, Naming(org_id=UUID(str(org)), dimension="user", names={actor.upper(): "Ada"}))
+    path = f"{BASE}/orgs/{org}/dimensions/user"
+    named = [one for one in pages(server, path, {}, "items") if one["valueName"]]
+    assert [(one["value"], one["valueName"]) for one in named] == [(actor, "Ada")]
+    body = json.dumps({"items": [{"value": actor.upper(), "name": "Bob"}]}).encode()
+    status, _, answer = server.request("PUT", f"{path}/names", body=body)
+    assert (status, json.loads(answer)["items"]) == (200, [{"value": actor, "valueName": "Bob"}])
+    naming.change(url, Naming(org_id=UUID(str(org)), dimension="user", names={actor.upper(): None}))
+    assert not [one for one in pages(server, path, {}, "items") if one["valueName"]]
 
 
 def faults(server: Api, org: Any, **query: Any) -> dict[str, str]:

@@ -19,7 +19,8 @@ from pipeline.core import wire
 ORG = uuid.UUID(int=1)
 GOOD = ["a", "Acme Ltd.", "Größe 東京", "x" * 128, " a ", "=1+1", "'; DROP TABLE names; --", "😀" * 128]
 BAD: list[Any] = [
-    "", " ", "\u3000", "x" * 129, "a\0", "a\n", "\x1b[31m", "\x85", "\ud800", "a\u2028b", "a\u202eb", "\u2066a", "\u200b", " \u200b\u3164", 7, True, [], {}, b"a",
+    "", " ", "\u3000", "x" * 129, "a\0", "a\n", "\x1b[31m", "\x85", "\ud800",
+    "a\u2028b", "a\u202eb", "\u2066a", "\u200b", " \u200b\u3164", 7, True, [], {}, b"a",
 ]  # fmt: skip
 
 

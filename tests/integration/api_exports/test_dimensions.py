@@ -252,6 +252,18 @@ def test_a_file_of_some_values_is_what_rest_says_of_them(mixed: Api, form: str, 
             assert {line["lineType"] for line in lines} <= {"usage"}, "an adjustment is of the org as a whole"
 
 
+def test_a_file_of_an_actor_in_upper_case_is_that_of_the_actor(mixed: Api) -> None:
+    items = mixed.ok(f"{BASE}/orgs/{ORG}/dimensions/user", {})["items"]
+    actor = next(one["value"] for one in items if (one["value"] or "").upper() != (one["value"] or ""))
+    files = [
+        usage_of(body, file_of(mixed, body))
+        for text in (actor, actor.upper())
+        for body in [WHOLE | {"format": "csv", "dimensions": [f"user:{text}"]}]
+    ]
+    assert files[0] == files[1]
+    assert files[0]
+
+
 def test_an_order_that_no_row_can_answer_says_why(mixed: Api) -> None:
     def faults(**more: Any) -> dict[str, str]:
         status, problem = order(mixed, WHOLE | more, path=EXPORTS)

@@ -119,6 +119,28 @@ def test_a_diff_is_of_the_hours_and_orgs_that_are_asked_for(
     assert only == [first]
 
 
+def test_a_price_at_which_calls_cost_the_same_is_no_difference(
+    connection: psycopg.Connection[Any], database_url: str
+) -> None:
+    fill(connection)
+    write(connection, [pair(50, valid_from=DAY)])
+    version = book_version(connection)
+    write(connection, [pair(50, valid_from=DAY + timedelta(hours=1))])
+    said = run(database_url, "diff", *RANGE, "--before", version, "--after", book_version(connection)).output
+    assert said == "in all: +0 USD\n"
+
+
+def test_a_version_that_does_not_exist_yet_exits_with_2(database_url: str) -> None:
+    for arguments in (
+        ("list", "--version", "9"),
+        ("show", "m", "--version", "9"),
+        ("export", "--version", "9"),
+        ("diff", *RANGE, "--after", "9"),
+        ("diff", *RANGE, "--before", "9", "--after", "0"),
+    ):
+        assert "has no version 9 yet" in run(database_url, *arguments, code=2).output
+
+
 def test_wrong_questions_exit_with_2(database_url: str, tmp_path: Path) -> None:
     file = tmp_path / "x.csv"
     file.write_text(HEAD + "p,m,,,input,-1,,\n")

@@ -185,6 +185,45 @@ def test_nobody_sees_the_contract_of_another_org_and_only_admins_change_the_book
     assert count >= 2
 
 
+def test_an_admin_of_some_orgs_reads_and_changes_prices_of_these_alone(book: Book) -> None:
+    who = caller("ann", "analytics:admin analytics:usage:read", MINE)
+    listed = book.listed(who=who)["items"]
+    assert {item["orgId"] for item in listed} <= {None, MINE}
+    assert book.server.get(PRICES, {"orgId": THEIRS}, headers=who)[0] == 403
+    theirs = next(item["id"] for item in book.listed()["items"] if item["orgId"] == THEIRS)
+    everyones = next(item["id"] for item in book.listed()["items"] if item["orgId"] is None)
+    version, two = book.version, {**EVERYTHING, "before": 0, "after": 1}
+    for path, body in (
+        (PRICES, {"prices": [new_price()]}),
+        (PRICES, {"prices": [new_price(orgId=MINE), new_price(orgId=THEIRS)]}),
+        (f"{PRICES}/{theirs}/retract", {"reason": "x"}),
+        (f"{PRICES}/{everyones}/retract", {"reason": "x"}),
+        (f"{PRICES}/diff", two),
+        (f"{PRICES}/diff", two | {"orgs": [MINE, THEIRS]}),
+        (f"{PRICES}/diff", {**EVERYTHING, "orgs": [MINE], "prices": [new_price(orgId=THEIRS)]}),
+    ):
+        status, problem = book.post(path, body, who=who)
+        assert status == 403, problem
+        assert "admin" in problem["detail"] or "not yours" in problem["detail"]
+    assert book.version == version
+    status, change = book.post(PRICES, {"prices": [new_price(orgId=MINE, modelName="mine")]}, who=who)
+    assert (status, [row["recordedBy"] for row in change["appended"]]) == (200, ["ann"])
+    assert book.post(f"{PRICES}/diff", two | {"orgs": [MINE]}, who=who)[0] == 200
+    dry = {**EVERYTHING, "orgs": [MINE], "prices": [new_price()]}
+    assert book.post(f"{PRICES}/diff", dry, who=who)[0] == 200
+    assert book.post(f"{PRICES}/{change['priceVersion']}/retract", {"reason": "x"}, who=who)[0] == 200
+    assert book.post(f"{PRICES}/999999/retract", {"reason": "x"}, who=who)[0] == 404
+
+
+def test_names_are_kept_to_the_letter_and_faults_name_the_fields(book: Book) -> None:
+    status, change = book.post(PRICES, {"prices": [new_price(modelName=" lead\u00a0")]})
+    assert (status, change["appended"][0]["modelName"]) == (200, " lead\u00a0")
+    assert book.post(f"{PRICES}/{change['priceVersion']}/retract", {"reason": "a\u202eb"})[0] == 400
+    assert book.post(f"{PRICES}/{change['priceVersion']}/retract", {"reason": "x"})[0] == 200
+    status, problem = book.post(PRICES, {"prices": [new_price(validTo=BEFORE)]})
+    assert (status, problem["errors"][0]["message"]) == (400, "is not after validFrom")
+
+
 def test_the_pages_of_the_list_are_the_list(book: Book) -> None:
     query: dict[str, Any] = {"provider": "p", "kind": "input", "retracted": "true"}
     whole = book.listed(query)
