@@ -139,7 +139,8 @@ async def test_an_actor_is_found_by_its_id_in_upper_case(url: str, server: Api) 
     oracle = naive.Oracle(books.oracle_rules(RULES))
     oracle.feed_all((i, NOW_US, body) for i, body in enumerate(bodies))
     [org] = oracle.orgs_seen
-    actor = max(value for _, name, value in oracle.values_seen if name == "user")
+    actors = {value for _, name, value in oracle.values_seen if name == "user"}
+    actor = max(actors - {wire.OVERFLOW_VALUE})
     assert actor.upper() != actor
     found = [
         server.ok(f"{BASE}/orgs/{org}/usage", DAYS | {"dimension": f"user:{text}"})["totals"]

@@ -186,7 +186,7 @@ def test_nobody_sees_the_contract_of_another_org_and_only_admins_change_the_book
 
 
 def test_an_admin_of_some_orgs_reads_and_changes_prices_of_these_alone(book: Book) -> None:
-    who = caller("ann", "analytics:admin analytics:usage:read", MINE)
+    who = caller("ann", "analytics:admin,analytics:usage:read", MINE)
     listed = book.listed(who=who)["items"]
     assert {item["orgId"] for item in listed} <= {None, MINE}
     assert book.server.get(PRICES, {"orgId": THEIRS}, headers=who)[0] == 403
