@@ -1,7 +1,7 @@
 """The lean text of a series is what the types of the contract would have become."""
 
 from datetime import UTC, datetime
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -81,5 +81,5 @@ def test_each_row_is_the_point_it_stands_for(
     totals = usage_json.totals(rows)
     measures = [sums for _, _, _, *sums in rows]
     assert list(totals.values()) == [sum(sums[i] for sums in measures) for i in range(len(USAGE))]
-    amounts = [Decimal(point.cost.amount) * 10**20 for point in points if point.cost.amount is not None]
+    amounts = [Fraction(point.cost.amount) * 10**20 for point in points if point.cost.amount is not None]
     assert sum(amounts) == totals["amount"]
