@@ -229,7 +229,6 @@ def test_the_list_has_filters(run: Run, file: Path) -> None:
     assert lines[-2].startswith(f"7 retracts 1: x, by {actor()} 2")
     assert lines[-1] == "version 7"
     assert run("list", "--version", 6).output.splitlines()[-1] == "version 6"
-    assert run("list", "--version", 99).output.splitlines()[-1] == "version 7"
 
 
 def test_what_is_exported_reads_back_unchanged(
