@@ -53,6 +53,8 @@ its events are not to be lost because a key cannot be looked up."""
 _LINGER_S: Final = 2.0
 """How long a body is read and dropped after its request was refused, so that the sender sees why."""
 _READ_BYTES: Final = 2**15
+_HEALTH_S: Final = 0.5
+"""How often the database is asked whether it is there."""
 _SWITCH_S: Final = 0.001
 """How long the event loop waits for a thread that works on a large body. Python's own 5 ms would be felt."""
 _NEARLY_FULL: Final = 0.8
@@ -108,6 +110,7 @@ class Collector:
         self._spool: Spool | None = None
         self._outlet: Outlet | None = None
         self._database: Database | None = None
+        self._database_asked_at = float("-inf")
         self._org_names: OrgNames | None = None
         if config.database_url is not None:
             self._database = Database(
@@ -192,7 +195,8 @@ class Collector:
         """Are requests taken and kept, and how is each part?
 
         The spool stands in for the stream. The database is needed for API keys alone, and a key that was good
-        is believed for a while without it.
+        is believed for a while without it. Anybody may ask, so no server or path of ours is named: the log
+        has the causes.
         """
         stream, stream_keeps = self._stream_health()
         spool, spool_keeps = self._spool_health()
@@ -205,7 +209,7 @@ class Collector:
         if self._outlet is None:
             return _component("unavailable", "starting"), False
         if self._outlet.error is not None:
-            return _component("unavailable", self._outlet.error), False
+            return _component("unavailable", "away; the log says why"), False
         if self._outlet.is_stuck:
             return _component("unavailable", SILENT), False
         return _component("ok", "takes events"), True
@@ -225,7 +229,7 @@ class Collector:
             "oldestSeconds": oldest_s,
         }
         if spool.failure is not None:
-            return _component("unavailable", spool.failure, **facts), False
+            return _component("unavailable", "its disk fails; the log says how", **facts), False
         if share >= _NEARLY_FULL:
             return _component("degraded", "nearly full", **facts), share < 1
         return _component("ok", "keeps events while the broker is away", **facts), True
@@ -233,10 +237,13 @@ class Collector:
     async def _database_health(self) -> dict[str, Any]:
         if self._database is None:
             return _component("off", "DATABASE_URL is not set: no API keys, and no names of orgs")
-        try:
-            await self._database.ping()
-        except Unavailable as error:
-            return _component("degraded", f"{error} API keys that were good are believed for a while.")
+        now = asyncio.get_running_loop().time()
+        if now >= self._database_asked_at + _HEALTH_S:  # anybody may ask, as often as they like
+            self._database_asked_at = now
+            with suppress(Unavailable):
+                await self._database.ping()
+        if self._database.error is not None:
+            return _component("degraded", "away; API keys that were good are believed for a while")
         return _component("ok", "answers")
 
     def _gate(self) -> Gate:

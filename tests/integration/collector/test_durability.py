@@ -146,7 +146,10 @@ def test_with_a_spool_a_broker_that_restarts_and_stays_away_for_a_while_costs_no
             await asyncio.sleep(6)
             assert await asyncio.to_thread(collector.status) == 200
             found = await asyncio.to_thread(processes.get, collector.ready_url)
-            assert found[1]["components"]["stream"]["status"] == "unavailable"
+            assert found[1]["components"]["stream"] == {
+                "status": "unavailable",
+                "detail": "away; the log says why",
+            }
             assert found[1]["components"]["spool"]["records"] > 1000
             assert found[1]["components"]["spool"]["oldestSeconds"] > 3
             await asyncio.to_thread(rabbitmq.start)
