@@ -2,8 +2,9 @@
 
 On servers of its own it runs a worker on a real stream and a collector, each as the process it is. It sends
 batches and single events: first as fast as they are answered, over some connections, and then at a fixed
-rate and at half of the first one, without waiting for slow answers. At the end it checks that the worker has counted every event that was
-answered, once. It reports and judges nothing. All of it shares the cores of this machine.
+rate and at half of the first one, without waiting for slow answers. At the end it checks that the worker has
+counted every event that was answered, once. It reports and judges nothing. All of it shares the cores of this
+machine.
 """
 
 from __future__ import annotations
