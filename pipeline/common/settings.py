@@ -527,13 +527,13 @@ _COLLECTOR: Final = (
     _setting(
         "COLLECTOR_BODY_BYTES_MAX",
         parsers.size_bytes,
-        "12MiB",
+        "10MiB",
         "The largest body of a request as it arrives. Beyond that, the answer is a 413.",
     ),
     _setting(
         "COLLECTOR_UNPACKED_BYTES_MAX",
         parsers.size_bytes,
-        "12MiB",
+        "10MiB",
         "The largest body once it is unpacked, and the most bytes of all events of one request. Beyond that,"
         " the answer is a 413.",
     ),
@@ -559,7 +559,7 @@ _COLLECTOR: Final = (
     _setting(
         "COLLECTOR_MEMORY_MAX",
         parsers.size_bytes,
-        "48MiB",
+        "40MiB",
         "Bytes of all bodies and events in work at once, and half of that for one caller. A request beyond"
         " that waits for 0.25 s, then the answer is a 503 (429 to the caller with half).",
     ),
