@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-import psycopg
 from aiohttp import web
 from psycopg.rows import class_row
 
@@ -18,19 +17,15 @@ from api.asking import bodies, params
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser
 from api.reading import names
-from api.reading.database import Database, rows
+from api.reading.database import Database, no_right, rows
 from api.reading.names import Names
 from pipeline.common import problems
 from pipeline.common.adjustments import SQL, Recorded, refusal
 from pipeline.common.connect import AsyncConnection
-from pipeline.common.errors import Unavailable
 from pipeline.common.problems import Fault
 from sql import roles
 
-_NO_RIGHT: Final = (
-    "The API's database role may not record adjustments: an operator can"
-    f" GRANT {roles.ADJUSTER} TO the role that the API logs in as."
-)
+_NO_RIGHT: Final = no_right("record adjustments", roles.ADJUSTER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,12 +104,7 @@ class Adjustments:
 
     async def _recorded(self, work: Any) -> web.Response:
         """The answer with the row that was appended. Raises `Unavailable` if the role may append none."""
-        try:
-            found = await self.database.write(work)
-        except Unavailable as error:
-            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-                raise Unavailable(_NO_RIGHT) from None
-            raise
+        found = await self.database.write(work, no_right=_NO_RIGHT)
         return answers.response(_shown(found, recorded_by=True), status=201)
 
 

@@ -126,10 +126,9 @@ def _dimension(connection: psycopg.Connection[Any], job: Job) -> Counted | None:
     found = connection.execute(seen.SQL["dimensions"], {"org_id": job.org_id})
     known = [Counted(*row) for row in found]
     try:
-        job.shape.check_dimension(known, job.span)
+        return job.shape.check_dimension(known, job.span)
     except Problem as problem:
         raise UnwritableError(_NOT_THERE.format(problem.errors[0].message)) from None
-    return next(one for one in known if one.name == job.shape.dimension)
 
 
 def _book(connection: psycopg.Connection[Any], job: Job) -> Book:

@@ -47,6 +47,8 @@ GRANULARITIES: Final = {
 NONE: Final = "none"
 HOURLY_DAYS_MAX: Final = 31
 MODELS_MAX: Final = 100
+_OF_SHAPE: Final = ("format", "granularity", "time_zone", "group_by", "dimensions", "models")
+"""The columns that jobs and schedules have in common."""
 VALUES_MAX: Final = 100
 """How many clients or values of a dimension an order may name."""
 
@@ -65,6 +67,30 @@ class Shape:
     groups: frozenset[str]
     chosen: tuple[tuple[str, str], ...]
     models: tuple[UUID, ...]
+
+    @classmethod
+    def stored(cls, columns: Mapping[str, Any]) -> Shape:
+        """The shape that some columns of a job or a schedule say; `columns` makes them."""
+        return cls(
+            format=columns["format"],
+            granularity=columns["granularity"],
+            zone=ZoneInfo(columns["time_zone"]),
+            groups=params.group_by([columns["group_by"]]),
+            chosen=tuple(sorted(map(params.dimension, columns["dimensions"]))),
+            models=tuple(sorted(columns["models"])),
+        )
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The values of `_OF_SHAPE`."""
+        return {
+            "format": self.format,
+            "granularity": self.granularity,
+            "time_zone": self.zone.key,
+            "group_by": self.group_by,
+            "dimensions": self.dimensions,
+            "models": list(self.models),
+        }
 
     @property
     def calendar(self) -> Calendar:
@@ -114,16 +140,17 @@ class Shape:
         """The dimension that the file is by, or of some values of; '' for clients, too."""
         return "" if self.split_by == CLIENT else self.split_by
 
-    def check_dimension(self, known: Sequence[Counted], span: Span | None = None) -> None:
-        """Can the dimension answer for the whole range? Without a range: is it set?
+    def check_dimension(self, known: Sequence[Counted], span: Span | None = None) -> Counted | None:
+        """The dimension of the file; None: it has none. It must be set, and must answer for the whole range.
 
-        Raises `Problem` 400 if not.
+        Raises `Problem` 400 if it does not.
         """
         if not self.dimension:
-            return
+            return None
         one = counted(known, self.dimension, _DIMENSIONS if self.chosen else GROUP_BY.name)
         if span is not None and (lacking := one.lacking(span, whole=True)):
             raise invalid_parameters([Fault(_field(lacking.field), lacking.message)])
+        return one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,14 +189,7 @@ class Job:
 
     @property
     def shape(self) -> Shape:
-        return Shape(
-            format=self.format,
-            granularity=self.granularity,
-            zone=ZoneInfo(self.time_zone),
-            groups=params.group_by([self.group_by]),
-            chosen=tuple(sorted(map(params.dimension, self.dimensions))),
-            models=tuple(sorted(self.models)),
-        )
+        return Shape.stored({name: getattr(self, name) for name in _OF_SHAPE})
 
     @property
     def span(self) -> Span:
@@ -275,16 +295,7 @@ SQL: Final = {
 
 def scheduled_shape(row: Mapping[str, Any]) -> Shape | None:
     """The shape of a stored schedule; None: this host does not know its time zone."""
-    if row["time_zone"] not in zone_names():
-        return None
-    return Shape(
-        format=row["format"],
-        granularity=row["granularity"],
-        zone=ZoneInfo(row["time_zone"]),
-        groups=params.group_by([row["group_by"]]),
-        chosen=tuple(sorted(map(params.dimension, row["dimensions"]))),
-        models=tuple(sorted(row["models"])),
-    )
+    return Shape.stored(row) if row["time_zone"] in zone_names() else None
 
 
 def schedule_key(month: str) -> str:

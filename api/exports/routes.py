@@ -61,7 +61,7 @@ class Exports:
         row = {
             "job_id": uuid.uuid4(),
             "org_id": org_id,
-            **_stored(order.shape),
+            **order.shape.columns,
             "range_start": to_datetime(order.span.start),
             "range_end": to_datetime(order.span.end),
             "idempotency_key": key,
@@ -176,7 +176,7 @@ class Exports:
         await self._check_dimension(request[ORG_ID], shape)
         values = {
             "org_id": request[ORG_ID],
-            **_stored(shape),
+            **shape.columns,
             "created_by": request[CALLER].subject,
             "created_at": self.clock(),
         }
@@ -256,18 +256,6 @@ class Exports:
         if job is None:
             raise problems.not_found("This org has no such export.")
         return job
-
-
-def _stored(shape: Shape) -> dict[str, Any]:
-    """The columns that jobs and schedules have in common."""
-    return {
-        "format": shape.format,
-        "granularity": shape.granularity,
-        "time_zone": shape.zone.key,
-        "group_by": shape.group_by,
-        "dimensions": shape.dimensions,
-        "models": list(shape.models),
-    }
 
 
 def _job_id(request: web.Request) -> UUID:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import psycopg
 from aiohttp import web
 from psycopg.rows import scalar_row, tuple_row
 
@@ -13,17 +12,13 @@ from api.access.guard import CALLER, ORG_ID
 from api.answering import answers
 from api.asking.questions import Parser
 from api.names import orders
-from api.reading.database import Database, rows
+from api.reading.database import Database, no_right, rows
 from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
-from pipeline.common.errors import Unavailable
 from pipeline.common.names import NO_ROOM, ORG, SQL, Naming, naming_of_org, no_dimension, of_actors
 from sql import roles
 
-_NO_RIGHT: Final = (
-    "The API's database role may not set names: an operator can"
-    f" GRANT {roles.NAMER} TO the role that the API logs in as."
-)
+_NO_RIGHT: Final = no_right("set names", roles.NAMER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +68,7 @@ class NameChanges:
             [(is_room, _)] = await rows(connection, SQL["set"], values, tuple_row)
             return done if is_room else None
 
-        try:
-            done = await self.database.write(change)
-        except Unavailable as error:
-            if isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
-                raise Unavailable(_NO_RIGHT) from None
-            raise
+        done = await self.database.write(change, no_right=_NO_RIGHT)
         if done is None:
             raise problems.conflict(f"{NO_ROOM[0].upper()}{NO_ROOM[1:]}.")
         return done

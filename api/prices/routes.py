@@ -26,7 +26,7 @@ from api.config import DatabaseConfig, RangeConfig
 from api.prices import orders
 from api.reading import names
 from api.reading import prices as reading
-from api.reading.database import Database, rows, translated
+from api.reading.database import Database, no_right, rows, translated
 from pipeline.common import problems
 from pipeline.common.access.caller import Caller
 from pipeline.common.connect import AsyncConnection, Connection, Session, connect
@@ -39,10 +39,7 @@ from sql import queries, roles
 T = TypeVar("T")
 _OrgNames = Mapping[UUID, str]
 _SQL: Final = queries.load("prices")
-_NO_RIGHT: Final = (
-    "The API's database role may not change the price book: an operator can"
-    f" GRANT {roles.PRICER} TO the role that the API logs in as."
-)
+_NO_RIGHT: Final = no_right("change the price book", roles.PRICER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -107,9 +107,18 @@ class Database:
         """
         return await self._supervised(self._retried(lambda: self._asked(work)))
 
-    async def write(self, work: Work[T]) -> T:
-        """The result of ``work`` once it is committed. Raises `Unavailable` like `read`."""
-        return await self._supervised(self._attempt(work, writes=True))
+    async def write(self, work: Work[T], *, no_right: str | None = None) -> T:
+        """The result of ``work`` once it is committed.
+
+        Raises:
+            Unavailable: as `read`. ``no_right``, if given, is the text where the API's role lacks a right.
+        """
+        try:
+            return await self._supervised(self._attempt(work, writes=True))
+        except Unavailable as error:
+            if no_right is not None and isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+                raise Unavailable(no_right) from None
+            raise
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> None:
         """Call ``heard`` once when listening and then for each notification, until cancelled.
@@ -320,6 +329,14 @@ async def _undo(connection: AsyncConnection) -> None:
     """End the transaction. If that fails, the pool closes the connection."""
     with suppress(psycopg.Error):
         await connection.rollback()
+
+
+def no_right(action: str, role: str) -> str:
+    """What to say where the API's login lacks a right that ``role`` has."""
+    return (
+        f"The API's database role may not {action}: an operator can GRANT {role} TO the role that the API"
+        " logs in as."
+    )
 
 
 def translated(error: psycopg.Error, *, lost: bool) -> Exception:

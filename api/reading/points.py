@@ -172,6 +172,8 @@ def plain_series(question: FiguresQuestion, book: Book) -> PlainSeries | None:
     span, calendar = question.span, question.calendar
     if question.after is not None:  # nothing before the cursor's bucket is read again
         span = Span(max(span.start, question.after.bucket), span.end)
+    if calendar.end_of(calendar.start_of(span.start)) % own.minutes:
+        return None  # the days of a zone off UTC's midnight
     plain: list[Span] = []
     cut: dict[int, list[tuple[Grain, Span]]] = {}
     for grain, piece in series_pieces(span, calendar, book.moments, question.quarters):
@@ -179,7 +181,7 @@ def plain_series(question: FiguresQuestion, book: Book) -> PlainSeries | None:
         if grain is own and _rows_are_buckets(piece, grain, calendar):
             touches = plain and plain[-1].end == piece.start
             plain[-1:] = [Span(plain[-1].start, piece.end)] if touches else [*plain[-1:], piece]
-        elif piece.end <= calendar.end_of(bucket):
+        elif piece.end <= calendar.end_of(bucket) and len(cut) <= _CUT_MAX:
             cut.setdefault(bucket, []).append((grain, piece))
         else:
             return None
