@@ -246,7 +246,7 @@ def _observed(metrics: Metrics) -> Middleware:
         duration_s = time.perf_counter() - started
         route = template(request)
         streamed = response.content_type == "text/event-stream"
-        metrics.served(request.method, route, response.status, None if streamed else duration_s)
+        metrics.served.count(request.method, route, response.status, None if streamed else duration_s)
         quiet = response.status < 400 and not route.startswith(f"{BASE}/orgs")
         log.log(
             logging.DEBUG if quiet else logging.INFO,

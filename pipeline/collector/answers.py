@@ -1,7 +1,6 @@
 """What the collector answers: JSON of its own, problems, and OTLP's own messages in both encodings.
 
-An OTLP exporter reads ``ExportTraceServiceResponse`` and, with an error, ``google.rpc.Status``. Both have two
-fields that we use, so their protobuf is written here by hand.
+An OTLP exporter reads ``ExportTraceServiceResponse`` and, with an error, ``google.rpc.Status``.
 """
 
 from __future__ import annotations
@@ -10,18 +9,19 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from aiohttp import web
 
 from pipeline.collector.admit import Admitted, Rejected
+from pipeline.collector.dialects import framing, otlp
 from pipeline.common import problems
 from pipeline.common.problems import FIELD_CHARS_MAX, ErrorDetail, Problem, ProblemDetails
 
 Form = Literal["json", "otlp-json", "otlp-protobuf"]
 """Our own JSON, or OTLP's JSON or protobuf."""
-PROTOBUF: Final = "application/x-protobuf"
+_TYPES: Final = {"otlp-json": framing.JSON, "otlp-protobuf": otlp.PROTOBUF}
 _MESSAGE_CHARS_MAX: Final = 1000
 # Codes of google.rpc.Code.
 _RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 404: 5, 408: 4, 413: 3, 415: 3, 429: 8, 500: 13, 503: 14}
@@ -84,27 +84,18 @@ def taken(admitted: Admitted, form: Form, *, passes_over: bool) -> web.Response:
         )
         return web.Response(body=msgspec.json.encode(body), content_type="application/json")
     count, message = len(admitted.rejected), _first_fault(admitted.rejected)
-    if form == "otlp-protobuf":
-        partial = _varint_field(1, count) + _text_field(2, message) if count else b""
-        return web.Response(body=_bytes_field(1, partial) if partial else b"", content_type=PROTOBUF)
-    told: dict[str, Any] = (
-        {"partialSuccess": {"rejectedSpans": str(count), "errorMessage": message}} if count else {}
-    )
-    return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+    told = otlp.answer(content_type=_TYPES[form], rejected=count, message=message)
+    return web.Response(body=told, content_type=_TYPES[form])
 
 
 def problem(error: Problem, request_id: str, form: Form) -> web.Response:
     """The answer to a request that cannot be met."""
     if form != "json":
         code = _RPC_CODES.get(error.status, _UNKNOWN)
-        if form == "otlp-protobuf":
-            body = _varint_field(1, code) + _text_field(2, error.detail)
-        else:
-            body = msgspec.json.encode({"code": code, "message": error.detail})
         return web.Response(
             status=error.status,
-            body=body,
-            content_type=PROTOBUF if form == "otlp-protobuf" else "application/json",
+            body=otlp.failure(error.detail, code=code, content_type=_TYPES[form]),
+            content_type=_TYPES[form],
             headers={"Cache-Control": "no-store", **error.headers},
         )
     if not isinstance(error, NothingTaken):
@@ -151,27 +142,3 @@ def _first_fault(rejected: Sequence[Rejected]) -> str:
         for fault in first.faults
     )
     return f"span {first.index}: {faults}"[:_MESSAGE_CHARS_MAX]
-
-
-# --- protobuf ------------------------------------------------------------------------------------
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
-
-
-def _varint_field(number: int, value: int) -> bytes:
-    return _varint(number << 3) + _varint(value)
-
-
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _text_field(number: int, text: str) -> bytes:
-    return _bytes_field(number, text.encode("utf-8", "replace"))

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from pipeline.collector import answers, doors
 from pipeline.collector.admit import Admission, Admitted
 from pipeline.collector.dialects import Unreadable
 from pipeline.collector.in_work import InWork
-from pipeline.collector.metrics import CONTENT_TYPE, Metrics
+from pipeline.collector.metrics import Metrics
 from pipeline.collector.org_names import OrgNames
 from pipeline.collector.outlet import Away, Outlet
 from pipeline.collector.requests import BodyReader
@@ -34,9 +33,9 @@ from pipeline.common.access.authenticate import Authenticator, Networks, address
 from pipeline.common.access.caller import Caller
 from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown, show_allowance
 from pipeline.common.cors import Cors
-from pipeline.common.errors import Unavailable
 from pipeline.common.http import template
 from pipeline.common.problems import Fault, Problem
+from pipeline.common.served import CONTENT_TYPE
 from pipeline.common.serving import expected
 
 log = logging.getLogger(__name__)
@@ -159,9 +158,7 @@ class Intake:
                     offers, body_bytes=len(body), caller=caller, share=share
                 )
             except Unreadable as error:
-                raise Problem(
-                    status=400, kind="invalid-body", title="Invalid body", detail=str(error)
-                ) from None
+                raise problems.invalid_body(str(error)) from None
             share.shrink(len(body))
             del body, offers
             await self._publish(admitted, outlet, door.dialect, atomic=atomic)
@@ -295,7 +292,7 @@ def _observed(metrics: Metrics) -> Middleware:
             response.headers["traceparent"] = traceparent
         duration_s = time.perf_counter() - started
         route = template(request)
-        metrics.served(request.method, route, response.status, duration_s)
+        metrics.served.count(request.method, route, response.status, duration_s)
         level = logging.DEBUG if response.status < 400 else logging.INFO
         if log.isEnabledFor(level):
             facts = {
@@ -320,26 +317,14 @@ def _answer(error: Exception, request: web.Request, request_id: str) -> web.Resp
 
 
 def _problem(error: Exception, request: web.Request, request_id: str) -> Problem:
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, Unavailable):
-        return problems.unavailable(str(error))
-    if isinstance(error, web.HTTPException):
-        return problems.of_http_error(error)
-    if isinstance(error, HttpProcessingError | web.RequestPayloadError):
-        return Problem(
-            status=400,
-            kind="invalid-body",
-            title="Invalid body",
-            detail="The body is not what the request's head says: its length or its chunks are wrong.",
-        )
-    if isinstance(error, ConnectionError):
-        raise error
+    known = problems.of_error(error, request, request_id)
+    if known is not None:
+        return known
     # The text of an error may quote the body, so the log has the places alone.
     places = "".join(traceback.format_tb(error.__traceback__))
     facts = {"request_id": request_id, "route": template(request), "fault": type(error).__name__}
     log.error("request_failed", extra={**facts, "places": places})
-    return Problem(status=500, detail="Something went wrong here; the log has it under this instance.")
+    return problems.ours()
 
 
 def _kept(request: web.Request, name: str, form: re.Pattern[str]) -> str | None:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from pipeline.collector.answers import PROTOBUF, Form
+from pipeline.collector.answers import Form
 from pipeline.collector.dialects import Offered, contract, framing, litellm, otlp
 from pipeline.common.problems import Problem
 
@@ -54,7 +54,7 @@ class Door:
         if not self.speaks_otlp:
             return "json"
         kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        return "otlp-json" if kind == contract.JSON else "otlp-protobuf"
+        return "otlp-json" if kind == framing.JSON else "otlp-protobuf"
 
 
 def _charset(parameters: str) -> str:
@@ -81,25 +81,20 @@ DOORS: Final = (
     Door(
         path="/v1/events",
         dialect="events",
-        content_types=(
-            contract.JSON,
-            *sorted(framing.LINES),
-            contract.CLOUD_EVENT,
-            contract.CLOUD_EVENTS,
-        ),
+        content_types=contract.CONTENT_TYPES,
         read=_events,
     ),
     Door(
         path="/v1/litellm",
         dialect="litellm",
-        content_types=(contract.JSON, *sorted(framing.LINES)),
+        content_types=litellm.CONTENT_TYPES,
         read=_litellm,
         passes_over=True,
     ),
     Door(
         path="/v1/traces",
         dialect="traces",
-        content_types=(PROTOBUF, contract.JSON),
+        content_types=otlp.CONTENT_TYPES,
         read=_traces,
         passes_over=True,
         speaks_otlp=True,

@@ -18,11 +18,10 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.collector.in_work import InWork
+from pipeline.common.served import Served
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-_METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -44,19 +43,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "http_requests_total",
-            "Requests answered.",
-            ("method", "route", "status"),
-            registry=self._registry,
-        )
-        self._durations = Histogram(
-            "http_request_duration_seconds",
-            "Time from the request's head to its answer.",
-            ("method", "route"),
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
+        self.served = Served(self._registry, buckets_s=_SECONDS)
         self._events = Counter(
             "analytics_collector_events_total",
             "Events, log payloads and spans by dialect and outcome: to the stream, to the spool, rejected,"
@@ -74,12 +61,6 @@ class Metrics:
     def show(self, in_work: InWork, spool: Spooled | None) -> None:
         """Show these from now on."""
         self._registry.register(_Gauges(in_work, spool))
-
-    def served(self, method: str, route: str, status: int, duration_s: float) -> None:
-        """Count a request."""
-        method = method if method in _METHODS else "other"
-        self._requests.labels(method, route, str(status)).inc()
-        self._durations.labels(method, route).observe(duration_s)
 
     def counted(self, dialect: str, outcome: str, events: int) -> None:
         """Count events of a dialect."""

@@ -23,7 +23,7 @@ from isal import igzip, isal_zlib
 
 from pipeline.collector.config import BodyBounds
 from pipeline.collector.in_work import Share
-from pipeline.common.problems import Problem
+from pipeline.common.problems import Problem, invalid_body
 
 GRACE_S: Final = 1.0
 """How long a body may take before its pace counts."""
@@ -197,12 +197,7 @@ def _unzstd_into(body: bytes, room: int) -> bytes | None:
 
 
 def _cannot_unpack(coding: str) -> Problem:
-    return Problem(
-        status=400,
-        kind="invalid-body",
-        title="Invalid body",
-        detail=f"The body is no whole {coding}, as its Content-Encoding says.",
-    )
+    return invalid_body(f"The body is no whole {coding}, as its Content-Encoding says.")
 
 
 def _too_large(detail: str) -> Problem:

@@ -165,29 +165,49 @@ def answer(error: Exception, request: web.Request, request_id: str) -> web.Respo
     Raises:
         ConnectionError: there is nobody left to answer.
     """
-    if isinstance(error, Problem):
-        return response(error, request_id)
-    if isinstance(error, Unavailable):
-        return response(unavailable(str(error)), request_id)
-    if isinstance(error, web.HTTPException):
-        return response(of_http_error(error), request_id)
-    if isinstance(error, HttpProcessingError | web.RequestPayloadError):  # a body is not as its head says
-        fault = type(error).__name__
-        log.info("bad_request", extra={"request_id": request_id, "fault": fault, "peer": request.remote})
-        detail = "The body is not what the request's head says: its length, chunks or encoding are wrong."
-        return response(Problem(status=400, detail=detail), request_id)
-    if isinstance(error, ConnectionError):
-        raise error
+    known = of_error(error, request, request_id)
+    if known is not None:
+        return response(known, request_id)
     facts = {
         "request_id": request_id,
         "route": http.template(request),
         "traceback": http.failure(error, request),
     }
     log.error("request_failed", extra=facts)
-    return response(
-        Problem(status=500, detail="Something went wrong here; the log has it under this instance."),
-        request_id,
-    )
+    return response(ours(), request_id)
+
+
+def of_error(error: Exception, request: web.Request, request_id: str) -> Problem | None:
+    """What an error means to the caller. None: it is a fault of ours, and the caller of this logs it.
+
+    Raises:
+        ConnectionError: there is nobody left to answer.
+    """
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, Unavailable):
+        return unavailable(str(error))
+    if isinstance(error, web.HTTPException):
+        return of_http_error(error)
+    if isinstance(error, HttpProcessingError | web.RequestPayloadError):  # a body is not as its head says
+        fault = type(error).__name__
+        log.info("bad_request", extra={"request_id": request_id, "fault": fault, "peer": request.remote})
+        return invalid_body(
+            "The body is not what the request's head says: its length, chunks or encoding are wrong."
+        )
+    if isinstance(error, ConnectionError):
+        raise error
+    return None
+
+
+def invalid_body(detail: str) -> Problem:
+    """400: the body as a whole cannot be read."""
+    return Problem(status=400, kind="invalid-body", title="Invalid body", detail=detail)
+
+
+def ours() -> Problem:
+    """A fault of ours."""
+    return Problem(status=500, detail="Something went wrong here; the log has it under this instance.")
 
 
 _DETAILS: Final = {

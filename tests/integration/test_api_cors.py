@@ -10,9 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from api.contract.operations import BASE, OPERATIONS
-from deploy.local import Unavailable
 from pipeline.common import cors
-from tests.conftest import missing
 from tests.support import browser
 from tests.support.api_alone import ORG, RANGE, READER, problem
 from tests.support.api_facts import NOW, WATERMARKS, load, random_events
@@ -176,16 +174,6 @@ async def test_a_cache_keeps_answers_to_origins_and_encodings_apart(client: Clie
 
 
 # --- a real browser -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[str]:
-    try:
-        browser.executable()
-    except Unavailable as reason:
-        missing(reason)
-    with browser.running() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

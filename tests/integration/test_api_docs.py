@@ -1,26 +1,11 @@
 """The docs page in a real browser: every operation is there, and nothing but this server is asked."""
 
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-import pytest
-
 from api.contract.operations import OPERATIONS
-from deploy.local import Unavailable
-from tests.conftest import missing
 from tests.support import browser
 from tests.support.api_facts import NOW
 from tests.support.api_server import BASE, served
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[str]:
-    try:
-        browser.executable()
-    except Unavailable as reason:
-        missing(reason)
-    with browser.running() as address:
-        yield address
 
 
 async def test_a_browser_shows_every_operation_and_asks_nobody_else(chromium: str) -> None:

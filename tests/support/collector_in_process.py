@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ class Answer:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+async def room_in_the_minute(seconds: float = 10.0) -> None:
+    """Wait for the next minute if this one ends within so many seconds: rate limits begin anew with it."""
+    left = 60 - time.time() % 60
+    if left < seconds:
+        await asyncio.sleep(left)
 
 
 class Serving:

@@ -26,10 +26,9 @@ from pipeline.collector.dialects import Offered, Unreadable, framing, usage_reco
 from pipeline.core import wire
 from pipeline.core.wire import Fault
 
-JSON: Final = "application/json"
 CLOUD_EVENT: Final = "application/cloudevents+json"
 CLOUD_EVENTS: Final = "application/cloudevents-batch+json"
-CONTENT_TYPES: Final = frozenset({JSON, CLOUD_EVENT, CLOUD_EVENTS}) | framing.LINES
+CONTENT_TYPES: Final = (framing.JSON, *framing.LINES, CLOUD_EVENT, CLOUD_EVENTS)
 _SPECVERSION: Final = "1.0"
 
 _NONE: Final = Raw(b"")
@@ -58,7 +57,7 @@ def read(
     body: bytes,
     *,
     default_org: UUID | None = None,
-    content_type: str = JSON,
+    content_type: str = framing.JSON,
     headers: Mapping[str, str] | None = None,
 ) -> Iterator[Offered]:
     """What a body offers, in its order.

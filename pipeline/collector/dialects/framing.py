@@ -23,8 +23,12 @@ import numpy.typing as npt
 from pipeline.collector.dialects import Unreadable
 from pipeline.core import wire
 
-LINES: Final = frozenset(
-    {"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"}
+JSON: Final = "application/json"
+LINES: Final = (
+    "application/jsonl",
+    "application/ndjson",
+    "application/x-jsonlines",
+    "application/x-ndjson",
 )
 """The content types of lines of JSON."""
 TOO_DEEP: Final = f"nested more than {wire.DEPTH_MAX} deep"

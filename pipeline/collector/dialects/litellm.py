@@ -45,6 +45,7 @@ from pipeline.core import wire
 from pipeline.core.wire import Fault
 
 NAME: Final = "litellm"
+CONTENT_TYPES: Final = (framing.JSON, *framing.LINES)
 ORG_FIELD: Final = "metadata.user_api_key_org_id"
 TAGS_MAX: Final = 16
 """So many tags of an entry are looked at."""

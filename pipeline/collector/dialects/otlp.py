@@ -27,8 +27,7 @@ from pipeline.collector.dialects.gen_ai import Span
 from pipeline.core.wire import Fault
 
 PROTOBUF: Final = "application/x-protobuf"
-JSON: Final = "application/json"
-CONTENT_TYPES: Final = frozenset({PROTOBUF, JSON})
+CONTENT_TYPES: Final = (PROTOBUF, framing.JSON)
 PARTS_MAX: Final = 1_000_000
 """So many fields may a body have. The batches of OpenTelemetry's own collector, 8,192 spans, have a
 million."""
@@ -52,7 +51,7 @@ def read(body: bytes, *, default_org: UUID | None = None, content_type: str = PR
 
     Args:
         default_org: The org of a span that names none.
-        content_type: `JSON`, or else protobuf.
+        content_type: `framing.JSON`, or else protobuf.
 
     Raises:
         Unreadable: the body is no ``ExportTraceServiceRequest``, or has more than `PARTS_MAX` parts.
@@ -84,15 +83,15 @@ def answer(*, content_type: str = PROTOBUF, rejected: int = 0, message: str = ""
     return protobuf.field(1, protobuf.field(1, rejected) + protobuf.field(2, text)) if partial else b""
 
 
-def failure(message: str, *, content_type: str = PROTOBUF) -> bytes:
-    """The body of a 4xx or 5xx: a ``google.rpc.Status`` with the message."""
+def failure(message: str, *, code: int, content_type: str = PROTOBUF) -> bytes:
+    """The body of a 4xx or 5xx: a ``google.rpc.Status``. The code is one of ``google.rpc.Code``."""
     if _is_json(content_type):
-        return msgspec.json.encode({"message": message})
-    return protobuf.field(2, message.encode("utf-8", "replace"))
+        return msgspec.json.encode({"code": code, "message": message})
+    return protobuf.field(1, code) + protobuf.field(2, message.encode("utf-8", "replace"))
 
 
 def _is_json(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == JSON
+    return content_type.partition(";")[0].strip().lower() == framing.JSON
 
 
 # --- which spans count --------------------------------------------------------------------------------------

@@ -48,11 +48,6 @@ METADATA_MAX: Final = 32
 _METADATA: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def is_one(members: Mapping[str, bytes | msgspec.Raw]) -> bool:
-    """Is an object without the contract's ids a usage record?"""
-    return ID in members
-
-
 def offered(members: Mapping[str, bytes | msgspec.Raw], *, default_org: UUID | None = None) -> Offered:
     """The event of a record. ``members`` are its JSON texts by name."""
 

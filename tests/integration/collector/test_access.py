@@ -20,7 +20,7 @@ from sql import roles
 from tests.support import tokens
 from tests.support.access import ENV, new_key, with_key
 from tests.support.api_server import fresh_database
-from tests.support.collector_in_process import Serving, serving
+from tests.support.collector_in_process import Serving, room_in_the_minute, serving
 from tests.support.postgres_proxy import PostgresProxy
 from tests.support.usage_events import EventMill
 
@@ -161,6 +161,7 @@ async def test_made_up_keys_are_counted_by_address_and_then_refused_with_429(
     tmp_path: Path, collector_url: str
 ) -> None:
     async with serving(tmp_path, **ENV, DATABASE_URL=collector_url, API_UNKNOWN_RATE_LIMIT="3") as collector:
+        await room_in_the_minute()
         statuses = [(await collector.post(event())).status for _ in range(5)]
     assert statuses[:2] == [401, 401]
     assert statuses[-1] == 429

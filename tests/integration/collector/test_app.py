@@ -16,7 +16,7 @@ from pipeline.collector import doors
 from pipeline.collector.admit import Admission
 from pipeline.collector.dialects import Offered
 from pipeline.common.logs import JsonFormatter
-from tests.support.collector_in_process import Serving, serving
+from tests.support.collector_in_process import Serving, room_in_the_minute, serving
 from tests.support.usage_events import ORG, EventMill, array
 
 CANARY = "canary-6f1d"
@@ -381,6 +381,7 @@ async def test_a_stopping_collector_finishes_what_is_in_work_and_refuses_the_res
 
 async def test_a_caller_over_its_rate_limit_gets_a_429(tmp_path: Path) -> None:
     async with serving(tmp_path, COLLECTOR_RATE_LIMIT="3") as collector:
+        await room_in_the_minute()
         answers = [await collector.post(event()) for _ in range(5)]
     refused = answers[-1]
     assert refused.status == 429

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.collector.dialects import Offered, Unreadable, contract
+from pipeline.collector.dialects import Offered, Unreadable, contract, framing
 from pipeline.core import wire
 from pipeline.core.wire import Fault
 from tests.support import mix
@@ -270,7 +270,7 @@ def test_of_a_name_that_stands_twice_the_last_one_counts() -> None:
 def test_cloud_events_are_read_structured_in_a_batch_and_as_base64() -> None:
     encoded = base64.b64encode(json.dumps(GOOD).encode()).decode()
     as_bytes = {**without(CLOUD, "data"), "data_base64": encoded, "datacontenttype": "application/json"}
-    for content_type in (contract.CLOUD_EVENT, f"{contract.CLOUD_EVENT}; charset=utf-8", contract.JSON):
+    for content_type in (contract.CLOUD_EVENT, f"{contract.CLOUD_EVENT}; charset=utf-8", framing.JSON):
         assert verdict_of(one(CLOUD, content_type=content_type)) == EVENT
         assert verdict_of(one(as_bytes, content_type=content_type)) == EVENT
     found = offered([CLOUD, as_bytes, {**CLOUD, "type": "x"}], content_type=contract.CLOUD_EVENTS)

@@ -784,6 +784,7 @@ def test_an_answer_is_otlps_own_in_both_encodings() -> None:
     )
 
 
-def test_a_failure_is_a_status_with_a_message() -> None:
-    assert otlp.failure("x" * 300) == b"\x12\xac\x02" + b"x" * 300
-    assert json.loads(otlp.failure("no", content_type="application/json")) == {"message": "no"}
+def test_a_failure_is_a_status_with_a_code_and_a_message() -> None:
+    assert otlp.failure("x" * 300, code=3) == b"\x08\x03\x12\xac\x02" + b"x" * 300
+    said = json.loads(otlp.failure("no", code=14, content_type="application/json"))
+    assert said == {"code": 14, "message": "no"}
