@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -101,10 +102,13 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
         series = _Series(question, book)
         parts = await ask(series.texts, series.values)
     assert series is not None
-    rows = series.rows(parts, partitions=len(standings))
+    labels = seen.labels_of(labelled) if all_labels else await _labels(ask, org_id, series.models(parts))
+    rows = series.rows(parts, partitions=len(standings), labels=labels)
     if rows is None:
         series = _Series(question, book, grouped=True)
-        rows = series.rows(await ask(series.texts, series.values), partitions=len(standings)) or []
+        parts = await ask(series.texts, series.values)
+        labels = labels if all_labels else await _labels(ask, org_id, series.models(parts))
+        rows = series.rows(parts, partitions=len(standings), labels=labels) or []
     more = len(rows) > limit
     rows = rows[:limit]
     totals = None
@@ -112,10 +116,6 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
         of_all = _values(question, book)
         [[sums]] = await ask([rollups.usage_totals(question, book, of_all)], of_all)
         totals = {name: value or 0 for name, value in zip(rollups.USAGE, sums, strict=True)}
-    labels = seen.labels_of(labelled)
-    if not all_labels:
-        of_page = seen.labels_values(org_id, {row[1] for row in rows if row[1] is not None})
-        labels = seen.labels_of(*await ask([seen.SQL["labels"]], of_page))
     if len(named) >= names.AT_ONCE:
         of_page = names.asked(org_id, question.named_by, (row[2] for row in rows))
         [named] = await ask([names.OF_ORG], of_page)
@@ -131,6 +131,10 @@ async def _read_usage(ask: Ask, books: Books, question: FiguresQuestion) -> Usag
     )
 
 
+async def _labels(ask: Ask, org_id: UUID, models: Iterable[str]) -> dict[str, Label]:
+    return seen.labels_of(*await ask([seen.SQL["labels"]], seen.labels_values(org_id, models)))
+
+
 class _Series:
     """The statements of a series: of its plain rows if they answer the question, else of groups."""
 
@@ -144,11 +148,20 @@ class _Series:
             texts = [] if text is None else [text]
         self.texts = [prices.SQL["no_loops"], *texts]
 
-    def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> Sequence[UsageRow] | None:
+    def models(self, parts: Sequence[Sequence[Any]]) -> set[str]:
+        """The models in what the statements answered, as text."""
+        _, *found = parts
+        if self._plain is not None:
+            found = self._plain.rows_of(found)
+        return {row[1] for rows in found for row in rows if row[1] is not None}
+
+    def rows(
+        self, parts: Sequence[Sequence[Any]], *, partitions: int, labels: Mapping[str, Label]
+    ) -> Sequence[UsageRow] | None:
         """The points of the page, and one point more; None: see `PlainSeries.rows`."""
         _, *found = parts
         if self._plain is not None:
-            return self._plain.rows(found, partitions=partitions)
+            return self._plain.rows(found, partitions=partitions, labels=labels)
         return found[0] if found else []
 
 

@@ -20,11 +20,11 @@ from typing import Any, Final
 
 from api.asking.buckets import Calendar, Grain, Granularity, Span, series_pieces, to_datetime
 from api.asking.questions import FiguresQuestion
+from api.reading import prices, rates
 from api.reading.prices import Book
 from api.reading.rollups import (
     KEY,
     STORED,
-    USAGE,
     UsageRow,
     Values,
     condition,
@@ -32,6 +32,7 @@ from api.reading.rollups import (
     union,
     usage_sums,
 )
+from api.reading.seen import Label
 
 _OWN: Final = {
     Granularity.MINUTE: Grain.MINUTE,
@@ -47,15 +48,11 @@ _ROWS_OF_POINT: Final = 2
 If a page needs more rows, it is read by `api.reading.rollups`."""
 
 _POINTS: Final = """
-SELECT date_part('epoch', figures.bucket_start)::bigint / 60, figures.model_id::text, {client}, {measures}
-FROM (
-    SELECT {columns}
-    FROM {table}
-    WHERE {where}
-    ORDER BY bucket_start, model_id{order}
-    LIMIT (SELECT %(rows)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
-) AS figures{join}
-ORDER BY figures.bucket_start, figures.model_id{order}
+SELECT date_part('epoch', bucket_start)::bigint / 60, model_id::text, {client}, rate_class, {stored}
+FROM {table}
+WHERE {where}
+ORDER BY bucket_start, model_id{order}
+LIMIT (SELECT %(rows)s * greatest(count(*), 1) FROM analytics.orgs_seen WHERE org_id = %(org_id)s)
 """
 
 _CUT: Final = """
@@ -83,18 +80,28 @@ class PlainSeries:
     cut: Mapping[int, Sequence[tuple[Grain, Span]]]
 
     def statements(self, values: Values) -> list[str]:
-        """The statement of the plain rows, and that of the cut buckets if there are any."""
+        """The statements of the rate classes, of the plain rows, and of the cut buckets if there are any."""
         values |= {"points": self.question.limit + 1, "rows": self._rows_of_partition}
-        return [self._points(values)] + [self._cut(values)] * bool(self.cut)
+        return [prices.SQL["rate_classes"], self._points(values)] + [self._cut(values)] * bool(self.cut)
 
-    def rows(self, parts: Sequence[Sequence[Any]], *, partitions: int) -> list[UsageRow] | None:
+    @staticmethod
+    def rows_of(parts: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        """What the statements of plain rows and of cut buckets answered."""
+        return list(parts[1:])
+
+    def rows(
+        self, parts: Sequence[Sequence[Any]], *, partitions: int, labels: Mapping[str, Label]
+    ) -> list[UsageRow] | None:
         """The series from what its statements answered, one point more than the limit at most.
 
-        ``partitions``: in how many the org was ever seen. None: the statements read too few rows for a page,
-        because its points have many rate classes.
+        ``partitions``: in how many the org was ever seen. ``labels``: of all models in the answers. None: the
+        statements read too few rows for a page, because its points have many rate classes.
         """
-        plain, cut, limit = parts[0], parts[1] if self.cut else (), self.question.limit
-        found = _joined(plain)
+        classes, plain, *others = parts
+        cut, limit, book = others[0] if others else (), self.question.limit, self.book
+        found = _joined(
+            rates.priced(plain, sheets=book.by_model, basis=book.basis, labels=labels, classes=classes)
+        )
         if len(plain) < self._rows_of_partition * max(partitions, 1):
             return sorted([*found, *cut], key=_bucket_of)[: limit + 1] if cut else found[: limit + 1]
         last = found.pop()  # there may be more rows of this point, and more points before the next cut bucket
@@ -131,11 +138,9 @@ class PlainSeries:
         return _POINTS.format(
             table=table_of(question, self.grain),
             where=where,
-            columns=self._columns,
             client=self._client,
             order=self._order,
-            measures=", ".join(map(self.book.of_row, USAGE)),
-            join=self.book.join(),
+            stored=", ".join(STORED),
         )
 
     def _passed(self, columns: str, values: Values) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from api.asking.buckets import Span, to_datetime
 from api.asking.params import PRICE_VERSION, CostBasis
 from api.asking.questions import Pricing
 from api.reading.database import rows
+from api.reading.rates import Sheets, sheets_of
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.problems import Fault, invalid_parameters
 from sql import queries
@@ -78,7 +80,7 @@ _NOT_ESTIMATED: Final = {"amount": "0", "booked": "0", "unpriced": "invocations"
 _BOOKED: Final = {"amount": _SPENT, "booked": "invocations", "unpriced": "0"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Book:
     """What a version of the book says about the models of some orgs in a range.
 
@@ -91,6 +93,12 @@ class Book:
     org_ids: Sequence[UUID]
     sheets: str | None
     moments: Sequence[int]
+
+    @cached_property
+    def by_model(self) -> Sheets:
+        """The sheets that hold for the only org of the book."""
+        (org_id,) = self.org_ids
+        return sheets_of(self.sheets, org_id)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -165,8 +173,8 @@ class Books:
 
 
 def _size(book: Book) -> int:
-    """About the memory of a kept book, in characters."""
-    return 1000 + 2 * len(book.sheets or "")
+    """About the memory of a kept book and of its sheets by model, in characters."""
+    return 1000 + 6 * len(book.sheets or "")
 
 
 async def read(connection: AsyncConnection, pricing: Pricing, org_ids: Sequence[UUID], span: Span) -> Book:

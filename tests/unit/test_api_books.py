@@ -39,7 +39,7 @@ def test_a_past_version_stays_good_when_the_book_grows() -> None:
 
 
 def test_what_is_kept_is_bounded_by_its_size() -> None:
-    books = Books(most_characters=10_000)
+    books = Books(most_characters=22_000)
     for number in range(100):
         books.keep(UUID(int=number), NEWEST, NAMES, book(1, sheets="x" * 1000))
         books.keep(UUID(int=number), NEWEST, NAMES, book(2, sheets="x" * 1000))
