@@ -16,7 +16,7 @@ from uuid import UUID
 
 from aiohttp import web
 
-from api.access.guard import ORG_ID
+from api.access.guard import CALLER, ORG_ID
 from api.adjustments.routes import Adjustments
 from api.answering import answers
 from api.asking import questions
@@ -302,9 +302,10 @@ class Handlers:
 
     async def orgs(self, request: web.Request) -> web.Response:
         question = self.parser.orgs(request.query)
+        seen_by = request[CALLER].sees
 
         async def read(connection: AsyncConnection) -> tuple[list[UUID], Book, Any, Any, dict[UUID, str]]:
-            org_ids = await seen.orgs(connection, question.after, question.limit + 1)
+            org_ids = await seen.orgs(connection, question.after, question.limit + 1, seen_by)
             page = org_ids[: question.limit]
             book = await prices.read(connection, question.pricing, page, question.span)
             standings = await seen.orgs_standings(connection, page)

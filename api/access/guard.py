@@ -142,7 +142,7 @@ class Guard:
                 status = 200 if access.streams else None
                 await self._audit.granted(self._decision(request, caller, org_id, status))
             across_orgs = False
-        asks = (org_id is not None or access.all_orgs) and not access.streams
+        asks = (org_id is not None or access.all_orgs or access.own_orgs) and not access.streams
         keys = [f"org {org_id}"] * (org_id is not None) + [f"caller {caller.subject}"]
         try:
             async with self._turns.turn(keys) if asks else nullcontext():

@@ -209,7 +209,7 @@ class PricesQuestion:
     at: datetime | None
     version: int | None
     retracted: bool
-    sees: frozenset[UUID] | None
+    sees: Sequence[UUID] | None
     limit: int
     after: int
     bound_to: str
@@ -319,7 +319,7 @@ class Parser:
         reader.finish()
         return ListingQuestion(limit=limit, after=after, bound_to=bound_to)
 
-    def prices(self, query: MultiMapping[str], *, sees: frozenset[UUID] | None) -> PricesQuestion:
+    def prices(self, query: MultiMapping[str], *, sees: Sequence[UUID] | None) -> PricesQuestion:
         """A question of the route for the price book."""
         reader = Reader(query, params.PRICES)
         at = reader.one(params.AT, params.whole_minute)
@@ -334,7 +334,7 @@ class Parser:
             "retracted": reader.one(params.RETRACTED, params.boolean) or False,
         }
         limit = self._limit(reader)
-        seen = None if sees is None else sorted(map(str, sees))
+        seen = None if sees is None else [*map(str, sees)]
         bound_to = f"prices|{seen}|{filters}"
         after = self._after(reader, bound_to, int)
         reader.finish()

@@ -631,10 +631,11 @@ OPERATIONS: Final = (
     Operation(
         method="GET",
         path=f"{BASE}/orgs",
-        access=Access(role=ANALYTICS_ADMIN, all_orgs=True),
+        access=Access(role=ANALYTICS_ADMIN, own_orgs=True),
         handler=lambda h: h.orgs,
         name="orgs",
-        summary="All orgs with totals of a range, by id. Each read is audited.",
+        summary="The caller's orgs with totals of a range, by id; all orgs for the role admin, whose reads"
+        " are audited.",
         answer=answers.Orgs,
         parameters=params.ORGS,
         links={

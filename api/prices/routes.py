@@ -54,7 +54,7 @@ class Prices:
 
     async def page(self, request: web.Request) -> web.Response:
         caller = request[CALLER]
-        question = self.parser.prices(request.query, sees=_sees(caller))
+        question = self.parser.prices(request.query, sees=caller.sees)
         if question.org_id is not None and question.sees is not None and question.org_id not in question.sees:
             raise problems.forbidden("This org is not yours to read.")
 
@@ -76,7 +76,7 @@ class Prices:
         wanted = orders.prices(await request.read())
         caller = request[CALLER]
         _check_orgs(caller, [price.org_id for price in wanted])
-        seen_by, who = _seen_by(caller), caller.subject
+        seen_by, who = caller.sees, caller.subject
 
         def add(connection: Connection) -> answers.BookChange:
             before = book.version(connection)
@@ -99,7 +99,7 @@ class Prices:
                 found = list(book.entries(connection, Chosen(after=number - 1, limit=1)))
                 _check_orgs(caller, [entry.org_id for entry in found if entry.id == number])
             version = book.retract(connection, number, reason=reason, who=who)
-            added = book.entries(connection, Chosen(after=version - 1, seen_by=_seen_by(caller)))
+            added = book.entries(connection, Chosen(after=version - 1, seen_by=caller.sees))
             return _change(connection, version, added)
 
         return answers.response(await self._in_book(retract))
@@ -160,16 +160,6 @@ class Prices:
             raise translated(error, lost=False) from error
 
 
-def _sees(caller: Caller) -> frozenset[UUID] | None:
-    """The orgs whose own prices the caller may read. None: all."""
-    return None if caller.reaches_all else caller.orgs
-
-
-def _seen_by(caller: Caller) -> list[UUID] | None:
-    sees = _sees(caller)
-    return None if sees is None else sorted(sees)
-
-
 def _check_orgs(caller: Caller, orgs: Iterable[UUID | None]) -> None:
     """May the caller work on prices of these orgs? None: on those of everyone, or of all orgs.
 
@@ -198,7 +188,7 @@ def _chosen(question: PricesQuestion, version: int) -> Chosen:
         at=question.at,
         after=question.after,
         limit=question.limit + 1,
-        seen_by=None if question.sees is None else sorted(question.sees),
+        seen_by=question.sees,
     )
 
 

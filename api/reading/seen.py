@@ -99,9 +99,12 @@ async def watermarks(connection: AsyncConnection) -> dict[int, datetime | None]:
     return dict(await rows(connection, SQL["watermarks"], {}, tuple_row))
 
 
-async def orgs(connection: AsyncConnection, after: UUID | None, limit: int) -> list[UUID]:
-    """A page of the orgs, by id."""
-    return await rows(connection, SQL["orgs"], {"after": after, "limit": limit}, scalar_row)
+async def orgs(
+    connection: AsyncConnection, after: UUID | None, limit: int, seen_by: Sequence[UUID] | None
+) -> list[UUID]:
+    """A page of the orgs, by id: those of ``seen_by``, or all."""
+    values = {"after": after, "limit": limit, "seen_by": seen_by}
+    return await rows(connection, SQL["orgs"], values, scalar_row)
 
 
 async def models(connection: AsyncConnection, org_id: UUID, after: UUID | None, limit: int) -> list[Seen]:

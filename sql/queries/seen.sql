@@ -20,9 +20,10 @@ LIMIT %(rows)s
 SELECT partition, watermark FROM analytics.partition_watermarks WHERE retired_at IS NULL
 
 -- name: orgs
--- A page of the orgs, by id.
+-- A page of the orgs, by id: of all, or of those that the caller may see.
 SELECT DISTINCT org_id FROM analytics.orgs_seen
-WHERE %(after)s::uuid IS NULL OR org_id > %(after)s
+WHERE (%(after)s::uuid IS NULL OR org_id > %(after)s)
+    AND (%(seen_by)s::uuid[] IS NULL OR org_id = ANY(%(seen_by)s))
 ORDER BY org_id
 LIMIT %(limit)s
 

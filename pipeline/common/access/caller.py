@@ -32,6 +32,11 @@ class Caller:
         """Is every org within its reach?"""
         return self.orgs is None or ADMIN in self.roles
 
+    @property
+    def sees(self) -> list[UUID] | None:
+        """The orgs within its reach, in order. None: all."""
+        return None if self.reaches_all or self.orgs is None else sorted(self.orgs)
+
     def reaches(self, org_id: UUID) -> bool:
         """Is the org its own, or every org within its reach? The role that is needed is another question."""
         return self.owns(org_id) or ADMIN in self.roles

@@ -45,7 +45,9 @@ def test_reads_across_orgs_are_audited_granted_or_denied(database_url: str) -> N
         assert audited(database_url) == [("ana", usage, NEIGHBOUR, "granted", 200)]
         assert server.get(f"{BASE}/orgs/{STRANGER}/freshness", headers=actor("admin"))[0] == 404
         assert audited(database_url)[0][2:] == (STRANGER, "granted", 404)
-        assert server.get(f"{BASE}/orgs", RANGE, headers=actor("analytics:admin"))[0] == 200
+        assert server.get(f"{BASE}/orgs", RANGE, headers=actor("analytics:admin", ORG))[0] == 200
+        assert audited(database_url) == [], "its own org alone"
+        assert server.get(f"{BASE}/orgs", RANGE, headers=actor("admin"))[0] == 200
         assert audited(database_url) == [("ana", orgs, None, "granted", 200)]
         assert server.get(f"{BASE}/orgs", RANGE, headers=mine)[0] == 403
         assert audited(database_url) == [("ana", orgs, None, "denied", 403)]
