@@ -13,10 +13,16 @@ import signal
 import sys
 from typing import Final
 
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
 from api.app import create_app, export_runner, export_store
-from api.config import Config, load
-from pipeline.common import logs, lookalikes
+from api.config import Config, ExportConfig, load
+from api.exports.runner import Runner as ExportRunner
+from api.metrics import Exports
+from pipeline.common import logs, lookalikes, process_metrics
 from pipeline.common.listening import CannotListen, listen
+from pipeline.common.served import CONTENT_TYPE
 from pipeline.common.serving import Runner
 from pipeline.common.settings import ConfigError
 
@@ -40,18 +46,62 @@ def main() -> int:
 
 
 def export(config: Config) -> int:
-    """Make exports until told to stop; 2 when there is nowhere to put them."""
+    """Make exports until told to stop; 2 when there is nowhere to put them, 1 if the page has no address."""
     store = export_store(config)
     if store is None:
         print("configuration: an exporter needs S3_* or EXPORT_DIR", file=sys.stderr)
         return 2
-    runner = export_runner(config, store)
+    registry = CollectorRegistry()
+    process_metrics.show(registry)
+    runner = export_runner(config, store, metrics=Exports(registry))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop())
     log.info("exporting", extra={"store": store.uri("exports")})
-    runner.run()
+    if config.exports.metrics_port is None:
+        runner.run()
+    else:
+        try:
+            asyncio.run(_export_with_page(config.exports, runner, registry))
+        except CannotListen as error:
+            log.error("cannot_listen", extra={"error": error.strerror})
+            return 1
     log.info("stopped")
     return 0
+
+
+async def _export_with_page(
+    config: ExportConfig, exporting: ExportRunner, registry: CollectorRegistry
+) -> None:
+    """Make exports in a thread, beside ``/metrics``, ``/healthz`` and ``/readyz``. Raises `CannotListen`."""
+
+    async def show_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="OK")
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = exporting.error is None
+        # Anybody may ask, so no server of ours is named: the log has the cause.
+        detail = "claims jobs" if ready else "cannot claim a job now; the log says why"
+        component = {"status": "ok" if ready else "unavailable", "detail": detail}
+        return web.json_response(
+            {"status": "ready" if ready else "unavailable", "components": {"jobs": component}},
+            status=200 if ready else 503,
+        )
+
+    app = web.Application()
+    for path, handler in (("/metrics", show_metrics), ("/healthz", healthz), ("/readyz", readyz)):
+        app.router.add_get(path, handler)
+    page = Runner(app, handle_signals=False)
+    await page.setup()
+    try:
+        assert config.metrics_port is not None
+        addresses = await listen(page, config.metrics_hosts, config.metrics_port)
+        log.info("page_listening", extra={"addresses": addresses})
+        await asyncio.to_thread(exporting.run)
+    finally:
+        await page.cleanup()
 
 
 async def serve(config: Config) -> int:

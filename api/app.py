@@ -19,6 +19,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from api import scrape
 from api.access.guard import Guard
 from api.access.turns import Turns
 from api.adjustments.routes import Adjustments
@@ -36,10 +37,10 @@ from api.handlers import Handlers
 from api.health import readiness
 from api.live.hub import Hub
 from api.live.streams import Live
-from api.metrics import Metrics
+from api.metrics import Exports as ExportMetrics
+from api.metrics import Facts, Metrics
 from api.names.routes import NameChanges
 from api.prices.routes import Prices
-from api.reading import seen
 from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
 from api.reading.prices import Books
@@ -52,6 +53,7 @@ from pipeline.common.access.limits import RateLimiter, Unknown, show_allowance
 from pipeline.common.access.tokens import Tokens
 from pipeline.common.cors import Cors
 from pipeline.common.http import template
+from pipeline.common.served import Decisions
 from pipeline.common.serving import expected
 
 log = logging.getLogger(__name__)
@@ -68,13 +70,20 @@ def export_store(config: Config) -> Store | None:
     return None
 
 
-def export_runner(config: Config, store: Store, clock: Callable[[], datetime] | None = None) -> Runner:
+def export_runner(
+    config: Config,
+    store: Store,
+    clock: Callable[[], datetime] | None = None,
+    metrics: ExportMetrics | None = None,
+) -> Runner:
+    """The runner that makes the files of ``store``, and counts its attempts in ``metrics`` if given."""
     return Runner(
         database=config.database,
         config=config.exports,
         store=store,
         ranges=config.ranges,
         clock=clock or utc_now,
+        metrics=metrics,
     )
 
 
@@ -96,24 +105,33 @@ def create_app(
     database = Database(config.database)
     cache = FreshnessCache(config.redis_url, clock) if config.redis_url else None
     store = export_store(config)
+    metrics = Metrics()
+    metrics.expect((operation.method, operation.path) for operation in OPERATIONS)
+    turns = Turns(each=config.questions_max, pool_size=config.database.pool_size)
+    metrics.watch(database.pool, turns, stream_max_age_s=config.stream_max_age_s)
     held = _Held(
         database=database,
         cache=cache,
         hub=Hub(database, config.live),
-        runner=export_runner(config, store, clock) if store and config.exports.in_process else None,
+        runner=export_runner(config, store, clock, metrics.exports)
+        if store and config.exports.in_process
+        else None,
         # Anybody may ask for these two, as often as they like.
         ready=Recent(lambda: readiness(database, cache), lambda answer: answer.status == "ready"),
-        watermarks=Recent(lambda: database.read(seen.watermarks), lambda _: True),
+        facts=Recent(lambda: database.read(scrape.facts), lambda _: True),
         limiter=RateLimiter(config.rate_limit, config.redis_url, clock),
         tokens=Tokens(config.auth.tokens, clock) if config.auth.tokens else None,
         audit=Audit(database, clock),
         give_up=give_up,
     )
-    metrics = Metrics()
     handlers = _handlers(config, held, store, metrics, clock)
     cors = Cors(config.cors_origins)
     app = web.Application(
-        middlewares=[_observed(metrics), cors.middleware, _guard(config, held, clock).middleware],
+        middlewares=[
+            _observed(metrics),
+            cors.middleware,
+            _guard(config, held, clock, turns, metrics.decisions).middleware,
+        ],
         client_max_size=config.request_bytes_max,
     )
     for operation in OPERATIONS:
@@ -137,7 +155,7 @@ class _Held:
     hub: Hub
     runner: Runner | None
     ready: Recent[Readiness]
-    watermarks: Recent[dict[int, datetime | None]]
+    facts: Recent[Facts]
     limiter: RateLimiter
     tokens: Tokens | None
     audit: Audit
@@ -158,7 +176,7 @@ class _Held:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.ready.close()
-        await self.watermarks.close()
+        await self.facts.close()
         if self.cache:
             await self.cache.close()
         if self.tokens:
@@ -185,7 +203,7 @@ def _handlers(
         dedupe_window_s=config.ranges.dedupe_window_s,
         metrics=metrics,
         ready=held.ready,
-        watermarks=held.watermarks,
+        facts=held.facts,
         clock=clock,
         document=lambda: openapi.document_json(config.ranges),
         live=Live(
@@ -218,7 +236,9 @@ def _handlers(
     )
 
 
-def _guard(config: Config, held: _Held, clock: Callable[[], datetime]) -> Guard:
+def _guard(
+    config: Config, held: _Held, clock: Callable[[], datetime], turns: Turns, decisions: Decisions
+) -> Guard:
     """What stands before the handlers: who asks, whether that is allowed, and how often."""
     auth = config.auth
     keys = None
@@ -228,10 +248,11 @@ def _guard(config: Config, held: _Held, clock: Callable[[], datetime]) -> Guard:
         authenticate=authenticator(auth, keys=keys, tokens=held.tokens),
         limiter=held.limiter,
         unknown=Unknown(config.unknown_rate_limit, clock),
-        turns=Turns(each=config.questions_max, pool_size=config.database.pool_size),
+        turns=turns,
         trusted_proxies=auth.trusted_proxies,
         accesses={(operation.method, operation.path): operation.access for operation in OPERATIONS},
         audit=held.audit,
+        decisions=decisions,
     )
 
 

@@ -79,6 +79,8 @@ class ExportConfig:
     open_max: int = of("EXPORT_OPEN_MAX")
     statement_timeout_s: float = of("EXPORT_STATEMENT_TIMEOUT")
     provider: str = of("EXPORT_PROVIDER")
+    metrics_hosts: tuple[str, ...] = of("METRICS_HOST")
+    metrics_port: int | None = of("EXPORT_METRICS_PORT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ class Config:
     unknown_rate_limit: int = required("API_UNKNOWN_RATE_LIMIT")
     questions_max: int = required("API_QUESTIONS_MAX")
     request_bytes_max: int = required("API_REQUEST_BYTES_MAX")
+    stream_max_age_s: float = required("STREAM_MAX_AGE")
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 

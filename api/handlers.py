@@ -27,7 +27,7 @@ from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Pars
 from api.config import FreshnessConfig
 from api.exports.routes import Exports
 from api.live.streams import Live
-from api.metrics import Metrics
+from api.metrics import Facts, Metrics
 from api.names.routes import NameChanges
 from api.prices.routes import Prices
 from api.reading import names, prices, rollups, seen, usage_json
@@ -78,7 +78,7 @@ class Handlers:
     dedupe_window_s: float
     metrics: Metrics
     ready: Recent[answers.Readiness]
-    watermarks: Recent[dict[int, datetime | None]]
+    facts: Recent[Facts]
     clock: Callable[[], datetime]
     document: Callable[[], bytes]
     live: Live
@@ -354,10 +354,10 @@ class Handlers:
 
     async def prometheus(self, request: web.Request) -> web.Response:
         try:
-            watermarks = await self.watermarks.answer()
+            facts = await self.facts.answer()
         except Unavailable:
-            watermarks = {}  # what this process knows of itself is worth a scrape all the same
-        body = self.metrics.exposition(watermarks, self.clock())
+            facts = Facts()  # what this process knows of itself is worth a scrape all the same
+        body = self.metrics.exposition(facts, self.clock())
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(self, request: web.Request) -> web.Response:

@@ -6,8 +6,11 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from pipeline.common import process_metrics
+
 disable_created_metrics()  # type: ignore[no-untyped-call]
 REGISTRY: Final = CollectorRegistry()
+process_metrics.show(REGISTRY)
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -61,6 +64,31 @@ OFFSET_LAG: Final = Gauge(
     "analytics_stream_offset_lag",
     "Offsets that the broker has and we have not read.",
     ["partition"],
+    registry=REGISTRY,
+)
+RETAINED: Final = Gauge(
+    "analytics_stream_retained_offsets",
+    "Offsets that the stream still has before the next one that we read. At 0 its retention deletes records"
+    " that we have not read.",
+    ["partition"],
+    registry=REGISTRY,
+)
+WITHHELD: Final = Gauge(
+    "analytics_stream_credit_withheld",
+    "Chunks that were taken in and whose credit waits for room. While it waits, the broker sends no more.",
+    ["partition"],
+    registry=REGISTRY,
+)
+OWNED: Final = Gauge(
+    "analytics_partition_owned",
+    "1 where this worker owns the partition of this stream, else 0. Exactly one worker should.",
+    ["stream"],
+    registry=REGISTRY,
+)
+HOUR_DELAY: Final = Histogram(
+    "analytics_hour_complete_delay_seconds",
+    "From the end of an hour to the commit after which it is complete: the watermark has passed its end.",
+    buckets=(5, 10, 11, 12, 15, 20, 30, 60, 120, 180, 300, 600, 1800, 3600, 14400, 86400),
     registry=REGISTRY,
 )
 UNPRICED: Final = Gauge(
@@ -165,5 +193,14 @@ MAINTENANCE_FAILURES: Final = Counter(
     ["table"],
     registry=REGISTRY,
 )
-OF_PARTITION: Final = (FRESHNESS_LAG, OFFSET_LAG, BUFFERED_EVENTS, DIRTY_ROWS, REMEMBERED_IDS, LEDGER_BYTES)
+OF_PARTITION: Final = (
+    FRESHNESS_LAG,
+    OFFSET_LAG,
+    RETAINED,
+    WITHHELD,
+    BUFFERED_EVENTS,
+    DIRTY_ROWS,
+    REMEMBERED_IDS,
+    LEDGER_BYTES,
+)
 """The gauges that a worker removes when it lets a partition go: the next owner shows them then."""

@@ -27,8 +27,10 @@ from pipeline.common.access.audit import Audit, Decision
 from pipeline.common.access.authenticate import Authenticator, Networks, address_of
 from pipeline.common.access.caller import Caller
 from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown
+from pipeline.common.errors import Unavailable
 from pipeline.common.http import template
 from pipeline.common.problems import Fault
+from pipeline.common.served import Decisions
 
 USAGE_READ: Final = "analytics:usage:read"
 RELIABILITY_READ: Final = "analytics:reliability:read"
@@ -87,6 +89,9 @@ ORG_ID: Final = web.RequestKey("org_id", UUID)
 CALLER: Final = web.RequestKey("caller", Caller)
 """Key of the request under which a handler finds who asks: to write it down, not to decide by it."""
 
+_REFUSED: Final = {401: "credential", 403: "place", 429: "rate"}
+"""Why a caller is not let in, by the status of the answer; see `pipeline.common.served.REFUSALS`."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -103,6 +108,7 @@ class Guard:
         trusted_proxies: Networks,
         accesses: AccessTable,
         audit: Audit,
+        decisions: Decisions,
     ) -> None:
         self._authenticate = authenticate
         self._limiter = limiter
@@ -111,6 +117,7 @@ class Guard:
         self._trusted_proxies = trusted_proxies
         self._accesses = accesses
         self._audit = audit
+        self._decisions = decisions
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -122,21 +129,17 @@ class Guard:
             raise AssertionError(f"route without access: {request.method} {path}")
         if access.public:
             return await handler(request)
-        try:
-            caller = request[CALLER] = await self._authenticate(request)
-        except problems.Problem:
-            self._unknown.take(address_of(request, self._trusted_proxies))
-            raise
-        allowance = await self._limiter.take(caller.subject)
-        if allowance is not None:
-            request[ALLOWANCE] = allowance
+        caller = request[CALLER] = await self._caller(request)
         org_id = self._org_in_path(request)
         all_orgs = access.all_orgs or (access.own_orgs and caller.reaches_all)
         across_orgs = all_orgs or (org_id is not None and not caller.owns(org_id))
         refusal = self._refusal(caller, access, org_id)
         if refusal is not None:
-            await self._audit.denied(self._decision(request, caller, org_id, refusal.status))
-            raise refusal
+            reason, problem = refusal
+            self._decisions.refused(reason)
+            await self._audit.denied(self._decision(request, caller, org_id, problem.status))
+            raise problem
+        self._decisions.allowed()
         if access.streams or access.writes:  # it cannot be taken back, so it is audited before it is done
             if across_orgs or access.writes:
                 status = 200 if access.streams else None
@@ -155,6 +158,25 @@ class Guard:
             await self._audit.granted(self._decision(request, caller, org_id, response.status))
         return response
 
+    async def _caller(self, request: web.Request) -> Caller:
+        """Who sent the request, if the caller has not asked too often. Raises `Problem` and `Unavailable`."""
+        try:
+            try:
+                caller = await self._authenticate(request)
+            except problems.Problem:
+                self._unknown.take(address_of(request, self._trusted_proxies))
+                raise
+            allowance = await self._limiter.take(caller.subject)
+        except problems.Problem as problem:
+            self._decisions.refused(_REFUSED.get(problem.status, "credential"))
+            raise
+        except Unavailable:
+            self._decisions.refused("unknown")
+            raise
+        if allowance is not None:
+            request[ALLOWANCE] = allowance
+        return caller
+
     @staticmethod
     def _org_in_path(request: web.Request) -> UUID | None:
         text = request.match_info.get("orgId")
@@ -167,12 +189,13 @@ class Guard:
         return org_id
 
     @staticmethod
-    def _refusal(caller: Caller, access: Access, org_id: UUID | None) -> problems.Problem | None:
+    def _refusal(caller: Caller, access: Access, org_id: UUID | None) -> tuple[str, problems.Problem] | None:
+        """Why the caller may not ask this, as one of `served.REFUSALS` and as an answer; None: it may."""
         # The org first: a stranger to the org does not learn which role is needed.
         if org_id is not None and not caller.reaches(org_id):
-            return problems.forbidden("This org is not yours to read.")
+            return "org", problems.forbidden("This org is not yours to read.")
         if not access.admits(caller):
-            return problems.forbidden(f"This needs the role {access.role}.")
+            return "role", problems.forbidden(f"This needs the role {access.role}.")
         return None
 
     @staticmethod

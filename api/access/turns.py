@@ -40,6 +40,10 @@ class _Line:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
+    def waiting(self) -> int:
+        return sum(not turn.done() for turn in self._waiting)
+
+    @property
     def idle(self) -> bool:
         return not self._held and not self._waiting
 
@@ -92,6 +96,11 @@ class Turns:
         self._all = max(1, pool_size - _KEPT_FREE)
         self._each = min(each, max(1, self._all - 1))
         self._lines: dict[str, _Line] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many questions wait for a turn now. A question waits in one line at a time."""
+        return sum(line.waiting for line in self._lines.values())
 
     def _line(self, key: str) -> _Line:
         return _Line(self._all, ALL_WAITING_MAX) if key == _ALL else _Line(self._each, WAITING_MAX)

@@ -30,6 +30,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import psycopg
+from prometheus_client import CollectorRegistry
 from psycopg.rows import class_row
 
 from api.asking.buckets import Calendar, Granularity, to_datetime, to_minute
@@ -38,6 +39,7 @@ from api.config import DatabaseConfig, ExportConfig, RangeConfig
 from api.exports import files
 from api.exports.jobs import SQL, Job, schedule_key
 from api.exports.stores import Store
+from api.metrics import Exports as ExportMetrics
 from api.reading.database import PRIVILEGED_REMEDY
 from pipeline.common.connect import Session, connect
 from pipeline.common.day_zones import zone_names
@@ -74,7 +76,12 @@ class Runner:
         store: Store,
         ranges: RangeConfig,
         clock: Callable[[], datetime],
+        metrics: ExportMetrics | None = None,
     ) -> None:
+        """``metrics`` counts the attempts; None: nobody asks how they ended."""
+        self._metrics = metrics or ExportMetrics(CollectorRegistry())
+        self.error: str | None = "not connected yet"
+        """Why no job can be claimed now; None while all is well."""
         self._database = database
         self._config = config
         self._store = store
@@ -103,13 +110,17 @@ class Runner:
                             housekeeping_at = time.monotonic() + _HOUSEKEEPING_S
                             self.expire(connection)
                             self.schedule(connection)
-                        if not self.run_one(connection):
+                        found = self.run_one(connection)
+                        self.error = None
+                        if not found:
                             self._wake.wait(_POLL_S)
                             self._wake.clear()
             except _AWAY as error:
-                log.warning("exporter_waits", extra={"error": str(error).strip() or type(error).__name__})
+                self.error = str(error).strip() or type(error).__name__
+                log.warning("exporter_waits", extra={"error": self.error})
                 self._stop.wait(_PAUSE_S)
-            except Exception:
+            except Exception as error:
+                self.error = type(error).__name__
                 log.exception("exporter_failed")
                 self._stop.wait(_PAUSE_S)
 
@@ -126,28 +137,39 @@ class Runner:
         held = {"job_id": job.job_id, "claim": claim}
         facts = {"job_id": str(job.job_id), "org_id": str(job.org_id), "attempt": job.attempts}
         log.info("export_started", extra=facts)
+        began = time.monotonic()
+        self._metrics.ended(self._attempt(connection, job, held, facts), time.monotonic() - began)
+        return True
+
+    def _attempt(
+        self, connection: psycopg.Connection[Any], job: Job, held: dict[str, Any], facts: dict[str, Any]
+    ) -> str:
+        """Make the file of a claimed job, or give the job up or back; one of `api.metrics.OUTCOMES`."""
         if job.attempts > _ATTEMPTS_MAX:
             self._fail(connection, held, facts, _GAVE_UP)
-            return True
+            return "failed"
         try:
             written = self._make(connection, job, held)
         except _Lost:
             log.warning("export_lost", extra=facts)
+            return "lost"
         except _Stopped:
             connection.execute(SQL["give_back"], {**held, "pause": timedelta(0), "spent": 0})
             log.info("export_given_back", extra=facts)
+            return "given_back"
         except files.UnwritableError as error:
             self._fail(connection, held, facts, str(error))
+            return "failed"
         except Exception:
             log.exception("export_attempt_failed", extra=facts)
             if job.attempts >= _ATTEMPTS_MAX:
                 self._fail(connection, held, facts, _GAVE_UP)
-            else:
-                pause = timedelta(seconds=_PAUSE_S * job.attempts)
-                connection.execute(SQL["give_back"], {**held, "pause": pause, "spent": 1})
-        else:
-            log.info("export_done", extra={**facts, "rows": written.rows, "bytes": written.bytes})
-        return True
+                return "failed"
+            pause = timedelta(seconds=_PAUSE_S * job.attempts)
+            connection.execute(SQL["give_back"], {**held, "pause": pause, "spent": 1})
+            return "repeated"
+        log.info("export_done", extra={**facts, "rows": written.rows, "bytes": written.bytes})
+        return "succeeded"
 
     def expire(self, connection: psycopg.Connection[Any]) -> None:
         """Delete the objects of jobs that have expired. Idempotent."""

@@ -85,7 +85,7 @@ class Database:
             connect_timeout_s=_CONNECT_TIMEOUT_S,
             impatient=True,
         )
-        self._pool = Pool(self._open, size=config.pool_size, timeout_s=config.timeout_s)
+        self.pool: Final = Pool(self._open, size=config.pool_size, timeout_s=config.timeout_s)
         self.privileged = False
         """Has the database given our role rights that we refuse? Such a connection reads nothing."""
         self._abandoned: set[asyncio.Task[Any]] = set()
@@ -147,7 +147,7 @@ class Database:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1)
-        await self._pool.close()
+        await self.pool.close()
 
     # --- one try ---
 
@@ -161,7 +161,7 @@ class Database:
         return await attempt()
 
     async def _attempt(self, work: Work[T], *, writes: bool) -> T:
-        async with self._pool.connection() as connection:
+        async with self.pool.connection() as connection:
             await connection.set_autocommit(False)
             await connection.set_isolation_level(None if writes else IsolationLevel.REPEATABLE_READ)
             await connection.set_read_only(None if writes else True)
@@ -181,7 +181,7 @@ class Database:
 
     async def _asked(self, work: Callable[[Ask], Awaitable[T]]) -> T:
         """What the work finds between BEGIN and COMMIT. Numeric values are sums of whole numbers: int."""
-        async with self._pool.connection() as connection:
+        async with self.pool.connection() as connection:
             await connection.set_autocommit(True)  # the text has its own BEGIN
             try:
                 async with psycopg.AsyncClientCursor(connection) as cursor:

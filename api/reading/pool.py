@@ -23,6 +23,11 @@ class Pool:
     def __init__(
         self, connect: Callable[[], Awaitable[AsyncConnection]], *, size: int, timeout_s: float
     ) -> None:
+        self.size = size
+        self.in_use = 0
+        """How many connections the blocks have now."""
+        self.waiting = 0
+        """How many blocks wait for a connection."""
         self._connect = connect
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(size)
@@ -37,11 +42,15 @@ class Pool:
             Unavailable: no connection came free within ``timeout_s``.
             Exception: whatever ``connect`` raises.
         """
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._free.acquire()
         except TimeoutError:
             raise Unavailable("No database connection came free in time.") from None
+        finally:
+            self.waiting -= 1
+        self.in_use += 1
         try:
             connection = self._last_used() or await self._connect()
             try:
@@ -52,6 +61,7 @@ class Pool:
                 else:
                     self._idle.append(connection)
         finally:
+            self.in_use -= 1
             self._free.release()
 
     async def close(self) -> None:

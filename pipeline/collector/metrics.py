@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from pipeline.collector.in_work import InWork
+from pipeline.common import process_metrics
 from pipeline.common.served import Served
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -25,11 +26,18 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
+DIALECTS: Final = ("events", "litellm", "traces")
+"""The names of `pipeline.collector.doors.DOORS` in metrics. Each is the last part of the door's path, too."""
+OUTCOMES: Final = ("stream", "spool", "rejected", "passed_over", "withdrawn", "refused")
+
+
 class Spooled(Protocol):
     """What metrics say of a `pipeline.collector.spool.Spool`."""
 
     @property
     def bytes(self) -> int: ...
+    @property
+    def bytes_max(self) -> int: ...
     @property
     def records(self) -> int: ...
     @property
@@ -43,6 +51,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        process_metrics.show(self._registry)
         self.served = Served(self._registry, buckets_s=_SECONDS)
         self._events = Counter(
             "analytics_collector_events_total",
@@ -57,6 +66,10 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        for dialect in DIALECTS:  # shown from the start, at 0
+            self.served.expect("POST", f"/v1/{dialect}")
+            for outcome in OUTCOMES:
+                self._events.labels(dialect, outcome)
 
     def show(self, in_work: InWork, spool: Spooled | None) -> None:
         """Show these from now on."""
@@ -96,6 +109,7 @@ class _Gauges(Collector):
         age_s = 0.0 if oldest_at is None else max(0.0, time.time() - oldest_at)
         for name, text, value in (
             ("bytes", "Bytes of the spool's files; bounded by COLLECTOR_SPOOL_BYTES_MAX.", spool.bytes),
+            ("bytes_max", "COLLECTOR_SPOOL_BYTES_MAX.", spool.bytes_max),
             ("records", "Events in the spool that the broker has not confirmed.", spool.records),
             ("oldest_seconds", "How long the oldest event of the spool has been there.", age_s),
             ("lost_records", "Events of the spool that damage has made unreadable.", spool.records_lost),

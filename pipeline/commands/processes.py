@@ -56,7 +56,8 @@ def api() -> None:
 def exporter() -> None:
     """Make the exports that callers asked the API for, until stopped. Set EXPORT_IN_API=false for the API.
 
-    Any number of exporters may run. On SIGTERM an exporter gives its job back and exits with 0.
+    Any number of exporters may run. On SIGTERM an exporter gives its job back and exits with 0. With
+    EXPORT_METRICS_PORT it serves /metrics, /healthz and /readyz.
     """
     from pipeline.processes import child
 

@@ -112,7 +112,7 @@ _THE_DOZEN: Final = (
         "METRICS_HOST",
         parsers.hosts,
         "127.0.0.1",
-        "The address of the worker's metrics and health pages, or several, as for HTTP_HOST.",
+        "The address of the metrics and health pages of worker and exporter, or several, as for HTTP_HOST.",
     ),
     _setting(
         "METRICS_PORT",
@@ -448,6 +448,13 @@ _EXPORTS: Final = (
         parsers.flag,
         "true",
         "Makes exports in the API process. With `false`, `spendstream exporter` makes them.",
+    ),
+    _setting(
+        "EXPORT_METRICS_PORT",
+        parsers.port,
+        None,
+        "The port of the metrics and health pages of `spendstream exporter`, at METRICS_HOST. 0 takes a free"
+        " one. Without the setting there are no such pages, so any number of exporters share a host.",
     ),
     _setting(
         "EXPORT_LEASE",

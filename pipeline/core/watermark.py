@@ -68,6 +68,18 @@ def advance(
     return max(candidates, default=None)
 
 
+def hours_passed(before_us: int | None, watermark_us: int | None) -> range:
+    """The ends of the hours that a watermark passes on its way from ``before_us``, in order.
+
+    Example: from 10:59:50 to 11:00:02 it passes one end, 11:00:00. Nothing is known of the way to the first
+    watermark, so it passes none.
+    """
+    if before_us is None or watermark_us is None:
+        return range(0)
+    first_us = (before_us // HOUR_US + 1) * HOUR_US
+    return range(first_us, watermark_us + 1, HOUR_US)
+
+
 @dataclass(slots=True)
 class BrokerClock:
     """The broker's clock, worked out from chunks, so that the watermark does not run ahead of the broker.

@@ -117,6 +117,9 @@ class Subscription(Protocol):
     """
 
     partition: int
+    first_offset: int | None
+    """The first offset that the stream had when `offset_lag` last answered; None before that. Retention
+    deletes from the front, so the distance to what was read says how near a loss is."""
 
     async def receive(self) -> Chunk:
         """The next chunk, waiting for it as long as it takes.

@@ -56,6 +56,10 @@ _REJECTED: Final = {
 }
 
 
+for _table in ("", *HYPERTABLES, *_SEEN, "replays", *_REJECTED, *_AUDITED, "dedupe_ids"):
+    metrics.MAINTENANCE_FAILURES.labels(_table)  # shown from the start, at 0
+
+
 @dataclass(slots=True)
 class Round:
     """The result of one round."""

@@ -121,6 +121,11 @@ class Membership:
             self._waits_for_news = True
         return lag
 
+    @property
+    def first_offset(self) -> int | None:
+        """The first offset that the stream had when `lag` was last known; None: nobody has asked."""
+        return None if self._subscription is None else self._subscription.first_offset
+
     def broker_now_us(self, *, host_us: int) -> int:
         """The broker's time: ``host_us``, unless the host's clock is ahead of what the broker has told."""
         return self._broker_clock.now_us(host_us=host_us, monotonic_us=self._steady_us())

@@ -17,11 +17,18 @@ from pipeline.core.batch import Batch, Position, Tally
 from pipeline.core.care import CRASHES_MIN, Care, remedy
 from pipeline.core.dedupe import NewLog
 from pipeline.core.ledger import Ledger
-from pipeline.core.rules import Rules
+from pipeline.core.replay import OUTCOMES
+from pipeline.core.rules import REASONS, Rules
+from pipeline.core.watermark import hours_passed
 from pipeline.sink import Claim, Sink
 from pipeline.worker.freshness_cache import FreshnessCache
 
 log = logging.getLogger(__name__)
+
+for _outcome in ("accepted", "duplicate", *REASONS):  # shown from the start, at 0
+    metrics.EVENTS.labels(_outcome)
+for _outcome in OUTCOMES:
+    metrics.REPLAYED.labels(_outcome)
 
 WELL_US: Final = 30_000_000
 """After 30 s with a partition, a worker counts as past the record that made an earlier worker crash."""
@@ -89,6 +96,8 @@ class Owned:
     """The broker time of each chunk that waits for a flush."""
     reported: Tally = field(default_factory=Tally)
     """The totals that the metrics have counted already."""
+    complete_to_us: int | None = None
+    """The watermark up to which the metrics have counted hours as complete."""
 
     def lag_s(self, now_us: int) -> float:
         """Now less the committed watermark, in seconds; NaN while there is no watermark."""
@@ -102,6 +111,9 @@ class Owned:
         metrics.FLUSH_ROWS.observe(batch.row_count)
         for timestamp_us in chunk_times_us:
             metrics.VISIBLE_SECONDS.observe(max(0.0, (now_us - timestamp_us) / 1e6))
+        for end_us in hours_passed(self.complete_to_us, batch.position.watermark_us):
+            metrics.HOUR_DELAY.observe(max(0.0, (now_us - end_us) / 1e6))
+        self.complete_to_us = batch.position.watermark_us
         tally, before = self.ledger.tally, self.reported
         metrics.EVENTS.labels("accepted").inc(tally.accepted - before.accepted)
         metrics.EVENTS.labels("duplicate").inc(tally.duplicate - before.duplicate)
@@ -168,6 +180,7 @@ async def recover(
         skips=await sink.skips(claim, from_offset=position.next_offset),
         suspicion=Suspicion.after(claim, position, steady_us=steady_us),
         cache=cache,
+        complete_to_us=position.watermark_us,
         merge_ids_at_us=merge_ids_at_us,
     )
     log.info(

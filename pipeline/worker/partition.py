@@ -125,6 +125,7 @@ class PartitionWorker:
         self._withheld: list[Subscription] = []
         self.flush_wanted = asyncio.Event()
         self.database_error: str | None = None
+        metrics.OWNED.labels(stream).set_function(lambda: float(self.active))
 
     @property
     def active(self) -> bool:
@@ -209,6 +210,7 @@ class PartitionWorker:
         """
         partition, ledger = str(owned.claim.partition), owned.ledger
         metrics.FRESHNESS_LAG.labels(partition).set_function(lambda: owned.lag_s(self._clock_us()))
+        metrics.WITHHELD.labels(partition).set_function(lambda: len(self._withheld))
         metrics.BUFFERED_EVENTS.labels(partition).set_function(lambda: ledger.unflushed_events)
         metrics.DIRTY_ROWS.labels(partition).set_function(lambda: ledger.dirty_rows)
         metrics.REMEMBERED_IDS.labels(partition).set_function(lambda: ledger.remembered_ids)
@@ -456,7 +458,10 @@ class PartitionWorker:
         """Has the ledger every record of the broker? Asked before a drain; later records do no harm."""
         lag = await self._group.lag(owned.ledger.received_offset)
         if lag is not None:
-            metrics.OFFSET_LAG.labels(str(owned.claim.partition)).set(lag)
+            partition = str(owned.claim.partition)
+            metrics.OFFSET_LAG.labels(partition).set(lag)
+            retained = owned.ledger.received_offset - (self._group.first_offset or 0)
+            metrics.RETAINED.labels(partition).set(max(0, retained))
         return lag == 0
 
     async def _commit(self, owned: Owned, batch: Batch) -> bool:

@@ -15,6 +15,11 @@ SELECT {columns} FROM analytics.export_jobs AS owned WHERE org_id = %(org_id)s A
 -- The number of an org's jobs that have not ended yet.
 SELECT count(*) FROM analytics.export_jobs WHERE org_id = %(org_id)s AND status IN ('pending', 'running')
 
+-- name: waiting
+-- The jobs of all orgs that have not ended yet: by status how many there are, and when the oldest one was made.
+SELECT status, count(*), min(created_at) FROM analytics.export_jobs
+WHERE status IN ('pending', 'running') GROUP BY status
+
 -- name: by_id
 -- One job of one org. The org is part of the condition, so the id of another org's job finds no row.
 SELECT {columns} FROM analytics.export_jobs AS owned WHERE org_id = %(org_id)s AND job_id = %(job_id)s

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -248,10 +250,40 @@ def test_the_worker_shows_its_page_in_both_families() -> None:
         assert all("python_info" in asked(url) or "analytics_" in asked(url) for url in urls)
 
 
+def test_an_exporter_shows_its_page_in_both_families_and_is_not_ready_without_a_database() -> None:
+    files = {"EXPORT_DIR": "/nonexistent/folder", "EXPORT_METRICS_PORT": "0"}
+    with process("exporter", METRICS_HOST="127.0.0.1,::1", **files) as child:
+        addresses = next(lines(child, "page_listening"))["addresses"]
+        assert [address.rpartition(":")[0] for address in addresses] == ["127.0.0.1", "[::1]"]
+        for address in addresses:
+            assert asked(f"http://{address}/healthz") == "OK"
+            assert 'analytics_export_attempts_total{outcome="failed"} 0.0' in asked(
+                f"http://{address}/metrics"
+            )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked(f"http://{addresses[0]}/readyz")
+        body = json.load(refused.value)
+        assert (refused.value.code, body["status"]) == (503, "unavailable")
+        assert "127.0.0.1" not in str(body), "the page names no server"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0
+
+
+def test_an_exporter_without_the_setting_shows_no_page() -> None:
+    with process("exporter", EXPORT_DIR="/nonexistent/folder") as child:
+        next(lines(child, "exporter_waits"))
+        child.send_signal(signal.SIGTERM)
+        assert child.stderr is not None
+        rest = child.stderr.read()
+        assert child.wait(60) == 0
+    assert "page_listening" not in rest
+
+
 def test_a_process_ends_with_the_name_of_the_address_that_it_cannot_have() -> None:
-    for command in ("api", "worker"):
+    exports = {"EXPORT_DIR": "/nonexistent/folder", "EXPORT_METRICS_PORT": "0"}
+    for command in ("api", "worker", "exporter"):
         addresses = {"HTTP_HOST": f"::1,{ABSENT}", "METRICS_HOST": f"::1,{ABSENT}", "AUTH_MODE": "gateway"}
-        with process(command, **addresses) as child:
+        with process(command, **addresses, **exports) as child:
             _, errors = child.communicate(timeout=120)
         assert child.returncode == 1
         assert f"cannot listen on [{ABSENT}]:" in errors

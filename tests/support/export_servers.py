@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
+from prometheus_client import CollectorRegistry
 
 from tests.support.api_facts import MODELS, NOW
 
@@ -28,14 +29,27 @@ ORDERS = [
 ]
 
 
-def server_runner(env: Mapping[str, str], now: datetime) -> Any:
+def server_runner(env: Mapping[str, str], now: datetime, registry: CollectorRegistry | None = None) -> Any:
+    """A runner as the API has one. ``registry`` is where it counts its attempts."""
     import api.config
     from api.app import export_runner, export_store
+    from api.metrics import Exports
 
     config = api.config.load(env)
     store = export_store(config)
     assert store is not None
-    return export_runner(config, store, lambda: now)
+    return export_runner(config, store, lambda: now, Exports(registry or CollectorRegistry()))
+
+
+def attempts(registry: CollectorRegistry) -> dict[str, float]:
+    """How many attempts have ended in each way, without those in which none has."""
+    counted = {
+        sample.labels["outcome"]: sample.value
+        for family in registry.collect()
+        for sample in family.samples
+        if sample.name == "analytics_export_attempts_total"
+    }
+    return {outcome: count for outcome, count in counted.items() if count}
 
 
 def queued(url: str, org: uuid.UUID, **columns: Any) -> uuid.UUID:

@@ -197,6 +197,7 @@ class MemorySubscription:
         self, transport: MemoryTransport, broker: MemoryBroker, *, partition: int, owner: Owner, credit: int
     ) -> None:
         self.partition = partition
+        self.first_offset: int | None = None
         self.gone = False
         self.news = asyncio.Event()
         self._lost = asyncio.Event()
@@ -292,6 +293,7 @@ class MemorySubscription:
         await self._transport.wait()
         if self._dead:
             raise TransportError("the connection was cut")
+        self.first_offset = next((chunk.first_offset for chunk in self._stored.chunks), 0)
         return max(0, self._stored.end - next_offset)
 
     async def close(self) -> None:

@@ -121,3 +121,30 @@ async def test_closing_closes_the_idle_at_once_and_the_others_when_they_come_bac
         assert server.made[1].closed
         assert not used.closed
     assert server.made[0].closed
+
+
+async def test_the_pool_says_how_many_are_in_use_and_how_many_wait(server: Server) -> None:
+    pool = Pool(server.connect, size=1, timeout_s=10)
+
+    async def hold(until: asyncio.Event) -> None:
+        async with pool.connection():
+            await until.wait()
+
+    assert (pool.size, pool.in_use, pool.waiting) == (1, 0, 0)
+    done = asyncio.Event()
+    holding = [asyncio.create_task(hold(done)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert (pool.in_use, pool.waiting) == (1, 2)
+    holding[2].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding[2]
+    assert (pool.in_use, pool.waiting) == (1, 1)
+    done.set()
+    await asyncio.gather(*holding[:2])
+    assert (pool.in_use, pool.waiting) == (0, 0)
+    server.away = True
+    await pool.close()
+    with pytest.raises(Unavailable, match="away"):
+        async with pool.connection():
+            pass
+    assert (pool.in_use, pool.waiting) == (0, 0)

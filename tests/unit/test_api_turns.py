@@ -188,3 +188,16 @@ async def test_a_line_goes_though_its_last_turn_came_to_one_who_gave_up_in_the_s
     with suppress(asyncio.CancelledError):
         await two
     assert not held._lines
+
+
+async def test_the_lines_say_how_many_questions_wait() -> None:
+    async with asking(2, 10) as asked:
+        tasks = [asyncio.create_task(asked.ask("org a", f"caller {n}")) for n in range(5)]
+        await settle()
+        assert asked.turns.waiting == 3
+        tasks[4].cancel()
+        await settle()
+        assert asked.turns.waiting == 2
+        asked.go()
+        await asyncio.gather(*tasks[:4])
+        assert asked.turns.waiting == 0

@@ -6,28 +6,24 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import pytest
-from prometheus_client import generate_latest
 
-from api import metrics as api_metrics
 from api.access import turns
 from api.access.guard import ANALYTICS_ADMIN
 from api.exports import jobs
 from api.names import orders
-from pipeline import metrics
 from pipeline.cli import main
 from pipeline.collector import admit, in_work, org_names, service
-from pipeline.collector import metrics as collector_metrics
 from pipeline.collector.dialects import gen_ai, otlp, usage_record
 from pipeline.common import keys, problems, settings
 from pipeline.common.access.caller import ADMIN
 from pipeline.common.names import NAMES_MAX
 from pipeline.core import replay, rollups, wire
 from sql import migrate, schema
+from tests.support import expositions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])
@@ -35,13 +31,6 @@ _SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _NO_SETTINGS = re.compile(
     r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|GENERIC_LOGGER_[A-Z]+|OTEL_[A-Z_]+|DAY_ZONES|FLUSH_INTERVALL)\b"
 )
-
-
-class FakeSpool:
-    """What metrics say of a spool."""
-
-    bytes = records = records_lost = 0
-    oldest_at = None
 
 
 def named(page: Path) -> str:
@@ -161,11 +150,7 @@ def test_a_bound_without_a_setting_is_on_the_page_as_it_is(words: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_metric_and_table_that_a_page_names_exists(page: Path) -> None:
-    collector = collector_metrics.Metrics()
-    collector.show(in_work.InWork(1), FakeSpool())
-    exposition = api_metrics.Metrics().exposition({}, datetime.now(UTC)) + generate_latest(metrics.REGISTRY)
-    exposition += collector.exposition()
-    exposed = set(re.findall(r"^# HELP (\S+)", exposition.decode(), re.MULTILINE))
+    exposed = set(re.findall(r"^# HELP (\S+)", expositions.text(), re.MULTILINE))
     exposed |= {name.removesuffix("_total") for name in exposed}
     tables = {table.name for table in (*schema.metadata.sorted_tables, *schema.views.sorted_tables)}
     for quoted in re.findall(r"`([^`\n]+)`", page.read_text()):

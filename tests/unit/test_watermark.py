@@ -56,3 +56,24 @@ def test_a_hosts_clock_that_is_ahead_makes_nothing_final_before_its_time_at_the_
     assert clock.now_us(host_us=NOW - HOUR_US, monotonic_us=1_000) == NOW - HOUR_US
     clock.heard(NOW - HOUR_US, monotonic_us=2_000)
     assert clock.now_us(host_us=NOW, monotonic_us=2_000) == NOW - HOUR_US, "the newest word counts"
+
+
+MARKED = NOW // HOUR_US * HOUR_US
+"""A whole hour."""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends"),
+    [
+        (MARKED - LATE, MARKED + 2, [0]),
+        (MARKED - LATE, MARKED, [0]),  # at its end, an hour is complete
+        (MARKED - LATE, MARKED - 1, []),
+        (MARKED, MARKED + 5, []),  # it was passed before
+        (MARKED - 1, MARKED + 2 * HOUR_US, [0, 1, 2]),  # after an outage
+        (MARKED + 5, MARKED - 5, []),  # a clock was set right
+        (None, MARKED, []),
+        (MARKED, None, []),
+    ],
+)
+def test_the_hours_that_a_watermark_passes(before: int | None, after: int | None, ends: list[int]) -> None:
+    assert list(watermark.hours_passed(before, after)) == [MARKED + end * HOUR_US for end in ends]

@@ -35,6 +35,7 @@ class EmbeddedSubscription:
         self._dead: TransportError | None = None
         self._reader: LogReader | None = None
         self._tail: LogReader | None = None
+        self.first_offset: int | None = None
 
     async def receive(self) -> Chunk:
         wait_s = _POLL_MIN_S
@@ -81,6 +82,7 @@ class EmbeddedSubscription:
     async def offset_lag(self, next_offset: int) -> int:
         with translated(self._stream):
             self._raise_if_dead()
+            self.first_offset = next(iter(segment_bases(self._folder)), 0)
             self._tail = self._tail or _tail_reader(self._folder)
             if self._tail is None:
                 return 0

@@ -46,6 +46,7 @@ class RabbitMQSubscription:
         """First and next offset of the last chunk that was received."""
         self._seen_end: tuple[int, int] | None = None
         """The answer of the last probe: the broker's last chunk then, and the offset after its records."""
+        self.first_offset: int | None = None
         self._asked_chunk = -1
         """The committed chunk when `offset_lag` last asked."""
         self._seen_overtaken_at = -1
@@ -131,6 +132,7 @@ class RabbitMQSubscription:
         self._connection.raise_if_dead()
         stats = await self._connection.stats(self._stream)
         self._end_if_stuck(stats["first_chunk_id"])
+        self.first_offset = max(0, stats["first_chunk_id"])
         committed_chunk = stats["committed_chunk_id"]
         stands_still = committed_chunk == self._asked_chunk
         self._asked_chunk = committed_chunk

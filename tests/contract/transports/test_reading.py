@@ -98,6 +98,14 @@ async def test_lag_is_nothing_exactly_when_everything_was_delivered(transport: T
     assert await subscription.caught_up(11)
 
 
+async def test_the_first_offset_is_known_with_the_lag(transport: Transport) -> None:
+    await publish(transport, numbered(0, 3))
+    subscription = await transport.subscribe(partition=0, offset=0)
+    assert subscription.first_offset is None
+    await subscription.offset_lag(0)
+    assert subscription.first_offset == 0
+
+
 @pytest.mark.parametrize("offset", range(11))
 async def test_lag_is_known_before_anything_was_received(transport: Transport, offset: int) -> None:
     await publish(transport, numbered(0, 10))

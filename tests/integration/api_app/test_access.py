@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from ipaddress import ip_network
 
 import pytest
@@ -14,9 +15,11 @@ import api
 import api.config
 import api.handlers
 from api.contract.operations import BASE
+from pipeline.common import keys
 from pipeline.common.access.authenticate import authenticator
 from pipeline.common.access.config import AuthConfig
 from pipeline.common.problems import Problem
+from pipeline.common.served import REFUSALS
 from pipeline.common.settings import ConfigError
 from tests.support.api_alone import EVENT, NOWHERE, ORG, RANGE, READER, problem
 from tests.support.api_in_process import GUARDED, OTHER, READS, SCOPED, Client, filled, said, serving
@@ -182,3 +185,44 @@ def test_proxies_are_networks() -> None:
         {"DATABASE_URL": NOWHERE, "AUTH_MODE": "gateway", "TRUSTED_PROXIES": "10.0.0.0/8, ::1/128"}
     )
     assert config.auth.trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("::1/128"))
+
+
+def decisions(text: str) -> dict[str, int]:
+    """How many requests were allowed (the empty reason), or refused for each reason, on a page of metrics."""
+    found = re.findall(
+        r'^analytics_auth_decisions_total{decision="\w+",reason="(\w*)"} ([0-9.]+)$', text, re.M
+    )
+    return {reason: int(float(count)) for reason, count in found}
+
+
+async def test_each_decision_is_counted_with_its_reason() -> None:
+    usage = f"{BASE}/orgs/{ORG}/usage"
+    role = {**READER, "X-Actor-Roles": "analytics:nothing"}
+    environment = {"AUTH_MODE": "gateway", "API_UNKNOWN_RATE_LIMIT": "2", "API_RATE_LIMIT": "100"}
+    async with serving(environment) as client:
+
+        async def counted() -> dict[str, int]:
+            return decisions(await (await client.get("/metrics")).text())
+
+        assert await counted() == dict.fromkeys(("", *REFUSALS), 0)
+        await problem(await client.get(usage, headers=READER, params=RANGE), 503)  # allowed; no database
+        await problem(await client.get(f"{BASE}/orgs/{OTHER}/usage", headers=READER, params=RANGE), 403)
+        await problem(await client.get(usage, headers=role, params=RANGE), 403)
+        await problem(await client.get(usage), 401)
+        await problem(await client.get(usage), 401)
+        await problem(await client.get(usage), 429)
+        expected = {"": 1, "org": 1, "role": 1, "credential": 2, "rate": 1, "place": 0, "unknown": 0}
+        assert await counted() == expected
+    async with serving({}) as client:
+        await problem(
+            await client.get(usage, params=RANGE, headers={"Origin": "https://elsewhere.test"}), 403
+        )
+        assert decisions(await (await client.get("/metrics")).text())["place"] == 1
+
+
+async def test_a_caller_who_cannot_be_looked_up_is_refused_as_unknown() -> None:
+    environment = {"AUTH_MODE": "gateway", "API_KEY_SECRET": "the server's own secret, 32 characters"}
+    _, key = keys.new_key(b"the server's own secret, 32 characters")
+    async with serving(environment) as client:
+        await problem(await client.get(f"{BASE}/orgs/{ORG}/usage", headers={"X-API-Key": key}), 503)
+        assert decisions(await (await client.get("/metrics")).text())["unknown"] == 1

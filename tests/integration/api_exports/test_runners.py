@@ -16,12 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry
 
 from deploy.local.servers import S3
 from pipeline.processes import child as children
 from tests.support.api_facts import MODELS, NOW, ORG
 from tests.support.api_server import BASE, fresh_database, served
-from tests.support.export_servers import OCTOBER, ORDERS, STRANGER_ORG, server_runner
+from tests.support.export_servers import OCTOBER, ORDERS, STRANGER_ORG, attempts, server_runner
 from tests.support.exports import EXPORTS, downloaded, ended, made, order
 
 if TYPE_CHECKING:
@@ -131,7 +132,8 @@ def test_a_killed_exporters_job_is_made_once_by_another(big: str, tmp_path: Path
 
 
 def test_a_job_that_cannot_be_made_is_given_up_and_says_so(env: dict[str, str], database_url: str) -> None:
-    runner = server_runner(env, NOW)
+    registry = CollectorRegistry()
+    runner = server_runner(env, NOW, registry)
 
     class Broken:
         def upload(self, *_: Any, **__: Any) -> Any:
@@ -161,6 +163,7 @@ def test_a_job_that_cannot_be_made_is_given_up_and_says_so(env: dict[str, str], 
                 (job_id,),
             ).fetchone()
             assert row == (attempt, "failed" if attempt == 5 else "running", attempt < 5)
+    assert attempts(registry) == {"repeated": 4, "failed": 1}
 
 
 def test_a_sum_that_parquet_cannot_hold_fails_at_once_and_says_what_to_order(
@@ -187,10 +190,10 @@ def test_a_sum_that_parquet_cannot_hold_fails_at_once_and_says_what_to_order(
         file = downloaded(server, made(server, body | {"format": "csv"}, path), path)
     rows = list(csv.DictReader(io.StringIO(file.decode())))
     with psycopg.connect(database_url) as connection:
-        attempts = connection.execute(
+        tried = connection.execute(
             "SELECT attempts FROM analytics.export_jobs WHERE job_id = %s", (job["jobId"],)
         ).fetchone()
-    assert attempts == (1,)
+    assert tried == (1,)
     assert [row["inputTokens"] for row in rows] == [str(2 * most)]
 
 
@@ -199,7 +202,8 @@ def test_a_runner_that_lost_its_job_commits_nothing(
 ) -> None:
     from api.exports import files
 
-    runner = server_runner({**env, "EXPORT_DIR": str(tmp_path)}, NOW)
+    registry = CollectorRegistry()
+    runner = server_runner({**env, "EXPORT_DIR": str(tmp_path)}, NOW, registry)
     write = files.write
 
     def taken_over(*arguments: Any, **options: Any) -> Any:
@@ -221,6 +225,7 @@ def test_a_runner_that_lost_its_job_commits_nothing(
         assert runner.run_one(connection)
         connection.execute("DELETE FROM analytics.export_jobs WHERE org_id = %s", (STRANGER_ORG,))
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+    assert attempts(registry) == {"lost": 1}
 
 
 @pytest.mark.parametrize("place", ["folder", "bucket"])
