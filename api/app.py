@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,7 +44,7 @@ from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
 from api.reading.prices import Books
 from api.reading.recent import Recent
-from pipeline.common import problems
+from pipeline.common import correlation, logs, problems
 from pipeline.common.access.audit import Audit
 from pipeline.common.access.authenticate import authenticator
 from pipeline.common.access.keys import Keys
@@ -140,6 +139,7 @@ def create_app(
         if operation.method == "GET":
             app.router.add_route("HEAD", operation.path, handler, expect_handler=expected)
     app.on_shutdown.append(held.end_streams)
+    app.on_response_prepare.append(correlation.show)
     app.on_response_prepare.append(show_allowance)
     app.on_response_prepare.append(cors.show)
     app.cleanup_ctx.append(held.at_work)
@@ -262,8 +262,9 @@ def _observed(metrics: Metrics) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        request_id = str(uuid.uuid4())
-        response = await _answer(request, handler, request_id)
+        facts = correlation.of(request).facts
+        with logs.within(facts):
+            response = await _answer(request, handler)
         duration_s = time.perf_counter() - started
         route = template(request)
         streamed = response.content_type == "text/event-stream"
@@ -277,7 +278,7 @@ def _observed(metrics: Metrics) -> Middleware:
                 "route": route,
                 "status": response.status,
                 "duration_ms": round(duration_s * 1000, 2),
-                "request_id": request_id,
+                **facts,
             },
         )
         return response
@@ -285,11 +286,11 @@ def _observed(metrics: Metrics) -> Middleware:
     return middleware
 
 
-async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await finished(request, await handler(request))
     except Exception as error:
-        return problems.answer(error, request, request_id)
+        return problems.answer(error, request)
 
 
 async def _until_ready(database: Database, cache: FreshnessCache | None, give_up: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from multidict import MultiMapping
 
 from api.access.turns import Turns
 from api.asking import params
-from pipeline.common import ids, keys, problems
+from pipeline.common import correlation, ids, keys, problems
 from pipeline.common.access.audit import Audit, Decision
 from pipeline.common.access.authenticate import Authenticator, Networks, address_of
 from pipeline.common.access.caller import Caller
@@ -206,6 +206,7 @@ class Guard:
             org_id=org_id,
             status=status,
             asked=_asked(request.query),
+            correlation=correlation.of(request),
         )
 
 

@@ -5,11 +5,11 @@ An OTLP exporter reads ``ExportTraceServiceResponse`` and, with an error, ``goog
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal
+from uuid import UUID
 
 import msgspec
 from aiohttp import web
@@ -88,7 +88,7 @@ def taken(admitted: Admitted, form: Form, *, passes_over: bool) -> web.Response:
     return web.Response(body=told, content_type=_TYPES[form])
 
 
-def problem(error: Problem, request_id: str, form: Form) -> web.Response:
+def problem(error: Problem, instance: UUID, form: Form) -> web.Response:
     """The answer to a request that cannot be met."""
     if form != "json":
         code = _RPC_CODES.get(error.status, _UNKNOWN)
@@ -99,13 +99,13 @@ def problem(error: Problem, request_id: str, form: Form) -> web.Response:
             headers={"Cache-Control": "no-store", **error.headers},
         )
     if not isinstance(error, NothingTaken):
-        return problems.response(error, instance_of(request_id))
+        return problems.response(error, instance)
     details = _Details(
         type=f"urn:spendstream:problem:{error.kind}",
         title=error.title or HTTPStatus(error.status).phrase,
         status=error.status,
         detail=error.detail,
-        instance=f"urn:uuid:{instance_of(request_id)}",
+        instance=f"urn:uuid:{instance}",
         rejected=_items(error.rejected),
     )
     return web.Response(
@@ -114,14 +114,6 @@ def problem(error: Problem, request_id: str, form: Form) -> web.Response:
         content_type="application/problem+json",
         headers={"Cache-Control": "no-store", **error.headers},
     )
-
-
-def instance_of(request_id: str) -> str:
-    """The UUID of this one occurrence: the request's id, if that is a UUID."""
-    try:
-        return str(uuid.UUID(request_id))
-    except ValueError:
-        return str(uuid.uuid4())
 
 
 def _items(rejected: Sequence[Rejected]) -> list[RejectedItem]:

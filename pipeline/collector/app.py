@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 import traceback
 import uuid
@@ -28,7 +27,7 @@ from pipeline.collector.metrics import Metrics
 from pipeline.collector.org_names import OrgNames
 from pipeline.collector.outlet import Away, Outlet
 from pipeline.collector.requests import BodyReader
-from pipeline.common import keys, problems
+from pipeline.common import correlation, keys, logs, problems
 from pipeline.common.access.authenticate import Authenticator, Networks, address_of
 from pipeline.common.access.caller import Caller
 from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown, show_allowance
@@ -42,8 +41,6 @@ log = logging.getLogger(__name__)
 
 ROLE: Final = keys.EVENTS_WRITE
 RETRY_AFTER_S: Final = 2
-_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}", re.ASCII)
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _PAGE_HEADERS: Final = (
     "Content-Encoding",
     "ce-id",
@@ -269,6 +266,7 @@ def create_app(
     app.router.add_get("/status/healthz", healthz)
     app.router.add_get("/status/readyz", readyz)
     app.router.add_get("/metrics", show_metrics)
+    app.on_response_prepare.append(correlation.show)
     app.on_response_prepare.append(show_allowance)
     if cors_origins:
         app.on_response_prepare.append(cors.show)
@@ -281,15 +279,12 @@ def _observed(metrics: Metrics) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        request_id = _kept(request, "X-Request-ID", _REQUEST_ID) or str(uuid.uuid4())
-        traceparent = _kept(request, "traceparent", _TRACEPARENT)
-        try:
-            response = await handler(request)
-        except Exception as error:
-            response = _answer(error, request, request_id)
-        response.headers["X-Request-ID"] = request_id
-        if traceparent is not None:
-            response.headers["traceparent"] = traceparent
+        correlated = correlation.of(request).facts
+        with logs.within(correlated):
+            try:
+                response = await handler(request)
+            except Exception as error:
+                response = _answer(error, request)
         duration_s = time.perf_counter() - started
         route = template(request)
         metrics.served.count(request.method, route, response.status, duration_s)
@@ -300,34 +295,27 @@ def _observed(metrics: Metrics) -> Middleware:
                 "route": route,
                 "status": response.status,
                 "duration_ms": round(duration_s * 1000, 2),
-                "request_id": request_id,
                 "actor": request.get(_SUBJECT),
+                **correlated,
             }
-            if traceparent is not None:
-                facts["traceparent"] = traceparent
             log.log(level, "request_served", extra=facts)
         return response
 
     return middleware
 
 
-def _answer(error: Exception, request: web.Request, request_id: str) -> web.Response:
+def _answer(error: Exception, request: web.Request) -> web.Response:
     """The answer to a request whose handling raised this error. Raises `ConnectionError`: nobody is left."""
-    return answers.problem(_problem(error, request, request_id), request_id, request.get(_FORM, "json"))
+    instance = correlation.of(request).instance
+    return answers.problem(_problem(error, request), instance, request.get(_FORM, "json"))
 
 
-def _problem(error: Exception, request: web.Request, request_id: str) -> Problem:
-    known = problems.of_error(error, request, request_id)
+def _problem(error: Exception, request: web.Request) -> Problem:
+    known = problems.of_error(error, request)
     if known is not None:
         return known
     # The text of an error may quote the body, so the log has the places alone.
     places = "".join(traceback.format_tb(error.__traceback__))
-    facts = {"request_id": request_id, "route": template(request), "fault": type(error).__name__}
+    facts = {"route": template(request), "fault": type(error).__name__, **correlation.of(request).facts}
     log.error("request_failed", extra={**facts, "places": places})
     return problems.ours()
-
-
-def _kept(request: web.Request, name: str, form: re.Pattern[str]) -> str | None:
-    """The value of a header that is kept in logs and answers; None if it has another form."""
-    value = request.headers.get(name)
-    return value if value is not None and form.fullmatch(value) else None

@@ -1,7 +1,8 @@
 """Logs: every process writes one JSON object a line to standard error, in the same form.
 
 A line has ``time``, ``level``, ``event``, ``logger`` and ``service``, then the facts of the event, and a
-``traceback`` if there is one. A fact never replaces one of the first five.
+``traceback`` if there is one. A fact never replaces one of the first five. A line that is written while a
+request is in work has the facts of the request, too (`within`).
 
 No secret is written. The values of the secret settings are masked everywhere in a line. A message of a
 library is cut to its first line. When aiohttp cannot read a request, the text of its exception holds bytes of
@@ -13,7 +14,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,6 +26,7 @@ from aiohttp.web_protocol import RequestPayloadError
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _OURS: Final = frozenset(("api", "pipeline", "sql", "deploy", "root", "__main__"))
 _MASK: Final = "…"
+_WITHIN: Final[ContextVar[Mapping[str, str] | None]] = ContextVar("within", default=None)
 _NO_LINE_BREAKS: Final = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), 0x2028, 0x2029)}
 """Characters that end a line or command a terminal, and that JSON does not escape."""
 
@@ -48,6 +52,8 @@ class JsonFormatter(logging.Formatter):
         for name, value in record.__dict__.items():
             if name not in _STANDARD and name not in line:
                 line[name] = value
+        for name, value in (_WITHIN.get() or {}).items():
+            line.setdefault(name, value)
         if record.exc_info and record.exc_info[1] is not None:
             unread = next(filter(is_unread, _chain(record.exc_info[1])), None)
             if unread is None:
@@ -58,6 +64,19 @@ class JsonFormatter(logging.Formatter):
         for secret in self._secrets:
             text = text.replace(secret, _MASK)
         return text.translate(_NO_LINE_BREAKS).encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def within(facts: Mapping[str, str]) -> Iterator[None]:
+    """Add these facts to every line that this task and its threads write meanwhile.
+
+    So a warning of the driver's or of a cache has the id of the request that met it.
+    """
+    token = _WITHIN.set(facts)
+    try:
+        yield
+    finally:
+        _WITHIN.reset(token)
 
 
 def shown(value: str) -> str:

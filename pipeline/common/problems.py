@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
+from uuid import UUID
 
 import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from pipeline.common import http
+from pipeline.common import correlation, http
 from pipeline.common.errors import ServiceError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,8 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """RFC 9457. ``instance`` names this one occurrence; the server's log has the same id."""
+    """RFC 9457. ``instance`` names this one occurrence, and the server's log has it: the X-Request-ID of the
+    request if that is a UUID, else one of ours."""
 
     type: str
     title: str
@@ -142,13 +144,13 @@ class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[ErrorDetail] | msgspec.UnsetType = msgspec.UNSET
 
 
-def response(problem: Problem, request_id: str) -> web.Response:
+def response(problem: Problem, instance: UUID) -> web.Response:
     body = ProblemDetails(
         type=f"urn:spendstream:problem:{problem.kind}" if problem.kind else "about:blank",
         title=problem.title or HTTPStatus(problem.status).phrase,
         status=problem.status,
         detail=problem.detail,
-        instance=f"urn:uuid:{request_id}",
+        instance=f"urn:uuid:{instance}",
         errors=[ErrorDetail(fault.field, fault.message) for fault in problem.errors] or msgspec.UNSET,
     )
     return web.Response(
@@ -159,25 +161,22 @@ def response(problem: Problem, request_id: str) -> web.Response:
     )
 
 
-def answer(error: Exception, request: web.Request, request_id: str) -> web.Response:
+def answer(error: Exception, request: web.Request) -> web.Response:
     """The answer to a request whose handling raised this error. A fault of ours is logged with its traceback.
 
     Raises:
         ConnectionError: there is nobody left to answer.
     """
-    known = of_error(error, request, request_id)
+    known = of_error(error, request)
+    correlated = correlation.of(request)
     if known is not None:
-        return response(known, request_id)
-    facts = {
-        "request_id": request_id,
-        "route": http.template(request),
-        "traceback": http.failure(error, request),
-    }
+        return response(known, correlated.instance)
+    facts = {"route": http.template(request), "traceback": http.failure(error, request)}
     log.error("request_failed", extra=facts)
-    return response(ours(), request_id)
+    return response(ours(), correlated.instance)
 
 
-def of_error(error: Exception, request: web.Request, request_id: str) -> Problem | None:
+def of_error(error: Exception, request: web.Request) -> Problem | None:
     """What an error means to the caller. None: it is a fault of ours, and the caller of this logs it.
 
     Raises:
@@ -191,7 +190,7 @@ def of_error(error: Exception, request: web.Request, request_id: str) -> Problem
         return of_http_error(error)
     if isinstance(error, HttpProcessingError | web.RequestPayloadError):  # a body is not as its head says
         fault = type(error).__name__
-        log.info("bad_request", extra={"request_id": request_id, "fault": fault, "peer": request.remote})
+        log.info("bad_request", extra={"fault": fault, "peer": request.remote})
         return invalid_body(
             "The body is not what the request's head says: its length, chunks or encoding are wrong."
         )

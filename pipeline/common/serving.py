@@ -6,7 +6,7 @@ import uuid
 
 from aiohttp import web
 
-from pipeline.common import http, problems
+from pipeline.common import correlation, http, problems
 from pipeline.common.problems import Problem
 
 
@@ -20,7 +20,7 @@ class Runner(http.Runner):
             if status < 500
             else "Something went wrong here; the log has it."
         )
-        return problems.response(Problem(status=status, detail=detail), str(uuid.uuid4()))
+        return problems.response(Problem(status=status, detail=detail), uuid.uuid4())
 
 
 async def expected(request: web.Request) -> web.StreamResponse | None:
@@ -30,5 +30,5 @@ async def expected(request: web.Request) -> web.StreamResponse | None:
         return None
     return problems.response(
         Problem(status=417, detail="Of all that Expect may say, 100-continue alone is met."),
-        str(uuid.uuid4()),
+        correlation.of(request).instance,
     )

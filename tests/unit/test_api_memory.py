@@ -19,6 +19,7 @@ from pipeline.common.access.config import TokenConfig
 from pipeline.common.access.keys import Keys
 from pipeline.common.access.limits import RateLimiter, Unknown
 from pipeline.common.access.tokens import Tokens
+from pipeline.common.correlation import Correlation
 from pipeline.common.keys import new_key
 from pipeline.common.problems import Problem
 from tests.support.tokens import OTHER_RSA, SET, token
@@ -144,7 +145,14 @@ async def test_denied_callers_and_attempts_are_remembered_up_to_a_bound(
     log = Audit(cast(Database, NoRows()), clock)
     for number in range(1000):
         actor = f"caller {number % 100}"
-        decision = Decision(actor=actor, action="usage", org_id=uuid.uuid4(), status=403, asked="")
+        decision = Decision(
+            actor=actor,
+            action="usage",
+            org_id=uuid.uuid4(),
+            status=403,
+            asked="",
+            correlation=Correlation("gateway/17", None, uuid.uuid4()),
+        )
         await log.denied(decision)
         assert len(log._denied) <= 21
         assert all(len(one.attempts) <= audit.ATTEMPTS_MAX for one in log._denied.values())

@@ -24,6 +24,7 @@ from psycopg.types.json import Jsonb
 
 from pipeline.common.access.database import Writes
 from pipeline.common.connect import AsyncConnection
+from pipeline.common.correlation import Correlation
 from pipeline.common.errors import Unavailable
 from sql import queries
 
@@ -44,7 +45,8 @@ class Decision:
     """One access that was granted or denied.
 
     ``asked`` is the query, without the values of parameters that no route knows. ``status`` is the status of
-    the answer; None where the row is written before there is an answer.
+    the answer; None where the row is written before there is an answer. ``correlation`` is that of the
+    request.
     """
 
     actor: str
@@ -52,6 +54,7 @@ class Decision:
     org_id: UUID | None
     status: int | None
     asked: str
+    correlation: Correlation
 
 
 @dataclass(slots=True)
@@ -84,7 +87,7 @@ class Audit:
             Unavailable: the access cannot be audited, so it must not be granted.
         """
         log.info("access_granted", extra=_facts(decision))
-        detail = {"status": decision.status, "query": decision.asked}
+        detail = _detail(decision)
         await self._write(self._row(decision.actor, decision.action, decision.org_id, "granted", detail))
 
     async def denied(self, decision: Decision) -> None:
@@ -101,7 +104,7 @@ class Audit:
         self._denied[actor] = _Denied(now)
         if known is not None:
             await self._settle(actor, known)
-        detail = {"status": decision.status, "query": decision.asked, "count": 1}
+        detail = {**_detail(decision), "count": 1}
         await self._try(self._row(actor, decision.action, decision.org_id, "denied", detail))
 
     async def settle(self, *, all_: bool = False) -> None:
@@ -158,6 +161,15 @@ class Audit:
             await connection.execute(SQL["audit"], {**row, "detail": Jsonb(row["detail"])})
 
         await self._database.write(add)
+
+
+def _detail(decision: Decision) -> dict[str, Any]:
+    """What a row of one access says of its request. A row that counts many accesses has no request's id."""
+    correlation = decision.correlation
+    detail = {"status": decision.status, "query": decision.asked, "requestId": correlation.request_id}
+    if correlation.traceparent is not None:
+        detail["traceparent"] = correlation.traceparent
+    return detail
 
 
 def _facts(decision: Decision) -> dict[str, str]:
