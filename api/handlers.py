@@ -8,22 +8,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from aiohttp import web
+from msgspec import UNSET, structs
+from psycopg.rows import tuple_row
 
 from api.access.guard import CALLER, ORG_ID
 from api.adjustments.routes import Adjustments
 from api.answering import answers
-from api.asking import questions
-from api.asking.buckets import to_datetime
+from api.asking import params, questions
+from api.asking.buckets import Span, to_datetime
 from api.asking.cursors import Cursors
-from api.asking.params import CLIENT
-from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Parser, Position
+from api.asking.params import CLIENT, Percentile
+from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Parser, Position, sealed
 from api.config import FreshnessConfig
 from api.exports.routes import Exports
 from api.live.streams import Live
@@ -31,7 +33,7 @@ from api.metrics import Facts, Metrics
 from api.names.routes import NameChanges
 from api.prices.routes import Prices
 from api.reading import names, prices, rollups, seen, usage_json
-from api.reading.database import Database
+from api.reading.database import Database, rows
 from api.reading.figures import (
     Finality,
     Page,
@@ -44,12 +46,19 @@ from api.reading.figures import (
     spend_fields,
     usage_fields,
 )
-from api.reading.freshness import FreshnessCache, Standing, StandingsPage, freshness, standings_page
+from api.reading.freshness import (
+    FreshnessCache,
+    ModelStanding,
+    Standing,
+    StandingsPage,
+    freshness,
+    standings_page,
+)
 from api.reading.names import NO_NAMES, Names
 from api.reading.prices import Book, Books
 from api.reading.recent import Recent
 from api.reading.seen import Label, Seen
-from pipeline.common import problems
+from pipeline.common import ids, problems
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.errors import Unavailable
 from pipeline.common.problems import Fault
@@ -105,11 +114,13 @@ class Handlers:
         next_cursor = None
         if page.more:
             bucket, model, client, *_ = page.rows[-1]
-            next_cursor = self.cursors.seal((bucket, model, client), question.bound_to)
+            last = sealed(question, (bucket, model, client))
+            next_cursor = self.cursors.seal(last, question.bound_to)
         return answers.response(
             answers.Usage(
                 org_id=question.org_id,
                 org_name=page.names.org,
+                **_range(question.span),
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
                 dimension=dimension,
@@ -142,6 +153,8 @@ class Handlers:
 
         def shape() -> tuple[list[answers.ReliabilityPoint], answers.ReliabilityFigures]:
             of_points, of_all = reliability(page)
+            for one in (*of_points, of_all):
+                one["latency_ms"] = _percentiles(one["latency_ms"], question.percentiles)
             series = [
                 answers.ReliabilityPoint(
                     bucket_start=to_datetime(point.position.bucket),
@@ -161,6 +174,7 @@ class Handlers:
             answers.Reliability(
                 org_id=question.org_id,
                 org_name=page.names.org,
+                **_range(question.span),
                 granularity=question.calendar.granularity.value,
                 time_zone=question.calendar.zone.key,
                 dimension=dimension,
@@ -175,15 +189,20 @@ class Handlers:
 
     async def org_freshness(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
-        question = self.parser.listing("freshness", org_id, request.query, UUID)
+        question = self.parser.listing(
+            "freshness", org_id, request.query, UUID, chosen_by=(params.MODEL_ID, ids.uuid)
+        )
         all_models = await self.cache.org(org_id) if self.cache else None
         if all_models:
-            page = standings_page(all_models, question.after, question.limit)
+            page = _chosen(all_models, question)
             named, labels = await self._names_soon(org_id, page.by_model)
         else:
 
             async def read(connection: AsyncConnection) -> tuple[StandingsPage, Names, dict[str, Label]]:
-                page = await seen.standings_page(connection, org_id, question.after, question.limit)
+                if question.chosen:
+                    page = await _chosen_standings(connection, org_id, question)
+                else:
+                    page = await seen.standings_page(connection, org_id, question.after, question.limit)
                 return page, *(await _names(connection, org_id, page.by_model))
 
             page, named, labels = await self.database.read(read)
@@ -332,8 +351,11 @@ class Handlers:
                     freshness=age,
                 )
             )
-        cursor = self.cursors.seal(page[-1], question.bound_to) if len(org_ids) > len(page) else None
-        return answers.response(answers.Orgs(items=items, price_version=book.version, next_cursor=cursor))
+        more = len(org_ids) > len(page)
+        cursor = self.cursors.seal(sealed(question, page[-1]), question.bound_to) if more else None
+        return answers.response(
+            answers.Orgs(**_range(question.span), items=items, price_version=book.version, next_cursor=cursor)
+        )
 
     async def validate(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
@@ -416,7 +438,8 @@ class Handlers:
         if not page.more:
             return None
         last: Position = page.points[-1].position
-        return self.cursors.seal((last.bucket, last.model_id, last.client_id), question.bound_to)
+        position = sealed(question, (last.bucket, last.model_id, last.client_id))
+        return self.cursors.seal(position, question.bound_to)
 
 
 async def _names(
@@ -424,6 +447,35 @@ async def _names(
 ) -> tuple[Names, dict[str, Label]]:
     """The name of an org, and the labels of some of its models by the model's id as text."""
     return await names.read(connection, org_id), await seen.labels(connection, org_id, models)
+
+
+def _chosen(models: Sequence[ModelStanding], question: ListingQuestion) -> StandingsPage:
+    """The page of the models that are asked for; none: of all. ``models`` are all of the org's."""
+    chosen = [model for model in models if not question.chosen or model.model_id in question.chosen]
+    page = standings_page(chosen, question.after, question.limit)
+    return replace(page, of_org=[model.standing for model in models])
+
+
+async def _chosen_standings(
+    connection: AsyncConnection, org_id: UUID, question: ListingQuestion
+) -> StandingsPage:
+    """The page of the models that are asked for by their ids."""
+    values = {"org_id": org_id, "models": list(question.chosen)}
+    found = await rows(connection, seen.SQL["standings_of_chosen"], values, tuple_row)
+    models = [ModelStanding(model_id=model, standing=Standing(*standing)) for model, *standing in found]
+    page = standings_page(models, question.after, question.limit)
+    return replace(page, of_org=await seen.org_standings(connection, org_id))
+
+
+def _range(span: Span) -> dict[str, datetime]:
+    """The fields that say which range an answer covers."""
+    return {"start": to_datetime(span.start), "end": to_datetime(span.end)}
+
+
+def _percentiles(latency: answers.Latency, asked: Sequence[Percentile]) -> answers.Latency:
+    """The latency with the percentiles that are asked for alone; none: with all."""
+    absent = {one.value: UNSET for one in Percentile if asked and one not in asked}
+    return structs.replace(latency, **absent)
 
 
 def _model(model_id: UUID | None, labels: Mapping[str, Label]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0021"
+HEAD: Final = "0022"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -577,6 +577,9 @@ export_jobs = Table(
     Column("time_zone", Text, nullable=False, server_default=text("'UTC'")),
     Column("group_by", Text, nullable=False, server_default=text("'model,client'")),
     Column("dimensions", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("initiated_by", Text, nullable=True),
+    Column("request_id", Text, nullable=True),
+    Column("traceparent", Text, nullable=True),
     UniqueConstraint("org_id", "idempotency_key", name="export_jobs_idempotency"),
     Index("export_jobs_of_org", "org_id", "created_at", "job_id"),
     Index("export_jobs_open", "created_at", postgresql_where=text("status IN ('pending', 'running')")),
@@ -586,7 +589,9 @@ export_jobs = Table(
 ``lease_until``. ``location`` is the object's key in the store. ``price_version`` is the version of the price
 book that the file is priced at; null in jobs from before there was a book. ``time_zone`` is the IANA name of
 the zone whose days, weeks and months the file has. ``dimensions`` are the clients or the values of a
-dimension that the file is of, such as ``team:search``; empty for all."""
+dimension that the file is of, such as ``team:search``; empty for all. ``initiated_by`` is whom the order
+names; null for nobody but ``created_by``. ``request_id`` and ``traceparent`` are those of the request that
+ordered the file; null in jobs of a schedule."""
 
 export_schedules = Table(
     "export_schedules",

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 from aiohttp import web
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 Count = Annotated[int, Meta(ge=0)]
 Time = Annotated[datetime, Meta(tz=True)]
@@ -138,12 +138,15 @@ class UsagePoint(Answer):
 
 class Usage(Answer):
     """``orgName`` is the name that an administrator has set, here and in every other answer; null without
-    one. Empty buckets are absent; ``totals`` cover the whole range, whatever the page. ``dimension`` is what
-    the figures are split or filtered by; they then cover the range from its ``since`` on. ``priceVersion`` is
-    the version of the price book that the answer was priced at, 0 for an empty book."""
+    one. The figures are of [``start``, ``end``): the range that was asked for, in whole minutes. Empty
+    buckets are absent; ``totals`` cover the whole range, whatever the page. ``dimension`` is what the figures
+    are split or filtered by; they then cover the range from its ``since`` on. ``priceVersion`` is the version
+    of the price book that the answer was priced at, 0 for an empty book."""
 
     org_id: UUID
     org_name: str | None
+    start: Time
+    end: Time
     granularity: GranularityName
     time_zone: str
     dimension: Dimension | None
@@ -160,12 +163,13 @@ class Errors(Answer):
     throttled: Count
 
 
-class Latency(Answer):
-    """Milliseconds. Percentiles are within 1 % of exact; null without events."""
+class Latency(Answer, kw_only=True):
+    """Milliseconds. Percentiles are within 1 % of exact; null without events; absent if the parameter
+    ``percentile`` asks for others."""
 
-    p50: float | None
-    p95: float | None
-    p99: float | None
+    p50: float | UnsetType | None = UNSET
+    p95: float | UnsetType | None = UNSET
+    p99: float | UnsetType | None = UNSET
     mean: float | None
     max: Count | None
 
@@ -209,11 +213,14 @@ class Range(Answer):
 
 
 class Reliability(Answer):
-    """``errorCodes`` (the 1000 most frequent) cover ``errorCodesRange``: the hours the range touches. They
-    are not counted by dimension: with a filter on one, ``errorCodes`` is null."""
+    """``start`` and ``end`` as in `Usage`. ``errorCodes`` (the 1000 most frequent) cover ``errorCodesRange``:
+    the hours the range touches. They are not counted by dimension: with a filter on one, ``errorCodes`` is
+    null."""
 
     org_id: UUID
     org_name: str | None
+    start: Time
+    end: Time
     granularity: GranularityName
     time_zone: str
     dimension: Dimension | None
@@ -238,7 +245,8 @@ class FreshnessEntry(Answer):
 
 
 class OrgFreshness(Answer):
-    """``entries`` are a page of the models; all else is of the whole org, whatever the page."""
+    """``entries`` are a page of the models, or of those that ``modelId`` names; all else is of the whole org,
+    whatever the page."""
 
     org_id: UUID
     org_name: str | None
@@ -322,8 +330,10 @@ class Org(Answer):
 
 
 class Orgs(Answer):
-    """``priceVersion`` as in `Usage`."""
+    """``start``, ``end`` and ``priceVersion`` as in `Usage`."""
 
+    start: Time
+    end: Time
     items: list[Org]
     price_version: Count
     next_cursor: str | None
@@ -427,7 +437,9 @@ class ExportJob(Answer):
     ``dimensions`` are the clients or values of a dimension that the file is of, such as ``team:search``;
     none: all of them.
     ``final``: the figures of the whole range can no longer change but by backfill; false: the file is
-    provisional; null: there is no file."""
+    provisional; null: there is no file. ``initiatedBy`` is whom the order names, or else who sent it; the
+    audit log has who sent it in any case. ``requestId`` is the X-Request-ID of the order; null in a job of
+    the schedule."""
 
     job_id: UUID
     org_id: UUID
@@ -441,6 +453,8 @@ class ExportJob(Answer):
     dimensions: list[str]
     models: list[UUID]
     created_at: Time
+    initiated_by: str
+    request_id: str | None
     completed_at: Time | None
     expires_at: Time | None
     output_uri: str | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -117,10 +117,28 @@ class Body:
             self.fault(name, str(error))
             return UTC_ZONE
 
+    def text(self, name: str, chars_max: int) -> str | None:
+        """A text that rows can hold and lines can show; None if there is none or null."""
+        value = self._fields.get(name)
+        if value is None:
+            return None
+        fits = isinstance(value, str) and 0 < len(value) <= chars_max and value.isprintable()
+        if not fits:
+            self.fault(name, f"expected 1 to {chars_max} printable characters")
+            return None
+        return str(value)
+
+    def instant(self, name: str, value: Any) -> int | None:
+        """A time, in microseconds since 1970."""
+        return self._time(name, value, params.instant)
+
     def minute(self, name: str, value: Any) -> int | None:
         """A whole minute, in minutes since 1970."""
+        return self._time(name, value, params.whole_minute)
+
+    def _time(self, name: str, value: Any, parse: Callable[[str], int]) -> int | None:
         try:
-            return params.whole_minute(value)
+            return parse(value)
         except (TypeError, ValueError) as error:
             is_text = isinstance(value, str)
             self.fault(name, str(error) if is_text else "expected an RFC 3339 time with an offset")

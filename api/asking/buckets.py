@@ -43,6 +43,33 @@ class Granularity(StrEnum):
     MONTH = "month"
 
 
+class Last(StrEnum):
+    """A range that ends now."""
+
+    HOUR = "1h"
+    DAY = "24h"
+    WEEK = "7d"
+    DAYS_30 = "30d"
+    MONTH_TO_DATE = "mtd"
+
+    def span(self, now: int, zone: ZoneInfo, *, whole_hours: bool) -> Span:
+        """The range at the minute ``now``, which is its last minute.
+
+        Ranges of more than a day begin on the whole hour before, because old minutes are not kept. With
+        ``whole_hours`` a range also ends on a whole hour. At 12:34, ``1h`` is 11:35 to 12:35, and with whole
+        hours 11:00 to 13:00; ``7d`` is 12:00 seven days ago to 12:35. A month begins at its midnight.
+        """
+        end = now + 1
+        minutes = {Last.HOUR: HOUR, Last.DAY: DAY, Last.WEEK: 7 * DAY, Last.DAYS_30: 30 * DAY}.get(self)
+        if minutes is None:
+            start = Calendar(Granularity.MONTH, zone).start_of(now)
+        else:
+            start = end - minutes
+            if whole_hours or minutes > DAY:
+                start -= start % HOUR
+        return Span(start, end + -end % HOUR if whole_hours else end)
+
+
 class Grain(StrEnum):
     """The length of a bucket in the database."""
 

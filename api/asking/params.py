@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 from multidict import MultiMapping
 
-from api.asking.buckets import Granularity, to_minute
+from api.asking.buckets import Granularity, Last
 from pipeline.common.day_zones import zone_names
 from pipeline.common.problems import Fault, invalid_parameters
 from pipeline.core import wire
@@ -26,6 +26,9 @@ LIMIT_DEFAULT: Final = 1000
 MODEL: Final = "model"
 CLIENT: Final = "client"
 VERSION_MAX: Final = 10**18
+MINUTE_US: Final = 60_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = timedelta(seconds=1)
 
 
 class CostBasis(StrEnum):
@@ -36,6 +39,15 @@ class CostBasis(StrEnum):
     ESTIMATE = "estimate"
 
 
+class Percentile(StrEnum):
+    """A percentile of latencies, by its name in an answer."""
+
+    P50 = "p50"
+    P95 = "p95"
+    P99 = "p99"
+
+
+EXPORT_STATUSES: Final = ("pending", "running", "succeeded", "failed", "expired")
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 _DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -49,7 +61,7 @@ _TIME = re.compile(
 class Parameter:
     """A query parameter as the document shows it.
 
-    ``schema`` is the JSON Schema of one value; for some repeatable parameters, of all values together.
+    ``schema`` is the JSON Schema of one value; if it is one of an array, of all values together.
     """
 
     name: str
@@ -59,26 +71,36 @@ class Parameter:
     repeatable: bool = False
 
 
-_TIME_SCHEMA: Final = {
+_MINUTE_SCHEMA: Final = {
     "type": "string",
     "format": "date-time",
     "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:00(\.0+)?(Z|[+-]\d\d:\d\d)$",
+}
+_TIME_SCHEMA: Final = {
+    **_MINUTE_SCHEMA,
+    "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:[0-5]\d(\.\d+)?(Z|[+-]\d\d:\d\d)$",
 }
 _UUID_SCHEMA: Final = {"type": "string", "format": "uuid"}
 
 START = Parameter(
     name="start",
-    help="First instant of the range, a whole minute. It need not be the edge of a bucket: figures cover"
-    " exactly [start, end).",
+    help="First instant of the range; with seconds, the whole minute before. It need not be the edge of a"
+    " bucket: figures cover exactly [start, end), as the answer says them.",
     schema=_TIME_SCHEMA,
-    required=True,
 )
 END = Parameter(
     name="end",
-    help="End of the range, not included; a whole minute, at most 13 months after start (24 hours for"
-    " granularity=minute).",
+    help="End of the range, not included, at most 13 months after start (24 hours for granularity=minute);"
+    " with seconds, the whole minute after: 23:59:59 is midnight.",
     schema=_TIME_SCHEMA,
-    required=True,
+)
+LAST = Parameter(
+    name="last",
+    help="In the place of start and end: the hour, 24 hours, 7 days or 30 days up to now, or the month to"
+    " date in timeZone. The minute that runs is in the range. 7d and 30d begin on the whole hour before; by"
+    " client or dimension, all but mtd begin and all end on whole hours. Further pages are of the first"
+    " page's range.",
+    schema={"type": "string", "enum": [last.value for last in Last]},
 )
 GRANULARITY = Parameter(
     name="granularity",
@@ -91,12 +113,19 @@ CLIENT_ID = Parameter(
     name="clientId",
     help="Only these clients, from the hour grain up. An empty value means events without a client. The one"
     " name of more than 128 characters means what was counted beyond CLIENTS_PER_ORG_HOUR_MAX.",
-    schema={
-        "anyOf": [
-            {"type": "string", "maxLength": wire.CLIENT_ID_CHARS_MAX},
-            {"const": wire.OVERFLOW_CLIENT},
-        ]
-    },
+    schema={"type": "string", "maxLength": len(wire.OVERFLOW_CLIENT)},
+    repeatable=True,
+)
+PERCENTILE = Parameter(
+    name="percentile",
+    help="Only these percentiles of the latency; without it, all three.",
+    schema={"type": "string", "enum": [percentile.value for percentile in Percentile]},
+    repeatable=True,
+)
+STATUS = Parameter(
+    name="status",
+    help="Only exports of these statuses.",
+    schema={"type": "string", "enum": list(EXPORT_STATUSES)},
     repeatable=True,
 )
 DIMENSION = Parameter(
@@ -109,18 +138,13 @@ DIMENSION = Parameter(
 GROUP_BY = Parameter(
     name="groupBy",
     help="What the series is split by: model, client or a dimension (from the hour grain up), model and one"
-    " of these (repeated or with a comma), or none.",
+    " of these (repeated or with a comma), or none alone.",
     schema={
-        "anyOf": [
-            {
-                "type": "array",
-                "items": {"type": "string", "pattern": r"^[a-z][a-z0-9_]{0,31}$"},
-                "minItems": 1,
-                "maxItems": 2,
-                "uniqueItems": True,
-            },
-            {"const": ["none"]},
-        ],
+        "type": "array",
+        "items": {"type": "string", "pattern": r"^[a-z][a-z0-9_]{0,31}$"},
+        "minItems": 1,
+        "maxItems": 2,
+        "uniqueItems": True,
         "default": [MODEL],
     },
     repeatable=True,
@@ -169,7 +193,7 @@ SERVICE_TIER = Parameter(
     help="Only prices of this service tier.",
     schema={"type": "string", "enum": list(wire.SERVICE_TIERS)},
 )
-AT = Parameter(name="at", help="Only prices that are valid then; a whole minute.", schema=_TIME_SCHEMA)
+AT = Parameter(name="at", help="Only prices that are valid then; a whole minute.", schema=_MINUTE_SCHEMA)
 VERSION = Parameter(
     name="version",
     help="As of this version of the book; without it, the newest.",
@@ -184,10 +208,12 @@ RETRACTED = Parameter(
 PERIOD_FROM = Parameter(
     name="start",
     help="Only adjustments whose period begins then or later; a whole minute.",
-    schema=_TIME_SCHEMA,
+    schema=_MINUTE_SCHEMA,
 )
 PERIOD_TO = Parameter(
-    name="end", help="Only adjustments whose period begins before then; a whole minute.", schema=_TIME_SCHEMA
+    name="end",
+    help="Only adjustments whose period begins before then; a whole minute.",
+    schema=_MINUTE_SCHEMA,
 )
 WITH_RETRACTED = Parameter(
     name="retracted",
@@ -205,11 +231,15 @@ SIGNATURE = Parameter(
     name="signature", help="What makes the link ours.", schema={"type": "string"}, required=True
 )
 
-FIGURES: Final = (START, END, GRANULARITY, MODEL_ID, CLIENT_ID, DIMENSION, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
+RANGE: Final = (START, END, LAST)
+FIGURES: Final = (*RANGE, GRANULARITY, MODEL_ID, CLIENT_ID, DIMENSION, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
 PRICING: Final = (PRICE_VERSION, COST_BASIS)
 USAGE: Final = (*FIGURES, *PRICING)
-ORGS: Final = (START, END, LIMIT, CURSOR, *PRICING)
+RELIABILITY: Final = (*FIGURES, PERCENTILE)
+ORGS: Final = (*RANGE, LIMIT, CURSOR, *PRICING)
 LISTING: Final = (LIMIT, CURSOR)
+FRESHNESS: Final = (MODEL_ID, *LISTING)
+EXPORTS: Final = (STATUS, *LISTING)
 PRICES: Final = (
     PROVIDER,
     MODEL_NAME,
@@ -225,7 +255,9 @@ PRICES: Final = (
 ADJUSTMENTS: Final = (PERIOD_FROM, PERIOD_TO, WITH_RETRACTED, LIMIT, CURSOR)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
-NAMES_SHOWN: Final = frozenset(parameter.name for parameter in (*USAGE, *ORGS, *LISTING, *PRICES))
+NAMES_SHOWN: Final = frozenset(
+    parameter.name for parameter in (*USAGE, *RELIABILITY, *ORGS, *FRESHNESS, *EXPORTS, *PRICES)
+)
 """Parameters whose values may be written into the audit log."""
 
 
@@ -262,6 +294,10 @@ class Reader:
         fault = Fault(name, message)
         if fault not in self.faults:
             self.faults.append(fault)
+
+    def has(self, parameter: Parameter) -> bool:
+        """Is the parameter there, right or wrong?"""
+        return parameter.name in self._query
 
     def one(self, parameter: Parameter, parse: Callable[[str], T]) -> T | None:
         """The value, or None when it is absent or faulty."""
@@ -301,8 +337,8 @@ class Reader:
 # --- parsers of one value: each raises ValueError, whose text says what is expected ---
 
 
-def whole_minute(text: str) -> int:
-    """An RFC 3339 time without seconds, as minutes since 1970 UTC."""
+def instant(text: str) -> int:
+    """An RFC 3339 time, as microseconds since 1970 UTC. What is finer counts as a whole microsecond."""
     match = _TIME.fullmatch(text)
     if not match:
         raise ValueError("expected an RFC 3339 time with an offset, such as 2026-11-01T00:00:00Z")
@@ -312,9 +348,17 @@ def whole_minute(text: str) -> int:
         at = datetime.fromisoformat(f"{day}T{hour_minute}:{seconds}{offset}").astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError("there is no such time in the calendar") from None
-    if at.second or (fraction and fraction.strip("0")):
+    digits = fraction or ""
+    finer = bool(digits[6:].strip("0"))
+    return (at - _EPOCH) // _SECOND * 1_000_000 + min(int(digits[:6].ljust(6, "0")) + finer, 999_999)
+
+
+def whole_minute(text: str) -> int:
+    """An RFC 3339 time without seconds, as minutes since 1970 UTC."""
+    minute, rest = divmod(instant(text), MINUTE_US)
+    if rest:
         raise ValueError("must be a whole minute: figures are kept by the minute")
-    return to_minute(at)
+    return minute
 
 
 def one_of(choices: type[E]) -> Callable[[str], E]:
@@ -342,6 +386,7 @@ def word_of(words: Sequence[str]) -> Callable[[str], str]:
 
 price_kind: Final = word_of(KINDS)
 service_tier: Final = word_of(wire.SERVICE_TIERS)
+export_status: Final = word_of(EXPORT_STATUSES)
 
 
 def text_up_to(length_max: int) -> Callable[[str], str]:

@@ -21,6 +21,7 @@ from api.asking.buckets import (
     NO_QUARTERS,
     Calendar,
     Granularity,
+    Last,
     Quarters,
     Span,
     to_datetime,
@@ -28,7 +29,7 @@ from api.asking.buckets import (
 )
 from api.asking.cursors import CursorError, Cursors
 from api.asking.limits import Limits, Report, shown
-from api.asking.params import CLIENT, DIMENSION, CostBasis, Reader
+from api.asking.params import CLIENT, DIMENSION, MINUTE_US, CostBasis, Parameter, Percentile, Reader
 from api.config import RangeConfig
 from pipeline.common import ids
 from pipeline.common.problems import Fault, invalid_parameters
@@ -67,8 +68,9 @@ class FiguresQuestion:
     ``client_ids`` may hold '' for events without a client. ``bound_to`` is what a cursor is signed for.
 
     With a ``dimension``, its values are in the place of the clients: ``by_client`` and ``client_ids`` are
-    about these values, and so is `Position.client_id`. ``pricing`` matters to usage alone. With
-    ``needs_quarters`` it can be answered only by rows of quarters: `Parser.with_quarters` adds those.
+    about these values, and so is `Position.client_id`. ``pricing`` matters to usage alone, and
+    ``percentiles`` to reliability; none of these: all. With ``needs_quarters`` it can be answered only by
+    rows of quarters: `Parser.with_quarters` adds those. ``moves``: see `sealed`.
     """
 
     org_id: UUID
@@ -85,6 +87,8 @@ class FiguresQuestion:
     dimension: str = ""
     needs_quarters: bool = False
     quarters: Quarters = NO_QUARTERS
+    percentiles: tuple[Percentile, ...] = ()
+    moves: bool = False
 
     @property
     def needs_clients(self) -> bool:
@@ -166,15 +170,29 @@ class OrgsQuestion:
     after: UUID | None
     bound_to: str
     pricing: Pricing
+    moves: bool = False
+
+
+def sealed(question: FiguresQuestion | OrgsQuestion, position: Any) -> Any:
+    """What the cursor of a page holds that ended at a position.
+
+    The range of ``last`` moves with the clock. So its cursor has the first page's range too, and all pages
+    are of one range.
+    """
+    return (position, question.span.start, question.span.end) if question.moves else position
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListingQuestion:
-    """A page of what an org has; ``after`` is the key of the last item of the page before."""
+    """A page of what an org has; ``after`` is the key of the last item of the page before.
+
+    ``chosen`` are the values that the route's filter names; none: all items.
+    """
 
     limit: int
     after: Any
     bound_to: str
+    chosen: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,11 +251,8 @@ class Parser:
 
     def figures(self, route: str, org_id: UUID, query: MultiMapping[str]) -> FiguresQuestion:
         """A question of the route for usage or reliability."""
-        reader = Reader(query, params.USAGE if route == "usage" else params.FIGURES)
-        start, end = (
-            reader.one(params.START, params.whole_minute),
-            reader.one(params.END, params.whole_minute),
-        )
+        reader = Reader(query, params.USAGE if route == "usage" else params.RELIABILITY)
+        period = _period(reader)
         granularity = reader.one(params.GRANULARITY, params.one_of(Granularity)) or Granularity.DAY
         zone = reader.one(params.TIME_ZONE, params.zone) or ZoneInfo("UTC")
         model_ids = reader.many(params.MODEL_ID, ids.uuid)
@@ -247,6 +262,7 @@ class Parser:
         chosen = reader.many(DIMENSION, params.dimension)
         limit = self._limit(reader)
         pricing = _pricing(reader)
+        percentiles = reader.many(params.PERCENTILE, params.one_of(Percentile))
         calendar = Calendar(granularity, zone)
         asked = {
             params.GROUP_BY.name: groups - {params.MODEL},
@@ -254,18 +270,23 @@ class Parser:
             DIMENSION.name: {name for name, _ in chosen},
         }
         split_by = one_dimension(reader.fault, asked, granularity)
-        span = self._span(reader, start, end, zone)
-        if span and not (split_by and granularity is Granularity.MINUTE):
-            self._check_rows_exist(reader, span, calendar, split_by=split_by)
         bound_to = "|".join(
             (
                 route,
                 str(org_id),
-                repr((start, end, granularity.value, zone.key, sorted(groups))),
+                repr((*period.bound_to, granularity.value, zone.key, sorted(groups))),
                 repr((model_ids, client_ids, *chosen)) + pricing.bound_to,
             )
         )
-        position = self._after(reader, bound_to, tuple[int, UUID | None, str | None])
+
+        def check(span: Span) -> None:
+            if not (split_by and granularity is Granularity.MINUTE):
+                self._check_rows_exist(reader, span, calendar, split_by=split_by)
+
+        form = tuple[int, UUID | None, str | None]
+        span, position = self._page_of(
+            reader, period, zone, bound_to, form, check, whole_hours=bool(split_by)
+        )
         reader.finish()
         assert span is not None
         return FiguresQuestion(
@@ -282,6 +303,8 @@ class Parser:
             pricing=pricing,
             dimension="" if split_by == CLIENT else split_by,
             needs_quarters=self.limits.needs_quarters(span, calendar, split_by=split_by),
+            percentiles=percentiles,
+            moves=period.last is not None,
         )
 
     def with_quarters(self, question: FiguresQuestion, quarters: Quarters) -> FiguresQuestion:
@@ -293,31 +316,48 @@ class Parser:
     def orgs(self, query: MultiMapping[str]) -> OrgsQuestion:
         """A question of the route for all orgs."""
         reader = Reader(query, params.ORGS)
-        start, end = (
-            reader.one(params.START, params.whole_minute),
-            reader.one(params.END, params.whole_minute),
-        )
+        period = _period(reader)
         limit = self._limit(reader)
         pricing = _pricing(reader)
         zone = ZoneInfo("UTC")
-        span = self._span(reader, start, end, zone)
-        if span:
+        bound_to = "|".join(("orgs", *map(str, period.bound_to))) + pricing.bound_to
+
+        def check(span: Span) -> None:
             calendar = Calendar(Granularity.DAY, zone)
             reader.faults += self.limits.lacking(span, calendar, split_by="", quarters=NO_QUARTERS)
-        bound_to = f"orgs|{start}|{end}{pricing.bound_to}"
-        after = self._after(reader, bound_to, UUID)
+
+        span, after = self._page_of(reader, period, zone, bound_to, UUID, check, whole_hours=False)
         reader.finish()
         assert span is not None
-        return OrgsQuestion(span=span, limit=limit, after=after, bound_to=bound_to, pricing=pricing)
+        return OrgsQuestion(
+            span=span,
+            limit=limit,
+            after=after,
+            bound_to=bound_to,
+            pricing=pricing,
+            moves=period.last is not None,
+        )
 
-    def listing(self, route: str, org_id: UUID, query: MultiMapping[str], key: type) -> ListingQuestion:
-        """A question of a route that lists what an org has; ``key`` is the type of its cursor's position."""
-        reader = Reader(query, params.LISTING)
+    def listing(
+        self,
+        route: str,
+        org_id: UUID,
+        query: MultiMapping[str],
+        key: type,
+        *,
+        chosen_by: tuple[Parameter, Callable[[str], Any]] | None = None,
+    ) -> ListingQuestion:
+        """A question of a route that lists what an org has; ``key`` is the type of its cursor's position.
+
+        ``chosen_by`` is the parameter that filters the items, and the parser of one value.
+        """
+        reader = Reader(query, (*(chosen_by or ())[:1], *params.LISTING))
+        chosen = reader.many(*chosen_by) if chosen_by else ()
         limit = self._limit(reader)
-        bound_to = f"{route}|{org_id}"
+        bound_to = f"{route}|{org_id}" + (f"|{[*map(str, chosen)]}" if chosen else "")
         after = self._after(reader, bound_to, key)
         reader.finish()
-        return ListingQuestion(limit=limit, after=after, bound_to=bound_to)
+        return ListingQuestion(limit=limit, after=after, bound_to=bound_to, chosen=chosen)
 
     def prices(self, query: MultiMapping[str], *, sees: Sequence[UUID] | None) -> PricesQuestion:
         """A question of the route for the price book."""
@@ -371,10 +411,38 @@ class Parser:
         given = reader.one(params.LIMIT, params.limit_up_to(maximum))
         return given or min(params.LIMIT_DEFAULT, maximum)
 
-    def _span(self, reader: Reader, start: int | None, end: int | None, zone: ZoneInfo) -> Span | None:
-        if start is None or end is None:
-            return None
-        return self.limits.span(reader.fault, start, end, zone)
+    def _page_of(
+        self,
+        reader: Reader,
+        period: Period,
+        zone: ZoneInfo,
+        bound_to: str,
+        form: Any,
+        check: Callable[[Span], None],
+        *,
+        whole_hours: bool,
+    ) -> tuple[Span | None, Any]:
+        """The range of a question, if it is right, and where the page before ended.
+
+        ``check`` reports what is lacking in a range. ``form`` is the type of a position.
+        """
+        limits = self.limits
+        if period.last is None:
+            span = None
+            if period.start is not None and period.end is not None:
+                span = limits.span(reader.fault, period.start, period.end, zone)
+            if span:
+                check(span)
+            return span, self._after(reader, bound_to, form)
+        found: Any = self._after(reader, bound_to, tuple[form, int, int])
+        if found is None:
+            position, asked = None, period.last.span(limits.now, zone, whole_hours=whole_hours)
+        else:
+            position, asked = found[0], Span(found[1], found[2])
+        span = limits.span(reader.fault, asked.start, asked.end, zone)
+        if span:
+            check(span)
+        return span, position
 
     def _check_rows_exist(self, reader: Reader, span: Span, calendar: Calendar, *, split_by: str) -> None:
         if calendar.granularity is Granularity.MINUTE and span.end - span.start > DAY:
@@ -397,6 +465,44 @@ class Parser:
                 ) from None
 
         return reader.one(params.CURSOR, opened)
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """The range that a query asks for: whole minutes, or one that ends now. All None: there is a fault."""
+
+    start: int | None = None
+    end: int | None = None
+    last: Last | None = None
+
+    @property
+    def bound_to(self) -> tuple[Any, ...]:
+        """What a cursor is signed for."""
+        return (self.start, self.end) if self.last is None else (self.last.value,)
+
+
+def whole_minutes(fault: Report, start_us: int, end_us: int) -> tuple[int, int] | None:
+    """The minutes that a range touches: from 12:34:56 to 12:35:01 it is 12:34 to 12:36. None: it is empty."""
+    if end_us <= start_us:
+        fault("end", "must be after start")
+        return None
+    return start_us // MINUTE_US, -(-end_us // MINUTE_US)
+
+
+def _period(reader: Reader) -> Period:
+    start, end = (reader.one(params.START, params.instant), reader.one(params.END, params.instant))
+    last = reader.one(params.LAST, params.one_of(Last))
+    edges = [edge for edge in (params.START, params.END) if reader.has(edge)]
+    if reader.has(params.LAST):
+        if edges:
+            reader.fault(params.LAST.name, "is in the place of start and end: give it without them")
+            return Period()
+        return Period(last=last)
+    for edge in (params.START, params.END):
+        if edge not in edges:
+            reader.fault(edge.name, "is required")
+    minutes = None if start is None or end is None else whole_minutes(reader.fault, start, end)
+    return Period(*(minutes or ()))
 
 
 def _pricing(reader: Reader) -> Pricing:

@@ -24,7 +24,7 @@ from api.asking.buckets import (
 )
 from api.asking.limits import Limits
 from api.asking.params import CLIENT, DIMENSION, GROUP_BY, MODEL, CostBasis
-from api.asking.questions import Counted, FiguresQuestion, Pricing, counted, one_dimension
+from api.asking.questions import Counted, FiguresQuestion, Pricing, counted, one_dimension, whole_minutes
 from pipeline.common.day_zones import zone_names
 from pipeline.common.problems import Fault, invalid_parameters
 from sql import queries
@@ -49,6 +49,8 @@ HOURLY_DAYS_MAX: Final = 31
 MODELS_MAX: Final = 100
 _OF_SHAPE: Final = ("format", "granularity", "time_zone", "group_by", "dimensions", "models")
 """The columns that jobs and schedules have in common."""
+DELIVERIES: Final = ("s3", "download")
+INITIATOR_CHARS_MAX: Final = 200
 VALUES_MAX: Final = 100
 """How many clients or values of a dimension an order may name."""
 
@@ -169,6 +171,10 @@ class Job:
     attempts: int
     completed_at: datetime | None
     expires_at: datetime | None
+    created_by: str
+    initiated_by: str | None
+    request_id: str | None
+    traceparent: str | None
     location: str | None
     checksum: str | None
     row_count: int | None
@@ -261,6 +267,8 @@ class Job:
             dimensions=list(self.dimensions),
             models=list(self.models),
             created_at=self.created_at,
+            initiated_by=self.initiated_by or self.created_by,
+            request_id=self.request_id,
             completed_at=self.completed_at,
             expires_at=self.expires_at,
             output_uri=uri(self.location) if self.location and self.status == "succeeded" else None,
@@ -308,11 +316,12 @@ def schedule_key(month: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What one file holds, and how it is priced."""
+    """What one file holds, how it is priced, and whom the order names as its initiator."""
 
     shape: Shape
     span: Span
     pricing: Pricing
+    initiated_by: str | None
 
     def needs_quarters(self, limits: Limits) -> bool:
         """Can the order be filled by rows of quarters alone? Then `check_quarters` must be called."""
@@ -338,18 +347,42 @@ def schedule(body: bytes, limits: Limits) -> Shape:
     return found
 
 
-def order(body: bytes, limits: Limits) -> Order:
-    """The order in a job's body. Raises `Problem` 400 with every fault."""
-    reader = Body(body, ("timeRange", *_SHAPE, "priceVersion", "costBasis"))
+def order(body: bytes, limits: Limits, *, bucket: str | None = None) -> Order:
+    """The order in a job's body. Raises `Problem` 400 with every fault.
+
+    ``bucket`` is the one bucket that files go to; None: they go elsewhere.
+    """
+    known = ("timeRange", *_SHAPE, "priceVersion", "costBasis", "delivery", "initiatedBy")
+    reader = Body(body, known)
     shape = _shape(reader)
     pricing = Pricing(
         version=reader.version("priceVersion"),
         basis=CostBasis(reader.choice("costBasis", tuple(CostBasis), "auto")),
     )
     span = _span(reader, shape, limits)
+    _check_delivery(reader, bucket)
+    initiated_by = reader.text("initiatedBy", INITIATOR_CHARS_MAX)
     reader.finish()
     assert span is not None
-    return Order(shape=shape, span=span, pricing=pricing)
+    return Order(shape=shape, span=span, pricing=pricing, initiated_by=initiated_by)
+
+
+def _check_delivery(reader: Body, bucket: str | None) -> None:
+    """A file goes to the server's own place, and to no other; from there it can always be downloaded."""
+    given = reader.get("delivery")
+    if given is None:
+        return
+    if not isinstance(given, dict) or not {"type"} <= given.keys() <= {"type", "bucket"}:
+        reader.fault("delivery", "expected an object of type and perhaps bucket")
+        return
+    if given["type"] not in DELIVERIES:
+        reader.fault("delivery.type", f"expected one of {', '.join(DELIVERIES)}")
+    elif given["type"] == "s3" and bucket is None:
+        reader.fault("delivery.type", "this server puts files into no bucket: expected download")
+    elif given.get("bucket") is not None and given["bucket"] != bucket:
+        # The name of our bucket is no secret: outputUri has it.
+        ours = "this server puts files into no bucket" if bucket is None else f"files go to {bucket} alone"
+        reader.fault("delivery.bucket", f"{ours}; leave it out")
 
 
 def _field(name: str) -> str:
@@ -381,13 +414,16 @@ def _span(reader: Body, shape: Shape, limits: Limits) -> Span | None:
     if not isinstance(given, dict) or given.keys() != {"start", "end"}:
         reader.fault("timeRange", "is required: an object of start and end")
         return None
-    start, end = (reader.minute(f"timeRange.{name}", given[name]) for name in ("start", "end"))
-    if start is None or end is None:
-        return None
+    instants = [reader.instant(f"timeRange.{name}", given[name]) for name in ("start", "end")]
 
     def fault(name: str, message: str) -> None:
         reader.fault(_field(name), message)
 
+    start_us, end_us = instants
+    minutes = None if start_us is None or end_us is None else whole_minutes(fault, start_us, end_us)
+    if minutes is None:
+        return None
+    start, end = minutes
     span = limits.span(fault, start, end, shape.zone)
     if span is None:
         return None

@@ -27,7 +27,7 @@ from api.exports.stores import MEDIA_TYPES, FolderStore, Store
 from api.reading import names, prices, seen
 from api.reading.database import Database, rows
 from api.reading.names import Names
-from pipeline.common import ids, problems
+from pipeline.common import correlation, ids, problems
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.problems import Fault
 
@@ -51,13 +51,15 @@ class Exports:
     async def create(self, request: web.Request) -> web.Response:
         self.parser.nothing(request.query)
         key = params.idempotency_key(request.headers)
-        order = jobs.order(await request.read(), self.parser.limits)
+        bucket = self.config.s3.bucket if self.config.s3 else None
+        order = jobs.order(await request.read(), self.parser.limits, bucket=bucket)
         self._store()
         org_id: UUID = request[ORG_ID]
         if order.needs_quarters(self.parser.limits):
             known = await self.database.read(lambda c: seen.quarters(c, org_id))
             order.check_quarters(self.parser.limits, known)
         await self._check_dimension(org_id, order.shape, order.span)
+        asked = correlation.of(request)
         row = {
             "job_id": uuid.uuid4(),
             "org_id": org_id,
@@ -66,6 +68,9 @@ class Exports:
             "range_end": to_datetime(order.span.end),
             "idempotency_key": key,
             "created_by": request[CALLER].subject,
+            "initiated_by": order.initiated_by,
+            "request_id": asked.request_id,
+            "traceparent": asked.traceparent,
             "created_at": self.clock(),
             "cost_basis": order.pricing.basis,
         }
@@ -94,9 +99,21 @@ class Exports:
 
     async def page(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
-        question = self.parser.listing("exports", org_id, request.query, tuple[datetime, UUID])
+        question = self.parser.listing(
+            "exports",
+            org_id,
+            request.query,
+            tuple[datetime, UUID],
+            chosen_by=(params.STATUS, params.export_status),
+        )
         before, job_id = question.after or (None, None)
-        values = {"org_id": org_id, "before": before, "job_id": job_id, "limit": question.limit + 1}
+        values = {
+            "org_id": org_id,
+            "statuses": list(question.chosen) or None,
+            "before": before,
+            "job_id": job_id,
+            "limit": question.limit + 1,
+        }
 
         async def read(connection: AsyncConnection) -> tuple[list[Job], Names]:
             found = await rows(connection, SQL["page"], values, class_row(Job))

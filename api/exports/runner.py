@@ -136,6 +136,8 @@ class Runner:
             return False
         held = {"job_id": job.job_id, "claim": claim}
         facts = {"job_id": str(job.job_id), "org_id": str(job.org_id), "attempt": job.attempts}
+        ordered = {"request_id": job.request_id, "traceparent": job.traceparent}
+        facts |= {name: value for name, value in ordered.items() if value is not None}
         log.info("export_started", extra=facts)
         began = time.monotonic()
         self._metrics.ended(self._attempt(connection, job, held, facts), time.monotonic() - began)

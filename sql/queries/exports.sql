@@ -1,10 +1,11 @@
 -- name: create
 -- Keep a new job. Idempotent by (org_id, idempotency_key) if the job has an idempotency key.
 INSERT INTO analytics.export_jobs (job_id, org_id, status, format, granularity, range_start, range_end, models,
-    idempotency_key, created_by, created_at, attempts, price_version, cost_basis, time_zone, group_by, dimensions)
+    idempotency_key, created_by, created_at, attempts, price_version, cost_basis, time_zone, group_by, dimensions,
+    initiated_by, request_id, traceparent)
 VALUES (%(job_id)s, %(org_id)s, 'pending', %(format)s, %(granularity)s, %(range_start)s, %(range_end)s,
     %(models)s::uuid[], %(idempotency_key)s, %(created_by)s, %(created_at)s, 0, %(price_version)s, %(cost_basis)s,
-    %(time_zone)s, %(group_by)s, %(dimensions)s::text[])
+    %(time_zone)s, %(group_by)s, %(dimensions)s::text[], %(initiated_by)s, %(request_id)s, %(traceparent)s)
 ON CONFLICT (org_id, idempotency_key) DO NOTHING
 
 -- name: by_idempotency_key
@@ -29,9 +30,10 @@ SELECT {columns} FROM analytics.export_jobs AS owned WHERE org_id = %(org_id)s A
 SELECT location, format FROM analytics.export_jobs WHERE job_id = %(job_id)s AND status = 'succeeded'
 
 -- name: page
--- An org's jobs, the newest first.
+-- An org's jobs, or those of some statuses, the newest first.
 SELECT {columns} FROM analytics.export_jobs AS owned
 WHERE org_id = %(org_id)s
+    AND (%(statuses)s::text[] IS NULL OR status = ANY(%(statuses)s))
     AND (%(before)s::timestamptz IS NULL OR (created_at, job_id) < (%(before)s::timestamptz, %(job_id)s::uuid))
 ORDER BY created_at DESC, job_id DESC
 LIMIT %(limit)s

@@ -15,6 +15,13 @@ WHERE m.org_id = %(org_id)s AND (%(after)s::uuid IS NULL OR m.model_id > %(after
 ORDER BY m.model_id, m.partition
 LIMIT %(rows)s
 
+-- name: standings_of_chosen
+-- The partitions of some of an org's models.
+SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at
+FROM analytics.models_seen AS m
+LEFT JOIN analytics.partition_watermarks AS p ON p.partition = m.partition
+WHERE m.org_id = %(org_id)s AND m.model_id = ANY(%(models)s)
+
 -- name: watermarks
 -- The watermark of every partition that is not retired.
 SELECT partition, watermark FROM analytics.partition_watermarks WHERE retired_at IS NULL

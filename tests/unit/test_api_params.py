@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import MultiDict
 
-from api.asking.buckets import Granularity, Span, to_minute
+from api.asking import params
+from api.asking.buckets import Granularity, Span, to_datetime, to_minute
 from api.asking.cursors import Cursors
-from api.asking.params import whole_minute
-from api.asking.questions import FiguresQuestion, Parser, Position
+from api.asking.params import Percentile, instant, whole_minute
+from api.asking.questions import FiguresQuestion, ListingQuestion, Parser, Position
+from api.asking.questions import sealed as position_sealed
 from api.config import RangeConfig
 from pipeline.common.problems import Problem
 from pipeline.core import wire
@@ -82,8 +84,6 @@ def test_every_fault_is_named_at_once() -> None:
     [
         ("start", "2026-11-01"),
         ("start", "2026-11-01T00:00:00"),
-        ("start", "2026-11-01T00:00:30Z"),
-        ("start", "2026-11-01T00:00:00.5Z"),
         ("start", "2026-02-30T00:00:00Z"),
         ("start", "0001-01-01T00:00:00+14:00"),
         ("start", "9999-12-31T23:59:00-14:00"),
@@ -163,6 +163,128 @@ def test_python_and_we_read_the_same_times(at: datetime) -> None:
 def test_no_text_breaks_the_reader_of_times(text: str) -> None:
     with contextlib.suppress(ValueError):
         whole_minute(text)
+
+
+@given(st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)), st.sampled_from(["", "0", "1", "9999"]))
+def test_an_instant_is_what_python_reads_and_what_is_finer_never_reaches_the_next_second(
+    at: datetime, finer: str
+) -> None:
+    us = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    found = instant(f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond:06}{finer}Z")
+    assert found == us + (finer not in ("", "0") and at.microsecond < 999_999)
+
+
+def test_a_minute_has_no_seconds() -> None:
+    for text in ("2026-11-01T00:00:30Z", "2026-11-01T00:00:00.5Z", "2026-11-01T00:00:00.0000001Z"):
+        with pytest.raises(ValueError, match="whole minute"):
+            whole_minute(text)
+
+
+# --- ranges ----------------------------------------------------------------------------------------
+
+
+def span(*pairs: tuple[str, str]) -> tuple[str, str]:
+    """The range of a question."""
+    found = asked(*pairs).span
+    first, end = (to_datetime(edge).isoformat()[:16] for edge in (found.start, found.end))
+    return first, end
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "covered"),
+    [
+        ("2026-11-09T00:00:00Z", "2026-11-09T23:59:59Z", ("2026-11-09T00:00", "2026-11-10T00:00")),
+        ("2026-11-09T00:00:00Z", "2026-11-09T23:59:59.999Z", ("2026-11-09T00:00", "2026-11-10T00:00")),
+        ("2026-11-09T12:34:56Z", "2026-11-09T12:35:00.000001Z", ("2026-11-09T12:34", "2026-11-09T12:36")),
+        ("2026-11-09T12:34:59.9999999Z", "2026-11-09T12:35:00Z", ("2026-11-09T12:34", "2026-11-09T12:35")),
+        ("2026-11-09T12:34:10Z", "2026-11-09T12:34:20Z", ("2026-11-09T12:34", "2026-11-09T12:35")),
+        ("2026-11-09T12:34:00Z", "2026-11-09T12:34:00.1Z", ("2026-11-09T12:34", "2026-11-09T12:35")),
+    ],
+)
+def test_a_range_off_the_minute_is_widened_to_whole_minutes(
+    start: str, end: str, covered: tuple[str, str]
+) -> None:
+    assert span(("start", start), ("end", end)) == covered
+
+
+def test_a_range_within_one_minute_still_ends_after_its_start() -> None:
+    for end in ("2026-11-09T12:34:10Z", "2026-11-09T12:34:09Z"):
+        assert faults(("start", "2026-11-09T12:34:10Z"), ("end", end)) == {"end": "must be after start"}
+
+
+BY_CLIENT = ("groupBy", "client")
+MTD_KOLKATA = (("last", "mtd"), ("timeZone", "Asia/Kolkata"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "covered"),
+    [
+        # It is 12:34:56 on 10 November.
+        ((("last", "1h"),), ("2026-11-10T11:35", "2026-11-10T12:35")),
+        ((("last", "24h"), ("granularity", "minute")), ("2026-11-09T12:35", "2026-11-10T12:35")),
+        ((("last", "7d"),), ("2026-11-03T12:00", "2026-11-10T12:35")),
+        ((("last", "30d"),), ("2026-10-11T12:00", "2026-11-10T12:35")),
+        ((("last", "mtd"),), ("2026-11-01T00:00", "2026-11-10T12:35")),
+        (MTD_KOLKATA, ("2026-10-31T18:30", "2026-11-10T12:35")),
+        ((("last", "1h"), BY_CLIENT), ("2026-11-10T11:00", "2026-11-10T13:00")),
+        ((("last", "30d"), BY_CLIENT), ("2026-10-11T12:00", "2026-11-10T13:00")),
+        ((("last", "mtd"), BY_CLIENT), ("2026-11-01T00:00", "2026-11-10T13:00")),
+    ],
+)
+def test_last_is_a_range_up_to_the_end_of_this_minute(
+    pairs: tuple[tuple[str, str], ...], covered: tuple[str, str]
+) -> None:
+    assert span(*pairs) == covered
+
+
+def test_last_of_a_whole_hour_is_no_hour_longer() -> None:
+    parser = Parser(ranges=RangeConfig(), cursors=CURSORS, clock=lambda: NOW.replace(minute=59))
+    found = parser.figures("usage", ORG, MultiDict([("last", "1h"), BY_CLIENT])).span
+    assert found.end - found.start == 60
+
+
+@pytest.mark.parametrize("edges", [RANGE, RANGE[:1], RANGE[1:]])
+def test_last_stands_in_the_place_of_start_and_end(edges: tuple[tuple[str, str], ...]) -> None:
+    assert faults(("last", "7d"), *edges).keys() == {"last"}
+    assert faults(("last", "2h")).keys() == {"last"}
+
+
+def test_a_month_to_date_by_client_needs_a_zone_on_the_whole_hour() -> None:
+    assert faults(*MTD_KOLKATA, BY_CLIENT).keys() == {"timeZone"}
+
+
+def test_pages_of_last_are_all_of_the_first_ones_range() -> None:
+    first = asked(("last", "1h"))
+    ended = (first.span.start, UUID(MODEL), "a")
+    cursor = CURSORS.seal(position_sealed(first, ended), first.bound_to)
+    later = Parser(ranges=RangeConfig(), cursors=CURSORS, clock=lambda: NOW + timedelta(minutes=30))
+    second = later.figures("usage", ORG, MultiDict([("last", "1h"), ("cursor", cursor)]))
+    assert (second.span, second.after) == (first.span, Position(*ended))
+    assert later.figures("usage", ORG, MultiDict(last="1h")).span != first.span
+    for other in ((("last", "24h"),), RANGE):
+        assert faults(*other, ("cursor", cursor)).keys() == {"cursor"}
+    assert faults(("last", "1h"), sealed(asked(*RANGE))).keys() == {"cursor"}
+
+
+def test_all_orgs_are_asked_for_by_the_same_ranges() -> None:
+    first = PARSER.orgs(MultiDict(last="24h"))
+    assert first.span == asked(("last", "24h")).span
+    cursor = CURSORS.seal(position_sealed(first, ORG), first.bound_to)
+    later = Parser(ranges=RangeConfig(), cursors=CURSORS, clock=lambda: NOW + timedelta(minutes=30))
+    second = later.orgs(MultiDict(last="24h", cursor=cursor))
+    assert (second.span, second.after) == (first.span, ORG)
+    widened = PARSER.orgs(MultiDict(start="2026-11-09T00:00:01Z", end="2026-11-09T23:59:59Z"))
+    assert widened.span == Span(*(to_minute(datetime(2026, 11, day, tzinfo=UTC)) for day in (9, 10)))
+
+
+def test_percentiles_are_asked_of_reliability_alone() -> None:
+    pairs = (*RANGE, ("percentile", "p99"), ("percentile", "p50"), ("percentile", "p99"))
+    assert asked(*pairs, route="reliability").percentiles == (Percentile.P50, Percentile.P99)
+    assert asked(*RANGE, route="reliability").percentiles == ()
+    assert faults(*pairs).keys() == {"percentile"}
+    with pytest.raises(Problem) as caught:
+        asked(*RANGE, ("percentile", "p90"), route="reliability")
+    assert [fault.field for fault in caught.value.errors] == ["percentile"]
 
 
 @pytest.mark.parametrize(
@@ -311,6 +433,24 @@ def test_listings_know_limit_and_cursor_only() -> None:
     assert PARSER.listing("models", ORG, MultiDict(cursor=cursor), UUID).after == UUID(MODEL)
     with pytest.raises(Problem):
         PARSER.listing("models", OTHER, MultiDict(cursor=cursor), UUID)
+
+
+def test_a_filter_of_a_listing_is_in_its_cursor() -> None:
+    chosen_by = (params.STATUS, params.export_status)
+
+    def listed(*pairs: tuple[str, str]) -> ListingQuestion:
+        return PARSER.listing("exports", ORG, MultiDict(pairs), UUID, chosen_by=chosen_by)
+
+    failed = listed(("status", "failed"), ("status", "expired"), ("status", "failed"))
+    assert failed.chosen == ("expired", "failed")
+    cursor = ("cursor", CURSORS.seal(UUID(MODEL), failed.bound_to))
+    assert listed(("status", "expired"), ("status", "failed"), cursor).after == UUID(MODEL)
+    for other in ((), (("status", "failed"),)):
+        with pytest.raises(Problem):
+            listed(*other, cursor)
+    with pytest.raises(Problem) as caught:
+        listed(("status", "done"))
+    assert [fault.field for fault in caught.value.errors] == ["status"]
 
 
 def test_ranges_may_end_in_the_future() -> None:

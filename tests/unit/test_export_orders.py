@@ -182,3 +182,65 @@ def test_what_the_rows_of_a_file_are_by(body: dict[str, Any], group_by: str, by:
 )
 def test_every_fault_of_what_rows_are_by_is_named(body: dict[str, Any], fields: list[str]) -> None:
     assert sorted(refused(lambda: ordered(**body))) == fields
+
+
+# --- what the seed's own callers send --------------------------------------------------------------
+
+TODAY = {"start": "2026-11-09T00:00:00Z", "end": "2026-11-09T23:59:59Z"}
+
+
+def order_of(*, bucket: str | None = None, **fields: Any) -> jobs.Order:
+    return jobs.order(json.dumps({"timeRange": TODAY, **fields}).encode(), PARSER.limits, bucket=bucket)
+
+
+@pytest.mark.parametrize("end", ["23:59:59Z", "23:59:59.999999Z", "23:59:00.001Z"])
+def test_an_end_of_the_last_second_is_the_next_full_hour(end: str) -> None:
+    span = order_of(timeRange={**TODAY, "end": f"2026-11-09T{end}"}).span
+    assert [to_datetime(edge).isoformat()[:16] for edge in (span.start, span.end)] == [
+        "2026-11-09T00:00",
+        "2026-11-10T00:00",
+    ]
+
+
+def test_a_range_of_no_time_is_refused_before_it_is_widened() -> None:
+    for end in ("2026-11-09T12:00:30Z", "2026-11-09T12:00:10Z"):
+        span = {"start": "2026-11-09T12:00:30Z", "end": end}
+        assert refused(lambda span=span: order_of(timeRange=span)) == {"end": "must be after start"}
+
+
+@pytest.mark.parametrize(
+    ("delivery", "bucket", "faulty"),
+    [
+        (None, None, ""),
+        ({"type": "download"}, None, ""),
+        ({"type": "download"}, "ours", ""),
+        ({"type": "download", "bucket": None}, None, ""),
+        ({"type": "download", "bucket": "ours"}, "ours", ""),
+        ({"type": "s3"}, "ours", ""),
+        ({"type": "s3", "bucket": "ours"}, "ours", ""),
+        ({"type": "s3", "bucket": "theirs"}, "ours", "delivery.bucket"),
+        ({"type": "download", "bucket": "theirs"}, None, "delivery.bucket"),
+        ({"type": "s3", "bucket": 7}, "ours", "delivery.bucket"),
+        ({"type": "s3"}, None, "delivery.type"),
+        ({"type": "ftp"}, "ours", "delivery.type"),
+        ({"type": ["s3"]}, "ours", "delivery.type"),
+        ({"bucket": "ours"}, "ours", "delivery"),
+        ({"type": "s3", "prefix": "a"}, "ours", "delivery"),
+        ("s3", "ours", "delivery"),
+    ],
+)
+def test_files_are_delivered_to_our_own_bucket_and_no_other(
+    delivery: Any, bucket: str | None, faulty: str
+) -> None:
+    faults = refused(lambda: order_of(delivery=delivery, bucket=bucket))
+    assert list(faults) == [faulty] * bool(faulty)
+    if faulty == "delivery.bucket" and bucket:
+        assert "ours" in faults[faulty]
+
+
+def test_an_order_may_name_its_initiator() -> None:
+    assert order_of().initiated_by is None
+    assert order_of(initiatedBy=None).initiated_by is None
+    assert order_of(initiatedBy="Zoë (finance)").initiated_by == "Zoë (finance)"
+    for faulty in ("", "a" * 201, "a\nb", "a\0", 7, ["ana"]):
+        assert list(refused(lambda faulty=faulty: order_of(initiatedBy=faulty))) == ["initiatedBy"]
