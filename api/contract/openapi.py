@@ -179,7 +179,7 @@ def _parameter(parameter: Parameter, ranges: RangeConfig) -> dict[str, Any]:
         schema = {**schema, "maximum": ranges.points_max, "default": default}
     if parameter is params.END:
         description = description.replace("13 months", f"{ranges.months_max} months")
-    if parameter.repeatable and schema.get("type") == "string":
+    if parameter.repeatable and schema["type"] != "array":
         schema = {"type": "array", "items": schema}
     described = {
         "name": parameter.name,

@@ -28,7 +28,14 @@ from api.answering import answers
 from api.asking import params
 from api.asking.params import CostBasis, Parameter
 from api.contract import docs
-from api.exports.jobs import FORMATS, GRANULARITIES, MODELS_MAX, VALUES_MAX
+from api.exports.jobs import (
+    DELIVERIES,
+    FORMATS,
+    GRANULARITIES,
+    INITIATOR_CHARS_MAX,
+    MODELS_MAX,
+    VALUES_MAX,
+)
 from api.handlers import Handlers
 from api.names.orders import ITEMS_MAX
 from api.prices.orders import COLUMNS as PRICE_COLUMNS
@@ -51,6 +58,7 @@ class Operation:
     access: Access
     handler: Callable[[Handlers], Handler]
     name: str
+    """The operationId: a verb with its object. Generated clients have functions of this name."""
     summary: str
     answer: type | str | None
     """A type of `answers`, or the media type of any other text; None: the answer has no body."""
@@ -153,10 +161,28 @@ ORDER_BODY: Final = _body(
                 "description": "Price as of this version of the price book; absent: the newest one now.",
             },
             "costBasis": {"enum": [basis.value for basis in CostBasis], "default": "auto"},
+            "delivery": {
+                "type": ["object", "null"],
+                "required": ["type"],
+                "additionalProperties": False,
+                "properties": {
+                    "type": {"enum": list(DELIVERIES)},
+                    "bucket": {"type": ["string", "null"]},
+                },
+                "description": "Every file can be downloaded, and lies in this server's bucket, if it has"
+                " one: another bucket is refused.",
+            },
+            "initiatedBy": {
+                "type": ["string", "null"],
+                "minLength": 1,
+                "maxLength": INITIATOR_CHARS_MAX,
+                "description": "Who wants the file, as the job is to say; absent: who sends the order.",
+            },
         },
     },
-    "Whole minutes; at most 31 days for hourly, 13 months otherwise. Edges off the whole hour take minute"
-    " rows, as in usage, and there are none by client or dimension.",
+    "With seconds, the range is widened to whole minutes, so that an end of 23:59:59 is midnight; at most 31"
+    " days for hourly, 13 months otherwise. Edges off the whole hour take minute rows, as in usage, and there"
+    " are none by client or dimension.",
     {
         "timeRange": {"start": "2026-10-01T00:00:00Z", "end": "2026-11-01T00:00:00Z"},
         "granularity": "daily",
@@ -350,8 +376,11 @@ _DIMENSIONS: Final = (
     "rows are by and of one of client and the dimensions that are set, and a range by dimension begins after"
     " that; FOCUS is by model"
 )
+_RANGE: Final = (
+    "either start and end, or last; end must be after start, and the range within its limits and what is kept"
+)
 _FIGURES: Final = (
-    "end must be after start, and the range within its limits and what is kept; minutes are not counted by"
+    f"{_RANGE}; minutes are not counted by"
     " client or dimension; figures are split and filtered by one of client and the dimensions that are set;"
     f" timeZone must be an IANA name; {_CURSOR}"
 )
@@ -364,7 +393,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/usage",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.usage,
-        name="usage",
+        name="getUsage",
         summary="Usage and spend over time, with totals of the whole range.",
         answer=answers.Usage,
         parameters=params.USAGE,
@@ -376,10 +405,10 @@ OPERATIONS: Final = (
         path=f"{_ORG}/reliability",
         access=Access(role=RELIABILITY_READ),
         handler=lambda h: h.reliability,
-        name="reliability",
+        name="getReliability",
         summary="Error rates, latency percentiles and error codes over time.",
         answer=answers.Reliability,
-        parameters=params.FIGURES,
+        parameters=params.RELIABILITY,
         problems=(400, 503),
         rules=_FIGURES,
     ),
@@ -388,10 +417,10 @@ OPERATIONS: Final = (
         path=f"{_ORG}/freshness",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.org_freshness,
-        name="freshness",
+        name="getFreshness",
         summary="How old the org's figures are, and those of each of its models.",
         answer=answers.OrgFreshness,
-        parameters=params.LISTING,
+        parameters=params.FRESHNESS,
         problems=(400, 404, 503),
         rules=_CURSOR,
     ),
@@ -400,7 +429,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/live",
         access=Access(role=USAGE_READ, streams=True),
         handler=lambda h: h.live.answer,
-        name="live",
+        name="streamLive",
         summary="Server-sent events: `usage` after each committed flush that touched the org (LiveUsage; its"
         " id, sent back as Last-Event-ID, resumes), `freshness` at least every 5 s (LiveFreshness), and"
         " `dropped` as the last word (LiveDropped).",
@@ -412,7 +441,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/models",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.models,
-        name="models",
+        name="listModels",
         summary="Models seen, with their first and last event.",
         answer=answers.Models,
         parameters=params.LISTING,
@@ -424,7 +453,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/clients",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.clients,
-        name="clients",
+        name="listClients",
         summary="Clients seen, with their first and last event.",
         answer=answers.Clients,
         parameters=params.LISTING,
@@ -436,7 +465,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/dimensions",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.dimensions,
-        name="dimensions",
+        name="listDimensions",
         summary="The dimensions that events are counted by beside their client (DIMENSIONS), and since when.",
         answer=answers.Dimensions,
         problems=(400, 503),
@@ -446,7 +475,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/dimensions/{{name}}",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.values,
-        name="dimension",
+        name="listDimensionValues",
         summary="Values of a dimension seen, with their first and last event.",
         answer=answers.Values,
         parameters=params.LISTING,
@@ -504,21 +533,22 @@ OPERATIONS: Final = (
         sends={"Location": {"description": "The job.", "schema": {"type": "string"}}},
         links={
             name: _link(name, orgId="$request.path.orgId", jobId="$response.body#/jobId")
-            for name in ("export", "downloadExport")
+            for name in ("getExport", "downloadExport")
         },
         problems=(400, 409, 413, 429, 503),
         rules="end must be after start, and the range within its limits and what is kept;"
-        f" {_ZONES}; {_DIMENSIONS}; {_VERSIONS}",
+        f" {_ZONES}; {_DIMENSIONS}; {_VERSIONS}; delivery is to this server's own bucket, if it has one;"
+        " initiatedBy is printable",
     ),
     Operation(
         method="GET",
         path=f"{_ORG}/exports",
         access=Access(role=EXPORTS_READ),
         handler=lambda h: h.exports.page,
-        name="exports",
+        name="listExports",
         summary="The org's exports, the newest first.",
         answer=answers.ExportJobs,
-        parameters=params.LISTING,
+        parameters=params.EXPORTS,
         problems=(400, 503),
         rules=_CURSOR,
     ),
@@ -527,7 +557,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/exports/{{jobId}}",
         access=Access(role=EXPORTS_READ),
         handler=lambda h: h.exports.one,
-        name="export",
+        name="getExport",
         summary="One export and how far it is.",
         answer=answers.ExportJob,
         problems=(400, 404, 503),
@@ -549,7 +579,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/export-schedule",
         access=Access(role=EXPORTS_READ),
         handler=lambda h: h.exports.schedule,
-        name="exportSchedule",
+        name="getExportSchedule",
         summary="The org's monthly export.",
         answer=answers.ExportSchedule,
         problems=(400, 404, 503),
@@ -582,7 +612,7 @@ OPERATIONS: Final = (
         path=f"{_ORG}/adjustments",
         access=Access(role=USAGE_READ),
         handler=lambda h: h.adjustments.page,
-        name="adjustments",
+        name="listAdjustments",
         summary="Credits, refunds and corrections of what the org pays.",
         answer=answers.Adjustments,
         parameters=params.ADJUSTMENTS,
@@ -622,7 +652,7 @@ OPERATIONS: Final = (
         path=f"{BASE}/exports/{{jobId}}/file",
         access=Access(role=PUBLIC),
         handler=lambda h: h.exports.file,
-        name="exportFile",
+        name="getExportFile",
         summary="The file that a signed link of this server leads to; the signature is the credential.",
         answer="application/octet-stream",
         parameters=params.SIGNED,
@@ -633,25 +663,31 @@ OPERATIONS: Final = (
         path=f"{BASE}/orgs",
         access=Access(role=ANALYTICS_ADMIN, own_orgs=True),
         handler=lambda h: h.orgs,
-        name="orgs",
+        name="listOrgs",
         summary="The caller's orgs with totals of a range, by id; all orgs for the role admin, whose reads"
         " are audited.",
         answer=answers.Orgs,
         parameters=params.ORGS,
         links={
             name: _link(name, orgId="$response.body#/items/0/orgId")
-            for name in ("usage", "reliability", "freshness", "models", "clients", "exports")
+            for name in (
+                "getUsage",
+                "getReliability",
+                "getFreshness",
+                "listModels",
+                "listClients",
+                "listExports",
+            )
         },
         problems=(400, 503),
-        rules="end must be after start, and the range within its limits and what is kept;"
-        f" {_CURSOR}; {_VERSIONS}",
+        rules=f"{_RANGE}; {_CURSOR}; {_VERSIONS}",
     ),
     Operation(
         method="GET",
         path=f"{BASE}/prices",
         access=Access(role=USAGE_READ, own_orgs=True),
         handler=lambda h: h.prices.page,
-        name="prices",
+        name="listPrices",
         summary="Rows of the price book: those of everyone and those of the caller's orgs; all of them for"
         " the role admin, whose reads are audited.",
         answer=answers.Prices,
@@ -718,7 +754,7 @@ OPERATIONS: Final = (
         path=f"{BASE}/status/healthz",
         access=Access(role=PUBLIC),
         handler=lambda h: h.healthz,
-        name="healthz",
+        name="getHealth",
         summary="Liveness.",
         answer="text/plain",
     ),
@@ -727,7 +763,7 @@ OPERATIONS: Final = (
         path=f"{BASE}/status/readyz",
         access=Access(role=PUBLIC),
         handler=lambda h: h.readyz,
-        name="readyz",
+        name="getReadiness",
         summary="Readiness, component by component; 503 while the database or its schema is away.",
         answer=answers.Readiness,
         also=503,
@@ -737,7 +773,7 @@ OPERATIONS: Final = (
         path="/",
         access=Access(role=PUBLIC),
         handler=lambda _: docs.root,
-        name="root",
+        name="openRoot",
         summary="Leads to the page of this document.",
         answer=None,
         success=302,
@@ -748,7 +784,7 @@ OPERATIONS: Final = (
         path=f"{BASE}/openapi.json",
         access=Access(role=PUBLIC),
         handler=lambda h: h.openapi,
-        name="openapi",
+        name="getDocument",
         summary="This document.",
         answer="application/json",
     ),
@@ -757,7 +793,7 @@ OPERATIONS: Final = (
         path=f"{BASE}/docs",
         access=Access(role=PUBLIC),
         handler=lambda _: docs.page,
-        name="docs",
+        name="getDocs",
         summary="This document as a page.",
         answer="text/html",
     ),
@@ -766,7 +802,7 @@ OPERATIONS: Final = (
         path="/metrics",
         access=Access(role=PUBLIC),
         handler=lambda h: h.prometheus,
-        name="metrics",
+        name="getMetrics",
         summary="Prometheus metrics.",
         answer="text/plain",
     ),

@@ -12,7 +12,7 @@ async def test_a_browser_shows_every_operation_and_asks_nobody_else(chromium: st
     nowhere = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}  # the page needs no database
     with served(nowhere, NOW) as server:
         async with browser.page(chromium) as page:
-            await page.goto(f"http://127.0.0.1:{server.port}{BASE}/docs#usage")
+            await page.goto(f"http://127.0.0.1:{server.port}{BASE}/docs#getUsage")
             await page.until("document.querySelectorAll('#types details').length > 0")
             shown = await page.value(
                 "[...document.querySelectorAll('#operations details')].map((box) =>"
@@ -26,7 +26,7 @@ async def test_a_browser_shows_every_operation_and_asks_nobody_else(chromium: st
             (operation.name, operation.method, operation.path) for operation in OPERATIONS
         }
         assert all(rows >= 2 for *_, rows in shown), shown  # a table of answers each, at least
-        assert opened == ["usage"]
+        assert opened == ["getUsage"]
         assert (
             "costEstimateCents" not in text.partition("Types")[0]
         )  # types are folded until they are asked for

@@ -120,6 +120,7 @@ async def test_the_document_is_openapi_and_every_reference_resolves(client: Clie
         "orgId",
         "start",
         "end",
+        "last",
         "granularity",
         "modelId",
         "clientId",
