@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "api": "processes:api",
     "audit": "audit:audit",
     "bench": "bench:bench",
+    "check": "check:check",
     "collector": "collector:collector",
     "config": "environment:config",
     "dead-letters": "dead_letters:dead_letters",

@@ -87,6 +87,14 @@ def url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def page_url(text: str) -> str:
+    """The address of a server of ours, perhaps below a path of a proxy. Credentials do not belong in it."""
+    parts = urlsplit(url("http", "https")(text))
+    if not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("expected a URL of a host and perhaps a path, such as https://api.example.com")
+    return text.rstrip("/")
+
+
 def hosts_url(*schemes: str) -> Callable[[str], str]:
     """A parser of URLs with one or several hosts, of which libpq takes the first that fits."""
     one_host = url(*schemes)

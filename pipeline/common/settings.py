@@ -610,6 +610,41 @@ _COLLECTOR: Final = (
         "Bytes of the spool. While it is full, the answer is a 503.",
     ),
 )
+_CHECK: Final = (
+    _setting(
+        "CHECK_API_URL",
+        parsers.page_url,
+        "http://127.0.0.1:8084",
+        "The API that `spendstream check` asks.",
+    ),
+    _setting(
+        "CHECK_COLLECTOR_URL",
+        parsers.page_url,
+        None,
+        "The collector that `spendstream check` sends its event to. Without the setting, the event goes into"
+        " the stream.",
+    ),
+    _setting(
+        "CHECK_KEY",
+        parsers.secret(1),
+        None,
+        "An API key of the org of `spendstream check`, with the role `analytics:usage:read`, and for a"
+        " collector `analytics:events:write`.",
+        True,
+    ),
+    _setting(
+        "CHECK_ORG",
+        parsers.not_empty,
+        "spendstream check",
+        "The org of the event of `spendstream check`: a UUID, or a name that makes one.",
+    ),
+    _setting(
+        "CHECK_TIMEOUT",
+        parsers.span(0.1, 420),
+        "60s",
+        "How long `spendstream check` waits until its event is counted.",
+    ),
+)
 
 GROUPS: Final = (
     Group(title="The dozen that matter", settings=_THE_DOZEN),
@@ -621,6 +656,7 @@ GROUPS: Final = (
     Group(title="Tuning: the collector", settings=_COLLECTOR),
     Group(title="Tuning: exports", settings=_EXPORTS),
     Group(title="Tuning: the object store and the archive", settings=_OBJECT_STORE),
+    Group(title="The synthetic check", settings=_CHECK),
 )
 SETTINGS: Final = tuple(setting for group in GROUPS for setting in group.settings)
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])
 _SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _NO_SETTINGS = re.compile(
-    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|GENERIC_LOGGER_[A-Z]+|OTEL_[A-Z_]+|DAY_ZONES|FLUSH_INTERVALL)\b"
+    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|GENERIC_LOGGER_[A-Z]+|OTEL_[A-Z_]+|SMOKE_[A-Z_]+|DAY_ZONES|FLUSH_INTERVALL)\b"
 )
 
 
