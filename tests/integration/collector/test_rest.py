@@ -1,25 +1,19 @@
 """From a sender's body to a figure in REST: every door, a super stream, a worker; and no prompt anywhere."""
 
-import asyncio
 import json
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
 from deploy.local.servers import RabbitMQ
 from pipeline.collector import ids
-from pipeline.transports.rabbitmq.transport import RabbitMQTransport
-from tests.support import collectors, processes, streams
-from tests.support.collectors import Collector
-from tests.support.processes import Api, Process, wait_for
+from tests.support.collector_world import World, archived, rows_of, running, spooled
+from tests.support.processes import wait_for
 from tests.support.usage_events import EventMill, array
 
 CANARY = "canary-0d5e"
@@ -27,71 +21,10 @@ PARTITIONS = 2
 ORG = uuid.UUID("bbbbbbbb-0000-4000-8000-000000000001")
 
 
-class World:
-    """A collector, a worker and an API on one super stream."""
-
-    def __init__(self, env: dict[str, str], collector: Collector, worker: Process, api: Api) -> None:
-        self.env = env
-        self.collector = collector
-        self.worker = worker
-        self.api = api
-
-    def offered(self) -> int:
-        return streams.offered(self.env["DATABASE_URL"])
-
-    def totals(self, org: uuid.UUID | str) -> dict[str, Any]:
-        answer: dict[str, Any] = self.usage(org)["totals"]
-        return answer
-
-    def usage(self, org: uuid.UUID | str) -> Any:
-        start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
-        period = {
-            "start": start.isoformat().replace("+00:00", "Z"),
-            "end": (start + timedelta(days=4)).isoformat().replace("+00:00", "Z"),
-        }
-        return self.api.answer(f"/orgs/{org}/usage", granularity="day", groupBy="model", **period)
-
-    def bodies(self) -> dict[int, list[bytes]]:
-        """Every record of each partition of the stream."""
-        return asyncio.run(_read(self.env))
-
-
-async def _read(env: dict[str, str]) -> dict[int, list[bytes]]:
-    transport = RabbitMQTransport(streams.config(env["RABBITMQ_URL"], env["RABBITMQ_STREAM"]))
-    found: dict[int, list[bytes]] = {}
-    try:
-        for number, extent in enumerate(await transport.extents()):
-            subscription = await transport.subscribe(partition=number, offset=0)
-            found[number], next_offset = [], 0
-            while next_offset < extent.end_offset:
-                chunk = await asyncio.wait_for(subscription.receive(), 120)
-                subscription.grant()
-                found[number] += [bytes(body) for body in chunk.bodies]
-                next_offset = chunk.next_offset
-    finally:
-        await transport.close()
-    return found
-
-
 @pytest.fixture
 def world(env: dict[str, str], tmp_path: Path) -> Iterator[World]:
-    (tmp_path / "spool").mkdir()
-    env = {
-        **env,
-        "ARCHIVE_URL": f"file://{tmp_path}/archive",
-        "ARCHIVE_INTERVAL": "500ms",
-        "COLLECTOR_SPOOL": str(tmp_path / "spool"),
-        "COLLECTOR_SPOOL_AFTER": "10s",
-        "DIMENSIONS": "team=metadata.team",
-        "LOG_LEVEL": "debug",
-    }
-    made = processes.command("stream", "create", "--partitions", str(PARTITIONS), env=env)
-    assert made.returncode == 0, made.stderr
-    with ExitStack() as running:
-        worker = running.enter_context(processes.worker(env, tmp_path))
-        collector = running.enter_context(collectors.collector(env, tmp_path))
-        api = running.enter_context(Api({"DATABASE_URL": env["DATABASE_URL"]}, tmp_path))
-        yield World(env, collector, worker, api)
+    with running(env, tmp_path, partitions=PARTITIONS) as world:
+        yield world
 
 
 def envelope(event: dict[str, Any]) -> dict[str, Any]:
@@ -214,10 +147,9 @@ def test_what_litellm_and_opentelemetry_send_is_counted_once_under_its_names_and
     wait_for(lambda: world.collector.get_component("stream")["status"] == "unavailable", 60)
     assert post("/v1/litellm", json.dumps([litellm("Acme")]).encode())[0] == 200
     assert post("/v1/traces", traces(ORG))[0] == 200
-    kept = [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
-    spooled = b"".join(path.read_bytes() for path in kept)
-    assert str(acme).encode() in spooled
-    assert CANARY.encode() not in spooled
+    kept = spooled(tmp_path)
+    assert str(acme).encode() in kept
+    assert CANARY.encode() not in kept
     rabbitmq.start()
     wait_for(lambda: world.offered() == 10, 120, world.worker.log)
     assert world.totals(acme)["invocations"] == 3
@@ -225,27 +157,9 @@ def test_what_litellm_and_opentelemetry_send_is_counted_once_under_its_names_and
     stored = b"".join(body for bodies in world.bodies().values() for body in bodies)
     assert stored.count(b"eventId") == 10
     assert CANARY.encode() not in stored
-    wait_for(lambda: list((tmp_path / "archive").rglob("*.parquet")), 60, world.worker.log)
-    assert CANARY.encode() not in b"".join(
-        path.read_bytes() for path in (tmp_path / "archive").rglob("*") if path.is_file()
-    )
-    assert CANARY not in _everything(world.env["DATABASE_URL"])
+    wait_for(lambda: str(acme) in archived(tmp_path), 60, world.worker.log)
+    assert CANARY not in archived(tmp_path)
+    assert CANARY not in rows_of(world.env["DATABASE_URL"])
     assert CANARY not in world.collector.log(most=None) + world.worker.log(most=None) + world.api.log(
         most=None
     )
-
-
-def _everything(url: str) -> str:
-    """All rows of all tables, as text."""
-    found = []
-    with psycopg.connect(url) as connection:
-        tables = connection.execute(
-            "SELECT table_schema, table_name FROM information_schema.tables"
-            " WHERE table_schema = 'analytics' AND table_type = 'BASE TABLE'"
-        ).fetchall()
-        assert len(tables) > 20
-        for schema, table in tables:
-            rows = connection.execute(f'SELECT t::text FROM "{schema}"."{table}" AS t').fetchall()
-            found += [row for (row,) in rows]
-    # A bytea stands there in hexadecimal digits.
-    return "\n".join(found).replace(CANARY.encode().hex(), CANARY)
