@@ -31,6 +31,10 @@ LOCKS = {
         "What makes clients of the OpenAPI document in a test, installed apart from all else.",
         ("--group", "clients"),
     ),
+    "tests/data/senders/requirements.lock": (
+        "What sends to the collector in tests, installed apart from all else.",
+        ("--group", "senders"),
+    ),
     "tests/tox.lock": ("What runs the test command and makes the lock files.", ("--group", "tox")),
 }
 CLIENTS = ROOT / "tests/data/clients"

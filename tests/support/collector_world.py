@@ -37,13 +37,20 @@ class World:
         answer: dict[str, Any] = self.usage(org)["totals"]
         return answer
 
-    def usage(self, org: uuid.UUID | str) -> Any:
+    def usage(self, org: uuid.UUID | str, by: str = "model") -> Any:
+        return self._answer(org, "usage", by)
+
+    def reliability(self, org: uuid.UUID | str, by: str = "model") -> Any:
+        return self._answer(org, "reliability", by)
+
+    def _answer(self, org: uuid.UUID | str, what: str, by: str) -> Any:
+        """An answer about each day of these days."""
         start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
         period = {
             "start": start.isoformat().replace("+00:00", "Z"),
             "end": (start + timedelta(days=4)).isoformat().replace("+00:00", "Z"),
         }
-        return self.api.answer(f"/orgs/{org}/usage", granularity="day", groupBy="model", **period)
+        return self.api.answer(f"/orgs/{org}/{what}", granularity="day", groupBy=by, **period)
 
     def bodies(self) -> dict[int, list[bytes]]:
         """Every record of each partition of the stream."""
@@ -69,11 +76,11 @@ async def _read(env: dict[str, str]) -> dict[int, list[bytes]]:
 
 @contextmanager
 def running(
-    env: Mapping[str, str], folder: Path, *, partitions: int = 2, **collector: str
+    env: Mapping[str, str], folder: Path, *, partitions: int = 2, collector: Mapping[str, str] | None = None
 ) -> Iterator[World]:
     """Make the stream, and run a world on it, with a spool and an archive.
 
-    ``collector`` are settings that only the collector has.
+    ``collector`` is settings that only the collector has.
     """
     (folder / "spool").mkdir()
     env = {
@@ -89,7 +96,7 @@ def running(
     assert made.returncode == 0, made.stderr
     with ExitStack() as stack:
         worker = stack.enter_context(processes.worker(env, folder))
-        door = stack.enter_context(collectors.collector({**env, **collector}, folder))
+        door = stack.enter_context(collectors.collector({**env, **(collector or {})}, folder))
         api = stack.enter_context(Api({"DATABASE_URL": env["DATABASE_URL"], "LOG_LEVEL": "debug"}, folder))
         yield World(env, door, worker, api)
 
