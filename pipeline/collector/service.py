@@ -39,6 +39,7 @@ from pipeline.common.heap import give_freed_memory_back
 from pipeline.common.listening import CannotListen, listen
 from pipeline.common.serving import Runner
 from pipeline.core import checked
+from pipeline.processes import compiling
 from pipeline.transports.factory import open_transport
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class Collector:
     async def run(self) -> None:
         """Start, take requests, and publish until cancelled. Raises whatever a part raises."""
         config = self._config
-        await asyncio.to_thread(checked.warm_up)
+        await compiling.warm_up(checked.warm_up)
         if config.spool is not None:
             self._spool = await Spool.open(config.spool.folder, bytes_max=config.spool.bytes_max)
         self._outlet = Outlet(

@@ -32,7 +32,8 @@ from pipeline.common.heap import keep_freed_memory
 from pipeline.common.listening import listen
 from pipeline.common.urls import authority
 from pipeline.config import Config
-from pipeline.core.warm_up import warm_up
+from pipeline.core.warm_up import warm_up as core_warm_up
+from pipeline.processes import compiling
 from pipeline.sink import SchemaMissing, SinkUnavailable, copy_binary
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.transports import Transport, TransportError
@@ -61,9 +62,7 @@ async def run_worker(config: Config) -> int:
     page = await _serve_page(config, state)
     log.info("worker_starting", extra={"stream": config.stream.stream})
     try:
-        await asyncio.to_thread(warm_up)
-        await asyncio.to_thread(copy_binary.warm_up)
-        await asyncio.to_thread(frames.warm_up)
+        await compiling.warm_up(core_warm_up, copy_binary.warm_up, frames.warm_up)
         streams = await _unless_stopped(_dependencies(config, transport, state), stopping)
         if streams is None:
             return 0

@@ -8,13 +8,16 @@ the handle is the array, and every access is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 import numba
 import numba.extending
 import numpy as np
 from llvmlite import ir
+from numba.core import event
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -23,6 +26,43 @@ def compiled(function: _Function) -> _Function:
     """Compile a loop for machine arrays; it runs without the interpreter's lock."""
     made: _Function = numba.njit(cache=True, nogil=True)(function)
     return made
+
+
+# --- the cache --------------------------------------------------------------------------------------
+
+
+class NotCompiled(Exception):
+    """The cache of this machine does not have a loop. The remedy: compile the loop."""
+
+
+_from_cache: Final = ContextVar("from_cache", default=False)
+
+
+@contextmanager
+def from_cache_only() -> Iterator[None]:
+    """Within the block, calls of this thread load their loops from the cache, and compile none.
+
+    A call whose loop is not in the cache raises `NotCompiled` before the compiler has done anything. Numba
+    itself decides what the cache has, so a loop counts as missing where its file has changed or another
+    processor compiled it.
+    """
+    token = _from_cache.set(True)
+    try:
+        with event.install_listener("numba:compile", _Refusing()):
+            yield
+    finally:
+        _from_cache.reset(token)
+
+
+class _Refusing(event.Listener):  # type: ignore[misc]
+    """Numba tells it of every compilation of this process, before the compilation begins."""
+
+    def on_start(self, event: Any) -> None:
+        if _from_cache.get():
+            raise NotCompiled(f"the cache has no {event.data['dispatcher'].__name__}")
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 # --- text ------------------------------------------------------------------------------------------

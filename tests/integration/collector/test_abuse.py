@@ -6,8 +6,6 @@ import gzip
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -124,11 +122,13 @@ BODIES = bodies()
 
 @pytest.fixture(scope="module")
 def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
-    # The compiler keeps about 80 MiB in a process that had to compile the loops: the first on a machine.
-    compiled = (sys.executable, "-c", "from pipeline.core import checked; checked.warm_up()")
-    subprocess.run(compiled, check=True)
+    """The first collector on a machine: nothing is compiled before it starts."""
     folder = tmp_path_factory.mktemp("abuse")
-    env = {"RABBITMQ_URL": f"embedded://{folder}/stream", "COLLECTOR_RATE_LIMIT": "0"}
+    env = {
+        "RABBITMQ_URL": f"embedded://{folder}/stream",
+        "COLLECTOR_RATE_LIMIT": "0",
+        "NUMBA_CACHE_DIR": f"{folder}/numba",
+    }
     with collectors.collector(env, folder) as collector:
         yield collector
         assert "request_failed" not in [line["event"] for line in collector.events()]
