@@ -12,6 +12,7 @@ replay takes it from there.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,8 @@ class Admitted:
     """Names that orgIds were derived from, of admitted events."""
     items: int = 0
     body_bytes: int = 0
+    event_bytes_max: int = sys.maxsize
+    """A larger event is not admitted."""
 
     @property
     def is_futile(self) -> bool:
@@ -89,9 +92,17 @@ class Admission:
         self._large = asyncio.Lock()
 
     async def admit(
-        self, offers: Iterator[Offered], *, body_bytes: int, caller: Caller, share: Share
+        self,
+        offers: Iterator[Offered],
+        *,
+        body_bytes: int,
+        caller: Caller,
+        share: Share,
+        event_bytes_max: int | None = None,
     ) -> Admitted:
         """Take all items of a body in. ``share`` then holds the bytes of the admitted events too.
+
+        ``event_bytes_max`` is the size of the largest event that the broker takes, if that is known.
 
         A small body is worked on in parts of some milliseconds, and between them other requests have their
         turns. A large one is worked on in a thread, because a dialect may need long for a single item. One
@@ -103,7 +114,7 @@ class Admission:
                 turn for a large body; and what `InWork.take` raises.
             Unreadable: the body is none of its dialect from some place on.
         """
-        found = Admitted()
+        found = Admitted(event_bytes_max=sys.maxsize if event_bytes_max is None else event_bytes_max)
         orgs = _Orgs(caller)
         if body_bytes > LARGE_BYTES:
             await self._take_large(offers, found, orgs)
@@ -169,10 +180,13 @@ class Admission:
                 continue
             key = orgs.key(verdict)
             if key is None:
-                found.reject(index, (NOT_YOURS,))
+                found.reject(index, (_not_yours(verdict, offer.org_field),))
                 continue
             if body.startswith(_OTHER_VARIANTS):
                 body = contract.canonical(body)
+            if len(body) > found.event_bytes_max:
+                found.reject(index, (_too_large_for_the_broker(len(body), found.event_bytes_max),))
+                continue
             found.bodies.append(body)
             found.keys.append(key)
             found.body_bytes += len(body)
@@ -208,6 +222,17 @@ def _encoded(event: Mapping[str, Any]) -> bytes | None:
         return msgspec.json.encode({name: event[name] for name in wire.CAMEL_NAMES if name in event})
     except (UnicodeEncodeError, OverflowError, msgspec.MsgspecError):
         return None
+
+
+def _not_yours(org: bytes, field: str | None) -> Fault:
+    """The fault of an event whose org the caller may not write; ``field`` named the org, if one did."""
+    if field is None:
+        return NOT_YOURS
+    return Fault(field, f"names the org {checked.org_of(org)}, which is not an org of this caller")
+
+
+def _too_large_for_the_broker(size: int, most: int) -> Fault:
+    return Fault("", f"has {size} bytes, and the broker takes at most {most} (its stream.frame_max)")
 
 
 def _busy() -> Problem:

@@ -152,7 +152,11 @@ class Intake:
             try:
                 offers = door.read(body, only_org(caller), kind, request.headers)
                 admitted = await self._admission.admit(
-                    offers, body_bytes=len(body), caller=caller, share=share
+                    offers,
+                    body_bytes=len(body),
+                    caller=caller,
+                    share=share,
+                    event_bytes_max=outlet.body_bytes_max,
                 )
             except Unreadable as error:
                 raise problems.invalid_body(str(error)) from None

@@ -43,6 +43,8 @@ class Spooled(Protocol):
     @property
     def records_lost(self) -> int: ...
     @property
+    def records_too_large(self) -> int: ...
+    @property
     def oldest_at(self) -> float | None: ...
 
 
@@ -113,5 +115,10 @@ class _Gauges(Collector):
             ("records", "Events in the spool that the broker has not confirmed.", spool.records),
             ("oldest_seconds", "How long the oldest event of the spool has been there.", age_s),
             ("lost_records", "Events of the spool that damage has made unreadable.", spool.records_lost),
+            (
+                "too_large_records",
+                "Events of the spool that were set aside, because the broker takes none so large.",
+                spool.records_too_large,
+            ),
         ):
             yield GaugeMetricFamily(f"analytics_collector_spool_{name}", text, value=value)

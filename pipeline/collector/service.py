@@ -228,11 +228,15 @@ class Collector:
             "share": round(share, 4),
             "records": spool.records,
             "oldestSeconds": oldest_s,
+            "tooLarge": spool.records_too_large,
         }
         if spool.failure is not None:
             return _component("unavailable", "its disk fails; the log says how", **facts), False
         if share >= _NEARLY_FULL:
             return _component("degraded", "nearly full", **facts), share < 1
+        if spool.records_too_large:
+            fault = "has events that are too large for the broker; the log says how to bring them back"
+            return _component("degraded", fault, **facts), True
         return _component("ok", "keeps events while the broker is away", **facts), True
 
     async def _database_health(self) -> dict[str, Any]:

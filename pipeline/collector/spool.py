@@ -137,6 +137,8 @@ class Spool:
         """Records that damage has made unreadable, as far as this process has noticed."""
         self.files_set_aside = found.set_aside
         """Damaged files that are kept for an operator."""
+        self.records_too_large = 0
+        """Records that this process has set aside, because the broker takes none so large."""
         self.failure: str | None = None
         """Why the last append failed; None if it did not fail. For readiness."""
         self._lock_fd = lock_fd
@@ -324,7 +326,7 @@ class Spool:
         if self._writer is None or self._written is None:
             number = self._next_number
             self._next_number += 1
-            self._writer = SegmentWriter(self._files, self.folder, number)
+            self._writer = SegmentWriter(self._files, spool_files.segment_path(self.folder, number))
             self._written = self._segments[number] = _Segment(number, self._writer.path)
         return self._writer, self._written
 
@@ -403,6 +405,32 @@ class Spool:
         """
         self._put_back[taken.place] = self._let_go(taken)
         self._filled.set()
+
+    async def set_aside(self, records: Sequence[tuple[str, bytes]], *, at: float) -> Path:
+        """Move records that the broker does not take out of the way: keep them in a file of their own.
+
+        Returns the file when the records are durable in it. They are still in hand, too: call `published` for
+        their batch afterwards. The next process takes the file for a segment, and publishes its records if
+        the broker takes them by then. ``at`` is `Taken.oldest_at`. The file may exceed ``bytes_max``, because
+        the segment that had the records is deleted only later.
+
+        Raises SpoolFailed: the records are not in the file.
+        """
+        if self._closed:
+            raise SpoolFailed("the spool is closed")
+        number = self._next_number
+        self._next_number += 1
+        writer = SegmentWriter(self._files, spool_files.too_large_path(self.folder, number))
+        offer = Offer([(key.encode(), body) for key, body in records], round(at * 1e6))
+        try:
+            await self._in_write_thread(partial(writer.append, [offer], seal_from=0))
+        except OSError as error:
+            await self._in_write_thread(writer.abandon)
+            self.bytes += writer.file_bytes
+            raise SpoolFailed(f"the spool cannot write {writer.path}: {error}") from error
+        self.bytes += writer.file_bytes
+        self.records_too_large += len(records)
+        return writer.path
 
     def _let_go(self, taken: Taken) -> _InHand:
         known = self._in_hand.pop(taken.place, None)

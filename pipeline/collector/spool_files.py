@@ -2,7 +2,8 @@
 
 The module is synchronous. `pipeline.collector.spool` calls it in threads, and decides which records go where.
 
-A segment is one file, ``<number>.spool``. It has a header, then records, then a seal if it was finished in
+A segment is one file, ``<number>.spool``, or ``<number>.spool.too-large`` with records that the broker did
+not take. It has a header, then records, then a seal if it was finished in
 good order. All numbers are big-endian.
 
 | part   | bytes                                                                                          |
@@ -116,6 +117,11 @@ def segment_path(folder: Path, number: int) -> Path:
     return folder / f"{number:020d}.spool"
 
 
+def too_large_path(folder: Path, number: int) -> Path:
+    """The name of a segment of records that the broker did not take, because they are too large."""
+    return folder / f"{number:020d}.spool.too-large"
+
+
 def set_aside_path(path: Path) -> Path:
     """The name of a damaged segment, once everything that can be read of it is published."""
     return path.with_name(f"{path.name}.damaged")
@@ -144,8 +150,8 @@ class _Piece:
 class SegmentWriter:
     """Writes one new segment. Not safe to call from several threads at once."""
 
-    def __init__(self, files: Files, folder: Path, number: int) -> None:
-        self.path = segment_path(folder, number)
+    def __init__(self, files: Files, path: Path) -> None:
+        self.path = path
         self.end = 0
         """The position after the last durable record; 0 if there is none."""
         self.records = 0

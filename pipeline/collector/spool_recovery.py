@@ -31,7 +31,7 @@ from pipeline.collector.spool_files import (
 from pipeline.common import private
 from pipeline.common.operator import OperatorError
 
-_NAME: Final = re.compile(r"(\d{20})\.spool(\.damaged)?")
+_NAME: Final = re.compile(r"(\d{20})\.spool(?:\.too-large)?(\.damaged)?")
 _REMEDY: Final = "give the collector a folder on a disk of this host that its user may write"
 _NEWER: Final = "start that version until the spool is empty, or move the file away and keep it"
 

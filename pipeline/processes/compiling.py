@@ -1,7 +1,8 @@
 """Compiled loops without the memory of their compiler: a child process compiles what the cache does not have.
 
-The compiler keeps about 80 MiB in a process that has compiled our loops, for as long as the process lives. So
-the process that is to work only loads the loops. The first start on a machine, or the first one after an
+The compiler keeps much memory in a process that has compiled our loops, for as long as the process lives: 70
+MiB with the collector's loops, and 120 MiB with the worker's. So the process that is to work only loads the
+loops. The first start on a machine, or the first one after an
 upgrade, has a child process compile the loops into numba's cache, and loads the loops when the child has
 ended. If the child fails, the process compiles the loops itself.
 
@@ -50,7 +51,7 @@ async def warm_up(*warm_ups: WarmUp) -> None:
         return
     facts = {
         "error": fault or "the cache does not have the loops that the child compiled",
-        "effect": "this process compiles the loops itself, and needs about 80 MiB more until it ends",
+        "effect": "this process compiles the loops itself, and needs up to 120 MiB more until it ends",
         "remedy": "let the processes write into numba's cache (NUMBA_CACHE_DIR)",
     }
     log.error("loops_not_compiled_apart", extra=facts)

@@ -213,7 +213,12 @@ class Extent:
 
 
 class Publisher(Protocol):
-    """Appends records to a stream; used by the simulator, trace replay and tests."""
+    """Appends records to a stream; used by the collector, the simulator, trace replay and tests."""
+
+    @property
+    def body_bytes_max(self) -> int:
+        """The size of the largest body that the stream takes. Another publisher may have another bound."""
+        ...
 
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
         """Append the bodies in order; return when the stream has stored them durably.
@@ -225,7 +230,7 @@ class Publisher(Protocol):
         Raises:
             TransportError: nobody knows whether the bodies are stored, and the publisher may be dead. Publish
                 the same bodies again with another publisher: consumers deduplicate.
-            ValueError: a body is larger than the stream takes, or there is not one key for each body; nothing
+            ValueError: a body is larger than `body_bytes_max`, or there is not one key for each body; nothing
                 was appended.
         """
         ...

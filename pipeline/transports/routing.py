@@ -44,13 +44,19 @@ class PartitionPublisher(Protocol):
 
     closed: bool
 
-    def check(self, bodies: Sequence[bytes]) -> None:
-        """Raise ValueError if a body is larger than the stream takes."""
-        ...
+    @property
+    def body_bytes_max(self) -> int: ...
 
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None: ...
 
     async def close(self) -> None: ...
+
+
+def refuse_larger(bodies: Sequence[bytes], body_bytes_max: int) -> None:
+    """Raise ValueError if a body has more bytes than that."""
+    largest = max(map(len, bodies), default=0)
+    if largest > body_bytes_max:
+        raise ValueError(f"a body has {largest} bytes, and the stream takes at most {body_bytes_max}")
 
 
 class RoutingPublisher:
@@ -63,8 +69,12 @@ class RoutingPublisher:
     def closed(self) -> bool:
         return all(publisher.closed for publisher in self._publishers)
 
+    @property
+    def body_bytes_max(self) -> int:
+        return min(publisher.body_bytes_max for publisher in self._publishers)
+
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
-        self._publishers[0].check(bodies)
+        refuse_larger(bodies, self.body_bytes_max)  # before anything is sent
         count = len(self._publishers)
         parts: list[list[bytes]] = [[] for _ in range(count)]
         routed: Sequence[str | bytes] = [org_key(body) for body in bodies] if keys is None else keys

@@ -192,9 +192,6 @@ class _RawPublisher(RabbitMQPublisher):
     def _entries(self, bodies: Sequence[bytes]) -> Iterator[bytes]:
         return iter(bodies)
 
-    def check(self, bodies: Sequence[bytes]) -> None:
-        """Check nothing, because no entry here is longer than a frame."""
-
 
 async def publish(url: str, stream: str, entries: Sequence[bytes]) -> None:
     """Append entries to one stream. Raises TransportError if the broker is away."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from multidict import CIMultiDict
 
@@ -48,6 +49,12 @@ class Collector(Process):
         headers = {"Content_Type": "application/json", **headers}
         status, _, answer = self.request("POST", path, body, **headers)
         return status, json.loads(answer)
+
+    def metric(self, name: str) -> float:
+        """A value of the page of metrics, by its name and labels."""
+        _, text = get(urljoin(self.ready_url, "/metrics"))
+        lines = (line for line in text.splitlines() if line.startswith(f"{name} "))
+        return float(next(lines).rpartition(" ")[2])
 
     def get_component(self, name: str) -> Any:
         """What readiness says of one component."""

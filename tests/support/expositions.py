@@ -18,7 +18,7 @@ from pipeline.common.connect import AsyncConnection
 class FakeSpool:
     """What metrics say of a spool."""
 
-    bytes = bytes_max = records = records_lost = 0
+    bytes = bytes_max = records = records_lost = records_too_large = 0
     oldest_at = None
 
 

@@ -59,6 +59,10 @@ class MemoryPublisher:
         self._stream = stream
         self._cut = cut
 
+    @property
+    def body_bytes_max(self) -> int:
+        return self._stream.takes_bytes
+
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
         stream = self._stream
         if max(map(len, bodies)) > stream.takes_bytes:

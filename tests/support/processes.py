@@ -104,6 +104,11 @@ class Process:
         """The log's JSON lines."""
         return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
 
+    def peak_mib(self) -> float:
+        """The most memory that the process itself has had, in MiB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
     def kill(self) -> None:
         """Kill the process (kill -9), and wait until it is gone."""
         self.process.kill()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import aiohttp
+import psycopg
 
+from tests.support.processes import Process, wait_for
 from tests.support.usage_events import EventMill, array
 
 
@@ -79,3 +81,28 @@ class Sender:
             self.unanswered.append(body)
         if status:
             self.slowest_s = max(self.slowest_s, time.monotonic() - started)
+
+
+def counted(url: str) -> tuple[int, int, int]:
+    """Accepted, duplicate and rejected events of all partitions."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute(
+            "SELECT coalesce(sum(accepted), 0)::bigint, coalesce(sum(duplicate), 0)::bigint,"
+            " coalesce(sum(rejected), 0)::bigint FROM analytics.partitions"
+        ).fetchone()
+    assert row is not None
+    return row
+
+
+def check_counted_once(env: Mapping[str, str], sender: Sender, mill: EventMill, worker: Process) -> None:
+    """Every event was answered 200 in the end, and counts once."""
+    assert not sender.unanswered
+    url = env["DATABASE_URL"]
+    wait_for(
+        lambda: counted(url)[0] >= mill.made, 120, lambda: f"{counted(url)} of {mill.made}\n{worker.log()}"
+    )
+    time.sleep(1)  # duplicates may still come
+    assert (counted(url)[0], counted(url)[2]) == (mill.made, 0)
+    with psycopg.connect(url) as connection:
+        row = connection.execute("SELECT sum(invocations)::bigint FROM analytics.usage_hour").fetchone()
+    assert row == (mill.made,)

@@ -2,23 +2,27 @@
 
 import gzip
 import hashlib
+import random
 import re
 import struct
 import tracemalloc
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.core.bodies import KEPT_BYTES_MAX, Unreadable, offsets_of
+from pipeline.transports import TransportError
 from pipeline.transports.rabbitmq import frames
 from pipeline.transports.rabbitmq.amqp import amqp_message, amqp_payload
 from pipeline.transports.rabbitmq.batches import gzip_batch
+from pipeline.transports.rabbitmq.connection import StreamConnection
 from pipeline.transports.rabbitmq.frames import BrokenChunk, Part, decode_parts
-from pipeline.transports.rabbitmq.publisher import _batches
+from pipeline.transports.rabbitmq.publisher import Framing, RabbitMQPublisher, _batches
 from tests.support.codec_writers import STREAMED
 
 JSON = b'{"eventId": "1"}'
@@ -398,11 +402,41 @@ def _claimed(unreadable: Sequence[Unreadable]) -> int:
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 100))
 def test_batches_are_cut_without_loss(bodies: list[bytes], batch_bytes: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.transports.rabbitmq.publisher._BATCH_BYTES", batch_bytes)
-        batches = list(_batches(bodies))
+    batches = list(_batches(bodies, batch_bytes))
     assert [body for cut in batches for body in cut] == bodies
     assert all(batches)
+    assert all(len(cut) == 1 or sum(4 + len(body) for body in cut) <= batch_bytes for cut in batches)
+
+
+class OneWay:
+    """A connection to a broker with small frames: it keeps what is written, and confirms nothing."""
+
+    frame_max = 8192
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    async def write(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def raise_if_dead(self) -> None:
+        if self.frames:
+            raise TransportError("nothing is confirmed")
+
+
+@pytest.mark.parametrize("framing", ["raw", "amqp", "gzip"])
+async def test_no_frame_is_larger_than_the_broker_takes(framing: Framing) -> None:
+    """The bodies are random bytes, which gzip cannot shrink."""
+    connection = OneWay()
+    publisher = RabbitMQPublisher(cast(StreamConnection, connection), framing=framing)
+    sizes = (1, 700, publisher.body_bytes_max)
+    bodies = [random.Random(number).randbytes(size) for number in range(20) for size in sizes]
+    with pytest.raises(TransportError, match="nothing is confirmed"):
+        await publisher.publish(bodies)
+    assert len(connection.frames) > 20
+    assert max(4 + len(frame) for frame in connection.frames) <= OneWay.frame_max
+    with pytest.raises(ValueError, match="the stream takes at most 6144"):
+        await publisher.publish([bytes(publisher.body_bytes_max + 1)])
 
 
 def test_gzip_batches_are_reproducible() -> None:

@@ -906,6 +906,69 @@ async def test_numbers_go_on_after_files_that_were_set_aside(tmp_path: Path) -> 
     assert aside.read_bytes() == b"damaged"
 
 
+# --- what the broker does not take -----------------------------------------------------------------
+
+
+async def test_records_set_aside_outlive_their_segment_and_come_back_with_the_next_process(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with opened(tmp_path, clock=clock) as spool:
+        await spool.append(offered(b"small", b"large"))
+        appended_s = clock.now_s
+        clock.now_s += 100
+        taken = await take(spool)
+        path = await spool.set_aside(offered(b"large"), at=taken.oldest_at)
+        spool.published(taken)
+        await settled(spool)
+        assert (spool.records, spool.records_too_large, segments(tmp_path)) == (0, 1, [])
+        assert spool.bytes == bytes_in(tmp_path) == path.stat().st_size
+        await spool.append(offered(b"more"))
+        assert segments(tmp_path) == [spool_files.segment_path(tmp_path, 3)]
+    async with opened(tmp_path) as spool:
+        assert spool.bytes == bytes_in(tmp_path)
+        assert (spool.records, spool.oldest_at) == (2, appended_s)
+        taken = await take(spool)
+        assert (taken.keys, taken.bodies) == ([ORG], [b"large"])
+        spool.published(taken)
+        assert await drained(spool) == [b"more"]
+        await settled(spool)
+        assert bytes_in(tmp_path) == spool.bytes == 0
+
+
+async def test_records_that_cannot_be_set_aside_stay_where_they_are(tmp_path: Path) -> None:
+    disk = FailingDisk(tmp_path)
+    spool = await Spool.open(tmp_path, bytes_max=2**30, files=disk)
+    await spool.append(offered(b"large"))
+    taken = await take(spool)
+    for operation in ("create", "write", "sync"):
+        disk.fail(operation, errno.ENOSPC)
+        with pytest.raises(SpoolFailed, match="No space left"):
+            await spool.set_aside(offered(b"large"), at=taken.oldest_at)
+    assert (spool.records, spool.records_too_large) == (1, 0)
+    assert spool.bytes == bytes_in(tmp_path)
+    spool.put_back(taken)
+    assert await drained(spool) == [b"large"]
+    await spool.close()
+    with pytest.raises(SpoolFailed, match="closed"):
+        await spool.set_aside(offered(b"large"), at=taken.oldest_at)
+
+
+async def test_damage_in_what_was_set_aside_is_damage(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        path = await spool.set_aside(numbered(0, 10), at=1.0)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    async with opened(tmp_path) as spool:
+        assert len(await drained(spool)) == 9
+        await settled(spool)
+        assert (spool.records_lost, spool.files_set_aside) == (1, 1)
+    async with opened(tmp_path) as spool:
+        assert (spool.records, spool.files_set_aside) == (0, 1)
+        assert spool.bytes == bytes_in(tmp_path)
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 

@@ -302,6 +302,8 @@ class FlakyTransport(PartialTransport):
 
     stream = "flaky"
 
+    body_bytes_max = 2**20
+
     def __init__(self, failures: int) -> None:
         self.failures = failures
         self.stored: list[bytes] = []

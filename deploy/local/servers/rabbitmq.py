@@ -16,6 +16,8 @@ class RabbitMQ(Server):
     name = "rabbitmq"
     user = "rabbitmq"
     port_names = ("stream", "amqp", "management", "prometheus", "epmd", "distribution")
+    more_conf = ""
+    """Lines for rabbitmq.conf, which count from the next start on."""
     plugins = ("rabbitmq_stream", "rabbitmq_stream_management", "rabbitmq_management", "rabbitmq_prometheus")
 
     @property
@@ -51,6 +53,7 @@ management.tcp.port = {self.ports["management"]}
 prometheus.tcp.ip = 127.0.0.1
 prometheus.tcp.port = {self.ports["prometheus"]}
 disk_free_limit.absolute = 50MB
+{self.more_conf}
 """
         )
 

@@ -171,6 +171,7 @@ class Draft:
         self._spelled: dict[str, str] = {}
         self._org: UUID | None = None
         self._org_name: str | None = None
+        self._org_field: str | None = None
 
     def put(self, name: str, value: Any, spelled: str) -> None:
         """Put a field under the contract's name. None: the sender has no value."""
@@ -184,9 +185,14 @@ class Draft:
         if value is not None:
             self._fields[name] = value
 
-    def put_org(self, *candidates: Value, spelled: str, default: UUID | None) -> None:
-        """Put the first of the candidates, a UUID or a name, as the org; else the default."""
-        given = next((one for one in candidates if one is not None and one != ""), None)
+    def put_org(self, *candidates: tuple[str, Value], default: UUID | None) -> None:
+        """Put the first value of the candidates, a UUID or a name, as the org; else the default.
+
+        Each candidate is the sender's name of a field, and its value.
+        """
+        spelled, given = next(
+            (one for one in candidates if one[1] not in (None, "")), (candidates[0][0], None)
+        )
         if given is None:
             self._org = default
             if default is None:
@@ -197,6 +203,7 @@ class Draft:
             name = _UNSTORABLE.sub("\ufffd", given)
             self._org = ids.org_id(name)
             self._org_name = None if ids.uuid_of(name) else name
+            self._org_field = spelled
         self.put("orgId", str(self._org), spelled)
 
     def put_event_id(self, source_id: str | None, spelled: str) -> None:
@@ -272,7 +279,7 @@ class Draft:
                 self.faults = [fault for fault in self.faults if fault.field != self._spelled.get("eventId")]
         if self.faults:
             return Offered(event=None, faults=tuple(self.faults))
-        return Offered(event=event, org_name=self._org_name)
+        return Offered(event=event, org_name=self._org_name, org_field=self._org_field)
 
     def _translated(self, fault: Fault) -> Fault:
         """The fault in the sender's words. The contract's messages name other fields only among tokens."""

@@ -296,7 +296,7 @@ def offered(span: Span, default_org: UUID | None) -> Offered:
     """The event of a span that is a call."""
     names, draft = _names(span), Draft(NAME)
     attributes, resource = span.attributes, span.resource
-    draft.put_org(attributes.get(ORG), resource.get(ORG), spelled=ORG, default=default_org)
+    draft.put_org((ORG, attributes.get(ORG)), (ORG, resource.get(ORG)), default=default_org)
     if len(span.trace_id) != 16 or not any(span.trace_id):
         draft.faults.append(Fault("traceId", "expected 16 bytes that are not all zero"))
     if len(span.span_id) != 8 or not any(span.span_id):

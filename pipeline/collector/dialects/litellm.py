@@ -2,11 +2,13 @@
 
 Read from litellm 1.108 and 1.110 (``types/utils.py``, ``integrations/generic_api``). An entry has the whole
 call, with prompt and answer; only counts, times, names and labels are read here.
-docs/howto/collect-litellm.md says the rules for people. The three that are not plain:
+docs/howto/collect-litellm.md says the rules for people. The four that are not plain:
 
 - The attempts of one request (retries, fallbacks) share one ``litellm_call_id``. So only the attempt that
   succeeded has it as its event id, and each that failed has an id of its own, made of the call id and its
   start.
+- A team is an org only for callers that write for several orgs. Where the caller's key is for one org, teams
+  are parts of this org, and nothing but a label.
 - LiteLLM writes a cost of 0 also where it knows no price. Such a 0 is no estimate.
 - An answer from LiteLLM's own cache repeats the tokens of the first answer, which nobody was charged for
   again.
@@ -222,14 +224,13 @@ class _Reading:
             return Offered(event=None, passed_over=True)
         draft = Draft(NAME)
         metadata = self.metadata
-        draft.put_org(
-            *(
-                value_of(one)
-                for one in (metadata.user_api_key_org_id, metadata.user_api_key_team_id, metadata.team_id)
-            ),
-            spelled=ORG_FIELD,
-            default=default_org,
-        )
+        named = [(ORG_FIELD, value_of(metadata.user_api_key_org_id))]
+        if default_org is None:
+            named += [
+                ("metadata.user_api_key_team_id", value_of(metadata.user_api_key_team_id)),
+                ("metadata.team_id", value_of(metadata.team_id)),
+            ]
+        draft.put_org(*named, default=default_org)
         draft.put_event_id(self._source_id(), "litellm_call_id")
         draft.put_model(self.provider, self._model(), "model")
         draft.put(

@@ -55,7 +55,7 @@ def offered(members: Mapping[str, bytes | msgspec.Raw], *, default_org: UUID | N
         return value_of(members.get(name, b""))
 
     draft = Draft(NAME)
-    draft.put_org(given("organization_id"), spelled="organization_id", default=default_org)
+    draft.put_org(("organization_id", given("organization_id")), default=default_org)
     record_id = given(ID)
     draft.put_event_id(record_id if isinstance(record_id, str) and record_id else None, ID)
     model_id = given("model_id")

@@ -15,6 +15,7 @@ from pipeline.transports import TransportError
 from pipeline.transports.rabbitmq import batches
 from pipeline.transports.rabbitmq.amqp import amqp_message
 from pipeline.transports.rabbitmq.connection import StreamConnection
+from pipeline.transports.routing import refuse_larger
 
 Framing = Literal["raw", "amqp", "gzip"]
 
@@ -31,7 +32,7 @@ class RabbitMQPublisher:
         self.closed = False
         self._connection = connection
         self._framing = framing
-        self._room = connection.frame_max - _FRAME_OVERHEAD_BYTES
+        self.body_bytes_max = connection.frame_max - _FRAME_OVERHEAD_BYTES
         self._lock = asyncio.Lock()
         self._next_id = 1
         self._unconfirmed: set[int] = set()
@@ -39,16 +40,10 @@ class RabbitMQPublisher:
         connection.on_confirm = self._on_confirm
         connection.on_death = self._news.set
 
-    def check(self, bodies: Sequence[bytes]) -> None:
-        """Raise ValueError if a body is larger than the broker takes."""
-        largest = max(map(len, bodies), default=0)
-        if largest > self._room:
-            raise ValueError(f"a body of {largest} bytes does not fit in a frame of {self._room}")
-
     async def publish(self, bodies: Sequence[bytes], keys: Sequence[str] | None = None) -> None:
-        self.check(bodies)  # before anything is sent
+        refuse_larger(bodies, self.body_bytes_max)  # before anything is sent
         async with self._lock:
-            for frame in self._publish_frames(bodies, self._room):
+            for frame in self._publish_frames(bodies, self.body_bytes_max):
                 await self._connection.write(frame)
             while self._unconfirmed:
                 self._connection.raise_if_dead()
@@ -89,7 +84,7 @@ class RabbitMQPublisher:
 
     def _entries(self, bodies: Sequence[bytes]) -> Iterator[bytes]:
         if self._framing == "gzip":
-            for batch in _batches(bodies):
+            for batch in _batches(bodies, min(_BATCH_BYTES, self.body_bytes_max)):
                 unpacked_bytes, stored = batches.gzip_batch(batch)
                 yield struct.pack(">BHII", 0x90, len(batch), unpacked_bytes, len(stored)) + stored
             return
@@ -103,11 +98,14 @@ def _publish_frame(entries: Sequence[bytes], count: int) -> bytes:
     return struct.pack(">IHHBI", 9 + len(payload), 0x0002, 1, 0, count) + payload
 
 
-def _batches(bodies: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Cut bodies into sub-entry batches that fit in a frame even if gzip cannot shrink them."""
+def _batches(bodies: Sequence[bytes], bytes_max: int) -> Iterator[Sequence[bytes]]:
+    """Cut bodies into sub-entry batches of at most so many bytes; one larger body is a batch of its own.
+
+    So a batch fits in a frame even if gzip cannot shrink the batch.
+    """
     start, batch_bytes = 0, 0
     for index, body in enumerate(bodies):
-        full = index - start == batches.RECORDS_PER_BATCH_MAX or batch_bytes + len(body) > _BATCH_BYTES
+        full = index - start == batches.RECORDS_PER_BATCH_MAX or batch_bytes + 4 + len(body) > bytes_max
         if full and index > start:
             yield bodies[start:index]
             start, batch_bytes = index, 0

@@ -127,6 +127,36 @@ async def test_an_event_without_an_org_is_of_the_one_org_of_its_key(
     assert (answer.status, answer.json["rejected"][0]["errors"][0]["field"]) == (400, "orgId")
 
 
+async def test_a_team_of_litellm_is_a_part_of_a_keys_one_org_and_an_org_of_a_gateway_with_several(
+    collector: Serving, database_url: str
+) -> None:
+    search, ads = ids.org_id("search"), ids.org_id("ads")
+    teams: list[dict[str, Any]] = [
+        payload(None, metadata={"user_api_key_team_id": team, "user_api_key_team_alias": team})
+        for team in ("search", "ads")
+    ]
+    key = with_key(new_key(database_url, MINE, WRITE))
+    answer = await collector.post([*teams, payload("ads")], "/v1/litellm", **key)
+    assert (answer.json["accepted"], answer.json["rejected"]) == (
+        2,
+        [{"index": 2, "errors": [names_another_org("metadata.user_api_key_org_id", ads)]}],
+    )
+    answer = await collector.post(teams, "/v1/litellm", **gateway(orgs=f"{search},{MINE}"))
+    assert (answer.json["accepted"], answer.json["rejected"]) == (
+        1,
+        [{"index": 1, "errors": [names_another_org("metadata.user_api_key_team_id", ads)]}],
+    )
+    assert [(one["orgId"], one["metadata"]["team"]) for one in await collector.events()] == [
+        (str(MINE), "search"),
+        (str(MINE), "ads"),
+        (str(search), "search"),
+    ]
+
+
+def names_another_org(field: str, org: uuid.UUID) -> dict[str, str]:
+    return {"field": field, "message": f"names the org {org}, which is not an org of this caller"}
+
+
 async def test_a_key_without_the_role_is_a_403_and_no_key_at_all_a_401(
     collector: Serving, database_url: str
 ) -> None:

@@ -6,45 +6,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from deploy.local.servers import RabbitMQ
 from tests.support import collectors, processes
 from tests.support.collectors import Collector
-from tests.support.processes import Process, wait_for
-from tests.support.senders import Sender
+from tests.support.processes import wait_for
+from tests.support.senders import Sender, check_counted_once, counted
 from tests.support.tcp_proxy import TcpProxy
 from tests.support.usage_events import EventMill
-
-
-def counted(url: str) -> tuple[int, int, int]:
-    """Accepted, duplicate and rejected events of all partitions."""
-    with psycopg.connect(url) as connection:
-        row = connection.execute(
-            "SELECT coalesce(sum(accepted), 0)::bigint, coalesce(sum(duplicate), 0)::bigint,"
-            " coalesce(sum(rejected), 0)::bigint FROM analytics.partitions"
-        ).fetchone()
-    assert row is not None
-    return row
-
-
-def check_counted_once(env: dict[str, str], sender: Sender, mill: EventMill, worker: Process) -> None:
-    """Every event was answered 200 in the end, and counts once."""
-    assert not sender.unanswered
-    url = env["DATABASE_URL"]
-    wait_for(
-        lambda: counted(url)[0] >= mill.made, 120, lambda: f"{counted(url)} of {mill.made}\n{worker.log()}"
-    )
-    time.sleep(1)  # duplicates may still come
-    assert (counted(url)[0], counted(url)[2]) == (mill.made, 0)
-    with psycopg.connect(url) as connection:
-        row = connection.execute("SELECT sum(invocations)::bigint FROM analytics.usage_hour").fetchone()
-    assert row == (mill.made,)
-
-
-def rss_mib(process: Process) -> float:
-    return int(Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 @pytest.fixture
@@ -158,16 +128,11 @@ def test_with_a_spool_a_broker_that_restarts_and_stays_away_for_a_while_costs_no
         asyncio.run(disturbed())
         assert sender.statuses == {200: 3200}
         check_counted_once(env, sender, mill, worker)
-        wait_for(lambda: metric(collector, "analytics_collector_spool_records") == 0, 60)
-        assert metric(collector, 'analytics_collector_events_total{dialect="events",outcome="spool"}') > 1000
-        assert rss_mib(collector) < 300
+        wait_for(lambda: collector.metric("analytics_collector_spool_records") == 0, 60)
+        assert collector.metric('analytics_collector_events_total{dialect="events",outcome="spool"}') > 1000
+        assert collector.peak_mib() < 300
         assert collector.stop() == 0
     assert [path.name for path in Path(spool["COLLECTOR_SPOOL"]).iterdir()] == ["lock"]
-
-
-def metric(collector: Collector, name: str) -> float:
-    _, text = processes.get(collector.ready_url.replace("/status/readyz", "/metrics"))
-    return next(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["broker there", "broker away now and then"])

@@ -35,13 +35,18 @@ def admitted(
     caller: Caller = EVERYBODY,
     bounds: BodyBounds = BOUNDS,
     body_bytes: int = 1000,
+    event_bytes_max: int | None = None,
 ) -> Admitted:
     in_work = InWork(2**30)
 
     async def run() -> Admitted:
         with in_work.share("a") as share:
             found = await Admission(bounds).admit(
-                iter(offers), body_bytes=body_bytes, caller=caller, share=share
+                iter(offers),
+                body_bytes=body_bytes,
+                caller=caller,
+                share=share,
+                event_bytes_max=event_bytes_max,
             )
             assert share.bytes == found.body_bytes == sum(map(len, found.bodies))
             return found
@@ -72,6 +77,24 @@ def test_a_body_is_admitted_where_the_contract_takes_it_and_else_rejected_with_i
     assert len(found.rejected) > 400
     names = set(wire.CAMEL_NAMES)
     assert all(json.loads(body).keys() <= names for body in found.bodies)
+
+
+def test_an_event_larger_than_the_broker_takes_is_rejected_as_it_would_be_published() -> None:
+    """What counts is the size of the contract's fields, not that of what was sent."""
+    (event,) = (json.loads(body) for body in EventMill(seed=1).events(1))
+    bodies = [
+        json.dumps({**event, "metadata": {"team": "x" * length}}, separators=(",", ":")).encode()
+        for length in (100, 101)
+    ]
+    with_prompt = bodies[0][:-1] + b',"prompt":"' + b"y" * 500 + b'"}'
+    offers = [offer for body in (*bodies, with_prompt) for offer in contract.read(body)]
+    found = admitted(offers, event_bytes_max=len(bodies[0]))
+    assert [json.loads(body) for body in found.bodies] == [json.loads(bodies[0])] * 2
+    (rejected,) = found.rejected
+    size = len(bodies[0])
+    said = f"has {size + 1} bytes, and the broker takes at most {size} (its stream.frame_max)"
+    assert (rejected.index, list(rejected.faults)) == (1, [Fault("", said)])
+    assert len(admitted(offers).bodies) == 3, "nothing is known of the broker"
 
 
 def _read_alone(body: bytes) -> list[Offered]:

@@ -92,12 +92,18 @@ def test_a_call_through_the_proxy_has_org_key_user_team_and_tags() -> None:
     }
 
 
-def test_the_org_is_the_keys_org_else_its_team_else_the_callers_only_org() -> None:
+def test_the_org_is_the_one_that_litellm_names_else_the_callers_only_org_else_the_team() -> None:
     entry = entry_of(PROXY, model_group="chat", stream=None)
     team = changed(entry, metadata__user_api_key_org_id=None)
     nothing = changed(team, metadata__user_api_key_team_id=None)
-    assert event(team).org_id == ids.org_id("team-search")
-    assert event(changed(nothing, metadata__team_id=str(ACME))).org_id == ACME
+    assert event(entry).org_id == ACME
+    assert event(team).org_id == ORG, "a team is a part of the caller's org"
+    assert event(team).metadata == event(entry).metadata
+    [found] = offered(team, default_org=None)
+    assert (found.org_name, found.org_field) == ("team-search", "metadata.user_api_key_team_id")
+    assert event(team, default_org=None).org_id == ids.org_id("team-search")
+    in_team = changed(nothing, metadata__team_id=str(ACME))
+    assert (event(in_team).org_id, event(in_team, default_org=None).org_id) == (ORG, ACME)
     assert event(nothing).org_id == ORG
     [found] = offered(nothing, default_org=None)
     assert [fault.field for fault in found.faults] == ["metadata.user_api_key_org_id"]

@@ -1,6 +1,7 @@
 """The outlet: batches of what waits, an answer after each confirmation, and the spool or `Away`."""
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ import pytest
 from pipeline.collector import outlet as module
 from pipeline.collector.outlet import BATCH_EVENTS, Away, Outlet
 from pipeline.collector.spool import Spool
+from tests.support.failing_disk import FailingDisk
 from tests.support.memory_stream import MemoryStream
 
 PATIENCE_S = 60.0
@@ -103,6 +105,29 @@ async def test_what_waits_while_a_batch_is_confirmed_is_the_next_batch() -> None
         await asyncio.gather(first, *rest)
     assert stream.batches == [1, 20]
     assert stream.stored == numbered(0, 21)[0]
+
+
+async def test_batches_of_several_requests_keep_their_pace_and_a_lone_request_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PACE_S", 3600)
+    stream = MemoryStream()
+    async with running(stream) as outlet:
+        for n in range(20):
+            assert await outlet.send(*numbered(n, n + 1)) == "stream"
+        stream.confirms.clear()
+        sending = [asyncio.create_task(outlet.send(*numbered(20, 21)))]
+        await until(lambda: len(stream.stored) == 21)
+        sending += [asyncio.create_task(outlet.send(*numbered(n, n + 1))) for n in (21, 22)]
+        await asyncio.sleep(0)
+        stream.confirms.set()
+        await asyncio.gather(*sending)
+        late = [asyncio.create_task(outlet.send(*numbered(n, n + 1))) for n in (23, 24)]
+        await asyncio.wait(late, timeout=0.05)
+        assert stream.batches == [1] * 21 + [2]
+        for one in late:
+            one.cancel()
+        await asyncio.wait(late)
 
 
 async def test_a_request_larger_than_a_batch_is_answered_once_all_of_it_is_confirmed() -> None:
@@ -247,21 +272,76 @@ async def test_a_full_spool_is_said(tmp_path: Path) -> None:
     await spool.close()
 
 
-async def test_a_record_of_the_spool_that_the_broker_takes_at_no_time_stays_and_ends_nothing(
-    tmp_path: Path,
+LARGE = [b"a" * 101, b"b" * 102]
+
+
+def segments(folder: Path) -> list[Path]:
+    """The spool's files, of all kinds."""
+    return list(folder.glob("*.spool*"))
+
+
+async def test_records_that_became_too_large_for_the_broker_are_set_aside_and_the_spool_drains(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = MemoryStream()
     stream.away = True
     async with spool_in(tmp_path) as spool, running(stream, patience_s=SHORT_S, spool=spool) as outlet:
-        await outlet.send([b"a" * 101], ["k"])
+        await outlet.send([b"0", LARGE[0], b"1", LARGE[1]], ["k", "l", "k", "l"])
+        await outlet.send([b"2"], ["k"])
         stream.takes_bytes = 100
         stream.come_back()
-        await until(lambda: outlet.error is None)
-        assert await outlet.send(*numbered(0, 1)) in ("stream", "spool")
-        assert spool.records >= 1
-        stream.takes_bytes = 1000
         await until(lambda: spool.records == 0)
-    assert b"a" * 101 in stream.stored
+        assert (stream.stored, stream.keys) == ([b"0", b"1", b"2"], ["k"] * 3)
+        assert (spool.records_too_large, outlet.body_bytes_max) == (2, 100)
+    (said,) = [record for record in caplog.records if record.message == "spool_records_too_large"]
+    (kept,) = segments(tmp_path)
+    assert (said.__dict__["file"], said.__dict__["records"]) == (str(kept), 2)
+    assert "raise stream.frame_max of the broker by 2 or more" in said.__dict__["remedy"]
+
+    stream.takes_bytes = 101  # enough for one of them
+    async with spool_in(tmp_path) as spool, running(stream, spool=spool):
+        await until(lambda: spool.records == 0)
+        assert spool.records_too_large == 1
+    stream.takes_bytes = 1000
+    async with spool_in(tmp_path) as spool, running(stream, spool=spool):
+        await until(lambda: spool.records == 0)
+        assert spool.records_too_large == 0
+    assert (stream.stored[3:], stream.keys[3:]) == (LARGE, ["l", "l"])
+    assert segments(tmp_path) == []
+
+
+async def test_a_broker_that_takes_less_from_one_moment_to_the_next_stops_no_drain(tmp_path: Path) -> None:
+    stream = MemoryStream()
+    stream.confirms.clear()
+    async with spool_in(tmp_path) as spool, running(stream, patience_s=SHORT_S, spool=spool) as outlet:
+        assert await outlet.send([LARGE[0], b"0"], ["k"] * 2) == "spool"
+        await until(lambda: bool(outlet._waiting))  # the spool's records, which fit as yet
+        stream.takes_bytes = 100
+        stream.cut()
+        stream.confirms.set()
+        await until(lambda: spool.records == 0)
+        assert spool.records_too_large == 1
+    assert stream.stored[2:] == [b"0"]
+
+
+async def test_without_room_for_what_is_too_large_nothing_is_lost_and_the_spool_drains_later(
+    tmp_path: Path,
+) -> None:
+    stream, disk = MemoryStream(), FailingDisk(tmp_path)
+    stream.away = True
+    spool = await Spool.open(tmp_path, bytes_max=2**24, files=disk)
+    async with running(stream, patience_s=SHORT_S, spool=spool) as outlet:
+        await outlet.send([LARGE[0], b"0"], ["k"] * 2)
+        stream.takes_bytes = 100
+        disk.fail("create", *[errno.ENOSPC] * 3)
+        stream.come_back()
+        await until(lambda: not disk.fails["create"])
+        assert (spool.records, stream.stored) == (2, [])
+        await until(lambda: spool.records == 0)
+        assert (spool.records_too_large, stream.stored) == (1, [b"0"])
+    await spool.close()
+    async with spool_in(tmp_path) as spool:
+        assert spool.records == 1
 
 
 async def test_a_broker_that_goes_while_nobody_sends_is_noticed_and_so_is_its_return() -> None:

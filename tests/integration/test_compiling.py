@@ -1,7 +1,8 @@
-"""Loops come from the cache, or a child process compiles them into it: the compiler stays out of this process."""
+"""Loops come from the cache, or a child compiles them into it: the compiler stays out of this process."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import logging
 import os
@@ -111,11 +112,27 @@ async def test_a_child_that_fails_is_said_and_the_process_compiles_its_loops_its
 async def test_a_child_that_hangs_is_ended(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiling, "COMPILE_S", 0.01)
-    module = loops(folder)
-    await compiling.warm_up(module.first)
-    assert said(caplog) == ["loops_not_compiled_apart"]
-    assert len(module.twice.signatures) == 1
+    monkeypatch.setattr(compiling, "COMPILE_S", 2.0)
+    module = loops(folder, f"os.getpid() == {os.getpid()} or __import__('time').sleep(10_000)")
+    await compiling.warm_up(module.second)
+    (record,) = (one for one in caplog.records if one.name == compiling.__name__)
+    assert record.__dict__["error"] == "the child has not ended after 2 s"
+    assert len(module.thrice.signatures) == 1
+
+
+async def test_whoever_is_stopped_meanwhile_leaves_no_child(folder: Path) -> None:
+    beats = folder / "pid"
+    write = f"__import__('pathlib').Path({str(beats)!r}).write_text(str(os.getpid()))"
+    module = loops(folder, f"os.getpid() == {os.getpid()} or ({write}, __import__('time').sleep(10_000))")
+    warming = asyncio.create_task(compiling.warm_up(module.second))
+    async with asyncio.timeout(120):
+        while not beats.exists() or not beats.read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    warming.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await warming
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(beats.read_text()), 0)
 
 
 def test_a_loop_that_is_not_in_the_cache_is_not_compiled_and_can_be_compiled_afterwards(folder: Path) -> None:
