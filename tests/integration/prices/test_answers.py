@@ -166,24 +166,77 @@ def test_rest_live_files_and_views_agree_at_one_version(place: Place) -> None:
     }
 
 
-def test_a_correction_leaves_answers_of_the_old_version_as_they_were(place: Place) -> None:
-    org, old = ORGS[0], {"priceVersion": place.version}
-    path = f"{BASE}/orgs/{org}/usage"
-    before = place.server.request("GET", path, EVERYTHING | old)
-    by_month = EVERYTHING | {"granularity": "month"}
-    newest = place.server.request("GET", path, by_month)
-    order = {"timeRange": EVERYTHING}
-    _, file = place.exported(org, order)
+_TABLES = (
+    *("usage_minute", "usage_quarter", "usage_hour", "usage_day", "usage_errors_hour", "client_hour"),
+    *("client_day", "breakdown_hour", "breakdown_day", "models_seen"),
+)
+_FORMATS = "csv", "csv-excel", "parquet", "focus-1.2", "focus-1.3"
+
+
+def test_a_correction_leaves_every_answer_and_file_of_the_old_version_as_it_was_to_the_byte(
+    place: Place,
+) -> None:
+    old = {"priceVersion": place.version}
+    rows_before = _rows(place)
+    assert all(rows_before[table] for table in _TABLES if table not in ("usage_quarter", "usage_errors_hour"))
+    before = {org: _answers(place, org, old) for org in ORGS}
+    _correct(place)
+    assert _rows(place) == rows_before, "no row of usage was written"
+    for org in ORGS:
+        for name, (tag, body) in _answers(place, org, old).items():
+            assert (name, tag, body) == (name, *before[org][name])
+        newest = _answers(place, org, {})
+        changed = {name for name, (_, body) in newest.items() if body != before[org][name][1]}
+        assert changed == {*newest}, "each says the new version"
+    query = EVERYTHING | {"granularity": "hour", "groupBy": "model"} | old
+    tag, _ = before[ORGS[0]]["usage by hour, model"]
+    path = f"{BASE}/orgs/{ORGS[0]}/usage"
+    assert place.server.request("GET", path, query, headers={"If-None-Match": tag})[0] == 304
+
+
+def _answers(place: Place, org: str, version: dict[str, Any]) -> dict[str, tuple[str | None, bytes]]:
+    """Each question about an org and each file of it, by name: the tag and the bytes."""
+    answers: dict[str, tuple[str | None, bytes]] = {}
+    for granularity in ("minute", "hour", "day", "week", "month"):
+        for group_by in ("model", "none", *(("client", "team") if granularity != "minute" else ())):
+            query = EVERYTHING | version | {"granularity": granularity, "groupBy": group_by}
+            status, headers, body = place.server.request("GET", f"{BASE}/orgs/{org}/usage", query)
+            assert status == 200, body
+            answers[f"usage by {granularity}, {group_by}"] = headers["ETag"], body
+    status, headers, body = place.server.request("GET", f"{BASE}/orgs", EVERYTHING | version)
+    assert status == 200, body
+    answers["orgs"] = headers["ETag"], body
+    for form in _FORMATS:
+        body = {"timeRange": EVERYTHING, "granularity": "hourly", "format": form} | version
+        answers[form] = None, place.exported(org, body)[1]
+    return answers
+
+
+def _rows(place: Place) -> dict[str, list[Any]]:
+    """Where each row of usage lies, and the transaction that wrote it: both change with any write."""
+    with psycopg.connect(place.url) as connection:
+        return {
+            table: connection.execute(
+                f"SELECT tableoid, xmin::text, ctid::text FROM analytics.{table} ORDER BY 1, 2, 3"
+            ).fetchall()
+            for table in _TABLES
+        }
+
+
+def _correct(place: Place) -> None:
+    """Make another price of the model in the book's first row count, in a version of its own."""
     with psycopg.connect(place.url, autocommit=True) as connection:
-        rows_before = _rows(connection)
         write(connection, [[price(rate=Decimal("3.25"), valid_from=DAY - timedelta(days=9))]])
-        assert _rows(connection) == rows_before, "no row of usage was written"
+
+
+def test_a_correction_costs_by_model_what_the_comparison_of_its_versions_says(place: Place) -> None:
+    org = ORGS[0]
+    path = f"{BASE}/orgs/{org}/usage"
+    by_month = EVERYTHING | {"granularity": "month"}
+    before = place.server.request("GET", path, by_month)
+    _correct(place)
     tag = {"If-None-Match": before[1]["ETag"]}
-    assert place.server.request("GET", path, EVERYTHING | old)[2] == before[2]
-    assert place.server.request("GET", path, EVERYTHING | old, headers=tag)[0] == 304
-    tag = {"If-None-Match": newest[1]["ETag"]}
     assert place.server.request("GET", path, by_month, headers=tag)[0] == 200, "the book has changed"
-    assert place.exported(org, order | old)[1] == file
     span = {"start": DAY, "end": DAY + timedelta(days=3)}
     with book.connected(place.url) as connection:
         said = compare.between_versions(
@@ -193,7 +246,7 @@ def test_a_correction_leaves_answers_of_the_old_version_as_they_were(place: Plac
     assert after["priceVersion"] == place.version + 1
     by_model = [
         {point["modelId"]: shown(point)[0] for point in answer["series"]}
-        for answer in (json.loads(newest[2]), after)
+        for answer in (json.loads(before[2]), after)
     ]
     assert {
         model: (was, now)
@@ -201,13 +254,6 @@ def test_a_correction_leaves_answers_of_the_old_version_as_they_were(place: Plac
         if was != now
     } == {str(one.model_id): (one.before, one.after) for one in said}
     assert len(said) == 1
-
-
-def _rows(connection: psycopg.Connection[Any]) -> list[Any]:
-    return [
-        connection.execute(f"SELECT xmin::text, ctid::text FROM analytics.{table} ORDER BY 1, 2").fetchall()
-        for table in ("usage_minute", "usage_hour", "usage_day", "client_hour", "client_day")
-    ]
 
 
 def test_a_version_that_is_yet_to_come_is_refused(place: Place) -> None:

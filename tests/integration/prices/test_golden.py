@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,16 @@ WHOLE = {
     "end": rfc3339(golden_prices.now()),
 }
 """A range that holds all payloads."""
+VERSION = len(golden_prices.BOOK.read_text().splitlines()) - 1
+"""The version of the book: each of its prices is one row more."""
+DAYS = sorted({payload.at.date() for payload in golden_prices.payloads()})
 
 
 @pytest.fixture(params=["embedded_postgres_url", "timescale"])
 async def golden_url(request: pytest.FixtureRequest) -> str:
     """A database with the golden book and all payloads."""
     url: str = request.getfixturevalue(request.param)
-    assert await golden_prices.load(url) == len(golden_prices.BOOK.read_text().splitlines()) - 1
+    assert await golden_prices.load(url) == VERSION
     return url
 
 
@@ -68,85 +71,112 @@ def golden_api(golden_url: str, tmp_path: Path) -> Iterator[Api]:
 
 def test_rest_says_what_was_worked_out_by_hand(golden_api: Api) -> None:
     for granularity, expected in (("hour", golden_prices.hours()), ("day", golden_prices.days())):
-        asked = WHOLE | {"granularity": granularity, "groupBy": "model", "limit": 10_000}
         found: dict[Cell, Expected] = {}
         for org in ORGS:
-            answer = golden_api.ok(f"{BASE}/orgs/{org}/usage", asked)
-            assert answer["nextCursor"] is None
-            cells = {
-                (org, datetime.fromisoformat(point["bucketStart"]), point["modelId"]): said(point)
-                for point in answer["series"]
-            }
-            assert said(answer["totals"]).cost == sum((one.cost or 0 for one in cells.values()), Decimal(0))
-            found |= cells
+            cells = asked(golden_api, org, granularity)
+            assert {version for _, version in cells.values()} == {VERSION}
+            found |= {cell: one for cell, (one, _) in cells.items()}
         assert found == expected
 
 
-def test_live_figures_say_what_was_worked_out_by_hand(golden_api: Api) -> None:
-    for org in ORGS:
-        with closing(Events(golden_api, org)) as events:
-            _, data = events.until("usage")
-        check_equals_rest(golden_api, org, data)
-        for name, by_hand in (("hour", golden_prices.hours()), ("day", golden_prices.days())):
-            start = datetime.fromisoformat(data[name]["bucketStart"])
-            costs = [one.cost for (of, at, _), one in by_hand.items() if (of, at) == (org, start)]
-            assert Decimal(data[name]["cost"]["amount"] or 0) == sum(
-                (cost or 0 for cost in costs), Decimal(0)
+def asked(server: Api, org: str, granularity: str, **query: Any) -> dict[Cell, tuple[Expected, int]]:
+    """What `/usage` says of each bucket and model, with the version of the book that priced the answer."""
+    parameters = WHOLE | {"granularity": granularity, "groupBy": "model", "limit": 10_000} | query
+    answer = server.ok(f"{BASE}/orgs/{org}/usage", parameters)
+    assert answer["nextCursor"] is None
+    cells = {
+        (org, datetime.fromisoformat(point["bucketStart"]), point["modelId"]): said(point)
+        for point in answer["series"]
+    }
+    assert said(answer["totals"]) == together(cells.values())
+    return {cell: (one, answer["priceVersion"]) for cell, one in cells.items()}
+
+
+def together(parts: Iterable[Expected]) -> Expected:
+    """What some cells cost in all."""
+    at = datetime.min
+    return golden_prices.totals((("", at, ""), part) for part in parts)["", at, ""]
+
+
+def test_live_figures_of_every_hour_say_what_was_worked_out_by_hand(golden_api: Api, golden_url: str) -> None:
+    """The watermark is put into each hour with payloads, one after another."""
+    hours, days = golden_prices.hours(), golden_prices.days()
+    said_of = set()
+    for hour in sorted({payload.hour for payload in golden_prices.payloads()}):
+        with psycopg.connect(golden_url) as connection:
+            connection.execute(
+                "UPDATE analytics.partitions SET watermark = %s", (hour + timedelta(minutes=59),)
             )
+        for org in sorted({of for of, at, _ in hours if at == hour}):
+            with closing(Events(golden_api, org)) as events:
+                _, data = events.until("usage")
+            check_equals_rest(golden_api, org, data)
+            assert data["priceVersion"] == VERSION
+            for name, by_hand in (("hour", hours), ("day", days)):
+                start = datetime.fromisoformat(data[name]["bucketStart"])
+                cells = {cell: one for cell, one in by_hand.items() if cell[:2] == (org, start)}
+                assert said(data[name]) == together(cells.values())
+                said_of |= {*cells}
+    assert said_of == {*hours, *days}
 
 
-@pytest.mark.parametrize("by", ["client", "team"])
-def test_files_say_what_was_worked_out_by_hand(golden_api: Api, golden_url: str, by: str) -> None:
+@pytest.mark.parametrize("group_by", ["model", "model,client", "model,team"])
+def test_files_say_of_every_hour_what_was_worked_out_by_hand(
+    golden_api: Api, golden_url: str, group_by: str
+) -> None:
     """The sums of the lines of all clients, and those of all values of a dimension."""
-    if by == "team":
+    if group_by == "model,team":
         load_teams(golden_url)
-    group_by = f"model,{by}"
-    csv_file: dict[Cell, Expected] = {}
-    parquet: dict[Cell, Expected] = {}
-    by_focus: dict[Cell, Decimal] = {}
+    found: dict[str, list[tuple[Cell, Expected]]] = {"csv": [], "parquet": []}
+    by_focus: dict[str, dict[Cell, tuple[Decimal, str]]] = {"focus-1.2": {}, "focus-1.3": {}}
     for org in ORGS:
-        rows = list(
-            csv.DictReader(io.StringIO(exported(golden_api, org, "csv", group_by).decode(), newline=""))
-        )
-        csv_file |= golden_prices.totals(
-            (
-                (org, datetime.fromisoformat(row["bucketStart"]), row["modelId"]),
-                Expected(
-                    cost=Decimal(row["costAmount"]) if row["costAmount"] else None,
-                    basis=row["costBasis"],
-                    invocations=int(row["invocations"]),
-                    unpriced=int(row["unpricedInvocations"]),
-                ),
+        for day in DAYS:
+            lines = csv.DictReader(
+                io.StringIO(exported(golden_api, org, "csv", group_by, day).decode(), newline="")
             )
-            for row in rows
-        )
-        parquet |= golden_prices.totals(
-            (
-                (org, row["bucketStart"], row["modelId"]),
-                Expected(
-                    cost=row["costAmount"],
-                    basis=row["costBasis"],
-                    invocations=row["invocations"],
-                    unpriced=row["unpricedInvocations"],
-                ),
-            )
-            for row in pq.read_table(io.BytesIO(exported(golden_api, org, "parquet", group_by))).to_pylist()
-        )
-        skus = focus.rows_of(exported(golden_api, org, "focus-1.3", group_by))
-        by_focus |= {
-            (org, datetime.fromisoformat(start), model): focus.total(rows)
-            for (start, model), rows in focus.by_bucket(skus).items()
-        }
-    assert csv_file == parquet == golden_prices.days()
+            found["csv"] += [of_line(org, row) for row in lines]
+            table = pq.read_table(io.BytesIO(exported(golden_api, org, "parquet", group_by, day)))
+            found["parquet"] += [of_line(org, row) for row in table.to_pylist()]
+            for form, cells in by_focus.items():
+                skus = focus.rows_of(exported(golden_api, org, form, group_by, day))
+                assert {row["x_PriceVersion"] for row in skus} <= {str(VERSION)}
+                for (start, model), lines_of_cell in focus.by_bucket(skus).items():
+                    bases = {row["x_CostBasis"] for row in lines_of_cell} - {"none"}
+                    basis = "mixed" if len(bases) > 1 else min(bases, default="none")
+                    cost = focus.total(lines_of_cell)
+                    cells[org, datetime.fromisoformat(start), model] = cost, basis
+    for form, parts in found.items():
+        assert golden_prices.totals(parts) == golden_prices.hours(), form
     # FOCUS allows no empty cost.
-    assert by_focus == {cell: one.cost or 0 for cell, one in golden_prices.days().items()}
+    in_focus = {cell: (one.cost or 0, one.basis) for cell, one in golden_prices.hours().items()}
+    assert by_focus == dict.fromkeys(by_focus, in_focus)
 
 
-def exported(server: Api, org: str, form: str, group_by: str) -> bytes:
+def of_line(org: str, row: Mapping[str, Any]) -> tuple[Cell, Expected]:
+    """The cell of a line of CSV or Parquet, and what the line says of it."""
+    assert int(row["priceVersion"]) == VERSION
+    start, cost = row["bucketStart"], row["costAmount"]
+    return (
+        (org, datetime.fromisoformat(start) if isinstance(start, str) else start, row["modelId"]),
+        Expected(
+            cost=None if cost in ("", None) else Decimal(cost),
+            basis=row["costBasis"],
+            invocations=int(row["invocations"]),
+            unpriced=int(row["unpricedInvocations"]),
+        ),
+    )
+
+
+def exported(server: Api, org: str, form: str, group_by: str, day: date) -> bytes:
+    """The hourly file of a day."""
     path = f"{BASE}/orgs/{org}/exports"
-    body = {"timeRange": WHOLE, "granularity": "daily", "format": form, "groupBy": group_by}
+    start = datetime.combine(day, time(tzinfo=UTC))
+    end = min(start + timedelta(days=1), golden_prices.now())
+    span = {"start": rfc3339(start), "end": rfc3339(end)}
+    body = {"timeRange": span, "granularity": "hourly", "format": form, "groupBy": group_by}
     job = made(server, body, path)
     assert job["status"] == "succeeded", job
+    assert job["priceVersion"] == VERSION
     return downloaded(server, job, path)
 
 
@@ -161,13 +191,25 @@ def said(point: Mapping[str, Any]) -> Expected:
     )
 
 
-async def test_a_later_version_leaves_the_golden_version_as_it_was(golden_url: str) -> None:
+def test_a_later_version_leaves_the_golden_version_as_it_was(golden_api: Api, golden_url: str) -> None:
     with book.connected(golden_url) as connection:
-        version = book.version(connection)
-        before = book.sheets(connection, version)
+        before = book.sheets(connection, VERSION)
         write(connection, [[price(provider="openai", model_name="gpt-4o", rate=Decimal(99))]])
-        assert book.sheets(connection, version) == before
-        assert book.sheets(connection, book.version(connection)) != before
+        assert book.sheets(connection, VERSION) == before
+        assert book.sheets(connection, VERSION + 1) != before
+    by_hand, found, newest = golden_prices.hours(), {}, {}
+    for org in ORGS:
+        found |= asked(golden_api, org, "hour", priceVersion=VERSION)
+        newest |= asked(golden_api, org, "hour")
+    assert found == {cell: (one, VERSION) for cell, one in by_hand.items()}
+    gpt_4o = {
+        (one.org_id, one.hour, one.model_id)
+        for one in golden_prices.payloads()
+        if (one.provider, one.model_name) == ("openai", "gpt-4o")
+    }
+    changed = {cell for cell, one in by_hand.items() if newest[cell] != (one, VERSION + 1)}
+    assert changed
+    assert changed <= gpt_4o
 
 
 def spent(found: Iterable[dict[str, Any]]) -> dict[Cell, Expected]:
