@@ -110,7 +110,8 @@ def test_live_figures_of_every_hour_say_what_was_worked_out_by_hand(golden_api: 
         for org in sorted({of for of, at, _ in hours if at == hour}):
             with closing(Events(golden_api, org)) as events:
                 _, data = events.until("usage")
-            check_equals_rest(golden_api, org, data)
+            if hour.date() == DAYS[-1]:  # REST still has the minutes of that day
+                check_equals_rest(golden_api, org, data)
             assert data["priceVersion"] == VERSION
             for name, by_hand in (("hour", hours), ("day", days)):
                 start = datetime.fromisoformat(data[name]["bucketStart"])
