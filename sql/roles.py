@@ -49,7 +49,7 @@ READABLE: Final = (
 them: dead letters hold original events."""
 
 PRICER: Final = "spendstream_pricer"
-"""The role that may append to the price book. Logins of BI tools are in `READER`, and must not have it."""
+"""The role that may append to the price book. Logins of BI tools are in `BI`, and must not have it."""
 
 ADJUSTER: Final = "spendstream_adjuster"
 """The role that may append adjustments of orgs, and nothing else."""

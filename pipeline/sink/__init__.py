@@ -36,7 +36,7 @@ class Trouble(StrEnum):
     TIMEOUT = "timeout"
     LIMIT = "limit"  # class 53: memory, disk, connections, or a configured limit
     CONFLICT = "conflict"  # class 40 and locks: other work was in the way
-    REFUSED = "refused"  # read-only, no privilege, or a server that we must not use
+    REFUSED = "refused"  # read-only, no privilege, a server that we must not use, keys of a later version
     OTHER = "other"
 
 

@@ -65,7 +65,8 @@ class Transaction:
     `Fenced` rolls back and passes through. After any other error the connection is closed, because its state
     is unknown, and the error is translated for the caller:
 
-    - `SinkUnavailable`: the database is away, late, full, busy with conflicting work, or refuses for now.
+    - `SinkUnavailable`: the database is away, late, full, busy with conflicting work, refuses for now, or has
+      keys of a later version.
     - `SchemaMissing`: a schema, table or column is not there.
     - Any other error is a fault of ours, and is raised as it is.
     """
@@ -141,6 +142,8 @@ _ABSENT: Final = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
 )
+_LATER_KEYS: Final = (psycopg.errors.InvalidColumnReference,)
+"""An upsert names columns that are no key: a later version has migrated, and its migration changed a key."""
 _AWAY: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 _FOR_NOW: Final = (
     psycopg.errors.ReadOnlySqlTransaction,  # a failover demoted this server, and the address follows soon
@@ -153,6 +156,12 @@ def _meaning(error: BaseException) -> SinkError | None:
     """The sink's error for an error of the driver; None if only a programmer can act on it."""
     if isinstance(error, _ABSENT):
         return SchemaMissing(f"run `spendstream migrate`: {str(error).strip()}")
+    if isinstance(error, _LATER_KEYS):
+        return SinkUnavailable(
+            "the tables have keys that this version cannot write, as after the migration of a later version:"
+            f" stop this worker and start that version ({str(error).strip()})",
+            Trouble.REFUSED,
+        )
     if isinstance(error, (*_AWAY, *_FOR_NOW)) or session_is_dead(error):
         return SinkUnavailable(str(error).strip() or type(error).__name__, _trouble(error))
     return None

@@ -42,7 +42,10 @@ class TimescaleSink(Recovery, Replays, Flush):
         await self.database.close()
 
     async def check_schema(self) -> None:
-        """See `Sink.check_schema`. A newer schema passes, because migrations only add tables and columns."""
+        """See `Sink.check_schema`. A newer schema passes: most migrations only add tables and columns.
+
+        After one that has changed a key, a flush raises `SinkUnavailable`.
+        """
         async with self.database.transaction() as connection:
             row = await (await connection.execute(_FLUSH["revision"])).fetchone()
         found = row[0] if row is not None else None

@@ -87,6 +87,39 @@ async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_onc
     assert all(LIMIT in line["error"] and line["kind"] == "limit" for line in said)
 
 
+async def test_a_worker_that_meets_keys_of_a_later_version_holds_its_events_and_says_what_to_do(
+    embedded_postgres_url: str, tmp_path: Path
+) -> None:
+    """As migration 0013 did to version 0.1.0: a column more in a key. Here the operator undoes the change."""
+    url = embedded_postgres_url
+    migrate.upgrade(url)
+    env = {"DATABASE_URL": url, "RABBITMQ_URL": f"embedded://{tmp_path}/stream", "FLUSH_INTERVAL": "100ms"}
+    made = mix.make(500, seed=2, now_us=time.time_ns() // 1000)
+    key = "org_id, bucket_start, model_id, rate_class, partition"
+
+    def rekey(columns: str) -> None:
+        with psycopg.connect(url) as connection:
+            connection.execute(
+                "ALTER TABLE analytics.usage_day DROP CONSTRAINT usage_day_pkey,"
+                f" ADD PRIMARY KEY ({columns})".encode()
+            )
+
+    with psycopg.connect(url) as connection:
+        connection.execute("ALTER TABLE analytics.usage_day ADD COLUMN later smallint NOT NULL DEFAULT 0")
+    with processes.worker(env, tmp_path) as worker:
+        rekey(f"{key}, later")
+        await publish_embedded(env, made.bodies)
+        refused = 'analytics_flush_failures_total{kind="refused"}'
+        processes.wait_for(lambda: metrics(worker)[refused] >= 2, 180, worker.log)
+        status, page = processes.get(worker.ready_url)
+        committed = streams.committed_offset(url)
+        rekey(key)
+        streams.wait_committed(url, len(made.bodies), worker)
+        assert worker.stop() == 0
+    assert (status, committed) == (503, 0)
+    assert "stop this worker and start that version" in page["components"]["database"]["detail"]
+
+
 @pytest.mark.parametrize("state", DEAD)
 async def test_a_session_that_an_update_of_the_extension_ended_is_a_lost_connection(
     embedded_postgres_url: str, state: str

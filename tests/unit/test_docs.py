@@ -15,6 +15,7 @@ from api.access import turns
 from api.access.guard import ANALYTICS_ADMIN
 from api.exports import jobs
 from api.names import orders
+from api.prices import orders as price_orders
 from pipeline.cli import main
 from pipeline.collector import admit, in_work, org_names, service
 from pipeline.collector.dialects import gen_ai, otlp, usage_record
@@ -22,6 +23,7 @@ from pipeline.common import keys, problems, settings
 from pipeline.common.access.caller import ADMIN
 from pipeline.common.names import NAMES_MAX
 from pipeline.core import replay, rollups, wire
+from pipeline.prices import source
 from sql import migrate, schema
 from tests.support import expositions
 
@@ -131,6 +133,8 @@ def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_
         f"of an org that have names | {NAMES_MAX:,}; {orders.ITEMS_MAX:,} in one request |",
         f"| {otlp.PARTS_MAX:,} fields of protobuf, or {otlp.JSON_VALUES_MAX:,} values of JSON |",
         f"{gen_ai.METADATA_MAX} keys of a span's metadata, {usage_record.METADATA_MAX} of a usage record's",
+        f"| a file of prices, a CSV or LiteLLM's map | {source.FILE_BYTES_MAX // 2**20} MiB |",
+        f"and orgs that one `/prices/diff` asks for | {price_orders.PRICES_MAX} of each |",
         f"range of an hourly export | {jobs.HOURLY_DAYS_MAX} days |",
         f"dead letters that a flush counts after all | {replay.LETTERS_MAX:,} |",
         f"wait of `migrate` for another one | {migrate.LOCK_WAIT_S:g} s |",

@@ -33,6 +33,16 @@ GOOD: dict[str, Any] = {
     "costEstimateCents": 0.0425,
     "metadata": {"region": "eu"},
 }
+NEWER: dict[str, Any] = {
+    "cacheReadTokens": 5,
+    "cacheWriteTokens": 4,
+    "cacheWrite1hTokens": 2,
+    "reasoningTokens": 7,
+    "serviceTier": "batch",
+    "provider": "openai",
+    "modelName": "gpt-4o",
+}
+"""The fields that 0.1.0 did not know, each with a value of its own."""
 
 
 def columns_as_events(reader: Reader, columns: Columns) -> dict[int, wire.Event]:
@@ -390,8 +400,18 @@ def test_actors_and_metadata_are_read_fast() -> None:
 
 @pytest.mark.parametrize("variant", mix.VARIANTS)
 def test_all_variants_mean_the_same_event(variant: str) -> None:
-    fields = {name: json.dumps(value) for name, value in GOOD.items()}
-    assert wire.read(mix.encode(fields, variant)) == wire.read(mix.encode(fields, "camel"))
+    given = {**GOOD, **NEWER}
+    body = mix.encode({name: json.dumps(value) for name, value in given.items()}, variant)
+    event = wire.read(body)
+    assert event == wire.read(json.dumps(given).encode())
+    assert isinstance(event, wire.Event)
+    found = (*(getattr(event, name) for name in DETAILS[:4]), event.provider, event.model_name)
+    assert found == tuple(NEWER[name] for name in (*wire.TOKEN_KINDS, "provider", "modelName"))
+    assert event.service_tier == wire.SERVICE_TIERS.index(NEWER["serviceTier"])
+    reader = Reader()
+    columns, rejected = reader.read([body])
+    assert not rejected
+    assert columns_as_events(reader, columns) == {0: event}
 
 
 def test_no_event_can_have_the_name_of_what_is_beyond_a_cap() -> None:
