@@ -28,7 +28,7 @@ from tests.support import archives, books, mix, version_0_1_0
 from tests.support import oracle as naive
 
 RULES = Rules()
-LATER = {
+LATER: dict[str, Any] = {
     "counted_model_id": None,
     **dict.fromkeys(("provider", "model_name"), ""),
     **dict.fromkeys(("cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens"), 0),

@@ -198,7 +198,9 @@ def test_a_later_version_leaves_the_golden_version_as_it_was(golden_api: Api, go
         write(connection, [[price(provider="openai", model_name="gpt-4o", rate=Decimal(99))]])
         assert book.sheets(connection, VERSION) == before
         assert book.sheets(connection, VERSION + 1) != before
-    by_hand, found, newest = golden_prices.hours(), {}, {}
+    by_hand = golden_prices.hours()
+    found: dict[Cell, tuple[Expected, int]] = {}
+    newest: dict[Cell, tuple[Expected, int]] = {}
     for org in ORGS:
         found |= asked(golden_api, org, "hour", priceVersion=VERSION)
         newest |= asked(golden_api, org, "hour")
