@@ -32,6 +32,9 @@ from tests.support.api_facts import figures
 pytestmark = pytest.mark.timeout(1800)
 
 DOLLARS_PER_MICROCENT = Decimal("1e-8")
+NEW_FIELDS = ("cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens", "serviceTier")
+NEW_FIELDS += ("provider", "modelName")
+"""What a producer for version 0.1.0 does not send."""
 
 
 @dataclass
@@ -184,6 +187,7 @@ async def test_a_hundred_thousand_nasty_events_come_out_exactly_though_the_worke
 ) -> None:
     count = 100_000
     made = mix.make(count, seed=11, now_us=time.time_ns() // 1000)
+    assert_both_old_and_new_producers(made)
     luck = random.Random(5)
     worker = processes.worker(setup.env, setup.folder)
     groups = list(mix.groups(made.bodies, streams.SENDINGS, seed=1))
@@ -217,6 +221,21 @@ async def test_a_hundred_thousand_nasty_events_come_out_exactly_though_the_worke
     with processes.Api(setup.env, setup.folder) as api:
         assert isinstance(api, processes.Api)
         assert_rest_equals_oracle(api, oracle)
+
+
+def assert_both_old_and_new_producers(made: mix.Mix) -> None:
+    """A quarter or more of the good bodies are of version 0.1.0, and each new field is in 1 of 20 or more."""
+    good = [body for body, reason in zip(made.bodies, made.reasons, strict=True) if not reason]
+    with_field = [
+        [
+            any(b'"%b"' % spelling.encode() in body for spelling in (name, mix.SNAKE.get(name, name)))
+            for body in good
+        ]
+        for name in NEW_FIELDS
+    ]
+    assert sum(not any(found) for found in zip(*with_field, strict=True)) > len(good) // 4
+    for name, found in zip(NEW_FIELDS, with_field, strict=True):
+        assert sum(found) > len(good) // 20, name
 
 
 @pytest.mark.parametrize("name", traces.NAMES)

@@ -16,6 +16,7 @@ from pipeline.archive.reconcile import Scope
 from pipeline.archive.store import Missing, Store, StoreError, open_store
 from pipeline.common.connect import Session, connect_async
 from pipeline.config import ArchiveConfig
+from pipeline.core.events import DETAILS
 from pipeline.core.watermark import DAY_US, HOUR_US
 from pipeline.sink import Fenced
 from tests.support import books, ledgers, mix
@@ -138,6 +139,40 @@ async def test_every_alteration_is_found_and_repaired(
     for alteration in ALTERATIONS[:6]:
         change(partition.url, alteration)
     assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) >= 3
+    assert books.stored_in_database(partition.url) == true
+
+
+async def test_an_altered_kind_of_tokens_or_rate_class_is_found_by_its_name_in_every_table(
+    config: ArchiveConfig, embedded_postgres_url: str
+) -> None:
+    partition = Partition(embedded_postgres_url, mix.make(800, seed=48, now_us=NOW_US).bodies)
+    await partition.feed(800)
+    store = open_store(config)
+    true = books.stored_in_database(partition.url)
+    for figure in DETAILS:
+        for table in SUMMED:
+            change(
+                partition.url,
+                f"UPDATE analytics.{table} SET {figure} = {figure} + 1"
+                f" WHERE ctid = (SELECT max(ctid) FROM analytics.{table})",
+            )
+        found = reconciled(partition.url, config).differences
+        assert {one.grain.name: str(one).split(": ")[-1].split()[0] for one in found} == dict.fromkeys(
+            SUMMED, figure
+        )
+        assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) == len(SUMMED)
+        assert books.stored_in_database(partition.url) == true
+    for table in TABLES:
+        change(
+            partition.url,
+            f"UPDATE analytics.{table} SET rate_class = rate_class + 1000"
+            f" WHERE ctid = (SELECT max(ctid) FROM analytics.{table})",
+        )
+    lines = [str(one) for one in reconciled(partition.url, config).differences]
+    for table in TABLES:
+        mine = sorted(line.split(": ")[-1] for line in lines if line.startswith(f"{table} "))
+        assert mine == ["missing in the database", "no archived event accounts for it"], table
+    assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) == 2 * len(TABLES)
     assert books.stored_in_database(partition.url) == true
 
 

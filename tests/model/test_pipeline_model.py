@@ -39,7 +39,7 @@ from pipeline.core.rules import Rules
 from pipeline.core.watermark import NEVER
 from pipeline.core.windows import NameCap, Table
 from pipeline.sink import Fenced, SinkUnavailable
-from tests.support import books, memory_sink, replays
+from tests.support import books, event_details, memory_sink, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
 
@@ -58,6 +58,16 @@ RULES = Rules(
 ORGS = [str(uuid.UUID(int=i + 1)) for i in range(3)]
 MODELS = [str(uuid.UUID(int=i + 100)) for i in range(3)]
 IDS = [str(uuid.UUID(int=i + 1000)) for i in range(12)]
+DETAILS = st.builds(
+    lambda *parts: {name: value for part in parts for name, value in part.items()},
+    st.sampled_from([{"inputTokens": tokens} for tokens in event_details.INPUT_TOKENS]),
+    st.sampled_from([{"outputTokens": tokens} for tokens in event_details.OUTPUT_TOKENS]),
+    st.sampled_from([{}, *event_details.KINDS]),
+    st.sampled_from([{}, *({"serviceTier": tier} for tier in event_details.SERVICE_TIERS)]),
+    st.sampled_from([{}, *event_details.LABELS]),
+    st.sampled_from([{}, {}, {"costEstimateCents": None}]),
+)
+"""The fields that a producer for version 0.1.0 does not send. ``null`` takes the place of the estimate."""
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +116,7 @@ class PipelineMachine(RuleBasedStateMachine):
         status=st.sampled_from(["success", "success", "error", "timeout"]),
         latency=st.integers(0, 5000),
         cost=st.sampled_from(["0.1", "0.0000005", "3"]),
+        details=st.one_of(st.just({"inputTokens": 1, "outputTokens": 2}), DETAILS),
     )
     def publish(self, **e: Any) -> None:
         at_us = self.now_us - e["ago_us"]
@@ -121,9 +132,8 @@ class PipelineMachine(RuleBasedStateMachine):
             "latencyMs": e["latency"],
             "status": e["status"],
             "errorCode": e["client"] if e["status"] != "success" else None,
-            "inputTokens": 1,
-            "outputTokens": 2,
             "costEstimateCents": e["cost"],
+            **e["details"],
         }
         self.stream.append((self.now_us, json.dumps(event).encode()))
 
@@ -477,6 +487,7 @@ def _orgs_are_forgotten_while_they_have_rows(patch: pytest.MonkeyPatch) -> None:
         (PipelineMachine, _late_quarters_wait_for_no_block),
         (PipelineMachine, _lateness_is_lost_in_a_restart),
         (ReplayMachine, _replays_forget_what_was_counted),
+        *((PipelineMachine, plant) for plant in event_details.READERS_THAT_LOSE_A_FIELD),
     ],
 )
 def test_the_model_finds_a_planted_bug(

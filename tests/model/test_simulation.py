@@ -21,7 +21,7 @@ from pipeline.worker.life import Event, State
 from pipeline.worker.owned import Owned
 from pipeline.worker.partition import PartitionWorker
 from tests.conftest import CI
-from tests.support import simulation
+from tests.support import event_details, simulation
 from tests.support.memory_sink import MemorySink
 
 SCHEDULES_ALWAYS = 2000
@@ -155,6 +155,7 @@ def _a_step_of_a_partition_was_not_thought_of(patch: pytest.MonkeyPatch) -> None
         _replays_are_not_marked_in_the_flush,
         _a_lost_partition_is_kept,
         _a_step_of_a_partition_was_not_thought_of,
+        *event_details.READERS_THAT_LOSE_A_FIELD,
     ],
 )
 def test_the_simulation_finds_a_planted_bug(plant: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,10 @@ _COLUMNS = (
     "output_tokens",
     "cost_microcents",
     *DETAILS[:-1],
+    "service_tier",
+    "rate_class",
+    "provider",
+    "model_name",
 )
 
 
@@ -61,17 +65,21 @@ def accepted(oracle: naive.Oracle, stream: Iterable[tuple[int, int, bytes]]) -> 
     for offset, broker_us, body in stream:
         outcome = oracle.feed(offset, broker_us, body)
         if isinstance(outcome, naive.Accepted):
-            found.append(row(offset, outcome.event))
+            found.append(row(offset, outcome.event, oracle.rules))
     return found
 
 
-def row(offset: int, e: naive.Event) -> Row:
+def row(offset: int, e: naive.Event, rules: naive.Rules) -> Row:
     """The row of an accepted event."""
     ids = (offset, e.event_id, e.org_id, e.model_id, e.client_id)
     at = naive.EPOCH + timedelta(microseconds=e.occurred_us)
     names = ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1])
     figures = (getattr(e, name) for name in names)
-    return (*ids, at, e.latency_ms, e.status, e.error_code, *figures)
+    labels = (e.provider, e.model_name)
+    return (
+        *(*ids, at, e.latency_ms, e.status, e.error_code),
+        *(*figures, e.service_tier, rules.rate_class(e), *labels),
+    )
 
 
 def rows(table: Any) -> list[Row]:
@@ -99,9 +107,9 @@ def outbox_difference(
 ) -> list[str]:
     """List the faults of an outbox. It must have every accepted event once, as the event was counted."""
     lines = []
-    offsets = [offset for part in outbox for offset in part.offset.tolist()]
-    if offsets != [row[0] for row in wanted]:
-        lines.append(f"outbox: offsets {offsets}, oracle {[row[0] for row in wanted]}")
+    kept = [row for part in outbox for row in _rows_of(part)]
+    if kept != list(wanted):
+        lines.append(f"outbox: {kept}, oracle {wanted}")
     numbers = [part.first_number for part in outbox]
     if numbers != [sum(map(len, outbox[:i])) for i in range(len(outbox))]:
         lines.append(f"outbox: numbers {numbers} of parts of {[len(part) for part in outbox]}")
@@ -122,6 +130,27 @@ def outbox_difference(
     if by_value != invocations:
         lines.append(f"outbox: values {dict(by_value)}, oracle {invocations}")
     return lines
+
+
+def _rows_of(part: AcceptedEvents) -> Iterable[Row]:
+    """The events of an outbox in their order, without Arrow."""
+    columns = (
+        *(part.latency_ms, part.status, part.error_code, part.input_tokens, part.output_tokens),
+        *(part.cost_microcents, part.details, part.rate_class, part.provider, part.model_name),
+    )
+    for i, figures in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        latency_ms, status, code, tokens_in, tokens_out, microcents, details, rate_class, *label = figures
+        *kinds, unestimated, tier = details
+        yield (
+            int(part.offset[i]),
+            *(uuid_of(ids[i]) for ids in (part.event, part.org, part.model)),
+            part.clients[part.client[i]],
+            naive.EPOCH + timedelta(microseconds=int(part.occurred_us[i])),
+            *(latency_ms, status, part.error_codes[code], tokens_in, tokens_out),
+            None if unestimated else microcents,
+            *(*kinds, tier, rate_class),
+            *(part.labels[place] for place in label),
+        )
 
 
 def _values_counted(part: AcceptedEvents) -> Iterable[tuple[Any, ...]]:

@@ -132,6 +132,6 @@ def follow(
             assert letter.body is not None
             event = naive.decode(letter.body)
             assert isinstance(event, naive.Event)
-            accepted.append(archives.row(letter.offset, event))
+            accepted.append(archives.row(letter.offset, event, rules))
     accepted += archives.accepted(oracle, rest)
     return oracle, accepted, wrong

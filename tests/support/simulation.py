@@ -24,7 +24,7 @@ from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.worker.life import State
 from pipeline.worker.partition import PartitionWorker
-from tests.support import archives, books, replays
+from tests.support import archives, books, event_details, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemoryDatabase, MemorySink
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
@@ -203,6 +203,15 @@ class World:
     def _event(self) -> bytes:
         luck = self.luck
         ago_us = luck.choice((0, 0, 5_000_000, 90_000_000, HOUR_US, 2 * HOUR_US + 1, 4 * HOUR_US))
+        details: dict[str, Any] = {"inputTokens": 1, "outputTokens": 2}
+        if luck.random() < 0.5:  # else as a producer for version 0.1.0
+            details = {
+                "inputTokens": luck.choice(event_details.INPUT_TOKENS),
+                "outputTokens": luck.choice(event_details.OUTPUT_TOKENS),
+                "serviceTier": luck.choice((None, *event_details.SERVICE_TIERS)),
+                **luck.choice(({}, *event_details.KINDS)),
+                **luck.choice(({}, *event_details.LABELS)),
+            }
         return json.dumps(
             {
                 "eventId": str(uuid.UUID(int=luck.getrandbits(128))),
@@ -213,9 +222,8 @@ class World:
                 "occurredAt": (naive.EPOCH + timedelta(microseconds=self.now_us - ago_us)).isoformat(),
                 "latencyMs": luck.randrange(2000),
                 "status": luck.choice(("success", "success", "error")),
-                "inputTokens": 1,
-                "outputTokens": 2,
-                "costEstimateCents": "0.25",
+                "costEstimateCents": luck.choice(("0.25", "0.25", None)),
+                **details,
             }
         ).encode()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
 from pipeline.worker import maintenance
+from tests.support import processes
 from tests.support.price_books import price, write
 from tests.support.spend_rows import DAY, MODELS, ORGS, add_classes, add_label, add_usage
 
@@ -31,3 +33,26 @@ async def test_calls_without_price_and_estimate_are_counted_by_reason_for_a_day(
                 add_usage(connection, org, model, DAY + timedelta(hours=hours), figures)
     found = await maintenance.unpriced(database_url, DAY + timedelta(minutes=59))
     assert found == {"unnamed": 2 * 3, "no_price": 3}
+
+
+def test_a_worker_shows_the_calls_without_price_on_its_metrics_page(
+    database_url: str, connection: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=2)
+    add_classes(connection)
+    write(connection, [[price(valid_from=hour), price(kind="output", valid_from=hour)]])
+    for model, unestimated in ((UNNAMED, 3), (KNOWN, 4), (UNKNOWN, 5)):
+        if any(MODELS[model]):
+            add_label(connection, ORGS[0], model, *MODELS[model], at=hour)
+        add_usage(connection, ORGS[0], model, hour, {"invocations": 9, "unestimated": unestimated})
+    env = {"DATABASE_URL": database_url, "RABBITMQ_URL": f"embedded://{tmp_path}/stream"}
+    wanted = {"unnamed": 3.0, "no_price": 5.0}
+    with processes.worker(env, tmp_path) as worker:
+
+        def shown() -> dict[str, float | None]:
+            page = processes.metrics(worker)
+            return {reason: page.get(f'analytics_unpriced_calls{{reason="{reason}"}}') for reason in wanted}
+
+        processes.wait_for(lambda: None not in shown().values(), 120, worker.log)
+        assert shown() == wanted
+        assert worker.stop() == 0
