@@ -32,8 +32,15 @@ from tests.support.api_facts import figures
 pytestmark = pytest.mark.timeout(1800)
 
 DOLLARS_PER_MICROCENT = Decimal("1e-8")
-NEW_FIELDS = ("cacheReadTokens", "cacheWriteTokens", "cacheWrite1hTokens", "reasoningTokens", "serviceTier")
-NEW_FIELDS += ("provider", "modelName")
+NEW_FIELDS = (
+    "cacheReadTokens",
+    "cacheWriteTokens",
+    "cacheWrite1hTokens",
+    "reasoningTokens",
+    "serviceTier",
+    "provider",
+    "modelName",
+)
 """What a producer for version 0.1.0 does not send."""
 
 
