@@ -1,10 +1,11 @@
-"""An API with exports in a folder, over a database of its own."""
+"""APIs with exports in a folder, each over a database of its own."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import dimensions, mixed_usage
 from tests.support.access import reader_of
 from tests.support.api_facts import NOW, WATERMARKS, load
 from tests.support.api_server import Api, fresh_database, served
@@ -40,3 +41,19 @@ def env(reader_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def server(env: dict[str, str]) -> Iterator[Api]:
     with served(env, NOW) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def mixed_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
+    with fresh_database(embedded_postgres) as url:
+        mixed_usage.load(url)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def mixed(mixed_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """An API over a count with dimensions, caps and prices."""
+    for login in reader_of(mixed_url):
+        environment = mixed_usage.environment(login, tmp_path_factory.mktemp("exports"))
+        with served(environment, dimensions.NOW) as server:
+            yield server
