@@ -97,6 +97,7 @@ async def test_the_first_start_loads_what_a_child_has_compiled_and_the_next_one_
         (f"assert os.getpid() == {os.getpid()}, 'not this process'", "ended with 1: .*not this process"),
         (f"os.getpid() == {os.getpid()} or os.kill(os.getpid(), 9)", "ended with -9"),
     ],
+    ids=["fails", "killed"],
 )
 async def test_a_child_that_fails_is_said_and_the_process_compiles_its_loops_itself(
     folder: Path, caplog: pytest.LogCaptureFixture, second: str, reason: str
