@@ -56,8 +56,15 @@ def _make(folder: Path) -> None:
         shutil.copy(PROGRAMS / name, folder)
     npm = folder / _NODE / "lib/node_modules/npm/bin/npm-cli.js"
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--cache", str(folder / "npm-cache"))
-    own_environment.run(str(folder / _NODE / "bin/node"), str(npm), "ci", *options, cwd=folder)
+    node = str(folder / _NODE / "bin/node")
+    own_environment.run(node, str(npm), "ci", *options, cwd=folder, env={**os.environ, **_trust()})
     shutil.rmtree(folder / "npm-cache", ignore_errors=True)
+
+
+def _trust() -> dict[str, str]:
+    """Node reads a CA bundle from a variable of its own; pip and all else here read SSL_CERT_FILE."""
+    bundle = os.environ.get("NODE_EXTRA_CA_CERTS") or os.environ.get("SSL_CERT_FILE")
+    return {"NODE_EXTRA_CA_CERTS": bundle} if bundle else {}
 
 
 def _run(
