@@ -27,7 +27,7 @@ from pipeline.collector.metrics import Metrics
 from pipeline.collector.org_names import OrgNames
 from pipeline.collector.outlet import Away, Outlet
 from pipeline.collector.requests import BodyReader
-from pipeline.common import correlation, keys, logs, problems
+from pipeline.common import correlation, heap, keys, logs, problems
 from pipeline.common.access.authenticate import Authenticator, Networks, address_of
 from pipeline.common.access.caller import Caller
 from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown, show_allowance
@@ -134,6 +134,8 @@ class Intake:
                 self._requests -= 1
                 if not self._requests:
                     self._none.set()
+                if request.content.total_bytes > heap.TRIM_BYTES:
+                    heap.trim()
 
         return handle
 

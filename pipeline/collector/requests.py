@@ -23,6 +23,7 @@ from isal import igzip, isal_zlib
 
 from pipeline.collector.config import BodyBounds
 from pipeline.collector.in_work import Share
+from pipeline.common import heap
 from pipeline.common.problems import Problem, invalid_body
 
 GRACE_S: Final = 1.0
@@ -81,7 +82,7 @@ class BodyReader:
                 raise self._too_large()
             await share.grow(len(piece))
             pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return _joined(pieces)
 
     async def _next(self, content: StreamReader, started: float, size: int) -> bytes:
         """Wait for the next piece of a body of which ``size`` bytes have come. b'' at its end."""
@@ -121,7 +122,7 @@ class BodyReader:
             except _GZIP_ERRORS:
                 raise _cannot_unpack("gzip") from None
             if not piece:
-                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                return _joined(pieces)
             size += len(piece)
             if size > self._bounds.unpacked_bytes_max:
                 raise self._unpacks_too_large()
@@ -153,6 +154,17 @@ class BodyReader:
             f"The body unpacks to more than {self._bounds.unpacked_bytes_max} bytes"
             " (COLLECTOR_UNPACKED_BYTES_MAX): send several requests."
         )
+
+
+def _joined(pieces: list[bytes]) -> bytes:
+    """The pieces as one, and their memory given back."""
+    if len(pieces) == 1:
+        return pieces[0]
+    body = b"".join(pieces)
+    pieces.clear()
+    if len(body) > heap.TRIM_BYTES:
+        heap.trim()
+    return body
 
 
 _Run = Callable[..., Any]

