@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Final
 
+from pipeline.common import heap
 from pipeline.core.kernels.compile import NotCompiled, from_cache_only
 from pipeline.processes import child
 
@@ -33,6 +34,8 @@ WarmUp = Callable[[], None]
 
 COMPILE_S: Final = 900.0
 """How long the child may compile. A slow machine needs a minute."""
+_COMPILER: Final = "libllvmlite.so"
+"""LLVM. It links the loops that the cache has, and of its 80 MiB of code none is called afterwards."""
 _SAID_BYTES: Final = 600
 """So many of the last bytes that a failed child has written are said in the log."""
 
@@ -40,8 +43,16 @@ _SAID_BYTES: Final = 600
 async def warm_up(*warm_ups: WarmUp) -> None:
     """Have all loops of these functions in this process, so that no event waits for a compiler.
 
-    Cancelled, it ends the child. Raises whatever the functions raise in this process.
+    Afterwards the compiler's own code leaves the memory. Cancelled, it ends the child. Raises whatever the
+    functions raise in this process.
     """
+    try:
+        await _warm_up(warm_ups)
+    finally:
+        heap.give_code_back(_COMPILER)
+
+
+async def _warm_up(warm_ups: Sequence[WarmUp]) -> None:
     if await asyncio.to_thread(_load, warm_ups):
         return
     began = time.monotonic()

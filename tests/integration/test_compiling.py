@@ -65,6 +65,18 @@ def compiled_here(module: Any) -> int:
     )
 
 
+def compilers_code_mib() -> float:
+    """How much of the compiler's code this process holds."""
+    kib, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            counts = rest[0] == "r-xp" and line.endswith("/libllvmlite.so")
+        elif counts and first == "Rss:":
+            kib += int(rest[0])
+    return kib / 1024
+
+
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name == compiling.__name__]
 
@@ -89,6 +101,16 @@ async def test_the_first_start_loads_what_a_child_has_compiled_and_the_next_one_
     await compiling.warm_up(module.first, module.second)
     assert (len(module.thrice.signatures), compiled_here(module)) == (1, 0)
     assert said(caplog) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="another system than Linux")
+async def test_the_compilers_code_leaves_the_memory_and_comes_again_when_it_is_called(folder: Path) -> None:
+    module = loops(folder)
+    await compiling.warm_up(module.first)
+    assert compilers_code_mib() < 4
+    module.second()
+    assert compiled_here(module) == 1, "nobody had compiled the loop of `second`"
+    assert compilers_code_mib() > 8
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,7 @@ from tests.support.collectors import Collector
 from tests.support.usage_events import EventMill, array
 
 MIB = 2**20
-PEAK_MIB_MAX = 350
-"""The page says 300 for a collector that has a core. Beside two runs of tests that need both cores, and with
-loops that check their bounds, it had 321."""
+PEAK_MIB_MAX = 300
 CPU_S_MAX = 3.0
 """On a quiet machine each body has its answer within a second. A busy one takes longer."""
 
