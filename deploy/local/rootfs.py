@@ -110,9 +110,14 @@ def exclusive(lock: Path) -> Iterator[int]:
     The kernel frees the lock when we have died, and all processes to which we passed the descriptor.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    while True:
+        with lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if lock.exists() and os.path.samestat(lock.stat(), os.fstat(file.fileno())):
+                yield file.fileno()
+                return
+        # Somebody deleted the file while we waited: who comes now makes another one, so ours would keep
+        # nobody out.
 
 
 def _run(lock: int, *argv: str) -> None:

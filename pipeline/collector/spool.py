@@ -18,6 +18,7 @@ Bodies are in memory while they are appended, and while they are in a batch that
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -33,6 +34,7 @@ from typing import Final, Self
 from pipeline.collector import spool_files
 from pipeline.collector.spool_files import Extent, Files, Offer, SegmentWriter
 from pipeline.collector.spool_recovery import Recovered, take_over
+from pipeline.common import folder_lock
 
 SEGMENT_BYTES_MAX: Final = 16 * 2**20
 _SEGMENT_BYTES_MIN: Final = 64 * 2**10
@@ -303,7 +305,7 @@ class Spool:
         """Write one group. If that fails, abandon the segment: the next group begins another one."""
         writer, segment = self._begun()
         try:
-            await self._in_write_thread(partial(writer.append, offers, seal_from=self._segment_bytes))
+            await self._in_write_thread(partial(self._append, writer, offers))
         except Exception:
             self._writer = self._written = None
             await self._in_write_thread(writer.abandon)
@@ -320,6 +322,13 @@ class Spool:
         if writer.sealed:
             self._writer = self._written = None
         self._filled.set()
+
+    def _append(self, writer: SegmentWriter, offers: Sequence[Offer]) -> None:
+        """Raises OSError, also where our folder was moved away: its path may be another process's spool
+        now."""
+        if not folder_lock.is_there(self.folder, self._lock_fd):
+            raise OSError(errno.ESTALE, "somebody deleted or moved the folder", str(self.folder))
+        writer.append(offers, seal_from=self._segment_bytes)
 
     def _begun(self) -> tuple[SegmentWriter, _Segment]:
         """The segment that is written, a new one if there is none."""
@@ -493,7 +502,7 @@ class Spool:
             while self._leaving:
                 segment = self._leaving[0]
                 try:
-                    await loop.run_in_executor(self._read_thread, self._remove_file, segment)
+                    is_gone = await loop.run_in_executor(self._read_thread, self._remove_file, segment)
                 except OSError as error:
                     if not self._said_stays:
                         facts = {"file": str(segment.path), "error": str(error)}
@@ -502,19 +511,35 @@ class Spool:
                     return
                 self._said_stays = False
                 self._leaving.popleft()
-                if segment.damaged:
+                if segment.damaged or not is_gone:
                     self.files_set_aside += 1
                 else:
                     self._note_size(segment, 0)
         finally:
             self._removing = None
 
-    def _remove_file(self, segment: _Segment) -> None:
+    def _remove_file(self, segment: _Segment) -> bool:
+        """Delete the file of a segment whose records are published, or set it aside. Returns False: it stays,
+        because somebody else has written into it, and the next start publishes all of it."""
+        if not folder_lock.is_there(self.folder, self._lock_fd):
+            raise OSError(errno.ESTALE, "somebody deleted or moved the folder", str(self.folder))
         with suppress(FileNotFoundError):
+            if self._files.size(segment.path) > segment.file_bytes:
+                log.critical(
+                    "spool_segment_grew",
+                    extra={
+                        "file": str(segment.path),
+                        "effect": "another process writes into this spool; the file stays, and the next start"
+                        " publishes all of its records",
+                        "remedy": "give each collector a folder of its own, on a disk of its host",
+                    },
+                )
+                return False
             if segment.damaged:
                 self._files.rename(segment.path, spool_files.set_aside_path(segment.path))
             else:
                 self._files.delete(segment.path)
+        return True
 
     async def close(self) -> None:
         """Finish the appends that wait, and let go of the folder. Never raises; safe to call twice.

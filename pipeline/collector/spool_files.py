@@ -103,6 +103,16 @@ class Files:
         finally:
             os.close(fd)
 
+    def is_at(self, fd: int, path: Path) -> bool:
+        """Does the path lead to the open file? Not if somebody deleted the file, or moved its folder."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(fd))
+        except FileNotFoundError:
+            return False
+
+    def size(self, path: Path) -> int:
+        return os.stat(path).st_size
+
     def close(self, fd: int) -> None:
         os.close(fd)
 
@@ -180,6 +190,8 @@ class SegmentWriter:
             end, records = piece.end, piece.records
         if new:
             self._files.sync_folder(self.path.parent)
+        if not self._files.is_at(self._fd, self.path):
+            raise OSError(errno.ESTALE, "somebody deleted or moved the file", str(self.path))
         self.end, self.records, self.file_bytes = end, records, position
         self.sealed = position > end
         if self.sealed:
@@ -204,7 +216,8 @@ class SegmentWriter:
             return
         try:
             if self.records == 0:
-                self._files.delete(self.path)
+                if self._files.is_at(self._fd, self.path):  # else it is somebody else's
+                    self._files.delete(self.path)
                 self.file_bytes = 0
             else:
                 self._cut_back()

@@ -1,6 +1,7 @@
 """How a process takes a spool over, and what it makes of the files that it finds.
 
-One process has the folder at a time: a lock says so, which ends with the process.
+One process has the folder at a time: a lock on the folder itself says so, which ends with the process. The
+file ``lock`` in it names the process, and nothing depends on it.
 
 A process that was killed leaves one segment without a seal. Its last write may be torn: the tail is cut off.
 A segment with damage in its middle stays, and is read as far as it can be (`spool_files.read`).
@@ -8,11 +9,11 @@ A segment with damage in its middle stays, and is read as far as it can be (`spo
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -28,10 +29,11 @@ from pipeline.collector.spool_files import (
     say_damaged,
     set_aside_path,
 )
-from pipeline.common import private
+from pipeline.common import folder_lock, private
 from pipeline.common.operator import OperatorError
 
 _NAME: Final = re.compile(r"(\d{20})\.spool(?:\.too-large)?(\.damaged)?")
+_HOLDER: Final = "lock"
 _REMEDY: Final = "give the collector a folder on a disk of this host that its user may write"
 _NEWER: Final = "start that version until the spool is empty, or move the file away and keep it"
 
@@ -82,8 +84,7 @@ def take_over(folder: Path, files: Files) -> tuple[int, Recovered]:
             files.sync_folder(each.parent)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             raise SpoolUnusable(f"the spool {folder} cannot be written: {_REMEDY}")
-        lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, private.FILE_MODE)
-        _lock(folder, lock_fd)
+        lock_fd = _locked(folder)
         return lock_fd, recover(files, folder)
     except BaseException as error:
         if lock_fd >= 0:
@@ -93,18 +94,27 @@ def take_over(folder: Path, files: Files) -> tuple[int, Recovered]:
         raise
 
 
-def _lock(folder: Path, fd: int) -> None:
-    """Take the lock, which ends with this process, and write into the file who has it."""
+def _locked(folder: Path) -> int:
+    """Take the lock, which ends with this process, and write into a file who has it."""
+    note = folder / _HOLDER
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fd = folder_lock.taken(folder)
     except BlockingIOError:
-        holder = os.pread(fd, 300, 0).decode(errors="replace").strip() or "a process that is not known"
+        holder = ""
+        with suppress(OSError):
+            holder = note.read_bytes()[:300].decode(errors="replace").strip()
         raise SpoolUnusable(
-            f"another collector has the spool {folder}: {holder}. Stop that one, or give this one a folder of"
-            " its own"
+            f"another collector has the spool {folder}: {holder or 'a process that is not known'}. Stop that"
+            " one, or give this one a folder of its own"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    try:
+        with open(note, "w", opener=private.opener) as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    except (
+        OSError
+    ) as error:  # a full disk, for example: the records that are there can be published all the same
+        log.warning("spool_holder_not_noted", extra={"file": str(note), "error": str(error)})
+    return fd
 
 
 def recover(files: Files, folder: Path) -> Recovered:

@@ -8,7 +8,6 @@ everywhere. All state is in one folder, so a second start goes on with the same 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
@@ -28,7 +27,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from pipeline.collector import ids
-from pipeline.common import private
+from pipeline.common import folder_lock, private
 from pipeline.common.operator import OperatorError
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
 from pipeline.processes import child
@@ -108,15 +107,15 @@ def run(demo: Demo, *, echo: Echo) -> None:
 
 @contextmanager
 def _sole_user(data_dir: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that no two demos run two databases on the same files."""
-    with open(data_dir / "lock", "w", opener=private.opener) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DemoError(
-                f"another demo is running on {data_dir}: stop it, or choose a --data-dir"
-            ) from None
+    """Lock the folder, so that no two demos run two databases on the same files."""
+    try:
+        fd = folder_lock.taken(data_dir)
+    except BlockingIOError:
+        raise DemoError(f"another demo is running on {data_dir}: stop it, or choose a --data-dir") from None
+    try:
         yield
+    finally:
+        os.close(fd)
 
 
 class _Parts:

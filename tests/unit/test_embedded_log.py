@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.common import folder_lock
 from pipeline.config import StreamConfig
 from pipeline.transports import TransportError
 from pipeline.transports.embedded import log_files as segments
@@ -425,3 +427,36 @@ async def test_a_folder_that_cannot_be_made_is_a_transport_error(tmp_path: Path)
 def test_only_an_absolute_folder_is_accepted(url: str) -> None:
     with pytest.raises(ValueError, match="embedded:///absolute/folder"):
         EmbeddedTransport(StreamConfig(url=url, stream="s", consumer="c"))
+
+
+def test_writers_keep_each_other_out_whatever_is_deleted_in_the_folder(
+    tmp_path: Path, writer: LogWriter
+) -> None:
+    writer.append([b"one"])
+    fd = folder_lock.taken(tmp_path)
+    try:
+        for path in tmp_path.iterdir():
+            if path.suffix != ".seg":
+                path.unlink()
+        appending = threading.Thread(target=append, args=(tmp_path, b"two"))
+        appending.start()
+        appending.join(0.2)
+        assert appending.is_alive(), "the lock is ours, so the other writer waits"
+    finally:
+        os.close(fd)
+    appending.join(20)
+    assert stored(tmp_path) == [b"one", b"two"]
+
+
+def test_a_writer_whose_folder_was_moved_away_writes_into_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    writer = writer_of(folder)
+    writer.append([b"one"])
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError):
+        writer.append([b"two"])
+    writer.close()
+    assert stored(folder) == []
+    assert stored(tmp_path / "moved") == [b"one"]

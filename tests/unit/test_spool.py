@@ -1013,3 +1013,65 @@ async def test_a_folder_that_may_not_be_written_is_refused(
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(SpoolUnusable, match="cannot be written"):
         await Spool.open(tmp_path, bytes_max=2**20)
+
+
+# --- one process has a folder, whatever is deleted in it ------------------------------------------
+
+
+async def test_a_second_process_is_refused_also_where_the_lock_file_was_deleted(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append(offered(b"one"))
+        (tmp_path / "lock").unlink()
+        with pytest.raises(SpoolUnusable, match="another collector has the spool"):
+            await Spool.open(tmp_path, bytes_max=2**20)
+        await spool.append(offered(b"two"))
+        assert await drained(spool) == [b"one", b"two"]
+
+
+async def test_nothing_is_answered_for_a_segment_that_was_deleted(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append(offered(b"one"))
+        segments(tmp_path)[0].unlink()
+        with pytest.raises(SpoolFailed, match="deleted or moved"):
+            await spool.append(offered(b"two"))
+        await spool.append(offered(b"three"))
+        assert await drained(spool) == [b"three"]
+
+
+async def test_a_folder_that_was_moved_away_takes_nothing_and_nothing_is_deleted_in_its_place(
+    tmp_path: Path,
+) -> None:
+    folder, moved = tmp_path / "spool", tmp_path / "moved"
+    async with opened(folder) as first:
+        await first.append(offered(b"one"))
+        taken = await take(first)
+        folder.rename(moved)
+        async with opened(folder) as second:
+            await second.append(offered(b"two"))
+            assert [path.name for path in segments(folder)] == [path.name for path in segments(moved)]
+            with pytest.raises(SpoolFailed, match="deleted or moved"):
+                await first.append(offered(b"three"))
+            first.published(taken)
+            await settled(first)
+            assert len(segments(folder)) == 1, "the same name, and another process's file"
+            assert await drained(second) == [b"two"]
+    async with opened(moved) as spool:
+        assert await drained(spool) == [b"one"]
+
+
+async def test_a_segment_that_somebody_else_wrote_into_is_kept_for_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await killed(tmp_path / "other", offered(b"one", b"two"))
+    whole = segments(tmp_path / "other")[0].read_bytes()
+    await killed(tmp_path / "spool", offered(b"one"))
+    path = segments(tmp_path / "spool")[0]
+    async with opened(tmp_path / "spool") as spool:
+        taken = await take(spool)
+        path.write_bytes(whole)
+        spool.published(taken)
+        await settled(spool)
+        assert "spool_segment_grew" in caplog.text
+        assert spool.files_set_aside == 1
+    async with opened(tmp_path / "spool") as spool:
+        assert await drained(spool) == [b"one", b"two"]

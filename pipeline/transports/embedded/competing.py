@@ -2,7 +2,8 @@
 
 The lock is free as soon as the process that holds it ends, whether by its own will or by a kill. The next
 process finds the lock free within ``_POLL_S``. No broker asks the holder to step down, so `Owner.deactivated`
-is never called.
+is never called. If somebody deletes the lock file, two processes may read. Then the database decides, as with
+a broker: the claim of the second one makes the flushes of the first one fail whole.
 """
 
 from __future__ import annotations

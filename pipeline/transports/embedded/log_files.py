@@ -1,8 +1,8 @@
 """The file format of the embedded log: segments of checksummed chunks, one writer at a time.
 
-The module appends under a file lock, cuts off torn tails, begins new segment files, deletes old ones, and
-reads from any offset. It is synchronous. The other modules of `embedded` add asyncio, credit and the
-transport.
+The module appends under a lock on the folder, cuts off torn tails, begins new segment files, deletes old
+ones, and reads from any offset. It is synchronous. The other modules of `embedded` add asyncio, credit and
+the transport.
 
 A segment file is named after the offset of its first record, and its chunks stand back to back. A chunk is a
 header and a payload. The header has a magic number, the first offset, the number of records, the timestamp,
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from isal import isal_zlib
 
+from pipeline.common import folder_lock
 from pipeline.common.private import FILE_MODE
 
 RECORDS_PER_CHUNK_MAX = 4096
@@ -147,7 +148,7 @@ class LogWriter:
         self._max_age_us = round(max_age_s * 1e6)
         self._segment_bytes = segment_bytes or min(SEGMENT_BYTES_MAX, max(max_bytes // 8, 4096))
         self._thread_lock = threading.Lock()
-        self._lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        self._lock_fd = folder_lock.opened(folder)
         self._fd = -1
         self._base = -1
         self._end = 0
@@ -183,7 +184,7 @@ class LogWriter:
 
     def _find_end(self) -> None:
         """Move to the end of the log, which other writers may have moved, and cut off a torn tail."""
-        if os.fstat(self._lock_fd).st_nlink == 0:
+        if not folder_lock.is_there(self._folder, self._lock_fd):
             raise FileNotFoundError("the log was deleted under its writer")
         bases = segment_bases(self._folder)
         if not bases:
@@ -385,7 +386,7 @@ class LogReader:
 
     def _holds_more(self, size: int) -> bool:
         """Do good chunks follow the bad bytes here? False also while a writer holds the lock."""
-        lock_fd = os.open(self._folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        lock_fd = folder_lock.opened(self._folder)
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             self._checked_size = size
