@@ -21,7 +21,7 @@ from aiohttp.typedefs import Middleware
 
 from pipeline.collector import answers, doors
 from pipeline.collector.admit import Admission, Admitted
-from pipeline.collector.dialects import Unreadable
+from pipeline.collector.dialects import TooMuch, Unreadable
 from pipeline.collector.in_work import InWork
 from pipeline.collector.metrics import Metrics
 from pipeline.collector.org_names import OrgNames
@@ -160,6 +160,8 @@ class Intake:
                     share=share,
                     event_bytes_max=outlet.body_bytes_max,
                 )
+            except TooMuch as error:
+                raise Problem(status=413, kind="too-large", detail=f"The body has {error}.") from None
             except Unreadable as error:
                 raise problems.invalid_body(str(error)) from None
             share.shrink(len(body))

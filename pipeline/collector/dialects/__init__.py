@@ -38,3 +38,7 @@ class Offered:
 
 class Unreadable(ValueError):
     """The body as a whole cannot be read. The message says why, and quotes nothing of the body."""
+
+
+class TooMuch(Unreadable):
+    """The body has more in it than a dialect reads of one body. The message says the bound and the remedy."""

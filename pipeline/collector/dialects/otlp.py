@@ -21,20 +21,23 @@ from uuid import UUID
 import msgspec
 from msgspec import Raw
 
-from pipeline.collector.dialects import Offered, Unreadable, framing, gen_ai, protobuf
+from pipeline.collector.dialects import Offered, TooMuch, Unreadable, framing, gen_ai, protobuf
 from pipeline.collector.dialects.drafts import OTHER, Number, Value, number_of, value_of
 from pipeline.collector.dialects.gen_ai import Span
 from pipeline.core.wire import Fault
 
 PROTOBUF: Final = "application/x-protobuf"
 CONTENT_TYPES: Final = (PROTOBUF, framing.JSON)
-PARTS_MAX: Final = 1_000_000
-"""So many fields may a body have. The batches of OpenTelemetry's own collector, 8,192 spans, have a
-million."""
+PARTS_MAX: Final = 4_000_000
+"""So many fields of protobuf may a body have, as they are counted here: a span is `_SPAN_PARTS` of them, and
+an attribute 2, or up to 6 if it is looked at. Example: 8,192 spans, as OpenTelemetry's own collector sends
+them,
+with 128 attributes each, which is an SDK's bound, 20 of them looked at, count 3.3 million."""
 JSON_VALUES_MAX: Final = 1_000_000
 """So many values may a body of JSON have, counted by its commas outside of strings."""
-_JSON_SPAN: Final = 16
-"""A span of JSON takes the time of so many fields of protobuf."""
+_SPAN_PARTS: Final = 64
+"""A span takes the time and the memory of so many fields."""
+_SMALLER: Final = "make the batches smaller (send_batch_max_size, or OTEL_BSP_MAX_EXPORT_BATCH_SIZE)"
 _TEXT_BYTES_MAX: Final = 64 * 1024
 """A longer text of an attribute is not looked at: its JSON, its name or its label would be no use."""
 _ERROR: Final = 2
@@ -54,7 +57,8 @@ def read(body: bytes, *, default_org: UUID | None = None, content_type: str = PR
         content_type: `framing.JSON`, or else protobuf.
 
     Raises:
-        Unreadable: the body is no ``ExportTraceServiceRequest``, or has more than `PARTS_MAX` parts.
+        Unreadable: the body is no ``ExportTraceServiceRequest``.
+        TooMuch: the body has more than `PARTS_MAX` parts.
     """
     count = _Count()
     items = list(_from_json(body, count) if _is_json(content_type) else _from_protobuf(body, count))
@@ -110,10 +114,10 @@ class _Count:
         self._left = PARTS_MAX
 
     def add(self, parts: int = 1) -> None:
-        """Raises Unreadable: there are too many."""
+        """Raises TooMuch: there are too many."""
         self._left -= parts
         if self._left < 0:
-            raise Unreadable(f"more than {PARTS_MAX} fields")
+            raise TooMuch(f"more than {PARTS_MAX} fields: {_SMALLER}")
 
     def fields(self, message: bytes) -> Iterator[tuple[int, int | bytes]]:
         for one in protobuf.fields(message):
@@ -178,6 +182,7 @@ def _from_protobuf(body: bytes, count: _Count) -> Iterator[Item]:
                     protobuf.text_of(name) for part in count.all(of_scope, 1) for name in count.all(part, 1)
                 )
                 for span in count.all(of_scope, 2):
+                    count.add(_SPAN_PARTS)
                     try:
                         yield _span(span, scope, resource, count)
                     except protobuf.Broken as error:
@@ -200,7 +205,7 @@ def _span(message: bytes, scope: str, resource: dict[str, Value], count: _Count)
             times[number] = protobuf.number_of(value)
         elif number == 11:
             event = protobuf.message_of(value)
-            if b"exception" in count.all(event, 2):
+            if event and b"exception" in count.all(event, 2):
                 attributes |= _attributes(count.all(event, 3), count)
         elif number == 15:
             for part, given in count.fields(protobuf.message_of(value)):
@@ -226,7 +231,12 @@ def _span(message: bytes, scope: str, resource: dict[str, Value], count: _Count)
 def _attributes(messages: Iterable[bytes], count: _Count) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for message in messages:
-        count.add(2)
+        if not message:
+            continue
+        count.add()
+        name = _first_text(message)
+        if name is not None and gen_ai.wanted(name.decode("utf-8", "replace")) is None:
+            continue
         parts: dict[int, int | bytes] = {1: b"", 2: b""}
         for number, value in count.fields(message):
             if number in parts:
@@ -235,6 +245,25 @@ def _attributes(messages: Iterable[bytes], count: _Count) -> dict[str, Value]:
         if key is not None:
             found[key] = _value(protobuf.message_of(parts[2]), count)
     return found
+
+
+def _first_text(message: bytes) -> bytes | None:
+    """The text of field 1, if the message is that text and then field 2 of some length, and nothing else.
+
+    So an attribute that is not looked at is passed over without reading its value. None: read all fields.
+    """
+    size = len(message)
+    if size < 4 or message[0] != 0x0A or message[1] > 0x7F:
+        return None
+    end = 2 + message[1]
+    if size < end + 2 or message[end] != 0x12:
+        return None
+    length, start = message[end + 1], end + 2
+    if length > 0x7F:
+        if size < end + 3 or message[end + 2] > 0x7F:
+            return None
+        length, start = length & 0x7F | message[end + 2] << 7, end + 3
+    return message[2:end] if start + length == size else None
 
 
 def _value(message: bytes, count: _Count) -> Value:
@@ -334,7 +363,7 @@ class _Wrong(ValueError):
 def _from_json(body: bytes, count: _Count) -> Iterator[Item]:
     framing.check_text(body)
     if framing.commas(body) > JSON_VALUES_MAX:
-        raise Unreadable(f"more than {JSON_VALUES_MAX} values")
+        raise TooMuch(f"more than {JSON_VALUES_MAX} values of JSON: {_SMALLER}, or send protobuf")
     try:
         request: _Request = framing.decoded(body, _REQUEST)
     except RecursionError:
@@ -349,7 +378,7 @@ def _from_json(body: bytes, count: _Count) -> Iterator[Item]:
             for of_scope in of_resource.scopeSpans or ():
                 scope = of_scope.scope.name if of_scope and of_scope.scope else None
                 for span in (of_scope.spans if of_scope else None) or ():
-                    count.add(_JSON_SPAN)
+                    count.add(_SPAN_PARTS)
                     yield _json_item(bytes(span), scope or "", resource)
 
 
