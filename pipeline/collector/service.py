@@ -58,6 +58,8 @@ _HEALTH_S: Final = 0.5
 """How often the database is asked whether it is there."""
 _SWITCH_S: Final = 0.001
 """How long the event loop waits for a thread that works on a large body. Python's own 5 ms would be felt."""
+_DISK_S: Final = 5.0
+"""How often a spool's disk that failed is tried."""
 _NEARLY_FULL: Final = 0.8
 """From this share on, a spool is not as it should be."""
 
@@ -168,6 +170,8 @@ class Collector:
         gc.set_threshold(20_000, 20, 20)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._outlet.run())
+            if self._spool is not None:
+                tasks.create_task(_try_disk(self._spool))
             if self._org_names is not None:
                 tasks.create_task(self._org_names.run())
             self.intake.start(self._outlet)
@@ -232,8 +236,10 @@ class Collector:
         }
         if spool.failure is not None:
             return _component("unavailable", "its disk fails; the log says how", **facts), False
+        if not spool.has_room:
+            return _component("unavailable", "full (COLLECTOR_SPOOL_BYTES_MAX)", **facts), False
         if share >= _NEARLY_FULL:
-            return _component("degraded", "nearly full", **facts), share < 1
+            return _component("degraded", "nearly full", **facts), True
         if spool.records_too_large:
             fault = "has events that are too large for the broker; the log says how to bring them back"
             return _component("degraded", fault, **facts), True
@@ -268,6 +274,14 @@ class Collector:
             unknown=Unknown(self._config.unknown_rate_limit, _utc_now),
             trusted_proxies=auth.trusted_proxies,
         )
+
+
+async def _try_disk(spool: Spool) -> None:
+    """Find out when a disk that failed works again, although no sender is sent here meanwhile."""
+    while True:
+        await asyncio.sleep(_DISK_S)
+        if spool.failure is not None:
+            await spool.try_disk()
 
 
 def _component(status: str, detail: str, **facts: Any) -> dict[str, Any]:

@@ -40,6 +40,10 @@ SEGMENT_BYTES_MAX: Final = 16 * 2**20
 _SEGMENT_BYTES_MIN: Final = 64 * 2**10
 _GROUP_BYTES_MAX: Final = spool_files.WRITE_BYTES_MAX
 _OVERHEAD_BYTES: Final = spool_files.HEADER_BYTES + spool_files.SEAL_BYTES
+_SMALL_BYTES: Final = 1024
+"""A spool with less room than for a small event is full."""
+_LARGE_BYTES: Final = 68 * 1024
+"""The room that the largest event needs."""
 
 _NOTHING: Final = Extent(spool_files.HEADER_BYTES, 0, 0)
 
@@ -168,6 +172,8 @@ class Spool:
         """The segment of the writer."""
         self._waiting: deque[_Waiting] = deque()
         self._reserved_bytes = 0
+        self._wanted_bytes = 0
+        """What the last append needed, if it found no room; but no more than one event may need."""
         self._in_hand: dict[tuple[int, int], _InHand] = {}
         """By the number of the segment and the index of the first record, as in `Taken.place`."""
         self._put_back: dict[tuple[int, int], _InHand] = {}
@@ -205,7 +211,7 @@ class Spool:
         """
         files = files or Files()
         lock_fd, found = await asyncio.to_thread(take_over, folder, files)
-        return cls(
+        spool = cls(
             folder,
             lock_fd,
             found,
@@ -214,6 +220,8 @@ class Spool:
             files=files,
             clock=clock,
         )
+        await spool.try_disk()
+        return spool
 
     # --- figures ----------------------------------------------------------------------------------
 
@@ -235,7 +243,29 @@ class Spool:
             times.append(unread.unread_us)
         return min(times) / 1e6 if times else None
 
+    @property
+    def has_room(self) -> bool:
+        """Is there room for an event within ``bytes_max``? Not if the last append found none, until there
+        is."""
+        wanted = max(self._wanted_bytes, _SMALL_BYTES)
+        return self.bytes + self._reserved_bytes + wanted <= self.bytes_max
+
     # --- in ---------------------------------------------------------------------------------------
+
+    async def try_disk(self) -> None:
+        """Find out whether the disk takes an event now, and note it in `failure`. Never raises.
+
+        Otherwise only an append would find out, and while readiness says that the disk fails, none may come.
+        """
+        size = min(_LARGE_BYTES, self.bytes_max - self.bytes - self._reserved_bytes)
+        if self._closed or size < _SMALL_BYTES:
+            return
+        failure: OSError | None = None
+        try:
+            await self._in_write_thread(partial(self._files.try_room, self.folder, size))
+        except OSError as error:
+            failure = error
+        self._note_outcome(failure)
 
     async def append(self, records: Sequence[tuple[str, bytes]]) -> None:
         """Return when these records, each a routing key and a body, are durable.
@@ -260,12 +290,14 @@ class Spool:
             file_bytes += len(key) + len(body)
         if self.bytes + self._reserved_bytes + file_bytes > self.bytes_max:
             self._remove()  # what could not be deleted before
+            self._wanted_bytes = min(file_bytes, _LARGE_BYTES)
             raise SpoolFull(
                 f"{file_bytes} bytes do not fit: the spool has {self.bytes} of {self.bytes_max} bytes"
             )
         offer = Offer(pairs, self._now_us())
         waiting = _Waiting(offer, file_bytes, asyncio.get_running_loop().create_future())
         self._reserved_bytes += file_bytes
+        self._wanted_bytes = 0
         self._waiting.append(waiting)
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit())

@@ -29,6 +29,7 @@ import errno
 import logging
 import os
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -112,6 +113,14 @@ class Files:
 
     def size(self, path: Path) -> int:
         return os.stat(path).st_size
+
+    def try_room(self, folder: Path, size: int) -> None:
+        """Write and sync so many bytes into a file without a name, which is gone at once."""
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            rest = memoryview(bytes(size))
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fdatasync(file.fileno())
 
     def close(self, fd: int) -> None:
         os.close(fd)

@@ -98,6 +98,11 @@ class FailingDisk(Files):
         self._image(fd).dirty.update(range(first, last + 1))
         return written
 
+    def try_room(self, folder: Path, size: int) -> None:
+        self._call("try_room")
+        if self.room_bytes is not None and self.room_bytes < size:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
     def truncate(self, fd: int, size: int) -> None:
         self._call("truncate")
         super().truncate(fd, size)

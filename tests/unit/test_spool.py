@@ -1075,3 +1075,49 @@ async def test_a_segment_that_somebody_else_wrote_into_is_kept_for_the_next_star
         assert spool.files_set_aside == 1
     async with opened(tmp_path / "spool") as spool:
         assert await drained(spool) == [b"one", b"two"]
+
+
+# --- what readiness asks --------------------------------------------------------------------------
+
+
+async def test_a_spool_that_refused_an_event_has_no_room_until_there_is_room_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path, bytes_max=100_000, segment_bytes=20_000) as spool:
+        await spool.append(numbered(0, 9, body_bytes=10_000))
+        assert spool.has_room
+        for _ in range(3):
+            with pytest.raises(SpoolFull):
+                await spool.append(offered(bytes(10_000)))
+            assert not spool.has_room
+        await spool.append(offered(bytes(3_000)))
+        assert spool.has_room, "smaller events are taken"
+        with pytest.raises(SpoolFull):
+            await spool.append(offered(bytes(10_000)))
+        await drained(spool)
+        await settled(spool)
+        assert spool.has_room
+
+
+async def test_a_full_spool_is_known_to_be_full_after_a_restart(tmp_path: Path) -> None:
+    await killed(tmp_path, offered(bytes(99_500)), bytes_max=100_000)
+    async with opened(tmp_path, bytes_max=100_000) as spool:
+        assert not spool.has_room
+        assert spool.failure is None
+
+
+async def test_a_disk_that_is_full_at_the_start_is_known_and_tried_again(tmp_path: Path) -> None:
+    disk = FailingDisk(tmp_path)
+    disk.room_bytes = 1000
+    async with opened(tmp_path, files=disk) as spool:
+        assert spool.failure is not None
+        assert "No space left" in spool.failure
+        disk.works_again()
+        await spool.try_disk()
+        assert spool.failure is None
+        assert [path.name for path in segments(tmp_path)] == []
+
+
+async def test_the_trial_of_a_real_disk_leaves_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.try_disk()
+        assert spool.failure is None
+        assert os.listdir(tmp_path) == ["lock"]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.collector import service
 from pipeline.collector.dialects import otlp, protobuf
+from pipeline.collector.spool_files import Files
 from tests.support.collector_in_process import Serving, serving
+from tests.support.usage_events import EventMill, array
+
+NO_BROKER = {"RABBITMQ_URL": "rabbitmq-stream://guest:guest@127.0.0.1:1/%2F", "COLLECTOR_SPOOL_AFTER": "10ms"}
 
 
 @pytest.fixture
@@ -23,3 +32,44 @@ async def test_more_fields_of_otlp_than_the_bound_are_a_413_with_the_remedy(coll
     answer = await collector.post(body, "/v1/traces", Content_Type=otlp.PROTOBUF)
     assert answer.status == 413
     assert b"make the batches smaller" in answer.body
+
+
+# --- readiness is whether events are taken --------------------------------------------------------
+
+
+async def readiness(collector: Serving) -> tuple[int, Any]:
+    answer = await collector.ask("GET", "/status/readyz")
+    return answer.status, answer.json["components"]["spool"]
+
+
+async def test_a_collector_whose_spool_refuses_events_for_lack_of_room_is_not_ready(tmp_path: Path) -> None:
+    settings = {**NO_BROKER, "COLLECTOR_SPOOL": f"{tmp_path}/spool", "COLLECTOR_SPOOL_BYTES_MAX": "1MiB"}
+    mill = EventMill(seed=5)
+    async with serving(tmp_path, **settings) as collector:
+        assert (await readiness(collector))[0] == 200
+        for size in (1000, 100, 10, 1):
+            while (await collector.post(array(mill.events(size)))).status == 200:
+                pass
+        status, spool = await readiness(collector)
+        assert (status, spool["status"], spool["bytes"] > 2**20 - 1024) == (503, "unavailable", True)
+        assert "COLLECTOR_SPOOL_BYTES_MAX" in spool["detail"]
+    async with serving(tmp_path, **settings) as collector:
+        assert (await readiness(collector))[0] == 503, "also before the first event comes"
+
+
+async def test_a_collector_that_starts_on_a_full_disk_is_ready_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Files, folder: Path, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(service, "_DISK_S", 0.05)
+    with monkeypatch.context() as disk:
+        disk.setattr(Files, "try_room", full)
+        async with serving(tmp_path, **NO_BROKER, COLLECTOR_SPOOL=f"{tmp_path}/spool") as collector:
+            status, spool = await readiness(collector)
+            assert (status, spool["status"]) == (503, "unavailable")
+            disk.undo()
+            async with asyncio.timeout(30):
+                while (await readiness(collector))[0] != 200:
+                    pass
