@@ -40,6 +40,8 @@ ORG: Final = "spendstream.org_id"
 CLIENT: Final = "spendstream.client_id"
 ACTOR: Final = "spendstream.actor_id"
 METADATA: Final = "spendstream.metadata."
+TRACE_BYTES: Final = 16
+SPAN_BYTES: Final = 8
 METADATA_MAX: Final = 16
 """So many keys of metadata are kept."""
 CARRIERS: Final = ("ai.telemetry.metadata.", "traceloop.association.properties.")
@@ -277,6 +279,11 @@ def is_call(span: Span) -> bool:
     )
 
 
+def is_id(given: bytes, size: int) -> bool:
+    """Is it an id of a trace or of a span?"""
+    return len(given) == size and any(given)
+
+
 def same_call(one: Span, other: Span) -> bool:
     """Do two spans of different makers describe one call? Then they say the same answer and the same
     tokens."""
@@ -297,10 +304,12 @@ def offered(span: Span, default_org: UUID | None) -> Offered:
     names, draft = _names(span), Draft(NAME)
     attributes, resource = span.attributes, span.resource
     draft.put_org((ORG, attributes.get(ORG)), (ORG, resource.get(ORG)), default=default_org)
-    if len(span.trace_id) != 16 or not any(span.trace_id):
-        draft.faults.append(Fault("traceId", "expected 16 bytes that are not all zero"))
-    if len(span.span_id) != 8 or not any(span.span_id):
-        draft.faults.append(Fault("spanId", "expected 8 bytes that are not all zero"))
+    for name, given, size in (
+        ("traceId", span.trace_id, TRACE_BYTES),
+        ("spanId", span.span_id, SPAN_BYTES),
+    ):
+        if not is_id(given, size):
+            draft.faults.append(Fault(name, f"expected {size} bytes that are not all zero"))
     draft.put_event_id(f"{span.trace_id.hex()}-{span.span_id.hex()}", "spanId")
     provider = text_of(_found(span, names.provider)[0], wire.BODY_BYTES_MAX)
     if provider and names.is_dotted:

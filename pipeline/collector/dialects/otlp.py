@@ -15,6 +15,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import dropwhile
 from typing import Final
 from uuid import UUID
 
@@ -46,6 +47,9 @@ _ALIKE_MAX: Final = 8
 """Provider ids that more spans have are no ids."""
 
 _NONE: Final = Raw(b"")
+_CIRCULAR: Final = Offered(
+    event=None, faults=(Fault("parentSpanId", "names a span that is inside of this one"),)
+)
 _PASSED_OVER: Final = Offered(event=None, passed_over=True)
 
 
@@ -62,9 +66,13 @@ def read(body: bytes, *, default_org: UUID | None = None, content_type: str = PR
     """
     count = _Count()
     items = list(_from_json(body, count) if _is_json(content_type) else _from_protobuf(body, count))
-    passed_over = _around(items) | _twice(items)
-    for at, (_, found) in enumerate(items):
-        if found is None or at in passed_over:
+    parents = _parents(items)
+    circular = _circular(parents)
+    passed_over = _around(items, parents) | _twice(items)
+    for at, (link, found) in enumerate(items):
+        if isinstance(found, Span) and link[:2] in circular:
+            yield _CIRCULAR
+        elif found is None or at in passed_over:
             yield _PASSED_OVER
         elif isinstance(found, Offered):
             yield found
@@ -135,10 +143,39 @@ def _item(link: Link, span: Span) -> Item:
     return link, span if gen_ai.is_call(span) else None
 
 
-def _around(items: list[Item]) -> set[int]:
+Place = tuple[bytes, bytes]
+"""A trace, and a span in it."""
+
+
+def _parents(items: list[Item]) -> dict[Place, Place]:
+    """The parents of all spans that have ids. A span without an id is inside of no span, and none is inside
+    of it: otherwise all spans without a parent would be."""
+    return {
+        (trace, span): (trace, parent if parent != span else b"")
+        for (trace, span, parent), _ in items
+        if gen_ai.is_id(trace, gen_ai.TRACE_BYTES) and gen_ai.is_id(span, gen_ai.SPAN_BYTES)
+    }
+
+
+def _circular(parents: dict[Place, Place]) -> set[Place]:
+    """The spans that are inside of themselves. Which of them is the call cannot be told."""
+    circular: set[Place] = set()
+    seen: set[Place] = set()
+    for start in parents:
+        way: dict[Place, None] = {}
+        place = start
+        while place in parents and place not in seen:
+            seen.add(place)
+            way[place] = None
+            place = parents[place]
+        if place in way:
+            circular.update(dropwhile(place.__ne__, way))
+    return circular
+
+
+def _around(items: list[Item], parents: dict[Place, Place]) -> set[int]:
     """The places of spans with a call inside."""
-    parents = {(trace, span): (trace, parent) for (trace, span, parent), _ in items}
-    around: set[tuple[bytes, bytes]] = set()
+    around: set[Place] = set()
     for (trace, span, parent), found in items:
         outer = (trace, parent if parent != span else b"")
         while isinstance(found, Span) and outer in parents and outer not in around:

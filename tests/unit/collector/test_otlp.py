@@ -501,8 +501,36 @@ def test_a_span_with_a_call_inside_is_passed_over_whatever_it_calls_itself() -> 
 
 def test_spans_that_are_their_own_parents_end() -> None:
     assert counted(both(span(1, 1, **USAGE))) == [True]
-    found = both(span(1, 2, **USAGE), span(2, 1, **USAGE))
-    assert len(found) == 2
+
+
+@pytest.mark.parametrize("length", [2, 3, 5])
+def test_calls_that_are_inside_of_themselves_are_rejected_by_name(length: int) -> None:
+    circle = [span(n + 1, (n + 1) % length + 1, **USAGE) for n in range(length)]
+    beside = [span(20, 1, **USAGE), span(21, **USAGE), span(1, trace=2, **USAGE)]
+    found = both(*circle, *beside)
+    assert [[fault.field for fault in one.faults] for one in found] == [
+        *[["parentSpanId"]] * length,
+        *[[]] * 3,
+    ]
+    assert counted(found[length:]) == [True] * 3
+    around = [span(1, 2, gen_ai__operation__name="chat"), span(2, 1), span(3, 2, **USAGE)]
+    assert counted(both(*around)) == [False, False, True], "no calls, so nothing is lost"
+
+
+@pytest.mark.parametrize("given", [b"", b"1234", bytes(8)])
+@pytest.mark.parametrize("field", ["span_id", "trace_id"])
+def test_a_call_without_an_id_is_rejected_by_name_whatever_else_is_in_the_body(
+    field: str, given: bytes
+) -> None:
+    bad = span(1, **USAGE)
+    setattr(bad, field, given * (2 if field == "trace_id" else 1))
+    root, child = span(2, **USAGE), span(3, trace=2, **USAGE)
+    root.trace_id = bad.trace_id
+    child.trace_id, child.parent_span_id = bad.trace_id, bad.span_id
+    name = {"span_id": "spanId", "trace_id": "traceId"}[field]
+    found = both(bad, root, child)
+    assert [fault.field for fault in found[0].faults] == [name]
+    assert not any(one.passed_over for one in found)
 
 
 def test_of_two_instrumentations_of_one_call_the_inner_span_counts() -> None:
