@@ -17,6 +17,7 @@ from pipeline.collector.spool_files import Files
 from tests.support.collector_in_process import Serving, serving
 from tests.support.usage_events import EventMill, array
 
+PAGE = (Path(__file__).resolve().parents[3] / "docs/howto/collector.md").read_text()
 NO_BROKER = {"RABBITMQ_URL": "rabbitmq-stream://guest:guest@127.0.0.1:1/%2F", "COLLECTOR_SPOOL_AFTER": "10ms"}
 
 
@@ -32,6 +33,24 @@ async def test_more_fields_of_otlp_than_the_bound_are_a_413_with_the_remedy(coll
     answer = await collector.post(body, "/v1/traces", Content_Type=otlp.PROTOBUF)
     assert answer.status == 413
     assert b"make the batches smaller" in answer.body
+
+
+async def test_what_was_passed_over_is_in_the_answer_to_litellm_and_for_otlp_in_the_metric_alone(
+    collector: Serving,
+) -> None:
+    assert (await collector.post([None], "/v1/litellm")).json == {
+        "accepted": 0,
+        "rejected": [],
+        "passedOver": 1,
+    }
+    body = protobuf.field(1, protobuf.field(2, protobuf.field(2, protobuf.field(5, b"a span")) * 3))
+    answer = await collector.post(body, "/v1/traces", Content_Type=otlp.PROTOBUF)
+    assert (answer.status, answer.body) == (200, b"")
+    metrics = (await collector.ask("GET", "/metrics")).body.decode()
+    for dialect, count in (("litellm", 1), ("traces", 3)):
+        line = f'analytics_collector_events_total{{dialect="{dialect}",outcome="passed_over"}} {count}.0'
+        assert line in metrics.splitlines()
+    assert "`/v1/litellm` says `passedOver`" in PAGE
 
 
 # --- readiness is whether events are taken --------------------------------------------------------
