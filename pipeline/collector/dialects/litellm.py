@@ -71,7 +71,8 @@ _ENTRY: Final = _struct(
         "model_group",
         "custom_llm_provider",
     ),
-    *("startTime", "endTime", "prompt_tokens", "completion_tokens", "response_cost", "cost_breakdown"),
+    *("startTime", "endTime", "prompt_tokens", "completion_tokens", "total_tokens"),
+    *("response_cost", "cost_breakdown"),
     *(
         "response_cost_failure_debug_info",
         "zero_cost_diagnostic",
@@ -253,13 +254,16 @@ class _Reading:
 
     def _is_no_usage(self) -> bool:
         """Was no model asked?"""
-        is_inference = isinstance(self.call_type, str) and _INFERENCE.fullmatch(self.call_type) is not None
+        is_inference = self._is_inference()
         if self.status == "failure":
             return (
                 not is_inference or self.provider is None
             )  # without a provider, LiteLLM itself refused the call
         costs = whole(value_of(self.entry.prompt_tokens)) or whole(value_of(self.entry.completion_tokens))
         return self.status == "success" and not is_inference and not costs and not self._costs()
+
+    def _is_inference(self) -> bool:
+        return isinstance(self.call_type, str) and _INFERENCE.fullmatch(self.call_type) is not None
 
     def _source_id(self) -> str | None:
         call_id, entry_id = value_of(self.entry.litellm_call_id), value_of(self.entry.id)
@@ -337,6 +341,8 @@ class _Reading:
         )
         counts = {"cacheReadTokens": read, "cacheWriteTokens": written, "cacheWrite1hTokens": long}
         tokens_in = value_of(self.entry.prompt_tokens)
+        if self.status == "success" and self._is_inference() and (unknown := self._unknown_usage()):
+            draft.faults.append(unknown)
         draft.put_tokens(
             {
                 "inputTokens": tokens_in,
@@ -347,6 +353,22 @@ class _Reading:
             _SPELLED,
             is_cache_outside=bool(read or written) and self._is_cache_outside(whole(tokens_in), details),
         )
+
+    def _unknown_usage(self) -> Fault | None:
+        """The fault of a call whose tokens the entry does not tell.
+
+        LiteLLM writes 0 for calls that have no tokens, such as speech. So an entry without the fields is not
+        such a call, and 0 would hide its usage.
+        """
+        kinds = [value_of(one) for one in (self.entry.prompt_tokens, self.entry.completion_tokens)]
+        if kinds == [None, None]:
+            return Fault(
+                "prompt_tokens", "is missing, and so is completion_tokens: a call without tokens has 0"
+            )
+        if not any(map(whole, kinds)) and whole(value_of(self.entry.total_tokens)):
+            message = "has tokens, and neither prompt_tokens nor completion_tokens says which kind they are"
+            return Fault("total_tokens", message)
+        return None
 
     def _is_cache_outside(self, tokens_in: int, details: Any) -> bool:
         """Do the input tokens leave out the cached ones, as Anthropic reports them?

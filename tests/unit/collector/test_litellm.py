@@ -250,6 +250,34 @@ def test_what_asked_no_model_is_passed_over() -> None:
     assert event(changed(plain, prompt_tokens=5)).input_tokens == 5
 
 
+@pytest.mark.parametrize(
+    ("tokens", "field"),
+    [
+        ({}, "prompt_tokens"),
+        ({"prompt_tokens": None, "completion_tokens": None}, "prompt_tokens"),
+        ({"prompt_tokens": None, "completion_tokens": None, "total_tokens": 1001}, "prompt_tokens"),
+        ({"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 1001}, "total_tokens"),
+        ({"prompt_tokens": 0, "completion_tokens": None, "total_tokens": 7}, "total_tokens"),
+    ],
+)
+def test_a_call_whose_tokens_the_entry_does_not_tell_is_a_fault(tokens: dict[str, Any], field: str) -> None:
+    entry = {name: value for name, value in CHAT.items() if not name.endswith("_tokens")} | tokens
+    [found] = offered(entry)
+    assert [fault.field for fault in found.faults] == [field]
+
+
+def test_a_call_that_has_no_tokens_counts_as_a_call() -> None:
+    """LiteLLM writes 0 where the answer has no usage, and one kind alone for embeddings."""
+    none = changed(CHAT, prompt_tokens=0, completion_tokens=0, total_tokens=0, call_type="aspeech")
+    none = changed(none, metadata__usage_object=None, response=None)
+    assert (event(none).input_tokens, event(none).output_tokens) == (0, 0)
+    assert event(changed(none, total_tokens=None)).input_tokens == 0
+    one = changed(none, prompt_tokens=8, completion_tokens=None, total_tokens=8)
+    assert (event(one).input_tokens, event(one).output_tokens) == (8, 0)
+    failed = changed(entry_of(SDK, status="failure"), prompt_tokens=None, completion_tokens=None)
+    assert event(failed).input_tokens == 0
+
+
 def test_embeddings_and_images_are_counted() -> None:
     assert event(entry_of(SDK, call_type="aembedding")).input_tokens == 8
     image = event(entry_of(SDK, call_type="aimage_generation"))
