@@ -22,6 +22,8 @@ from pipeline.core import wire
 from pipeline.core.wire import Fault
 
 ORG_CHARS_MAX: Final = 128
+BACK_US: Final = 10_000_000
+"""By so much a clock may be set back during a call."""
 NO_ORG: Final = "is missing, and the caller's credential is for more than one org: name the org here"
 ORG_RULE: Final = f"expected an org: a UUID, or a name of 1 to {ORG_CHARS_MAX} characters"
 SERVICE_TIERS: Final = {
@@ -184,6 +186,30 @@ class Draft:
             value = _UNSTORABLE.sub("\ufffd", value)
         if value is not None:
             self._fields[name] = value
+
+    def put_times(self, start_us: int | None, end_us: int | None, *, start: str, end: str) -> None:
+        """Put when the call ended, which is the event's time, and how long it took.
+
+        A clock that was set back during the call may have it end before its start: up to `BACK_US` that is a
+        latency of 0, and more is a fault.
+
+        Args:
+            start_us: Microseconds since 1970. None: it is missing. So is end_us.
+            start: How the sender spells it. So is end.
+        """
+        time = time_of(end_us)
+        self.put("occurredAt", time, end)
+        if end_us is not None and time is None:
+            self.faults.append(Fault(end, "lies after the year 9999"))
+        if start_us is None or end_us is None or time is None:
+            self.put("latencyMs", None if start_us is None else 0, start)
+            return
+        latency_ms = (end_us - start_us + 500) // 1000
+        if end_us < start_us - BACK_US:
+            self.faults.append(Fault(start, f"lies more than {BACK_US // 1_000_000} s after {end}"))
+        elif latency_ms > wire.LATENCY_MS_MAX:
+            self.faults.append(Fault(end, f"lies more than {wire.LATENCY_MS_MAX} ms after {start}"))
+        self.put("latencyMs", min(max(0, latency_ms), wire.LATENCY_MS_MAX), start)
 
     def put_org(self, *candidates: tuple[str, Value], default: UUID | None) -> None:
         """Put the first value of the candidates, a UUID or a name, as the org; else the default.

@@ -29,7 +29,6 @@ from pipeline.collector.dialects.drafts import (
     first_text,
     metadata_of,
     text_of,
-    time_of,
     value_of,
 )
 from pipeline.core import wire
@@ -328,12 +327,8 @@ def offered(span: Span, default_org: UUID | None) -> Offered:
     for user in users:
         if draft.put_actor(user, ACTOR):
             break
-    draft.put("occurredAt", time_of(span.end_ns // 1000) if span.end_ns else None, "endTimeUnixNano")
-    draft.put(
-        "latencyMs",
-        max(0, (span.end_ns - span.start_ns + 500_000) // 1_000_000) if span.start_ns else None,
-        "startTimeUnixNano",
-    )
+    start_us, end_us = (ns // 1000 if ns else None for ns in (span.start_ns, span.end_ns))
+    draft.put_times(start_us, end_us, start="startTimeUnixNano", end="endTimeUnixNano")
     _put_outcome(draft, span)
     _put_tokens(draft, span, names, provider)
     cost, spelled = _found(span, names.cost)

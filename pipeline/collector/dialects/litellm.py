@@ -39,7 +39,6 @@ from pipeline.collector.dialects.drafts import (
     metadata_of,
     microseconds_of,
     text_of,
-    time_of,
     value_of,
     whole,
 )
@@ -288,12 +287,13 @@ class _Reading:
 
     def _put_times(self, draft: Draft) -> None:
         """The event's time is the end of the call, as its tokens are known then."""
-        start, end = (microseconds_of(value_of(one)) for one in (self.entry.startTime, self.entry.endTime))
-        draft.put("occurredAt", time_of(start if end is None else end), "endTime")
-        if start is not None and end is not None:
-            draft.put("latencyMs", max(0, (end - start + 500) // 1000), "startTime")
-        else:
-            draft.put("latencyMs", None, "startTime")
+        times = []
+        for name in ("startTime", "endTime"):
+            given = value_of(getattr(self.entry, name))
+            times.append(microseconds_of(given))
+            if given is not None and times[-1] is None:
+                draft.faults.append(Fault(name, "expected seconds since 1970, as a number"))
+        draft.put_times(*times, start="startTime", end="endTime")
 
     def _put_outcome(self, draft: Draft) -> None:
         if self.status == "success":

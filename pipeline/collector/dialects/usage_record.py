@@ -70,7 +70,7 @@ def offered(members: Mapping[str, bytes | msgspec.Raw], *, default_org: UUID | N
     is_actor = draft.put_actor(user, "user_id")
     timestamp = given("timestamp")
     if isinstance(timestamp, Number):
-        timestamp = time_of(microseconds_of(timestamp))
+        timestamp = time_of(microseconds_of(timestamp)) or timestamp
     draft.put("occurredAt", timestamp, "timestamp")
     draft.put("latencyMs", _rounded(given("latency_ms")), "latency_ms")
     status = given("status")

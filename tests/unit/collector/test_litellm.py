@@ -278,6 +278,33 @@ def test_a_call_that_has_no_tokens_counts_as_a_call() -> None:
     assert event(failed).input_tokens == 0
 
 
+@pytest.mark.parametrize(
+    ("times", "field", "message"),
+    [
+        ({"endTime": None}, "endTime", "missing"),
+        ({"endTime": ...}, "endTime", "missing"),
+        ({"endTime": ""}, "endTime", "expected seconds since 1970"),
+        ({"endTime": "x"}, "endTime", "expected seconds since 1970"),
+        ({"endTime": True}, "endTime", "expected seconds since 1970"),
+        ({"endTime": 1e11}, "endTime", "more than 2147483647 ms after startTime"),
+        ({"endTime": 999_999_999_999.0}, "endTime", "after the year 9999"),
+        ({"startTime": None}, "startTime", "missing"),
+        ({"startTime": ...}, "startTime", "missing"),
+        ({"startTime": "x"}, "startTime", "expected seconds since 1970"),
+        ({"startTime": CHAT["endTime"] + 100}, "startTime", "more than 10 s after endTime"),
+    ],
+)
+def test_a_wrong_time_is_named_with_its_reason(times: dict[str, Any], field: str, message: str) -> None:
+    entry = {name: value for name, value in (CHAT | times).items() if value is not ...}
+    [found] = offered(entry)
+    assert [fault.field for fault in found.faults] == [field]
+    assert message in found.faults[0].message
+
+
+def test_a_clock_that_was_set_back_during_a_call_costs_its_latency_alone() -> None:
+    assert event(changed(CHAT, startTime=CHAT["endTime"] + 9.5)).latency_ms == 0
+
+
 def test_embeddings_and_images_are_counted() -> None:
     assert event(entry_of(SDK, call_type="aembedding")).input_tokens == 8
     image = event(entry_of(SDK, call_type="aimage_generation"))

@@ -553,6 +553,24 @@ def test_of_two_instrumentations_of_one_call_the_inner_span_counts() -> None:
     assert all(counted(both(*many))), "an id that so many answers have is no id"
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "field", "message"),
+    [
+        (0, 812, "startTimeUnixNano", "missing"),
+        (1, 0, "endTimeUnixNano", "missing"),
+        (END_US * 1000, 2**64 - 1, "endTimeUnixNano", "more than 2147483647 ms after startTimeUnixNano"),
+        (1, END_US * 1000, "endTimeUnixNano", "more than 2147483647 ms after startTimeUnixNano"),
+        ((END_US + 100_000_000) * 1000, END_US * 1000, "startTimeUnixNano", "more than 10 s after end"),
+    ],
+)
+def test_a_wrong_time_is_named_with_its_reason(start: int, end: int, field: str, message: str) -> None:
+    bad = span(**USAGE)
+    bad.start_time_unix_nano, bad.end_time_unix_nano = start, end
+    [found] = both(bad)
+    assert [fault.field for fault in found.faults] == [field]
+    assert message in found.faults[0].message
+
+
 def test_a_span_that_comes_twice_is_the_same_event() -> None:
     first, second = both(span(**USAGE), span(**USAGE))
     assert first == second

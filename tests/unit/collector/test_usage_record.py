@@ -136,6 +136,11 @@ def test_a_fault_is_named_in_the_records_own_words(change: dict[str, Any], field
     assert not re.search("|".join(wire.CAMEL_NAMES), re.sub(r"expected one of [\w, ]+", "", said))
 
 
+def test_a_time_that_is_there_and_wrong_is_not_called_missing() -> None:
+    [found] = contract.read(json.dumps({**RECORD, "timestamp": 1e300}).encode())
+    assert "missing" not in found.faults[0].message
+
+
 def test_the_callers_only_org_is_the_default() -> None:
     record = {name: value for name, value in RECORD.items() if name != "organization_id"}
     assert event(record, default_org=ORG).org_id == ORG
