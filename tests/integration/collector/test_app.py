@@ -20,6 +20,7 @@ from tests.support.collector_in_process import Serving, room_in_the_minute, serv
 from tests.support.usage_events import ORG, EventMill, array
 
 CANARY = "canary-6f1d"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 @pytest.fixture
@@ -264,6 +265,18 @@ async def test_a_request_id_and_a_traceparent_are_kept_in_answer_and_log(
         assert (answer.headers["X-Request-ID"], answer.headers["traceparent"]) == ("gateway/17", traceparent)
     served = [record.__dict__ for record in caplog.records if record.message == "request_served"]
     assert {(one["request_id"], one["traceparent"]) for one in served} == {("gateway/17", traceparent)}
+
+
+async def test_without_debug_the_log_has_the_refused_requests_alone(
+    collector: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await collector.post(event(), X_Request_ID="taken")
+    await collector.post({}, X_Request_ID="refused")
+    served = [record.__dict__ for record in caplog.records if record.message == "request_served"]
+    assert [one["request_id"] for one in served] == ["refused"]
+    page = DOCS.joinpath("howto/collector.md").read_text()
+    assert "in the log line `request_served` of each request that was refused" in page
 
 
 @pytest.mark.parametrize("given", ["a b", "x" * 129, "caf\u00e9", ""])
