@@ -5,8 +5,10 @@ This is the one place that decides about tenancy, for every dialect. An admitted
 contract's own JSON with the contract's fields only, and its routing key is its orgId. An event that is not
 admitted has a fault, and nothing of it is kept.
 
-Age is not judged here: it depends on the broker's time. The worker makes such an event a dead letter, and
-replay takes it from there.
+Age is not judged here: it depends on the broker's time. The worker makes an event that is too old a dead
+letter, and replay takes it from there. An event that is ahead of time would be a dead letter that no replay
+takes. So an event that is ahead of this host's clock by more than the clock may be wrong (`AHEAD_S`) is
+rejected here, where its sender hears of it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
@@ -31,6 +33,9 @@ from pipeline.core import checked, wire
 from pipeline.core.checked import Checker
 from pipeline.core.wire import Fault, Invalid
 
+AHEAD_S: Final = 3600.0
+"""An event may lie so far ahead of this host's clock. The worker takes 5 minutes, by the broker's clock. The
+rest is for a clock of ours that is behind, because a sender may drop what is rejected."""
 EXPLAINED_MAX: Final = 100
 """An answer names every rejected item, but all faults of the first so many alone. Of others it names one."""
 FAULTS_MAX: Final = 50
@@ -85,8 +90,9 @@ class Admitted:
 class Admission:
     """Admits the items of all requests."""
 
-    def __init__(self, bounds: BodyBounds) -> None:
+    def __init__(self, bounds: BodyBounds, *, clock: Callable[[], float] = time.time) -> None:
         self._bounds = bounds
+        self._clock = clock
         self._checker = Checker()
         self._checker_of_large = Checker()
         self._large = asyncio.Lock()
@@ -174,9 +180,11 @@ class Admission:
                     bodies.append(body)
                     sources.append((index, offer))
         found.items += len(part)
-        for body, verdict, (index, offer) in zip(bodies, checker.check(bodies), sources, strict=True):
+        verdicts = checker.check(bodies, latest_us=round((self._clock() + AHEAD_S) * 1e6))
+        for body, verdict, (index, offer) in zip(bodies, verdicts, sources, strict=True):
             if isinstance(verdict, Invalid):
-                found.reject(index, verdict.faults)
+                ahead = verdict.reason == "future"
+                found.reject(index, (_ahead(body, offer.time_field),) if ahead else verdict.faults)
                 continue
             key = orgs.key(verdict)
             if key is None:
@@ -229,6 +237,13 @@ def _not_yours(org: bytes, field: str | None) -> Fault:
     if field is None:
         return NOT_YOURS
     return Fault(field, f"names the org {checked.org_of(org)}, which is not an org of this caller")
+
+
+def _ahead(body: bytes, field: str | None) -> Fault:
+    """The fault of an event that is ahead of time; ``field`` has its time, where the contract's names are not
+    the sender's."""
+    message = f"lies more than {AHEAD_S / 60:g} minutes ahead of the collector's clock"
+    return Fault(field or contract.spelled(body, checked.TIME), message)
 
 
 def _too_large_for_the_broker(size: int, most: int) -> Fault:

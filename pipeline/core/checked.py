@@ -18,7 +18,7 @@ from pipeline.core import scan, wire
 from pipeline.core.bodies import PADDING
 from pipeline.core.events import DETAILS
 from pipeline.core.kernels.compile import handle
-from pipeline.core.wire import Event, Invalid
+from pipeline.core.wire import Invalid
 
 IntArray = npt.NDArray[Any]
 
@@ -26,8 +26,10 @@ _PART: Final = 512
 """The most bodies of one scan."""
 _RESERVED: Final = np.array([wire.OVERFLOW_MODEL.int >> 64, wire.OVERFLOW_MODEL.int & (2**64 - 1)], np.uint64)
 
+TIME: Final = "occurredAt"
 Verdict = bytes | Invalid
-"""Of a valid event, the 16 bytes of its orgId; else every fault."""
+"""Of a valid event, the 16 bytes of its orgId; else every fault. The reason of an event that is ahead of time
+is ``future``, and its one fault has `TIME` for a field, however the body spells it."""
 
 
 class Checker:
@@ -46,17 +48,17 @@ class Checker:
         self._values: IntArray = np.empty((0, n, 2), np.int64)
         self._places = [np.empty(n, np.int64) for _ in range(2)]
 
-    def check(self, bodies: Sequence[bytes]) -> list[Verdict]:
-        """A verdict for each body, in their order.
+    def check(self, bodies: Sequence[bytes], *, latest_us: int = 2**63 - 1) -> list[Verdict]:
+        """A verdict for each body, in their order. Events after ``latest_us`` are ahead of time.
 
         A call takes about 15 µs, and 1 µs for each body that is plainly right. Any other body takes 50 µs.
         """
         verdicts: list[Verdict] = []
         for first in range(0, len(bodies), _PART):
-            verdicts += self._check_part(bodies[first : first + _PART])
+            verdicts += self._check_part(bodies[first : first + _PART], latest_us)
         return verdicts
 
-    def _check_part(self, bodies: Sequence[bytes]) -> list[Verdict]:
+    def _check_part(self, bodies: Sequence[bytes], latest_us: int) -> list[Verdict]:
         edges = np.zeros(len(bodies) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, bodies), np.int64, count=len(bodies)), out=edges[1:])
         text: IntArray = np.frombuffer(b"".join((*bodies, PADDING)), np.uint8)
@@ -74,8 +76,10 @@ class Checker:
         ids = org[:good].astype(">u8").tobytes()
         for at, place in enumerate(source[:good].tolist()):
             verdicts[place] = ids[16 * at : 16 * at + 16]
+        for place in source[:good][self._figures[0][:good] > latest_us].tolist():
+            verdicts[place] = _AHEAD
         for place in unsure:
-            verdicts[place] = _read(bodies[place])
+            verdicts[place] = _read(bodies[place], latest_us)
         return verdicts
 
 
@@ -84,9 +88,14 @@ def org_of(verdict: bytes) -> UUID:
     return UUID(bytes=verdict)
 
 
-def _read(body: bytes) -> Verdict:
+_AHEAD: Final = Invalid(reason="future", faults=(wire.Fault(TIME, "is ahead of time"),))
+
+
+def _read(body: bytes, latest_us: int) -> Verdict:
     found = wire.read(body)
-    return found.org_id.bytes if isinstance(found, Event) else found
+    if isinstance(found, Invalid):
+        return found
+    return found.org_id.bytes if found.occurred_us <= latest_us else _AHEAD
 
 
 def warm_up() -> None:

@@ -49,3 +49,15 @@ def test_the_org_of_a_verdict_is_the_org_of_the_event() -> None:
     verdicts = Checker().check(bodies)
     orgs = [str(checked.org_of(verdict)) for verdict in verdicts if isinstance(verdict, bytes)]
     assert orgs == [json.loads(body)["orgId"] for body in bodies]
+
+
+def test_an_event_after_the_latest_time_is_ahead_of_time_however_it_is_read() -> None:
+    mill = EventMill(seed=2)
+    (plain,) = mill.events(1)
+    event = wire.read(plain)
+    assert isinstance(event, wire.Event)
+    spaced = plain.replace(b'":', b'" :')  # valid, and not plainly right
+    for latest_us, is_ahead in ((event.occurred_us, False), (event.occurred_us - 1, True)):
+        for verdict in Checker().check([plain, b"{}", spaced], latest_us=latest_us)[::2]:
+            assert isinstance(verdict, bytes) is not is_ahead
+            assert is_ahead is (isinstance(verdict, wire.Invalid) and verdict.reason == "future")

@@ -32,6 +32,8 @@ class Offered:
     """No usage, and no fault: a span without tokens, for example."""
     org_name: str | None = None
     """The name that the event's orgId was made of."""
+    time_field: str | None = None
+    """The field that has the event's time. None: as the contract spells it."""
     org_field: str | None = None
     """The field in which the sender named the org. None: no such field, or the contract's own orgId."""
 

@@ -109,6 +109,15 @@ def canonical(event: bytes) -> bytes:
     return canonical(bytes(fields.data))
 
 
+def spelled(event: bytes, name: str) -> str:
+    """How an event that `read` gave and `wire.read` knows spells a field of the contract."""
+    if event.startswith(b'{"event_id":'):
+        return wire.SNAKE_NAMES[name]
+    if event.startswith(b'{"specversion":'):
+        return f"data.{spelled(bytes(_decoded(event, _SNAKE_CASE).data), name)}"
+    return name
+
+
 def _line(line: bytes, default_org: UUID | None) -> Offered:
     try:
         framing.check_text(line)

@@ -305,7 +305,12 @@ class Draft:
                 self.faults = [fault for fault in self.faults if fault.field != self._spelled.get("eventId")]
         if self.faults:
             return Offered(event=None, faults=tuple(self.faults))
-        return Offered(event=event, org_name=self._org_name, org_field=self._org_field)
+        return Offered(
+            event=event,
+            org_name=self._org_name,
+            org_field=self._org_field,
+            time_field=self._spelled["occurredAt"],
+        )
 
     def _translated(self, fault: Fault) -> Fault:
         """The fault in the sender's words. The contract's messages name other fields only among tokens."""

@@ -37,11 +37,12 @@ def admitted(
     body_bytes: int = 1000,
     event_bytes_max: int | None = None,
 ) -> Admitted:
+    """``bounds`` and the others as in `Admission`. No event is ahead of the clock, in the year 11476."""
     in_work = InWork(2**30)
 
     async def run() -> Admitted:
         with in_work.share("a") as share:
-            found = await Admission(bounds).admit(
+            found = await Admission(bounds, clock=lambda: 3e11).admit(
                 iter(offers),
                 body_bytes=body_bytes,
                 caller=caller,
@@ -354,3 +355,37 @@ def test_an_event_of_the_callers_own_org_is_admitted_in_every_dialect() -> None:
     ]
     found = admitted(offers, caller=caller)
     assert (found.rejected, len(found.bodies)) == ([], 7)
+
+
+def test_an_event_that_is_ahead_of_our_clock_is_rejected_in_the_senders_words() -> None:
+    now_s = 1_795_000_000.0
+    ahead, near = (
+        "2026-11-18T12:06:41Z",
+        "2026-11-18T12:06:39Z",
+    )  # an hour after, and a second on either side
+    offers: list[Offered] = []
+    for time_ in (ahead, near):
+        (body,) = EventMill(seed=1).events(1)
+        camel = json.loads(body) | {"occurredAt": time_}
+        snake = {wire.SNAKE_NAMES[name]: value for name, value in camel.items()}
+        wrapped = {"specversion": "1.0", "type": wire.EVENT_TYPE, "data": snake}
+        for form in (camel, snake, wrapped):
+            offers += _read_alone(json.dumps(form).encode())
+        offers.append(Offered(event=json.dumps(camel).encode(), time_field="endTime"))
+    in_work = InWork(2**30)
+
+    async def run() -> Admitted:
+        with in_work.share("a") as share:
+            admission = Admission(BOUNDS, clock=lambda: now_s)
+            return await admission.admit(iter(offers), body_bytes=1000, caller=EVERYBODY, share=share)
+
+    found = asyncio.run(run())
+    assert [one.index for one in found.rejected] == [0, 1, 2, 3]
+    assert [one.faults[0].field for one in found.rejected] == [
+        "occurredAt",
+        "occurred_at",
+        "data.occurred_at",
+        "endTime",
+    ]
+    assert "60 minutes ahead of the collector's clock" in found.rejected[0].faults[0].message
+    assert len(found.bodies) == 4
