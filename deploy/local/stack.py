@@ -91,9 +91,11 @@ class Stack:
 
     def purge(self) -> None:
         """Stop the servers, and delete everything that a stack has put into its folder, and nothing else."""
-        self.stop(purge=True)
+        is_ours = (self.folder / "stack.json").exists()  # else no stack has put anything there
+        self.stop(purge=is_ours)
         for server in self.servers.values():
-            shutil.rmtree(server.folder, ignore_errors=True)
+            if is_ours:
+                shutil.rmtree(server.folder, ignore_errors=True)
         for name in ("stack.json", "lock"):
             (self.folder / name).unlink(missing_ok=True)
         self.__dict__.pop("way", None)  # the next start chooses the way anew

@@ -390,6 +390,10 @@ class SegmentReader:
             raise FutureFormat(f"format {version}, and this version reads format {VERSION}")
         return True
 
+    def start(self, size: int) -> bytes:
+        """The first bytes of the file."""
+        return self._read(0, min(size, self.end))
+
     def seal(self) -> tuple[int, int] | None:
         """(records, time of the first one in us) of a sealed segment, else None."""
         position = self.end - SEAL_BYTES
@@ -432,6 +436,22 @@ class SegmentReader:
             yield data.ljust(part, b"\0")
             position += part
             size -= part
+
+
+def is_ours(files: Files, path: Path) -> bool:
+    """Has a spool written this file, as far as can be told?
+
+    Its header says so, or what there is of a header, because a process may be killed while it writes the
+    header. After a power failure the first page may be zeros. A header may also be damaged, and then a record
+    says so. Raises OSError.
+    """
+    with reading(files, path) as reader:
+        start = reader.start(HEADER_BYTES)
+        if start == _header()[: len(start)] or start.startswith(_MAGIC):  # perhaps of a later version
+            return True
+        if not any(reader.start(_PAGE_BYTES)):
+            return True
+        return reader.next_record(0, 0) is not None or reader.seal() is not None
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import logging
 import os
 import re
 import socket
+import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pipeline.collector import spool_files
 from pipeline.collector.spool_files import (
     HEADER_BYTES,
     SEAL_BYTES,
@@ -32,7 +34,7 @@ from pipeline.collector.spool_files import (
 from pipeline.common import folder_lock, private
 from pipeline.common.operator import OperatorError
 
-_NAME: Final = re.compile(r"(\d{20})\.spool(?:\.too-large)?(\.damaged)?")
+_NAME: Final = re.compile(r"([0-9]{20})\.spool(?:\.too-large)?(\.damaged)?")
 _HOLDER: Final = "lock"
 _REMEDY: Final = "give the collector a folder on a disk of this host that its user may write"
 _NEWER: Final = "start that version until the spool is empty, or move the file away and keep it"
@@ -134,6 +136,9 @@ def recover(files: Files, folder: Path) -> Recovered:
             found.set_aside += 1
             found.set_aside_bytes += path.stat().st_size
             continue
+        if not stat.S_ISREG(path.lstat().st_mode) or not spool_files.is_ours(files, path):
+            _leave(path, found)
+            continue
         segment = _look_through(files, path, number)
         if segment is None:
             files.delete(path)
@@ -146,6 +151,21 @@ def recover(files: Files, folder: Path) -> Recovered:
             found.set_aside += 1
             found.set_aside_bytes += segment.file_bytes
     return found
+
+
+def _leave(path: Path, found: Recovered) -> None:
+    """Leave a file alone that has the name of a segment, and that no spool has written."""
+    found.set_aside += 1
+    with suppress(OSError):
+        found.set_aside_bytes += path.lstat().st_size
+    log.error(
+        "spool_file_not_ours",
+        extra={
+            "file": str(path),
+            "effect": "it is left as it is",
+            "remedy": "move it out of the spool's folder",
+        },
+    )
 
 
 def _look_through(files: Files, path: Path, number: int) -> Found | None:
@@ -179,7 +199,7 @@ def _look_through(files: Files, path: Path, number: int) -> Found | None:
             first = first or record
             last_write = max(last_write, record.write)
             position, index = record.end, record.index + 1
-    bad_bytes = size - position
+    bad_bytes = max(0, size - position)
     # The writes before the last one were synced, and no crash makes a page unreadable. So what is missing is
     # the trace of a crash only if it belongs to the last write.
     excused_from = index if reader.unreadable else last_write

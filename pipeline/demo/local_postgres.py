@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from pipeline.common import private
 from pipeline.processes.child import Child, tail
 
 _ACCOUNTS: Final = ("postgres", "embedded_postgres", "spendstream-postgres")
@@ -71,11 +72,7 @@ class LocalPostgres:
             elif folder.stat().st_uid != os.geteuid():
                 raise LocalPostgresError(f"{folder} belongs to another user; choose another --data-dir")
             folder.chmod(0o700)
-        if not (self._folder / "PG_VERSION").exists():
-            for rest in self._folder.iterdir():  # left by an installation that was cut off
-                shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
-            arguments = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"]
-            self._run("initdb", *arguments, "-D", str(self._folder))
+        self._install()
         self._stop_left_over()
         options = {
             "listen_addresses": "",
@@ -99,6 +96,26 @@ class LocalPostgres:
     def exit_code(self) -> int | None:
         """None while the server runs."""
         return self._process.exit_code() if self._process is not None else None
+
+    def _install(self) -> None:
+        """Make the database's files, unless they are there. A mark beside them says that they are being made.
+
+        So only what an installation of ours has left is deleted, and no folder of somebody else's.
+        """
+        mark = self._folder.with_name(f"{self._folder.name}.unfinished")
+        if mark.exists():
+            for rest in self._folder.iterdir():
+                shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
+        elif (self._folder / "PG_VERSION").exists():
+            return
+        elif any(self._folder.iterdir()):
+            raise LocalPostgresError(
+                f"{self._folder} has files that are no database: move them, or choose another --data-dir"
+            )
+        mark.touch(private.FILE_MODE)
+        arguments = ["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"]
+        self._run("initdb", *arguments, "-D", str(self._folder))
+        mark.unlink()
 
     # --- helpers --------------------------------------------------------------------------------
 

@@ -370,6 +370,39 @@ def test_binaries_out_of_reach_are_copied_and_no_folder_is_opened(
     assert modes == {folder: folder.stat().st_mode for folder in modes}
 
 
+def test_files_of_somebody_else_are_not_deleted_for_a_database(data_dir: Path) -> None:
+    notes = data_dir / "postgres" / "notes"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    server = local_postgres.LocalPostgres(data_dir / "postgres", log=data_dir / "log")
+    with pytest.raises(local_postgres.LocalPostgresError, match="files that are no database"):
+        server.start()
+    assert notes.read_text() == "mine"
+
+
+def test_an_installation_that_was_cut_off_is_made_anew(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_dir.mkdir()
+    server = local_postgres.LocalPostgres(data_dir / "postgres", log=data_dir / "log")
+
+    def cut_off(name: str, *arguments: str) -> None:
+        (data_dir / "postgres" / "PG_VERSION").write_text("17\n")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(server, "_run", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            server.start()
+    server.start()
+    try:
+        with psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        server.stop()
+    assert not list(data_dir.glob("*.unfinished"))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as somebody else")
 def test_a_folder_out_of_reach_of_postgresql_is_said_with_the_way_out(data_dir: Path) -> None:
     data_dir.mkdir(mode=0o700)

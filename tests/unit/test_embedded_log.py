@@ -460,3 +460,13 @@ def test_a_writer_whose_folder_was_moved_away_writes_into_no_other(tmp_path: Pat
     writer.close()
     assert stored(folder) == []
     assert stored(tmp_path / "moved") == [b"one"]
+
+
+def test_foreign_files_in_the_folder_are_no_segments_and_stay(tmp_path: Path) -> None:
+    foreign = [tmp_path / name for name in ("notes.seg", "7.seg", "00000000000000000000.seg.old")]
+    for path in foreign:
+        path.write_bytes(b"notes")
+    for number in range(40):
+        append(tmp_path, b"%d" % number * 100, max_bytes=2000, segment_bytes=1)
+    assert len(segment_bases(tmp_path)) < 40, "old segments went"
+    assert [path.read_bytes() for path in foreign] == [b"notes"] * 3

@@ -133,6 +133,14 @@ def test_purge_deletes_what_the_stack_made_and_nothing_else(tmp_path: Path, fore
     assert folder.exists() is bool(foreign)
 
 
+def test_purge_of_a_folder_that_no_stack_made_deletes_nothing(tmp_path: Path) -> None:
+    mine = tmp_path / "postgres" / "data" / "notes"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    Stack(tmp_path).purge()
+    assert mine.read_text() == "mine"
+
+
 def test_stacks_in_two_folders_have_two_names(tmp_path: Path) -> None:
     names: set[Any] = {Stack(tmp_path / folder).name for folder in "ab"}
     assert len(names) == 2

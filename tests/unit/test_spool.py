@@ -1121,3 +1121,64 @@ async def test_the_trial_of_a_real_disk_leaves_nothing(tmp_path: Path) -> None:
         await spool.try_disk()
         assert spool.failure is None
         assert os.listdir(tmp_path) == ["lock"]
+
+
+# --- files that are not ours ----------------------------------------------------------------------
+
+
+FOREIGN = b"notes of an operator\n" * 60
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo", "folder", "link to a segment"])
+async def test_a_foreign_file_with_a_segments_name_is_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    folder, elsewhere = tmp_path / "spool", tmp_path / "elsewhere"
+    await killed(folder, offered(b"one"))
+    path = spool_files.segment_path(folder, 101)
+    if kind == "link to a segment":
+        await killed(tmp_path / "other", offered(b"two"))
+        elsewhere = segments(tmp_path / "other")[0]
+    else:
+        elsewhere.write_bytes(FOREIGN)
+    if kind == "file":
+        path.write_bytes(FOREIGN)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(elsewhere)
+    before = path.lstat()
+    async with opened(folder) as spool:
+        assert await drained(spool) == [b"one"]
+        await settled(spool)
+        assert spool.files_set_aside == 1
+    assert os.path.samestat(path.lstat(), before)
+    assert elsewhere.stat().st_size > 0
+    assert "spool_file_not_ours" in caplog.text
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 15, 16, 20])
+async def test_what_a_killed_process_left_of_its_first_write_is_deleted_and_has_no_negative_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    await killed(tmp_path / "other", offered(b"one"))
+    start = segments(tmp_path / "other")[0].read_bytes()[:size]
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    for number, left in enumerate((start, bytes(size))):
+        spool_files.segment_path(folder, number).write_bytes(left)
+    async with opened(folder) as spool:
+        assert (segments(folder), spool.files_set_aside) == ([], 0)
+    said = [record.__dict__ for record in caplog.records if record.message == "spool_empty_segment_deleted"]
+    assert len(said) == 2
+    assert all(each["bytes"] >= 0 for each in said)
+
+
+async def test_a_segment_with_a_damaged_header_is_ours(tmp_path: Path) -> None:
+    await killed(tmp_path, offered(b"one", b"two"))
+    path = segments(tmp_path)[0]
+    path.write_bytes(b"?" * 8 + path.read_bytes()[8:])
+    async with opened(tmp_path) as spool:
+        assert await drained(spool) == [b"one", b"two"]

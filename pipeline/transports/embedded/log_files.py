@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,7 @@ PAYLOAD_BYTES_MAX = 2**20
 SEGMENT_BYTES_MAX = 64 * 2**20
 
 _MAGIC = b"SPS1"
+_NAME = re.compile(r"[0-9]{20}\.seg")
 _PREFIX = struct.Struct(">4sQIqI")
 _CRC = struct.Struct(">I")
 _LENGTH = struct.Struct(">I")
@@ -76,7 +78,7 @@ class StoredChunk:
 
 def segment_bases(folder: Path) -> list[int]:
     """First offsets of the segments, ascending."""
-    return sorted(int(name[:-4]) for name in os.listdir(folder) if name.endswith(".seg"))
+    return sorted(int(name[:-4]) for name in os.listdir(folder) if _NAME.fullmatch(name))
 
 
 def segment_path(folder: Path, base: int) -> Path:
