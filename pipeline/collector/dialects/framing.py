@@ -75,7 +75,7 @@ def check_text(body: bytes) -> None:
 
 def elements(body: bytes) -> Iterator[bytes]:
     """The JSON texts of the elements of an array. Each is valid JSON, but perhaps with halves of surrogate
-    pairs.
+    pairs, and perhaps too deep to be read: see `is_too_deep`.
 
     Raises:
         Unreadable: the body is no array of JSON. This may come after some elements, so nothing of a body
@@ -85,7 +85,7 @@ def elements(body: bytes) -> Iterator[bytes]:
         try:
             raws = _RAWS.decode(body)
         except RecursionError:
-            raise Unreadable(TOO_DEEP) from None
+            pass  # only one of them may be too deep
         except msgspec.DecodeError as error:
             if rb"\u" not in body:
                 raise Unreadable(said(error)) from error
@@ -94,7 +94,7 @@ def elements(body: bytes) -> Iterator[bytes]:
             return
     for element in _cut(body):
         fault = fault_of(element)
-        if fault:
+        if fault and fault != TOO_DEEP:
             raise Unreadable(fault)
         yield element
 

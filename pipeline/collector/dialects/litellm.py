@@ -171,6 +171,8 @@ def _faulty(message: str, field: str = "") -> Offered:
 
 
 def _offered(text: bytes, default_org: UUID | None) -> Offered:
+    if framing.is_too_deep(text):
+        return _faulty(framing.TOO_DEEP)
     try:
         entry = framing.decoded(text, _ENTRY)
     except RecursionError:

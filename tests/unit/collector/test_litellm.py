@@ -305,6 +305,18 @@ def test_a_clock_that_was_set_back_during_a_call_costs_its_latency_alone() -> No
     assert event(changed(CHAT, startTime=CHAT["endTime"] + 9.5)).latency_ms == 0
 
 
+@pytest.mark.parametrize(("levels", "is_read"), [(190, True), (250, False), (1000, False), (100_000, False)])
+def test_an_entry_that_nests_too_deep_in_a_dropped_field_is_the_fault_of_this_entry(
+    levels: int, is_read: bool
+) -> None:
+    deep = json.dumps(CHAT | {"messages": "DEEP"}).replace('"DEEP"', "[" * levels + "]" * levels)
+    good = json.dumps(CHAT)
+    for body in (f"[{good},{deep},{good}]", f"{good}\n{deep}\n{good}"):
+        found = list(litellm.read(body.encode(), default_org=ORG))
+        assert [one.event is not None for one in found] == [True, is_read, True]
+        assert is_read or "nested more than 200 deep" in found[1].faults[0].message
+
+
 def test_embeddings_and_images_are_counted() -> None:
     assert event(entry_of(SDK, call_type="aembedding")).input_tokens == 8
     image = event(entry_of(SDK, call_type="aimage_generation"))
