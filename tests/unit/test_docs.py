@@ -52,8 +52,9 @@ def code_blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The arguments of each ``spendstream`` command in the page's shell blocks."""
-    for block in code_blocks(page, "sh", "bash"):
+    """The arguments of each ``spendstream`` command in the page's shell blocks and in its sentences."""
+    written = re.findall(r"`(spendstream [^`\n]+)`", page.read_text())
+    for block in (*code_blocks(page, "sh", "bash"), *written):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -85,10 +86,17 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
     for words in commands(page):
         command: click.Command = main
         while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-            found = command.get_command(click.Context(command), words[0])
-            assert found is not None, f"there is no command {words[0]!r}"
-            command, words = found, words[1:]
+            found = [
+                (name, command.get_command(click.Context(command), name)) for name in words[0].split("|")
+            ]
+            assert not [name for name, one in found if one is None], f"no such command: {words[0]!r}"
+            assert found[0][1] is not None
+            command, words = found[0][1], words[1:]
         known = {option for parameter in command.params for option in parameter.opts}
+        given = {word.partition("=")[0] for word in words if word.startswith("--")}
+        for parameter in command.params:  # without any option, a page only names the command
+            if given and parameter.required and isinstance(parameter, click.Option):
+                assert given & {*parameter.opts}, f"{command.name} needs {parameter.opts[0]}"
         for word in words:
             if word.startswith("--"):
                 assert word.partition("=")[0] in known, f"{command.name} has no option {word}"
