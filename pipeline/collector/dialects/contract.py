@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
@@ -237,8 +238,17 @@ _ATTRIBUTES: Final = {
 def _attribute_faults(attributes: Mapping[str, str]) -> Iterator[Fault]:
     for name, value in attributes.items():
         expected, message = _ATTRIBUTES[name]
-        if value.strip() != expected:
+        if _of_header(value) != expected:
             yield Fault(name, message)
+
+
+def _of_header(value: str) -> str:
+    """An attribute that a header has. Senders may quote it, and write any character as its UTF-8 bytes in
+    hex, such as ``%2E`` for a point: section 3.1.3.2 of CloudEvents' HTTP binding."""
+    value = value.strip()
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        value = re.sub(r"\\(.)", r"\1", value[1:-1])
+    return unquote(value)
 
 
 # --- JSON texts ---------------------------------------------------------------------------------------------

@@ -295,6 +295,8 @@ def test_a_cloud_event_in_binary_mode_has_its_attributes_in_headers() -> None:
     for event in (GOOD, SNAKE):
         assert verdict_of(one(event, headers=headers)) == EVENT
     assert verdict_of(one(GOOD, headers={"x-other": "1"})) == EVENT
+    for written in ("analytics%2Eusage.v1", '"analytics.usage.v1"', '"analytics%2eusage\\.v1"'):
+        assert one(GOOD, headers={**headers, "ce-type": written}) == one(GOOD), written
     wrong = one(GOOD, headers={**headers, "ce-type": CANARY})
     assert wrong.event is None
     assert wrong.faults == (Fault("ce-type", "expected analytics.usage.v1"),)
