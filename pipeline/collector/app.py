@@ -220,13 +220,16 @@ def _is_atomic(request: web.Request) -> bool:
         return False
     faults = []
     atomic = False
-    for name, value in request.query.items():
+    for name in dict.fromkeys(request.query):
+        values = request.query.getall(name)
         if name != "atomic":
             faults.append(Fault(name, "there is no such parameter; the only one is atomic"))
-        elif value not in ("true", "false"):
+        elif len(values) > 1:
+            faults.append(Fault(name, "must be given once"))
+        elif values[0] not in ("true", "false"):
             faults.append(Fault(name, "expected true or false"))
         else:
-            atomic = value == "true"
+            atomic = values[0] == "true"
     if faults:
         raise problems.invalid_parameters(faults)
     return atomic

@@ -190,7 +190,15 @@ async def test_an_encoding_that_is_unknown_is_a_415_that_names_ours(collector: S
     assert (answer.status, answer.headers["Accept-Encoding"]) == (415, "gzip, zstd, identity")
 
 
-@pytest.mark.parametrize(("query", "field"), [("?orgId=1", "orgId"), ("?atomic=yes", "atomic")])
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("?orgId=1", "orgId"),
+        ("?atomic=yes", "atomic"),
+        ("?atomic=true&atomic=false", "atomic"),
+        ("?atomic=true&atomic=true", "atomic"),
+    ],
+)
 async def test_an_unknown_parameter_is_refused(collector: Serving, query: str, field: str) -> None:
     answer = await collector.post(event(), f"/v1/events{query}")
     assert (answer.status, answer.json["errors"][0]["field"]) == (400, field)
