@@ -26,6 +26,7 @@ BACK_US: Final = 10_000_000
 """By so much a clock may be set back during a call."""
 NO_ORG: Final = "is missing, and the caller's credential is for more than one org: name the org here"
 ORG_RULE: Final = f"expected an org: a UUID, or a name of 1 to {ORG_CHARS_MAX} characters"
+UNCLEAR: Final = "has U+0000, U+FFFD or half a surrogate pair, so no id can be made of it"
 SERVICE_TIERS: Final = {
     **{tier: tier for tier in wire.SERVICE_TIERS},
     "default": "standard",
@@ -55,6 +56,9 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DIGITS_MAX: Final = 40
 _EXACT: Final = Context(prec=2 * wire.NUMBER_CHARS_MAX, rounding=ROUND_HALF_EVEN)
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+_UNCLEAR: Final = re.compile("[\0\ud800-\udfff\ufffd]")
+"""What cannot be kept, and what stands for it. Two names that differ in such a character would have one
+id."""
 
 
 def value_of(json_text: bytes | msgspec.Raw) -> Value:
@@ -225,10 +229,11 @@ class Draft:
                 self.faults.append(Fault(spelled, NO_ORG))
         elif not isinstance(given, str) or not 0 < len(given.strip()) <= len(given) <= ORG_CHARS_MAX:
             self.faults.append(Fault(spelled, ORG_RULE))
+        elif _UNCLEAR.search(given):
+            self.faults.append(Fault(spelled, UNCLEAR))
         else:
-            name = _UNSTORABLE.sub("\ufffd", given)
-            self._org = ids.org_id(name)
-            self._org_name = None if ids.uuid_of(name) else name
+            self._org = ids.org_id(given)
+            self._org_name = None if ids.uuid_of(given) else given
             self._org_field = spelled
         self.put("orgId", str(self._org), spelled)
 
@@ -236,9 +241,11 @@ class Draft:
         """Put the event's id, which needs the org. None: the source has no id."""
         if self._org is None:
             self._spelled["eventId"] = spelled
+        elif source_id is not None and _UNCLEAR.search(source_id):
+            self.faults.append(Fault(spelled, UNCLEAR))
+            self.put("eventId", None, spelled)
         elif source_id is not None:
-            clean = _UNSTORABLE.sub("\ufffd", source_id)
-            self.put("eventId", str(ids.event_id(self._org, self._dialect, clean)), spelled)
+            self.put("eventId", str(ids.event_id(self._org, self._dialect, source_id)), spelled)
         else:
             self.put("eventId", None, spelled)
 

@@ -141,6 +141,17 @@ def test_a_time_that_is_there_and_wrong_is_not_called_missing() -> None:
     assert "missing" not in found.faults[0].message
 
 
+@pytest.mark.parametrize("name", ["a\0", "\0", "\ud83d", "a\udc00", "caf\ufffd"])
+@pytest.mark.parametrize("field", ["organization_id", "record_id"])
+def test_a_name_of_which_no_certain_id_can_be_made_is_a_fault(field: str, name: str) -> None:
+    """Otherwise two orgs, or two calls, would have the same id."""
+    [found] = contract.read(json.dumps({**RECORD, field: name}).encode())
+    assert [fault.field for fault in found.faults] == [field]
+    assert "no id can be made" in found.faults[0].message
+    for whole in ("caf\u00e9", "\U0001f600"):
+        assert event({**RECORD, field: whole})
+
+
 def test_the_callers_only_org_is_the_default() -> None:
     record = {name: value for name, value in RECORD.items() if name != "organization_id"}
     assert event(record, default_org=ORG).org_id == ORG
