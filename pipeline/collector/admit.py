@@ -133,6 +133,9 @@ class Admission:
                 await asyncio.sleep(0)
             await share.grow(found.body_bytes - before)
         found.rejected.sort(key=lambda one: one.index)
+        if found.is_futile:  # it was noticed at the end of a part
+            del found.rejected[FUTILE:]
+            found.items = found.rejected[-1].index + 1
         return found
 
     async def _take_large(self, offers: Iterator[Offered], found: Admitted, orgs: _Orgs) -> None:

@@ -24,7 +24,19 @@ Form = Literal["json", "otlp-json", "otlp-protobuf"]
 _TYPES: Final = {"otlp-json": framing.JSON, "otlp-protobuf": otlp.PROTOBUF}
 _MESSAGE_CHARS_MAX: Final = 1000
 # Codes of google.rpc.Code.
-_RPC_CODES: Final = {400: 3, 401: 16, 403: 7, 404: 5, 408: 4, 413: 3, 415: 3, 429: 8, 500: 13, 503: 14}
+_RPC_CODES: Final = {
+    400: 3,
+    401: 16,
+    403: 7,
+    404: 5,
+    408: 4,
+    413: 3,
+    415: 3,
+    429: 8,
+    500: 13,
+    501: 12,
+    503: 14,
+}
 _UNKNOWN: Final = 2
 
 

@@ -35,7 +35,7 @@ from pipeline.common.cors import Cors
 from pipeline.common.http import template
 from pipeline.common.problems import Fault, Problem
 from pipeline.common.served import CONTENT_TYPE
-from pipeline.common.serving import expected
+from pipeline.common.serving import expected_later, go_on
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +149,7 @@ class Intake:
         request[_SUBJECT] = caller.subject
         atomic = _is_atomic(request)
         kind = door.content_type(request)
+        await go_on(request)
         with self._in_work.share(caller.subject) as share:
             body = await self._bodies.read(request, share)
             try:
@@ -273,7 +274,7 @@ def create_app(
         middlewares=[_observed(metrics), cors.middleware] if cors_origins else [_observed(metrics)]
     )
     for door in doors.DOORS:
-        app.router.add_post(door.path, intake.handler(door), expect_handler=expected)
+        app.router.add_post(door.path, intake.handler(door), expect_handler=expected_later)
     app.router.add_get("/status/healthz", healthz)
     app.router.add_get("/status/readyz", readyz)
     app.router.add_get("/metrics", show_metrics)

@@ -50,11 +50,12 @@ class BodyReader:
         """The body, unpacked. ``share`` then holds its bytes.
 
         Raises:
-            Problem: 400 (it cannot be unpacked), 408 (too slow), 413 (too large), 415 (unknown encoding), and
-                what `InWork.take` raises.
+            Problem: 400 (it cannot be unpacked), 408 (too slow), 413 (too large), 415 and 501 (unknown
+                encoding), and what `InWork.take` raises.
             aiohttp.http_exceptions.HttpProcessingError, web.RequestPayloadError: it is not as the request's
                 head says.
         """
+        check_transfer_coding(request)
         coding = coding_of(request)
         length = request.content_length
         if length is not None and length > self._bounds.body_bytes_max:
@@ -173,6 +174,20 @@ _Run = Callable[..., Any]
 
 async def _here(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
+
+
+def check_transfer_coding(request: web.Request) -> None:
+    """Raises `Problem` 501: the body is coded for the transfer in another way than in chunks (RFC 9112,
+    6.1)."""
+    lines = request.headers.getall("Transfer-Encoding", [])
+    codings = [one.strip().lower() for one in ",".join(lines).split(",")]
+    if any(one not in ("", "chunked") for one in codings):
+        raise Problem(
+            status=501,
+            kind="unknown-encoding",
+            detail="Transfer-Encoding may be chunked alone: Content-Encoding says how a body is packed.",
+            headers={"Connection": "close"},
+        )
 
 
 def coding_of(request: web.Request) -> str:

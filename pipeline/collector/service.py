@@ -233,6 +233,8 @@ class Collector:
             "records": spool.records,
             "oldestSeconds": oldest_s,
             "tooLarge": spool.records_too_large,
+            "lost": spool.records_lost,
+            "filesSetAside": spool.files_set_aside,
         }
         if spool.failure is not None:
             return _component("unavailable", "its disk fails; the log says how", **facts), False
@@ -242,6 +244,9 @@ class Collector:
             return _component("degraded", "nearly full", **facts), True
         if spool.records_too_large:
             fault = "has events that are too large for the broker; the log says how to bring them back"
+            return _component("degraded", fault, **facts), True
+        if spool.records_lost or spool.files_set_aside:
+            fault = "has lost events, or keeps files that are damaged or not its own; the log says which"
             return _component("degraded", fault, **facts), True
         return _component("ok", "keeps events while the broker is away", **facts), True
 

@@ -23,6 +23,17 @@ class Runner(http.Runner):
         return problems.response(Problem(status=status, detail=detail), uuid.uuid4())
 
 
+async def expected_later(request: web.Request) -> web.StreamResponse | None:
+    """The same for a handler that calls `go_on` by itself, once it wants the body."""
+    return await expected(request) if request.headers["Expect"].lower() != "100-continue" else None
+
+
+async def go_on(request: web.Request) -> None:
+    """Have the sender send the body, if it waits for that."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await expected(request)
+
+
 async def expected(request: web.Request) -> web.StreamResponse | None:
     """Meet what a request waits for before it sends its body. aiohttp's own refusal is no problem+json."""
     if request.headers["Expect"].lower() == "100-continue":

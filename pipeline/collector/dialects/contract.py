@@ -159,19 +159,23 @@ def _offered(item: bytes, default_org: UUID | None) -> Offered:
 
 
 def _in_camel_case(fields: Any, default_org: UUID | None) -> bytes:
-    if fields.orgId is _NONE and default_org is not None:
+    if default_org is not None and _names_no_org(fields.orgId):
         fields.orgId = _quoted(default_org)
     return _ENCODER.encode(fields)
 
 
 def _in_snake_case(fields: Any, default_org: UUID | None) -> bytes:
     """The event in the sender's spelling. `wire` looks at one of the two names of the cost only."""
-    if fields.org_id is _NONE and default_org is not None:
+    if default_org is not None and _names_no_org(fields.org_id):
         fields.org_id = _quoted(default_org)
     if _names(fields) is wire.SNAKE_NAMES:
         fields.cost_estimate = _NONE
     fields.specversion = fields.type = fields.data = fields.data_base64 = fields.record_id = _NONE
     return _ENCODER.encode(fields)
+
+
+def _names_no_org(given: Raw) -> bool:
+    return bytes(given) in (b"", b"null")
 
 
 def _names(fields: Any) -> Mapping[str, str]:

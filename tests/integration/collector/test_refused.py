@@ -53,6 +53,42 @@ async def test_what_was_passed_over_is_in_the_answer_to_litellm_and_for_otlp_in_
     assert "`/v1/litellm` says `passedOver`" in PAGE
 
 
+async def raw(collector: Serving, *parts: bytes) -> bytes:
+    """Send bytes, and read until the server closes or is silent for 2 s after the last part."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", collector.port)
+    for part in parts:
+        writer.write(part)
+    said = b""
+    try:
+        async with asyncio.timeout(2):
+            while piece := await reader.read(2**16):
+                said += piece
+    except TimeoutError:
+        pass
+    writer.close()
+    return said
+
+
+HEAD = b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+async def test_a_transfer_encoding_other_than_chunked_is_a_501(collector: Serving) -> None:
+    chunks = b"2\r\n[]\r\n0\r\n\r\n"
+    said = await raw(collector, HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + chunks)
+    assert said.startswith(b"HTTP/1.1 501 ")
+    assert (await raw(collector, HEAD + b"Transfer-Encoding: Chunked\r\n\r\n" + chunks)).startswith(
+        b"HTTP/1.1 200 "
+    )
+
+
+async def test_a_body_is_asked_for_only_from_who_may_send_it(collector: Serving, tmp_path: Path) -> None:
+    waits = HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n"
+    said = await raw(collector, waits + b"\r\n[]")
+    assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+    async with serving(tmp_path / "gateway", AUTH_MODE="gateway") as other:
+        assert (await raw(other, waits + b"\r\n")).startswith(b"HTTP/1.1 401 ")
+
+
 # --- readiness is whether events are taken --------------------------------------------------------
 
 
@@ -92,3 +128,14 @@ async def test_a_collector_that_starts_on_a_full_disk_is_ready_when_there_is_roo
             async with asyncio.timeout(30):
                 while (await readiness(collector))[0] != 200:
                     pass
+
+
+async def test_readiness_says_lost_records_and_files_that_were_set_aside(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    async with serving(tmp_path, COLLECTOR_SPOOL=str(spool)) as collector:
+        assert (await readiness(collector))[1]["status"] == "ok"
+    (spool / f"{7:020d}.spool.damaged").write_bytes(b"damaged")
+    async with serving(tmp_path, COLLECTOR_SPOOL=str(spool)) as collector:
+        status, found = await readiness(collector)
+        assert (status, found["status"], found["lost"], found["filesSetAside"]) == (200, "degraded", 0, 1)
+    assert "`analytics_collector_spool_lost_records`" in PAGE

@@ -389,3 +389,12 @@ def test_an_event_that_is_ahead_of_our_clock_is_rejected_in_the_senders_words() 
     ]
     assert "60 minutes ahead of the collector's clock" in found.rejected[0].faults[0].message
     assert len(found.bodies) == 4
+
+
+@pytest.mark.parametrize("body_bytes", [1000, module.LARGE_BYTES + 1], ids=["small", "large"])
+def test_as_many_faults_as_the_page_says_are_futile(body_bytes: int) -> None:
+    bad = Offered(event=None, faults=(Fault("a", "wrong"),))
+    for passed_over in ([], [Offered(event=None, passed_over=True)] * 7):
+        found = admitted([*passed_over, *[bad] * 3000], body_bytes=body_bytes)
+        assert (found.is_futile, len(found.rejected)) == (True, module.FUTILE)
+        assert found.items == module.FUTILE + len(passed_over)

@@ -162,7 +162,8 @@ def test_the_callers_only_org_is_the_org_of_an_event_that_names_none() -> None:
         assert verdict_of(one(without(event, name), default_org=ORG)) == EVENT
         assert verdict_of(one({**CLOUD, "data": without(event, name)}, default_org=ORG)) == EVENT
         assert verdict_of(one(event, default_org=UUID(int=7))) == EVENT, "the event's own org stays"
-        null = verdict_of(one({**event, name: None}, default_org=ORG))
+        assert verdict_of(one({**event, name: None}, default_org=ORG)) == EVENT, "null is no org"
+        null = verdict_of(one({**event, name: None}))
         assert isinstance(null, wire.Invalid)
         assert null.faults[0].field == name
         missing = verdict_of(one(without(event, name)))
