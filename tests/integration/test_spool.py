@@ -106,6 +106,9 @@ async def test_a_second_process_is_refused_until_the_first_one_is_dead(tmp_path:
         assert second.returncode == 1
         assert str(tmp_path) in said.decode()
         assert f"process {first.pid} on " in said.decode()
+        (tmp_path / "lock").unlink()
+        with pytest.raises(SpoolUnusable, match="another collector has the spool"):
+            await Spool.open(tmp_path, bytes_max=BYTES_MAX)
     finally:
         killed_first = first.poll() is None
         first.kill()
