@@ -91,15 +91,24 @@ def migrate() -> None:
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each finding.")
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--for",
+    "processes",
+    type=click.Choice(("worker", "api", "exporter", "collector")),
+    multiple=True,
+    help="Check what this process needs, and nothing else; can be repeated.",
+)
+def doctor(as_json: bool, processes: tuple[str, ...]) -> None:
     """Check configuration, database, stream, Redis, object store and this host; say what to do.
 
-    Changes nothing. Exits with 1 if anything fails; a warning alone is no failure.
+    Without --for, it checks what the environment can be for: worker, API and exporter; the collector too if
+    a setting COLLECTOR_… is given; and the collector alone if DATABASE_URL is missing then. Changes nothing.
+    Exits with 1 if anything fails; a warning alone is no failure.
     """
     from pipeline.admin import doctor as examination
 
     failed = 0
-    for finding in examination.examine(os.environ):
+    for finding in examination.examine(os.environ, processes):
         failed += finding.level is examination.Level.FAIL
         if as_json:
             row = {name: getattr(finding, name) for name in ("level", "name", "detail", "remedy")}

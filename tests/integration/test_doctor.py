@@ -31,9 +31,9 @@ from tests.support import community
 DEAD = "127.0.0.1:1"
 
 
-def examine(**environment: str) -> dict[str, list[Finding]]:
+def examine(*processes: str, **environment: str) -> dict[str, list[Finding]]:
     by_name: dict[str, list[Finding]] = {}
-    for finding in doctor.examine(environment):
+    for finding in doctor.examine(environment, processes):
         by_name.setdefault(finding.name, []).append(finding)
         assert bool(finding.remedy) == (finding.level is not Level.OK), finding
     return by_name
@@ -176,6 +176,84 @@ def test_missing_privileges_are_named(migrated: str, stream_url: str) -> None:
     assert "GRANT" in privileges.remedy
 
 
+@pytest.fixture
+def login(migrated: str) -> Iterator[Callable[[str], str]]:
+    """Make a login in a role, as the pages say; its URL."""
+    made = []
+
+    def make(role: str) -> str:
+        made.append(f"doctor_{role}")
+        with psycopg.connect(migrated) as connection:
+            connection.execute(f"CREATE ROLE {made[-1]} LOGIN IN ROLE {role}")
+        url = migrated.replace("//postgres:@", f"//{made[-1]}@")
+        assert url != migrated
+        return url
+
+    yield make
+    with psycopg.connect(migrated) as connection:
+        for name in made:
+            connection.execute(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize(
+    ("role", "fits"),
+    [
+        ("spendstream_reader", ("api", "exporter")),
+        ("spendstream_collector", ("collector",)),
+        ("pg_monitor", ()),
+    ],
+)
+def test_a_login_of_the_pages_is_well_for_its_process_and_lacks_rights_for_the_others(
+    login: Callable[[str], str], stream_url: str, role: str, fits: tuple[str, ...]
+) -> None:
+    environment = {"DATABASE_URL": login(role), "RABBITMQ_URL": stream_url, "COLLECTOR_PORT": "0"}
+    for process in ("worker", "api", "exporter", "collector"):
+        findings = examine(process, **environment)
+        privileges = one(findings, "privileges")
+        assert privileges.level is (Level.OK if process in fits else Level.FAIL), (process, privileges)
+        assert one(findings, "schema").level is Level.OK, "a login without rights is no fault of the schema"
+        assert "database" in findings
+        assert one(findings, "database").level is Level.OK
+    assert "INSERT" in one(examine("worker", **environment), "privileges").detail
+    untold = one(examine(**environment), "privileges")
+    assert untold.level is (Level.WARN if fits else Level.FAIL), untold
+    assert not fits or f"--for {fits[0]}" in untold.remedy
+    assert "as the owner" not in untold.remedy
+
+
+def test_the_owners_login_is_well_for_the_worker_and_refused_for_the_api_as_the_api_refuses_it(
+    migrated: str, stream_url: str
+) -> None:
+    environment = {"DATABASE_URL": migrated, "RABBITMQ_URL": stream_url}
+    assert one(examine("worker", **environment), "privileges").level is Level.OK
+    refused = one(examine("api", **environment), "privileges")
+    assert refused.level is Level.FAIL
+    assert "spendstream_reader" in refused.remedy
+    assert one(examine("api", **environment, API_ALLOW_PRIVILEGED="true"), "privileges").level is Level.OK
+
+
+def test_each_process_is_checked_for_what_it_needs_alone(stream_url: str) -> None:
+    alone = examine("collector", RABBITMQ_URL=stream_url)
+    assert {"collector", "database", "redis"} <= set(alone)
+    assert not {"worker", "api", "archive", "object store", "privileges"} & set(alone)
+    assert "not configured" in one(alone, "database").detail
+    api = examine("api", DATABASE_URL=f"postgresql://{DEAD}/d")
+    assert {"api", "object store", "database"} <= set(api)
+    assert not {"stream", "worker", "collector"} & set(api)
+    (missing,) = examine("worker", RABBITMQ_URL=stream_url)["configuration"]
+    assert "DATABASE_URL is not set" in missing.detail
+
+
+def test_the_environment_of_a_collector_alone_is_checked_for_a_collector(stream_url: str) -> None:
+    """As on the page of the collector: a broker, a spool and a mode, and no database."""
+    findings = examine(RABBITMQ_URL=stream_url, COLLECTOR_SPOOL=stream_url[11:], AUTH_MODE="gateway")
+    assert "collector" in findings
+    assert "worker" not in findings
+    assert all(f.level is not Level.FAIL for each in findings.values() for f in each), findings
+    (missing,) = examine(RABBITMQ_URL=stream_url)["configuration"]
+    assert "--for" in missing.remedy
+
+
 def test_the_progress_of_each_partition_is_shown(migrated: str, stream_url: str) -> None:
     insert = (
         "INSERT INTO analytics.partitions (partition, stream, offered, accepted, duplicate, rejected,"
@@ -299,6 +377,15 @@ def test_the_command_exits_0_when_well_and_1_on_any_fault(migrated: str, stream_
     assert "fail  database" in output
     assert "-> is PostgreSQL running" in output
     assert "1 of the checks failed" in errors
+
+
+def test_the_command_checks_one_process_alone(stream_url: str) -> None:
+    exit_code, output, _ = run("--for", "collector", RABBITMQ_URL=stream_url)
+    assert exit_code == 0, output
+    assert "checked for collector" in output
+    assert run("--for", "nobody")[0] == 2
+    for process in doctor.PROCESSES:
+        assert run("--for", process)[0] == 1, "the command knows every process, and each needs a setting"
 
 
 def test_json_findings(stream_url: str) -> None:

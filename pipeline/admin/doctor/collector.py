@@ -1,7 +1,4 @@
-"""The doctor's checks of a collector that may run here: its settings, its spool, and its health.
-
-A deployment need not have a collector. So nothing is checked unless a setting of the collector is given.
-"""
+"""The doctor's checks of a collector that may run here: its settings, its spool, and its health."""
 
 from __future__ import annotations
 
@@ -20,9 +17,6 @@ _MOUNTS: Final = Path("/proc/self/mounts")
 
 
 def check(values: settings.Values) -> Iterator[Finding]:
-    given = [name for name, origin in values.origins.items() if origin == "environment"]
-    if not any(name.startswith("COLLECTOR_") for name in given):
-        return
     yield from _credentials(values)
     yield from _spool(values)
     for host in values["COLLECTOR_HOST"]:

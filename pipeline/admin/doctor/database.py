@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.admin.doctor import rights
 from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
+from pipeline.admin.doctor.scope import Scope
 from pipeline.common import settings
 from pipeline.core.care import CRASHES_MIN, Care, remedy
 
@@ -17,10 +19,24 @@ _OLDEST_POSTGRESQL: Final = 15
 _SKEW_WARN_S: Final = 2.0
 _SKEW_FAIL_S: Final = 60.0
 _SCHEMA: Final = "analytics"
-_PRIVILEGES: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_LOGINS: Final = {
+    "worker": "the schema's owner",
+    "api": "a role IN ROLE spendstream_reader",
+    "exporter": "a role IN ROLE spendstream_reader",
+    "collector": "a role IN ROLE spendstream_collector",
+}
+"""What the login of each process is."""
 
 
-def check(values: settings.Values) -> Iterator[Finding]:
+def check(values: settings.Values, asked: Scope) -> Iterator[Finding]:
+    if values["DATABASE_URL"] is None:
+        yield Finding(
+            Level.OK,
+            "database",
+            "not configured (DATABASE_URL): the collector takes no API keys, and writes no names of orgs",
+        )
+        return
+    import psycopg
     from sqlalchemy.exc import DBAPIError
 
     from pipeline.common.connect import Refused, Session, engine
@@ -32,11 +48,15 @@ def check(values: settings.Values) -> Iterator[Finding]:
     )
     try:
         with engine(values["DATABASE_URL"], session).connect() as connection:
-            yield from _connected(connection)
+            yield from _connected(connection, values, asked)
     except DBAPIError as error:
         if isinstance(error.orig, Refused):
             detail, _, remedy = str(error.orig).partition(": ")
             yield Finding(Level.FAIL, "database", detail, remedy)
+            return
+        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            detail = f"its login may not do all that is checked: {first_line(error.orig)}"
+            yield Finding(Level.FAIL, "database", detail, _login_remedy(asked))
             return
         yield Finding(
             Level.FAIL,
@@ -46,7 +66,7 @@ def check(values: settings.Values) -> Iterator[Finding]:
         )
 
 
-def _connected(connection: Connection) -> Iterator[Finding]:
+def _connected(connection: Connection, values: settings.Values, asked: Scope) -> Iterator[Finding]:
     from sqlalchemy import text
 
     from sql import editions, migrate, schema
@@ -75,12 +95,17 @@ def _connected(connection: Connection) -> Iterator[Finding]:
         )
     yield _clocks(connection)
 
+    if not _may_read(connection, "alembic_version"):
+        yield Finding(Level.OK, "schema", "its revision is not shown to this login")
+        yield from _privileges(connection, values, asked)
+        return
     revision = migrate.revision(connection)
     if revision == schema.HEAD:
         yield Finding(Level.OK, "schema", f"revision {revision}")
-        yield from _privileges(connection)
-        yield from _partitions(connection)
-        if edition is not editions.Edition.POSTGRESQL:
+        yield from _privileges(connection, values, asked)
+        if _may_read(connection, "partitions"):
+            yield from _partitions(connection)
+        if edition is not editions.Edition.POSTGRESQL and asked.has("worker"):
             yield from _hypertables(connection)
             yield from _jobs(connection)
     elif revision is None:
@@ -112,32 +137,86 @@ def _clocks(connection: Connection) -> Finding:
     )
 
 
-def _privileges(connection: Connection) -> Iterator[Finding]:
+def _may_read(connection: Connection, table: str) -> bool:
+    """May the login read this table of ours? True also if there is no such table."""
     from sqlalchemy import text
 
-    from sql.schema import metadata
+    allowed = connection.scalar(
+        text(
+            "SELECT has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')"
+            " FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = :schema AND c.relname = :table"
+        ),
+        {"schema": _SCHEMA, "table": table},
+    )
+    return allowed is not False
 
-    lacking = [
-        f"{privilege} on {table.name}"
-        for table in metadata.sorted_tables
-        for privilege in _PRIVILEGES
-        if not connection.scalar(
-            text("SELECT has_table_privilege(:table, :privilege)"),
-            {"table": f"{_SCHEMA}.{table.name}", "privilege": privilege},
-        )
-    ]
-    if not connection.scalar(text("SELECT has_database_privilege(current_database(), 'TEMPORARY')")):
-        lacking.append("TEMPORARY on the database")
-    if not lacking:
-        yield Finding(Level.OK, "privileges", "the worker may read and write every table")
+
+def _privileges(connection: Connection, values: settings.Values, asked: Scope) -> Iterator[Finding]:
+    """Has the login the rights that the processes in question need?
+
+    If nobody said which process the login is for, the login may be that of any process: a worker's may do
+    everything, an API's may read, and a collector's may look keys up.
+    """
+    from sqlalchemy import text
+
+    from sql.roles import WRITES_ROLLUPS
+
+    if not asked.told:
+        yield _fitting(connection, asked)
         return
+    for process in sorted(asked.processes):
+        lacking = rights.lacking(connection, process)
+        if lacking:
+            yield _lacking(process, lacking)
+        elif (
+            process in ("api", "exporter")
+            and not values["API_ALLOW_PRIVILEGED"]
+            and connection.scalar(text(WRITES_ROLLUPS))
+        ):
+            yield Finding(
+                Level.FAIL,
+                "privileges",
+                f"the login may write rollups, and the {process} refuses such a login",
+                "CREATE ROLE … LOGIN PASSWORD '…' IN ROLE spendstream_reader, and let DATABASE_URL name it",
+            )
+        else:
+            yield Finding(Level.OK, "privileges", f"the login has every right that the {process} needs")
+
+
+def _fitting(connection: Connection, asked: Scope) -> Finding:
+    """The finding on a login of which nobody said whose it is."""
+    processes = [name for name in ("worker", "api", "collector") if asked.has(name) or name == "collector"]
+    lacks = {process: rights.lacking(connection, process) for process in processes}
+    fits = next((process for process in processes if not lacks[process]), None)
+    if fits is None:
+        return _lacking(processes[0], lacks[processes[0]])
+    if fits == processes[0]:
+        return Finding(Level.OK, "privileges", f"the {fits} has every right that it needs")
+    also = "the API or the exporter" if fits == "api" else "the collector"
+    return Finding(
+        Level.WARN,
+        "privileges",
+        f"the login fits {also}, and no worker: a worker needs {len(lacks['worker'])} rights more",
+        f"if it is meant so, `spendstream doctor --for {fits}` has no warning; a worker logs in as"
+        f" {_LOGINS['worker']}",
+    )
+
+
+def _lacking(process: str, lacking: list[str]) -> Finding:
     shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
-    yield Finding(
+    return Finding(
         Level.FAIL,
         "privileges",
-        f"missing: {shown}",
-        "as the schema's owner, GRANT them to this role, or let the worker connect as the owner",
+        f"missing for the {process}: {shown}",
+        f"let the {process} log in as {_LOGINS[process]} (`spendstream migrate` makes the roles), or GRANT"
+        " them to this login",
     )
+
+
+def _login_remedy(asked: Scope) -> str:
+    logins = "; ".join(f"{process}: {_LOGINS[process]}" for process in _LOGINS if asked.has(process))
+    return f"let DATABASE_URL name the login of the process ({logins})"
 
 
 def _crashes(row: Any) -> Finding:
