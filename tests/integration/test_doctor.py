@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -27,6 +28,7 @@ from pipeline.processes import child as children
 from sql import migrate
 from sql.schema import HEAD
 from tests.support import community
+from tests.support.rabbitmq import broker_user
 
 DEAD = "127.0.0.1:1"
 
@@ -234,7 +236,7 @@ def test_the_owners_login_is_well_for_the_worker_and_refused_for_the_api_as_the_
 
 def test_each_process_is_checked_for_what_it_needs_alone(stream_url: str) -> None:
     alone = examine("collector", RABBITMQ_URL=stream_url)
-    assert {"collector", "database", "redis"} <= set(alone)
+    assert {"stream", "collector", "database", "redis"} <= set(alone)
     assert not {"worker", "api", "archive", "object store", "privileges"} & set(alone)
     assert "not configured" in one(alone, "database").detail
     api = examine("api", DATABASE_URL=f"postgresql://{DEAD}/d")
@@ -314,15 +316,13 @@ def test_a_stream_that_is_gone_is_a_fault(migrated: str, tmp_path: Path, stream:
     assert ("7 records of it are in the database" in found.detail) == (level is Level.FAIL)
 
 
-@pytest.fixture
-def unready() -> Iterator[int]:
-    """The port of a page that answers 503 and names a component."""
+@contextmanager
+def page(status: int, body: bytes) -> Iterator[str]:
+    """The port of a server that answers each question with this page."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            components = {"database": {"status": "unavailable"}, "stream": {"status": "ok"}}
-            body = json.dumps({"status": "unavailable", "components": components}).encode()
-            self.send_response(503)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -331,20 +331,40 @@ def unready() -> Iterator[int]:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_address[1]
+        yield str(server.server_address[1])
         server.shutdown()
 
 
-def test_a_process_that_is_not_ready_is_a_warning_with_its_reason(unready: int, stream_url: str) -> None:
-    findings = examine(
-        DATABASE_URL=f"postgresql://{DEAD}/d",
-        RABBITMQ_URL=stream_url,
-        METRICS_PORT=str(unready),
-        HTTP_PORT="1",
-    )
-    worker = one(findings, "worker")
-    assert worker.level is Level.WARN
-    assert worker.detail == "not ready: 503 database is unavailable"
+@pytest.mark.parametrize(
+    ("status", "state", "level", "detail"),
+    [
+        (503, "unavailable", Level.WARN, "not ready: 503 database is unavailable"),
+        (200, "unavailable", Level.WARN, "ready, but database is unavailable"),
+        (200, "degraded", Level.WARN, "ready, but database is degraded"),
+        (200, "off", Level.OK, "ready at "),
+        (200, "ok", Level.OK, "ready at "),
+    ],
+)
+def test_a_component_that_is_not_well_is_a_warning_also_of_a_process_that_is_ready(
+    stream_url: str, status: int, state: str, level: Level, detail: str
+) -> None:
+    components = {"database": {"status": state}, "stream": {"status": "ok"}}
+    with page(status, json.dumps({"components": components}).encode()) as port:
+        environment = {"DATABASE_URL": f"postgresql://{DEAD}/d", "RABBITMQ_URL": stream_url}
+        worker = one(examine("worker", **environment, METRICS_PORT=port), "worker")
+    assert worker.level is level
+    assert worker.detail.startswith(detail)
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, b'{"status": 404}'), (200, b"hello")])
+def test_something_else_on_a_port_of_ours_is_named_with_the_setting(
+    stream_url: str, status: int, body: bytes
+) -> None:
+    with page(status, body) as port:
+        found = examine("collector", RABBITMQ_URL=stream_url, COLLECTOR_PORT=port)["collector"][-1]
+    assert found.level is Level.WARN
+    assert "something else" in found.detail
+    assert "COLLECTOR_PORT" in found.remedy
 
 
 def test_a_check_that_breaks_does_not_hide_the_others(
@@ -428,6 +448,34 @@ def test_the_whole_stack_is_well(timescale: str, rabbitmq: RabbitMQ, redis_url: 
     assert "no-such-archive" in one(findings, "archive").detail
     assert one(findings, "archive").level is Level.FAIL
     assert one(findings, "stream").level is Level.FAIL
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "faults"),
+    [
+        (".*", ".*", set()),
+        (".*", "", {"published to"}),
+        ("", ".*", {"read"}),
+        ("", "", {"read", "published to"}),
+    ],
+)
+def test_the_broker_s_rights_are_tried_for_what_each_process_does(
+    rabbitmq: RabbitMQ, migrated: str, read: str, write: str, faults: set[str]
+) -> None:
+    stream = f"doctor-{time.time_ns()}"
+    done = simulate({"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_STREAM": stream})
+    assert done.returncode == 0, done.stderr
+    with broker_user(rabbitmq, configure="", write=write, read=read) as url:
+        environment = {"RABBITMQ_URL": url, "RABBITMQ_STREAM": stream, "DATABASE_URL": migrated}
+        both = examine("worker", "collector", **environment)["stream"]
+        reading, publishing = (examine(each, **environment)["stream"] for each in ("worker", "collector"))
+    failed = [found for found in both if found.level is Level.FAIL]
+    assert {
+        word for word in ("read", "published to") if any(f" be {word}" in f.detail for f in failed)
+    } == faults
+    assert all("set_permissions" in found.remedy for found in failed)
+    assert [found.level for found in reading] == [Level.FAIL if "read" in faults else Level.OK]
+    assert [found.level for found in publishing] == [Level.FAIL if "published to" in faults else Level.OK]
 
 
 def test_servers_that_hang_do_not_hang_the_doctor(

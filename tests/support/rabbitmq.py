@@ -1,9 +1,13 @@
 """What the tests of the RabbitMQ transport share: publish, read, and read until the connection fails."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import TypedDict
+import base64
+import json
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypedDict
 
 import pytest
 
@@ -38,6 +42,33 @@ async def plain_connection(rabbitmq: RabbitMQ) -> AsyncIterator[StreamConnection
         yield connection
     finally:
         await connection.close()
+
+
+@contextmanager
+def broker_user(rabbitmq: RabbitMQ, *, configure: str, write: str, read: str) -> Iterator[str]:
+    """A user with these rights on the vhost /, each a regular expression; yields the user's stream URL."""
+    name = f"user-{uuid.uuid4().hex[:8]}"
+    _manage(rabbitmq, "PUT", f"/api/users/{name}", {"password": "secret", "tags": ""})
+    try:
+        rights = {"configure": configure, "write": write, "read": read}
+        _manage(rabbitmq, "PUT", f"/api/permissions/%2F/{name}", rights)
+        yield f"rabbitmq-stream://{name}:secret@127.0.0.1:{rabbitmq.ports['stream']}/%2F"
+    finally:
+        _manage(rabbitmq, "DELETE", f"/api/users/{name}")
+
+
+def _manage(rabbitmq: RabbitMQ, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{rabbitmq.ports['management']}{path}",
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={
+            "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+            "Content-Type": "application/json",
+        },
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE_S):
+        pass
 
 
 def numbered(first: int, after: int) -> list[bytes]:

@@ -52,7 +52,7 @@ def examine(environment: Mapping[str, str], processes: Sequence[str] = ()) -> It
         )
     checks: tuple[tuple[str, Callable[[settings.Values], Iterator[Finding]], Sequence[str]], ...] = (
         ("database", partial(database.check, asked=asked), PROCESSES),
-        ("stream", stream.check, ("worker",)),
+        ("stream", partial(stream.check, asked=asked), ("worker", "collector")),
         ("redis", stores.redis, ("worker", "api", "collector")),
         ("object store", stores.object_store, ("api", "exporter")),
         ("archive", stores.archive, ("worker",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pipeline.common import settings, urls
 
 _DISK_WARN_BYTES: Final = 5 * 2**30
 _DISK_FAIL_BYTES: Final = 2**30
+_PAGE_BYTES: Final = 10_000
 
 
 def disk(values: settings.Values) -> Iterator[Finding]:
@@ -51,20 +53,23 @@ def api(values: settings.Values) -> Iterator[Finding]:
 
 
 def page(name: str, host: str, port: int, path: str) -> Finding:
-    """Ask a process for its readiness. A process that does not answer is a warning: it may run elsewhere."""
+    """Ask a process for its readiness. A process that does not answer is a warning: it may run elsewhere.
+
+    A process may be ready with a component that is not well. Example: a collector with a spool is ready while
+    the stream is away. That is a warning too, because somebody has to mend the component.
+    """
     if port == 0:
         return Finding(Level.OK, name, "listens on a port of its own choice: not looked for")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://{urls.authority(host, port)}{path}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=TIMEOUT_S):
-            return Finding(Level.OK, name, f"ready at {url}")
+        with opener.open(url, timeout=TIMEOUT_S) as answer:
+            status, components = 200, _components(answer.read(_PAGE_BYTES))
     except urllib.error.HTTPError as error:
-        remedy = f"see what its log says; {url} names the component"
-        return Finding(
-            Level.WARN, name, f"not ready: {error.code} {_unready(error.read(10_000))}".strip(), remedy
-        )
+        status, components = error.code, _components(error.read(_PAGE_BYTES))
+    except http.client.HTTPException as error:
+        return _stranger(name, url, type(error).__name__)
     except (OSError, ValueError) as error:
         remedy = f"start it with `spendstream {name}`, unless it runs on another host"
         return Finding(
@@ -73,13 +78,32 @@ def page(name: str, host: str, port: int, path: str) -> Finding:
             f"not reachable at {url}: {first_line(getattr(error, 'reason', error))}",
             remedy,
         )
+    if components is None and status in (200, 404):
+        return _stranger(name, url, str(status))
+    unwell = ", ".join(
+        f"{part} is {state}" for part, state in (components or {}).items() if state not in ("ok", "off")
+    )
+    if status == 200 and not unwell:
+        return Finding(Level.OK, name, f"ready at {url}")
+    state = "ready, but" if status == 200 else f"not ready: {status}"
+    remedy = f"see what its log says; {url} has more on the component"
+    return Finding(Level.WARN, name, f"{state} {unwell}".strip(), remedy)
 
 
-def _unready(body: bytes) -> str:
+def _stranger(name: str, url: str, answer: str) -> Finding:
+    setting = {"worker": "METRICS_PORT", "api": "HTTP_PORT", "collector": "COLLECTOR_PORT"}[name]
+    return Finding(
+        Level.WARN,
+        name,
+        f"something else than the {name} listens at {url} (its answer: {answer})",
+        f"set {setting} to a port of the {name}'s own; the {name} cannot listen where another process does",
+    )
+
+
+def _components(body: bytes) -> dict[str, str] | None:
+    """The state of each component on a page of readiness; None: it is not such a page."""
     try:
         components: dict[str, Any] = json.loads(body)["components"]
-        return ", ".join(
-            f"{name} is {part['status']}" for name, part in components.items() if part["status"] != "ok"
-        )
+        return {name: str(part["status"]) for name, part in components.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return ""
+        return None

@@ -1,52 +1,99 @@
-"""The doctor's checks of the stream: it exists, it has no gap, and one consumer group reads it."""
+"""The doctor's checks of the stream: it exists, can be used, has no gap, and one consumer group reads it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
+from pipeline.admin.doctor.scope import Scope
 from pipeline.common import settings, urls
-from pipeline.config import stream_config
+from pipeline.config import StreamConfig, stream_config
 
 if TYPE_CHECKING:
     from pipeline.transports import OffsetGone, Transport
 
 
-def check(values: settings.Values) -> Iterator[Finding]:
+def check(values: settings.Values, asked: Scope) -> Iterator[Finding]:
+    """A worker reads the stream, and a collector publishes to it: each is tried as the process does it."""
     from pipeline.transports import StreamAbsent, TransportError
-    from pipeline.transports.factory import open_transport
 
     config = stream_config(values)
-
-    standing = _standing(values, config.stream)
-
-    async def ping() -> list[OffsetGone]:
-        transport = open_transport(config)
+    standing = _standing(values, config.stream) if asked.has("worker") else ()
+    trials: dict[str, Callable[[], Coroutine[Any, Any, list[Finding]]]] = {}
+    if asked.has("worker"):
+        trials["read"] = partial(_read, config, standing)
+    if asked.has("collector"):
+        trials["write"] = partial(_publish, config)
+    for right, trial in trials.items():
         try:
-            async with asyncio.timeout(TIMEOUT_S):
-                await transport.ping()
-                return await _gaps(transport, standing)
-        finally:
-            await transport.close()
+            yield from asyncio.run(trial())
+        except StreamAbsent:
+            process = "worker" if asked.has("worker") else "collector"
+            yield _absent(config.stream, sum(row.offered for row in standing), process)
+            return
+        except (TransportError, TimeoutError, ValueError) as error:
+            yield _unusable(config, error, right)
+            if not _is_refused(error):
+                return
 
-    remedy = "is the broker running, and do host, port, user, password and vhost in RABBITMQ_URL fit?"
+
+async def _read(config: StreamConfig, standing: Sequence[Any]) -> list[Finding]:
+    """Read what a worker reads first: where the stream begins and ends."""
+    from pipeline.transports.factory import open_transport
+
+    transport = open_transport(config)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await transport.ping()
+            gaps = await _gaps(transport, standing)
+    finally:
+        await transport.close()
+    return [
+        Finding(Level.OK, "stream", f"{config.stream} can be read"),
+        *_groups(config.consumer, standing),
+        *(Finding(Level.FAIL, "stream", str(gap), gap.remedy) for gap in gaps),
+    ]
+
+
+async def _publish(config: StreamConfig) -> list[Finding]:
+    """Declare a publisher, as a collector does, and publish nothing."""
+    from pipeline.transports.factory import open_transport
+
+    transport = open_transport(config)
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await transport.ping()
+            if urls.split(config.url).scheme != "embedded":  # a publisher to a folder would make files
+                await transport.publisher()
+    finally:
+        await transport.close()
+    return [Finding(Level.OK, "stream", f"{config.stream} can be published to")]
+
+
+def _unusable(config: StreamConfig, error: Exception, right: str) -> Finding:
+    """The finding on a stream that could not be used, where this right on the stream was needed."""
+    detail = f"no answer in {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else first_line(error)
+    used = {"read": "read", "write": "published to"}[right]
     if urls.split(config.url).scheme == "embedded":
         remedy = "check the folder's permissions"
-    try:
-        gaps = asyncio.run(ping())
-    except StreamAbsent:
-        yield _absent(config.stream, sum(row.offered for row in standing))
-    except (TransportError, TimeoutError, ValueError) as error:
-        detail = f"no answer in {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else first_line(error)
-        yield Finding(Level.FAIL, "stream", f"{config.stream} cannot be used: {detail}", remedy)
+    elif _is_refused(error):
+        needing, other = ("worker", "collector") if right == "read" else ("collector", "worker")
+        remedy = (
+            f"`rabbitmqctl set_permissions` gives the user of RABBITMQ_URL the right to {right} this stream,"
+            f" which a {needing} needs; `spendstream doctor --for {other}` leaves a {needing} out"
+        )
     else:
-        yield Finding(Level.OK, "stream", f"{config.stream} can be read")
-        yield from _groups(config.consumer, standing)
-        for gap in gaps:
-            yield Finding(Level.FAIL, "stream", str(gap), gap.remedy)
+        remedy = "is the broker running, and do host, port, user, password and vhost in RABBITMQ_URL fit?"
+    return Finding(Level.FAIL, "stream", f"{config.stream} cannot be {used}: {detail}", remedy)
+
+
+def _is_refused(error: Exception) -> bool:
+    """Does the broker know the user, and not let the user do what was tried?"""
+    return "access refused" in str(error)
 
 
 def _groups(consumer: str, standing: Sequence[Any]) -> Iterator[Finding]:
@@ -82,14 +129,15 @@ async def _gaps(transport: Transport, standing: Sequence[Any]) -> list[OffsetGon
     return [gone for gone in found if gone is not None]
 
 
-def _absent(stream: str, counted: int) -> Finding:
+def _absent(stream: str, counted: int, process: str) -> Finding:
     """The finding on a stream that does not exist.
 
     A new deployment has no stream yet. A stream whose records were counted before was deleted.
     """
     if not counted:
         remedy = (
-            "`spendstream worker` declares it when it starts; several partitions: `spendstream stream create`"
+            f"`spendstream {process}` declares it when it starts;"
+            " several partitions: `spendstream stream create`"
         )
         return Finding(Level.WARN, "stream", f"{stream} does not exist yet", remedy)
     return Finding(
