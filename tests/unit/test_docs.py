@@ -24,7 +24,7 @@ from pipeline.common.access.caller import ADMIN
 from pipeline.common.names import NAMES_MAX
 from pipeline.core import replay, rollups, wire
 from pipeline.prices import source
-from sql import migrate, schema
+from sql import migrate, roles, schema
 from tests.support import expositions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,6 +170,21 @@ def test_every_metric_and_table_that_a_page_names_exists(page: Path) -> None:
             assert name in exposed, f"there is no metric {name}"
         for name in re.findall(r"\banalytics\.([a-z_]+)\b", quoted):
             assert name in tables or name == "usage", f"there is no table {name}"
+
+
+def test_the_table_of_the_processes_has_the_ports_and_logins_that_they_have() -> None:
+    text = (ROOT / "docs/howto/run.md").read_text()
+    table = text.partition("## What each process needs")[2].partition("\n\n## ")[0]
+    defaults = {setting.name: setting.default for setting in settings.SETTINGS}
+    for process, port, login in (
+        ("worker", "METRICS_PORT", "owner"),
+        ("API", "HTTP_PORT", roles.READER),
+        ("exporter", None, roles.READER),
+        ("[collector](collector.md)", "COLLECTOR_PORT", roles.COLLECTOR),
+    ):
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {process} |")]
+        assert (f"`{port}`, {defaults[port]} |" if port else "| nothing |") in row
+        assert login in row
 
 
 def test_the_table_of_the_event_is_the_wire_contract() -> None:
