@@ -183,7 +183,7 @@ class Intake:
             went = await outlet.send(admitted.bodies, admitted.keys)
         except Away as error:
             count(dialect, "refused", len(admitted.bodies))
-            raise away(str(error)) from None
+            raise away(str(error), spool=error.spool) from None
         count(dialect, went, len(admitted.bodies))
 
 
@@ -192,15 +192,16 @@ def only_org(caller: Caller) -> uuid.UUID | None:
     return next(iter(caller.orgs)) if caller.orgs is not None and len(caller.orgs) == 1 else None
 
 
-def away(reason: str) -> Problem:
+def away(reason: str, *, spool: str = "") -> Problem:
     """The answer when events can be kept nowhere. ``reason`` may name our servers, so the log has it
-    alone."""
+    alone. ``spool`` says why the spool has not kept them; '' if there is none."""
     log.debug("events_refused", extra={"error": reason})
     return Problem(
         status=503,
         kind="unavailable",
         title="The stream is away",
-        detail="The events cannot be kept now: send them again. What was stored all the same counts once.",
+        detail=(f"The stream is away, and {spool}. " if spool else "")
+        + "The events cannot be kept now: send them again. What was stored all the same counts once.",
         headers={"Retry-After": str(RETRY_AFTER_S)},
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from pipeline.common import settings
 from pipeline.common.access.config import AuthConfig, auth_config
@@ -23,6 +24,10 @@ class BodyBounds:
     timeout_s: float = of("COLLECTOR_BODY_TIMEOUT")
     pace_bytes: int = of("COLLECTOR_BODY_PACE")
     """Bytes a second that a body must have, after its first second."""
+
+
+SPOOL_NEARLY_FULL: Final = 0.8
+"""From this share of its bound on, a spool is not as it should be: readiness and the doctor say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

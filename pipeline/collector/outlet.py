@@ -26,8 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from pipeline.collector.spool import Spool, SpoolError, Taken
+from pipeline.collector.config import SPOOL_NEARLY_FULL
+from pipeline.collector.spool import Spool, SpoolError, SpoolFull, Taken
 from pipeline.common.backoff import Backoff, ExponentialBackoff
+from pipeline.common.seldom import Seldom
 from pipeline.transports import Publisher, Transport, TransportError
 
 log = logging.getLogger(__name__)
@@ -50,12 +52,21 @@ _LOOK_S: Final = 1.0
 _LOOK_PATIENCE_S: Final = 5.0
 """How often a quiet stream is looked at, and how long the broker may take to answer."""
 SILENT: Final = "the broker does not confirm in time"
+SPOOL_FULL: Final = "the collector's spool is full (COLLECTOR_SPOOL_BYTES_MAX)"
+SPOOL_FAILS: Final = "the disk of the collector's spool fails"
 
 Went = Literal["stream", "spool"]
 
 
 class Away(Exception):
-    """The events are neither confirmed nor kept, and the sender should send them again. The text says why."""
+    """The events are neither confirmed nor kept, and the sender should send them again. The text says why.
+
+    ``spool`` says why the spool has not kept them, in words for the sender; '' if there is no spool.
+    """
+
+    def __init__(self, why: str, *, spool: str = "") -> None:
+        super().__init__(why)
+        self.spool = spool
 
 
 class Refused(Away):
@@ -115,6 +126,7 @@ class Outlet:
         """Set while there is a publisher."""
         self._away_since: float | None = None
         self._look_s = look_s
+        self._seldom = Seldom()
         self._gone: TransportError | None = None
         """What `_look` has found out about the stream; None: nothing is wrong."""
         self._alone = 0
@@ -155,8 +167,25 @@ class Outlet:
                 await self._spool.append(list(zip(keys, bodies, strict=True)))
         except (SpoolError, TimeoutError) as error:
             fault = str(error) or f"the spool's disk did not answer in {_KEEP_S:g} s"
-            raise Away(f"{self.error or SILENT}; {fault}") from error
+            self._say_not_kept(error, fault, len(bodies))
+            spool = SPOOL_FULL if isinstance(error, SpoolFull) else SPOOL_FAILS
+            raise Away(f"{self.error or SILENT}; {fault}", spool=spool) from error
+        self._say_nearly_full(self._spool)
         return "spool"
+
+    def _say_not_kept(self, error: Exception, fault: str, events: int) -> None:
+        """Say that a sender got these events back, at most once a minute, with all since the line before."""
+        kind = "spool_full" if isinstance(error, SpoolFull) else "spool_not_written"
+        refused = self._seldom.count(kind, events)
+        if refused is not None:
+            facts = {"error": fault, "events_refused": refused, "stream_error": self.error or SILENT}
+            remedy = {"remedy": "bring the broker back, or raise COLLECTOR_SPOOL_BYTES_MAX"}
+            log.error(kind, extra=facts | (remedy if kind == "spool_full" else {}))
+
+    def _say_nearly_full(self, spool: Spool) -> None:
+        if spool.bytes >= SPOOL_NEARLY_FULL * spool.bytes_max and self._seldom.count("spool_nearly_full"):
+            facts = {"bytes": spool.bytes, "bytes_max": spool.bytes_max, "stream_error": self.error or SILENT}
+            log.warning("spool_nearly_full", extra=facts)
 
     @property
     def is_stuck(self) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from pipeline.collector.admit import Admission
 from pipeline.collector.app import Gate, Health, Intake, create_app
-from pipeline.collector.config import Config
+from pipeline.collector.config import SPOOL_NEARLY_FULL, Config
 from pipeline.collector.database import Database
 from pipeline.collector.in_work import InWork
 from pipeline.collector.metrics import Metrics
@@ -60,8 +60,6 @@ _SWITCH_S: Final = 0.001
 """How long the event loop waits for a thread that works on a large body. Python's own 5 ms would be felt."""
 _DISK_S: Final = 5.0
 """How often a spool's disk that failed is tried."""
-_NEARLY_FULL: Final = 0.8
-"""From this share on, a spool is not as it should be."""
 
 
 async def run_collector(config: Config) -> int:
@@ -240,7 +238,7 @@ class Collector:
             return _component("unavailable", "its disk fails; the log says how", **facts), False
         if not spool.has_room:
             return _component("unavailable", "full (COLLECTOR_SPOOL_BYTES_MAX)", **facts), False
-        if share >= _NEARLY_FULL:
+        if share >= SPOOL_NEARLY_FULL:
             return _component("degraded", "nearly full", **facts), True
         if spool.records_too_large:
             fault = "has events that are too large for the broker; the log says how to bring them back"

@@ -373,6 +373,21 @@ async def test_health_says_how_each_part_is(collector: Serving) -> None:
     }
 
 
+async def test_a_sender_is_told_that_the_spool_is_full_and_nothing_of_our_servers(tmp_path: Path) -> None:
+    settings = {"COLLECTOR_SPOOL": str(tmp_path / "spool"), "COLLECTOR_SPOOL_BYTES_MAX": "1MiB"}
+    settings |= {"RABBITMQ_URL": "rabbitmq-stream://127.0.0.1:1/", "COLLECTOR_SPOOL_AFTER": "10ms"}
+    async with serving(tmp_path, **settings) as collector:
+        assert (await collector.post([event() for _ in range(1000)])).status == 200
+        for _ in range(9):
+            answer = await collector.post([event() for _ in range(1000)])
+            if answer.status != 200:
+                break
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+    assert "spool is full (COLLECTOR_SPOOL_BYTES_MAX)" in answer.json["detail"]
+    assert "send them again" in answer.json["detail"]
+    assert "127.0.0.1" not in answer.json["detail"]
+
+
 async def test_a_stopping_collector_finishes_what_is_in_work_and_refuses_the_rest(
     collector: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:

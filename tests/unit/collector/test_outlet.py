@@ -258,14 +258,29 @@ async def test_the_next_process_publishes_what_the_one_before_left_in_the_spool(
     assert (stream.stored, stream.keys) == numbered(0, 5)
 
 
-async def test_a_full_spool_is_said(tmp_path: Path) -> None:
+async def test_a_full_spool_is_said_to_the_sender_and_once_a_minute_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = MemoryStream()
     stream.away = True
     spool = await Spool.open(tmp_path, bytes_max=10_000)
+
+    def said() -> list[str]:
+        return [record.message for record in caplog.records if record.message.startswith("spool_")]
+
     async with running(stream, patience_s=SHORT_S, spool=spool) as outlet:
         assert await outlet.send([b"a" * 5000], ["k"]) == "spool"
-        with pytest.raises(Away, match=r"the broker is away; .*do not fit"):
-            await outlet.send([b"a" * 5000], ["k"])
+        assert said() == []
+        assert await outlet.send([b"a" * 3200], ["k"]) == "spool"
+        assert said() == ["spool_nearly_full"]
+        for _ in range(2):
+            with pytest.raises(Away, match=r"the broker is away; .*do not fit") as refused:
+                await outlet.send([b"a" * 5000, b"b"], ["k", "k"])
+            assert refused.value.spool == module.SPOOL_FULL
+        assert said() == ["spool_nearly_full", "spool_full"]
+        (full,) = [record for record in caplog.records if record.message == "spool_full"]
+        assert (full.__dict__["events_refused"], full.levelname) == (2, "ERROR")
+        assert "COLLECTOR_SPOOL_BYTES_MAX" in full.__dict__["remedy"]
         stream.come_back()
         await until(lambda: spool.records == 0)
         assert await outlet.send([b"a" * 5000], ["k"]) in ("stream", "spool")
