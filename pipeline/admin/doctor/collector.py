@@ -10,6 +10,7 @@ from typing import Final
 
 from pipeline.admin.doctor.finding import Finding, Level
 from pipeline.admin.doctor.host import page
+from pipeline.collector.config import SPOOL_NEARLY_FULL
 from pipeline.common import settings
 
 _IN_MEMORY: Final = ("tmpfs", "ramfs")
@@ -40,8 +41,8 @@ def _credentials(values: settings.Values) -> Iterator[Finding]:
 
 
 def _spool(values: settings.Values) -> Iterator[Finding]:
-    folder: Path | None = values["COLLECTOR_SPOOL"]
-    if folder is None:
+    wanted: Path | None = values["COLLECTOR_SPOOL"]
+    if wanted is None:
         yield Finding(
             Level.WARN,
             "collector",
@@ -49,35 +50,60 @@ def _spool(values: settings.Values) -> Iterator[Finding]:
             "set COLLECTOR_SPOOL to a folder on a disk",
         )
         return
-    while not folder.exists():  # the collector makes it
-        folder = folder.parent
-    if not os.access(folder, os.W_OK | os.X_OK):
-        yield Finding(
-            Level.FAIL, "collector", f"{folder} cannot be written", "check its owner and permissions"
-        )
-        return
-    bytes_max = values["COLLECTOR_SPOOL_BYTES_MAX"]
-    held = 0
-    if folder == values["COLLECTOR_SPOOL"]:
-        held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    free = shutil.disk_usage(folder).free
-    detail = f"the spool {values['COLLECTOR_SPOOL']} holds {held / 2**20:.1f} of {bytes_max / 2**20:.0f} MiB"
-    if (kind := _file_system(folder)) in _IN_MEMORY:
+    try:
+        yield _folder(wanted, values["COLLECTOR_SPOOL_BYTES_MAX"])
+    except OSError as error:
         yield Finding(
             Level.FAIL,
             "collector",
-            f"the spool {values['COLLECTOR_SPOOL']} is in memory ({kind}): its events end with this host",
+            f"the spool {wanted} cannot be looked at: {error.strerror or error}",
+            "check the owner and the permissions of the folder and of those above it",
+        )
+
+
+def _folder(wanted: Path, bytes_max: int) -> Finding:
+    """The finding on the spool's folder, or on the one in which the collector would make that. Raises OSError.
+
+    The doctor changes nothing, so it does not try to make the folder. A file system that has no bytes at all
+    is one of the kernel's own, such as /proc, and takes no folder of ours whatever the permissions say.
+    """
+    folder = next(path for path in (wanted, *wanted.parents) if path.exists())
+    disk = shutil.disk_usage(folder)
+    kind = _file_system(folder)
+    if not folder.is_dir() or not disk.total or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        why = "is no folder" if not folder.is_dir() else "cannot be written" + (f" ({kind})" if kind else "")
+        return Finding(
+            Level.FAIL,
+            "collector",
+            f"the spool {wanted} cannot be used: {folder} {why}",
+            "check its owner and permissions, or set COLLECTOR_SPOOL to another folder on a disk",
+        )
+    if kind in _IN_MEMORY:
+        return Finding(
+            Level.FAIL,
+            "collector",
+            f"the spool {wanted} is in memory ({kind}): its events end with this host",
             "set COLLECTOR_SPOOL to a folder on a disk",
         )
-    elif free < bytes_max - held:
-        yield Finding(
+    held, detail = 0, f"the spool {wanted} is not there yet, and will be made"
+    if folder == wanted:
+        held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        detail = f"the spool {wanted} holds {held / 2**20:.1f} of {bytes_max / 2**20:.0f} MiB"
+    if held >= SPOOL_NEARLY_FULL * bytes_max:
+        return Finding(
             Level.WARN,
             "collector",
-            f"{detail}, and its disk has room for {free / 2**20:.0f} MiB more",
+            f"{detail}: nearly full, and then senders get 503",
+            "bring the broker back, or raise COLLECTOR_SPOOL_BYTES_MAX",
+        )
+    if disk.free < bytes_max - held:
+        return Finding(
+            Level.WARN,
+            "collector",
+            f"{detail}, and its disk has room for {disk.free / 2**20:.0f} MiB more",
             "lower COLLECTOR_SPOOL_BYTES_MAX, or give the spool a disk with more room",
         )
-    else:
-        yield Finding(Level.OK, "collector", detail)
+    return Finding(Level.OK, "collector", detail)
 
 
 def _file_system(folder: Path) -> str | None:

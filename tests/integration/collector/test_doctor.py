@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.admin import doctor
 from pipeline.admin.doctor import Finding, Level
-from tests.support import collectors
+from tests.support import collectors, processes
 
 NOWHERE = "postgresql://127.0.0.1:1/d"
 DISK = "/dev/sda1 / ext4 rw 0 0\n"
@@ -72,8 +72,29 @@ def test_a_spool_that_is_still_to_be_made_is_fine(tmp_path: Path, mounts: Path) 
     folder = tmp_path / "not" / "there"
     found = examine(tmp_path, AUTH_MODE="gateway", COLLECTOR_SPOOL=str(folder), COLLECTOR_PORT="0")
     assert {one.level for one in found} == {Level.OK}
-    assert "holds 0.0 of" in found[1].detail
+    assert "is not there yet, and will be made" in found[1].detail
     assert not folder.exists(), "the doctor changes nothing"
+
+
+def test_a_spool_that_is_nearly_full_is_a_warning(tmp_path: Path, mounts: Path) -> None:
+    folder = spool(tmp_path)
+    (folder / "1.spool").write_bytes(bytes(2**20))
+    settings = {"AUTH_MODE": "gateway", "COLLECTOR_SPOOL": str(folder), "COLLECTOR_PORT": "0"}
+    for bytes_max, level in (("1310720", Level.WARN), ("1310721", Level.OK)):  # 80 % of 1,310,720 is 1 MiB
+        assert examine(tmp_path, **settings, COLLECTOR_SPOOL_BYTES_MAX=bytes_max)[1].level is level
+
+
+@pytest.mark.parametrize("place", ["/proc/spool", "{}/file/spool"])
+def test_a_spool_that_the_collector_cannot_make_fails(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    folder = place.format(tmp_path)
+    found = examine(tmp_path, AUTH_MODE="gateway", COLLECTOR_SPOOL=folder, COLLECTOR_PORT="0")[1]
+    assert found.level is Level.FAIL
+    assert folder in found.detail
+    env = {"RABBITMQ_URL": f"embedded://{tmp_path}/stream", "COLLECTOR_SPOOL": folder}
+    ended = processes.command("collector", env=env | {"COLLECTOR_PORT": "0"})
+    assert ended.returncode == 1, "the collector itself refuses the folder"
+    assert folder in ended.stderr
 
 
 def test_the_health_of_a_collector_is_asked_for(tmp_path: Path, mounts: Path) -> None:
