@@ -95,7 +95,8 @@ def taken(admitted: Admitted, form: Form, *, passes_over: bool) -> web.Response:
             passed_over=admitted.passed_over if passes_over else msgspec.UNSET,
         )
         return web.Response(body=msgspec.json.encode(body), content_type="application/json")
-    count, message = len(admitted.rejected), _first_fault(admitted.rejected)
+    count = len(admitted.rejected)
+    message = f"span {first_fault(admitted.rejected)}" if count else ""
     told = otlp.answer(content_type=_TYPES[form], rejected=count, message=message)
     return web.Response(body=told, content_type=_TYPES[form])
 
@@ -128,6 +129,16 @@ def problem(error: Problem, instance: UUID, form: Form) -> web.Response:
     )
 
 
+def first_fault(rejected: Sequence[Rejected]) -> str:
+    """The place and every fault of the first item that was rejected, of at most 1,000 characters."""
+    first = rejected[0]
+    faults = "; ".join(
+        f"{fault.field[:FIELD_CHARS_MAX]}: {fault.message}" if fault.field else fault.message
+        for fault in first.faults
+    )
+    return f"{first.index}: {faults}"[:_MESSAGE_CHARS_MAX]
+
+
 def _items(rejected: Sequence[Rejected]) -> list[RejectedItem]:
     return [
         RejectedItem(
@@ -135,14 +146,3 @@ def _items(rejected: Sequence[Rejected]) -> list[RejectedItem]:
         )
         for one in rejected
     ]
-
-
-def _first_fault(rejected: Sequence[Rejected]) -> str:
-    if not rejected:
-        return ""
-    first = rejected[0]
-    faults = "; ".join(
-        f"{fault.field[:FIELD_CHARS_MAX]}: {fault.message}" if fault.field else fault.message
-        for fault in first.faults
-    )
-    return f"span {first.index}: {faults}"[:_MESSAGE_CHARS_MAX]

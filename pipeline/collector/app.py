@@ -2,7 +2,8 @@
 
 A request passes these stations in this order: its caller is known and may write; its head fits; its body is
 read (`requests`); its items are offered by a dialect and admitted (`doors`, `admit`); the events are safe
-(`outlet`). Only then is the answer 200. No station logs anything of a body.
+(`outlet`). Only then is the answer 200. No station logs anything of a body but the faults of its items, which
+never quote it: many senders show their users no answer, so the log is where somebody finds the faults.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown, show_
 from pipeline.common.cors import Cors
 from pipeline.common.http import template
 from pipeline.common.problems import Fault, Problem
+from pipeline.common.seldom import Seldom
 from pipeline.common.served import CONTENT_TYPE
 from pipeline.common.serving import expected_later, go_on
 
@@ -107,6 +109,7 @@ class Intake:
         self._outlet: Outlet | None = None
         self._metrics = metrics
         self._org_names = org_names
+        self._seldom = Seldom()
         self._requests = 0
         self._none = asyncio.Event()
         self._none.set()
@@ -164,13 +167,26 @@ class Intake:
             except TooMuch as error:
                 raise Problem(status=413, kind="too-large", detail=f"The body has {error}.") from None
             except Unreadable as error:
+                self._say("body_unreadable", door.dialect, caller, 1, {"fault": str(error)})
                 raise problems.invalid_body(str(error)) from None
+            if admitted.rejected:
+                facts = {"items": admitted.items, "fault": answers.first_fault(admitted.rejected)}
+                self._say("events_rejected", door.dialect, caller, len(admitted.rejected), facts)
             share.shrink(len(body))
             del body, offers
             await self._publish(admitted, outlet, door.dialect, atomic=atomic)
         if self._org_names is not None and admitted.org_names:
             self._org_names.note(admitted.org_names)
         return admitted
+
+    def _say(self, event: str, dialect: str, caller: Caller, count: int, facts: Mapping[str, Any]) -> None:
+        """Warn of faults of a sender, at most once a minute for each caller and dialect.
+
+        ``count`` in the line is of all since the line before; the other facts are of this body.
+        """
+        counted = self._seldom.count(f"{event} {dialect} {caller.subject}", count)
+        if counted is not None:
+            log.warning(event, extra={"dialect": dialect, "actor": caller.subject, "count": counted, **facts})
 
     async def _publish(self, admitted: Admitted, outlet: Outlet, dialect: str, *, atomic: bool) -> None:
         count = self._metrics.counted

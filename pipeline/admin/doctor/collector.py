@@ -62,7 +62,7 @@ def _spool(values: settings.Values) -> Iterator[Finding]:
 
 
 def _folder(wanted: Path, bytes_max: int) -> Finding:
-    """The finding on the spool's folder, or on the one in which the collector would make that. Raises OSError.
+    """The finding on the spool's folder, or on the one in which the collector would make it. Raises OSError.
 
     The doctor changes nothing, so it does not try to make the folder. A file system that has no bytes at all
     is one of the kernel's own, such as /proc, and takes no folder of ours whatever the permissions say.

@@ -373,6 +373,28 @@ async def test_health_says_how_each_part_is(collector: Serving) -> None:
     }
 
 
+async def test_faults_are_in_the_log_once_a_minute_for_each_caller_and_dialect(
+    collector: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        answer = await collector.post([event(), event(latencyMs=-1), event(status="odd")])
+        assert (answer.status, answer.json["accepted"]) == (200, 1)
+    used = {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "7"}}
+    span = {"traceId": "00", "spanId": "00", "attributes": [used]}
+    spans = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+    await collector.post(spans, "/v1/traces")
+    await collector.post(b"[", "/v1/litellm")
+    said = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [(record.message, record.__dict__["dialect"]) for record in said] == [
+        ("events_rejected", "events"),
+        ("events_rejected", "traces"),
+        ("body_unreadable", "litellm"),
+    ]
+    first = said[0].__dict__
+    assert (first["count"], first["items"], first["actor"]) == (2, 3, "local")
+    assert first["fault"].startswith("1: latencyMs: must lie between")
+
+
 async def test_a_sender_is_told_that_the_spool_is_full_and_nothing_of_our_servers(tmp_path: Path) -> None:
     settings = {"COLLECTOR_SPOOL": str(tmp_path / "spool"), "COLLECTOR_SPOOL_BYTES_MAX": "1MiB"}
     settings |= {"RABBITMQ_URL": "rabbitmq-stream://127.0.0.1:1/", "COLLECTOR_SPOOL_AFTER": "10ms"}
