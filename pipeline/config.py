@@ -74,6 +74,8 @@ class Config:
     redis_url: str | None = required("REDIS_URL")
     metrics_hosts: tuple[str, ...] = required("METRICS_HOST")
     metrics_port: int = required("METRICS_PORT")
+    other_ports: tuple[int, ...] = ()
+    """The ports of the API and the collector by the same environment: they may run on this host, too."""
     dedupe_folder: Path | None = of("DEDUPE_FOLDER")
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -88,6 +90,7 @@ def load(environment: Mapping[str, str]) -> Config:
         flush=values.make(FlushConfig),
         retention=values.make(RetentionConfig),
         archive=archive_config(values),
+        other_ports=(values["HTTP_PORT"], values["COLLECTOR_PORT"]),
         secrets=values.secrets(),
     )
 

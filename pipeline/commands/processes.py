@@ -22,7 +22,8 @@ def worker(processes: int) -> None:
     """Read the stream and keep the rollups up to date until stopped (SIGTERM drains and exits 0).
 
     Waits for a database or broker that is away. Serves /metrics, /healthz and /readyz on METRICS_PORT. With
-    --processes, each process has a port, from METRICS_PORT on, and a process that dies is started again.
+    --processes, each process has a port, from METRICS_PORT on and beside those of API and collector, and a
+    process that dies is started again.
     """
     import asyncio
 

@@ -48,16 +48,15 @@ def run(config: Config, environment: Mapping[str, str], *, processes: int) -> in
     """Keep ``processes`` workers running until SIGTERM or SIGINT; returns the exit code.
 
     The exit code is 0 if all workers have flushed and stopped, 1 if a worker ended with an error or had to be
-    killed, and 2 if a worker refused its configuration. Worker i serves its metrics on METRICS_PORT + i. If
-    METRICS_PORT is 0, each worker takes a free port.
+    killed, and 2 if a worker refused its configuration. Each worker has a metrics port: see `ports`.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: signals.append(number))
     began = time.monotonic()
     parts = [
-        _Kept(number, _environment(config, environment, number), start_at=began + number * APART_S)
-        for number in range(processes)
+        _Kept(number, {**environment, "METRICS_PORT": str(port)}, start_at=began + number * APART_S)
+        for number, port in enumerate(ports(config, processes=processes))
     ]
     log.info("workers_starting", extra={"processes": processes})
     code = 0
@@ -72,9 +71,21 @@ def run(config: Config, environment: Mapping[str, str], *, processes: int) -> in
     return code
 
 
-def _environment(config: Config, environment: Mapping[str, str], number: int) -> Mapping[str, str]:
-    port = config.metrics_port + number if config.metrics_port else 0
-    return {**environment, "METRICS_PORT": str(port)}
+def ports(config: Config, *, processes: int) -> list[int]:
+    """The metrics port of each worker: METRICS_PORT, and for the others the next ports after it.
+
+    The ports of the API and the collector are left out. Example: by default the first worker has 8085, and
+    the second 8087, because 8086 is the collector's. If METRICS_PORT is 0, each worker takes a free port.
+    """
+    if not config.metrics_port:
+        return [0] * processes
+    found = [config.metrics_port]
+    while len(found) < processes:
+        following = found[-1] + 1
+        while following in config.other_ports:
+            following += 1
+        found.append(following)
+    return found
 
 
 def _keep_alive(kept: _Kept) -> int:
@@ -121,6 +132,6 @@ def _end(parts: list[_Kept]) -> int:
 
 def port_fault(config: Config, *, processes: int) -> str | None:
     """The fault if METRICS_PORT is too high for this number of processes. None if there is no fault."""
-    if config.metrics_port and config.metrics_port + processes - 1 > 65535:
+    if ports(config, processes=processes)[-1] > 65535:
         return f"METRICS_PORT: {processes} processes from port {config.metrics_port} on go beyond 65535"
     return None

@@ -105,6 +105,24 @@ def test_a_configuration_that_is_wrong_starts_none() -> None:
     assert "METRICS_PORT: 9 processes from port 65530" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "processes", "ports"),
+    [
+        ({}, 3, [8085, 8087, 8088]),
+        ({"METRICS_PORT": "8083"}, 3, [8083, 8085, 8087]),
+        ({"COLLECTOR_PORT": "9000"}, 3, [8085, 8086, 8087]),
+        ({"METRICS_PORT": "0", "COLLECTOR_PORT": "0"}, 2, [0, 0]),
+    ],
+)
+def test_no_worker_takes_the_port_of_the_api_or_the_collector(
+    given: dict[str, str], processes: int, ports: list[int]
+) -> None:
+    config = configuration.load(
+        {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "RABBITMQ_URL": "embedded:///x", **given}
+    )
+    assert workers.ports(config, processes=processes) == ports
+
+
 def test_a_child_that_exits_with_2_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     config = configuration.load(
         {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "RABBITMQ_URL": "embedded:///x"}

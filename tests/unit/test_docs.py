@@ -177,7 +177,7 @@ def test_the_table_of_the_processes_has_the_ports_and_logins_that_they_have() ->
     table = text.partition("## What each process needs")[2].partition("\n\n## ")[0]
     defaults = {setting.name: setting.default for setting in settings.SETTINGS}
     for process, port, login in (
-        ("worker", "METRICS_PORT", "owner"),
+        ("[worker](scale-out.md)", "METRICS_PORT", "owner"),
         ("API", "HTTP_PORT", roles.READER),
         ("exporter", None, roles.READER),
         ("[collector](collector.md)", "COLLECTOR_PORT", roles.COLLECTOR),
