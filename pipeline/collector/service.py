@@ -271,6 +271,9 @@ class Collector:
                 clock=_utc_now,
                 grace_s=KEY_GRACE_S,
             )
+        elif auth.key_secret and auth.mode != "none":
+            remedy = "set DATABASE_URL, where the keys are; until then every API key gets a 401"
+            log.warning("api_keys_off", extra={"missing": "DATABASE_URL", "remedy": remedy})
         return Gate(
             authenticate=authenticator(auth, keys=keys, tokens=self._tokens),
             limiter=self._limiter,

@@ -38,6 +38,13 @@ def _credentials(values: settings.Values) -> Iterator[Finding]:
             "collector",
             "API_KEY_SECRET is not set: senders cannot use API keys (`spendstream keys`)",
         )
+    elif values["DATABASE_URL"] is None:
+        yield Finding(
+            Level.WARN,
+            "collector",
+            "API_KEY_SECRET is set and DATABASE_URL is not: every API key gets a 401",
+            "set DATABASE_URL, where the keys are, or unset API_KEY_SECRET",
+        )
 
 
 def _spool(values: settings.Values) -> Iterator[Finding]:

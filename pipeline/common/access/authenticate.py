@@ -37,7 +37,7 @@ def authenticator(config: AuthConfig, *, keys: Keys | None, tokens: Tokens | Non
     if config.mode == "none":
         return _nobody_asked
     mode = _Gateway(config) if config.mode == "gateway" else _Bearer(tokens)
-    return _OneCredential(mode, keys)
+    return _OneCredential(mode, keys, keys_off="DATABASE_URL" if config.key_secret else "API_KEY_SECRET")
 
 
 async def _nobody_asked(request: web.Request) -> Caller:
@@ -76,9 +76,11 @@ class _Mode(Protocol):
 class _OneCredential:
     """Takes an API key or the mode's own credential, never both."""
 
-    def __init__(self, mode: _Mode, keys: Keys | None) -> None:
+    def __init__(self, mode: _Mode, keys: Keys | None, *, keys_off: str) -> None:
+        """``keys_off`` is the setting that is missing where ``keys`` is None."""
         self._mode = mode
         self._keys = keys
+        self._keys_off = keys_off
 
     async def __call__(self, request: web.Request) -> Caller:
         given = request.headers.getall("X-API-Key", [])
@@ -88,7 +90,7 @@ class _OneCredential:
             raise problems.unauthenticated("Send one credential, once.", challenge=self._mode.challenge)
         if self._keys is None:
             raise problems.unauthenticated(
-                "API keys are not in use here (API_KEY_SECRET is not set).", challenge=self._mode.challenge
+                f"API keys are not in use here ({self._keys_off} is not set).", challenge=self._mode.challenge
             )
         return await self._keys.caller(given[0])
 

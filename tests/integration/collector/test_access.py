@@ -171,6 +171,18 @@ async def test_a_key_without_the_role_is_a_403_and_no_key_at_all_a_401(
     assert await collector.stored() == []
 
 
+async def test_keys_that_are_not_in_use_are_refused_with_the_setting_that_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for secret, missing in ((ENV["API_KEY_SECRET"], "DATABASE_URL"), ("", "API_KEY_SECRET")):
+        caplog.clear()
+        async with serving(tmp_path, AUTH_MODE="gateway", API_KEY_SECRET=secret) as collector:
+            answer = await collector.post(event(), X_API_Key="ssk_a_b")
+        assert (answer.status, f"({missing} is not set)" in answer.json["detail"]) == (401, True)
+        said = [record.__dict__["missing"] for record in caplog.records if record.message == "api_keys_off"]
+        assert said == ([missing] if secret else [])
+
+
 async def test_a_caller_is_known_before_a_byte_of_its_body_is_read(collector: Serving) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", collector.port)
     writer.write(b"POST /v1/events HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")

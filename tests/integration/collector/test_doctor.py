@@ -44,6 +44,16 @@ def test_a_collector_without_a_spool_or_without_authentication_is_a_warning(tmp_
     assert "COLLECTOR_SPOOL" in found[1].remedy
 
 
+def test_api_keys_without_a_database_are_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "stream").mkdir()
+    settings = {"AUTH_MODE": "gateway", "API_KEY_SECRET": "s" * 32}
+    stream = {"RABBITMQ_URL": f"embedded://{tmp_path}/stream"}
+    for database, level in (({}, Level.WARN), ({"DATABASE_URL": NOWHERE}, None)):
+        findings = doctor.examine(stream | settings | database, ["collector"])
+        levels = [one.level for one in findings if "API_KEY_SECRET" in one.detail]
+        assert levels == ([level] if level else [])
+
+
 def test_a_spool_on_a_disk_with_room_is_fine(tmp_path: Path, mounts: Path) -> None:
     folder = spool(tmp_path)
     (folder / "1.seg").write_bytes(bytes(2**20))
