@@ -110,6 +110,13 @@ def test_every_setting_that_a_page_names_exists(page: Path) -> None:
         assert wanted <= known, f"unknown settings: {wanted - known}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_with_an_event_of_a_past_day_says_that_such_an_event_does_not_count(page: Path) -> None:
+    text = page.read_text()
+    for fixed in re.finditer(r'"(?:occurredAt|timestamp|endTime)": ?"?\d', text):
+        assert "`too_late`" in text[fixed.end() : fixed.end() + 3000]
+
+
 _BOUND = re.compile(
     r"_MAX$|^RETENTION_|_RETENTION$|_TIMEOUT$|_RATE_LIMIT$|^STREAM_MAX_|_WINDOW$|_LEASE$|_SLOW$|_DURATION$|_POOL_SIZE$"
 )
