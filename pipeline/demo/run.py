@@ -27,7 +27,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from pipeline.collector import ids
-from pipeline.common import folder_lock, private
+from pipeline.common import folder_lock, parsers, private, settings
 from pipeline.common.operator import OperatorError
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
 from pipeline.processes import child
@@ -41,6 +41,13 @@ _POLL_S: Final = 0.1
 
 _TROUBLE: Final = ("--duplicates", "0.02", "--late", "0.01", "--bad", "0.002")
 """Shares of bad traffic as in the field, so that there are duplicates and dead letters to look at."""
+
+_LEFT_OUT: Final = ("API_KEY_SECRET", "REDIS_URL", "TRUSTED_PROXIES", "DEDUPE_FOLDER")
+_LEFT_OUT_GROUPS: Final = ("S3_", "RABBITMQ_", "EXPORT_", "ARCHIVE_", "JWT_")
+"""Settings that name other servers, folders and callers than the demo's."""
+_PASSED_ON: Final = ("DAY_ZONES", "COLLECTOR_SPOOL", "COLLECTOR_SPOOL_BYTES_MAX")
+"""Settings of ours that commands in another terminal need, too."""
+_COLLECTOR_PORT: Final = 8086
 
 _OWN_ORG: Final = "00000000-0000-4000-8000-0000000000aa"
 """The org of the event that the demo's reader sends."""
@@ -131,7 +138,7 @@ class _Parts:
         self._running: dict[str, child.Child] = {}
         self._port = _free_port(demo.port)
         self._worker_port = _free_port(0)
-        self._collector_port = _free_port(0)
+        self._collector_port = _collector_port(demo.port)
         self._collector = f"http://127.0.0.1:{self._collector_port}"
         self._api = f"http://127.0.0.1:{self._port}{BASE}"
 
@@ -142,6 +149,10 @@ class _Parts:
         self._migrate()
         self._fill_book()
         environment = self._environment()
+        self._echo(
+            "starting worker, API and collector; the first start on a machine compiles their loops, once,"
+            " which takes half a minute or more"
+        )
         self._start("worker", environment)
         self._start("api", environment)
         self._start("collector", environment)
@@ -183,14 +194,22 @@ class _Parts:
     # --- starting ---------------------------------------------------------------------------------
 
     def _environment(self) -> dict[str, str]:
-        """Our environment, without settings that name other servers and folders."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("REDIS_URL", "TRUSTED_PROXIES", "DEDUPE_FOLDER")
-            and not name.startswith(("S3_", "RABBITMQ_", "EXPORT_", "ARCHIVE_", "JWT_", "COLLECTOR_"))
-        }
-        return {"STREAM_MAX_BYTES": "2GiB", **kept, **self._settings()}
+        """Our environment, without settings that name other servers and folders. Those are said."""
+        ours = self._settings()
+        left_out = [
+            setting.name
+            for setting in settings.SETTINGS
+            if os.environ.get(setting.name)
+            and (
+                setting.name in _LEFT_OUT
+                or setting.name.startswith(_LEFT_OUT_GROUPS)
+                or ours.get(setting.name, os.environ[setting.name]) != os.environ[setting.name]
+            )
+        ]
+        if left_out:
+            self._echo(f"the demo has these settings of its own and leaves yours out: {', '.join(left_out)}")
+        kept = {name: value for name, value in os.environ.items() if name not in left_out}
+        return {"STREAM_MAX_BYTES": "2GiB", **kept, **ours}
 
     def _settings(self) -> dict[str, str]:
         """The settings with which a command works on this demo."""
@@ -213,10 +232,10 @@ class _Parts:
     def _write_settings(self, org_id: str) -> Path:
         """Write a file that gives another terminal the demo's settings and an org to ask for."""
         path = self._data_dir / "settings.sh"
-        zones = {name: os.environ[name] for name in ("DAY_ZONES",) if name in os.environ}
+        passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         worker = {"WORKER": str(self._running["worker"].pid)}
         places = {"API": self._api, "COLLECTOR": self._collector, "ORG": org_id}
-        values = self._settings() | zones | worker | places
+        values = self._settings() | passed_on | worker | places
         with open(path, "w", opener=private.opener) as file:
             file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
         return path
@@ -414,12 +433,31 @@ def _get(url: str) -> dict[str, Any]:
         raise OSError(f"status {error.code} {detail}") from None
 
 
-def _free_port(wanted: int) -> int:
+def _collector_port(api_port: int) -> int:
+    """COLLECTOR_PORT if it is set; else 8086, or a free port if 8086 is taken or the API has a free one, too.
+
+    A sender keeps the collector's address, so the port should be the same at each start.
+    """
+    given = os.environ.get("COLLECTOR_PORT")
+    if given:
+        try:
+            return _free_port(parsers.port(given), chosen_by="COLLECTOR_PORT")
+        except ValueError as error:
+            raise DemoError(f"COLLECTOR_PORT={given}: {error}") from None
+    try:
+        return _free_port(_COLLECTOR_PORT if api_port else 0)
+    except DemoError:
+        return _free_port(0)
+
+
+def _free_port(wanted: int, *, chosen_by: str = "--port") -> int:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:
-            raise DemoError(f"port {wanted} is in use: choose another --port, or 0 for a free one") from None
+            raise DemoError(
+                f"port {wanted} is in use: choose another {chosen_by}, or 0 for a free one"
+            ) from None
         port: int = probe.getsockname()[1]
         return port

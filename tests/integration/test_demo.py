@@ -28,6 +28,7 @@ import psutil
 import psycopg
 import pytest
 
+from deploy.local.ports import free_port
 from pipeline.common import settings
 from pipeline.demo import local_postgres
 from pipeline.processes import child as children
@@ -251,11 +252,30 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
 
 
 def test_the_demo_writes_into_no_archive_and_no_folder_of_others(data_dir: Path, tmp_path: Path) -> None:
-    others = {"ARCHIVE_URL": f"file://{tmp_path}/archive", "DEDUPE_FOLDER": str(tmp_path)}
+    others = {"ARCHIVE_URL": f"file://{tmp_path}/archive", "DEDUPE_FOLDER": str(tmp_path), "AUTH_MODE": "jwt"}
     demo = RunningDemo(data_dir, "--port", "0", "--duration", "2s", more=others)
+    left_out = demo.until(r"leaves yours out: (.*)")[1]
+    assert set(left_out.split(", ")) == set(others)
     demo.until_figures()
     assert demo.end()[0] == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_of_the_collector_reach_it(data_dir: Path) -> None:
+    port, spool = free_port(), data_dir.parent / "spool"
+    given = {"COLLECTOR_PORT": str(port), "COLLECTOR_SPOOL": str(spool), "COLLECTOR_SPOOL_BYTES_MAX": "2MiB"}
+    demo = RunningDemo(data_dir, "--port", "0", more=given)
+    demo.until("once")  # the line that says why nothing is printed for a while
+    demo.until(f"events +http://127.0.0.1:{port}/v1/events")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/status/readyz", timeout=60) as answer:
+        assert json.load(answer)["components"]["spool"]["bytesMax"] == 2 * 2**20
+    assert spool.is_dir()
+    demo.until_figures()
+    assert f"COLLECTOR_SPOOL={spool}" in (data_dir / "settings.sh").read_text()
+    demo.process.send_signal(signal.SIGINT)
+    exit_code, output = demo.end()
+    assert exit_code == 0, output
+    assert "leaves yours out" not in output
 
 
 def test_sigterm_during_the_start_stops_everything(data_dir: Path) -> None:
@@ -305,16 +325,17 @@ def test_two_demos_do_not_share_a_folder(data_dir: Path) -> None:
     assert first.end()[0] == 0
 
 
-def test_a_port_in_use_is_said_before_anything_starts(data_dir: Path) -> None:
+@pytest.mark.parametrize("chosen_by", ["--port", "COLLECTOR_PORT"])
+def test_a_port_in_use_is_said_before_anything_starts(data_dir: Path, chosen_by: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        exit_code, output = RunningDemo(data_dir, "--port", str(port)).end()
+        port = str(taken.getsockname()[1])
+        api, more = (port, {}) if chosen_by == "--port" else ("0", {chosen_by: port})
+        exit_code, output = RunningDemo(data_dir, "--port", api, more=more).end()
     assert exit_code == 1
-    assert (
-        output.splitlines()[-1] == f"Error: port {port} is in use: choose another --port, or 0 for a free one"
-    )
+    expected = f"Error: port {port} is in use: choose another {chosen_by}, or 0 for a free one"
+    assert output.splitlines()[-1] == expected
     assert not (data_dir / "postgres").exists()
 
 
