@@ -1,7 +1,12 @@
 """Bring a local stack of real servers up and down: RabbitMQ 4 with streams, TimescaleDB, Redis, S3.
 
   eval "$(python -m deploy.local up)"      start (or find) the stack, and export its URLs
+  python -m deploy.local up --services rabbitmq    a broker alone; then it is stopped alone, too:
+  python -m deploy.local down --services rabbitmq
+  python -m deploy.local status            which servers answer, and their URLs
   python -m deploy.local run -- CMD ...    a fresh stack for one command, gone when it ends
+
+up, down and status take --folder, which has the state and the data: another folder has servers of its own.
 
 If a Docker engine runs, the servers run by Docker compose.  Otherwise they run from the host's binaries
 (RabbitMQ >= 4.0, PostgreSQL 17 with TimescaleDB, redis-server).  If these are missing, on Debian or Ubuntu as
@@ -26,7 +31,10 @@ from .stack import SERVICES, Stack, default_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.command is run and options.folder is not None:
+        parser.error("run has a stack of its own, which is deleted: leave --folder out")
     try:
         code: int = options.command(options)
     except (Unavailable, ServerFailed, RuntimeError) as error:
@@ -52,6 +60,12 @@ def down(options: argparse.Namespace) -> int:
     stack = _stack(options)
     if not stack.folder.exists():
         _say(f"no stack in {stack.folder}")
+    elif options.services is not None:
+        if options.purge:
+            raise RuntimeError("--purge is for the whole stack: leave --services out")
+        for name in options.services:
+            stack.servers[name].stop()
+        _say(f"{', '.join(options.services)} down; the data stays in {stack.folder}")
     elif options.purge:
         stack.purge()
         _say("down, and its data deleted")
@@ -62,14 +76,15 @@ def down(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Exit code 0 when every server answers, else 3."""
-    stack, all_up = _stack(options), True
+    """Exit code 0 when every server answers that was ever started in the folder; else 3, also if none was."""
+    stack, states = _stack(options), []
     for server in stack.servers.values():
-        is_up = server.is_up()
-        all_up &= is_up
-        state = "up" if is_up else "running, no answer" if server.is_running() else "down"
+        state = "up" if server.is_up() else "running, no answer" if server.is_running() else "down"
+        if not server.was_started():
+            state = "never started"
+        states.append(state)
         print(f"{server.name:9} {state:19} {server.url if server.is_running() else ''}".rstrip())
-    return 0 if all_up else 3
+    return 0 if set(states) in ({"up"}, {"up", "never started"}) else 3
 
 
 def run(options: argparse.Namespace) -> int:
@@ -136,10 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--way", help="compose, host or rootfs (default: $SPENDSTREAM_WAY, else what works)")
     common.add_argument("--not-durable", action="store_true", help="let PostgreSQL skip fsync")
+    folder = f"of the stack's state and data (default: {default_folder()}); not for run"
+    parser.add_argument("--folder", type=Path, help=folder)
     kept = argparse.ArgumentParser(add_help=False)
-    kept.add_argument(
-        "--folder", type=Path, help=f"of the stack's state and data (default: {default_folder()})"
-    )
+    # Without a default here, a --folder before the command stays what it is.
+    kept.add_argument("--folder", type=Path, default=argparse.SUPPRESS, help=folder)
     starting = argparse.ArgumentParser(add_help=False)
     starting.add_argument(
         "--services", type=_services, help=f"some of {','.join(SERVICES)} (default: all that can be had)"
@@ -154,10 +170,12 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     command(up, [kept, starting], "start what is not up, and print `export` lines")
-    command(down, [kept], "stop what `up` started, and nothing else").add_argument(
-        "--purge", action="store_true", help="delete the data too"
+    stopping = command(down, [kept], "stop what `up` started, and nothing else")
+    stopping.add_argument("--purge", action="store_true", help="delete the data too")
+    stopping.add_argument(
+        "--services", type=_services, help=f"some of {','.join(SERVICES)} (default: all that `up` started)"
     )
-    command(status, [kept], "say which servers answer (exit code 3 unless all do)")
+    command(status, [kept], "say which servers answer (exit code 3 unless all do that were ever started)")
     command(run, [starting], "run a command with a stack of its own, and delete that stack").add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="-- CMD ..."
     )

@@ -152,6 +152,10 @@ class Server:
         """Does the server's process run, even if it does not answer?"""
         return self._known() and self._way().alive(self)
 
+    def was_started(self) -> bool:
+        """Was the server ever started in this folder? It may be down now."""
+        return self._known()
+
     @property
     def ports(self) -> dict[str, int]:
         """The ports of the server, chosen at the first start and kept."""

@@ -12,7 +12,7 @@ import yaml
 
 from deploy.local import SERVICES, Stack, Unavailable, ports, rootfs, ways
 from deploy.local import __main__ as local
-from deploy.local.server import Way
+from deploy.local.server import Server, Way
 from deploy.local.ways import binaries, compose
 
 COMPOSE = yaml.safe_load(compose.COMPOSE_FILE.read_text())
@@ -169,3 +169,46 @@ def test_without_the_s3_package_the_other_servers_come_up_and_the_way_to_it_is_s
     (tmp_path / "weed").chmod(0o755)
     assert local.wanted(None, stack) == SERVICES
     assert capsys.readouterr().err == ""
+
+
+def test_the_folder_may_stand_before_or_behind_the_command_and_help_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--folder", str(tmp_path), "status"], ["status", "--folder", str(tmp_path)]):
+        assert local._parser().parse_args(words).folder == tmp_path
+    assert local._parser().parse_args(["status"]).folder is None
+    assert "--folder" in local._parser().format_help()
+    with pytest.raises(SystemExit) as ended:
+        local.main(["--folder", str(tmp_path), "run", "--", "true"])
+    assert ended.value.code == 2
+    assert "leave --folder out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("started", "up", "exit_code"),
+    [
+        ("", "", 3),
+        ("rabbitmq", "rabbitmq", 0),
+        ("rabbitmq,postgres,redis", "rabbitmq,postgres,redis", 0),
+        ("rabbitmq,postgres", "postgres", 3),
+        ("rabbitmq", "", 3),
+    ],
+)
+def test_status_asks_for_the_servers_that_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: str, up: str, exit_code: int
+) -> None:
+    stack = Stack(tmp_path)
+    for name in filter(None, started.split(",")):
+        stack.servers[name]._choose_ports()
+    monkeypatch.setattr(Server, "is_running", lambda self: self.name in up.split(","))
+    monkeypatch.setattr(Server, "is_up", lambda self: self.name in up.split(","))
+    assert local.main(["status", "--folder", str(tmp_path)]) == exit_code
+
+
+def test_one_server_is_stopped_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped: list[str] = []
+    monkeypatch.setattr(Server, "stop", lambda self: stopped.append(self.name))
+    assert local.main(["down", "--folder", str(tmp_path), "--services", "rabbitmq"]) == 0
+    assert stopped == ["rabbitmq"]
+    assert local.main(["down", "--folder", str(tmp_path), "--services", "rabbitmq", "--purge"]) == 1
+    assert stopped == ["rabbitmq"], "the data of one server is not deleted alone"
