@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "demo": "demo:demo",
     "doctor": "environment:doctor",
     "exporter": "processes:exporter",
+    "id": "ids:make_ids",
     "keys": "keys:keys",
     "migrate": "environment:migrate",
     "names": "names:names",

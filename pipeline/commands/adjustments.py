@@ -12,7 +12,7 @@ from uuid import UUID
 import click
 
 from pipeline.commands import options
-from pipeline.commands.options import TIME, VISIBLE, plain
+from pipeline.commands.options import ORG, TIME, VISIBLE, plain
 
 if TYPE_CHECKING:
     from pipeline.common.adjustments import Recorded
@@ -41,7 +41,7 @@ def adjustments() -> None:
 
 
 @adjustments.command("add")
-@click.option("--org", "org_id", type=click.UUID, required=True, help="The org that it is for.")
+@click.option("--org", "org_id", type=ORG, required=True, help="The org that it is for.")
 @click.option("--kind", type=click.Choice(KINDS), required=True, help="What it is.")
 @click.option(
     "--amount",
@@ -79,7 +79,7 @@ def add(**fields: Any) -> None:
 
 
 @adjustments.command("list")
-@click.option("--org", "org_id", type=click.UUID, help="Only those of this org.")
+@click.option("--org", "org_id", type=ORG, help="Only those of this org.")
 @click.option("--from", "start", type=TIME, help="Only those whose period begins then or later (UTC).")
 @click.option("--to", "end", type=TIME, help="Only those whose period begins before then (UTC).")
 @click.option("--all", "retracted", is_flag=True, help="Also retracted ones, and the retractions.")

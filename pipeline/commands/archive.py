@@ -11,7 +11,7 @@ from uuid import UUID
 
 import click
 
-from pipeline.commands.options import TIME, VISIBLE, fail
+from pipeline.commands.options import ORG, TIME, VISIBLE, fail
 from pipeline.common import settings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _setup(start: datetime, end: datetime, org: UUID | None = None) -> tuple[str
 
 @click.command()
 @_range
-@click.option("--org", type=click.UUID, help="Only this org's rows.")
+@click.option("--org", type=ORG, help="Only this org's rows.")
 @click.option("--all", "show_all", is_flag=True, help=f"Print every difference, not the first {SHOWN}.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def reconcile(*, start: datetime, end: datetime, org: UUID | None, show_all: bool, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands.options import TIME, VISIBLE, database_url, plain
+from pipeline.commands.options import ORG, TIME, VISIBLE, database_url, plain
 
 if TYPE_CHECKING:
     from pipeline.admin.audit import Audited
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--action", help="Only these: a whole name such as prices.set, or its beginning: prices.")
-@click.option("--org", "org_id", type=click.UUID, help="Only what was about this org.")
+@click.option("--org", "org_id", type=ORG, help="Only what was about this org.")
 @click.option("--actor", help="Only what this person or caller did, as the list names them.")
 @click.option("--since", type=TIME, help="Only what was done at this time (UTC) or later.")
 @click.option(

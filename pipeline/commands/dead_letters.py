@@ -13,7 +13,7 @@ from uuid import UUID
 import click
 
 from pipeline.commands import options
-from pipeline.commands.options import DURATION, OFFSET, TIME, VISIBLE, fail
+from pipeline.commands.options import DURATION, OFFSET, ORG, TIME, VISIBLE, fail
 from pipeline.common import settings
 from pipeline.core.rules import REASONS
 
@@ -166,7 +166,7 @@ def _pretty(body: bytes) -> str:
 @dead_letters.command("replay")
 @_chosen
 @_OFFSET
-@click.option("--org", type=click.UUID, help="Only events of this org.")
+@click.option("--org", type=ORG, help="Only events of this org.")
 @click.option("--limit", type=click.IntRange(1), help="At most so many, the oldest of each stream first.")
 @click.option(
     "--accept",

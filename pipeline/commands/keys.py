@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from pipeline.commands.options import DURATION, VISIBLE, fail
+from pipeline.commands.options import DURATION, ORG, VISIBLE, fail
 from pipeline.common import settings
 from pipeline.common.keys import ROLES
 
@@ -19,7 +19,7 @@ def keys() -> None:
 
 
 @keys.command("create")
-@click.option("--org", type=click.UUID, required=True, help="The org that the key belongs to.")
+@click.option("--org", type=ORG, required=True, help="The org that the key belongs to.")
 @click.option(
     "--role",
     "roles",
@@ -43,7 +43,7 @@ def create_key(*, org: UUID, roles: tuple[str, ...], label: str, valid: float | 
 
 
 @keys.command("list")
-@click.option("--org", type=click.UUID, help="Only those of this org.")
+@click.option("--org", type=ORG, help="Only those of this org.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_keys(*, org: UUID | None, as_json: bool) -> None:
     """List keys by prefix, also revoked and expired keys, with their last use (right to the hour)."""

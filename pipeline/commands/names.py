@@ -10,7 +10,7 @@ from uuid import UUID
 import click
 
 from pipeline.commands import options
-from pipeline.commands.options import VISIBLE, database_url, plain
+from pipeline.commands.options import ORG, VISIBLE, database_url, plain
 
 if TYPE_CHECKING:
     from pipeline.common.names import Name, Naming
@@ -27,9 +27,7 @@ def _whose(command: F) -> F:
             "--dimension",
             help="Name a value of this dimension, and not the org itself; client for the id of a client.",
         ),
-        click.option(
-            "--org", "org_id", type=click.UUID, required=True, help="The org, or whose value it is."
-        ),
+        click.option("--org", "org_id", type=ORG, required=True, help="The org, or whose value it is."),
     ):
         command = option(command)
     return command
@@ -68,7 +66,7 @@ def remove(*, org_id: UUID, dimension: str | None, value: str | None) -> None:
 
 
 @names.command("list")
-@click.option("--org", "org_id", type=click.UUID, help="Only names of this org and of its values.")
+@click.option("--org", "org_id", type=ORG, help="Only names of this org and of its values.")
 @click.option("--dimension", help="Only names of values of this dimension.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

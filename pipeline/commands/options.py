@@ -79,7 +79,26 @@ class _Time(click.ParamType):
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
+class _Org(click.types.UUIDParameterType):
+    """A UUID. Of a name, the fault has the id that the collector makes of it, but the name is not taken: a
+    UUID with a typing error would be the name of an org that nobody has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            from pipeline.collector import ids
+
+            self.fail(
+                f"{value!r} is not a UUID; a sender that calls its org so writes events of the org"
+                f" {ids.org_id(value)} (`spendstream id org`)",
+                param,
+                ctx,
+            )
+
+
 DURATION: Final = _Duration()
+ORG: Final = _Org()
 TIME: Final = _Time()
 OFFSET: Final = click.IntRange(-(2**63), 2**63 - 1)
 """An offset is a bigint in the database."""

@@ -18,7 +18,7 @@ from uuid import UUID
 import click
 
 from pipeline.commands import options
-from pipeline.commands.options import TIME, VISIBLE, fail, plain
+from pipeline.commands.options import ORG, TIME, VISIBLE, fail, plain
 from pipeline.common.texts import counted
 from pipeline.core.wire import SERVICE_TIERS
 
@@ -296,7 +296,7 @@ def _some(lines: list[str], limit: int | None) -> None:
 @click.option("--tier", "service_tier", type=click.Choice(SERVICE_TIERS), help="Only those of this tier.")
 @click.option("--kind", type=click.Choice(KINDS), help="Only those of this kind.")
 @click.option("--source", help="Only those from this source.")
-@click.option("--org", "org_id", type=click.UUID, help="Only the prices and discounts of this org.")
+@click.option("--org", "org_id", type=ORG, help="Only the prices and discounts of this org.")
 @click.option("--at", type=TIME, help="Only those that are valid then (UTC).")
 @click.option("--version", type=VERSION, help="As of this version of the book.")
 @click.option("--all", "everything", is_flag=True, help="Also retracted prices, and the retractions.")
@@ -331,7 +331,7 @@ def list_prices(*, version: int | None, everything: bool, as_json: bool, **filte
 @prices.command("show")
 @click.argument("model")
 @click.option("--provider", help="The provider, if several have a model of this name.")
-@click.option("--org", "org_id", type=click.UUID, help="Also the sheets of this org.")
+@click.option("--org", "org_id", type=ORG, help="Also the sheets of this org.")
 @click.option("--at", type=TIME, help="Only what is valid then (UTC).")
 @click.option("--now", is_flag=True, help="Only what is valid now.")
 @click.option("--version", type=VERSION, help="As of this version of the book.")
@@ -418,7 +418,7 @@ def show(
 )
 @click.option("--from", "valid_from", type=TIME, required=True, help="From this whole hour (UTC) on.")
 @click.option("--to", "valid_to", type=TIME, help="Before this whole hour (UTC); without it, for good.")
-@click.option("--org", "org_id", type=click.UUID, help="Only for this org; a discount needs it.")
+@click.option("--org", "org_id", type=ORG, help="Only for this org; a discount needs it.")
 @click.option("--basis", default="", help="Where the price comes from: a contract, a page.")
 def set_price(*, tier: str | None, kind: str, **fields: Any) -> None:
     """Set one price, or one discount of an org.
@@ -540,7 +540,7 @@ def _by_origin(entries: Sequence[Entry], names: Mapping[UUID, str]) -> list[str]
 @click.option("--provider", help="Only the prices of this provider.")
 @click.option("--model", "model_name", help="Only the prices of this model.")
 @click.option("--source", help="Only the prices from this source.")
-@click.option("--org", "org_id", type=click.UUID, help="Only the prices and discounts of this org.")
+@click.option("--org", "org_id", type=ORG, help="Only the prices and discounts of this org.")
 @click.option("--version", type=VERSION, help="As of this version of the book.")
 def export(*, output: Path | None, version: int | None, **filters: Any) -> None:
     """Write the prices that count as CSV, which `prices import csv` reads.
@@ -572,7 +572,7 @@ def export(*, output: Path | None, version: int | None, **filters: Any) -> None:
     type=click.Path(path_type=Path),
     help="Instead of --after: the book as it would be after an import of this file.",
 )
-@click.option("--org", "orgs", type=click.UUID, multiple=True, help="Only this org; can be repeated.")
+@click.option("--org", "orgs", type=ORG, multiple=True, help="Only this org; can be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def diff(
     *,

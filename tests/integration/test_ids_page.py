@@ -14,7 +14,11 @@ import pytest
 from pipeline.collector import ids
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/ids.md"
-EXPECTED = [str(ids.org_id("acme")), str(ids.model_id("openai", "gpt-4o-2024-08-06"))]
+EXPECTED = [
+    str(ids.org_id("acme")),
+    str(ids.model_id("openai", "gpt-4o-2024-08-06")),
+    "5b0f2a34-0c51-4f0e-9d57-0a7b7f1c2d3e",
+]
 
 
 def programs(language: str) -> list[str]:

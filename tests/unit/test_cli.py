@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from uuid import UUID
@@ -201,3 +202,21 @@ def test_api_becomes_the_api_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert path == sys.executable
     assert argv == [sys.executable, "-P", "-m", "api"]
     assert Path(environment["PYTHONPATH"].split(os.pathsep)[0]).joinpath("api").is_dir()
+
+
+def test_the_published_ids_are_printed() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/ids.md").read_text()
+    rows = re.findall(r"^\| (org|model|event) \| `(.*)` \| `([0-9a-f-]{36})` \|$", page, re.MULTILINE)
+    assert {kind for kind, _, _ in rows} == {"org", "model", "event"}
+    for kind, made_of, expected in rows:
+        words = made_of.split("/", 2) if kind == "event" else [made_of]
+        assert CliRunner().invoke(main, ["id", kind, *words]).stdout == f"{expected}\n", made_of
+    assert CliRunner().invoke(main, ["id", "model", "llama3"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", [["keys", "create", "--role", "x"], ["names", "list"], ["reconcile"]])
+def test_the_name_of_an_org_in_place_of_its_uuid_is_answered_with_the_uuid(command: list[str]) -> None:
+    said = CliRunner().invoke(main, [*command, "--org", "acme"])
+    assert said.exit_code == 2
+    assert "'acme' is not a UUID" in said.stderr
+    assert "ce7e0997-6aac-5b75-91f5-029053806719" in said.stderr.replace("\n", " ")
