@@ -29,6 +29,12 @@ from pipeline.core.wire import Fault
 
 CLOUD_EVENT: Final = "application/cloudevents+json"
 CLOUD_EVENTS: Final = "application/cloudevents-batch+json"
+_JOINED: Final = re.compile(rb"\}[ \t\r\n]*+\{")
+"""Two objects without a comma between them: JSON has that in a text alone."""
+_LINE_ENDS_GONE: Final = (
+    "; if several events stand in one line, curl's -d may have taken the line ends away: use --data-binary"
+)
+_SEVERAL: Final = "; several events are an array, or lines as application/x-ndjson"
 CONTENT_TYPES: Final = (framing.JSON, *framing.LINES, CLOUD_EVENT, CLOUD_EVENTS)
 _SPECVERSION: Final = "1.0"
 
@@ -92,7 +98,7 @@ def read(
         raise Unreadable(f"expected one event; send several as {CLOUD_EVENTS}")
     item = body.strip(framing.SPACE)
     if fault := framing.fault_of(item):
-        raise Unreadable(fault)
+        raise Unreadable(f"{fault}{_SEVERAL}" if _JOINED.search(item) else fault)
     faults = tuple(_attribute_faults(attributes))
     if faults:
         yield Offered(event=None, faults=faults)
@@ -124,7 +130,11 @@ def _line(line: bytes, default_org: UUID | None) -> Offered:
         framing.check_text(line)
     except Unreadable as error:
         return _faulty(str(error))
-    return _offered(line, default_org)
+    offered = _offered(line, default_org)
+    if offered.faults and not offered.faults[0].field and _JOINED.search(line):
+        first = offered.faults[0]
+        return _faulty(f"{first.message}{_LINE_ENDS_GONE}")
+    return offered
 
 
 def _faulty(message: str, field: str = "") -> Offered:

@@ -222,6 +222,19 @@ def test_a_body_that_is_no_json_is_unreadable_and_not_quoted(body: bytes, said: 
     assert CANARY not in str(caught.value)
 
 
+@pytest.mark.parametrize("events", [2, 300])
+def test_lines_whose_ends_are_gone_are_answered_with_what_took_them(events: int) -> None:
+    """``curl -d @events.ndjson`` sends the lines without their ends."""
+    joined = json.dumps(GOOD).encode() * events
+    (line,) = contract.read(joined, default_org=None, content_type="application/x-ndjson")
+    (fault,) = line.faults
+    assert "use --data-binary" in fault.message
+    with pytest.raises(Unreadable, match="several events are an array, or lines as application/x-ndjson"):
+        list(contract.read(joined, default_org=None))
+    (other,) = contract.read(b"{", default_org=None, content_type="application/x-ndjson")
+    assert "--data-binary" not in other.faults[0].message
+
+
 def test_an_event_keeps_to_the_bounds_of_the_stream_with_its_unknown_fields() -> None:
     at_bound = {**GOOD, "prompt": ""}
     at_bound["prompt"] = "x" * (wire.BODY_BYTES_MAX - len(json.dumps(at_bound)))
