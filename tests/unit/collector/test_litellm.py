@@ -425,3 +425,15 @@ def test_labels_are_cut_to_their_bounds_and_tags_too() -> None:
     assert read.metadata["tags"] == "t" * 100 + ",v" + ",w" * 11
     assert all(len(value) <= 128 for value in read.metadata.values())
     assert event(changed(entry, end_user="a\0b"))
+
+
+def test_the_batch_of_the_page_is_an_event() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/howto/collect-litellm.md").read_text()
+    batch = page.partition("cat > batch.json <<EOF\n")[2].partition("\nEOF\n")[0]
+    (entry,) = json.loads(batch.replace("$(date +%s)", "1796006292"))
+    found = event(entry, default_org=None)
+    assert (found.org_id, found.client_id, found.latency_ms) == (ACME, "checkout", 800)
+    assert (found.input_tokens, found.output_tokens, found.model_name) == (10, 20, "gpt-4o-mini")
+    (offer,) = offered(entry, default_org=None)
+    assert offer.event is not None
+    assert not offer.passed_over
