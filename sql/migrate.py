@@ -79,7 +79,7 @@ def upgrade(
                 applied = editions.apply(
                     connection, retention_minute_s=retention_minute_s, retention_rollup_s=retention_rollup_s
                 )
-                return replace(applied, notes=(*applied.notes, roles.apply(connection)))
+                return replace(applied, notes=(*applied.notes, *roles.apply(connection)))
         except DBAPIError as error:
             if isinstance(error.orig, FeatureNotSupported):
                 raise MigrationRefused(

@@ -95,8 +95,8 @@ WRITES_ROLLUPS: Final = (
 """Could this connection change what the API reports? True of superusers, owners and the worker's role."""
 
 
-def apply(connection: Connection) -> str:
-    """Create the role if it is missing, and grant its rights; a note on how to use the role."""
+def apply(connection: Connection) -> tuple[str, ...]:
+    """Create the roles that are missing, and grant their rights; notes on how to use the roles."""
     try:
         with connection.begin_nested():
             _create(connection, READER)
@@ -121,8 +121,13 @@ def apply(connection: Connection) -> str:
         if isinstance(error.orig, LockNotAvailable):
             raise
         cause = str(error.orig).strip().partition("\n")[0]
-        return f"role {READER} could not be set up ({cause}): create it as a superuser and migrate again"
-    return f"role {READER} may read rollups: let the API log in as a role that is IN ROLE {READER}"
+        return (f"role {READER} could not be set up ({cause}): create it as a superuser and migrate again",)
+    return (
+        f"role {READER} may read rollups: let the API log in as a role that is IN ROLE {READER}",
+        f"role {COLLECTOR} may look keys up: let a collector log in as a role that is IN ROLE {COLLECTOR}",
+        f"role {BI} may read figures: let Grafana and BI tools log in as roles that are IN ROLE {BI}",
+        f"{', '.join(WRITERS)}: GRANT them to the API's login to let it change prices, adjustments, names",
+    )
 
 
 def _create(connection: Connection, role: str) -> None:

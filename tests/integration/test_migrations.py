@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -194,3 +195,13 @@ def test_an_extension_that_came_after_the_migration_is_told_of_until_it_is_used(
     assert levels() == [doctor.Level.FAIL]
     assert migrate.upgrade(elsewhere).edition in {Edition.APACHE, Edition.COMMUNITY}
     assert levels() == [doctor.Level.OK]
+
+
+def test_every_role_is_named_with_what_it_is_for(embedded_postgres_url: str) -> None:
+    notes = "\n".join(migrate.upgrade(embedded_postgres_url).notes)
+    for role in (roles.READER, roles.COLLECTOR, roles.BI, *roles.WRITERS):
+        assert role in notes
+    with psycopg.connect(embedded_postgres_url) as connection:
+        rows = connection.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'spendstream\\_%'")
+        made = {name for (name,) in rows}
+    assert set(re.findall(r"spendstream_\w+", notes)) <= made
