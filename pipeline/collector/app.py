@@ -165,6 +165,7 @@ class Intake:
                     event_bytes_max=outlet.body_bytes_max,
                 )
             except TooMuch as error:
+                self._say("body_too_large", door.dialect, caller, 1, {"fault": str(error)})
                 raise Problem(status=413, kind="too-large", detail=f"The body has {error}.") from None
             except Unreadable as error:
                 self._say("body_unreadable", door.dialect, caller, 1, {"fault": str(error)})

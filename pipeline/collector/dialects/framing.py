@@ -33,6 +33,7 @@ LINES: Final = (
 """The content types of lines of JSON."""
 TOO_DEEP: Final = f"nested more than {wire.DEPTH_MAX} deep"
 NOT_AN_OBJECT: Final = "not a JSON object"
+_UNMATCHED: Final = "not JSON: the brackets do not match"
 _COMMAS_MAX: Final = 250_000
 """With more commas a body is cut lazily. Otherwise all its items are there at once, in at most 14 MB."""
 
@@ -41,7 +42,6 @@ _RAWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 SPACE: Final = b" \t\r\n"
 _FIRST: Final = re.compile(rb"[ \t\r\n]*+([^ \t\r\n])")
 _LINE: Final = re.compile(rb"[^ \t\r\n][^\n]*+")
-_PIECE: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)
 _HALF: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
@@ -164,8 +164,8 @@ def is_too_deep(text: bytes) -> bool:
 
 
 def _without_strings(text: bytes) -> Iterator[npt.NDArray[np.uint8]]:
-    """The bytes of a JSON text in blocks, with 0 for what is in a string. Escapes are left out, in pairs."""
-    plain = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    """The bytes of a JSON text in blocks, with 0 for what is in a string. Each byte keeps its place."""
+    plain = text.replace(rb"\\", b"__").replace(rb"\"", b"__")
     is_inside = 0
     for start in range(0, len(plain), _BLOCK_BYTES):
         block = np.frombuffer(plain[start : start + _BLOCK_BYTES], np.uint8)
@@ -180,27 +180,31 @@ def _cut(body: bytes) -> Iterator[bytes]:
     Raises:
         Unreadable: the brackets do not match, or something stands behind the array.
     """
-    start = depth = 0
-    for match in _PIECE.finditer(body):
-        piece = match[0]
-        if piece in b"[{":
-            depth += 1
-            if depth == 1:
-                start = match.end()
-        elif piece in b"]}":
-            depth -= 1
-            if depth == 0:
-                break
-        elif piece == b"," and depth == 1:
-            yield body[start : match.start()].strip(SPACE)
-            start = match.end()
-    if depth != 0 or match[0] != b"]":
-        raise Unreadable("not JSON: the brackets do not match")
-    last = body[start : match.start()].strip(SPACE)
-    if last or b"," in body[:start]:
-        yield last
-    if first_of(body[match.end() :]):
-        raise Unreadable("not JSON: something stands behind the array")
+    if first_of(body) != b"[":
+        raise Unreadable(_UNMATCHED)
+    first = start = body.index(b"[") + 1
+    depth = block_start = 0
+    for block in _without_strings(body):
+        steps = _STEPS[block]
+        depths = depth + np.cumsum(steps)
+        is_cut = (block == ord(",")) & (depths == 1) | (steps == -1) & (depths == 0)
+        for place in np.flatnonzero(is_cut).tolist():
+            end = block_start + place
+            element = body[start:end].strip(SPACE)
+            if block[place] == ord(","):
+                yield element
+                start = end + 1
+                continue
+            if block[place] != ord("]"):
+                raise Unreadable(_UNMATCHED)
+            if element or start > first:
+                yield element
+            if first_of(body[end + 1 :]):
+                raise Unreadable("not JSON: something stands behind the array")
+            return
+        depth = int(depths[-1])
+        block_start += len(block)
+    raise Unreadable(_UNMATCHED)
 
 
 def said(error: Exception) -> str:

@@ -48,6 +48,8 @@ def bodies() -> dict[str, tuple[str, str, str, bytes]]:
         "gzip of brackets": ("/v1/events", JSON, "gzip", gzip.compress(b"[" * size)),
         "gzip members": ("/v1/events", JSON, "gzip", gzip.compress(b" ") * (size // 21)),
         "deep arrays": ("/v1/events", JSON, "", b"[" * size),
+        "deep arrays in an array": ("/v1/events", JSON, "", deep_arrays(size)),
+        "brackets behind half a pair": ("/v1/litellm", JSON, "", b'["\\ud800",' + b"[" * (size - 11)),
         "deep objects": ("/v1/events", JSON, "", b'{"a":' * (size // 5)),
         "deep inside an event": ("/v1/events", JSON, "", b'{"eventId":' + b"[" * (size - 20)),
         "an array of numbers": ("/v1/events", JSON, "", b"[" + b"1," * (size // 2 - 1) + b"1]"),
@@ -85,6 +87,12 @@ def bodies() -> dict[str, tuple[str, str, str, bytes]]:
             b'{"resourceSpans":[{"scopeSpans":[{"spans":[' + b"{}," * (size // 3 - 40) + b"{}]}]}]}",
         ),
     }
+
+
+def deep_arrays(size: int) -> bytes:
+    """Elements that each are too deep."""
+    element = b"[" * 5000 + b"]" * 5000
+    return b"[" + b",".join([element] * (size // 10_001 - 1)) + b"]"
 
 
 def members(size: int) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.collector import doors
 from pipeline.collector.admit import Admission
-from pipeline.collector.dialects import Offered
+from pipeline.collector.dialects import Offered, otlp
 from pipeline.common.logs import JsonFormatter
 from tests.support.collector_in_process import Serving, room_in_the_minute, serving
 from tests.support.usage_events import ORG, EventMill, array
@@ -374,7 +374,7 @@ async def test_health_says_how_each_part_is(collector: Serving) -> None:
 
 
 async def test_faults_are_in_the_log_once_a_minute_for_each_caller_and_dialect(
-    collector: Serving, caplog: pytest.LogCaptureFixture
+    collector: Serving, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(2):
         answer = await collector.post([event(), event(latencyMs=-1), event(status="odd")])
@@ -384,11 +384,14 @@ async def test_faults_are_in_the_log_once_a_minute_for_each_caller_and_dialect(
     spans = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
     await collector.post(spans, "/v1/traces")
     await collector.post(b"[", "/v1/litellm")
+    monkeypatch.setattr(otlp, "JSON_VALUES_MAX", 2)
+    assert (await collector.post(spans, "/v1/traces")).status == 413
     said = [record for record in caplog.records if record.levelname == "WARNING"]
     assert [(record.message, record.__dict__["dialect"]) for record in said] == [
         ("events_rejected", "events"),
         ("events_rejected", "traces"),
         ("body_unreadable", "litellm"),
+        ("body_too_large", "traces"),
     ]
     first = said[0].__dict__
     assert (first["count"], first["items"], first["actor"]) == (2, 3, "local")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -18,6 +19,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
     max_leaves=12,
 )
+
+
+@pytest.fixture(scope="module", params=[3, framing._BLOCK_BYTES], autouse=True)
+def block_bytes(request: pytest.FixtureRequest) -> Iterator[int]:
+    """With blocks of 3 bytes, strings, escapes and brackets lie across their edges."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(framing, "_BLOCK_BYTES", request.param)
+        yield request.param
 
 
 @given(st.lists(JSON, max_size=5), st.booleans())
