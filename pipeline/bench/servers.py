@@ -191,8 +191,7 @@ class Service:
 
     def __init__(self, task: Task, *command: str, pages: Sequence[str], **environment: str) -> None:
         """Start the process. It is ready when all ``pages`` answer 200."""
-        names = {setting.name for setting in settings.SETTINGS}
-        inherited = {name: value for name, value in os.environ.items() if name not in names}
+        inherited = settings.without(os.environ, [setting.name for setting in settings.SETTINGS])
         self._name, self._pages = command[0], pages
         self._log = task.folder / f"{self._name}.log"
         self._child = Child.of_ours("pipeline.cli", *command, env=inherited | environment, log=self._log)

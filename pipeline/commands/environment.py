@@ -36,7 +36,7 @@ def config(as_json: bool) -> None:
     rows = [
         {
             "name": setting.name,
-            "value": masked(setting, os.environ.get(setting.name) or setting.default),
+            "value": masked(setting, values.texts[setting.name]),
             "origin": values.origins[setting.name],
             "help": setting.help,
         }

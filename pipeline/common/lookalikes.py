@@ -35,15 +35,19 @@ def find(environment: Mapping[str, str]) -> list[Lookalike]:
     """Find the variables whose names are near the name of a setting.
 
     A name is near with another case, with the prefix ``SPENDSTREAM_``, and with one slip in a short name or
-    two slips in a longer name. For example, DATABASE_ULR is near DATABASE_URL. Only names are looked at, and
-    a variable that is empty is skipped. All other variables belong to somebody else.
+    two slips in a longer name. For example, DATABASE_ULR is near DATABASE_URL. HTTP_PORT_FILE is near
+    HTTP_PORT, because only secrets are read from files. Only names are looked at, and a variable that is
+    empty is skipped. All other variables belong to somebody else.
     """
     names = {setting.name for setting in SETTINGS}
+    names |= {setting.file_name for setting in SETTINGS if setting.file_name is not None}
     found = []
     for variable in sorted(environment):
         if variable in names or len(variable) > _TRIED_CHARS_MAX or not environment[variable]:
             continue
         tried = variable.upper().removeprefix(_PREFIX)
+        if tried.removesuffix("_FILE") in names:
+            tried = tried.removesuffix("_FILE")
         slips, nearest = min((_slips(tried, name), name) for name in names)
         if slips <= (1 if len(nearest) <= _SHORT_NAME_CHARS else 2):
             found.append(Lookalike(variable, nearest))

@@ -4,12 +4,17 @@ A setting is declared here alone, with name, parser, default and help. The rest 
 the page docs/settings.md, ``spendstream config``, and the fields of the frozen dataclasses that say what a
 part of the pipeline or of the API is told (`of`, `required`, `Values.make`). Nothing else reads the
 environment.
+
+A secret may also stand in a file: with ``DATABASE_URL_FILE=/run/secrets/database_url`` the file has what
+DATABASE_URL would have. Orchestrators hand secrets over as files, because an environment is easily shown.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
@@ -38,6 +43,15 @@ class Setting:
     default: str | None
     help: str
     secret: bool = False
+
+    @property
+    def file_name(self) -> str | None:
+        """The variable that names a file with the setting's text; None: only a secret has such a variable."""
+        return f"{self.name}_FILE" if self.secret else None
+
+    def is_given(self, environment: Mapping[str, str]) -> bool:
+        """Does the environment have the setting, or its file? An empty variable is none."""
+        return bool(environment.get(self.name) or (self.file_name and environment.get(self.file_name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -679,10 +693,14 @@ def required(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Values:
-    """Parsed settings by name, and where each came from (``environment`` or ``default``)."""
+    """Parsed settings by name, where each came from (``environment``, ``file`` or ``default``), and its text.
 
-    by_name: Mapping[str, Any]
+    ``texts`` holds secrets as they were given, or None where a setting has neither value nor default.
+    """
+
+    by_name: Mapping[str, Any] = field(repr=False)
     origins: Mapping[str, str]
+    texts: Mapping[str, str | None] = field(repr=False)
 
     def __getitem__(self, name: str) -> Any:
         return self.by_name[name]
@@ -722,40 +740,84 @@ def _passwords(url: str) -> list[str]:
     ]
 
 
+SECRET_BYTES_MAX: Final = 64 * 2**10
+"""The longest secret in a file. A longer file is no secret: somebody named the wrong one."""
+
+
+def without(environment: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """``environment`` without these settings, and without the variables that name their files."""
+    left_out = {*names} | {f"{name}_FILE" for name in names if name in _BY_NAME and _BY_NAME[name].secret}
+    return {name: value for name, value in environment.items() if name not in left_out}
+
+
 def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Values:
-    """Parse every setting; an empty variable counts as unset.
+    """Parse every setting; an empty variable counts as unset. Reads the files that `Setting.file_name` names.
 
     Raises:
         ConfigError: with one line for each fault, the missing ``required`` ones among them.
     """
     by_name: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    texts: dict[str, str | None] = {}
     faults: list[str] = []
     required = set(required)
     for setting in SETTINGS:
-        given = environment.get(setting.name) or None
-        text = given if given is not None else setting.default
-        origins[setting.name] = "environment" if given is not None else "default"
-        by_name[setting.name] = None
-        if text is None:
-            if setting.name in required:
-                faults.append(f"{setting.name} is not set: {setting.help}")
+        name = setting.name
+        by_name[name] = None
+        try:
+            text, origins[name] = _given(setting, environment)
+        except ValueError as error:
+            text, origins[name] = None, "environment"
+            texts[name] = None
+            faults.append(str(error))
             continue
+        texts[name] = text
+        if text is None:
+            if name in required:
+                faults.append(f"{name} is not set: {setting.help}")
+            continue
+        shown = setting.file_name if origins[name] == "file" else name
         if not _is_utf8(text):
-            faults.append(f"{setting.name} holds bytes that are no text in UTF-8")
+            faults.append(f"{shown} holds bytes that are no text in UTF-8")
             continue
         try:
-            by_name[setting.name] = setting.parse(text)
+            by_name[name] = setting.parse(text)
         except parsers.OutOfBounds as error:
-            faults.append(f"{setting.name}={text} {error}")
+            faults.append(f"{name}={text} {error}")
         except ValueError as error:
-            shown = "…" if setting.secret else repr(cut(text))
-            faults.append(f"{setting.name}={shown}: {error}")
-    present = {name for name, origin in origins.items() if origin == "environment"}
+            faults.append(f"{shown}={'…' if setting.secret else repr(cut(text))}: {error}")
+    present = {name for name, origin in origins.items() if origin != "default"}
     faults.extend(_contradictions(by_name, present))
     if faults:
         raise ConfigError(faults)
-    return Values(by_name=by_name, origins=origins)
+    return Values(by_name=by_name, origins=origins, texts=texts)
+
+
+def _given(setting: Setting, environment: Mapping[str, str]) -> tuple[str | None, str]:
+    """The text of a setting, and where the text comes from. Raises ValueError with the whole fault."""
+    given = environment.get(setting.name) or None
+    path = environment.get(setting.file_name) or None if setting.file_name else None
+    if path is not None and given is not None:
+        raise ValueError(f"{setting.name} and {setting.file_name} are both set: remove one of them")
+    if path is not None:
+        return _content(path, f"{setting.file_name}={path!r}"), "file"
+    return (setting.default, "default") if given is None else (given, "environment")
+
+
+def _content(path: str, named: str) -> str:
+    """The text in a file, without the newline at its end. Raises ValueError with the whole fault."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(SECRET_BYTES_MAX + 1)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{named}: the file cannot be read: {why}") from None
+    if len(content) > SECRET_BYTES_MAX:
+        raise ValueError(f"{named}: the file has more than {SECRET_BYTES_MAX // 1024} KiB")
+    text = re.sub(r"\r?\n\Z", "", content.decode(errors="surrogateescape"))
+    if not text:
+        raise ValueError(f"{named}: the file is empty")
+    return text
 
 
 def _is_utf8(text: str) -> bool:

@@ -199,17 +199,16 @@ class _Parts:
         left_out = [
             setting.name
             for setting in settings.SETTINGS
-            if os.environ.get(setting.name)
+            if setting.is_given(os.environ)
             and (
                 setting.name in _LEFT_OUT
                 or setting.name.startswith(_LEFT_OUT_GROUPS)
-                or ours.get(setting.name, os.environ[setting.name]) != os.environ[setting.name]
+                or ours.get(setting.name, os.environ.get(setting.name)) != os.environ.get(setting.name)
             )
         ]
         if left_out:
             self._echo(f"the demo has these settings of its own and leaves yours out: {', '.join(left_out)}")
-        kept = {name: value for name, value in os.environ.items() if name not in left_out}
-        return {"STREAM_MAX_BYTES": "2GiB", **kept, **ours}
+        return {"STREAM_MAX_BYTES": "2GiB", **settings.without(os.environ, left_out), **ours}
 
     def _settings(self) -> dict[str, str]:
         """The settings with which a command works on this demo."""

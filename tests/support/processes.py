@@ -53,8 +53,7 @@ def _base() -> dict[str, str]:
     """The environment without variables that would configure Spendstream by accident."""
     from pipeline.common import settings
 
-    names = {setting.name for setting in settings.SETTINGS}
-    return {name: value for name, value in os.environ.items() if name not in names}
+    return settings.without(os.environ, [setting.name for setting in settings.SETTINGS])
 
 
 class Process:

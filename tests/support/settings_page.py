@@ -13,6 +13,12 @@ Every setting is an environment variable. An empty variable counts as unset. `sp
 setting with its value and where the value came from, and lists every fault with exit code 2. A variable that
 resembles a setting and is none, such as `FLUSH_INTERVALL`, is warned of.
 
+A secret may stand in a file instead. `DATABASE_URL_FILE=/run/secrets/database_url` names the file, and the
+text in the file, without the newline at its end, is the value of `DATABASE_URL`. The others are
+{files}.
+If both variables are set, or the file cannot be read or is empty, the process says so and ends with exit
+code 2. Files are read once, at the start.
+
 Durations are written as `500ms`, `10s`, `5m`, `24h` or `7d`, sizes as `64KiB`, `512MiB` or `20GiB`.
 
 This page is made from the program's own table: `python -m tests.support.settings_page`.
@@ -21,7 +27,8 @@ This page is made from the program's own table: `python -m tests.support.setting
 
 def text() -> str:
     """The page as it must be."""
-    parts = [_OPENING]
+    *most, last = [f"`{setting.file_name}`" for setting in settings.SETTINGS if setting.file_name][1:]
+    parts = [_OPENING.format(files=f"{', '.join(most)} and {last}")]
     for group in settings.GROUPS:
         lines = [f"\n## {group.title}\n", "| setting | default | for |", "| --- | --- | --- |"]
         for setting in group.settings:

@@ -97,6 +97,15 @@ def test_config_as_json() -> None:
     assert shown["S3_BUCKET"]["value"] is None
 
 
+def test_config_shows_that_a_secret_is_in_a_file_and_masks_the_secret(tmp_path: Path) -> None:
+    path = tmp_path / "database_url"
+    path.write_text("postgresql://u:geheim@h/d\n")
+    exit_code, output, _ = invoke("config", DATABASE_URL_FILE=str(path))
+    assert exit_code == 0
+    assert "DATABASE_URL=postgresql://u:***@h/d  [file]" in output
+    assert "geheim" not in output
+
+
 def test_bad_configuration_lists_every_fault_and_exits_2() -> None:
     exit_code, output, errors = invoke("config", HTTP_PORT="x", FLUSH_INTERVAL="soon", AUTH_MODE="open")
     assert exit_code == 2

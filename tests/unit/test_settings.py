@@ -136,6 +136,126 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+# --- secrets in files ---------------------------------------------------------------------------------
+
+
+def test_every_secret_may_stand_in_a_file_and_nothing_else(tmp_path: Path) -> None:
+    """Written out: a secret that somebody adds is in this list, or its declaration forgot ``secret``."""
+    assert {setting.file_name for setting in settings.SETTINGS} - {None} == {
+        "DATABASE_URL_FILE",
+        "RABBITMQ_URL_FILE",
+        "REDIS_URL_FILE",
+        "JWT_SECRET_FILE",
+        "API_KEY_SECRET_FILE",
+        "CURSOR_SECRET_FILE",
+        "S3_ACCESS_KEY_FILE",
+        "S3_SECRET_KEY_FILE",
+    }
+    assert not {s.file_name for s in settings.SETTINGS} & {s.name for s in settings.SETTINGS}
+    (tmp_path / "port").write_text("9000")
+    values = settings.read({"HTTP_PORT_FILE": str(tmp_path / "port")})
+    assert values["HTTP_PORT"] == 8084
+    assert lookalikes.find({"HTTP_PORT_FILE": "x"}) == [lookalikes.Lookalike("HTTP_PORT_FILE", "HTTP_PORT")]
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"postgresql://u:p@h/d", "postgresql://u:p@h/d"),
+        (b"postgresql://u:p@h/d\n", "postgresql://u:p@h/d"),
+        (b"postgresql://u:p@h/d\r\n", "postgresql://u:p@h/d"),
+    ],
+)
+def test_a_file_has_the_text_of_its_setting_and_a_newline_that_does_not_count(
+    tmp_path: Path, content: bytes, value: str
+) -> None:
+    path = tmp_path / "database_url"
+    path.write_bytes(content)
+    values = settings.read({"DATABASE_URL_FILE": str(path)}, required=["DATABASE_URL"])
+    assert values["DATABASE_URL"] == values.texts["DATABASE_URL"] == value
+    assert values.origins["DATABASE_URL"] == "file"
+    assert value in values.secrets()
+    assert value not in repr(values)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_only_the_last_newline_of_a_file_goes(tmp_path: Path, newline: str) -> None:
+    path = tmp_path / "key"
+    text = f" two{newline}lines of more than thirty-two {newline}"
+    path.write_bytes(f"{text}{newline}".encode())
+    values = settings.read({"API_KEY_SECRET_FILE": str(path)})
+    assert values.texts["API_KEY_SECRET"] == text
+
+
+@pytest.mark.parametrize("name", [s.name for s in settings.SETTINGS if s.secret])
+def test_a_secret_in_a_file_is_the_same_as_one_in_the_environment(tmp_path: Path, name: str) -> None:
+    urls = {"DATABASE_URL": "postgresql", "RABBITMQ_URL": "rabbitmq-stream", "REDIS_URL": "redis"}
+    text = f"{urls[name]}://u:hunter22@h" if name in urls else "hunter22" * 5
+    store = {"S3_ENDPOINT": "http://s3", "S3_BUCKET": "b", "S3_ACCESS_KEY": "a" * 8, "S3_SECRET_KEY": "s" * 8}
+    others = {key: value for key, value in store.items() if name in store and key != name}
+    path = tmp_path / "secret"
+    path.write_text(f"{text}\n")
+    from_file = settings.read({**others, f"{name}_FILE": str(path)})
+    given = settings.read({**others, name: text})
+    assert from_file.by_name == given.by_name
+    assert from_file.secrets() == given.secrets()
+
+
+def test_every_fault_of_a_file_names_its_variable_and_shows_nothing_of_the_secret(tmp_path: Path) -> None:
+    contents = {
+        "empty": b"",
+        "newline": b"\n",
+        "bytes": b"\xff\n",
+        "wrong": b"mysql://u:hunter2@h/d\n",
+        "long": b"hunter2" * settings.SECRET_BYTES_MAX,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    environment = {
+        "DATABASE_URL_FILE": f"{tmp_path}/wrong",
+        "RABBITMQ_URL": "rabbitmq-stream://h",
+        "RABBITMQ_URL_FILE": f"{tmp_path}/wrong",
+        "REDIS_URL_FILE": f"{tmp_path}/bytes",
+        "JWT_SECRET_FILE": f"{tmp_path}/nowhere",
+        "API_KEY_SECRET_FILE": f"{tmp_path}/empty",
+        "CURSOR_SECRET_FILE": f"{tmp_path}/newline",
+        "S3_ENDPOINT": "http://s3",
+        "S3_BUCKET": "b",
+        "S3_ACCESS_KEY_FILE": str(tmp_path),
+        "S3_SECRET_KEY_FILE": f"{tmp_path}/long",
+        "HTTP_PORT": "x",
+    }
+    with pytest.raises(settings.ConfigError) as caught:
+        settings.read(environment, required=["DATABASE_URL", "RABBITMQ_URL"])
+    assert caught.value.faults == [
+        "DATABASE_URL_FILE=…: expected a URL with postgresql:// or postgres://",
+        "RABBITMQ_URL and RABBITMQ_URL_FILE are both set: remove one of them",
+        "REDIS_URL_FILE holds bytes that are no text in UTF-8",
+        "HTTP_PORT='x': expected a port from 0 to 65535",
+        f"JWT_SECRET_FILE='{tmp_path}/nowhere': the file cannot be read: No such file or directory",
+        f"API_KEY_SECRET_FILE='{tmp_path}/empty': the file is empty",
+        f"CURSOR_SECRET_FILE='{tmp_path}/newline': the file is empty",
+        f"S3_ACCESS_KEY_FILE='{tmp_path}': the file cannot be read: Is a directory",
+        f"S3_SECRET_KEY_FILE='{tmp_path}/long': the file has more than 64 KiB",
+    ]
+
+
+def test_an_empty_variable_of_a_file_counts_as_unset() -> None:
+    values = settings.read({"DATABASE_URL": "postgresql://h/d", "DATABASE_URL_FILE": ""})
+    assert values.origins["DATABASE_URL"] == "environment"
+
+
+def test_a_child_without_a_setting_has_no_file_of_the_setting_either() -> None:
+    environment = {
+        "REDIS_URL": "a",
+        "REDIS_URL_FILE": "b",
+        "HTTP_PORT": "1",
+        "HTTP_PORT_FILE": "c",
+        "PATH": "p",
+    }
+    assert settings.without(environment, ["REDIS_URL", "HTTP_PORT"]) == {"HTTP_PORT_FILE": "c", "PATH": "p"}
+
+
 @pytest.mark.parametrize(
     ("environment", "fault"),
     [

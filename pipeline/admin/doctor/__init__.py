@@ -36,11 +36,13 @@ def examine(environment: Mapping[str, str], processes: Sequence[str] = ()) -> It
         for fault in error.faults:
             yield Finding(Level.FAIL, "configuration", fault, remedy)
         return
-    given = sum(origin == "environment" for origin in values.origins.values())
+    origins = [*values.origins.values()]
+    given, files = len(origins) - origins.count("default"), origins.count("file")
+    from_files = f" ({files} of them in files)" if files else ""
     yield Finding(
         Level.OK,
         "configuration",
-        f"{given} settings from the environment, the rest defaults; checked for"
+        f"{given} settings from the environment{from_files}, the rest defaults; checked for"
         f" {', '.join(process for process in PROCESSES if asked.has(process))}",
     )
     for lookalike in lookalikes.find(environment):

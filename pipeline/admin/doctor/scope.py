@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.common.settings import SETTINGS
+
 REQUIRED: Final = {
     "worker": ("DATABASE_URL", "RABBITMQ_URL"),
     "api": ("DATABASE_URL",),
@@ -45,8 +47,9 @@ def scope(environment: Mapping[str, str], named: Sequence[str]) -> Scope:
     """
     if named:
         return Scope(frozenset(named), told=True)
-    if not any(value and name.startswith("COLLECTOR_") for name, value in environment.items()):
+    given = {setting.name for setting in SETTINGS if setting.is_given(environment)}
+    if not any(name.startswith("COLLECTOR_") for name in given):
         return Scope(frozenset(REQUIRED) - {"collector"}, told=False)
-    if not environment.get("DATABASE_URL"):
+    if "DATABASE_URL" not in given:
         return Scope(frozenset({"collector"}), told=False)
     return Scope(frozenset(REQUIRED), told=False)
