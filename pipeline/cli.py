@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "simulate": "traffic:simulate",
     "stream": "streams:streams",
     "version": "environment:version",
+    "warm-up": "environment:warm_up",
     "worker": "processes:worker",
 }
 """The file in `pipeline.commands`, and the name in that file, of each command."""

@@ -1,4 +1,4 @@
-"""``spendstream version``, ``config``, ``migrate`` and ``doctor``: the environment of the processes."""
+"""``spendstream version``, ``config``, ``migrate``, ``warm-up``, ``doctor``: the environment of processes."""
 
 from __future__ import annotations
 
@@ -87,6 +87,25 @@ def migrate() -> None:
     click.echo(f"schema analytics is at revision {schema.HEAD} on {applied.edition}")
     for note in applied.notes:
         click.echo(f"  {note}")
+
+
+@click.command("warm-up")
+def warm_up() -> None:
+    """Compile the loops of every process into NUMBA_CACHE_DIR, so that no start waits for a compiler.
+
+    An image is built with it. Afterwards the folder need not be writable. A second run says that nothing was
+    compiled, if the folder's loops are for this machine.
+    """
+    from pipeline.core import checked
+    from pipeline.core.kernels import compile as kernels
+    from pipeline.core.warm_up import warm_up as core
+    from pipeline.sink import copy_binary
+    from pipeline.transports.rabbitmq import frames
+
+    for loops in (core, checked.warm_up, copy_binary.warm_up, frames.warm_up):
+        loops()
+    loaded, compiled = kernels.counts()
+    click.echo(f"{loaded} loops were loaded, {compiled} compiled")
 
 
 @click.command()

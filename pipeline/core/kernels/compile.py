@@ -4,12 +4,16 @@ A compiled loop reads text through a handle: `handle` makes the handle of an arr
 `word` read at a place. The handle is an address. With the array itself, numba would count references wherever
 the array is passed on, and counting would take most of the time. Under NUMBA_BOUNDSCHECK, as in the tests,
 the handle is the array, and every access is checked.
+
+Compiled code is kept in numba's folders: ``NUMBA_CACHE_DIR`` where that is set, else beside the source or in
+the user's folder. Here ``NUMBA_CACHE_DIR`` need not be writable. An image ships the folder full, on a root
+file system that nobody may write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
@@ -18,13 +22,18 @@ import numba.extending
 import numpy as np
 from llvmlite import ir
 from numba.core import event
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, UserProvidedCacheLocator
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_LOOPS: Final[list[Any]] = []
 
 
 def compiled(function: _Function) -> _Function:
     """Compile a loop for machine arrays; it runs without the interpreter's lock."""
-    made: _Function = numba.njit(cache=True, nogil=True)(function)
+    made: _Function = numba.njit(nogil=True)(function)
+    with suppress(RuntimeError):  # no folder at all: this process compiles for itself
+        made._cache = _Cache(function)  # type: ignore[attr-defined]
+    _LOOPS.append(made)
     return made
 
 
@@ -63,6 +72,36 @@ class _Refusing(event.Listener):  # type: ignore[misc]
 
     def on_end(self, event: Any) -> None:
         pass
+
+
+def counts() -> tuple[int, int]:
+    """How many loops this process has loaded from a folder, and how many it has compiled itself."""
+    stats = [loop.stats for loop in _LOOPS if hasattr(loop, "stats")]
+    return sum(sum(one.cache_hits.values()) for one in stats), sum(
+        sum(one.cache_misses.values()) for one in stats
+    )
+
+
+class _Given(UserProvidedCacheLocator):  # type: ignore[misc]
+    """The folder NUMBA_CACHE_DIR. Numba itself passes over one that it cannot write, and so reads nothing."""
+
+    def ensure_cache_path(self) -> None:
+        with suppress(OSError):
+            super().ensure_cache_path()
+
+
+class _Files(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [_Given, *CompileResultCacheImpl._locator_classes[1:]]  # noqa: RUF012
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one loop. What cannot be saved is kept by this process alone."""
+
+    _impl_class = _Files
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError):
+            super().save_overload(sig, data)
 
 
 # --- text ------------------------------------------------------------------------------------------
