@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 SUITE = "trixie"
@@ -31,6 +32,23 @@ LEFT_OUT = (
     "/usr/lib/*/libLLVM*",
     "/usr/lib/*/bitcode/*",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a root folder is made of: its name in the cache, mmdebstrap's variant, and the packages."""
+
+    name: str
+    variant: str
+    packages: tuple[str, ...]
+
+    def text(self) -> str:
+        """All that decides what is in the folder."""
+        variant = () if self == SERVERS else (self.variant,)  # folders from before there were recipes
+        return "\n".join((SUITE, *variant, *self.packages, HOOK, *LEFT_OUT))
+
+
+SERVERS = Recipe(SUITE, "apt", PACKAGES)
 NAMESPACE = ("unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child")
 
 
@@ -41,10 +59,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "spendstream"
 
 
-def path() -> Path:
+def path(recipe: Recipe = SERVERS) -> Path:
     """The path of the root folder. Its name changes with the recipe."""
-    recipe = "\n".join((SUITE, *PACKAGES, HOOK, *LEFT_OUT))
-    return cache_folder() / f"{SUITE}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
+    return cache_folder() / f"{recipe.name}-{hashlib.sha256(recipe.text().encode()).hexdigest()[:12]}"
 
 
 def impossible() -> str | None:
@@ -69,19 +86,19 @@ def no_namespaces() -> str | None:
     return f"namespaces cannot be made: {tried.stderr.strip()}" if tried.returncode else None
 
 
-def build() -> Path:
-    """Build the root folder if it is missing (about half a minute and 450 MB); returns its path.
+def build(recipe: Recipe = SERVERS) -> Path:
+    """Build the root folder if it is missing (the servers': half a minute and 450 MB); returns its path.
 
     Raises RuntimeError with the end of the log if the build fails.
     """
-    final = path()
+    final = path(recipe)
     if final.is_dir():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(final.parent / "build.lock") as lock:
         if final.is_dir():  # another process has just built it
             return final
-        for unfinished in final.parent.glob(f"{SUITE}-*.tmp"):
+        for unfinished in final.parent.glob(f"{recipe.name}-*.tmp"):
             _run(lock, "rm", "-rf", "--one-file-system", str(unfinished))
         if shutil.which("mmdebstrap") is None:
             _say("installing mmdebstrap")
@@ -92,8 +109,8 @@ def build() -> Path:
         temporary = final.with_name(final.name + ".tmp")
         _run(
             lock,
-            *(*NAMESPACE, "--mount-proc", "mmdebstrap", "--mode=root", "--variant=apt"),
-            f"--include={','.join(PACKAGES)}",
+            *(*NAMESPACE, "--mount-proc", "mmdebstrap", "--mode=root", f"--variant={recipe.variant}"),
+            *([f"--include={','.join(recipe.packages)}"] if recipe.packages else []),
             f"--setup-hook={HOOK}",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
             *(SUITE, str(temporary)),

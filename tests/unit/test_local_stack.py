@@ -83,10 +83,16 @@ def test_the_compose_file_knows_the_servers_ports_by_the_names_we_pass(tmp_path:
 
 def test_another_recipe_is_another_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPENDSTREAM_CACHE", str(tmp_path))
-    before = rootfs.path()
-    monkeypatch.setattr(rootfs, "PACKAGES", (*rootfs.PACKAGES, "another"))
-    assert before.parent == rootfs.path().parent == tmp_path
-    assert before != rootfs.path()
+    servers = rootfs.SERVERS
+    recipes = (
+        servers,
+        rootfs.Recipe(servers.name, servers.variant, (*servers.packages, "another")),
+        rootfs.Recipe(servers.name, "minbase", servers.packages),
+        rootfs.Recipe("another", servers.variant, servers.packages),
+    )
+    assert rootfs.path() == rootfs.path(servers)
+    assert {rootfs.path(recipe).parent for recipe in recipes} == {tmp_path}
+    assert len({rootfs.path(recipe) for recipe in recipes}) == len(recipes)
 
 
 def test_an_unfinished_root_folder_is_never_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
