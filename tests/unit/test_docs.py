@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md"), *ROOT.glob("deploy/*.md")])
 _SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _NO_SETTINGS = re.compile(
-    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|GENERIC_LOGGER_[A-Z]+|OTEL_[A-Z_]+|SMOKE_[A-Z_]+|YOUR_KEY|DAY_ZONES|FLUSH_INTERVALL)\b"
+    r"\b(?:SPENDSTREAM_[A-Z_]+|XDG_CACHE_HOME|PYTHON[A-Z]*|NUMBA_[A-Z_]+|OPENBLAS_[A-Z_]+|PG[A-Z]+|GENERIC_LOGGER_[A-Z]+|OTEL_[A-Z_]+|SMOKE_[A-Z_]+|YOUR_KEY|BASE_DIGEST|DAY_ZONES|FLUSH_INTERVALL)\b"
 )
 
 
@@ -104,7 +104,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
-    known = {setting.name for setting in settings.SETTINGS}
+    known = {name for setting in settings.SETTINGS for name in (setting.name, setting.file_name)}
     for quoted in re.findall(r"`([^`\n]+)`", page.read_text()) + list(code_blocks(page, "sh", "bash")):
         wanted = {name for name in _SETTING.findall(quoted) if not _NO_SETTINGS.fullmatch(name)}
         assert wanted <= known, f"unknown settings: {wanted - known}"
