@@ -69,7 +69,7 @@ while [ "$1" != -- ]; do
     shift 2
 done
 shift
-# The kernel forgets who ends with whom when a process changes its user, so the process asks for it afterwards.
+# The kernel forgets who ends with whom when a process changes its user, so that is asked for afterwards.
 exec chroot "$root" /usr/bin/setpriv --reuid="${user%:*}" --regid="${user#*:}" --clear-groups --no-new-privs \
     --pdeathsig KILL /bin/sh -ec 'cd "$1" && shift && exec "$@"' sh "$workdir" "$@"
 """
