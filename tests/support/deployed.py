@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import click
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 import api.config
+from api import __main__ as exporter
 from api.contract.operations import OPERATIONS
+from deploy.local.ports import free_port
 from pipeline import config
 from pipeline.cli import main
 from pipeline.collector import app as collector_app
@@ -28,19 +33,24 @@ NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of ours: the setting of its port (None: it has none), and how it reads its configuration."""
+    """A process of ours: the settings of its address and port, if it has one, and how it is configured."""
 
+    host: str | None
     port: str | None
     load: Callable[[Mapping[str, str]], Any]
 
 
 PROCESSES: Final = {
-    "worker": Process("METRICS_PORT", config.load),
-    "api": Process("HTTP_PORT", api.config.load),
-    "collector": Process("COLLECTOR_PORT", collector_config.load),
-    "exporter": Process(None, api.config.load),
-    "migrate": Process(None, lambda environment: settings.read(environment, required=("DATABASE_URL",))),
+    "worker": Process("METRICS_HOST", "METRICS_PORT", config.load),
+    "api": Process("HTTP_HOST", "HTTP_PORT", api.config.load),
+    "collector": Process("COLLECTOR_HOST", "COLLECTOR_PORT", collector_config.load),
+    "exporter": Process("METRICS_HOST", "EXPORT_METRICS_PORT", api.config.load),
+    "migrate": Process(
+        None, None, lambda environment: settings.read(environment, required=("DATABASE_URL",))
+    ),
 }
+EXPORTER_PORT: Final = 8087
+"""The port of the exporter's page in every manifest: the setting has no default."""
 
 
 def command(arguments: Sequence[str]) -> str:
@@ -59,7 +69,7 @@ def command(arguments: Sequence[str]) -> str:
 def port(process: str) -> int | None:
     """The port on which a process listens, unless a setting says otherwise."""
     name = PROCESSES[process].port
-    return None if name is None else int(cast(int, settings.read({})[name]))
+    return None if name is None else int(settings.read({})[name] or EXPORTER_PORT)
 
 
 def routes(process: str) -> set[str]:
@@ -69,6 +79,8 @@ def routes(process: str) -> set[str]:
             return {operation.path for operation in OPERATIONS if operation.method == "GET"}
         case "worker":
             return asyncio.run(_worker_routes())
+        case "exporter":
+            return asyncio.run(_exporter_routes())
         case "collector":
             return _paths(collector_app.create_app(cast(Any, _Doors()), Metrics(), cast(Any, None)))
     return set()
@@ -85,6 +97,32 @@ async def _worker_routes() -> set[str]:
         return _paths(page.app)
     finally:
         await page.cleanup()
+
+
+async def _exporter_routes() -> set[str]:
+    """The exporter's pages can only be asked: this one asks while it should make exports."""
+    port = free_port()
+    found: set[str] = set()
+
+    class Asking:
+        error = None
+
+        def run(self) -> None:
+            for path in ("/metrics", "/healthz", "/readyz", "/elsewhere"):
+                if _status(f"http://127.0.0.1:{port}{path}") == 200:
+                    found.add(path)
+
+    loaded = api.config.load({"DATABASE_URL": "postgresql://h/d", "EXPORT_METRICS_PORT": str(port)})
+    await exporter._export_with_page(loaded.exports, cast(Any, Asking()), CollectorRegistry())
+    return found
+
+
+def _status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 class _Doors:

@@ -150,6 +150,7 @@ def test_every_secret_may_stand_in_a_file_and_nothing_else(tmp_path: Path) -> No
         "CURSOR_SECRET_FILE",
         "S3_ACCESS_KEY_FILE",
         "S3_SECRET_KEY_FILE",
+        "CHECK_KEY_FILE",
     }
     assert not {s.file_name for s in settings.SETTINGS} & {s.name for s in settings.SETTINGS}
     (tmp_path / "port").write_text("9000")

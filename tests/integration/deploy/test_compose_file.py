@@ -111,7 +111,7 @@ def test_every_service_has_bounds_and_comes_back(name: str) -> None:
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
-    assert once or name == "exporter" or service["healthcheck"]["test"][0].startswith("CMD")
+    assert once or service["healthcheck"]["test"][0].startswith("CMD")
     for published in service.get("ports", ()):
         host, _, inside = published.rpartition(":")
         assert host == f"127.0.0.1:{inside}", published
@@ -137,8 +137,7 @@ def test_every_check_of_health_asks_a_route_that_exists(name: str) -> None:
     assert url[1] in deployed.routes(name)
     assert url[1].endswith("/readyz")
     assert f"127.0.0.1:{url[0]}:{url[0]}" in service["ports"]
-    host = {"worker": "METRICS_HOST", "api": "HTTP_HOST", "collector": "COLLECTOR_HOST"}[name]
-    assert service["environment"][host] == "0.0.0.0"
+    assert service["environment"][deployed.PROCESSES[name].host] == "0.0.0.0"
 
 
 def test_a_worker_has_time_for_its_last_flush() -> None:
@@ -196,6 +195,8 @@ def test_prometheus_scrapes_every_process_that_has_metrics_and_the_broker() -> N
     assert {job: where for job, where in targets.items() if job.startswith("spendstream")} == wanted
     assert targets["rabbitmq"] == ["rabbitmq:15692"]
     assert all("/metrics" in deployed.routes(name) for name in with_port)
+    theirs = yaml.safe_load((image.ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    assert wanted.keys() == {one["job_name"] for one in theirs}, "rules and dashboards know the jobs by name"
 
 
 def test_every_file_that_is_mounted_from_here_is_there() -> None:
@@ -207,9 +208,7 @@ def test_every_file_that_is_mounted_from_here_is_there() -> None:
                 continue
             assert options == ["ro"], (name, inside)
             path = (FOLDER / outside).resolve()
-            # The folders of rules and dashboards may not be there yet; a file in a folder that is must be.
-            folder = image.ROOT / "deploy" / path.relative_to(image.ROOT).parts[1]
-            assert path.exists() or not folder.exists(), path
+            assert path.exists(), path
 
 
 def test_grafana_has_what_its_data_sources_and_dashboards_need() -> None:
@@ -218,7 +217,9 @@ def test_grafana_has_what_its_data_sources_and_dashboards_need() -> None:
     given = set(service["environment"]) | set(re.findall(r"(SPENDSTREAM_\w+)=", service["command"][0]))
     places = {volume.split(":")[1] for volume in service["volumes"]}
     assert {"SPENDSTREAM_DATABASE_USER", "SPENDSTREAM_DATABASE_PASSWORD"} <= given
-    for path in sorted(provisioning.rglob("*.yaml")):
+    paths = sorted(provisioning.rglob("*.yaml"))
+    assert len(paths) == 2
+    for path in paths:
         text = path.read_text()
         assert set(re.findall(r"\$(SPENDSTREAM_\w+)", text)) <= given, path
         for provider in yaml.safe_load(text).get("providers", ()):

@@ -29,7 +29,9 @@ def test_the_base_is_named_by_an_exact_digest_that_somebody_must_give() -> None:
 def test_the_image_runs_every_process_as_a_user_by_number() -> None:
     assert IMAGE.user == "10001:10001"
     assert IMAGE.entrypoint == ["spendstream"]
-    assert IMAGE.ports == [port for name in ("api", "worker", "collector") if (port := deployed.port(name))]
+    assert IMAGE.ports == [
+        port for name in ("api", "worker", "collector", "exporter") if (port := deployed.port(name))
+    ]
     assert {step.keyword for step in IMAGE.steps} == {"COPY"}, "nothing is run in the last stage"
 
 

@@ -217,9 +217,9 @@ class Deployment:
             for variable, value in SERVICES[name]["environment"].items()
         }
         ours = {"S3_ENDPOINT": self._stack.s3.url} if "S3_ENDPOINT" in given else {}
-        port = deployed.PROCESSES[name].port
-        if port is not None:
-            ours |= {port: str(self.ports[name]), port.replace("_PORT", "_HOST"): "127.0.0.1"}
+        process = deployed.PROCESSES[name]
+        if process.port is not None and process.host is not None:
+            ours |= {process.port: str(self.ports[name]), process.host: "127.0.0.1"}
         return {**given, **ours, "NUMBA_CACHE_DIR": "/run/loops"}
 
     def mounts(self, name: str) -> dict[str, Path]:

@@ -333,9 +333,9 @@ def test_prometheus_scrapes_a_route_and_a_port_of_a_service() -> None:
 
 def test_the_rules_of_the_operator_are_those_of_prometheus() -> None:
     """`python -m tests.support.prometheus_rule` makes the object from deploy/prometheus/rules.yml."""
-    assert prometheus_rule.written() == prometheus_rule.text()
-    resources = yaml.safe_load((prometheus_rule.COMPONENT / "kustomization.yaml").read_text())["resources"]
-    assert (prometheus_rule.PAGE.name in resources) is prometheus_rule.RULES.exists()
+    assert prometheus_rule.PAGE.read_text() == prometheus_rule.text()
+    rules = manifests.found("production", "PrometheusRule", "spendstream")["spec"]
+    assert rules["groups"] == yaml.safe_load(prometheus_rule.RULES.read_text())["groups"]
 
 
 def test_the_roles_of_the_database_are_those_that_migrate_grants_rights_to() -> None:
