@@ -75,7 +75,7 @@ class Config:
     metrics_hosts: tuple[str, ...] = required("METRICS_HOST")
     metrics_port: int = required("METRICS_PORT")
     other_ports: tuple[int, ...] = ()
-    """The ports of the API and the collector by the same environment: they may run on this host, too."""
+    """The ports of API, collector and exporter by the same environment: they may run on this host, too."""
     dedupe_folder: Path | None = of("DEDUPE_FOLDER")
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -90,7 +90,7 @@ def load(environment: Mapping[str, str]) -> Config:
         flush=values.make(FlushConfig),
         retention=values.make(RetentionConfig),
         archive=archive_config(values),
-        other_ports=(values["HTTP_PORT"], values["COLLECTOR_PORT"]),
+        other_ports=(values["HTTP_PORT"], values["COLLECTOR_PORT"], values["EXPORT_METRICS_PORT"] or 0),
         secrets=values.secrets(),
     )
 

@@ -74,8 +74,9 @@ def run(config: Config, environment: Mapping[str, str], *, processes: int) -> in
 def ports(config: Config, *, processes: int) -> list[int]:
     """The metrics port of each worker: METRICS_PORT, and for the others the next ports after it.
 
-    The ports of the API and the collector are left out. Example: by default the first worker has 8085, and
-    the second 8087, because 8086 is the collector's. If METRICS_PORT is 0, each worker takes a free port.
+    The ports of the API, the collector and the exporter are left out. Example: by default the first worker
+    has 8085, and the second 8087, because 8086 is the collector's. If METRICS_PORT is 0, each worker takes a
+    free port.
     """
     if not config.metrics_port:
         return [0] * processes

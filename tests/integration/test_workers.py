@@ -111,10 +111,11 @@ def test_a_configuration_that_is_wrong_starts_none() -> None:
         ({}, 3, [8085, 8087, 8088]),
         ({"METRICS_PORT": "8083"}, 3, [8083, 8085, 8087]),
         ({"COLLECTOR_PORT": "9000"}, 3, [8085, 8086, 8087]),
+        ({"EXPORT_METRICS_PORT": "8087"}, 3, [8085, 8088, 8089]),
         ({"METRICS_PORT": "0", "COLLECTOR_PORT": "0"}, 2, [0, 0]),
     ],
 )
-def test_no_worker_takes_the_port_of_the_api_or_the_collector(
+def test_no_worker_takes_the_port_of_the_api_the_collector_or_the_exporter(
     given: dict[str, str], processes: int, ports: list[int]
 ) -> None:
     config = configuration.load(

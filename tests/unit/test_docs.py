@@ -194,11 +194,11 @@ def test_the_table_of_the_processes_has_the_ports_and_logins_that_they_have() ->
     for process, port, login in (
         ("[worker](scale-out.md)", "METRICS_PORT", "owner"),
         ("API", "HTTP_PORT", roles.READER),
-        ("exporter", None, roles.READER),
+        ("exporter", "EXPORT_METRICS_PORT", roles.READER),
         ("[collector](collector.md)", "COLLECTOR_PORT", roles.COLLECTOR),
     ):
         (row,) = [line for line in table.splitlines() if line.startswith(f"| {process} |")]
-        assert (f"`{port}`, {defaults[port]} |" if port else "| nothing |") in row
+        assert f"`{port}`, {defaults[port] or 'if set'} |" in row
         assert login in row
 
 
