@@ -32,8 +32,7 @@ CONTENT_TYPES: Final = (PROTOBUF, framing.JSON)
 PARTS_MAX: Final = 4_000_000
 """So many fields of protobuf may a body have, as they are counted here: a span is `_SPAN_PARTS` of them, and
 an attribute 2, or up to 6 if it is looked at. Example: 8,192 spans, as OpenTelemetry's own collector sends
-them,
-with 128 attributes each, which is an SDK's bound, 20 of them looked at, count 3.3 million."""
+them, with 128 attributes each, which is an SDK's bound, 20 of them looked at, count 3.3 million."""
 JSON_VALUES_MAX: Final = 1_000_000
 """So many values may a body of JSON have, counted by its commas outside of strings."""
 _SPAN_PARTS: Final = 64
