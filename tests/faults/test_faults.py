@@ -12,6 +12,7 @@ from deploy.local import Stack
 from tests.faults.faults import FAULTS
 from tests.faults.schedule import deck, storm
 from tests.faults.world import World
+from tests.support import mix
 from tests.support.tcp_proxy import Moment, TcpProxy
 
 pytestmark = pytest.mark.timeout(1800)
@@ -35,6 +36,12 @@ SHORT = (
     "database_sessions_ended",
 )
 """One kind of each sort. The long storm has all kinds."""
+_OTHER = "value LIKE 'other values:%'"
+_ROWS_OF_DIMENSIONS = (
+    f"SELECT dimension, count(*) FILTER (WHERE value = ''), count(*) FILTER (WHERE {_OTHER}),"
+    f" count(*) FILTER (WHERE value <> '' AND NOT {_OTHER}) FROM analytics.breakdown_hour GROUP BY dimension"
+)
+"""By dimension: the rows of events without a value, of the rest beyond the cap, and of the values by name."""
 
 
 async def test_a_fault_of_each_sort_leaves_every_bucket_of_every_grain_and_the_archive_exact(
@@ -52,13 +59,21 @@ async def test_a_fault_of_each_sort_leaves_every_bucket_of_every_grain_and_the_a
         assert set(done.injected) == possible
         assert done.report.archived == done.report.accepted > 0
         assert min(done.report.late, done.report.duplicate, done.report.reasons["conflict"]) > 0
+        rows = {dimension: counts for dimension, *counts in world.sql(_ROWS_OF_DIMENSIONS)}
+        assert rows.keys() == {one.name for one in mix.DIMENSIONS}
+        assert min(map(min, rows.values())) > 0, rows
 
-        # The comparison itself is tested: it must find one figure altered by hand, and one deleted.
-        world.sql("UPDATE analytics.usage_day SET cost_microcents = cost_microcents + 1 WHERE partition = 0")
-        world.sql("DELETE FROM analytics.dead_letters WHERE partition = 1")
+        # The comparison itself is tested: it must find figures altered by hand, and rows deleted.
+        world.sql(
+            "UPDATE analytics.usage_day SET cost_microcents = cost_microcents + 1 WHERE partition = 0",
+            "DELETE FROM analytics.dead_letters WHERE partition = 1",
+            "UPDATE analytics.breakdown_day SET input_tokens = input_tokens + 1 WHERE partition = 2",
+            "DELETE FROM analytics.values_seen WHERE partition = 3",
+            "UPDATE analytics.dimensions SET since = now() WHERE partition = 0",
+        )
         found = (await world.settle()).mismatches
-        assert any("usage_day" in line for line in found)
-        assert any("dead_letters" in line for line in found)
+        for what in ("usage_day", "dead_letters", "breakdown_day", "values_seen", "since when"):
+            assert any(what in line for line in found), what
 
 
 def test_every_round_has_every_kind_and_a_seed_decides_their_order() -> None:

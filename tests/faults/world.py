@@ -58,6 +58,8 @@ _AGAIN_SHARE = 0.02
 _CONFLICTS = 40
 """Events in a block, in addition to the mix, that have the id of an earlier event and another time."""
 _ARCHIVE_INTERVAL = "15s"
+RULES = Rules(dimensions=mix.DIMENSIONS, values_per_org_hour_max=20)
+"""The rules of every worker. An org's hour has more than 20 actors, so the rest is counted under `other`."""
 
 
 @dataclass(slots=True)
@@ -264,6 +266,8 @@ class World:
             "RABBITMQ_STREAM": self.stream,
             "REDIS_URL": self.stack.redis.url,
             "FLUSH_INTERVAL": "200ms",
+            "DIMENSIONS": mix.DIMENSIONS_SETTING,
+            "VALUES_PER_ORG_HOUR_MAX": str(RULES.values_per_org_hour_max),
             "PYTHONFAULTHANDLER": "1",
             **self._archive_env(),
             **its_clock.env(),
@@ -539,6 +543,9 @@ class World:
             mismatches += [
                 f"{stream}: {line}" for line in books.difference(stored, want, flooded=self.flooded)
             ]
+            noted = await asyncio.to_thread(self.sql, _SINCE.format(partition=partition))
+            if noted != _COMPLETE:
+                mismatches.append(f"{stream}: since when dimensions are complete: {noted}")
             reasons.update(letter.reason for letter in counted.dead_letters)
             late += sum(row.revision for row in counted.usage_minute.values())
             if archive is not None:
@@ -585,7 +592,7 @@ def _block(seed: int, now_us: int) -> mix.Mix:
 
 def oracle_of(records: list[streams.Record]) -> tuple[naive.Oracle, list[archives.Row]]:
     """Feed an oracle with all records; returns the oracle, and the accepted events in order."""
-    oracle = naive.Oracle(books.oracle_rules(Rules()))
+    oracle = naive.Oracle(books.oracle_rules(RULES))
     accepted: list[archives.Row] = []
     for r in records:
         if r.unreadable:
@@ -608,5 +615,11 @@ _SESSIONS = (
     "SELECT pid, application_name, client_port, state, state_change, wait_event, query FROM pg_stat_activity"
     " WHERE datname = current_database()"
 )
+_SINCE = (
+    "SELECT name, source, since = 'epoch' FROM analytics.dimensions"
+    " WHERE partition = {partition} ORDER BY name"
+)
+_COMPLETE = sorted((one.name, one.source, True) for one in mix.DIMENSIONS)
+"""What `_SINCE` finds where every event of a partition was counted by all dimensions."""
 _WAITING = "SELECT count(*) FROM analytics.archive_outbox"
 _UNUSED = {"DATABASE_URL": "postgresql://127.0.0.1/", "RABBITMQ_URL": "rabbitmq-stream://127.0.0.1/"}

@@ -36,7 +36,7 @@ RULES = Rules(
 )
 
 Row = tuple[Any, ...]
-"""The columns `COLUMNS` of an event."""
+"""The columns `COLUMNS` of an event, and then its own value of each dimension: ((dimension, value), …)."""
 
 COLUMNS = (
     "offset",
@@ -76,15 +76,21 @@ def row(offset: int, e: naive.Event, rules: naive.Rules) -> Row:
     names = ("input_tokens", "output_tokens", "cost_microcents", *DETAILS[:-1])
     figures = (getattr(e, name) for name in names)
     labels = (e.provider, e.model_name)
+    values = tuple((dimension, e.value(source)) for dimension, source in rules.dimensions)
     return (
         *(*ids, at, e.latency_ms, e.status, e.error_code),
-        *(*figures, e.service_tier, rules.rate_class(e), *labels),
+        *(*figures, e.service_tier, rules.rate_class(e), *labels, values),
     )
 
 
 def rows(table: Any) -> list[Row]:
     """The rows of an Arrow table of events, in its order."""
-    return list(zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True))
+    columns = (table.column(name).to_pylist() for name in COLUMNS)
+    values = (
+        tuple((one["dimension"], one["value"]) for one in event)
+        for event in table.column("dimensions").to_pylist()
+    )
+    return list(zip(*columns, values, strict=True))
 
 
 def archived(database_url: str, store: Store, *, partition: int = 0) -> list[Row]:
@@ -150,6 +156,7 @@ def _rows_of(part: AcceptedEvents) -> Iterable[Row]:
             None if unestimated else microcents,
             *(*kinds, tier, rate_class),
             *(part.labels[place] for place in label),
+            tuple(zip(part.dimensions, (part.values[place] for place in part.value[i]), strict=True)),
         )
 
 
