@@ -124,6 +124,23 @@ def test_every_fault_of_every_price_is_named_and_nothing_is_appended(book: Book)
     assert book.version == version
 
 
+def test_a_request_has_at_most_100_prices_and_100_orgs(book: Book) -> None:
+    version = book.version
+    prices = [new_price(modelName=f"many-{i}") for i in range(101)]
+    orgs = [str(UUID(int=i)) for i in range(101)]
+    most = {**EVERYTHING, "prices": prices[:100], "orgs": orgs[:100]}
+    assert book.post(f"{PRICES}/diff", most)[0] == 200
+    for path, body, field in (
+        (PRICES, {"prices": prices}, "prices"),
+        (f"{PRICES}/diff", most | {"prices": prices}, "prices"),
+        (f"{PRICES}/diff", most | {"orgs": orgs}, "orgs"),
+    ):
+        status, problem = book.post(path, body)
+        assert status == 400
+        assert [error["field"] for error in problem["errors"]] == [field]
+    assert book.version == version
+
+
 def test_an_appended_price_is_audited_and_the_same_again_appends_nothing(book: Book) -> None:
     before = book.version
     wanted = {"prices": [new_price(modelName="fresh", rate="2.25", basis="invoice 4711")]}
