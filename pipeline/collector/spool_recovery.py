@@ -112,9 +112,7 @@ def _locked(folder: Path) -> int:
     try:
         with open(note, "w", opener=private.opener) as file:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    except (
-        OSError
-    ) as error:  # a full disk, for example: the records that are there can be published all the same
+    except OSError as error:  # such as a full disk. The records that are there can be published all the same
         log.warning("spool_holder_not_noted", extra={"file": str(note), "error": str(error)})
     return fd
 
