@@ -22,44 +22,49 @@ class EventMill:
         self, *, orgs: int = 20, models: int = 10, kinds: int = 997, seed: int = 0, at: datetime | None = None
     ) -> None:
         rng = random.Random(seed)
-        occurred_at = (at or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+        self._occurred_at = (at or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+        self._seed = seed
         self._number = seed << 64
         org_ids = [ORG, *(uuid.UUID(int=rng.getrandbits(128), version=4) for _ in range(orgs - 1))]
-        model_ids = [uuid.UUID(int=rng.getrandbits(128), version=4) for _ in range(models)]
         self.orgs = [str(org_id) for org_id in org_ids]
-        self._tails: list[bytes] = []
-        for kind in range(kinds):
-            event = {
-                "eventId": _ID,
-                "orgId": self.orgs[kind % orgs],
-                "modelId": str(rng.choice(model_ids)),
-                "clientId": f"client-{rng.randrange(50)}",
-                "occurredAt": occurred_at,
-                "latencyMs": rng.randrange(2000),
-                "status": rng.choice(["success"] * 9 + ["error"]),
-                "inputTokens": rng.randrange(20_000),
-                "outputTokens": rng.randrange(2000),
-                "costEstimateCents": round(rng.random(), 4),
-                "metadata": {"team": f"team-{rng.randrange(8)}", "feature": "search"},
-                "provider": "openai",
-                "modelName": "gpt-4o-2024-08-06",
-            }
-            head, _, tail = json.dumps(event, separators=(",", ":")).encode().partition(_ID.encode())
-            self._head = head
-            self._tails.append(tail)
+        self._models = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(models)]
+        self._parts: list[tuple[bytes, bytes] | None] = [None] * kinds
         self.made = 0
 
     def events(self, count: int) -> list[bytes]:
         """``count`` new events."""
-        head, tails, kinds = self._head, self._tails, len(self._tails)
         found = []
         for number in range(self._number, self._number + count):
+            kind = number % len(self._parts)
+            head, tail = self._parts[kind] or self._make(kind)
             digits = f"{number:032x}"
             event_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-            found.append(head + event_id.encode() + tails[number % kinds])
+            found.append(head + event_id.encode() + tail)
         self._number += count
         self.made += count
         return found
+
+    def _make(self, kind: int) -> tuple[bytes, bytes]:
+        """What stands before and behind the id in the events of a kind."""
+        rng = random.Random(f"{self._seed} {kind}")
+        event = {
+            "eventId": _ID,
+            "orgId": self.orgs[kind % len(self.orgs)],
+            "modelId": rng.choice(self._models),
+            "clientId": f"client-{rng.randrange(50)}",
+            "occurredAt": self._occurred_at,
+            "latencyMs": rng.randrange(2000),
+            "status": rng.choice(["success"] * 9 + ["error"]),
+            "inputTokens": rng.randrange(20_000),
+            "outputTokens": rng.randrange(2000),
+            "costEstimateCents": round(rng.random(), 4),
+            "metadata": {"team": f"team-{rng.randrange(8)}", "feature": "search"},
+            "provider": "openai",
+            "modelName": "gpt-4o-2024-08-06",
+        }
+        head, _, tail = json.dumps(event, separators=(",", ":")).encode().partition(_ID.encode())
+        self._parts[kind] = head, tail
+        return head, tail
 
 
 def array(events: Sequence[bytes]) -> bytes:
