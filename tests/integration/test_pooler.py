@@ -18,8 +18,8 @@ import pytest
 from pipeline.admin import doctor
 from pipeline.common import connect
 from sql import migrate
-from tests.conftest import missing
-from tests.support import mix, older_schema, packages, pgbouncer, processes, streams
+from tests.conftest import or_missing
+from tests.support import mix, older_schema, pgbouncer, processes, streams
 from tests.support import oracle as naive
 from tests.support.api_server import BASE, Client
 from tests.support.exports import downloaded, made, rows_of
@@ -41,11 +41,8 @@ FOREIGN = {
 
 @pytest.fixture
 def pooled(timescale: str) -> Iterator[str]:
-    try:
-        with pgbouncer.running(timescale) as url:
-            yield url
-    except packages.Unavailable as reason:
-        missing(reason)
+    with or_missing(), pgbouncer.running(timescale) as url:
+        yield url
 
 
 def locks(url: str) -> list[Any]:
@@ -62,16 +59,13 @@ def test_a_pooler_is_known_by_its_process_id(timescale: str, pooled: str) -> Non
 
 
 def test_a_pooler_that_keeps_sessions_works_alike(timescale: str) -> None:
-    try:
-        with pgbouncer.running(timescale, mode="session") as url:
-            migrate.upgrade(url)
-            alter(timescale, FOREIGN)
-            with connect.connect(url, SESSION) as connection:
-                shown = connection.execute("SELECT current_setting('lock_timeout'), now()::text").fetchone()
-            assert shown is not None
-            assert (shown[0], shown[1][4]) == ("0", "-")
-    except packages.Unavailable as reason:
-        missing(reason)
+    with or_missing(), pgbouncer.running(timescale, mode="session") as url:
+        migrate.upgrade(url)
+        alter(timescale, FOREIGN)
+        with connect.connect(url, SESSION) as connection:
+            shown = connection.execute("SELECT current_setting('lock_timeout'), now()::text").fetchone()
+        assert shown is not None
+        assert (shown[0], shown[1][4]) == ("0", "-")
 
 
 def test_migrate_works_twice_through_a_pooler_and_leaves_no_lock(timescale: str, pooled: str) -> None:

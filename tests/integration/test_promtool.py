@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import missing
-from tests.support import packages, prometheus, watch
+from tests.conftest import or_missing
+from tests.support import prometheus, watch
 
 
 def run(*command: str) -> str:
@@ -23,11 +23,8 @@ def run(*command: str) -> str:
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    try:
+    with or_missing():
         return prometheus.promtool()
-    except packages.Unavailable as reason:
-        missing(reason)
-        raise
 
 
 def test_rules_and_configuration_are_valid(promtool: str) -> None:
@@ -58,10 +55,8 @@ def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_quiet() 
 
 
 def test_the_routes_of_alertmanager_are_valid() -> None:
-    try:
+    with or_missing():
         amtool = prometheus.amtool()
-    except packages.Unavailable as reason:
-        missing(reason)
     example = str(watch.PROMETHEUS / "alertmanager.yml")
     assert "SUCCESS" in run(amtool, "check-config", example)
     route = "config", "routes", "test", f"--config.file={example}"

@@ -21,8 +21,8 @@ from deploy.local import Stack
 from deploy.local.ports import free_port
 from deploy.local.server import Server
 from sql import migrate, roles
-from tests.conftest import missing
-from tests.support import packages, processes, prometheus, streams, watch
+from tests.conftest import or_missing
+from tests.support import processes, prometheus, streams, watch
 from tests.support.api_server import BASE, Client
 from tests.support.collectors import Collector, collector
 from tests.support.exports import made
@@ -78,12 +78,9 @@ def world(
                 ("collector", door),
             )
         }
-        try:
-            with prometheus.running(targets, folder) as watching:
-                wait_until_evaluated(watching)
-                yield World(watching, url)
-        except packages.Unavailable as reason:
-            missing(reason)
+        with or_missing(), prometheus.running(targets, folder) as watching:
+            wait_until_evaluated(watching)
+            yield World(watching, url)
     up(stack.postgres)
     stack.postgres.drop_database(name)
 

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import aiohttp
 
+from deploy.local import Unavailable
 from tests.support import packages
-from tests.support.packages import Unavailable
 
 _PACKAGE: Final = "chromium-headless-shell"
 _NAMES: Final = (_PACKAGE, "chromium", "chromium-browser", "google-chrome", "chrome")

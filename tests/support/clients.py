@@ -46,7 +46,7 @@ class Tools:
 
 
 def tools() -> Tools:
-    """The environment, made first if it is missing. Raises `own_environment.Unavailable`."""
+    """The environment, made first if it is missing. Raises `deploy.local.Unavailable`."""
     return Tools(own_environment.kept("clients", (LOCK, NPM_LOCK), _make))
 
 

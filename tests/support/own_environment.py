@@ -14,13 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from deploy.local import rootfs
+from deploy.local import Unavailable, rootfs
 
 INSTALL_S = 600
-
-
-class Unavailable(Exception):
-    """The environment cannot be made. The text says why."""
 
 
 def kept(name: str, locks: Sequence[Path], make: Callable[[Path], None]) -> Path:

@@ -13,11 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.local import rootfs
-
-
-class Unavailable(Exception):
-    """A program is missing and cannot be installed. The text says why."""
+from deploy.local import Unavailable, rootfs
 
 
 def executable(package: str, names: Sequence[str]) -> str:

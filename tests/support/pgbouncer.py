@@ -25,7 +25,7 @@ _TIMEOUT_S: Final = 120.0
 def running(url: str, *, mode: str = "transaction", pool_size: int = 4) -> Iterator[str]:
     """Run a pooler of ``pool_size`` sessions; yields the URL of the same database through the pooler.
 
-    Raises `packages.Unavailable` if PgBouncer cannot be installed here.
+    Raises `deploy.local.Unavailable` if PgBouncer cannot be installed here.
     """
     program = packages.executable(_PACKAGE, (_PACKAGE,))
     parts = urlsplit(url)

@@ -25,12 +25,12 @@ READY_S = 120.0
 
 
 def promtool() -> str:
-    """The path of promtool. Raises `packages.Unavailable`."""
+    """The path of promtool. Raises `deploy.local.Unavailable`."""
     return packages.unpacked("prometheus", "promtool")
 
 
 def amtool() -> str:
-    """The path of amtool. Raises `packages.Unavailable`."""
+    """The path of amtool. Raises `deploy.local.Unavailable`."""
     return packages.unpacked("prometheus-alertmanager", "amtool")
 
 
@@ -80,7 +80,7 @@ def configure(targets: Mapping[str, Sequence[str]], folder: Path) -> None:
 def running(targets: Mapping[str, Sequence[str]], folder: Path) -> Iterator[Prometheus]:
     """Run a Prometheus that scrapes ``targets`` (host:port, by job), with its data in ``folder``.
 
-    Raises `packages.Unavailable` if there is no Prometheus and none can be fetched.
+    Raises `deploy.local.Unavailable` if there is no Prometheus and none can be fetched.
     """
     program = packages.unpacked("prometheus", "prometheus")
     port = free_port()

@@ -31,7 +31,7 @@ from deploy.local.server import Server
 from pipeline.collector import ids
 from pipeline.common import keys
 from sql import migrate
-from tests.conftest import missing
+from tests.conftest import or_missing
 from tests.support import access, processes, sender_environment
 from tests.support.collector_world import World, archived, rows_of, running, spooled
 from tests.support.processes import Process, wait_for
@@ -251,11 +251,8 @@ def wait_counted(world: World) -> None:
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The senders' own Python."""
-    try:
+    with or_missing():
         return sender_environment.python()
-    except sender_environment.Unavailable as reason:
-        missing(reason)
-        raise
 
 
 @pytest.fixture(scope="module")

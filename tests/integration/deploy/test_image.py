@@ -19,10 +19,10 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from deploy.local import Stack, Unavailable, processes
+from deploy.local import Stack, processes
 from deploy.local.ports import free_port
 from deploy.local.ways.binaries import Processes
-from tests.conftest import missing
+from tests.conftest import missing, or_missing
 from tests.support import deployed, image
 from tests.support.image import Container, Image
 from tests.support.processes import get, wait_for
@@ -45,10 +45,8 @@ def built() -> Image:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Servers of this module's own: roles belong to a whole PostgreSQL, and these begin without any."""
     with Stack(tmp_path_factory.mktemp("image-stack"), temporary=True) as stack:
-        try:
+        with or_missing():
             stack.start()
-        except Unavailable as reason:
-            missing(reason)
         yield stack
 
 
