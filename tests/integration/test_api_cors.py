@@ -13,10 +13,10 @@ from api.contract.operations import BASE, OPERATIONS
 from pipeline.common import cors
 from tests.support import browser
 from tests.support.api_alone import ORG, RANGE, READER, problem
-from tests.support.api_facts import NOW, WATERMARKS, load, random_events
+from tests.support.api_facts import NOW, random_events
 from tests.support.api_facts import ORG as SEEN_ORG
 from tests.support.api_in_process import Client, filled, said, serving
-from tests.support.api_server import fresh_database, served
+from tests.support.api_server import loaded_database, served
 from tests.support.live import Events
 from tests.support.tokens import AUDIENCE, ISSUER, SECRET, token
 
@@ -178,8 +178,7 @@ async def test_a_cache_keeps_answers_to_origins_and_encodings_apart(client: Clie
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(200, seed=6), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(200, seed=6)) as url:
         yield url
 
 

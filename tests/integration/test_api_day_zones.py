@@ -26,18 +26,16 @@ from tests.support.access import reader_of
 from tests.support.api_facts import (
     NOW,
     ORG,
-    WATERMARKS,
     Event,
     bucket_of,
     expected,
     figures,
     insert,
-    load,
     rfc3339,
     rollup_rows,
     summed,
 )
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_server import BASE, Api, fresh_database, loaded_database, served
 from tests.support.exports import (
     EVENTS,
     EXPORTS,
@@ -76,8 +74,7 @@ def load_quarters(url: str, since: dict[int, datetime]) -> None:
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: PostgresServer) -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         load_quarters(url, {0: datetime(1970, 1, 1, tzinfo=UTC), 1: SINCE})
         yield url
 
@@ -202,8 +199,7 @@ def test_without_the_setting_and_until_every_partition_counts_the_rows_are_not_r
     embedded_postgres: PostgresServer,
 ) -> None:
     query = {"start": "2026-03-09T18:30:00Z", "end": "2026-04-09T18:30:00Z", "timeZone": "Asia/Kolkata"}
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         load_quarters(url, {0: SINCE, 1: SINCE})
         with served({"DATABASE_URL": url}, NOW) as server:
             assert server.get(f"{BASE}/orgs/{ORG}/usage", query)[0] == 400

@@ -23,8 +23,8 @@ from pipeline.sink.timescale import TimescaleSink
 from sql import migrate
 from tests.support import books, processes
 from tests.support.access import ENV, new_key, reader_of, with_key
-from tests.support.api_facts import NEIGHBOUR, NOW, ORG, STRANGER, WATERMARKS, load, random_events, rfc3339
-from tests.support.api_server import BASE, Api, Client, fresh_database, served
+from tests.support.api_facts import NEIGHBOUR, NOW, ORG, STRANGER, WATERMARKS, random_events, rfc3339
+from tests.support.api_server import BASE, Api, Client, loaded_database, served
 from tests.support.live import Events, check_equals_rest
 from tests.support.postgres_proxy import PostgresProxy
 
@@ -37,8 +37,7 @@ NOW_US = 1_790_000_000_000_000
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         yield url
 
 

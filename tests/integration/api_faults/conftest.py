@@ -6,12 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api.reading import freshness
-from tests.support.api_facts import (
-    WATERMARKS,
-    load,
-)
 from tests.support.api_faults import EVENTS
-from tests.support.api_server import fresh_database
+from tests.support.api_server import loaded_database
 from tests.support.postgres_proxy import PostgresProxy
 
 if TYPE_CHECKING:
@@ -20,8 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def database_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
-    with fresh_database(embedded_postgres) as url:
-        load(url, EVENTS, WATERMARKS)
+    with loaded_database(embedded_postgres, EVENTS) as url:
         yield url
 
 

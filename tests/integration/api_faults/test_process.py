@@ -20,13 +20,11 @@ from tests.support.api_facts import (
     NEIGHBOUR,
     NOW,
     ORG,
-    WATERMARKS,
-    load,
     random_events,
     rfc3339,
 )
 from tests.support.api_faults import RANGE, USAGE, eventually_equal
-from tests.support.api_server import BASE, Client, fresh_database, served
+from tests.support.api_server import BASE, Client, loaded_database, served
 from tests.support.postgres_proxy import PostgresProxy
 
 if TYPE_CHECKING:
@@ -116,8 +114,7 @@ AT_THE_GATE = """
 
 
 def test_the_heavy_questions_of_one_org_hurt_no_other(embedded_postgres: "PostgresServer") -> None:
-    with fresh_database(embedded_postgres) as url:
-        load(url, random_events(400, seed=9), WATERMARKS)
+    with loaded_database(embedded_postgres, random_events(400, seed=9)) as url:
         with psycopg.connect(url) as connection:  # a question about this org takes as long as we want
             connection.execute(PASS_THE_GATE)
             connection.execute("ALTER TABLE analytics.usage_day RENAME TO usage_day_rows")
