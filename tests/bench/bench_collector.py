@@ -13,17 +13,14 @@ import argparse
 import asyncio
 import os
 import statistics
-import tempfile
 import time
 from collections import deque
 from pathlib import Path
 
-import psycopg
-
-from deploy.local import Stack
-from sql import migrate
+from tests.bench import collector_servers
 from tests.bench.http_load import Connection, connect
-from tests.support import collectors, processes, streams
+from tests.support import collectors, processes
+from tests.support.senders import counted
 from tests.support.usage_events import EventMill, array, post
 
 STEADY = {500: 30.0, 1: 1000.0}
@@ -136,20 +133,7 @@ def main() -> None:
         "--spool", action="store_true", help="with a spool, which healthy brokers leave empty"
     )
     given = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="spendstream-bench-collector-") as temporary,
-        Stack(Path(temporary) / "stack", temporary=True) as stack,
-    ):
-        folder = Path(temporary)
-        stack.start(("rabbitmq", "postgres"))
-        url = stack.postgres.create_database("bench")
-        migrate.upgrade(url)
-        env = {
-            **stack.rabbitmq.env,
-            "DATABASE_URL": url,
-            "RABBITMQ_STREAM": "bench",
-            "COLLECTOR_RATE_LIMIT": "0",
-        }
+    with collector_servers.running() as (_, env, folder):
         if given.spool:
             (folder / "spool").mkdir()
             env["COLLECTOR_SPOOL"] = str(folder / "spool")
@@ -162,13 +146,9 @@ def main() -> None:
                 measure(
                     collector, collector.port, mill, size=size, seconds=given.seconds, connections=connections
                 )
-            processes.wait_for(lambda: streams.offered(url) >= mill.made, 120, worker.log)
-            with psycopg.connect(url) as connection:
-                row = connection.execute(
-                    "SELECT sum(accepted)::bigint, sum(duplicate)::bigint, sum(rejected)::bigint"
-                    " FROM analytics.partitions"
-                ).fetchone()
-            print(f"sent {mill.made:,} events; accepted, duplicate, rejected: {row}")
+            url = env["DATABASE_URL"]
+            processes.wait_for(lambda: sum(counted(url)) >= mill.made, 120, worker.log)
+            print(f"sent {mill.made:,} events; accepted, duplicate, rejected: {counted(url)}")
 
 
 if __name__ == "__main__":

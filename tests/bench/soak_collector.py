@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import tempfile
 import time
-from pathlib import Path
 
-from deploy.local import Stack
 from deploy.local.servers import RabbitMQ
-from sql import migrate
+from tests.bench import collector_servers
 from tests.support import collectors, processes
 from tests.support.collectors import Collector
 from tests.support.senders import Sender, check_counted_once
@@ -49,21 +46,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=500, help="requests a second, of one event each")
     parser.add_argument("--away", type=float, default=120, help="seconds without a broker")
     given = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="spendstream-soak-collector-") as temporary,
-        Stack(Path(temporary) / "stack", temporary=True) as stack,
-    ):
-        folder = Path(temporary)
-        stack.start(("rabbitmq", "postgres"))
-        url = stack.postgres.create_database("soak")
-        migrate.upgrade(url)
-        env = {
-            **stack.rabbitmq.env,
-            "DATABASE_URL": url,
-            "RABBITMQ_STREAM": "soak",
-            "COLLECTOR_RATE_LIMIT": "0",
-            "COLLECTOR_SPOOL": str(folder / "spool"),
-        }
+    with collector_servers.running() as (stack, env, folder):
+        env["COLLECTOR_SPOOL"] = str(folder / "spool")
         mill = EventMill(seed=int(time.time()))
         with processes.worker(env, folder) as worker, collectors.collector(env, folder) as collector:
             sender = Sender(lambda: f"http://127.0.0.1:{collector.port}", mill, attempt_s=30)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,9 @@ from urllib.parse import urlsplit
 
 from deploy.local.ports import free_port
 from tests.support import packages
+from tests.support.processes import wait_until_answering
 
 _PACKAGE: Final = "pgbouncer"
-_TIMEOUT_S: Final = 120.0
 
 
 @contextmanager
@@ -56,19 +55,11 @@ query_wait_timeout = 120
             subprocess.Popen((program, *user, str(folder / "pgbouncer.ini")), stdout=log, stderr=log) as it,
         ):
             try:
-                _wait(it, port, folder / "log")
+                wait_until_answering(it, lambda: _connect(port), folder / "log")
                 yield parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}").geturl()
             finally:
                 it.send_signal(signal.SIGKILL)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + _TIMEOUT_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=10).close()
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+def _connect(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), timeout=10).close()

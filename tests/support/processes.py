@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,6 +182,22 @@ def wait_for(condition: Any, timeout_s: float, context: Any = lambda: "") -> Non
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s\n{context()}"
         time.sleep(0.05)
+
+
+def wait_until_answering(
+    process: subprocess.Popen[bytes], ask: Callable[[], object], log: Path, timeout_s: float = 120
+) -> None:
+    """Ask a server until no OSError comes; fail with its log if the server ends or the time is over."""
+
+    def answers() -> bool:
+        try:
+            ask()
+        except OSError:
+            assert process.poll() is None, log.read_text()[-4000:]
+            return False
+        return True
+
+    wait_for(answers, timeout_s, lambda: log.read_text()[-4000:])
 
 
 def metrics(worker: Process) -> dict[str, float]:

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +18,7 @@ import yaml
 
 from deploy.local.ports import free_port
 from tests.support import packages, watch
-
-READY_S = 120.0
+from tests.support.processes import wait_until_answering
 
 
 def promtool() -> str:
@@ -96,19 +93,11 @@ def running(targets: Mapping[str, Sequence[str]], folder: Path) -> Iterator[Prom
         subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "GOMAXPROCS": "1"}) as it,
     ):
         try:
-            _wait(it, f"http://127.0.0.1:{port}/-/ready", folder / "prometheus.log")
+            wait_until_answering(it, lambda: _ask(port), folder / "prometheus.log")
             yield Prometheus(f"http://127.0.0.1:{port}")
         finally:
             it.send_signal(signal.SIGKILL)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=10):
-                return
-        except OSError:
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(0.1)
+def _ask(port: int) -> None:
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=10).close()
