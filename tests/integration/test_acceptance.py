@@ -23,6 +23,7 @@ from uuid import UUID
 import pytest
 
 from deploy.local.servers import RabbitMQ
+from pipeline.core import wire
 from pipeline.core.rules import Rules
 from sql import migrate
 from tests.support import books, mix, processes, streams, traces
@@ -32,15 +33,7 @@ from tests.support.api_facts import figures
 pytestmark = pytest.mark.timeout(1800)
 
 DOLLARS_PER_MICROCENT = Decimal("1e-8")
-NEW_FIELDS = (
-    "cacheReadTokens",
-    "cacheWriteTokens",
-    "cacheWrite1hTokens",
-    "reasoningTokens",
-    "serviceTier",
-    "provider",
-    "modelName",
-)
+NEW_FIELDS = (*wire.TOKEN_KINDS, "serviceTier", "provider", "modelName")
 """What a producer for version 0.1.0 does not send."""
 
 

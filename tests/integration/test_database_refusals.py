@@ -58,12 +58,21 @@ def relent(url: str) -> None:
         connection.execute("DROP FUNCTION public.refuse CASCADE")
 
 
+@pytest.fixture
+def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    """What a worker is told: a migrated database, a stream in a folder, and to flush often."""
+    migrate.upgrade(embedded_postgres_url)
+    return {
+        "DATABASE_URL": embedded_postgres_url,
+        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
+        "FLUSH_INTERVAL": "100ms",
+    }
+
+
 async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_once_it_can(
-    embedded_postgres_url: str, tmp_path: Path
+    env: dict[str, str], tmp_path: Path
 ) -> None:
-    url = embedded_postgres_url
-    migrate.upgrade(url)
-    env = {"DATABASE_URL": url, "RABBITMQ_URL": f"embedded://{tmp_path}/stream", "FLUSH_INTERVAL": "100ms"}
+    url = env["DATABASE_URL"]
     made = mix.make(500, seed=1, now_us=time.time_ns() // 1000)
     refuse(url, state="53400", message=LIMIT, table="usage_hour")
 
@@ -88,12 +97,10 @@ async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_onc
 
 
 async def test_a_worker_that_meets_keys_of_a_later_version_holds_its_events_and_says_what_to_do(
-    embedded_postgres_url: str, tmp_path: Path
+    env: dict[str, str], tmp_path: Path
 ) -> None:
     """As migration 0013 did to version 0.1.0: a column more in a key. Here the operator undoes the change."""
-    url = embedded_postgres_url
-    migrate.upgrade(url)
-    env = {"DATABASE_URL": url, "RABBITMQ_URL": f"embedded://{tmp_path}/stream", "FLUSH_INTERVAL": "100ms"}
+    url = env["DATABASE_URL"]
     made = mix.make(500, seed=2, now_us=time.time_ns() // 1000)
     key = "org_id, bucket_start, model_id, rate_class, partition"
 

