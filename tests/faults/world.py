@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import psycopg
@@ -44,8 +44,6 @@ from tests.faults import clock, failover
 from tests.support import archives, books, mix, processes, streams
 from tests.support import oracle as naive
 from tests.support.tcp_proxy import TcpProxy
-
-Made = TypeVar("Made")
 
 READY_S = 400.0
 DRAIN_S = 600.0

@@ -11,7 +11,6 @@ from typing import Final
 
 Row = Mapping[str, str]
 
-COSTS: Final = ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")
 KINDS: Final = ("input", "cache_read", "cache_write", "cache_write_1h", "output", "reasoning", "request")
 EXACT: Final = Context(prec=200)
 

@@ -82,8 +82,6 @@ class Image:
     layers: tuple[str, ...]
     store: Path
     stage: Stage
-    built_s: float
-    """How long building took; next to nothing if all layers were in the cache."""
 
     def start(
         self,
@@ -185,7 +183,6 @@ def build(text: str | None = None) -> Image:
 
     Raises RuntimeError with the end of a step's output if a step fails.
     """
-    began = time.monotonic()
     stages = read() if text is None else dockerfile.read(text, {})
     bottom = rootfs.build(SLIM)
     (bottom / "etc/resolv.conf").touch()
@@ -200,7 +197,7 @@ def build(text: str | None = None) -> Image:
             layers[stage.name] = below
         _forget(store, used={name for stack in layers.values() for name in stack})
     last = next(reversed(stages.values()))
-    return Image(layers=layers[last.name], store=store, stage=last, built_s=time.monotonic() - began)
+    return Image(layers=layers[last.name], store=store, stage=last)
 
 
 def _forget(store: Path, *, used: set[str]) -> None:

@@ -115,14 +115,6 @@ def _cut_anywhere(fields: Fields, variant: str, luck: random.Random) -> bytes:
     return body[: luck.randrange(1, len(body))]
 
 
-def _swap(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
-    def change(body: bytes) -> bytes:
-        assert old in body
-        return body.replace(old, new, 1)
-
-    return change
-
-
 def _instead(new: bytes) -> Callable[[bytes], bytes]:
     return lambda _: new
 
