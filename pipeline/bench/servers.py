@@ -29,6 +29,7 @@ from pipeline.bench.contenders import Clock, Event, Task, timed
 from pipeline.common import settings, urls
 from pipeline.common.connect import Session, connect
 from pipeline.common.operator import OperatorError
+from pipeline.common.settings_table import SETTINGS
 from pipeline.config import StreamConfig
 from pipeline.processes.child import Child
 from pipeline.transports import Transport
@@ -191,7 +192,7 @@ class Service:
 
     def __init__(self, task: Task, *command: str, pages: Sequence[str], **environment: str) -> None:
         """Start the process. It is ready when all ``pages`` answer 200."""
-        inherited = settings.without(os.environ, [setting.name for setting in settings.SETTINGS])
+        inherited = settings.without(os.environ, [setting.name for setting in SETTINGS])
         self._name, self._pages = command[0], pages
         self._log = task.folder / f"{self._name}.log"
         self._child = Child.of_ours("pipeline.cli", *command, env=inherited | environment, log=self._log)

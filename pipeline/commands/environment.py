@@ -10,6 +10,7 @@ import click
 
 from pipeline.commands.options import fail, warn
 from pipeline.common import lookalikes, settings
+from pipeline.common.settings_table import GROUPS, SETTINGS, Setting
 
 
 @click.command()
@@ -40,13 +41,13 @@ def config(as_json: bool) -> None:
             "origin": values.origins[setting.name],
             "help": setting.help,
         }
-        for setting in settings.SETTINGS
+        for setting in SETTINGS
     ]
     if as_json:
         click.echo(json.dumps({row["name"]: row for row in rows}, indent=2, ensure_ascii=False))
         return
     by_name = {row["name"]: row for row in rows}
-    for group in settings.GROUPS:
+    for group in GROUPS:
         click.echo(f"# {group.title}")
         for setting in group.settings:
             row = by_name[setting.name]
@@ -54,7 +55,7 @@ def config(as_json: bool) -> None:
             click.echo(f"{row['name']}={value}  [{row['origin']}]\n    {row['help']}")
 
 
-def masked(setting: settings.Setting, text: str | None) -> str | None:
+def masked(setting: Setting, text: str | None) -> str | None:
     """The value of a setting with its secrets masked: every password, key and token."""
     if text is None or not setting.secret:
         return text

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.common.settings import SETTINGS
+from pipeline.common.settings_table import SETTINGS
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from urllib.parse import quote
 from pipeline.collector import ids
 from pipeline.common import folder_lock, parsers, private, settings
 from pipeline.common.operator import OperatorError
+from pipeline.common.settings_table import SETTINGS
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
 from pipeline.processes import child
 
@@ -198,7 +199,7 @@ class _Parts:
         ours = self._settings()
         left_out = [
             setting.name
-            for setting in settings.SETTINGS
+            for setting in SETTINGS
             if setting.is_given(os.environ)
             and (
                 setting.name in _LEFT_OUT

@@ -309,9 +309,9 @@ async def test_what_no_waiting_mends_is_wrong_configuration(
 
 
 def test_runs_of_neighbouring_minutes_have_other_clients_for_longer_than_a_run_may_take() -> None:
-    from pipeline.common import settings
+    from pipeline.common.settings_table import SETTINGS
 
-    longest = next(one for one in settings.SETTINGS if one.name == "CHECK_TIMEOUT")
+    longest = next(one for one in SETTINGS if one.name == "CHECK_TIMEOUT")
     with pytest.raises(ValueError, match="7m"):
         longest.parse(f"{check.CLIENTS}m")
 

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from pipeline.config import StreamConfig
 from pipeline.processes import child as children
 from pipeline.transports.factory import open_transport
 from tests.support import processes, traces
 from tests.support.oracle import Event, Oracle, decode, records
 
-CLEAN = {setting.name: None for setting in settings.SETTINGS}
+CLEAN = {setting.name: None for setting in SETTINGS}
 
 
 async def stored(folder: Path, stream: str = "analytics.usage.v1") -> list[bytes]:

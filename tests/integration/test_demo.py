@@ -29,7 +29,7 @@ import psycopg
 import pytest
 
 from deploy.local.ports import free_port
-from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from pipeline.demo import local_postgres
 from pipeline.processes import child as children
 
@@ -51,7 +51,7 @@ class RunningDemo:
         home: str = "/tmp",
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in {s.name for s in settings.SETTINGS}}
+        environment = {k: v for k, v in os.environ.items() if k not in {s.name for s in SETTINGS}}
         environment |= more
         self.lines: list[str] = []
         self.process = subprocess.Popen(

@@ -24,6 +24,7 @@ from pipeline.admin import doctor
 from pipeline.admin.doctor import Finding, Level
 from pipeline.cli import main
 from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from pipeline.processes import child as children
 from sql import migrate
 from sql.schema import HEAD
@@ -383,7 +384,7 @@ def test_a_check_that_breaks_does_not_hide_the_others(
 
 
 def run(*options: str, **environment: str) -> tuple[int, str, str]:
-    clean = {setting.name: None for setting in settings.SETTINGS}
+    clean = {setting.name: None for setting in SETTINGS}
     result = CliRunner().invoke(main, ["doctor", *options], env={**clean, **environment})
     return result.exit_code, result.stdout, result.stderr
 

@@ -23,10 +23,11 @@ from pipeline.collector import app as collector_app
 from pipeline.collector import config as collector_config
 from pipeline.collector.metrics import Metrics
 from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from pipeline.worker import service
 
 NAMES: Final = {
-    name for setting in settings.SETTINGS for name in (setting.name, setting.file_name) if name is not None
+    name for setting in SETTINGS for name in (setting.name, setting.file_name) if name is not None
 }
 """Every environment variable that is a setting, or names the file of one."""
 

@@ -52,8 +52,9 @@ def command(
 def _base() -> dict[str, str]:
     """The environment without variables that would configure Spendstream by accident."""
     from pipeline.common import settings
+    from pipeline.common.settings_table import SETTINGS
 
-    return settings.without(os.environ, [setting.name for setting in settings.SETTINGS])
+    return settings.without(os.environ, [setting.name for setting in SETTINGS])
 
 
 class Process:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.common import settings
+from pipeline.common.settings_table import GROUPS, SETTINGS
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 _OPENING = """# Settings
@@ -27,9 +27,9 @@ This page is made from the program's own table: `python -m tests.support.setting
 
 def text() -> str:
     """The page as it must be."""
-    *most, last = [f"`{setting.file_name}`" for setting in settings.SETTINGS if setting.file_name][1:]
+    *most, last = [f"`{setting.file_name}`" for setting in SETTINGS if setting.file_name][1:]
     parts = [_OPENING.format(files=f"{', '.join(most)} and {last}")]
-    for group in settings.GROUPS:
+    for group in GROUPS:
         lines = [f"\n## {group.title}\n", "| setting | default | for |", "| --- | --- | --- |"]
         for setting in group.settings:
             default = "" if setting.default is None else f"`{setting.default}`"

@@ -14,14 +14,14 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.commands.environment import masked
-from pipeline.common import settings
 from pipeline.common.keys import ROLES
+from pipeline.common.settings_table import SETTINGS
 from tests.support import traces
 
-DATABASE_URL = next(setting for setting in settings.SETTINGS if setting.name == "DATABASE_URL")
-S3_SECRET_KEY = next(setting for setting in settings.SETTINGS if setting.name == "S3_SECRET_KEY")
-HTTP_HOST = next(setting for setting in settings.SETTINGS if setting.name == "HTTP_HOST")
-CLEAN = {setting.name: None for setting in settings.SETTINGS}
+DATABASE_URL = next(setting for setting in SETTINGS if setting.name == "DATABASE_URL")
+S3_SECRET_KEY = next(setting for setting in SETTINGS if setting.name == "S3_SECRET_KEY")
+HTTP_HOST = next(setting for setting in SETTINGS if setting.name == "HTTP_HOST")
+CLEAN = {setting.name: None for setting in SETTINGS}
 
 
 def invoke(*arguments: str, **environment: str) -> tuple[int, str, str]:
@@ -73,7 +73,7 @@ def test_config_shows_every_setting_with_origin_and_help() -> None:
     assert "HTTP_PORT=9000  [environment]" in output
     assert "HTTP_HOST=127.0.0.1  [default]" in output
     assert "REDIS_URL=(not set)  [default]" in output
-    for setting in settings.SETTINGS:
+    for setting in SETTINGS:
         assert f"{setting.name}=" in output
         assert setting.help in output
 

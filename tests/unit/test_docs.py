@@ -19,9 +19,10 @@ from api.prices import orders as price_orders
 from pipeline.cli import main
 from pipeline.collector import admit, in_work, org_names, service
 from pipeline.collector.dialects import gen_ai, otlp, usage_record
-from pipeline.common import keys, problems, settings
+from pipeline.common import keys, problems
 from pipeline.common.access.caller import ADMIN
 from pipeline.common.names import NAMES_MAX
+from pipeline.common.settings_table import SETTINGS
 from pipeline.core import replay, rollups, wire
 from pipeline.prices import source
 from sql import migrate, roles, schema
@@ -104,7 +105,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_setting_that_a_page_names_exists(page: Path) -> None:
-    known = {name for setting in settings.SETTINGS for name in (setting.name, setting.file_name)}
+    known = {name for setting in SETTINGS for name in (setting.name, setting.file_name)}
     for quoted in re.findall(r"`([^`\n]+)`", page.read_text()) + list(code_blocks(page, "sh", "bash")):
         wanted = {name for name in _SETTING.findall(quoted) if not _NO_SETTINGS.fullmatch(name)}
         assert wanted <= known, f"unknown settings: {wanted - known}"
@@ -135,7 +136,7 @@ def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_
     table = text.partition("<!-- bounds -->")[2].partition("<!-- /bounds -->")[0]
     rows = re.findall(r"^\| `([A-Z0-9_]+)` \| `([^`]*)` \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
     assert len(rows) == table.strip().count("\n") - 1, "a row that is not read"
-    defaults = {setting.name: setting.default for setting in settings.SETTINGS}
+    defaults = {setting.name: setting.default for setting in SETTINGS}
     for name, default, counts, then in rows:
         assert default == defaults.get(name), f"{name}: the default is {defaults.get(name)}"
         assert counts.strip(), name
@@ -190,7 +191,7 @@ def test_every_metric_and_table_that_a_page_names_exists(page: Path) -> None:
 def test_the_table_of_the_processes_has_the_ports_and_logins_that_they_have() -> None:
     text = (ROOT / "docs/howto/run.md").read_text()
     table = text.partition("## What each process needs")[2].partition("\n\n## ")[0]
-    defaults = {setting.name: setting.default for setting in settings.SETTINGS}
+    defaults = {setting.name: setting.default for setting in SETTINGS}
     for process, port, login in (
         ("[worker](scale-out.md)", "METRICS_PORT", "owner"),
         ("API", "HTTP_PORT", roles.READER),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import api.config
 from pipeline import config
 from pipeline.common import lookalikes, parsers, settings
+from pipeline.common.settings_table import GROUPS, SETTINGS
 from pipeline.core.dimensions import Dimension
 from pipeline.core.rules import Rules
 from tests.support import settings_page
@@ -24,10 +25,10 @@ def test_the_page_of_settings_is_made_from_their_declarations() -> None:
 
 
 def test_every_setting_is_declared_once_and_its_help_is_a_sentence() -> None:
-    names = [setting.name for group in settings.GROUPS for setting in group.settings]
+    names = [setting.name for group in GROUPS for setting in group.settings]
     assert len(names) == len(set(names))
-    assert len(settings.GROUPS[0].settings) == 12
-    for setting in settings.SETTINGS:
+    assert len(GROUPS[0].settings) == 12
+    for setting in SETTINGS:
         assert re.match(r"[A-Z].*\.$", setting.help), setting.name
 
 
@@ -58,7 +59,7 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_all_defaults_are_valid() -> None:
     values = settings.read({})
-    assert set(values.by_name) == {setting.name for setting in settings.SETTINGS}
+    assert set(values.by_name) == {setting.name for setting in SETTINGS}
     assert set(values.origins.values()) == {"default"}
 
 
@@ -141,7 +142,7 @@ def test_a_secret_is_not_repeated_in_its_fault(url: str) -> None:
 
 def test_every_secret_may_stand_in_a_file_and_nothing_else(tmp_path: Path) -> None:
     """Written out: a secret that somebody adds is in this list, or its declaration forgot ``secret``."""
-    assert {setting.file_name for setting in settings.SETTINGS} - {None} == {
+    assert {setting.file_name for setting in SETTINGS} - {None} == {
         "DATABASE_URL_FILE",
         "RABBITMQ_URL_FILE",
         "REDIS_URL_FILE",
@@ -152,7 +153,7 @@ def test_every_secret_may_stand_in_a_file_and_nothing_else(tmp_path: Path) -> No
         "S3_SECRET_KEY_FILE",
         "CHECK_KEY_FILE",
     }
-    assert not {s.file_name for s in settings.SETTINGS} & {s.name for s in settings.SETTINGS}
+    assert not {s.file_name for s in SETTINGS} & {s.name for s in SETTINGS}
     (tmp_path / "port").write_text("9000")
     values = settings.read({"HTTP_PORT_FILE": str(tmp_path / "port")})
     assert values["HTTP_PORT"] == 8084
@@ -188,7 +189,7 @@ def test_only_the_last_newline_of_a_file_goes(tmp_path: Path, newline: str) -> N
     assert values.texts["API_KEY_SECRET"] == text
 
 
-@pytest.mark.parametrize("name", [s.name for s in settings.SETTINGS if s.secret])
+@pytest.mark.parametrize("name", [s.name for s in SETTINGS if s.secret])
 def test_a_secret_in_a_file_is_the_same_as_one_in_the_environment(tmp_path: Path, name: str) -> None:
     urls = {"DATABASE_URL": "postgresql", "RABBITMQ_URL": "rabbitmq-stream", "REDIS_URL": "redis"}
     text = f"{urls[name]}://u:hunter22@h" if name in urls else "hunter22" * 5
@@ -308,7 +309,7 @@ def test_variables_of_others_and_settings_resemble_nothing() -> None:
         " AWS_REGION AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY KUBERNETES_SERVICE_HOST JWT_KEY API_URL"
         " PYTHONPATH SPENDSTREAM_TRACES SPENDSTREAM_OUTAGE_S OTEL_SERVICE_NAME LIVE EXPORT STREAM",
     )
-    environment = dict.fromkeys([*others, "X" * 100_000, *(s.name for s in settings.SETTINGS)], "x")
+    environment = dict.fromkeys([*others, "X" * 100_000, *(s.name for s in SETTINGS)], "x")
     assert lookalikes.find(environment) == []
 
 

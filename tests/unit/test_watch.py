@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from api import metrics as api_metrics
 from pipeline.collector import doors
 from pipeline.collector import metrics as collector_metrics
-from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from tests.support import expositions, watch
 from tests.support.watch import Expression
 
@@ -102,7 +102,7 @@ def test_prometheus_scrapes_each_process_at_the_port_of_its_default() -> None:
         job["job_name"]: job["static_configs"][0]["targets"][0].partition(":")[2]
         for job in told["scrape_configs"]
     }
-    defaults = {setting.name: setting.default for setting in settings.SETTINGS}
+    defaults = {setting.name: setting.default for setting in SETTINGS}
     assert ports == {
         "spendstream-worker": defaults["METRICS_PORT"],
         "spendstream-api": defaults["HTTP_PORT"],

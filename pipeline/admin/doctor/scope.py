@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.common.settings import SETTINGS
+from pipeline.common.settings_table import SETTINGS
 
 REQUIRED: Final = {
     "worker": ("DATABASE_URL", "RABBITMQ_URL"),

@@ -13,6 +13,7 @@ import yaml
 
 from deploy.local.ways.compose import COMPOSE_FILE
 from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from pipeline.worker.service import LAST_FLUSH_S
 from sql import roles
 from tests.support import deployed, image
@@ -62,7 +63,7 @@ def test_every_variable_is_a_setting_and_all_together_are_a_configuration(name: 
 @pytest.mark.parametrize("name", OURS)
 def test_a_secret_is_always_a_file_and_a_file_is_always_handed_over(name: str) -> None:
     given = environment(OURS[name])
-    assert not given.keys() & {setting.name for setting in settings.SETTINGS if setting.secret}
+    assert not given.keys() & {setting.name for setting in SETTINGS if setting.secret}
     wanted = {value.removeprefix("/run/secrets/") for key, value in given.items() if key.endswith("_FILE")}
     assert wanted == {named(secret) for secret in OURS[name]["secrets"]}
 

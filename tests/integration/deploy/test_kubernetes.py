@@ -16,6 +16,7 @@ from api.__main__ import _SHUTDOWN_TIMEOUT_S
 from pipeline import metrics
 from pipeline.collector.service import STOP_S as COLLECTOR_STOP_S
 from pipeline.common import settings
+from pipeline.common.settings_table import SETTINGS
 from pipeline.worker.service import LAST_FLUSH_S
 from sql import roles
 from tests.support import deployed, image, manifests, prometheus_rule
@@ -154,7 +155,7 @@ def test_every_command_exists_and_every_variable_is_a_setting(overlay: str, tmp_
         assert name == process(workload)
         given = variables(overlay, workload)
         assert given.keys() <= deployed.NAMES, given.keys() - deployed.NAMES
-        assert not given.keys() & {one.name for one in settings.SETTINGS if one.secret}, "a secret is a file"
+        assert not given.keys() & {one.name for one in SETTINGS if one.secret}, "a secret is a file"
         read = {value.removeprefix(SECRETS) for key, value in given.items() if key.endswith("_FILE")}
         assert read == files(workload).keys()
         inside = {key: value.replace(SECRETS, f"{tmp_path}/") for key, value in given.items()}
