@@ -20,6 +20,7 @@ from pipeline.admin import check
 from pipeline.admin.check import CheckConfig
 from pipeline.collector import ids
 from pipeline.common.settings import ConfigError
+from pipeline.common.settings_table import SETTINGS
 from pipeline.core import wire
 from sql import migrate
 from tests.support import access, collectors, processes, streams
@@ -309,8 +310,6 @@ async def test_what_no_waiting_mends_is_wrong_configuration(
 
 
 def test_runs_of_neighbouring_minutes_have_other_clients_for_longer_than_a_run_may_take() -> None:
-    from pipeline.common.settings_table import SETTINGS
-
     longest = next(one for one in SETTINGS if one.name == "CHECK_TIMEOUT")
     with pytest.raises(ValueError, match="7m"):
         longest.parse(f"{check.CLIENTS}m")

@@ -60,13 +60,8 @@ def relent(url: str) -> None:
 
 @pytest.fixture
 def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
-    """What a worker is told: a migrated database, a stream in a folder, and to flush often."""
     migrate.upgrade(embedded_postgres_url)
-    return {
-        "DATABASE_URL": embedded_postgres_url,
-        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
-        "FLUSH_INTERVAL": "100ms",
-    }
+    return streams.embedded_env(embedded_postgres_url, tmp_path)
 
 
 async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_once_it_can(

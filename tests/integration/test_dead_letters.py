@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from pipeline.core.rules import Rules
-from tests.support import books, mix, processes
+from tests.support import books, mix, processes, streams
 from tests.support import oracle as naive
 from tests.support.letters_world import HOUR_US, World
 
@@ -26,12 +26,7 @@ pytestmark = pytest.mark.timeout(1800)
 @pytest.fixture
 def plain_world(embedded_postgres_url: str, tmp_path: Path) -> World:
     """The embedded log and PostgreSQL, without an archive."""
-    env = {
-        "DATABASE_URL": embedded_postgres_url,
-        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
-        "RABBITMQ_STREAM": "letters",
-        "FLUSH_INTERVAL": "100ms",
-    }
+    env = streams.embedded_env(embedded_postgres_url, tmp_path) | {"RABBITMQ_STREAM": "letters"}
     return World(env, tmp_path)
 
 

@@ -167,7 +167,7 @@ async def test_worker_api_and_exporter_are_exact_through_a_pooler(
     bodies = mix.make(3000, seed=12, now_us=now_us, bad=0.02, late=0.05, orgs=3).bodies
     oracle = naive.Oracle()
     oracle.feed_all((i, now_us, body) for i, body in enumerate(bodies))
-    env = {"DATABASE_URL": pooled, "RABBITMQ_URL": f"embedded://{tmp_path}/stream", "FLUSH_INTERVAL": "100ms"}
+    env = streams.embedded_env(pooled, tmp_path)
     archive = tmp_path / "archive"
     archive.mkdir()
     working = env | {"ARCHIVE_URL": f"file://{archive}", "ARCHIVE_INTERVAL": "200ms"}

@@ -49,11 +49,7 @@ METRICS = (
 @pytest.fixture
 def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
     migrate.upgrade(embedded_postgres_url)
-    return {
-        "DATABASE_URL": embedded_postgres_url,
-        "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
-        "FLUSH_INTERVAL": "100ms",
-    }
+    return streams.embedded_env(embedded_postgres_url, tmp_path)
 
 
 async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pika
@@ -98,6 +99,15 @@ def offered(database_url: str) -> int:
     with psycopg.connect(database_url) as connection:
         row = connection.execute("SELECT sum(offered)::bigint FROM analytics.partitions").fetchone()
     return (row and row[0]) or 0
+
+
+def embedded_env(database_url: str, folder: Path) -> dict[str, str]:
+    """The settings of a worker that reads an embedded log in a folder, and flushes often."""
+    return {
+        "DATABASE_URL": database_url,
+        "RABBITMQ_URL": f"embedded://{folder}/stream",
+        "FLUSH_INTERVAL": "100ms",
+    }
 
 
 async def publish_embedded(env: dict[str, str], bodies: list[bytes]) -> None:
