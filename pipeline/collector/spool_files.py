@@ -226,7 +226,7 @@ class SegmentWriter:
         try:
             if self.records == 0:
                 if self._files.is_at(self._fd, self.path):  # else it is somebody else's
-                    self._files.delete(self.path)
+                    self._delete()
                 self.file_bytes = 0
             else:
                 self._cut_back()
@@ -241,6 +241,16 @@ class SegmentWriter:
             else:
                 log.error("spool_segment_not_deleted", extra=facts)
         self._close()
+
+    def _delete(self) -> None:
+        """Delete the file. If that fails, leave it empty: where a sync has failed, the disk may hold
+        anything, and a later start could not tell whose file it is."""
+        try:
+            self._files.delete(self.path)
+        except OSError:
+            self._files.truncate(self._fd, 0)
+            self._files.sync(self._fd)
+            raise
 
     def _cut_back(self) -> None:
         page = self.end - self.end % _PAGE_BYTES

@@ -100,6 +100,29 @@ async def test_records_in_the_page_that_a_failed_sync_spoiled_are_written_again(
         assert disk.durable(segment) == good
 
 
+async def test_a_file_that_can_be_neither_synced_nor_deleted_is_left_empty(tmp_path: Path) -> None:
+    """Else its bytes would be garbage after a power failure, and nobody could tell that it is ours."""
+    folder, later = tmp_path / "a", tmp_path / "b"
+    folder.mkdir()
+    later.mkdir()
+    disk = FailingDisk(folder)
+    spool = await Spool.open(folder, bytes_max=2**20, files=disk)
+    disk.fail("sync", errno.EIO)
+    disk.fail("delete", *[errno.EIO] * 9)
+    with pytest.raises(SpoolFailed):
+        await spool.append(numbered(0, 3))
+    await spool.append(numbered(3, 6))  # whose sync of the folder writes the names of both files
+    await settled(spool)
+    assert sorted(path.stat().st_size > 0 for path in segments(folder)) == [False, True]
+    disk.lose_power(later, random.Random(0))
+    assert len(segments(later)) == 2
+    disk.works_again()
+    await abandoned(spool)
+    async with opened(later) as spool:
+        assert (spool.files_set_aside, spool.records_lost) == (0, 0)
+        assert await drained(spool) == [body for _, body in numbered(3, 6)]
+
+
 @pytest.mark.parametrize("operation", ["create", "sync_folder"])
 async def test_a_segment_that_cannot_be_made_fails_the_append_and_leaves_no_file(
     tmp_path: Path, operation: str
