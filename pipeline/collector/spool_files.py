@@ -38,6 +38,7 @@ from typing import Final
 
 from isal import isal_zlib
 
+from pipeline.common import folder_lock
 from pipeline.common.operator import OperatorError
 from pipeline.common.private import FILE_MODE
 
@@ -106,10 +107,7 @@ class Files:
 
     def is_at(self, fd: int, path: Path) -> bool:
         """Does the path lead to the open file? Not if somebody deleted the file, or moved its folder."""
-        try:
-            return os.path.samestat(os.stat(path), os.fstat(fd))
-        except FileNotFoundError:
-            return False
+        return folder_lock.is_there(path, fd)
 
     def size(self, path: Path) -> int:
         return os.stat(path).st_size

@@ -36,9 +36,9 @@ def taken(folder: Path) -> int:
     return fd
 
 
-def is_there(folder: Path, fd: int) -> bool:
-    """Does the path still lead to the folder of the descriptor?"""
+def is_there(path: Path, fd: int) -> bool:
+    """Does the path still lead to the folder, or file, of the descriptor?"""
     try:
-        return os.path.samestat(os.stat(folder), os.fstat(fd))
+        return os.path.samestat(os.stat(path), os.fstat(fd))
     except FileNotFoundError:
         return False
