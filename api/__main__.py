@@ -1,6 +1,7 @@
 """``python -m api``: serve until SIGTERM or SIGINT, then finish what is in flight and exit 0.
 
-``python -m api exporter`` makes exports instead of serving.
+``python -m api exporter`` makes exports instead of serving, and ``python -m api alerts`` judges budgets.
+``python -m api reseal`` encrypts webhooks with a new key, and ends.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import signal
 import sys
 from typing import Final
 
-from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
-from api.app import create_app, export_runner, export_store
+from api.alerts import service as alerts
+from api.app import create_app, export_runner, export_store, utc_now
 from api.config import Config, ExportConfig, load
 from api.exports.runner import Runner as ExportRunner
 from api.metrics import Exports
-from pipeline.common import logs, lookalikes, process_metrics
+from api.webhooks import reseal
+from pipeline.common import logs, lookalikes, process_metrics, status_page, traces
 from pipeline.common.listening import CannotListen, listen
-from pipeline.common.served import CONTENT_TYPE
 from pipeline.common.serving import Runner
 from pipeline.common.settings import ConfigError
+from pipeline.common.status_page import Component
 
 log = logging.getLogger("api")
 
@@ -38,11 +40,20 @@ def main() -> int:
         for fault in error.faults:
             print(f"configuration: {fault}", file=sys.stderr)
         return 2
-    logs.configure(config.log_level, config.database.service_name, secrets=config.secrets)
+    name = config.database.service_name
+    judges = sys.argv[1:] == ["alerts"]
+    logs.configure(config.log_level, config.alerts_name if judges else name, secrets=config.secrets)
     lookalikes.warn(os.environ)
+    if sys.argv[1:] == ["reseal"]:
+        return reseal.main(config)
     if sys.argv[1:] == ["exporter"]:
-        return export(config)
-    return asyncio.run(serve(config))
+        with traces.running(config.traces, f"{name}-exporter"):
+            return export(config)
+    if judges:
+        with traces.running(config.traces, config.alerts_name):
+            return asyncio.run(alerts.run(config, utc_now))
+    with traces.running(config.traces, name):
+        return asyncio.run(serve(config))
 
 
 def export(config: Config) -> int:
@@ -72,36 +83,16 @@ def export(config: Config) -> int:
 async def _export_with_page(
     config: ExportConfig, exporting: ExportRunner, registry: CollectorRegistry
 ) -> None:
-    """Make exports in a thread, beside ``/metrics``, ``/healthz`` and ``/readyz``. Raises `CannotListen`."""
-
-    async def show_metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="OK")
-
-    async def readyz(_: web.Request) -> web.Response:
-        ready = exporting.error is None
-        # Anybody may ask, so no server of ours is named: the log has the cause.
-        detail = "claims jobs" if ready else "cannot claim a job now; the log says why"
-        component = {"status": "ok" if ready else "unavailable", "detail": detail}
-        return web.json_response(
-            {"status": "ready" if ready else "unavailable", "components": {"jobs": component}},
-            status=200 if ready else 503,
-        )
-
-    app = web.Application()
-    for path, handler in (("/metrics", show_metrics), ("/healthz", healthz), ("/readyz", readyz)):
-        app.router.add_get(path, handler)
-    page = Runner(app, handle_signals=False)
-    await page.setup()
-    try:
-        assert config.metrics_port is not None
-        addresses = await listen(page, config.metrics_hosts, config.metrics_port)
-        log.info("page_listening", extra={"addresses": addresses})
+    """Make exports in a thread, beside the status page. Raises `CannotListen`."""
+    component = Component(
+        name="jobs",
+        well="claims jobs",
+        unwell="cannot claim a job now; the log says why",
+        error=lambda: exporting.error,
+    )
+    assert config.metrics_port is not None
+    async with status_page.shown(registry, component, config.metrics_hosts, config.metrics_port, log):
         await asyncio.to_thread(exporting.run)
-    finally:
-        await page.cleanup()
 
 
 async def serve(config: Config) -> int:

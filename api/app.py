@@ -26,6 +26,7 @@ from api.answering.answers import Readiness
 from api.answering.conditional import finished
 from api.asking.cursors import Cursors
 from api.asking.questions import Parser
+from api.budgets.routes import Budgets
 from api.config import Config
 from api.contract import openapi
 from api.contract.operations import BASE, OPERATIONS, Handler
@@ -39,11 +40,13 @@ from api.live.streams import Live
 from api.metrics import Exports as ExportMetrics
 from api.metrics import Facts, Metrics
 from api.names.routes import NameChanges
+from api.notices.routes import NoticeRoutes
 from api.prices.routes import Prices
 from api.reading.database import PRIVILEGED_REMEDY, Database
 from api.reading.freshness import FreshnessCache
 from api.reading.prices import Books
 from api.reading.recent import Recent
+from api.webhooks.routes import Webhooks
 from pipeline.common import correlation, logs, problems
 from pipeline.common.access.audit import Audit
 from pipeline.common.access.authenticate import authenticator
@@ -54,6 +57,7 @@ from pipeline.common.cors import Cors
 from pipeline.common.http import template
 from pipeline.common.served import Decisions
 from pipeline.common.serving import expected
+from pipeline.common.traces import requests
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +131,7 @@ def create_app(
     cors = Cors(config.cors_origins)
     app = web.Application(
         middlewares=[
+            *requests.middlewares(),
             _observed(metrics),
             cors.middleware,
             _guard(config, held, clock, turns, metrics.decisions).middleware,
@@ -201,6 +206,7 @@ def _handlers(
         cursors=cursors,
         freshness=config.freshness,
         dedupe_window_s=config.ranges.dedupe_window_s,
+        auth_mode=config.auth.mode,
         metrics=metrics,
         ready=held.ready,
         facts=held.facts,
@@ -224,6 +230,15 @@ def _handlers(
             wake=held.runner.wake if held.runner else lambda: None,
         ),
         adjustments=Adjustments(database=held.database, parser=parser, cursors=cursors),
+        budgets=Budgets(database=held.database, parser=parser, cursors=cursors, clock=clock),
+        notices=NoticeRoutes(database=held.database, parser=parser, cursors=cursors, clock=clock),
+        webhooks=Webhooks(
+            database=held.database,
+            config=config.webhooks,
+            parser=parser,
+            cursors=cursors,
+            clock=clock,
+        ),
         name_changes=NameChanges(database=held.database, parser=parser),
         books=Books(),
         prices=Prices(

@@ -10,6 +10,7 @@ from pipeline.common import settings
 from pipeline.common.access.config import AuthConfig, auth_config
 from pipeline.common.object_store import ObjectStore
 from pipeline.common.settings import of, required
+from pipeline.common.traces.config import TracesConfig, traces_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,23 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookConfig:
+    """How webhooks are kept and called. Without ``keys`` there are none."""
+
+    keys: tuple[str, ...] | None = of("WEBHOOK_KEY")
+    allow_private: bool = of("WEBHOOK_ALLOW_PRIVATE")
+    timeout_s: float = of("WEBHOOK_TIMEOUT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertsConfig:
+    """The page of ``spendstream alerts``."""
+
+    metrics_hosts: tuple[str, ...] = of("METRICS_HOST")
+    metrics_port: int | None = of("ALERTS_METRICS_PORT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything ``python -m api`` is built from. ``secrets`` are what no log may show."""
 
@@ -93,6 +111,8 @@ class Config:
     ranges: RangeConfig
     live: LiveConfig
     exports: ExportConfig
+    alerts: AlertsConfig
+    webhooks: WebhookConfig
     cursor_secret: bytes
     log_level: str = required("LOG_LEVEL")
     hosts: tuple[str, ...] = required("HTTP_HOST")
@@ -104,12 +124,18 @@ class Config:
     questions_max: int = required("API_QUESTIONS_MAX")
     request_bytes_max: int = required("API_REQUEST_BYTES_MAX")
     stream_max_age_s: float = required("STREAM_MAX_AGE")
+    traces: TracesConfig | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def alerts_name(self) -> str:
+        """What ``spendstream alerts`` is called in logs, in traces and in the database's list of sessions."""
+        return self.database.service_name.removesuffix("-api") + "-alerts"
 
 
 def load(environment: Mapping[str, str]) -> Config:
     """Build the API's configuration. Raises `settings.ConfigError` with every fault."""
-    values = settings.read(environment, required=("DATABASE_URL",))
+    values = settings.read(environment, required=("DATABASE_URL",), sends_traces=True)
     secret = values["CURSOR_SECRET"]
     s3 = values.make(S3Config, store=values.make(ObjectStore)) if values["S3_BUCKET"] else None
     return values.make(
@@ -121,5 +147,8 @@ def load(environment: Mapping[str, str]) -> Config:
         ranges=values.make(RangeConfig),
         live=values.make(LiveConfig),
         exports=values.make(ExportConfig, s3=s3),
+        alerts=values.make(AlertsConfig),
+        webhooks=values.make(WebhookConfig),
+        traces=traces_config(values),
         secrets=values.secrets(),
     )

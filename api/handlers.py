@@ -26,11 +26,13 @@ from api.asking.buckets import Span, to_datetime
 from api.asking.cursors import Cursors
 from api.asking.params import CLIENT, Percentile
 from api.asking.questions import Counted, FiguresQuestion, ListingQuestion, Parser, Position, sealed
+from api.budgets.routes import Budgets
 from api.config import FreshnessConfig
 from api.exports.routes import Exports
 from api.live.streams import Live
 from api.metrics import Facts, Metrics
 from api.names.routes import NameChanges
+from api.notices.routes import NoticeRoutes
 from api.prices.routes import Prices
 from api.reading import names, prices, rollups, seen, usage_json
 from api.reading.database import Database, rows
@@ -58,6 +60,7 @@ from api.reading.names import NO_NAMES, Names
 from api.reading.prices import Book, Books
 from api.reading.recent import Recent
 from api.reading.seen import Label, Seen
+from api.webhooks.routes import Webhooks
 from pipeline.common import ids, problems
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.errors import Unavailable
@@ -85,6 +88,7 @@ class Handlers:
     cursors: Cursors
     freshness: FreshnessConfig
     dedupe_window_s: float
+    auth_mode: str
     metrics: Metrics
     ready: Recent[answers.Readiness]
     facts: Recent[Facts]
@@ -94,6 +98,9 @@ class Handlers:
     exports: Exports
     prices: Prices
     adjustments: Adjustments
+    budgets: Budgets
+    webhooks: Webhooks
+    notices: NoticeRoutes
     name_changes: NameChanges
     books: Books
 
@@ -230,6 +237,7 @@ class Handlers:
                 status=of_org.status,
                 lag_seconds=of_org.lag_seconds,
                 watermark=of_org.watermark,
+                counted_through=of_org.counted_through,
                 entries=entries,
                 next_cursor=self.cursors.seal(entries[-1].model_id, question.bound_to) if page.more else None,
             )
@@ -244,7 +252,7 @@ class Handlers:
             return found, *(await _names(connection, org_id, (row.key for row in found)))
 
         found, named, labels = await self.database.read(read)
-        page, cursor = self._page(found, question)
+        page, cursor = self.cursors.paged(question, found, lambda one: one.key)
         items = [
             answers.Model(
                 **_model(row.key, labels),
@@ -266,7 +274,7 @@ class Handlers:
             return found, await names.read(connection, org_id, CLIENT, (row.key for row in found))
 
         found, named = await self.database.read(read)
-        page, cursor = self._page(found, question)
+        page, cursor = self.cursors.paged(question, found, lambda one: one.key)
         items = [
             answers.Client(
                 client_id=row.key or None,
@@ -305,7 +313,7 @@ class Handlers:
         known, found, named = await self.database.read(read)
         if name not in (CLIENT, *(one.name for one in known)):
             raise problems.not_found(f"The dimensions are {questions.listed(known)} (DIMENSIONS).")
-        page, cursor = self._page(found, question)
+        page, cursor = self.cursors.paged(question, found, lambda one: one.key)
         items = [
             answers.Value(
                 value=row.key or None,
@@ -364,6 +372,19 @@ class Handlers:
             raise problems.invalid_event([Fault(fault.field, fault.message) for fault in event.faults])
         outlook = self._outlook(event.occurred_us)
         return web.Response(status=204) if outlook is None else answers.response(outlook)
+
+    async def caller(self, request: web.Request) -> web.Response:
+        self.parser.nothing(request.query)
+        caller = request[CALLER]
+        return answers.response(
+            answers.Caller(
+                subject=caller.subject,
+                roles=sorted(caller.roles),
+                orgs=None if caller.orgs is None else sorted(caller.orgs),
+                all_orgs=caller.reaches_all,
+                auth_mode=self.auth_mode,
+            )
+        )
 
     # --- about this process ---
 
@@ -426,13 +447,6 @@ class Handlers:
                 return await self.database.read(lambda c: _names(c, org_id, models))
         except (Unavailable, TimeoutError):
             return NO_NAMES, {}
-
-    def _page(self, found: Sequence[Seen], question: ListingQuestion) -> tuple[Sequence[Seen], str | None]:
-        """The rows that fit on the page, and the cursor to the next page where there are more rows."""
-        page = found[: question.limit]
-        if len(found) == len(page):
-            return page, None
-        return page, self.cursors.seal(page[-1].key, question.bound_to)
 
     def _next_cursor(self, question: FiguresQuestion, page: Page) -> str | None:
         if not page.more:

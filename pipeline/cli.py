@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "demo": "demo:demo",
     "doctor": "environment:doctor",
     "exporter": "processes:exporter",
+    "alerts": "processes:alerts",
     "id": "ids:make_ids",
     "keys": "keys:keys",
     "migrate": "environment:migrate",
@@ -41,8 +42,10 @@ _COMMANDS: Final = {
     "replay-trace": "traffic:replay_trace",
     "simulate": "traffic:simulate",
     "stream": "streams:streams",
+    "top": "top:top",
     "version": "environment:version",
     "warm-up": "environment:warm_up",
+    "webhooks": "webhooks:webhooks",
     "worker": "processes:worker",
 }
 """The file in `pipeline.commands`, and the name in that file, of each command."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.common import day_zones, settings
 from pipeline.common.object_store import ObjectStore
 from pipeline.common.settings import of, required
+from pipeline.common.traces.config import TracesConfig, traces_config
 from pipeline.core.rules import Rules
 
 
@@ -77,12 +78,13 @@ class Config:
     other_ports: tuple[int, ...] = ()
     """The ports of API, collector and exporter by the same environment: they may run on this host, too."""
     dedupe_folder: Path | None = of("DEDUPE_FOLDER")
+    traces: TracesConfig | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(environment: Mapping[str, str]) -> Config:
     """Build the worker's configuration. Raises `settings.ConfigError` with every fault."""
-    values = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"))
+    values = settings.read(environment, required=("DATABASE_URL", "RABBITMQ_URL"), sends_traces=True)
     return values.make(
         Config,
         stream=stream_config(values),
@@ -91,6 +93,7 @@ def load(environment: Mapping[str, str]) -> Config:
         retention=values.make(RetentionConfig),
         archive=archive_config(values),
         other_ports=(values["HTTP_PORT"], values["COLLECTOR_PORT"], values["EXPORT_METRICS_PORT"] or 0),
+        traces=traces_config(values),
         secrets=values.secrets(),
     )
 

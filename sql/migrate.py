@@ -72,7 +72,7 @@ def upgrade(
                 with suppress(DBAPIError), connection.begin_nested():
                     connection.execute(text("SET LOCAL client_connection_check_interval = '1s'"))
                 _lock(connection, lock_wait_s, say)
-                connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+                _create_schema(connection)
                 _refuse_newer(connection)
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
@@ -102,6 +102,16 @@ def upgrade(
                 say(f"waiting up to {lock_wait_s:g} s for a table in use by {users}")
                 said = True
             time.sleep(_TABLE_S)
+
+
+def _create_schema(connection: Connection) -> None:
+    """Make the schema if it is missing.
+
+    ``IF NOT EXISTS`` would need the right to make schemas in the database also where the schema is there. Now
+    the schema's owner can migrate a database of somebody else, such as one that a superuser has restored.
+    """
+    if not connection.scalar(text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}):
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
 
 
 def _refuse_newer(connection: Connection) -> None:

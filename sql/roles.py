@@ -76,6 +76,12 @@ OWN: Final = {
     "api_keys": "SELECT, UPDATE (last_used_at)",
     "export_jobs": "SELECT, INSERT, UPDATE",
     "export_schedules": "SELECT, INSERT, UPDATE, DELETE",
+    "budgets": "SELECT, INSERT, UPDATE",
+    "budget_alerts": "SELECT",
+    "webhooks": "SELECT, INSERT, UPDATE, DELETE",
+    "webhook_deliveries": "SELECT, INSERT, UPDATE",
+    "notices": "SELECT, INSERT, UPDATE",
+    "notices_sent": "SELECT",
 }
 """The API's own tables, and its rights there. It has no right to make a key or to change the audit log."""
 
@@ -85,6 +91,21 @@ COLLECTS: Final = {
     "names": "INSERT",
 }
 """All rights of the collector's role: it checks API keys, and names orgs that have no name."""
+
+ALERTER: Final = "spendstream_alerter"
+ALERTS: Final = {
+    "prices": "SELECT",
+    "names": "SELECT",
+    "alembic_version": "SELECT",
+    "budgets": "SELECT, UPDATE (closed_to)",
+    "budget_alerts": "SELECT, INSERT, UPDATE",
+    "webhooks": "SELECT, UPDATE (enabled, disabled_because, failing_since, last_success_at)",
+    "webhook_deliveries": "SELECT, INSERT, UPDATE, DELETE",
+    "notices": "SELECT, UPDATE (unusual_to, summary_to)",
+    "notices_sent": "SELECT, INSERT, DELETE",
+}
+"""What ``spendstream alerts`` may do beside reading `READABLE`. It can change no plan of a budget and no
+address of a webhook."""
 
 WRITES_ROLLUPS: Final = (
     "SELECT current_setting('is_superuser') = 'on' OR EXISTS (SELECT FROM pg_catalog.pg_class"
@@ -113,6 +134,12 @@ def apply(connection: Connection) -> tuple[str, ...]:
             connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {COLLECTOR}"))
             for table, rights in COLLECTS.items():
                 connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {COLLECTOR}"))
+            _create(connection, ALERTER)
+            connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {ALERTER}"))
+            for table in READABLE:
+                connection.execute(text(f"GRANT SELECT ON {SCHEMA}.{table} TO {ALERTER}"))
+            for table, rights in ALERTS.items():
+                connection.execute(text(f"GRANT {rights} ON {SCHEMA}.{table} TO {ALERTER}"))
             _create(connection, BI)
             connection.execute(text(f"GRANT USAGE ON SCHEMA {SCHEMA} TO {BI}"))
             for table in BI_READABLE:
@@ -125,6 +152,7 @@ def apply(connection: Connection) -> tuple[str, ...]:
     return (
         f"role {READER} may read rollups: let the API log in as a role that is IN ROLE {READER}",
         f"role {COLLECTOR} may look keys up: let a collector log in as a role that is IN ROLE {COLLECTOR}",
+        f"role {ALERTER} may judge budgets: let `spendstream alerts` log in as a role IN ROLE {ALERTER}",
         f"role {BI} may read figures: let Grafana and BI tools log in as roles that are IN ROLE {BI}",
         f"{', '.join(WRITERS)}: GRANT them to the API's login to let it change prices, adjustments, names",
     )

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0022"
+HEAD: Final = "0027"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -333,6 +333,7 @@ partitions = Table(
     Column("trying_to", BigInteger),
     _timestamp("archive_from", nullable=True),
     Column("counted_by_dimensions", BigInteger, nullable=False, server_default=text("0")),
+    _timestamp("counted_through", nullable=True),
     postgresql_with={"fillfactor": "50"},
 )
 """One row for each partition. A flush begins with a compare-and-set of this row.
@@ -353,6 +354,9 @@ the stream.
 
 ``counted_by_dimensions`` is ``accepted`` as the last worker wrote it that knew of dimensions. If an older
 worker has counted since then, the two differ, and the dimensions have a gap.
+
+``counted_through``: every event that the broker had stored before this time is in the rows, a dead letter or
+a duplicate. It is null until the first flush of a worker that knows it.
 
 ``consumer`` is the consumer group that reads the stream. ``crashes`` is the number of workers in a row that
 claimed the partition, and then neither let it go nor passed the place of the crash. While a worker looks for
@@ -376,9 +380,10 @@ partition_watermarks = Table(
     Column("partition", SmallInteger),
     _timestamp("watermark", nullable=True),
     _timestamp("retired_at", nullable=True),
+    _timestamp("counted_through", nullable=True),
 )
-"""A view: the time up to which each partition is complete. A retired partition is as complete as the slowest
-of the others."""
+"""A view: the times up to which each partition is complete, and counted. A retired one is as complete as
+the slowest of the others."""
 
 dedupe_ids = Table(
     "dedupe_ids",
@@ -656,6 +661,177 @@ names = Table(
 )
 """The names that administrators give to values of dimensions (`pipeline.common.names`). The name of an org
 itself has the dimension '' and the value ''."""
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("budget_id", Uuid, primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("model_id", Uuid, nullable=True),
+    Column("dimension", Text, nullable=True),
+    Column("value", Text, nullable=True),
+    Column("metric", Text, nullable=False),
+    Column("period", Text, nullable=False),
+    Column("time_zone", Text, nullable=False),
+    Column("amount", Numeric, nullable=False),
+    Column("thresholds", JSONB, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _timestamp("created_at"),
+    _timestamp("updated_at"),
+    _timestamp("judged_from"),
+    _timestamp("closed_to", nullable=True),
+    _timestamp("deleted_at", nullable=True),
+    Column("idempotency_key", Text, nullable=True),
+    UniqueConstraint("org_id", "idempotency_key", name="budgets_idempotency"),
+    Index("budgets_of_org", "org_id", "budget_id"),
+)
+"""What an org means to spend in each period (`api.budgets.rules`). Every change raises ``version``.
+
+``amount`` is in US dollars, tokens or requests. The periods from the one that holds ``judged_from`` on are
+judged, but for those that end by ``closed_to``: their figures were final when they were judged last.
+"""
+
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("alert_id", Uuid, primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column("budget_id", Uuid, ForeignKey("analytics.budgets.budget_id"), nullable=False),
+    _timestamp("period_start"),
+    Column("basis", Text, nullable=False),
+    Column("level", Numeric, nullable=False),
+    _timestamp("period_end"),
+    Column("state", Text, nullable=False),
+    Column("budget_version", Integer, nullable=False),
+    Column("price_version", BigInteger, nullable=False),
+    Column("threshold", JSONB, nullable=False),
+    Column("amount", Numeric, nullable=False),
+    Column("spent", Numeric, nullable=False),
+    Column("forecast", Numeric, nullable=True),
+    Column("unpriced", BigInteger, nullable=False),
+    _timestamp("watermark", nullable=True),
+    Column("final", Boolean, nullable=False),
+    _timestamp("crossed_at"),
+    _timestamp("judged_at"),
+    _timestamp("resolved_at", nullable=True),
+    Column("resolved_because", Text, nullable=True),
+    Column("resolved_spent", Numeric, nullable=True),
+    _timestamp("resolved_watermark", nullable=True),
+    UniqueConstraint("budget_id", "period_start", "basis", "level", name="budget_alerts_once"),
+    Index("budget_alerts_of_org", "org_id", "judged_at", "alert_id"),
+)
+"""The thresholds that were crossed, each once a period. A threshold without a row is ok.
+
+``level`` is what the threshold comes to, and ``spent`` and ``forecast`` are what was judged: in US dollars,
+tokens or requests. ``state`` is alarm or resolved. The figures are those of the snapshot in which the alert
+was committed, with its watermark and price version.
+"""
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("webhook_id", Uuid, primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("shown_url", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("disabled_because", Text, nullable=True),
+    _timestamp("failing_since", nullable=True),
+    _timestamp("last_success_at", nullable=True),
+    Column("created_by", Text, nullable=False),
+    _timestamp("created_at"),
+    _timestamp("updated_at"),
+    Column("idempotency_key", Text, nullable=True),
+    UniqueConstraint("org_id", "idempotency_key", name="webhooks_idempotency"),
+    Index("webhooks_of_org", "org_id", "webhook_id"),
+)
+"""Where an org is told of alerts. ``sealed`` are the URL and the secrets, encrypted (`api.webhooks.sealed`).
+
+``disabled_because`` is ``gone`` (the endpoint answered 410) or ``asked``; null while the webhook is enabled.
+``failing_since`` is null after an attempt that succeeded.
+"""
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("org_id", Uuid, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("unusual_enabled", Boolean, nullable=False),
+    Column("unusual_factor", Numeric, nullable=False),
+    Column("unusual_minimum", Numeric, nullable=False),
+    _timestamp("unusual_since"),
+    _timestamp("unusual_to", nullable=True),
+    Column("summary_enabled", Boolean, nullable=False),
+    Column("summary_zone", Text, nullable=False),
+    _timestamp("summary_since"),
+    _timestamp("summary_to", nullable=True),
+    Column("set_by", Text, nullable=False),
+    _timestamp("updated_at"),
+)
+"""Which notices an org asks for (`api.notices.rules`). Every change raises ``version``.
+
+``unusual_minimum`` is in US dollars. Hours from the one that holds ``unusual_since`` on are judged, and those
+that end by ``unusual_to`` were judged before. The days from the one that holds ``summary_since`` on have
+summaries, and those that end by ``summary_to`` had theirs.
+"""
+
+notices_sent = Table(
+    "notices_sent",
+    metadata,
+    Column("notice_id", Uuid, primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("period", Text, nullable=False),
+    _timestamp("period_start"),
+    _timestamp("period_end"),
+    _timestamp("watermark"),
+    Column("final", Boolean, nullable=False),
+    Column("price_version", BigInteger, nullable=False),
+    Column("figures", JSONB, nullable=False),
+    _timestamp("noticed_at"),
+    UniqueConstraint("org_id", "kind", "period", name="notices_sent_once"),
+    Index("notices_sent_of_org", "org_id", "noticed_at", "notice_id"),
+    Index("notices_sent_age", "noticed_at"),
+)
+"""The notices of orgs, each once. ``kind`` is spend.unusual or spend.daily. ``period`` names the hour of UTC
+or the day. ``figures`` are what was read in the snapshot in which the notice was committed, as JSON."""
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("delivery_id", Uuid, primary_key=True),
+    Column("org_id", Uuid, nullable=False),
+    Column(
+        "webhook_id", Uuid, ForeignKey("analytics.webhooks.webhook_id", ondelete="CASCADE"), nullable=False
+    ),
+    Column("alert_id", Uuid, ForeignKey("analytics.budget_alerts.alert_id"), nullable=True),
+    Column("kind", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    _timestamp("next_at"),
+    Column("claim", Uuid, nullable=True),
+    _timestamp("lease_until", nullable=True),
+    Column("last_status", Integer, nullable=True),
+    Column("last_error", Text, nullable=True),
+    _timestamp("last_attempt_at", nullable=True),
+    _timestamp("delivered_at", nullable=True),
+    _timestamp("created_at"),
+    Column(
+        "notice_id", Uuid, ForeignKey("analytics.notices_sent.notice_id", ondelete="CASCADE"), nullable=True
+    ),
+    UniqueConstraint("notice_id", "webhook_id", name="webhook_deliveries_notice"),
+    UniqueConstraint("alert_id", "kind", "webhook_id", name="webhook_deliveries_once"),
+    Index("webhook_deliveries_of_webhook", "webhook_id", "created_at", "delivery_id"),
+    Index("webhook_deliveries_due", "webhook_id", "next_at", postgresql_where=text("status = 'pending'")),
+    Index("webhook_deliveries_age", "created_at"),
+)
+"""The outbox of webhooks. ``status`` is pending, delivered or failed. A sender holds a delivery by ``claim``
+until ``lease_until``. A delivery is of an alert or of a notice; of neither if it is a test."""
 
 archive_outbox = Table(
     "archive_outbox",

@@ -12,11 +12,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = ("uv", "pip", "compile", "-q", "--universal", "--python-version", "3.11", "--generate-hashes")
-PROJECT = ("pyproject.toml", "--extra", "embedded", "--extra", "prices")
+PROJECT = ("pyproject.toml", "--extra", "embedded", "--extra", "otel", "--extra", "prices", "--extra", "top")
 FORM = ("--no-annotate", "--no-header", "--no-emit-index-url", "--no-emit-find-links")
 LOCKS = {
     "requirements.lock": (
-        "What runs and what builds: spendstream, its embedded demo and its sources of prices.",
+        "What runs and what builds: spendstream with its demo, traces, sources of prices and live view.",
         (*PROJECT, "--group", "build"),
     ),
     "tests/requirements.lock": (

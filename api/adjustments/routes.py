@@ -51,8 +51,7 @@ class Adjustments:
             return await _rows(connection, "page", values), await names.read(connection, question.org_id)
 
         found, named = await self.database.read(read)
-        shown = found[: question.limit]
-        cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
+        shown, cursor = self.cursors.paged(question, found, lambda row: row.id)
         is_admin = request[CALLER].has(ANALYTICS_ADMIN)
         items = [_shown(one, recorded_by=is_admin) for one in shown]
         return answers.response(

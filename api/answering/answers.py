@@ -47,11 +47,15 @@ class Unpriced(Answer):
 
 
 class FreshnessOut(Answer):
-    """``lagSeconds`` is now minus the watermark of the org's slowest partition; null while unknown."""
+    """``lagSeconds`` is now minus the watermark of the org's slowest partition; null while unknown. The
+    figures are complete up to ``watermark``, by the times of events. ``countedThrough``: every event that the
+    broker had stored before this time is in the figures, usually up to a second ago; null until the worker
+    says so."""
 
     status: Status
     lag_seconds: float | None
     watermark: Time | None
+    counted_through: Time | None
     last_event_at: Time | None
     last_rollup_at: Time | None
 
@@ -253,6 +257,7 @@ class OrgFreshness(Answer):
     status: Status
     lag_seconds: float | None
     watermark: Time | None
+    counted_through: Time | None
     entries: list[FreshnessEntry]
     next_cursor: str | None
 
@@ -531,6 +536,7 @@ class LiveUsage(Answer):
     org_id: UUID
     org_name: str | None
     watermark: Time
+    counted_through: Time | None
     last_rollup_at: Time
     minute: LiveBucket
     hour: LiveBucket
@@ -547,8 +553,27 @@ class LiveFreshness(Answer):
     status: Status
     lag_seconds: float | None
     watermark: Time | None
+    counted_through: Time | None
     last_event_at: Time | None
     last_rollup_at: Time | None
+
+
+class Caller(Answer):
+    """Who asks. ``orgs`` are the caller's own; null: every org is. The role ``admin`` holds every role, and
+    reaches every org, too. ``allOrgs``: every org is within the caller's reach."""
+
+    subject: str
+    roles: list[str]
+    orgs: list[UUID] | None
+    all_orgs: bool
+    auth_mode: str
+
+
+class ExportLink(Answer):
+    """The link needs no credential until ``expiresAt``: whoever has the link can read the file."""
+
+    url: str
+    expires_at: Time
 
 
 class LiveDropped(Answer):

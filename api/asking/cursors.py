@@ -11,7 +11,8 @@ import base64
 import binascii
 import hashlib
 import hmac
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -19,6 +20,15 @@ from pipeline.common.errors import ServiceError
 
 _MAC_BYTES: Final = 16
 T = TypeVar("T")
+
+
+class Paged(Protocol):
+    """A question that is answered in pages of ``limit``, whose cursors are good for ``bound_to`` alone."""
+
+    @property
+    def limit(self) -> int: ...
+    @property
+    def bound_to(self) -> str: ...
 
 
 class CursorError(ServiceError):
@@ -35,6 +45,18 @@ class Cursors:
         payload = msgspec.json.encode(position)
         mac = self._mac(payload, bound_to)
         return base64.urlsafe_b64encode(mac + payload).rstrip(b"=").decode("ascii")
+
+    def paged(
+        self, question: Paged, found: Sequence[T], place: Callable[[T], Any]
+    ) -> tuple[Sequence[T], str | None]:
+        """The items of a page, and the cursor of the next page; None: there is none.
+
+        ``found`` has one item more than the page may have, if there are so many: with a limit of 50, up to
+        51. ``place`` gives the key of an item, after which the next page begins.
+        """
+        shown = found[: question.limit]
+        more = len(found) > len(shown)
+        return shown, self.seal(place(shown[-1]), question.bound_to) if more else None
 
     def open(self, cursor: str, bound_to: str, form: type[T]) -> T:
         """The position, as an instance of ``form``.

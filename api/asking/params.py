@@ -231,6 +231,13 @@ SIGNATURE = Parameter(
     name="signature", help="What makes the link ours.", schema={"type": "string"}, required=True
 )
 
+PERIODS_MAX: Final = 60
+PERIODS = Parameter(
+    name="periods",
+    help="How many periods before the one that runs now, the newest first.",
+    schema={"type": "integer", "minimum": 1, "maximum": PERIODS_MAX, "default": 12},
+)
+
 RANGE: Final = (START, END, LAST)
 FIGURES: Final = (*RANGE, GRANULARITY, MODEL_ID, CLIENT_ID, DIMENSION, GROUP_BY, TIME_ZONE, LIMIT, CURSOR)
 PRICING: Final = (PRICE_VERSION, COST_BASIS)
@@ -253,6 +260,7 @@ PRICES: Final = (
     CURSOR,
 )
 ADJUSTMENTS: Final = (PERIOD_FROM, PERIOD_TO, WITH_RETRACTED, LIMIT, CURSOR)
+HISTORY: Final = (PERIODS,)
 SIGNED: Final = (EXPIRES, SIGNATURE)
 NONE: Final = ()
 NAMES_SHOWN: Final = frozenset(

@@ -131,10 +131,12 @@ class Counted:
 
     def folded(self, question: FiguresQuestion) -> FiguresQuestion:
         """The question with the values as events have them: ids of actors are in lower case."""
-        if self.source != _ACTOR:
-            return question
-        values = {ids.folded(value) for value in question.client_ids}
+        values = {self.as_counted(value) for value in question.client_ids}
         return replace(question, client_ids=tuple(sorted(values)))
+
+    def as_counted(self, value: str) -> str:
+        """A value as events have it."""
+        return ids.folded(value) if self.source == _ACTOR else value
 
     def lacking(self, span: Span, *, whole: bool = False) -> Fault | None:
         """Why there are no figures of any part of the range, or with ``whole`` not of all of it."""

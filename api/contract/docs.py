@@ -15,11 +15,6 @@ from importlib.resources import files
 from aiohttp import web
 
 
-async def root(request: web.Request) -> web.Response:
-    """Lead from the server's address to the page. The link is relative, so a proxy's prefix stays."""
-    return web.Response(status=302, headers={"Location": "analytics/v1/docs"})
-
-
 async def page(request: web.Request) -> web.Response:
     """The page with its content policy."""
     text, policy = _page()

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from api import page
 from api.answering import answers
 from api.asking import params
 from api.asking.params import Parameter
@@ -55,6 +56,7 @@ _ROW_ID: Final = {"type": "integer", "minimum": 0, "maximum": params.VERSION_MAX
 _PATH_SCHEMAS: Final = {
     "priceId": _ROW_ID,
     "adjustmentId": _ROW_ID,
+    "file": {"enum": sorted(page.contents())},
     "name": {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"},
 }
 _REF: Final = "#/components/schemas/{name}"
@@ -146,7 +148,7 @@ def _content(answer: type | str | None) -> dict[str, Any]:
         return {"content": {answer: {"schema": {"oneOf": [_event(*named) for named in _EVENTS.items()]}}}}
     if isinstance(answer, str):
         schema = {"type": "object"} if answer == "application/json" else {"type": "string"}
-        return {"content": {answer: {"schema": schema}}}
+        return {"content": {one: {"schema": schema} for one in answer.split(", ")}}
     return {"content": {"application/json": {"schema": {"$ref": _REF.format(name=answer.__name__)}}}}
 
 

@@ -6,8 +6,8 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
 from aiohttp import web
@@ -23,13 +23,16 @@ from api.asking.questions import Parser
 from api.config import ExportConfig
 from api.exports import jobs
 from api.exports.jobs import SQL, Job, Shape
-from api.exports.stores import MEDIA_TYPES, FolderStore, Store
+from api.exports.stores import LINK_S, MEDIA_TYPES, FolderStore, Store
 from api.reading import names, prices, seen
 from api.reading.database import Database, rows
 from api.reading.names import Names
-from pipeline.common import correlation, ids, problems
+from pipeline.common import correlation, ids, problems, traces
 from pipeline.common.connect import AsyncConnection
 from pipeline.common.problems import Fault
+
+PAGE_LINK_S: Final = 600
+"""How long the link of `Exports.link` is good: a page follows it at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Exports:
             "created_by": request[CALLER].subject,
             "initiated_by": order.initiated_by,
             "request_id": asked.request_id,
-            "traceparent": asked.traceparent,
+            "traceparent": traces.headers().get(correlation.TRACEPARENT, asked.traceparent),
             "created_at": self.clock(),
             "cost_basis": order.pricing.basis,
         }
@@ -120,9 +123,7 @@ class Exports:
             return found, await names.read(connection, org_id)
 
         found, named = await self.database.read(read)
-        shown = found[: question.limit]
-        last = shown[-1] if len(found) > len(shown) else None
-        cursor = self.cursors.seal((last.created_at, last.job_id), question.bound_to) if last else None
+        shown, cursor = self.cursors.paged(question, found, lambda job: (job.created_at, job.job_id))
         items = [self._shown(job) for job in shown]
         return answers.response(
             answers.ExportJobs(org_id=org_id, org_name=named.org, items=items, next_cursor=cursor)
@@ -133,14 +134,24 @@ class Exports:
         return answers.response(self._shown(await self._job_of(request)))
 
     async def download(self, request: web.Request) -> web.Response:
+        link = await self._signed(request, LINK_S)
+        return web.Response(status=302, headers={"Location": link, "Cache-Control": "no-store"})
+
+    async def link(self, request: web.Request) -> web.Response:
+        """The link as an answer: a page cannot read where `download` leads, and cannot follow with a key."""
+        expires_at = self.clock() + timedelta(seconds=PAGE_LINK_S)
+        url = await self._signed(request, PAGE_LINK_S)
+        return answers.response(answers.ExportLink(url=url, expires_at=expires_at))
+
+    async def _signed(self, request: web.Request, lasts_s: int) -> str:
+        """A signed link to the file of the job in the path."""
         self.parser.nothing(request.query)
         job = await self._job_of(request)
         if job.status in ("pending", "running"):
             raise problems.conflict("The export is not made yet; ask again when its status is succeeded.")
         if job.status != "succeeded" or job.location is None:
             raise problems.not_found(f"The export has no file: it is {job.status}.")
-        link = await asyncio.to_thread(self._store().link, job.location, job.job_id)
-        return web.Response(status=302, headers={"Location": link, "Cache-Control": "no-store"})
+        return await asyncio.to_thread(self._store().link, job.location, job.job_id, lasts_s)
 
     async def file(self, request: web.Request) -> web.StreamResponse:
         """The file that a signed link leads to. The signature is the credential."""

@@ -41,6 +41,7 @@ from api.exports.jobs import SQL, Job, schedule_key
 from api.exports.stores import Store
 from api.metrics import Exports as ExportMetrics
 from api.reading.database import PRIVILEGED_REMEDY
+from pipeline.common import correlation, traces
 from pipeline.common.connect import Session, connect
 from pipeline.common.day_zones import zone_names
 from pipeline.common.errors import ServiceError, Unavailable
@@ -138,9 +139,14 @@ class Runner:
         facts = {"job_id": str(job.job_id), "org_id": str(job.org_id), "attempt": job.attempts}
         ordered = {"request_id": job.request_id, "traceparent": job.traceparent}
         facts |= {name: value for name, value in ordered.items() if value is not None}
-        log.info("export_started", extra=facts)
-        began = time.monotonic()
-        self._metrics.ended(self._attempt(connection, job, held, facts), time.monotonic() - began)
+        ordered_in = {correlation.TRACEPARENT: job.traceparent} if job.traceparent else {}
+        with traces.span("export", "consumer", parent=ordered_in, format=job.format) as span:
+            span.set(**facts)
+            log.info("export_started", extra=facts)
+            began = time.monotonic()
+            outcome = self._attempt(connection, job, held, facts)
+            self._metrics.ended(outcome, time.monotonic() - began)
+            span.set(outcome=outcome)
         return True
 
     def _attempt(
@@ -228,18 +234,21 @@ class Runner:
             key = job.key(held["claim"])
             upload = self._store.upload(key, org_id=job.org_id, job_id=job.job_id)
             try:
-                written = files.write(
-                    connection,
-                    job,
-                    upload,
-                    provider=self._config.provider,
-                    check=check,
-                    limits=self._limits,
-                )
-                upload.seal()
-                if not self._beat(control, held):
-                    raise _Lost
-                upload.commit()
+                with traces.child("file") as span:
+                    written = files.write(
+                        connection,
+                        job,
+                        upload,
+                        provider=self._config.provider,
+                        check=check,
+                        limits=self._limits,
+                    )
+                    span.set(rows=written.rows, bytes=written.bytes)
+                with traces.child("upload", "client"):
+                    upload.seal()
+                    if not self._beat(control, held):
+                        raise _Lost
+                    upload.commit()
             except BaseException:
                 upload.abort()
                 raise

@@ -54,8 +54,8 @@ class Store(Protocol):
     def uri(self, key: str) -> str:
         """The name of an object, for people and for accounting. It is not a link."""
 
-    def link(self, key: str, job_id: UUID) -> str:
-        """A link that is good for `LINK_S`: absolute, or relative to this server's own address."""
+    def link(self, key: str, job_id: UUID, lasts_s: int = LINK_S) -> str:
+        """A link that is good for ``lasts_s``: absolute, or relative to this server's own address."""
 
 
 # --- a folder ------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ class FolderStore:
     def uri(self, key: str) -> str:
         return f"file:{key}"
 
-    def link(self, key: str, job_id: UUID) -> str:
-        expires = int(time.time()) + LINK_S
+    def link(self, key: str, job_id: UUID, lasts_s: int = LINK_S) -> str:
+        expires = int(time.time()) + lasts_s
         query = urlencode({"expires": expires, "signature": self._sign(job_id, expires)})
         return f"{self._base}/exports/{job_id}/file?{query}"
 
@@ -165,8 +165,8 @@ class S3Store:
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{quote(key)}"
 
-    def link(self, key: str, job_id: UUID) -> str:
-        return str(self._files.sign(f"{self._bucket}/{key}", expiration=LINK_S))
+    def link(self, key: str, job_id: UUID, lasts_s: int = LINK_S) -> str:
+        return str(self._files.sign(f"{self._bucket}/{key}", expiration=lasts_s))
 
 
 class _S3Upload:

@@ -31,7 +31,7 @@ from api.config import LiveConfig
 from api.reading import names, prices, rollups, seen
 from api.reading.database import NO_NOTIFICATIONS, Database
 from api.reading.figures import spend_fields
-from api.reading.freshness import Standing, slowest_watermark
+from api.reading.freshness import Standing, slowest_time
 from api.reading.rollups import KINDS
 from pipeline.common import problems
 from pipeline.common.connect import AsyncConnection
@@ -229,7 +229,7 @@ async def _states(
         of_org = standings.get(org_id, [])
         place = {s.partition: _microseconds(s.last_rollup_at) for s in of_org}
         states[org_id] = State(place=place, standings=of_org, usage=None, org_name=named.get(org_id))
-        watermark = slowest_watermark(s.watermark for s in of_org)
+        watermark = slowest_time(s.watermark for s in of_org)
         if watermark is not None and states[org_id].is_after(before.get(org_id)):
             moved[org_id] = watermark
     if moved:
@@ -242,6 +242,7 @@ async def _states(
                     org_id=org_id,
                     org_name=state.org_name,
                     watermark=watermark,
+                    counted_through=slowest_time(s.counted_through for s in state.standings),
                     last_rollup_at=max(s.last_rollup_at for s in state.standings),
                     **figures[org_id],
                     price_version=version,

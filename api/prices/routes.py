@@ -65,8 +65,7 @@ class Prices:
             return at, found, await names.of_orgs(connection, _orgs(found))
 
         version, found, named = await self.database.read(read)
-        shown = found[: question.limit]
-        cursor = self.cursors.seal(shown[-1].id, question.bound_to) if len(found) > len(shown) else None
+        shown, cursor = self.cursors.paged(question, found, lambda entry: entry.id)
         is_admin = caller.reaches_all or caller.has(ANALYTICS_ADMIN)
         items = [_shown(entry, named, recorded_by=is_admin) for entry in shown]
         return answers.response(answers.Prices(items=items, price_version=version, next_cursor=cursor))

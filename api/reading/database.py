@@ -35,6 +35,7 @@ from psycopg.rows import AsyncRowFactory
 
 from api.config import DatabaseConfig
 from api.reading.pool import Pool
+from pipeline.common import traces
 from pipeline.common.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
 from pipeline.common.errors import ServiceError, TooSlow, Unavailable
 from sql import roles
@@ -97,7 +98,8 @@ class Database:
         Raises:
             Unavailable: the database is away, hangs, is too slow or has no schema of ours.
         """
-        return await self._supervised(self._retried(lambda: self._attempt(work, writes=False)))
+        with traces.child("database read", "client"):
+            return await self._supervised(self._retried(lambda: self._attempt(work, writes=False)))
 
     async def snapshot(self, work: Callable[[Ask], Awaitable[T]]) -> T:
         """The result of ``work``, all of whose statements see one read-only snapshot.
@@ -105,16 +107,19 @@ class Database:
         Raises:
             Unavailable: as `read`.
         """
-        return await self._supervised(self._retried(lambda: self._asked(work)))
+        with traces.child("database snapshot", "client"):
+            return await self._supervised(self._retried(lambda: self._asked(work)))
 
-    async def write(self, work: Work[T], *, no_right: str | None = None) -> T:
-        """The result of ``work`` once it is committed.
+    async def write(self, work: Work[T], *, no_right: str | None = None, snapshot: bool = False) -> T:
+        """The result of ``work`` once it is committed. With ``snapshot``, all of it sees one instant.
 
         Raises:
             Unavailable: as `read`. ``no_right``, if given, is the text where the API's role lacks a right.
+            psycopg.errors.SerializationFailure: others changed what ``work`` has seen in its snapshot.
         """
         try:
-            return await self._supervised(self._attempt(work, writes=True))
+            with traces.child("database write", "client"):
+                return await self._supervised(self._attempt(work, writes=True, snapshot=snapshot))
         except Unavailable as error:
             if no_right is not None and isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
                 raise Unavailable(no_right) from None
@@ -160,10 +165,10 @@ class Database:
                 continue
         return await attempt()
 
-    async def _attempt(self, work: Work[T], *, writes: bool) -> T:
+    async def _attempt(self, work: Work[T], *, writes: bool, snapshot: bool = True) -> T:
         async with self.pool.connection() as connection:
             await connection.set_autocommit(False)
-            await connection.set_isolation_level(None if writes else IsolationLevel.REPEATABLE_READ)
+            await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ if snapshot else None)
             await connection.set_read_only(None if writes else True)
             try:
                 found = await work(connection)
@@ -304,13 +309,16 @@ class _Snapshot:
         without parameters.
         """
         begin, self._begin = self._begin, ()
-        await self._cursor.execute(";".join((*begin, *texts)).encode(), values)
-        for _ in begin:
-            self._cursor.nextset()
-        found = []
-        for _ in texts:
-            found.append(await self._cursor.fetchall() if self._cursor.description else [])
-            self._cursor.nextset()
+        with traces.child("question", "client", statements=len(texts)) as span:
+            await self._cursor.execute(";".join((*begin, *texts)).encode(), values)
+            for _ in begin:
+                self._cursor.nextset()
+            found = []
+            for _ in texts:
+                found.append(await self._cursor.fetchall() if self._cursor.description else [])
+                self._cursor.nextset()
+            if span:
+                span.set(rows=sum(map(len, found)))
         return found
 
 

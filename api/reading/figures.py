@@ -20,7 +20,7 @@ from api.asking.questions import FiguresQuestion
 from api.reading import adjustments, names, points, prices, rollups, seen
 from api.reading.adjustments import Adjusted
 from api.reading.database import Ask, Database
-from api.reading.freshness import Standing, slowest_watermark
+from api.reading.freshness import Standing, slowest_time
 from api.reading.names import Names
 from api.reading.prices import Book, Books
 from api.reading.rollups import Point, UsageRow, Values
@@ -315,7 +315,7 @@ class Finality:
     """
 
     def __init__(self, calendar: Calendar, standings: Sequence[Standing], dedupe_window_s: float) -> None:
-        watermark = slowest_watermark(standing.watermark for standing in standings)
+        watermark = slowest_time(standing.watermark for standing in standings)
         self._settled = watermark - timedelta(seconds=dedupe_window_s) if watermark else None
         self._calendar = calendar
         self._known: dict[int, bool] = {}

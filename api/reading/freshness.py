@@ -4,8 +4,9 @@ The lag of an org is now minus the watermark of its slowest partition. The lag i
 never stored, so a dead pipeline shows a growing lag. An org whose slowest partition has no watermark yet is
 ``delayed``, and has no lag.
 
-The worker writes two hashes to Redis after each commit: ``spendstream:org:{orgId}`` (by partition, the org's
-models with their last event and rollup) and ``spendstream:watermarks`` (by partition). The database is asked
+The worker writes three hashes to Redis after each commit: ``spendstream:org:{orgId}`` (by partition, the
+org's models with their last event and rollup), ``spendstream:watermarks`` and ``spendstream:counted`` (by
+partition; a worker of an earlier version does not write the last one). The database is asked
 instead in two cases. First, something in the hashes is missing or unreadable. Second, the watermark of some
 partition is older than `OLD`: that partition's worker may be gone, so its entry in the org's hash may have
 lapsed, and the answer would leave the partition out.
@@ -38,6 +39,7 @@ OLD: Final = timedelta(days=15)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Status = Literal["fresh", "stale", "delayed"]
+_Hash = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ class Standing:
     watermark: datetime | None
     last_event_at: datetime
     last_rollup_at: datetime
+    counted_through: datetime | None = None
+    """Every event that the broker had stored before this time is counted. None: a worker of an earlier
+    version does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,7 @@ class Freshness:
     status: Status
     lag_s: float | None
     watermark: datetime | None
+    counted_through: datetime | None
     last_event_at: datetime | None
     last_rollup_at: datetime | None
 
@@ -99,6 +105,7 @@ class Freshness:
             "status": self.status,
             "lag_seconds": self.lag_s,
             "watermark": self.watermark,
+            "counted_through": self.counted_through,
             "last_event_at": self.last_event_at,
             "last_rollup_at": self.last_rollup_at,
         }
@@ -119,24 +126,28 @@ def lag_s(watermark: datetime | None, now: datetime) -> float | None:
 def freshness(standings: Iterable[Standing], now: datetime, config: FreshnessConfig) -> Freshness:
     """The age of the figures that these standings tell of."""
     standings = list(standings)
-    slowest = slowest_watermark(standing.watermark for standing in standings)
+    slowest = slowest_time(standing.watermark for standing in standings)
     lag = lag_s(slowest, now)
     return Freshness(
         status=status_of(lag, config),
         lag_s=lag,
         watermark=slowest,
+        counted_through=slowest_time(standing.counted_through for standing in standings),
         last_event_at=max((standing.last_event_at for standing in standings), default=None),
         last_rollup_at=max((standing.last_rollup_at for standing in standings), default=None),
     )
 
 
-def slowest_watermark(watermarks: Iterable[datetime | None]) -> datetime | None:
-    """The smallest watermark. None: there is none, or one of them is not known."""
+def slowest_time(times: Iterable[datetime | None]) -> datetime | None:
+    """The earliest watermark of some partitions, or the earliest of the times up to which they are counted.
+
+    None: there is none, or one of them is not known.
+    """
     known: list[datetime] = []
-    for watermark in watermarks:
-        if watermark is None:
+    for time_of_one in times:
+        if time_of_one is None:
             return None
-        known.append(watermark)
+        known.append(time_of_one)
     return min(known, default=None)
 
 
@@ -165,8 +176,8 @@ class FreshnessCache:
             return None
         try:
             async with asyncio.timeout(REDIS_TIMEOUT_S):
-                entries, watermarks = await self._fetch(org_id)
-            return standings_from_redis(entries, watermarks, not_before=self._clock() - OLD)
+                entries, watermarks, counted = await self._fetch(org_id)
+            return standings_from_redis(entries, watermarks, counted, not_before=self._clock() - OLD)
         except (RedisError, OSError, TimeoutError) as error:
             # A Redis that hangs would otherwise cost every request its whole timeout.
             self._away_until = time.monotonic() + _PAUSE_S
@@ -187,16 +198,17 @@ class FreshnessCache:
     async def close(self) -> None:
         await self._redis.aclose()
 
-    async def _fetch(self, org_id: UUID) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+    async def _fetch(self, org_id: UUID) -> tuple[_Hash, _Hash, _Hash]:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hgetall(f"spendstream:org:{org_id}")
             pipeline.hgetall("spendstream:watermarks")
-            entries, watermarks = await pipeline.execute()
-        return entries, watermarks
+            pipeline.hgetall("spendstream:counted")
+            entries, watermarks, counted = await pipeline.execute()
+        return entries, watermarks, counted
 
 
 def standings_from_redis(
-    entries: dict[bytes, bytes], watermarks: dict[bytes, bytes], *, not_before: datetime = _EPOCH
+    entries: _Hash, watermarks: _Hash, counted: _Hash, *, not_before: datetime = _EPOCH
 ) -> list[ModelStanding] | None:
     """The standings in the worker's hashes.
 
@@ -219,6 +231,7 @@ def standings_from_redis(
                 watermark=_from_us(int(watermarks[partition])),
                 last_event_at=_from_us(last_event_us),
                 last_rollup_at=_from_us(last_rollup_us),
+                counted_through=_from_us(int(counted[partition])) if partition in counted else None,
             ),
         )
         for partition, models in by_partition.items()

@@ -87,7 +87,7 @@ async def standings_page(
 
 
 def _by_key(found: Iterable[Sequence[Any]]) -> dict[UUID, list[Standing]]:
-    """Rows of (key, partition, watermark, last_event_at, last_rollup_at), by their key in the rows' order."""
+    """Rows of a key and the fields of a `Standing`, by their key in the rows' order."""
     by_key: dict[UUID, list[Standing]] = defaultdict(list)
     for key, *standing in found:
         by_key[key].append(Standing(*standing))

@@ -6,6 +6,7 @@
 \set owner_password `cat "$SECRETS/database_owner_password"`
 \set api_password `cat "$SECRETS/database_api_password"`
 \set collector_password `cat "$SECRETS/database_collector_password"`
+\set alerts_password `cat "$SECRETS/database_alerts_password"`
 \set grafana_password `cat "$SECRETS/database_grafana_password"`
 
 -- What `spendstream migrate` grants rights to. None of these can log in.
@@ -14,6 +15,7 @@ CREATE ROLE spendstream_pricer NOLOGIN;
 CREATE ROLE spendstream_adjuster NOLOGIN;
 CREATE ROLE spendstream_namer NOLOGIN;
 CREATE ROLE spendstream_collector NOLOGIN;
+CREATE ROLE spendstream_alerter NOLOGIN;
 CREATE ROLE spendstream_bi NOLOGIN;
 
 -- The owner of the schema: migrate and worker. CREATEROLE is for the roles of later versions.
@@ -24,6 +26,7 @@ ALTER DATABASE :"DBNAME" OWNER TO spendstream;
 -- spendstream_pricer, spendstream_adjuster and spendstream_namer as well.
 CREATE ROLE spendstream_api LOGIN PASSWORD :'api_password' IN ROLE spendstream_reader;
 CREATE ROLE spendstream_collector_login LOGIN PASSWORD :'collector_password' IN ROLE spendstream_collector;
+CREATE ROLE spendstream_alerts_login LOGIN PASSWORD :'alerts_password' IN ROLE spendstream_alerter;
 CREATE ROLE spendstream_grafana LOGIN PASSWORD :'grafana_password' IN ROLE spendstream_bi;
 ALTER ROLE spendstream_grafana SET jit = off;
 ALTER ROLE spendstream_grafana SET statement_timeout = '30s';

@@ -21,7 +21,7 @@ word() { # NAME: 48 characters drawn at random
 }
 
 for name in postgres_password database_owner_password database_api_password database_collector_password \
-    database_grafana_password rabbitmq_password redis_password s3_access_key s3_secret_key api_key_secret cursor_secret \
+    database_alerts_password database_grafana_password webhook_key rabbitmq_password redis_password s3_access_key s3_secret_key api_key_secret cursor_secret \
     grafana_admin_password; do
     word "$name"
 done
@@ -29,6 +29,8 @@ made database_owner_url "postgresql://spendstream:$(cat database_owner_password)
 made database_api_url "postgresql://spendstream_api:$(cat database_api_password)@postgres:5432/spendstream"
 made database_collector_url \
     "postgresql://spendstream_collector_login:$(cat database_collector_password)@postgres:5432/spendstream"
+made database_alerts_url \
+    "postgresql://spendstream_alerts_login:$(cat database_alerts_password)@postgres:5432/spendstream"
 made rabbitmq_url "rabbitmq-stream://spendstream:$(cat rabbitmq_password)@rabbitmq:5552/"
 made rabbitmq_user "default_user = spendstream
 default_pass = $(cat rabbitmq_password)"

@@ -5,6 +5,9 @@
   python -m deploy.local down --services rabbitmq
   python -m deploy.local status            which servers answer, and their URLs
   python -m deploy.local run -- CMD ...    a fresh stack for one command, gone when it ends
+  python -m deploy.local run --cluster [--synchronous] -- CMD ...
+                                           the same with three nodes of RabbitMQ, and PostgreSQL with
+                                           a standby, in a network of their own (Linux as root)
 
 up, down and status take --folder, which has the state and the data: another folder has servers of its own.
 
@@ -23,9 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from . import network
+from .cluster import Cluster
 from .server import ServerFailed, Unavailable
 from .stack import SERVICES, Stack, default_folder
 
@@ -33,9 +38,17 @@ from .stack import SERVICES, Stack, default_folder
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.command is run and options.folder is not None:
-        parser.error("run has a stack of its own, which is deleted: leave --folder out")
+    if options.command is run:
+        if options.folder is not None:
+            parser.error("run has a stack of its own, which is deleted: leave --folder out")
+        if options.synchronous and not options.cluster:
+            parser.error("--synchronous is for a standby: add --cluster")
+        if options.cluster and options.services is not None:
+            parser.error("a cluster is whole: leave --services out")
     try:
+        if options.command is run and options.cluster and not network.entered():
+            again = sys.argv[1:] if argv is None else argv
+            network.enter((sys.executable, "-m", "deploy.local", *again))
         code: int = options.command(options)
     except (Unavailable, ServerFailed, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,19 +106,24 @@ def run(options: argparse.Namespace) -> int:
     if not command:
         raise RuntimeError("run what? Give a command: run -- CMD ...")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with (
-        tempfile.TemporaryDirectory(prefix="spendstream-") as folder,
-        Stack(
-            Path(folder) / "stack", way=options.way, durable=not options.not_durable, temporary=True
-        ) as stack,
-    ):
-        stack.start(wanted(options.services, stack))
-        child = subprocess.Popen(command, env=os.environ | stack.env)
-        try:
-            return _wait(child)
-        finally:
-            child.terminate()
-            child.wait()
+    durable = not options.not_durable
+    with tempfile.TemporaryDirectory(prefix="spendstream-") as folder:
+        if options.cluster:
+            with Cluster(Path(folder), synchronous=options.synchronous, durable=durable) as cluster:
+                cluster.start(wanted(None, cluster.beside))
+                return _run(command, cluster.env)
+        with Stack(Path(folder) / "stack", way=options.way, durable=durable, temporary=True) as stack:
+            stack.start(wanted(options.services, stack))
+            return _run(command, stack.env)
+
+
+def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
+    child = subprocess.Popen(command, env={**os.environ, **env})
+    try:
+        return _wait(child)
+    finally:
+        child.terminate()
+        child.wait()
 
 
 def wanted(services: Sequence[str] | None, stack: Stack) -> Sequence[str]:
@@ -176,9 +194,10 @@ def _parser() -> argparse.ArgumentParser:
         "--services", type=_services, help=f"some of {','.join(SERVICES)} (default: all that `up` started)"
     )
     command(status, [kept], "say which servers answer (exit code 3 unless all do that were ever started)")
-    command(run, [starting], "run a command with a stack of its own, and delete that stack").add_argument(
-        "argv", nargs=argparse.REMAINDER, metavar="-- CMD ..."
-    )
+    running = command(run, [starting], "run a command with a stack of its own, and delete that stack")
+    running.add_argument("--cluster", action="store_true", help="three nodes of RabbitMQ, and a standby")
+    running.add_argument("--synchronous", action="store_true", help="a commit waits for the standby")
+    running.add_argument("argv", nargs=argparse.REMAINDER, metavar="-- CMD ...")
     return parser
 
 

@@ -76,6 +76,10 @@ _PORT_TAKEN: Final = re.compile("address already in use|eaddrinuse", re.IGNORECA
 """A server's log says one of these if another process took a port after we chose it."""
 
 
+ENDED: Final = "its process ended"
+"""A `ServerFailed` says this of a server that did not live until it was ready."""
+
+
 class Server:
     """One server of a stack.  Several threads and several processes may call all methods.
 
@@ -87,6 +91,10 @@ class Server:
     port_names: ClassVar[tuple[str, ...]]
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
     patience_s: ClassVar[float] = 30  # how long `stop()` waits before it kills
+    host: str = "127.0.0.1"
+    """The address on which the server listens."""
+    namespace: str | None = None
+    """The network namespace in which the server runs (see `network`). None: in ours."""
 
     def __init__(self, folder: Path, stack_name: str, way: Callable[[], Way], *, durable: bool) -> None:
         self.folder = folder
@@ -248,7 +256,7 @@ class Server:
             except ImportError:  # a client is not installed; waiting would not help
                 raise
             except Exception as error:
-                why = None if way.alive(self) else "its process ended"
+                why = None if way.alive(self) else ENDED
                 if time.monotonic() > deadline:
                     why = f"not ready in time ({type(error).__name__}: {error})"
                 if why:

@@ -32,11 +32,11 @@ import aiohttp
 from pipeline.collector import ids
 from pipeline.common.settings import ConfigError, of
 from pipeline.config import StreamConfig
+from pipeline.prices.price import CHECK_MODEL
 from pipeline.transports import TransportError
 from pipeline.transports.factory import open_transport
 
-PROVIDER: Final = "spendstream"
-MODEL_NAME: Final = "check"
+PROVIDER, MODEL_NAME = CHECK_MODEL
 CLIENTS: Final = 8
 NAME_CHARS_MAX: Final = 100
 _POLL_S: Final = 0.1

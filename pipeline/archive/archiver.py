@@ -33,6 +33,7 @@ from pipeline.archive import expiry, files
 from pipeline.archive.files import Cut, File
 from pipeline.archive.gate import ArchiveGate
 from pipeline.archive.store import Store, StoreError
+from pipeline.common import traces
 from pipeline.common.connect import AsyncConnection, Session, connect_async
 from pipeline.config import ArchiveConfig
 from sql import queries
@@ -56,6 +57,10 @@ class _Taken:
     row_count: int
     complete_from: Any
     complete_to: Any
+
+    @property
+    def events(self) -> int:
+        return self.cut.accepted_to - self.cut.accepted_from
 
 
 class Archiver:
@@ -157,8 +162,13 @@ class Archiver:
             taken = await self._take(connection, partition, cut)
             if taken is None:
                 continue
-            uploaded = await _abandonable(lambda cut=taken.cut: self._upload(cut))  # type: ignore[misc]
-            await self._enter(connection, taken, uploaded)
+            with traces.span("archive", partition=partition, events=taken.events) as span:
+                with traces.child("upload", "client"):
+                    uploaded = await _abandonable(lambda cut=taken.cut: self._upload(cut))  # type: ignore[misc]
+                with traces.child("list files", "client"):
+                    await self._enter(connection, taken, uploaded)
+                if span:
+                    span.set(files=len(uploaded), bytes=sum(file.byte_count for file in uploaded))
             done += 1
         if cursor is not None:
             await connection.execute(_ARCHIVE["unlock"], key)

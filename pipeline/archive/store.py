@@ -5,6 +5,7 @@ A name always has the same content, so a file may be written again. Nobody ever 
 
 from __future__ import annotations
 
+import glob
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -66,11 +67,17 @@ class Folder:
         try:
             private.make_folder(path.parent, below=self._folder)
             part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            with open(part, "wb", opener=private.opener) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            try:
+                with open(part, "wb", opener=private.opener) as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
+            _remove_parts(path)
             for folder in path.parents:  # the names of new folders must outlive a power cut, too
                 _sync_folder(folder)
                 if folder == self._folder:
@@ -95,6 +102,17 @@ class Folder:
                     folder.rmdir()
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror or error}") from error
+
+
+def _remove_parts(path: Path) -> None:
+    """Remove the parts of this file that were left where a process ended in the middle of a write.
+
+    The archiver writes every file of a cut again until all of them are there, so no part stays for ever.
+    Another archiver that is just writing the same file writes the same bytes, and tries again.
+    """
+    with suppress(OSError):
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

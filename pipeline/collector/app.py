@@ -28,7 +28,7 @@ from pipeline.collector.metrics import Metrics
 from pipeline.collector.org_names import OrgNames
 from pipeline.collector.outlet import Away, Outlet
 from pipeline.collector.requests import BodyReader
-from pipeline.common import correlation, heap, keys, logs, problems
+from pipeline.common import correlation, heap, keys, logs, problems, traces
 from pipeline.common.access.authenticate import Authenticator, Networks, address_of
 from pipeline.common.access.caller import Caller
 from pipeline.common.access.limits import ALLOWANCE, RateLimiter, Unknown, show_allowance
@@ -38,6 +38,7 @@ from pipeline.common.problems import Fault, Problem
 from pipeline.common.seldom import Seldom
 from pipeline.common.served import CONTENT_TYPE
 from pipeline.common.serving import expected_later, go_on
+from pipeline.common.traces import requests as traced
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +171,8 @@ class Intake:
             except Unreadable as error:
                 self._say("body_unreadable", door.dialect, caller, 1, {"fault": str(error)})
                 raise problems.invalid_body(str(error)) from None
+            counts = {"events": len(admitted.bodies), "rejected": len(admitted.rejected)}
+            traces.current().set(dialect=door.dialect, **counts)
             if admitted.rejected:
                 facts = {"items": admitted.items, "fault": answers.first_fault(admitted.rejected)}
                 self._say("events_rejected", door.dialect, caller, len(admitted.rejected), facts)
@@ -197,7 +200,9 @@ class Intake:
             count(dialect, "withdrawn", len(admitted.bodies))
             raise answers.nothing_taken(admitted)
         try:
-            went = await outlet.send(admitted.bodies, admitted.keys)
+            with traces.child("publish", "producer", events=len(admitted.bodies)) as span:
+                went = await outlet.send(admitted.bodies, admitted.keys)
+                span.set(to=went)
         except Away as error:
             count(dialect, "refused", len(admitted.bodies))
             raise away(str(error), spool=error.spool) from None
@@ -289,7 +294,11 @@ def create_app(
 
     cors = Cors(cors_origins, methods=("GET", "HEAD", "POST"), more_headers=_PAGE_HEADERS)
     app = web.Application(
-        middlewares=[_observed(metrics), cors.middleware] if cors_origins else [_observed(metrics)]
+        middlewares=[
+            *traced.middlewares(),
+            _observed(metrics),
+            *([cors.middleware] if cors_origins else []),
+        ]
     )
     for door in doors.DOORS:
         app.router.add_post(door.path, intake.handler(door), expect_handler=expected_later)

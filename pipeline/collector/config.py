@@ -10,6 +10,7 @@ from typing import Final
 from pipeline.common import settings
 from pipeline.common.access.config import AuthConfig, auth_config
 from pipeline.common.settings import of, required
+from pipeline.common.traces.config import TracesConfig, traces_config
 from pipeline.config import StreamConfig, stream_config
 
 
@@ -63,12 +64,13 @@ class Config:
     redis_url: str | None = of("REDIS_URL")
     database_url: str | None = of("DATABASE_URL")
     database_timeout_s: float = of("API_DATABASE_TIMEOUT")
+    traces: TracesConfig | None = None
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 def load(environment: Mapping[str, str]) -> Config:
     """Build the collector's configuration. Raises `settings.ConfigError` with every fault."""
-    values = settings.read(environment, required=("RABBITMQ_URL",))
+    values = settings.read(environment, required=("RABBITMQ_URL",), sends_traces=True)
     return values.make(
         Config,
         stream=stream_config(values),
@@ -76,5 +78,6 @@ def load(environment: Mapping[str, str]) -> Config:
         bounds=values.make(BodyBounds),
         spool=values.make(SpoolConfig) if values["COLLECTOR_SPOOL"] is not None else None,
         service_name=f"{values['SERVICE_NAME']}-collector",
+        traces=traces_config(values),
         secrets=values.secrets(),
     )

@@ -41,6 +41,9 @@ class Database:
         self._one_asks = asyncio.Lock()
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._away_until = 0.0
+        self.connections = 0
+        """How many connections have been opened. Behind a new connection there may be another server, which
+        a failover has left without the last commits."""
         self.error: str | None = "not connected yet"
         """Why the database could not be used when it was asked last; None: it could."""
 
@@ -115,6 +118,7 @@ class Database:
     async def _attempt(self, work: Work[T]) -> T:
         if self._connection is None or self._connection.closed:
             self._connection = await connect_async(self._url, self._session)
+            self.connections += 1
         connection = self._connection
         try:
             found = await work(connection)

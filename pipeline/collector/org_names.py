@@ -37,11 +37,19 @@ class OrgNames:
         self._database = database
         self._set_by = set_by
         self._known: set[UUID] = set()
+        self._connections = 0
+        """The connections that the database had counted when ``_known`` was last looked at."""
         self._waiting: dict[UUID, str] = {}
         self._news = asyncio.Event()
 
     def note(self, names: Mapping[UUID, str]) -> None:
-        """Have these names written soon."""
+        """Have these names written soon.
+
+        Names that were written over an earlier connection are written again: a failover may have lost them.
+        """
+        if self._connections != self._database.connections:
+            self._connections = self._database.connections
+            self._known.clear()
         for org_id, name in names.items():
             if org_id not in self._known and len(self._waiting) < WAITING_MAX and is_name(name):
                 self._waiting[org_id] = name

@@ -28,6 +28,7 @@ from typing import Final, Literal
 
 from pipeline.collector.config import SPOOL_NEARLY_FULL
 from pipeline.collector.spool import Spool, SpoolError, SpoolFull, Taken
+from pipeline.common import traces
 from pipeline.common.backoff import Backoff, ExponentialBackoff
 from pipeline.common.seldom import Seldom
 from pipeline.transports import Publisher, Transport, TransportError
@@ -82,6 +83,8 @@ class _Parcel:
     confirmed: asyncio.Future[None]
     sent: int = 0
     """How many of the bodies are in a batch that was sent."""
+    trace: traces.Context | None = field(default_factory=traces.context)
+    """The place of the request in its trace."""
 
     @property
     def given_up(self) -> bool:
@@ -93,6 +96,12 @@ class _Batch:
     bodies: list[bytes] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     parcels: list[_Parcel] = field(default_factory=list)
+
+    def traces(self) -> list[traces.Context]:
+        """The places of the first requests in their traces; a span has no more links."""
+        if not traces.is_on():
+            return []
+        return [one.trace for one in self.parcels[: traces.LINKS_MAX] if one.trace is not None]
 
 
 class Outlet:
@@ -263,7 +272,8 @@ class Outlet:
         self._sent_at = clock()
         self._next_at = self._sent_at + PACE_S if len(batch.parcels) > 1 else 0.0
         try:
-            await publisher.publish(batch.bodies, batch.keys)
+            with traces.span("publish batch", "producer", links=batch.traces(), events=len(batch.bodies)):
+                await publisher.publish(batch.bodies, batch.keys)
         except TransportError:
             self._wait_again(batch)
             raise

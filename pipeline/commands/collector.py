@@ -21,9 +21,11 @@ def collector() -> None:
 
     from pipeline.collector import config as configuration
     from pipeline.collector import service
-    from pipeline.common import logs
+    from pipeline.common import logs, traces
 
     loaded = configuration.load(os.environ)
     logs.configure(loaded.log_level, loaded.service_name, secrets=loaded.secrets)
     lookalikes.warn(os.environ)
-    sys.exit(asyncio.run(service.run_collector(loaded)))
+    with traces.running(loaded.traces, loaded.service_name):
+        code = asyncio.run(service.run_collector(loaded))
+    sys.exit(code)

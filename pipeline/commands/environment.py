@@ -59,7 +59,7 @@ def masked(setting: Setting, text: str | None) -> str | None:
     """The value of a setting with its secrets masked: every password, key and token."""
     if text is None or not setting.secret:
         return text
-    if "://" not in text:
+    if not re.match(r"[a-z][a-z0-9+.-]*://", text, flags=re.I):
         return "***"
     # A lone user can be a token, so it is masked too.
     text = re.sub(r"(?<=://)([^/?#@:]*:)?[^?#]*@", lambda match: f"{match[1] or ''}***@", text)
@@ -114,7 +114,7 @@ def warm_up() -> None:
 @click.option(
     "--for",
     "processes",
-    type=click.Choice(("worker", "api", "exporter", "collector")),
+    type=click.Choice(("worker", "api", "exporter", "alerts", "collector")),
     multiple=True,
     help="Check what this process needs, and nothing else; can be repeated.",
 )

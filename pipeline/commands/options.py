@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from pipeline.common import parsers, settings
-from pipeline.common.texts import MISLEADING
+from pipeline.common.texts import VISIBLE as VISIBLE
 
 if TYPE_CHECKING:
     from pipeline.config import StreamConfig
@@ -109,10 +109,3 @@ def plain(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{value:f}"
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else str(value)
-
-
-VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
-    code: f"\\u{code:04x}" for code in (*range(0xD800, 0xE000), *map(ord, MISLEADING))
-}
-"""Shows control characters, those that turn the direction of a text, and halves of surrogate pairs, as
-escapes: they must not reach a terminal."""

@@ -1,4 +1,4 @@
-"""``spendstream worker``, ``api`` and ``exporter``: the processes of a deployment."""
+"""``spendstream worker``, ``api``, ``exporter`` and ``alerts``: the processes of a deployment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def worker(processes: int) -> None:
     import asyncio
 
     from pipeline import config as configuration
-    from pipeline.common import logs
+    from pipeline.common import logs, traces
 
     loaded = configuration.load(os.environ)
     logs.configure(loaded.log_level, loaded.service_name, secrets=loaded.secrets)
@@ -41,7 +41,9 @@ def worker(processes: int) -> None:
         sys.exit(workers.run(loaded, os.environ, processes=processes))
     from pipeline.worker import service
 
-    sys.exit(asyncio.run(service.run_worker(loaded)))
+    with traces.running(loaded.traces, loaded.service_name):
+        code = asyncio.run(service.run_worker(loaded))
+    sys.exit(code)
 
 
 @click.command()
@@ -63,4 +65,17 @@ def exporter() -> None:
     from pipeline.processes import child
 
     argv = child.command_line("api", "exporter")
+    os.execve(argv[0], argv, child.environment(os.environ))
+
+
+@click.command()
+def alerts() -> None:
+    """Judge the budgets of orgs after each flush, until stopped (needs DATABASE_URL).
+
+    Any number may run: an alert is committed once, whoever finds it. With ALERTS_METRICS_PORT it serves
+    /metrics, /healthz and /readyz.
+    """
+    from pipeline.processes import child
+
+    argv = child.command_line("api", "alerts")
     os.execve(argv[0], argv, child.environment(os.environ))

@@ -30,6 +30,8 @@ ROLES: Final = (
     "analytics:exports:create",
     "analytics:exports:read",
     "analytics:exports:download",
+    "analytics:budgets:read",
+    "analytics:budgets:write",
     EVENTS_WRITE,
 )
 """The roles that a key can have. A key belongs to one org, so roles that span orgs are not among them."""

@@ -2,7 +2,8 @@
 
 A line has ``time``, ``level``, ``event``, ``logger`` and ``service``, then the facts of the event, and a
 ``traceback`` if there is one. A fact never replaces one of the first five. A line that is written while a
-request is in work has the facts of the request, too (`within`).
+request is in work has the facts of the request, too (`within`). While tracing is on, a line has the ids of
+the trace and span in which it is written.
 
 No secret is written. The values of the secret settings are masked everywhere in a line. A message of a
 library is cut to its first line. When aiohttp cannot read a request, the text of its exception holds bytes of
@@ -22,6 +23,8 @@ from typing import Any, Final
 
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
+
+from pipeline.common import traces
 
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 _OURS: Final = frozenset(("api", "pipeline", "sql", "deploy", "root", "__main__"))
@@ -52,7 +55,7 @@ class JsonFormatter(logging.Formatter):
         for name, value in record.__dict__.items():
             if name not in _STANDARD and name not in line:
                 line[name] = value
-        for name, value in (_WITHIN.get() or {}).items():
+        for name, value in {**(_WITHIN.get() or {}), **traces.facts()}.items():
             line.setdefault(name, value)
         if record.exc_info and record.exc_info[1] is not None:
             unread = next(filter(is_unread, _chain(record.exc_info[1])), None)

@@ -199,6 +199,12 @@ def secret(characters_min: int) -> Callable[[str], str]:
     return parse
 
 
+def secrets_of(characters_min: int) -> Callable[[str], tuple[str, ...]]:
+    """The parser of one or more secrets with commas between them, each of at least so many characters."""
+    one = secret(characters_min)
+    return lambda text: tuple(one(part.strip()) for part in text.split(","))
+
+
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """Networks in CIDR form, separated by commas."""
     return tuple(ip_network(part) for part in (one.strip() for one in text.split(",")) if part)

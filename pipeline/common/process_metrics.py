@@ -1,4 +1,4 @@
-"""What a process says of itself to Prometheus: memory, processor time, open files, and the room it has.
+"""What a process says of itself to Prometheus: memory, processor time, open files, room, and its traces.
 
 The names ``process_*`` are Prometheus' own. `memory_limit_bytes` is ours, because an alert on memory needs to
 know how much there is.
@@ -6,10 +6,15 @@ know how much there is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from pipeline.common import traces
 
 _ROOT: Final = Path("/")
 _LIMITS: Final = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -24,6 +29,25 @@ def show(registry: CollectorRegistry) -> None:
         "Memory that this process may use: the limit of its container, else the memory of the host.",
         registry=registry,
     ).set(memory_limit_bytes())
+    registry.register(_Spans())
+
+
+class _Spans(Collector):
+    """The spans of this process. While tracing is off there is no such metric."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        counts = traces.counts()
+        if counts is None:
+            return
+        spans = CounterMetricFamily(
+            "analytics_trace_spans",
+            "Spans by what became of them: exported, or lost because the queue was full (queue_full), the"
+            " receiver did not take them (not_taken) or the process ended (at_the_end).",
+            labels=("outcome",),
+        )
+        for outcome, count in counts.items():
+            spans.add_metric((outcome,), count)
+        yield spans
 
 
 def memory_limit_bytes(root: Path = _ROOT) -> float:

@@ -20,6 +20,7 @@ from pipeline.common import parsers
 from pipeline.common.parsers import is_loopback, written
 from pipeline.common.settings_table import SETTINGS, Setting
 from pipeline.common.texts import cut
+from pipeline.common.traces import forms
 
 T = TypeVar("T")
 _BY_NAME: Final = {setting.name: setting for setting in SETTINGS}
@@ -65,13 +66,17 @@ class Values:
         return kind(**{name: self.by_name[setting] for name, setting in declared.items() if setting} | more)
 
     def secrets(self) -> tuple[str, ...]:
-        """Every text that must not be shown: the secret settings, and the passwords in their URLs."""
+        """Every text that must not be shown: the secret settings, the passwords in their URLs, and the values
+        of headers."""
         found: list[str] = []
         for setting in SETTINGS:
-            value = self.by_name[setting.name]
+            value, text = self.by_name[setting.name], self.texts[setting.name]
             if setting.secret and value is not None:
-                found += [str(value), *_passwords(str(value))]
-        return tuple(found)
+                texts = value if isinstance(value, tuple) else (value,)
+                found += [text or "", *(part for one in texts for part in (str(one), *_passwords(str(one))))]
+        for _, value in self.by_name["OTEL_EXPORTER_OTLP_HEADERS"] or ():
+            found += [value, value.rpartition(" ")[2]]  # the token is in "Bearer …", too
+        return tuple(one for one in found if one)
 
 
 _MASKED_CHARS_MIN = 6
@@ -104,8 +109,13 @@ def without(environment: Mapping[str, str], names: Iterable[str]) -> dict[str, s
     return {name: value for name, value in environment.items() if name not in left_out}
 
 
-def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Values:
+def read(
+    environment: Mapping[str, str], *, required: Iterable[str] = (), sends_traces: bool = False
+) -> Values:
     """Parse every setting; an empty variable counts as unset. Reads the files that `Setting.file_name` names.
+
+    ``sends_traces`` True: it is a fault, too, if what exports traces is needed and not installed. Commands
+    that send none need nothing of it: a migration runs where OTEL_EXPORTER_OTLP_ENDPOINT is set for all.
 
     Raises:
         ConfigError: with one line for each fault, the missing ``required`` ones among them.
@@ -142,6 +152,8 @@ def read(environment: Mapping[str, str], *, required: Iterable[str] = ()) -> Val
             faults.append(f"{shown}={'…' if setting.secret else repr(cut(text))}: {error}")
     present = {name for name, origin in origins.items() if origin != "default"}
     faults.extend(_contradictions(by_name, present))
+    if sends_traces:
+        faults.extend(forms.faults(by_name))
     if faults:
         raise ConfigError(faults)
     return Values(by_name=by_name, origins=origins, texts=texts)

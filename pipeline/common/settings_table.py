@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.common import day_zones, parsers
+from pipeline.common.traces import forms
 from pipeline.core import dimensions
 
 
@@ -298,7 +299,8 @@ _ACCESS: Final = (
         "TRUSTED_PROXIES",
         parsers.networks,
         "127.0.0.1/32,::1/128",
-        "Networks of the proxies whose `X-Forwarded-For` and (`gateway`) `X-Actor-*` headers are believed.",
+        "Networks of the proxies whose `X-Forwarded-For` and (`gateway`) `X-Actor-*` headers are believed."
+        " With `gateway` these proxies must set or delete `X-Actor-*`: else every client is who it says.",
     ),
     _setting("JWT_ISSUER", parsers.not_empty, None, "The `iss` of the tokens that are taken (`jwt`)."),
     _setting("JWT_AUDIENCE", parsers.not_empty, None, "The `aud` that a token must name (`jwt`)."),
@@ -474,6 +476,37 @@ _EXPORTS: Final = (
         "The provider, publisher and issuer in FOCUS files.",
     ),
 )
+_ALERTS: Final = (
+    _setting(
+        "WEBHOOK_KEY",
+        parsers.secrets_of(32),
+        None,
+        "What the addresses and secrets of webhooks are encrypted with, for API and `spendstream alerts`: at"
+        " least 32 characters. Several keys with commas between them: the first encrypts, all decrypt."
+        " Without the setting there are no webhooks.",
+        True,
+    ),
+    _setting(
+        "WEBHOOK_ALLOW_PRIVATE",
+        parsers.flag,
+        "false",
+        "Lets webhooks lead to private addresses and use http. Only where every org may call what the"
+        " server can.",
+    ),
+    _setting(
+        "WEBHOOK_TIMEOUT",
+        parsers.span(0.1, 60),
+        "10s",
+        "How long an endpoint of a webhook may take to answer.",
+    ),
+    _setting(
+        "ALERTS_METRICS_PORT",
+        parsers.port,
+        None,
+        "The port of the metrics and health pages of `spendstream alerts`, at METRICS_HOST. 0 takes a free"
+        " one. Without the setting there are no such pages.",
+    ),
+)
 _OBJECT_STORE: Final = (
     _setting(
         "S3_ENDPOINT",
@@ -640,6 +673,103 @@ _CHECK: Final = (
         "How long `spendstream check` waits until its event is counted.",
     ),
 )
+_TRACES: Final = (
+    _setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        forms.endpoint,
+        None,
+        "Where traces go, by OTLP: `http://localhost:4318`, or `http://localhost:4317` for grpc. By HTTP,"
+        " `/v1/traces` is added. Needs `spendstream[otel]`. Without the setting nothing is traced.",
+    ),
+    _setting(
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        parsers.choice(*forms.PROTOCOLS),
+        "http/protobuf",
+        "How traces go there: `http/protobuf` or `grpc`.",
+    ),
+    _setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        forms.headers,
+        None,
+        "Headers of each export, such as `x-api-key=…`, several with commas between. A comma in a value is"
+        " `%2C`.",
+        True,
+    ),
+    _setting(
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+        forms.milliseconds(1, 600_000),
+        "10000",
+        "How long an export may take with all its tries, in milliseconds. Its spans are lost after that.",
+    ),
+    _setting(
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        forms.certificate,
+        None,
+        "A file with the authorities (PEM) that the receiver's certificate is checked by, instead of the"
+        " usual ones.",
+    ),
+    _setting(
+        "OTEL_SERVICE_NAME",
+        parsers.not_empty,
+        None,
+        "The `service.name` of traces. Without it, each process has its own, made of SERVICE_NAME.",
+    ),
+    _setting(
+        "OTEL_RESOURCE_ATTRIBUTES",
+        forms.attributes,
+        None,
+        "What traces say of where they come from, such as `deployment.environment.name=production`.",
+    ),
+    _setting(
+        "OTEL_TRACES_SAMPLER",
+        parsers.choice(*forms.SAMPLERS),
+        "parentbased_always_on",
+        "Which traces are kept: `always_on`, `always_off` or `traceidratio`, each also as `parentbased_…`,"
+        " which follows the sender of a request.",
+    ),
+    _setting(
+        "OTEL_TRACES_SAMPLER_ARG",
+        forms.ratio,
+        "1.0",
+        "The share of traces that a sampler with `traceidratio` keeps, from 0 to 1.",
+    ),
+    _setting(
+        "OTEL_BSP_MAX_QUEUE_SIZE",
+        forms.between(1, 100_000),
+        "2048",
+        "How many spans may wait for their export. One more is lost.",
+    ),
+    _setting(
+        "OTEL_BSP_SCHEDULE_DELAY",
+        forms.milliseconds(1, 600_000),
+        "5000",
+        "How long spans wait to be exported together, in milliseconds. 512 of them wait no longer.",
+    ),
+    _setting("OTEL_SDK_DISABLED", parsers.flag, "false", "Trace nothing, whatever the other settings say."),
+)
+_TOP: Final = (
+    _setting(
+        "SPENDSTREAM_API_URL",
+        parsers.page_url,
+        "http://127.0.0.1:8084",
+        "The API that `spendstream top` asks.",
+    ),
+    _setting(
+        "SPENDSTREAM_API_KEY",
+        parsers.secret(1),
+        None,
+        "The API key that `spendstream top` asks with: one org's, with `analytics:usage:read`, and for errors"
+        " and latencies `analytics:reliability:read`.",
+        True,
+    ),
+    _setting(
+        "SPENDSTREAM_TOKEN",
+        parsers.secret(1),
+        None,
+        "A bearer token in the place of the key: an administrator's sees all orgs.",
+        True,
+    ),
+)
 
 GROUPS: Final = (
     Group(title="The dozen that matter", settings=_THE_DOZEN),
@@ -650,7 +780,10 @@ GROUPS: Final = (
     Group(title="Tuning: the API", settings=_API),
     Group(title="Tuning: the collector", settings=_COLLECTOR),
     Group(title="Tuning: exports", settings=_EXPORTS),
+    Group(title="Tuning: alerts", settings=_ALERTS),
     Group(title="Tuning: the object store and the archive", settings=_OBJECT_STORE),
     Group(title="The synthetic check", settings=_CHECK),
+    Group(title="Traces", settings=_TRACES),
+    Group(title="The live view in a terminal", settings=_TOP),
 )
 SETTINGS: Final = tuple(setting for group in GROUPS for setting in group.settings)

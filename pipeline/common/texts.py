@@ -7,6 +7,11 @@ from typing import Any, Final, TypeGuard
 
 MISLEADING: Final = frozenset("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that end a line or turn around what follows, so that a text shows as another one."""
+VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    code: f"\\u{code:04x}" for code in (*range(0xD800, 0xE000), *map(ord, MISLEADING))
+}
+"""Shows control characters, those that turn the direction of a text, and halves of surrogate pairs, as
+escapes: they must not reach a terminal."""
 _FILLERS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters and symbols that show nothing."""
 _UNSEEN: Final = ("Cc", "Cf", "Cs", "Mn", "Me", "Zs", "Zl", "Zp")

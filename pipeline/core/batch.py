@@ -46,6 +46,8 @@ class Position:
     Maintenance writes this hour. A flush does not.
     """
     watermark_us: int | None = None
+    counted_us: int | None = None
+    """Every event that the broker had stored before this time is counted; see `watermark.counted`."""
     offered: int = 0
     accepted: int = 0
     duplicate: int = 0

@@ -347,6 +347,13 @@ class Ledger:
             now_us=now_us,
             caught_up=caught_up,
         )
+        position.counted_us = watermark.counted(
+            position.counted_us,
+            broker_us=position.broker_us,
+            newest_broker_us=position.newest_broker_us,
+            now_us=now_us,
+            caught_up=caught_up,
+        )
         changes, outcomes = self._rollups.drain(), self._judge.drain()
         batch = Batch(
             from_offset=self._committed_from,

@@ -68,6 +68,25 @@ def advance(
     return max(candidates, default=None)
 
 
+def counted(
+    counted_us: int | None, *, broker_us: int, newest_broker_us: int, now_us: int, caught_up: bool
+) -> int | None:
+    """The time up to which the partition is counted after a flush: of the broker's clock, not of events.
+
+    ``broker_us`` is the broker's time of the last chunk, 0 before the first one. Example: the last chunk was
+    stored at 12:00:03. While more chunks wait, the partition is counted up to 12:00:03. A consumer that has
+    ``caught_up`` at ``now_us`` = 12:00:07 has counted up to 12:00:07. The time never goes back, with the
+    exception of `advance`: a time after ``now_us`` and after every chunk is dropped, because a clock was
+    ahead.
+    """
+    candidates = [broker_us] if broker_us else []
+    if counted_us is not None and counted_us <= max(now_us, newest_broker_us):
+        candidates.append(counted_us)
+    if caught_up:
+        candidates.append(now_us)
+    return max(candidates, default=None)
+
+
 def hours_passed(before_us: int | None, watermark_us: int | None) -> range:
     """The ends of the hours that a watermark passes on its way from ``before_us``, in order.
 

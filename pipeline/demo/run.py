@@ -1,39 +1,39 @@
 """``spendstream demo``: runs every part of the service on this machine until it is told to stop.
 
-The module owns the order of the starts: an embedded PostgreSQL, the schema, the worker, the API and the
-collector, then the simulator on an embedded stream log. The stops come in another order: see `_Parts.stop`.
-These are the same processes that ``spendstream worker``, ``api``, ``collector`` and ``simulate`` start
-everywhere. All state is in one folder, so a second start goes on with the same figures.
+The module owns the order of the starts: an embedded PostgreSQL, the schema, the worker, the API, the alerts
+and the collector, then the simulator on an embedded stream log. The stops come in another order: see
+`_Parts.stop`. These are the same processes that ``spendstream worker``, ``api``, ``alerts``, ``collector``
+and ``simulate`` start everywhere. All state is in one folder, so a second start goes on with the same
+figures. Once events come, budgets are set, and a receiver in this process says what their webhook is sent.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import secrets
 import shlex
 import signal
 import socket
 import time
-import urllib.error
-import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
-from pipeline.collector import ids
 from pipeline.common import folder_lock, parsers, private, settings
 from pipeline.common.operator import OperatorError
 from pipeline.common.settings_table import SETTINGS
+from pipeline.demo import rest, shown
+from pipeline.demo.budgets import Setting
 from pipeline.demo.local_postgres import LocalPostgres, LocalPostgresError
+from pipeline.demo.receiver import Receiver
+from pipeline.demo.rest import BASE
 from pipeline.processes import child
 
-BASE: Final = "/analytics/v1"
 _READY_S: Final = 180.0
 """The first start compiles the worker's kernels, which takes a slow machine a minute."""
 _STOP_S: Final = 40.0
@@ -52,7 +52,6 @@ _COLLECTOR_PORT: Final = 8086
 
 _OWN_ORG: Final = "00000000-0000-4000-8000-0000000000aa"
 """The org of the event that the demo's reader sends."""
-_MODEL: Final = ("openai", "gpt-4o-2024-08-06")
 
 Echo = Callable[[str], None]
 
@@ -139,11 +138,16 @@ class _Parts:
         self._running: dict[str, child.Child] = {}
         self._port = _free_port(demo.port)
         self._worker_port = _free_port(0)
+        self._alerts_port = _free_port(0)
         self._collector_port = _collector_port(demo.port)
         self._collector = f"http://127.0.0.1:{self._collector_port}"
+        self._page = f"http://127.0.0.1:{self._port}/"
         self._api = f"http://127.0.0.1:{self._port}{BASE}"
+        self._receiver: Receiver | None = None
+        self._setting: Setting | None = None
 
     def start(self) -> None:
+        self._echo(f"page {self._page} (opens once the API is up, which is said below)")
         self._echo(f"data in {self._data_dir}")
         self._postgres.start()
         self._echo("PostgreSQL is up")
@@ -151,22 +155,27 @@ class _Parts:
         self._fill_book()
         environment = self._environment()
         self._echo(
-            "starting worker, API and collector; the first start on a machine compiles their loops, once,"
-            " which takes half a minute or more"
+            "starting worker, API, alerts and collector; the first start on a machine compiles their loops,"
+            " once, which takes half a minute or more"
         )
         self._start("worker", environment)
         self._start("api", environment)
+        self._start("alerts", environment)
         self._start("collector", environment)
         self._until_answers("api", f"{self._api}/status/readyz")
         self._until_answers("worker", f"http://127.0.0.1:{self._worker_port}/readyz")
+        self._until_answers("alerts", f"http://127.0.0.1:{self._alerts_port}/readyz")
         self._until_answers("collector", f"{self._collector}/status/readyz")
         self._echo(
-            f"API, worker and collector are up; publishing {self._demo.rate:g} events/s of"
+            f"API, worker, alerts and collector are up; publishing {self._demo.rate:g} events/s of"
             f" {self._demo.orgs} orgs"
         )
         traffic = ("--rate", f"{self._demo.rate}", "--orgs", str(self._demo.orgs))
         self._start("simulate", environment, *traffic, *_TROUBLE)
-        self._show_addresses(self._until_seen())
+        org_id = self._until_seen()
+        self._show_addresses(org_id)
+        self._receiver = Receiver(lambda line: self._say(f"webhook  {line}"))
+        self._setting = Setting(self._api, org_id, self._receiver)
 
     def watch(self) -> None:
         """Print a line of figures every two seconds, until a signal or the end of the duration."""
@@ -177,18 +186,21 @@ class _Parts:
             if time.monotonic() >= started_s + shown * _FIGURES_S:
                 shown = int((time.monotonic() - started_s) / _FIGURES_S) + 1
                 events_before = self._show_figures(events_before)
+                self._set_budgets()
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Stop the senders, the worker (which flushes), the API and the database. Never raises."""
+        """Stop the senders, the worker (which flushes), alerts, API and the database. Never raises."""
         if self._running:
-            self._echo("stopping simulator, collector, worker, API and PostgreSQL")
+            self._echo("stopping simulator, collector, worker, alerts, API and PostgreSQL")
         # Without a database the worker cannot flush and need not be waited for. Its events are in the stream.
         timeout_s = _STOP_S if self._postgres.exit_code() is None else 2.0
-        for name in ("simulate", "collector", "worker", "api"):
+        for name in ("simulate", "collector", "worker", "alerts", "api"):
             process = self._running.pop(name, None)
             if process is not None and process.stop(timeout_s=timeout_s) < 0:
                 self._echo(f"{name} was killed: see {self._log(name)}")
+        if self._receiver is not None:
+            self._receiver.close()
         self._postgres.stop()
         self._echo(f"stopped; the next start goes on with the data in {self._data_dir}")
 
@@ -225,9 +237,20 @@ class _Parts:
             "HTTP_PORT": str(self._port),
             "METRICS_HOST": "127.0.0.1",
             "METRICS_PORT": str(self._worker_port),
+            "ALERTS_METRICS_PORT": str(self._alerts_port),
+            "WEBHOOK_KEY": self._webhook_key(),
+            "WEBHOOK_ALLOW_PRIVATE": "true",
             "COLLECTOR_HOST": "127.0.0.1",
             "COLLECTOR_PORT": str(self._collector_port),
         }
+
+    def _webhook_key(self) -> str:
+        """The key of the webhooks' secrets: made once, and kept beside the data."""
+        path = self._data_dir / "webhook.key"
+        if not path.exists():
+            with open(path, "w", opener=private.opener) as file:
+                file.write(secrets.token_hex(32))
+        return path.read_text()
 
     def _write_settings(self, org_id: str) -> Path:
         """Write a file that gives another terminal the demo's settings and an org to ask for."""
@@ -235,6 +258,7 @@ class _Parts:
         passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         worker = {"WORKER": str(self._running["worker"].pid)}
         places = {"API": self._api, "COLLECTOR": self._collector, "ORG": org_id}
+        places["SPENDSTREAM_API_URL"] = self._api.removesuffix(BASE)
         values = self._settings() | passed_on | worker | places
         with open(path, "w", opener=private.opener) as file:
             file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
@@ -282,7 +306,7 @@ class _Parts:
         while True:
             self._check()
             try:
-                _get(url)
+                rest.get(url)
                 return
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -291,16 +315,16 @@ class _Parts:
             time.sleep(_POLL_S)
 
     def _until_seen(self) -> str:
-        """Wait until the API has figures of an org; returns that org."""
+        """Wait until the API has figures of an org; returns the org that has spent most."""
         deadline = time.monotonic() + _READY_S
         while time.monotonic() < deadline:
             self._check()
             try:
-                items = _get(f"{self._api}/orgs?{_today()}&limit=1")["items"]
+                items = rest.get(f"{self._api}/orgs?{rest.today()}&limit=1000")["items"]
             except OSError:
                 items = []
             if items:
-                return str(items[0]["orgId"])
+                return str(max(items, key=lambda item: Decimal(item["cost"]["amount"] or 0))["orgId"])
             time.sleep(_POLL_S)
         tail = child.tail(self._log("worker"))
         raise DemoError(f"no event was counted in {_READY_S:g} s; the worker's log ends:\n{tail}")
@@ -309,27 +333,29 @@ class _Parts:
 
     def _show_addresses(self, org_id: str) -> None:
         urls = (
-            f"{self._api}/orgs/{org_id}/usage?{_today()}",
+            f"{self._api}/orgs/{org_id}/usage?{rest.today()}",
             f"{self._api}/orgs/{org_id}/freshness",
-            f"{self._api}/orgs?{_today()}",
+            f"{self._api}/orgs?{rest.today()}",
         )
         for url in urls:
             try:
-                _get(url)
+                rest.get(url)
             except OSError as error:
                 raise DemoError(f"{url}: {error}") from None
         self._echo(
             f"""
+  page     {self._page}
   API      {self._api}/docs
   events   {self._collector}/v1/events, /v1/litellm and /v1/traces
-  metrics  http://127.0.0.1:{self._port}/metrics, http://127.0.0.1:{self._worker_port}/metrics
-           and {self._collector}/metrics
+  metrics  http://127.0.0.1:{self._port}/metrics, http://127.0.0.1:{self._worker_port}/metrics,
+           http://127.0.0.1:{self._alerts_port}/metrics and {self._collector}/metrics
   database {self._postgres.url}
   worker   process {self._running["worker"].pid}
   logs     {self._logs}
 
 Other commands of spendstream find the demo after this, in another terminal:
   source {shlex.quote(str(self._write_settings(org_id)))}
+  spendstream top
 
 Try there:
 """
@@ -338,55 +364,37 @@ Try there:
 
 Send an event (again: it counts once), and see it a second later:
 
-  {self._sending()}
-  curl -s '{self._api}/orgs/{_OWN_ORG}/usage?{_today()}'
+  {shown.sending(self._collector, _OWN_ORG)}
+  curl -s '{self._api}/orgs/{_OWN_ORG}/usage?{rest.today()}'
 
 Ctrl-C stops everything.
 """
         )
 
-    def _sending(self) -> str:
-        """A line that sends an event of an org that has no others."""
-        event = {
-            "eventId": str(uuid.uuid4()),
-            "orgId": _OWN_ORG,
-            "modelId": str(ids.model_id(*_MODEL)),
-            "provider": _MODEL[0],
-            "modelName": _MODEL[1],
-            "occurredAt": datetime.now(UTC).isoformat(timespec="seconds"),
-            "latencyMs": 812,
-            "status": "success",
-            "inputTokens": 1200,
-            "outputTokens": 80,
-        }
-        body = json.dumps(event, separators=(",", ":"))
-        return f"curl -s {self._collector}/v1/events -H 'Content-Type: application/json' -d '{body}'"
+    def _set_budgets(self) -> None:
+        """Set the budgets as soon as the org's speed is known. A later round tries what has failed."""
+        if self._setting is None:
+            return
+        try:
+            line = self._setting.step()
+        except OSError as error:
+            self._say(f"no budgets yet: {error}")
+            return
+        if line is not None:
+            self._setting = None
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._echo(f"{datetime.now():%H:%M:%S}  {line}")
 
     def _show_figures(self, events_before: int | None) -> int | None:
         """Print a line of today's totals of all orgs; returns the number of events, or None if unknown."""
-        events, spend, orgs, freshness, cursor = 0, Decimal(0), 0, None, ""
-        bases: set[str] = set()
         try:
-            while cursor is not None:
-                page = _get(f"{self._api}/orgs?{_today()}&limit=1000{cursor and '&cursor=' + quote(cursor)}")
-                for item in page["items"]:
-                    orgs += 1
-                    events += item["invocations"]
-                    spend += Decimal(item["cost"]["amount"] or 0)
-                    bases.add(item["cost"]["basis"])
-                    if freshness is None or item["freshness"]["lagSeconds"] > freshness["lagSeconds"]:
-                        freshness = item["freshness"]
-                cursor = page["nextCursor"]
+            events, line = shown.figures(self._api, events_before)
         except OSError as error:
-            self._echo(f"{datetime.now():%H:%M:%S}  no figures: {error}")
+            self._say(f"no figures: {error}")
             return events_before
-        lag = f"lag {freshness['lagSeconds']:.1f} s ({freshness['status']})" if freshness else "no events"
-        new = f"{events - events_before:+,}" if events_before is not None else "today"
-        basis = f" (basis: {bases.pop() if len(bases) == 1 else 'mixed'})" if bases else ""
-        self._echo(
-            f"{datetime.now():%H:%M:%S}  {events:,} events ({new})  ${spend:,.4f}{basis}"
-            f"  {orgs:,} orgs  {lag}"
-        )
+        self._say(line)
         return events
 
     # --- watching ---------------------------------------------------------------------------------
@@ -410,27 +418,6 @@ Ctrl-C stops everything.
                     f"the log of {name} ends:\n{child.tail(self._log(name))}\n{name} died ({how});"
                     " `spendstream demo` goes on where the figures stood"
                 )
-
-
-def _today() -> str:
-    """The query parameters for this UTC day."""
-    start = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    end = start + timedelta(days=1)
-    return f"start={start:%Y-%m-%dT%H:%M:%SZ}&end={end:%Y-%m-%dT%H:%M:%SZ}"
-
-
-_no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def _get(url: str) -> dict[str, Any]:
-    """Get a JSON answer. Raises OSError if there is no answer, or if its status is not 200."""
-    try:
-        with _no_proxy.open(url, timeout=10) as answer:
-            body: dict[str, Any] = json.loads(answer.read())
-            return body
-    except urllib.error.HTTPError as error:
-        detail = error.read(300).decode("utf-8", "replace")
-        raise OSError(f"status {error.code} {detail}") from None
 
 
 def _collector_port(api_port: int) -> int:

@@ -15,7 +15,7 @@ from pipeline.common.connect import Connection
 from pipeline.common.texts import counted
 from pipeline.prices import book
 from pipeline.prices.plan import plan
-from pipeline.prices.price import PUBLIC, Faulty, Price, faults_of
+from pipeline.prices.price import CHECK_MODEL, PUBLIC, Faulty, Price, faults_of
 from sql import queries
 
 SHARE: Final = Decimal("0.01")
@@ -149,6 +149,7 @@ class _Calls:
 def check(connection: Connection, *, now: datetime, everything: bool = False) -> list[Finding]:
     """Where the book and the usage do not fit together. Raises `psycopg.Error`.
 
+    The model of ``spendstream check`` needs no price, as long as every call of it says that it costs nothing.
     ``everything``: also where sources differ about models that no event has named.
     """
     findings = [
@@ -165,7 +166,10 @@ def check(connection: Connection, *, now: datetime, everything: bool = False) ->
         one = _Calls(**dict(zip(_Calls.__slots__, row, strict=True)))
         calls[one.provider, one.model_name].append(one)
     for provider, name, orgs, at, others in connection.execute(_PRICES["unpriced"]):
-        of_tiers = [f"at the tier {one.service_tier}, {one}" for one in calls.pop((provider, name), ())]
+        of_model = calls.pop((provider, name), [])
+        if (provider, name) == CHECK_MODEL and not any(one.cost or one.unpriced for one in of_model):
+            continue
+        of_tiers = [f"at the tier {one.service_tier}, {one}" for one in of_model]
         remedy = (
             f"the book has a model of this name from {', '.join(others)}: see import --as"
             if others

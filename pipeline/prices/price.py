@@ -34,6 +34,8 @@ MANUAL: Final = "manual"
 """The source of what a person sets by a command."""
 FILE: Final = "csv"
 """The source of what a person gives in a file, unless the file names another."""
+CHECK_MODEL: Final = ("spendstream", "check")
+"""Provider and name of the model of ``spendstream check``. Its events say that they cost nothing."""
 
 TEXT_CHARS_MAX: Final = 1000
 """The longest ``source`` and ``basis``."""

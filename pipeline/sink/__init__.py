@@ -10,7 +10,7 @@ implementation.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 from uuid import UUID
@@ -89,6 +89,8 @@ class Claim:
     """The number of workers in a row that ended without letting go of the partition."""
     tried: tuple[int, int] | None = None
     """The offsets [from, to) that the last of these workers was taking in; None: it had noted none."""
+    rate_classes: RateClasses | None = field(default=None, compare=False)
+    """The numbers of the rate classes under which the owner counts; None: the claim asked for none."""
 
 
 class Sink(Protocol):
@@ -109,7 +111,11 @@ class Sink(Protocol):
     # --- ownership
 
     async def claim(
-        self, stream: str, dimensions: Sequence[Dimension] = (), split_hours: Sequence[int] = ()
+        self,
+        stream: str,
+        dimensions: Sequence[Dimension] = (),
+        split_hours: Sequence[int] = (),
+        context_tiers: Sequence[int] | None = None,
     ) -> tuple[Claim, Position]:
         """Become the only writer of a stream's partition; the claim, and the partition's position.
 
@@ -118,20 +124,21 @@ class Sink(Protocol):
         10:00 is not complete, so "team" counts since 11:00. ``split_hours`` are the hours of the day that the
         owner counts by the quarter, too. The claim notes the same of each of them.
 
+        ``context_tiers`` are the boundaries of rate classes, and `Claim.rate_classes` gets the numbers of the
+        classes. A new class gets the next free number. Example: the boundaries were 200,000 and become
+        100,000 and 200,000. The class "batch, from 200,001" keeps its number, and "batch, 0 to 99,999" gets a
+        new one.
+
+        All of this is one transaction. So everything that the owner takes for stored is stored as long as its
+        claim is. Example: a failover loses the last commits. If it loses the new rate classes, it loses the
+        claim too, the next flush raises `Fenced`, and the next claim makes the classes again.
+
         The claim raises the epoch. From now on, the next flush under an earlier claim raises `Fenced`.
         Example: A holds the claim with epoch 7, and B claims and gets epoch 8. Each flush of A carries epoch
         7, so it fails.
 
         Raises:
             Contested: another consumer group has committed there within `GROUP_QUIET_S`.
-        """
-        ...
-
-    async def rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
-        """The numbers of the rate classes that ``boundaries`` make. A new class gets the next free number.
-
-        For example, the boundaries were 200,000 and become 100,000 and 200,000. The class "batch, from
-        200,001" keeps its number, and "batch, 0 to 99,999" gets a new one.
         """
         ...
 

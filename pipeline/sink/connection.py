@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import psycopg
 
+from pipeline.common import traces
 from pipeline.common.connect import AsyncConnection, Refused, Session, connect_async, session_is_dead
 from pipeline.sink import Fenced, SchemaMissing, SinkError, SinkUnavailable, Trouble
 
@@ -103,7 +104,8 @@ class Transaction:
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None:
             try:
-                await self._connection.execute("COMMIT")
+                with traces.child("COMMIT", "client"):
+                    await self._connection.execute("COMMIT")
             except BaseException as failure:
                 await self._leave(failure)
             self._database._longer_s.pop(self._work, None)

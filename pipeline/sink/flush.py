@@ -16,6 +16,7 @@ import msgspec
 import psycopg
 from psycopg import sql as psql
 
+from pipeline.common import traces
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.batch import Batch, SeenRows, StoredRows
 from pipeline.core.watermark import NEVER
@@ -128,6 +129,7 @@ async def advance(
             "max_event_time": None if position.newest_us == NEVER else time_of(position.newest_us),
             "broker_time": time_of(position.broker_us) if position.broker_us else None,
             "newest_broker_time": time_of(position.newest_broker_us) if position.newest_broker_us else None,
+            "counted_through": None if position.counted_us is None else time_of(position.counted_us),
             "offered": position.offered,
             "accepted": position.accepted,
             "duplicate": position.duplicate,
@@ -199,13 +201,15 @@ async def _stage_and_write(
     parts: Iterable[bytes],
 ) -> None:
     """COPY rows into a temporary table, and upsert the target's rows from there."""
-    await connection.execute(stage)
     target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
-    for rows in parts:
-        async with connection.cursor().copy(target) as copy:
-            for at in range(0, len(rows), _COPY_BYTES):
-                await copy.write(rows[at : at + _COPY_BYTES])
-    await connection.execute(upsert, {"partition": claim.partition})
+    with traces.child(f"upsert {table}", "client") as span:
+        await connection.execute(stage)
+        for rows in parts:
+            span.add(bytes=len(rows))
+            async with connection.cursor().copy(target) as copy:
+                for at in range(0, len(rows), _COPY_BYTES):
+                    await copy.write(rows[at : at + _COPY_BYTES])
+        await connection.execute(upsert, {"partition": claim.partition})
 
 
 async def _write_dead_letters(connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> None:

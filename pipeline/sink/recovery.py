@@ -45,10 +45,15 @@ class Recovery(Sink):
     # --- ownership
 
     async def claim(
-        self, stream: str, dimensions: Sequence[Dimension] = (), split_hours: Sequence[int] = ()
+        self,
+        stream: str,
+        dimensions: Sequence[Dimension] = (),
+        split_hours: Sequence[int] = (),
+        context_tiers: Sequence[int] | None = None,
     ) -> tuple[Claim, Position]:
         """See `Sink.claim`. One claim at a time runs in a database, so that no two streams get one number."""
         named = {"stream": stream, "consumer": self.consumer, "quiet": f"{GROUP_QUIET_S} s"}
+        rate_classes = None
         async with self.database.transaction() as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.partitions'))")
             row, other = None, await (await connection.execute(_FLUSH["flushing"], named)).fetchone()
@@ -59,6 +64,8 @@ class Recovery(Sink):
             else:
                 await _set_dimensions(connection, row[0], dimensions)
                 await _set_split_hours(connection, row[0], split_hours)
+                if context_tiers is not None:
+                    rate_classes = await _rate_classes(connection, context_tiers)
         if row is None:
             assert other is not None
             raise Contested(
@@ -66,28 +73,12 @@ class Recovery(Sink):
                 f" {stream!r} into this database, where one of them is enough: give all workers of a database"
                 f" the same group, or stop those of one group for {GROUP_QUIET_S} s"
             )
-        partition, epoch, *standing = row[:13]
-        was_retired, crashes, tried_from, tried_to = row[13:]
+        partition, epoch, *standing = row[:14]
+        was_retired, crashes, tried_from, tried_to = row[14:]
         if was_retired:
             log.warning("retired_stream_is_read_again", extra={"stream": stream, "partition": partition})
         tried = None if tried_from is None else (tried_from, tried_to)
-        return Claim(stream, partition, epoch, crashes, tried), _position(*standing)
-
-    async def rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
-        """See `Sink.rate_classes`. One worker at a time adds classes, so no two classes get one number."""
-        wanted = classes_of(boundaries)
-        async with self.database.transaction() as connection:
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.rate_classes'))")
-            cursor = await connection.execute(
-                _FLUSH["rate_classes"],
-                {
-                    "tiers": [one.service_tier for one in wanted],
-                    "firsts": [one.input_from for one in wanted],
-                    "lasts": [one.input_to for one in wanted],
-                },
-            )
-            numbers = {RateClass(*named): number for number, *named in await cursor.fetchall()}
-        return RateClasses(boundaries, numbers.__getitem__)
+        return Claim(stream, partition, epoch, crashes, tried, rate_classes), _position(*standing)
 
     async def released(self, claim: Claim) -> None:
         async with self.database.transaction() as connection:
@@ -234,6 +225,26 @@ class Recovery(Sink):
             return len(segments)
 
 
+async def _rate_classes(connection: psycopg.AsyncConnection[Any], boundaries: Sequence[int]) -> RateClasses:
+    """The numbers of the rate classes, in the transaction of a claim.
+
+    One claim at a time adds classes, so no two classes get one number. The lock is for workers of earlier
+    versions, which add classes outside of their claims.
+    """
+    wanted = classes_of(boundaries)
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtext('analytics.rate_classes'))")
+    cursor = await connection.execute(
+        _FLUSH["rate_classes"],
+        {
+            "tiers": [one.service_tier for one in wanted],
+            "firsts": [one.input_from for one in wanted],
+            "lasts": [one.input_to for one in wanted],
+        },
+    )
+    numbers = {RateClass(*named): number for number, *named in await cursor.fetchall()}
+    return RateClasses(boundaries, numbers.__getitem__)
+
+
 async def _set_dimensions(
     connection: psycopg.AsyncConnection[Any], partition: int, dimensions: Sequence[Dimension]
 ) -> None:
@@ -280,6 +291,7 @@ def _position(
     broker_us: int | None,
     newest_broker_us: int | None,
     ids_from_hour: int | None,
+    counted_us: int | None,
 ) -> Position:
     """The position in a row of the query ``claim``, in its order. A null was never committed."""
     return Position(
@@ -289,6 +301,7 @@ def _position(
         newest_broker_us=newest_broker_us or 0,
         ids_from_hour=ids_from_hour or 0,
         watermark_us=watermark_us,
+        counted_us=counted_us,
         offered=offered,
         accepted=accepted,
         duplicate=duplicate,

@@ -1,9 +1,13 @@
 """The freshness of each org in Redis, written after each commit. The cache is never the truth.
 
-There are two kinds of keys. The hash ``spendstream:org:{orgId}`` has a field for each partition: the models
+There are three kinds of keys. The hash ``spendstream:org:{orgId}`` has a field for each partition: the models
 seen, with the times of their last event and last rollup, or null if there are more than `MODELS_MAX`. The
-hash ``spendstream:watermarks`` has the committed watermark of each partition. The API computes the lags when
+hashes ``spendstream:watermarks`` and ``spendstream:counted`` have the committed watermark of each partition,
+and the time up to which it is counted. The API computes the lags when
 it is asked, so the lag of a dead worker grows.
+
+A new owner of a partition first takes the watermark out of the hash, so the API asks the database until the
+owner has committed. After a restore of the database the watermark in Redis would be later than the figures.
 
 While Redis is away, nothing else is affected. When Redis is back, any key may be missing, so the worker
 writes every org again. It does the same when it finds that the watermark it wrote is gone.
@@ -29,7 +33,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from pipeline import metrics
-from pipeline.core.batch import Batch
+from pipeline.core.batch import Batch, Position
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,17 @@ class FreshnessCache:
         self._renewed_us: int | None = None
         self._away = False
 
+    async def recovered(self) -> None:
+        """Take the watermark of an earlier owner out of Redis. An error of Redis is logged, not raised.
+
+        Example: the database was restored from the backup of 02:00, and the last commit before was at 10:00.
+        Without this step Redis would say until the first flush that the figures are complete up to 10:00.
+        """
+        try:
+            await self._redis.hdel("spendstream:watermarks", self._partition)
+        except (RedisError, OSError) as error:
+            self._failed(error)
+
     async def committed(self, batch: Batch, *, now_us: int) -> None:
         """Take in a committed batch, and bring Redis up to date. An error of Redis is logged, not raised."""
         seen = batch.models
@@ -80,17 +95,20 @@ class FreshnessCache:
             self._forget(lambda org: self._heard_us[org] < now_us - QUIET_US)
             self._renewed_us, self._unwritten = now_us, set(self._orgs)
         try:
-            await self._write(batch.position.watermark_us)
+            await self._write(batch.position)
         except (RedisError, OSError) as error:
-            metrics.REDIS_FAILURES.inc()
-            if not self._away:
-                log.warning("redis_away", extra={"error": str(error)})
-            self._away = True
+            self._failed(error)
             self._unwritten = set(self._orgs)
         else:
             if self._away:
                 log.info("redis_back")
             self._away = False
+
+    def _failed(self, error: Exception) -> None:
+        metrics.REDIS_FAILURES.inc()
+        if not self._away:
+            log.warning("redis_away", extra={"error": str(error)})
+        self._away = True
 
     def _hear(self, org: str, model: str, last_event_us: int, last_rollup_us: int) -> None:
         if org in self._orgs:
@@ -118,7 +136,7 @@ class FreshnessCache:
             self._known -= 1 + len(self._orgs.pop(org) or ())
             del self._heard_us[org]
 
-    async def _write(self, watermark_us: int | None) -> None:
+    async def _write(self, position: Position) -> None:
         while self._unwritten:
             some = [self._unwritten.pop() for _ in range(min(_ORGS_PER_WRITE, len(self._unwritten)))]
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -129,11 +147,14 @@ class FreshnessCache:
                     pipe.hset(key, self._partition, msgspec.json.encode({"models": models}).decode())
                     pipe.expire(key, LIFE_S)
                 await pipe.execute()
-        if watermark_us is not None:
+        if position.watermark_us is not None:
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hset("spendstream:watermarks", self._partition, str(watermark_us))
+                pipe.hset("spendstream:watermarks", self._partition, str(position.watermark_us))
                 pipe.expire("spendstream:watermarks", LIFE_S)
-                is_new, _ = await pipe.execute()
+                if position.counted_us is not None:
+                    pipe.hset("spendstream:counted", self._partition, str(position.counted_us))
+                    pipe.expire("spendstream:counted", LIFE_S)
+                is_new, *_ = await pipe.execute()
             if is_new and self._has_written:
                 log.warning("redis_lost_keys")
                 self._unwritten = set(self._orgs)

@@ -65,18 +65,20 @@ class Membership:
         backoff = self._backoff()
         while True:
             try:
-                if self._subscription is None:
+                subscription = self._subscription
+                if subscription is None:
                     await self._transport.open()
-                    self._subscription = await self._transport.compete(
-                        partition=self._index, owner=self._owner
-                    )
+                    subscription = await self._transport.compete(partition=self._index, owner=self._owner)
+                    self._subscription = subscription
                     log.info("stream_joined", extra={"stream": self._stream})
                     self._away = None
-                chunk = await self._subscription.receive()
+                # A chunk may still come while another task leaves the group. Its grant belongs to the
+                # subscription that it came from, which `self._subscription` then does not name any more.
+                chunk = await subscription.receive()
                 if self._waits_for_news:  # we had read everything, so the broker has just stored this chunk
                     self._broker_clock.heard(chunk.timestamp_us, monotonic_us=self._steady_us())
                     self._waits_for_news = False
-                return Delivery(chunk, self._subscription, self._life.term)
+                return Delivery(chunk, subscription, self._life.term)
             except TransportError as error:
                 if self.failure is not None:
                     raise self.failure from error

@@ -159,13 +159,13 @@ async def recover(
     merge_ids_at_us: int,
 ) -> Owned:
     """Claim the partition and build its ledger from the database. Raises what `Sink.claim` raises."""
-    claim, position = await sink.claim(stream, rules.dimensions, rules.split_hours)
+    claim, position = await sink.claim(stream, rules.dimensions, rules.split_hours, rules.context_tiers)
     ledger = Ledger(
         rules,
         position,
         keep_accepted=keep_accepted,
         new_log=new_log,
-        rate_classes=await sink.rate_classes(rules.context_tiers),
+        rate_classes=claim.rate_classes,
         decoding=metrics.DECODE_SECONDS.time(),
     )
     await read_back(sink, claim, ledger)
@@ -173,6 +173,7 @@ async def recover(
     if redis_url:
         known = await sink.org_models(claim)
         cache = FreshnessCache(redis_url, partition=claim.partition, known=known)
+        await cache.recovered()
     owned = Owned(
         claim=claim,
         ledger=ledger,

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import metrics
 from pipeline.archive.gate import ArchiveGate
+from pipeline.common import traces
 from pipeline.common.backoff import Backoff, ExponentialBackoff
 from pipeline.config import FlushConfig
 from pipeline.core.batch import Batch, Block
@@ -28,7 +29,7 @@ from pipeline.core.rules import Rules
 from pipeline.core.watermark import HOUR_US
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, Trouble
 from pipeline.transports import Chunk, ReadFrom, Subscription, Transport, TransportError, chunks
-from pipeline.worker.life import Event, Life, State
+from pipeline.worker.life import Event, Life
 from pipeline.worker.membership import Delivery, Membership
 from pipeline.worker.owned import Owned, recover
 
@@ -60,6 +61,8 @@ async def in_a_thread(work: Callable[..., Any], **arguments: Any) -> Any:
 MERGE_IDS_INTERVAL_US = 60_000_000
 LAG_INTERVAL_S = 1.0
 LET_GO_S = 1.0
+LOOK_S = 5.0
+"""How long a worker that stands by waits for an answer of the database that was away."""
 HAND_OVER_S = 3.0
 """How long a hand-over waits for the last flush. After that the next owner reads these records again."""
 
@@ -122,6 +125,7 @@ class PartitionWorker:
         self._is_ending = False
         self._owned: Owned | None = None
         self._refusal: str | None = None
+        """Why the claim was refused, while an activation tries again and again."""
         self._withheld: list[Subscription] = []
         self.flush_wanted = asyncio.Event()
         self.database_error: str | None = None
@@ -135,7 +139,7 @@ class PartitionWorker:
     @property
     def stream_error(self) -> str | None:
         """Why nothing can be read; None while all is well."""
-        if self._life.state is State.CONTESTED:
+        if self._refusal is not None:
             return self._refusal
         owned = self._owned
         return self._group.error(None if owned is None else owned.ledger.received_offset)
@@ -159,6 +163,8 @@ class PartitionWorker:
         except Exception as error:
             self._group.failure = error
             raise
+        finally:
+            self._refusal = None  # an activation that was cancelled tries no more: another worker does
 
     async def _activate(self) -> ReadFrom:
         backoff = self._backoff()
@@ -270,7 +276,14 @@ class PartitionWorker:
             return
         chunk = chunks.without(delivery.chunk, owned.skips) if owned.skips else delivery.chunk
         take_in = self._take_in if owned.suspicion.care is None else self._with_care
-        taken_in = await take_in(delivery, chunk)
+        with traces.span(
+            "chunk",
+            "consumer",
+            partition=owned.claim.partition,
+            offset=chunk.first_offset,
+            events=len(chunk.bodies),
+        ):
+            taken_in = await take_in(delivery, chunk)
         if not taken_in or self._owned is None:
             delivery.subscription.grant()
             return
@@ -298,8 +311,9 @@ class PartitionWorker:
                 bodies=chunk.bodies,
                 unreadable=chunk.unreadable,
             )
-            if not ledger.fold_if_quick():
-                await self._apart(ledger.fold)
+            with traces.child("fold"):
+                if not ledger.fold_if_quick():
+                    await self._apart(ledger.fold)
             if ledger.dirty_rows >= self._flush_config.dirty_rows_max:
                 await self._apart(ledger.gather)  # the count is a bound; this makes it exact
             metrics.FOLD_SECONDS.observe(time.perf_counter() - started)
@@ -355,33 +369,64 @@ class PartitionWorker:
     async def flush(self) -> None:
         """Commit everything that the ledger has taken in, trying until the outcome is known.
 
-        A worker that stands by does nothing. If another worker has claimed the partition, this worker lets
+        A worker that stands by commits nothing. If another worker has claimed the partition, this worker lets
         the partition go and joins the consumer group again.
         """
         self.flush_wanted.clear()
         async with self._flushing:
             owned = self._owned
             if owned is None:
+                await self._look_again()
                 return
-            started = time.perf_counter()
-            try:
+            with traces.span("flush", stream=self.stream, partition=owned.claim.partition) as span:
+                await self._flush(owned, span)
+
+    async def _flush(self, owned: Owned, span: traces.Span) -> None:
+        started = time.perf_counter()
+        try:
+            with traces.child("drain"):
                 batch, chunk_times_us = await self._drain(owned)
-                if not await self._commit(owned, batch):
-                    return
-            except Fenced as error:
-                log.warning("partition_lost", extra={"stream": self.stream, "error": str(error)})
-                await self._release(Event.LOST)
-                await self._group.leave()
+            if span:
+                offsets = {"from_offset": batch.from_offset, "next_offset": batch.position.next_offset}
+                span.set(rows=batch.row_count, **offsets)
+            if not await self._commit(owned, batch):
                 return
-            owned.committed = batch.position
-            took_s = time.perf_counter() - started
-            owned.report(batch, chunk_times_us, now_us=self._clock_us(), took_s=took_s)
-            if owned.cache is not None:
+        except Fenced as error:
+            span.failed("Fenced")
+            log.warning("partition_lost", extra={"stream": self.stream, "error": str(error)})
+            self.database_error = None  # the database has answered, and a worker that stands by asks nothing
+            await self._release(Event.LOST)
+            await self._group.leave()
+            return
+        owned.committed = batch.position
+        took_s = time.perf_counter() - started
+        owned.report(batch, chunk_times_us, now_us=self._clock_us(), took_s=took_s)
+        if owned.cache is not None:
+            with traces.child("cache", "client"):
                 await owned.cache.committed(batch, now_us=self._clock_us())
-            self._grant_withheld()
-            if batch.settled and owned.letters_wait:
-                self.flush_wanted.set()  # more dead letters wait, and they need not wait for the interval
-            await self._merge_ids(owned)
+        self._grant_withheld()
+        if batch.settled and owned.letters_wait:
+            self.flush_wanted.set()  # more dead letters wait, and they need not wait for the interval
+        await self._merge_ids(owned)
+
+    async def _look_again(self) -> None:
+        """Find out whether the database is back, if a worker that stands by last saw it away.
+
+        The worker asks the database for nothing else while it stands by. Example: the database fails over,
+        and the broker gives the partition to worker B before A's flush succeeds. Without this question, A
+        would report for ever that the database is away, and would never be ready again.
+        """
+        if self.database_error is None or self._is_ending:
+            return
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await self._sink.check_schema()
+        except (SinkUnavailable, SchemaMissing, TimeoutError) as error:
+            if str(error):
+                self._database_away("database_not_ready", error)
+        else:
+            log.info("database_back")
+            self.database_error = None
 
     async def _merge_ids(self, owned: Owned) -> None:
         """Merge small id segments once a minute, so that the next recovery reads fewer rows.
@@ -472,7 +517,8 @@ class PartitionWorker:
             while self._owned is owned:
                 try:
                     well = batch.caught_up or self._steady_us() >= owned.suspicion.well_at_us
-                    owned.letters_wait = await self._sink.flush(owned.claim, batch, well=well)
+                    with traces.child("write", "client", attempt=attempts + 1):
+                        owned.letters_wait = await self._sink.flush(owned.claim, batch, well=well)
                 except SinkUnavailable as error:
                     attempts += 1
                     self._flush_failed(error, attempts)

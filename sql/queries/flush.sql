@@ -21,6 +21,7 @@ RETURNING partition, epoch, committed_offset, offered, accepted, duplicate, reje
     (EXTRACT(EPOCH FROM broker_time) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM GREATEST(newest_broker_time, broker_time)) * 1000000)::bigint,
     (EXTRACT(EPOCH FROM ids_from) / 3600)::bigint,
+    (EXTRACT(EPOCH FROM counted_through) * 1000000)::bigint,
     EXISTS (SELECT FROM before WHERE retired_at IS NOT NULL), crashes - 1, trying_from, trying_to
 
 -- name: flushing
@@ -126,6 +127,7 @@ SET committed_offset = %(next_offset)s, watermark = %(watermark)s, max_event_tim
     broker_time = %(broker_time)s, newest_broker_time = %(newest_broker_time)s,
     offered = %(offered)s, accepted = %(accepted)s, duplicate = %(duplicate)s, rejected = %(rejected)s,
     caught_up = %(caught_up)s, updated_at = now(), replays = %(replays)s, counted_by_dimensions = %(accepted)s,
+    counted_through = %(counted_through)s,
     crashes = CASE WHEN %(well)s THEN 0 ELSE crashes END,
     trying_from = CASE WHEN %(well)s THEN NULL ELSE trying_from END
 WHERE partition = %(partition)s AND stream = %(stream)s AND epoch = %(epoch)s

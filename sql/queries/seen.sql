@@ -1,6 +1,6 @@
 -- name: standings
--- The partitions of some orgs, with their watermarks and the orgs' last event and rollup there.
-SELECT o.org_id, o.partition, p.watermark, o.last_event_at, o.last_rollup_at
+-- The partitions of some orgs, with their watermarks, the orgs' last event and rollup there, and how far they are counted.
+SELECT o.org_id, o.partition, p.watermark, o.last_event_at, o.last_rollup_at, p.counted_through
 FROM analytics.orgs_seen AS o
 LEFT JOIN analytics.partition_watermarks AS p ON p.partition = o.partition
 WHERE o.org_id = ANY(%(org_ids)s)
@@ -8,7 +8,7 @@ WHERE o.org_id = ANY(%(org_ids)s)
 -- name: standings_of_models
 -- The partitions of an org's models, by model, after a given model. A model has at most one row in each partition of
 -- the org, so ``rows`` is a number of models times the number of the org's partitions.
-SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at
+SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at, p.counted_through
 FROM analytics.models_seen AS m
 LEFT JOIN analytics.partition_watermarks AS p ON p.partition = m.partition
 WHERE m.org_id = %(org_id)s AND (%(after)s::uuid IS NULL OR m.model_id > %(after)s)
@@ -17,7 +17,7 @@ LIMIT %(rows)s
 
 -- name: standings_of_chosen
 -- The partitions of some of an org's models.
-SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at
+SELECT m.model_id, m.partition, p.watermark, m.last_event_at, m.last_rollup_at, p.counted_through
 FROM analytics.models_seen AS m
 LEFT JOIN analytics.partition_watermarks AS p ON p.partition = m.partition
 WHERE m.org_id = %(org_id)s AND m.model_id = ANY(%(models)s)

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 import pytest
 
@@ -21,6 +22,7 @@ from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, flush, recovery
 from pipeline.sink.timescale import TimescaleSink
+from pipeline.worker.owned import recover
 from sql import migrate
 from sql.schema import HEAD
 from tests.support import books, mix, replays
@@ -28,6 +30,7 @@ from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
 from tests.support.replays import ReplayingOracle
 
+IntArray = npt.NDArray[Any]
 HOUR_US = 3_600_000_000
 NOW_US = 1_790_000_000_000_000
 RULES = Rules(
@@ -201,8 +204,7 @@ async def test_a_rate_class_keeps_its_number_and_new_boundaries_get_new_ones(hel
     batch, tokens = np.array([1, 1, 1]), np.array([199_999, 200_000, 200_001])
 
     async def numbers(*boundaries: int) -> list[int]:
-        found = (await sink.rate_classes(boundaries)).of(batch, tokens)
-        return [int(number) for number in found]
+        return await _classes(sink, books.STREAM, boundaries, batch, tokens)
 
     assert await numbers(200_000) == [4, 5, 6]
     assert await numbers(200_000) == [4, 5, 6]
@@ -211,10 +213,52 @@ async def test_a_rate_class_keeps_its_number_and_new_boundaries_get_new_ones(hel
     assert await numbers(100_000, 200_000) == [25, 5, 6]
     # Two workers that start at once agree.
     others = [held.open(), held.open()]
-    first, second = await asyncio.gather(*(other.rate_classes((7,)) for other in others))
-    assert first.of(batch, tokens).tolist() == second.of(batch, tokens).tolist()
+    first, second = await asyncio.gather(
+        *(_classes(other, f"s-{i}", (7,), batch, tokens) for i, other in enumerate(others))
+    )
+    assert first == second
     for opened in (sink, *others):
         await opened.close()
+
+
+async def _classes(
+    sink: Sink, stream: str, boundaries: Sequence[int], tiers: IntArray, tokens: IntArray
+) -> list[int]:
+    """The numbers of classes that a claim gives."""
+    claim, _ = await sink.claim(stream, context_tiers=boundaries)
+    assert claim.rate_classes is not None
+    return [int(number) for number in claim.rate_classes.of(tiers, tokens)]
+
+
+async def test_what_a_new_owner_takes_for_stored_is_stored_by_the_transaction_of_its_claim(
+    embedded_postgres_url: str,
+) -> None:
+    """Else a failover could lose the rate classes and keep the claim, and rows would have unknown classes."""
+    migrate.upgrade(embedded_postgres_url)
+    sink = TimescaleSink(embedded_postgres_url)
+    rules = replace(RULES, context_tiers=(7,))
+    owned = await recover(
+        sink,
+        books.STREAM,
+        rules=rules,
+        keep_accepted=False,
+        new_log=None,
+        redis_url=None,
+        steady_us=0,
+        merge_ids_at_us=0,
+    )
+    await sink.close()
+    tables = "partitions", "dimensions", "split_hours", "rate_classes WHERE input_from = 8"
+    with psycopg.connect(embedded_postgres_url) as connection:
+        by = {
+            table: connection.execute(
+                f"SELECT DISTINCT xmin::text FROM analytics.{table}".encode()
+            ).fetchall()
+            for table in tables
+        }
+    assert owned.claim.epoch == 1
+    assert len(by["partitions"]) == 1
+    assert by == dict.fromkeys(tables, by["partitions"])
 
 
 async def test_what_was_not_flushed_is_gone_and_counts_when_read_again(held: Held) -> None:
@@ -318,6 +362,21 @@ async def test_position_and_watermark_come_back_after_a_restart(held: Held) -> N
     await sink.close()
     assert position == batch.position
     assert position.watermark_us == NOW_US + 5_000_000 - RULES.allowed_lateness_us
+    assert position.counted_us == NOW_US + 5_000_000
+
+
+async def test_a_claim_does_not_make_what_was_caught_up_current_again(held: Held) -> None:
+    """A partition that stood still for an hour was counted an hour ago, whatever its new owner hopes."""
+    sink = held.open()
+    claim, ledger = await books.recover(sink, RULES)
+    ingest(ledger, mix.make(100, seed=9, now_us=NOW_US).bodies, upto=100)
+    await sink.flush(claim, ledger.drain(now_us=NOW_US + 5_000_000, caught_up=True))
+    claim, ledger = await books.recover(sink, RULES)
+    assert ledger.position.counted_us == NOW_US + 5_000_000
+    await sink.flush(claim, ledger.drain(now_us=NOW_US + 3_600_000_000, caught_up=False))
+    _, position = await sink.claim(books.STREAM)
+    await sink.close()
+    assert position.counted_us == NOW_US + 5_000_000
 
 
 async def test_a_partitions_models_come_with_their_last_event(held: Held) -> None:

@@ -4,6 +4,9 @@ After the storm comes the poison: one sender sends every kind of harmful record,
 other orgs. The command exits with 1 if any bucket differs from the oracle, if a worker ended by itself, or if
 the other orgs' events became visible more than 5 s later with poison than without. As root and without
 Docker, each PostgreSQL gets a small file system, so that the disk can really become full.
+
+With ``--restore 10`` no fault is injected. Backups of ten random moments are restored instead.
+With ``--cluster`` the faults are those of a cluster instead: see `cluster_storm`.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ import time
 from pathlib import Path
 
 from deploy.local import Stack
-from tests.faults import failover
+from tests.faults import cluster_storm, failover, restore
 from tests.faults.faults import FAULTS
 from tests.faults.poison import Poisoned, poisoned
 from tests.faults.schedule import Storm, storm
-from tests.faults.world import World
+from tests.faults.world import Report, World
 
 DISK_MIB = 1024
 _OWN_MOUNTS = "SPENDSTREAM_FAULTS_OWN_MOUNTS"
@@ -106,9 +109,23 @@ async def run(
                 unmount_small_disk(second)
 
 
+def print_report(report: Report, seed: int, began: float) -> None:
+    for line in (*report.mismatches[:50], *report.crashes):
+        print(line)
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
+    print(
+        f"seed {seed}, {time.monotonic() - began:.0f} s, accepted {report.accepted} (late"
+        f" {report.late}), duplicate {report.duplicate}, rejected {report.rejected} ({reasons}),"
+        f" archived {report.archived}, workers that ended by themselves: {len(report.crashes)}"
+    )
+
+
 def main() -> int:
+    if "--cluster" in sys.argv[1:]:
+        return cluster_storm.main()
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", type=int, default=220, help="how many to inject (220)")
+    parser.add_argument("--restore", type=int, default=0, help="restore this many backups instead")
     parser.add_argument("--kinds", default="", help="just these, in this order, with commas between")
     parser.add_argument(
         "--seed", type=int, default=None, help="of the schedule and the events; else by the clock"
@@ -117,10 +134,17 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=4, help="of the super stream (4)")
     parser.add_argument("--rate", type=float, default=300.0, help="events a second (300)")
     options = parser.parse_args()
-    own_mounts = mounts_of_our_own()
+    own_mounts = not options.restore and mounts_of_our_own()
     if options.seed is None:
         options.seed = time.time_ns() % 1_000_000
     began = time.monotonic()
+    if options.restore:
+        with tempfile.TemporaryDirectory(prefix="spendstream-faults-", ignore_cleanup_errors=True) as folder:
+            restores = asyncio.run(restore.run(Path(folder), options, say=say))
+        assert restores.report is not None
+        print_report(restores.report, options.seed, began)
+        print(restores.closing_line())
+        return 1 if restores.report.mismatches or restores.report.crashes else 0
     with tempfile.TemporaryDirectory(prefix="spendstream-faults-", ignore_cleanup_errors=True) as folder:
         done, poison = asyncio.run(run(Path(folder), options, own_mounts=own_mounts))
     report = done.report
@@ -128,14 +152,7 @@ def main() -> int:
     if poison is not None:
         report.mismatches.extend(poison.report.mismatches)
         report.crashes.extend(poison.report.crashes)
-    for line in (*report.mismatches[:50], *report.crashes):
-        print(line)
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
-    print(
-        f"seed {options.seed}, {time.monotonic() - began:.0f} s, accepted {report.accepted} (late"
-        f" {report.late}), duplicate {report.duplicate}, rejected {report.rejected} ({reasons}),"
-        f" archived {report.archived}, workers that ended by themselves: {len(report.crashes)}"
-    )
+    print_report(report, options.seed, began)
     if poison is not None:
         print(poison.line())
     print(done.closing_line())

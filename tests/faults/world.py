@@ -44,6 +44,7 @@ from tests.faults import clock, failover
 from tests.support import archives, books, mix, processes, streams
 from tests.support import oracle as naive
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.warm import Warm
 
 READY_S = 400.0
 DRAIN_S = 600.0
@@ -55,7 +56,6 @@ _AGAIN_SHARE = 0.02
 """Share of bodies, in addition to the mix, that were published at any time before and are published again."""
 _CONFLICTS = 40
 """Events in a block, in addition to the mix, that have the id of an earlier event and another time."""
-_ARCHIVE_INTERVAL = "15s"
 RULES = Rules(dimensions=mix.DIMENSIONS, values_per_org_hour_max=20)
 """The rules of every worker. An org's hour has more than 20 actors, so the rest is counted under `other`."""
 
@@ -144,7 +144,7 @@ class World:
 
     Use it as an async context manager. ``second`` is a stack whose PostgreSQL may become the primary. With
     ``archive`` the workers archive to the stack's S3. With ``disks_small`` each PostgreSQL has its data on a
-    file system that can be filled.
+    file system that can be filled. ``warm`` starts workers faster; their clocks and SIGSTOP then do nothing.
     """
 
     def __init__(
@@ -159,7 +159,9 @@ class World:
         second: Stack | None = None,
         archive: bool = False,
         disks_small: bool = False,
+        archive_interval: str = "15s",
         settings: dict[str, str] | None = None,
+        warm: Warm | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stack = stack
@@ -179,10 +181,14 @@ class World:
         can_follow = second is not None and failover.possible(stack, second)
         self._places = (stack, second) if second is not None and can_follow else (stack,)
         self._place = 0
+        self._first_is_whole = True
+        """Does the first place still have a primary's data, although that server may be down?"""
         has = {"second": can_follow, "archive": archive, "disk": disks_small}
         self.able = {need for need, there in has.items() if there}
         """The abilities of this world that some faults need."""
         self._workers = workers
+        self._archive_interval = archive_interval
+        self._warm = warm
         self._settings = settings or {}
         self._began = time.monotonic()
         self._say = say
@@ -237,8 +243,13 @@ class World:
                 slot.process.kill()
         for proxy in self._proxies():
             await proxy.__aexit__(None, None, None)
+        if (
+            self._place != 0 and self._first_is_whole
+        ):  # the next user of the stack expects it to be the primary
+            await asyncio.to_thread(self.postgres.kill)
+            self._place = 0
         await self.servers_up()
-        if self._place != 0:  # the next user of the stack expects this
+        if self._place != 0:
             await self.fail_over(lose_s=0, demote=False)
         await asyncio.to_thread(self.postgres.drop_database, self.database)
 
@@ -247,9 +258,14 @@ class World:
         return ("rabbitmq", "postgres", "redis", *(["s3"] if self.archive else []))
 
     @property
+    def primary(self) -> Stack:
+        """The place that holds the primary."""
+        return self._places[self._place]
+
+    @property
     def postgres(self) -> Postgres:
         """The primary."""
-        return self._places[self._place].postgres
+        return self.primary.postgres
 
     @property
     def database_url(self) -> str:
@@ -271,7 +287,7 @@ class World:
             **its_clock.env(),
             **self._settings,
         }
-        return processes.worker(env, folder)
+        return processes.worker(env, folder, warm=self._warm)
 
     def _archive_env(self) -> dict[str, str]:
         if not self.archive:
@@ -281,7 +297,7 @@ class World:
             **s3.env,
             "S3_ENDPOINT": f"http://127.0.0.1:{self.s3_proxy.port}",
             "ARCHIVE_URL": f"s3://{s3.bucket}/{self.stream}",
-            "ARCHIVE_INTERVAL": _ARCHIVE_INTERVAL,
+            "ARCHIVE_INTERVAL": self._archive_interval,
         }
 
     def _proxies(self) -> Iterable[TcpProxy]:
@@ -309,6 +325,16 @@ class World:
         await asyncio.to_thread(self.stack.start, [name for name in self._servers if name != "postgres"])
         self.aim()
 
+    @property
+    def spare(self) -> Stack:
+        """The place that does not hold the primary. Only a world with a second stack has one."""
+        return self._places[1 - self._place]
+
+    def move_to_spare(self) -> None:
+        """From now on the primary is in the other place, whose server must run."""
+        self._place = 1 - self._place
+        self.aim()
+
     async def fail_over(self, *, lose_s: float, demote: bool) -> None:
         """Let a fresh standby in the other place take over.
 
@@ -316,6 +342,7 @@ class World:
         With ``demote`` the old primary comes back as a standby. Otherwise it stays dead.
         """
         old, new = self._places[self._place], self._places[1 - self._place]
+        self._first_is_whole = False
         await asyncio.to_thread(failover.follow, new, old)
         if lose_s:
             await asyncio.to_thread(new.postgres.pause)
@@ -513,7 +540,8 @@ class World:
     def _reconcile(self, accepted: int) -> list[str]:
         """Run ``spendstream reconcile`` over everything; returns its complaints."""
         env = {"DATABASE_URL": self.database_url, **self._archive_env()}
-        done = processes.command("reconcile", "--from", "2020-01-01", "--to", "2040-01-01", env=env)
+        span = ("--from", "2020-01-01", "--to", "2040-01-01")
+        done = processes.command("reconcile", *span, env=env, warm=self._warm)
         if done.returncode == 0 and f"compared with {accepted} archived events" in done.stdout:
             return []
         return [f"reconcile, exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"]

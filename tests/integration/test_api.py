@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.api_facts import (
     CLIENTS,
+    COUNTED_AFTER,
     FAILURES,
     MODELS,
     NEIGHBOUR,
@@ -89,6 +90,7 @@ def test_usage_equals_a_naive_count(server: Api, question: Question) -> None:
         "status": "stale",
         "lagSeconds": 90.0,
         "watermark": rfc3339(WATERMARKS[1]),
+        "countedThrough": rfc3339(WATERMARKS[1] + COUNTED_AFTER),
         "lastEventAt": rfc3339(max(e.at for e in EVENTS if e.org == ORG)),
         "lastRollupAt": rfc3339(NOW),
     }
@@ -243,6 +245,7 @@ def test_freshness_of_an_org_is_that_of_its_slowest_partition(server: Api) -> No
     answer = server.ok(f"{BASE}/orgs/{ORG}/freshness")
     assert (answer["status"], answer["lagSeconds"]) == ("stale", 90.0)
     assert answer["watermark"] == rfc3339(WATERMARKS[1])
+    assert answer["countedThrough"] == rfc3339(WATERMARKS[1] + COUNTED_AFTER)
     assert [entry["modelId"] for entry in answer["entries"]] == [str(model) for model in MODELS]
     for entry, model in zip(answer["entries"], MODELS, strict=True):
         last = max(e.at for e in EVENTS if e.org == ORG and e.model == model)

@@ -52,9 +52,19 @@ ALL_ROLES = [
     "analytics:exports:create",
     "analytics:exports:read",
     "analytics:exports:download",
+    "analytics:budgets:read",
+    "analytics:budgets:write",
 ]
 RANGE = {"start": "2026-10-25T00:00:00Z", "end": "2026-11-10T12:00:00Z"}
 ORDER = json.dumps({"timeRange": RANGE, "granularity": "daily"}).encode()
+BUDGET = {
+    "name": "b",
+    "metric": "cost",
+    "period": "month",
+    "amount": "1",
+    "thresholds": [{"percent": 80, "on": "actual"}],
+}
+WEBHOOK = {"name": "w", "url": "https://example.com/hook"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,8 @@ class Tenant:
     events: tuple[Event, ...]
     key: str
     job: str
+    ids: Mapping[str, str]
+    """Its budget, webhook and delivery, by their place in a path."""
     cursors: Mapping[str, str]
     tags: Mapping[str, str]
 
@@ -187,6 +199,7 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
             "API_UNKNOWN_RATE_LIMIT": "0",
             "EXPORT_DIR": str(Path(folder) / "exports"),
             "CURSOR_SECRET": "a secret of at least 16 characters",
+            "WEBHOOK_KEY": "a key of webhooks with 32 characters",
         }
         with served(env, NOW) as server:
             mine, theirs = (tenant(server, url, events) for events in both)
@@ -241,16 +254,46 @@ def tenant(server: Api, url: str, events: tuple[Event, ...]) -> Tenant:
     while server.ok(f"{root}/exports/{job}", headers=headers)["status"] != "succeeded":
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    ids = told_of_spend(server, root, headers, events[0].client)
     cursors, tags = {}, {}
-    for path in ("usage", "reliability", "models", "clients", "freshness", "exports", "adjustments"):
+    for path in (*PAGES, "freshness"):
         query = RANGE if path in ("usage", "reliability") else {}
         paged = {"limit": 1} if path not in ("freshness",) else {}
         _, answered, body = server.request("GET", f"{root}/{path}", {**query, **paged}, headers=headers)
         tags[path] = answered["ETag"]
         if cursor := json.loads(body).get("nextCursor"):
             cursors[path] = cursor
-    assert {"usage", "reliability", "models", "clients", "adjustments"} <= set(cursors)
-    return Tenant(org=org, events=events, key=key, job=job, cursors=cursors, tags=tags)
+    assert {*PAGES} - {"exports", "alerts", "notices/sent"} <= set(cursors)
+    return Tenant(org=org, events=events, key=key, job=job, ids=ids, cursors=cursors, tags=tags)
+
+
+PAGES = (
+    "usage",
+    "reliability",
+    "models",
+    "clients",
+    "exports",
+    "adjustments",
+    "budgets",
+    "webhooks",
+    "alerts",
+    "notices/sent",
+)
+
+
+def told_of_spend(server: Api, root: str, headers: Mapping[str, str], secret: str) -> dict[str, str]:
+    """Budgets and webhooks of an org, whose names are secrets of the org."""
+    found = {}
+    for path, plain, key in (("budgets", BUDGET, "budgetId"), ("webhooks", WEBHOOK, "webhookId")):
+        for _ in range(2):
+            body = json.dumps(plain | {"name": f"of {secret}"}).encode()
+            status, _, answer = server.request("POST", f"{root}/{path}", headers=headers, body=body)
+            assert status == 201, answer
+            found[f"{{{key}}}"] = json.loads(answer)[key]
+    test = f"{root}/webhooks/{found['{webhookId}']}/test"
+    status, _, answer = server.request("POST", test, headers=headers)
+    assert status == 202, answer
+    return found | {"{deliveryId}": json.loads(answer)["deliveryId"]}
 
 
 def has_nothing_of(tenant: Tenant, response: tuple[int, Mapping[str, str], bytes], asked: str) -> None:
@@ -273,14 +316,18 @@ def ask(
     headers: Mapping[str, str],
     query: Any = (),
 ) -> tuple[int, Mapping[str, str], bytes]:
-    values = {"{orgId}": str(org), "{jobId}": job, "{name}": "team", "{adjustmentId}": "1"}
+    tenant = world.theirs if org == world.theirs.org else world.mine
+    values = {"{orgId}": str(org), "{jobId}": job, "{name}": "team", "{adjustmentId}": "1", **tenant.ids}
     target = path
     for name, value in values.items():
         target = target.replace(name, value)
     if not query and path.endswith(("usage", "reliability")):
         query = RANGE
+    body = json.dumps(BUDGET if "budgets" in path else WEBHOOK).encode()
+    if "budgets" not in path and "webhooks" not in path:
+        body = b"{}" if "notices" in path else ORDER
     return world.server.request(
-        method, target, query, headers=headers, body=ORDER if method in ("POST", "PUT") else None
+        method, target, query, headers=headers, body=body if method in ("POST", "PUT") else None
     )
 
 
@@ -291,7 +338,7 @@ def test_no_credential_of_others_opens_any_route(world: World, method: str, path
         response = ask(world, method, path, org=world.theirs.org, job=world.theirs.job, headers=headers)
         refused[name] = response[0]
         # The path that was asked for may be in the answer; nothing else of the org.
-        asked = f"{world.theirs.org} {world.theirs.job}"
+        asked = f"{world.theirs.org} {world.theirs.job} {world.theirs.ids}"
         has_nothing_of(world.theirs, response, asked)
     assert set(refused.values()) <= {401, 403}, refused
     assert {refused[name] for name in ("wrong org", "wrong role", "wrong org's api key", "no org")} == {403}
@@ -304,7 +351,9 @@ def test_routes_without_an_org_show_nothing_either(world: World) -> None:
             response = ask(
                 world, method, path, org=world.theirs.org, job=world.theirs.job, headers=headers, query=query
             )
-            has_nothing_of(world.theirs, response, "")
+            # A caller is told what its own token says of it, and a token may name any org.
+            said = str(world.theirs.org) if path.endswith("/caller") else ""
+            has_nothing_of(world.theirs, response, said)
             if path.endswith("/orgs") and name == "admin of another org":
                 assert response[0] == 200
                 assert [item["orgId"] for item in json.loads(response[2])["items"]] == [str(world.mine.org)]
@@ -312,9 +361,7 @@ def test_routes_without_an_org_show_nothing_either(world: World) -> None:
                 assert response[0] in (204, 400, 401, 403)
 
 
-@pytest.mark.parametrize(
-    "path", ["usage", "reliability", "models", "clients", "exports", "freshness", "adjustments"]
-)
+@pytest.mark.parametrize("path", [*PAGES, "freshness"])
 def test_cursors_jobs_and_tags_of_another_org_are_worth_nothing(world: World, path: str) -> None:
     headers = {"X-API-Key": world.mine.key}
     root = f"{BASE}/orgs/{world.mine.org}"
@@ -329,8 +376,17 @@ def test_cursors_jobs_and_tags_of_another_org_are_worth_nothing(world: World, pa
     response = world.server.request("GET", f"{root}/{path}", query, headers=tagged)
     assert response[0] == 200
     has_nothing_of(world.theirs, response, "")
-    for ending in ("", "/download"):
-        response = world.server.request("GET", f"{root}/exports/{world.theirs.job}{ending}", headers=headers)
+    theirs = world.theirs.ids
+    for target in (
+        f"exports/{world.theirs.job}",
+        f"exports/{world.theirs.job}/download",
+        f"exports/{world.theirs.job}/link",
+        f"budgets/{theirs['{budgetId}']}",
+        f"budgets/{theirs['{budgetId}']}/history",
+        f"webhooks/{theirs['{webhookId}']}",
+        f"webhooks/{theirs['{webhookId}']}/deliveries",
+    ):
+        response = world.server.request("GET", f"{root}/{target}", headers=headers)
         assert response[0] == 404
         has_nothing_of(world.theirs, response, "")
 
@@ -357,10 +413,12 @@ def test_the_org_itself_gets_in_everywhere_so_that_the_refusals_mean_something(w
                 continue
             if method != "GET" and ("adjustments" in path or "names" in path):  # for administrators
                 continue
+            if method == "DELETE":  # the next credential needs it, too
+                continue
             response = ask(
                 world, method, path, org=world.theirs.org, job=world.theirs.job, headers=credential
             )
-            assert response[0] in (200, 202, 302), (method, path, response)
+            assert response[0] in (200, 201, 202, 302), (method, path, response)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -44,6 +44,10 @@ def bodies(rng: random.Random, count: int) -> list[bytes]:
     return found
 
 
+def watermark_of(answer: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(answer["watermark"])
+
+
 def compared(server: Client, live: dict[str, Any]) -> bool:
     """Is REST still where the message is? Then it must say the same."""
     day = datetime.fromisoformat(live["day"]["bucketStart"])
@@ -51,6 +55,7 @@ def compared(server: Client, live: dict[str, Any]) -> bool:
     usage = server.ok(f"{BASE}/orgs/{ORG}/usage", query)
     if usage["freshness"]["watermark"] != live["watermark"]:
         return False
+    assert watermark_of(live) < datetime.fromisoformat(live["countedThrough"]) <= datetime.now(UTC)
     assert figures(usage["totals"]) == figures(live["day"])
     return True
 

@@ -63,7 +63,7 @@ def test_help_needs_none_of_the_heavy_imports() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["worker", "api", "exporter"])
+@pytest.mark.parametrize("command", ["worker", "api", "exporter", "alerts"])
 def test_a_process_warns_at_start_of_a_variable_that_resembles_a_setting(command: str) -> None:
     url = "postgresql://nobody@127.0.0.1:1/none"
     started = process(

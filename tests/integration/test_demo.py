@@ -17,6 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +36,7 @@ from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(1800)
 STARTED_S = 600
-PARTS = ("worker", "simulate", "api", "collector", "postgres")
+PARTS = ("worker", "simulate", "alerts", "api", "collector", "postgres")
 TOUR = Path(__file__).parents[2] / "docs" / "howto" / "demo.md"
 SPENDSTREAM = children.command_line("pipeline.cli")
 
@@ -158,6 +159,22 @@ def sent(line: str) -> dict[str, Any]:
         return body
 
 
+def answer_of(url: str) -> dict[str, Any]:
+    return curl(f"curl -s {url}")
+
+
+def api_of(line: str) -> str:
+    """The API's address in a printed curl line."""
+    return shlex.split(line)[-1].partition("/orgs/")[0]
+
+
+def large_event(line: str, org_id: str) -> str:
+    """The printed line that sends an event, with a large event of another org."""
+    *words, body = shlex.split(line)
+    event = json.loads(body) | {"eventId": str(uuid.uuid4()), "orgId": org_id, "inputTokens": 10**8}
+    return shlex.join([*words, json.dumps(event)])
+
+
 def asked_in_the_tour(data_dir: Path, line: str) -> int:
     """The status of what a curl line of the tour asks, with the shell's own reading of the line."""
     words = subprocess.run(
@@ -185,7 +202,15 @@ def asked_in_the_tour(data_dir: Path, line: str) -> int:
 def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> None:
     zones = {"DAY_ZONES": "Asia/Kolkata"}
     demo = RunningDemo(data_dir, "--rate", "400", "--orgs", "5", "--port", "0", more=zones)
-    usage = curl(demo.until(r"curl -s .*usage.*")[0])
+    first = demo.until(r"page +(http://\S+)")
+    assert demo.lines == [first.string], "the page's address comes first"
+    address = demo.until(r"^ +(\w+) +(http://\S+)$")
+    assert (address[1], address[2]) == ("page", first[1])
+    with urllib.request.urlopen(address[2], timeout=60) as answer:
+        assert answer.url.endswith("/analytics/v1/app/")
+        assert b"<title>Spendstream</title>" in answer.read()
+    usage_line = demo.until(r"curl -s .*usage.*")[0]
+    usage = curl(usage_line)
     freshness = curl(demo.until(r"curl -s .*freshness.*")[0])
     orgs = curl(demo.until(r"curl -s .*")[0])
     sending, showing = (demo.until(r"curl -s .*")[0] for _ in range(2))
@@ -199,9 +224,20 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert usage["totals"]["invocations"] > 0
     assert freshness["status"] == "fresh"
     assert 0 < len(orgs["items"]) <= 5
-    first = demo.until_figures()
-    assert demo.until_figures() > first
+    before = demo.until_figures()
+    assert demo.until_figures() > before
     assert set(demo.children()) == set(PARTS)
+    org = demo.until(r"three budgets of org (\S+) are set; 80 % of today's \$([\d.]+) are reached in")
+    large = large_event(
+        sending, org[1]
+    )  # so that the test need not wait until the traffic reaches the budget
+    assert sent(large) == {"accepted": 1, "rejected": []}
+    told = demo.until(
+        r'webhook  signature good: \w+ has reached 80 % of the budget "Today": \$[\d,.]+ of \$([\d,.]+),'
+    )
+    assert told[1].replace(",", "") == org[2]
+    listed = {one["name"] for one in answer_of(f"{api_of(usage_line)}/orgs/{org[1]}/budgets")["items"]}
+    assert listed == {"Today", "This month", "Calls of the team search"}
     figures = subprocess.run(
         ["sh", "-c", '. "$0/settings.sh" && "$@" && echo "$ORG"', data_dir, *SPENDSTREAM, "stream", "show"],
         env=children.environment({"PATH": os.environ["PATH"]}),
@@ -211,6 +247,15 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     )
     assert "analytics.usage.v1" in figures.stdout
     assert figures.stdout.split()[-1] in {item["orgId"] for item in orgs["items"]}
+    live = subprocess.run(
+        ["sh", "-c", '. "$0/settings.sh" && "$@"', data_dir, *SPENDSTREAM, "top", "--json"],
+        env=children.environment({"PATH": os.environ["PATH"]}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = {row["key"] for row in json.loads(live.stdout)["rows"]}
+    assert shown >= {item["orgId"] for item in orgs["items"]}
     retracted = subprocess.run(
         [
             *("sh", "-c", '. "$0/settings.sh" && echo "$WORKER $DAY_ZONES" && "$@"', str(data_dir)),
@@ -225,9 +270,9 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert retracted.startswith(f"{demo.children()['worker'].pid} Asia/Kolkata\n")
     newest = re.search(r"retracted; version (\d+)\n", retracted)
     assert newest is not None
-    files = ("settings.sh",)
+    files = ("settings.sh", "webhook.key")
     tour = re.findall(r"^curl .*$", TOUR.read_text(), re.MULTILINE)
-    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200, 200, 200, 200, 200, 400, 400]
+    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200] * 7 + [400, 400]
     demo.process.send_signal(signal.SIGINT)
     exit_code, output = demo.end()
     assert exit_code == 0, output
@@ -248,6 +293,7 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     exit_code, output = again.end()
     assert exit_code == 0, output
     assert f"price book as it was, version {newest[1]}\n" in output
+    assert "no budgets yet" not in output
     assert "stopped" in output.splitlines()[-1]
 
 
@@ -286,7 +332,7 @@ def test_sigterm_during_the_start_stops_everything(data_dir: Path) -> None:
     assert exit_code == 0, output
 
 
-@pytest.mark.parametrize("victim", ["worker", "api", "collector", "simulate", "postgres"])
+@pytest.mark.parametrize("victim", ["worker", "api", "alerts", "simulate", "postgres"])
 def test_a_child_that_dies_ends_the_demo_with_its_log(data_dir: Path, victim: str) -> None:
     demo = RunningDemo(data_dir, "--port", "0")
     demo.until_figures()

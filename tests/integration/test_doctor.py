@@ -9,6 +9,7 @@ import re
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
+from api.webhooks.sealed import Endpoint, Sealer
 from deploy.local.server import Server
 from deploy.local.servers import S3, RabbitMQ
 from deploy.local.stack import Stack
@@ -146,6 +148,18 @@ def test_a_database_without_schema_or_with_another(migrated: str, stream_url: st
     assert (schema.level, schema.remedy) == (Level.FAIL, "run `spendstream migrate`")
 
 
+def test_a_login_that_cannot_make_the_schema_is_told_whose_the_database_is(
+    login: Callable[[str], str], migrated: str, stream_url: str
+) -> None:
+    """As after a restore into a database that a superuser has made."""
+    url = login("pg_monitor")
+    with psycopg.connect(migrated) as connection:
+        connection.execute("DROP SCHEMA analytics CASCADE")
+    schema = one(examine("worker", DATABASE_URL=url, RABBITMQ_URL=stream_url), "schema")
+    assert "may not make one: the database belongs to postgres" in schema.detail
+    assert "OWNER TO" in schema.remedy
+
+
 def test_a_job_on_our_tables_that_failed_is_named(embedded_postgres_url: str, stream_url: str) -> None:
     community.shape(embedded_postgres_url)
     migrate.upgrade(embedded_postgres_url)
@@ -222,6 +236,54 @@ def test_a_login_of_the_pages_is_well_for_its_process_and_lacks_rights_for_the_o
     assert untold.level is (Level.WARN if fits else Level.FAIL), untold
     assert not fits or f"--for {fits[0]}" in untold.remedy
     assert "as the owner" not in untold.remedy
+
+
+def test_webhooks_that_no_key_of_the_setting_opens_are_counted(
+    login: Callable[[str], str], migrated: str
+) -> None:
+    old, new, other = ("o" * 32, "n" * 32, "t" * 32)
+    url = login("spendstream_alerter")
+    assert "webhooks" not in examine("alerts", DATABASE_URL=url, WEBHOOK_KEY=new)
+    with psycopg.connect(migrated) as connection:
+        for key, number in ((old, 2), (new, 1)):
+            for _ in range(number):
+                webhook_id = uuid.uuid4()
+                sealed = Sealer([key]).seal(webhook_id, Endpoint(url="https://example.com/", secrets=()))
+                connection.execute(
+                    "INSERT INTO analytics.webhooks (webhook_id, org_id, name, format, shown_url, sealed,"
+                    " enabled, created_by, created_at, updated_at)"
+                    " VALUES (%s, %s, 'x', 'standard', 'x', %s, true, 'x', now(), now())",
+                    (webhook_id, webhook_id, sealed),
+                )
+    for keys, level, words in (
+        (f"{old},{new}", Level.OK, "3, and WEBHOOK_KEY opens all, 1 of them with a key behind the first"),
+        (f"{new},{old}", Level.OK, "3, and WEBHOOK_KEY opens all, 2 of them with a key behind the first"),
+        (new, Level.FAIL, "2 of 3 were encrypted with a key that WEBHOOK_KEY does not have"),
+        (f"{other},{old}", Level.FAIL, "1 of 3 were encrypted with"),
+        (None, Level.FAIL, "3 are in the database, and WEBHOOK_KEY is not set"),
+    ):
+        given = {"WEBHOOK_KEY": keys} if keys else {}
+        found = one(examine("alerts", DATABASE_URL=url, **given), "webhooks")
+        assert found.level is level
+        assert words in found.detail
+        assert old not in str(found)
+
+
+def test_a_gateway_of_this_host_is_warned_of_until_somebody_names_it(stream_url: str) -> None:
+    """A proxy that only ends TLS connects from loopback, and passes on what a client says of itself."""
+    environment = {"DATABASE_URL": f"postgresql://{DEAD}/d", "RABBITMQ_URL": stream_url}
+    for process, port in (("api", "HTTP_PORT"), ("collector", "COLLECTOR_PORT")):
+        given = {**environment, port: "0"}
+
+        def warned(**more: str) -> bool:
+            found = examine(process, **given, **more)[process]  # noqa: B023
+            return any(one.level is Level.WARN and "X-Actor-Roles" in one.detail for one in found)
+
+        assert warned(AUTH_MODE="gateway")
+        assert warned(AUTH_MODE="gateway", TRUSTED_PROXIES=""), "an empty value is the default"
+        assert not warned(AUTH_MODE="gateway", TRUSTED_PROXIES="127.0.0.1/32")
+        jwt = {"JWT_ISSUER": "i", "JWT_AUDIENCE": "a", "JWT_SECRET": "s" * 32}
+        assert not warned(AUTH_MODE="jwt", **jwt)
 
 
 def test_the_owners_login_is_well_for_the_worker_and_refused_for_the_api_as_the_api_refuses_it(

@@ -16,11 +16,13 @@ from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.worker import freshness_cache
 from pipeline.worker.freshness_cache import LIFE_HOURS, LIFE_S, RENEW_US, FreshnessCache
+from pipeline.worker.owned import recover
+from tests.support.memory_sink import MemorySink
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000
 ORG, MODEL = uuid.UUID(int=1), uuid.UUID(int=2)
-WATERMARKS = "spendstream:watermarks"
+WATERMARKS, COUNTED = "spendstream:watermarks", "spendstream:counted"
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +44,29 @@ def worker(url: str, partition: int = 0, org: uuid.UUID = ORG) -> FreshnessCache
     return FreshnessCache(url, partition=partition, known=[(org, MODEL, NOW_US, NOW_US)])
 
 
+async def test_what_is_counted_reaches_the_api_and_stands_still_with_the_worker(redis_url: str) -> None:
+    cache, reader = worker(redis_url), Reader(redis_url, lambda: NOW)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        await cache.committed(quiet_batch(NOW_US), now_us=NOW_US + 5)
+        found = await reader.org(ORG)
+        assert found is not None
+        assert [model.standing.counted_through for model in found] == [NOW]
+        client.delete(COUNTED)  # as if a worker of an earlier version had written
+        found = await reader.org(ORG)
+        assert found is not None
+        assert [model.standing.counted_through for model in found] == [None]
+        assert found[0].standing.watermark is not None
+    for each in (cache, reader):
+        await each.close()
+
+
 async def test_each_key_lapses_unless_it_is_written_again(redis_url: str) -> None:
     cache = worker(redis_url)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
         await cache.committed(quiet_batch(NOW_US), now_us=NOW_US)
-        assert {name.decode() for name in client.keys("*")} == {key(ORG), WATERMARKS}
+        assert {name.decode() for name in client.keys("*")} == {key(ORG), WATERMARKS, COUNTED}
         assert all(LIFE_S - 60 < client.ttl(name) <= LIFE_S for name in client.keys("*"))
         client.expire(key(ORG), 100)
         client.expire(WATERMARKS, 100)
@@ -66,7 +85,7 @@ async def test_an_org_not_heard_of_for_as_long_as_its_rows_last_is_not_renewed(r
         client.flushall()
         at_us = NOW_US + freshness_cache.QUIET_US + 1
         await cache.committed(quiet_batch(at_us), now_us=at_us)
-        assert client.keys("*") == [WATERMARKS.encode()]
+        assert {name.decode() for name in client.keys("*")} == {WATERMARKS, COUNTED}
     assert not cache._orgs
     await cache.close()
 
@@ -120,7 +139,41 @@ async def test_random_orgs_and_models_do_not_make_the_worker_grow(
     # The forgotten org comes back with one model; the worker does not take that one for all of them.
     cache._hear(str(ORG), str(uuid.uuid4()), NOW_US, NOW_US)
     cache._unwritten = {str(ORG)}
-    await cache._write(NOW_US)
+    await cache._write(quiet_batch(NOW_US).position)
     assert await reader.org(ORG) is None
     for each in (cache, reader):
         await each.close()
+
+
+async def test_a_claim_takes_back_a_watermark_that_may_be_later_than_the_databases(redis_url: str) -> None:
+    """The database was restored from a backup of eight hours ago, and Redis knows the time of the loss."""
+    ahead, reader = worker(redis_url), Reader(redis_url, lambda: NOW)
+    at_us = NOW_US - 8 * 3_600_000_000
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    await ahead.committed(quiet_batch(NOW_US), now_us=NOW_US)
+    assert [NOW - seen < timedelta(minutes=1) for seen in await watermarks(reader)] == [True]
+
+    sink = MemorySink()
+    sink.database.state("s").position.watermark_us = at_us
+    owned = await recover(
+        sink,
+        "s",
+        rules=Rules(),
+        keep_accepted=False,
+        new_log=None,
+        redis_url=redis_url,
+        steady_us=0,
+        merge_ids_at_us=0,
+    )
+    assert owned.cache is not None
+    assert await reader.org(ORG) is None, "the database knows, and Redis does not"
+    await owned.cache.committed(quiet_batch(at_us), now_us=at_us)
+    assert [NOW - seen > timedelta(hours=8) for seen in await watermarks(reader)] == [True]
+    for each in (ahead, owned.cache, reader):
+        await each.close()
+
+
+async def watermarks(reader: Reader) -> list[datetime]:
+    found = [one.standing.watermark for one in await reader.org(ORG) or ()]
+    return [watermark for watermark in found if watermark is not None]

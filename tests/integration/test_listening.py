@@ -269,6 +269,25 @@ def test_an_exporter_shows_its_page_in_both_families_and_is_not_ready_without_a_
         assert child.wait(60) == 0
 
 
+def test_the_alerts_process_shows_its_page_in_both_families_and_is_not_ready_without_a_database() -> None:
+    with process("alerts", METRICS_HOST="127.0.0.1,::1", ALERTS_METRICS_PORT="0") as child:
+        shown = lines(child, "page_listening")
+        addresses = next(shown)["addresses"]
+        assert [address.rpartition(":")[0] for address in addresses] == ["127.0.0.1", "[::1]"]
+        for address in addresses:
+            assert asked(f"http://{address}/healthz") == "OK"
+            page = asked(f"http://{address}/metrics")
+            for metric in ('budget_alerts_total{kind="raised"}', 'notices_total{kind="unusual"}'):
+                assert f"analytics_{metric} 0.0" in page
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            asked(f"http://{addresses[0]}/readyz")
+        body = json.load(refused.value)
+        assert (refused.value.code, body["status"]) == (503, "unavailable")
+        assert "127.0.0.1" not in str(body), "the page names no server"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0
+
+
 def test_an_exporter_without_the_setting_shows_no_page() -> None:
     with process("exporter", EXPORT_DIR="/nonexistent/folder") as child:
         next(lines(child, "exporter_waits"))
@@ -280,8 +299,8 @@ def test_an_exporter_without_the_setting_shows_no_page() -> None:
 
 
 def test_a_process_ends_with_the_name_of_the_address_that_it_cannot_have() -> None:
-    exports = {"EXPORT_DIR": "/nonexistent/folder", "EXPORT_METRICS_PORT": "0"}
-    for command in ("api", "worker", "exporter"):
+    exports = {"EXPORT_DIR": "/nonexistent/folder", "EXPORT_METRICS_PORT": "0", "ALERTS_METRICS_PORT": "0"}
+    for command in ("api", "worker", "exporter", "alerts"):
         addresses = {"HTTP_HOST": f"::1,{ABSENT}", "METRICS_HOST": f"::1,{ABSENT}", "AUTH_MODE": "gateway"}
         with process(command, **addresses, **exports) as child:
             _, errors = child.communicate(timeout=120)

@@ -15,6 +15,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from deploy.local import Stack
 from deploy.local.server import Server
@@ -80,6 +81,26 @@ def test_processes_that_migrate_at_once_do_not_collide(embedded_postgres_url: st
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(migrate.upgrade, [embedded_postgres_url] * 4))
     assert differences(embedded_postgres_url) == []
+
+
+def test_the_owner_of_the_schema_migrates_the_database_of_somebody_else(embedded_postgres_url: str) -> None:
+    """As after a restore by a superuser, who owns the database then, so the login may make no schema."""
+    role = f"owner_{uuid.uuid4().hex[:8]}"
+    url = embedded_postgres_url.replace("//postgres:@", f"//{role}@")
+    assert url != embedded_postgres_url
+    with psycopg.connect(embedded_postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        try:
+            with pytest.raises(DBAPIError, match="permission denied for database"):
+                migrate.upgrade(url)
+            connection.execute(f"CREATE SCHEMA {SCHEMA} AUTHORIZATION {role}".encode())
+            migrate.upgrade(url)
+            migrate.upgrade(url)
+            with engine(url, SESSION).connect() as theirs:
+                assert migrate.revision(theirs) == HEAD
+        finally:
+            connection.execute(f"DROP OWNED BY {role} CASCADE".encode())
+            connection.execute(f"DROP ROLE {role}".encode())
 
 
 def test_an_empty_database_has_no_revision(embedded_postgres_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,21 @@ def test_rules_and_configuration_are_valid(promtool: str) -> None:
 @pytest.mark.parametrize("file", watch.RULE_TESTS, ids=lambda file: file.stem)
 def test_every_alert_fires_when_it_should_and_then_only(promtool: str, file: Path) -> None:
     assert "SUCCESS" in run(promtool, "test", "rules", str(file))
+
+
+def test_the_case_of_the_page_fires_as_the_page_says(promtool: str, tmp_path: Path) -> None:
+    page = (watch.ROOT / "docs/howto/watch.md").read_text()
+    (case,) = re.findall(r"cat > mine_test.yml <<'EOF'\n(.*?)^EOF$", page, re.DOTALL | re.MULTILINE)
+    file = tmp_path / "mine_test.yml"
+    case = case.replace("deploy/prometheus/rules.yml", str(watch.RULES))
+    file.write_text(case)
+    assert "SUCCESS" in run(promtool, "test", "rules", str(file))
+    file.write_text(case.replace("eval_time: 6m", "eval_time: 2m"))
+    early = subprocess.run(
+        (promtool, "test", "rules", str(file)), capture_output=True, text=True, check=False
+    )
+    assert early.returncode != 0
+    assert "got: nil" in (early.stdout + early.stderr).lower()
 
 
 def cases() -> Iterator[dict[str, Any]]:

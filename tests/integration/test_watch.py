@@ -65,7 +65,8 @@ def world(
     with (
         processes.worker(env, folder) as worker,
         processes.Api(env, folder) as api,
-        exporter(env, folder) as exporting,
+        beside("exporter", "EXPORT_METRICS_PORT", env, folder) as exporting,
+        beside("alerts", "ALERTS_METRICS_PORT", env, folder) as judging,
         collector(env, folder) as door,
     ):
         use(env, worker, door, Client(urlsplit(api.ready_url).port or 0))
@@ -75,6 +76,7 @@ def world(
                 ("worker", worker),
                 ("api", api),
                 ("exporter", exporting),
+                ("alerts", judging),
                 ("collector", door),
             )
         }
@@ -96,13 +98,14 @@ def sent() -> list[bytes]:
     return [json.dumps(event).encode() for event in events]
 
 
-def exporter(env: Mapping[str, str], folder: Path) -> processes.Process:
+def beside(command: str, setting: str, env: Mapping[str, str], folder: Path) -> processes.Process:
+    """``spendstream exporter`` or ``alerts``, whose setting names the port of its metrics."""
     port = free_port()
     return processes.Process(
         "pipeline.cli",
-        ["exporter"],
-        env={**env, "EXPORT_METRICS_PORT": str(port)},
-        log=folder / "exporter.log",
+        [command],
+        env={**env, setting: str(port)},
+        log=folder / f"{command}.log",
         ready=f"http://127.0.0.1:{port}/readyz",
     )
 
@@ -128,7 +131,7 @@ def wait_until_evaluated(watching: Prometheus) -> None:
 
     def scraped() -> bool:
         targets = watching.ask("targets")["activeTargets"]
-        return len(targets) == 4 and all(target["health"] == "up" for target in targets)
+        return len(targets) == 5 and all(target["health"] == "up" for target in targets)
 
     processes.wait_for(scraped, 120, lambda: str(watching.ask("targets")["activeTargets"])[:4000])
     # The last group of the file, and so each group, has been evaluated on what the first one recorded.

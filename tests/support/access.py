@@ -17,16 +17,18 @@ ENV = {"AUTH_MODE": "gateway", "API_KEY_SECRET": SECRET}
 
 
 def reader_of(url: str, *more: str) -> Iterator[str]:
-    """Make a login with the role of the API, until a fixture ends; yields the URL with this login.
+    """`login_of` with the role of the API, and further roles."""
+    yield from login_of(url, roles.READER, *more)
 
-    ``more`` are further roles that it has.
-    """
+
+def login_of(url: str, *granted: str) -> Iterator[str]:
+    """Make a login with these roles, until a fixture ends; yields the URL with this login."""
     name = f"api_{uuid.uuid4().hex}"
     role = pgsql.Identifier(name)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             pgsql.SQL("CREATE ROLE {} LOGIN IN ROLE {}").format(
-                role, pgsql.SQL(", ").join(map(pgsql.Identifier, (roles.READER, *more)))
+                role, pgsql.SQL(", ").join(map(pgsql.Identifier, granted))
             )
         )
     yield psycopg.conninfo.make_conninfo(url, user=name) if "://" not in url else _as(url, name)

@@ -1,6 +1,7 @@
 """An API without a database in the process of the test, and its routes."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -26,10 +27,9 @@ async def serving(environment: Mapping[str, str]) -> AsyncIterator[Client]:
 
 
 def filled(path: str, org: str = ORG) -> str:
-    ids = {"{orgId}": org, "{jobId}": OTHER, "{priceId}": "1", "{adjustmentId}": "1", "{name}": "team"}
-    for name, value in ids.items():
-        path = path.replace(name, value)
-    return path
+    """The path with an id of its kind for each parameter; only ``org`` is one that means something."""
+    given = {"orgId": org, "priceId": "1", "adjustmentId": "1", "name": "team"}
+    return re.sub(r"{(\w+)}", lambda parameter: given.get(parameter[1], OTHER), path)
 
 
 GUARDED = [(o.method, o.path) for o in OPERATIONS if not o.access.public]

@@ -110,8 +110,9 @@ def difference(
 ) -> list[str]:
     """List the differences between two sets of tables, for a person to read.
 
-    With ``fields`` the faulty fields of dead letters are compared too. With ``flooded`` the dead letters were
-    perhaps too many or too large to be kept whole, so a stored body may be cut or missing.
+    With ``fields`` the faulty fields of dead letters are compared too. Of a body that is larger than an event
+    may be, the first `naive.BODY_BYTES_MAX` bytes and one more are kept. With ``flooded`` the dead letters
+    were perhaps too many or too large for that, so a stored body may be missing.
     """
     lines: list[str] = []
     for name, rows in want.items():
@@ -120,9 +121,8 @@ def difference(
             pick = (lambda d: d) if fields else (lambda d: (d[0], d[1], d[3]))
             mine = {d[0]: pick(d) for d in mine}
             rows = {d[0]: pick(d) for d in rows}
-            if flooded:
-                bodies = {offset: letter[-1] for offset, letter in mine.items()}
-                rows = {o: (*d[:-1], _as_kept(d[-1], bodies.get(o, b""))) for o, d in rows.items()}
+            bodies = {offset: letter[-1] for offset, letter in mine.items() if flooded}
+            rows = {o: (*d[:-1], _as_kept(d[-1], bodies.get(o, b""))) for o, d in rows.items()}
         if isinstance(rows, dict):
             for key in sorted(set(rows) | set(mine), key=repr):
                 if rows.get(key) != mine.get(key):
@@ -164,18 +164,17 @@ def _sums(rows: dict[Any, Any]) -> dict[Any, list[int]]:
     return found
 
 
-def _as_kept(body: bytes, stored: bytes | None) -> bytes | None:
-    """A body as it may be stored in a flood: None, or its beginning."""
-    return None if stored is None else body[: naive.BODY_BYTES_MAX + 1]
+def _as_kept(body: bytes | None, stored: bytes | None) -> bytes | None:
+    """A body as it is stored: its beginning, or None where a flood has left the body out."""
+    return None if body is None or stored is None else body[: naive.BODY_BYTES_MAX + 1]
 
 
 async def recover(
     sink: Sink, rules: Rules, *, stream: str = STREAM, keep_accepted: bool = False
 ) -> tuple[Claim, Ledger]:
     """Build a ledger as a worker does at its start."""
-    claim, position = await sink.claim(stream, rules.dimensions, rules.split_hours)
-    rate_classes = await sink.rate_classes(rules.context_tiers)
-    ledger = Ledger(rules, position, keep_accepted=keep_accepted, rate_classes=rate_classes)
+    claim, position = await sink.claim(stream, rules.dimensions, rules.split_hours, rules.context_tiers)
+    ledger = Ledger(rules, position, keep_accepted=keep_accepted, rate_classes=claim.rate_classes)
     await read_back(sink, claim, ledger)
     return claim, ledger
 

@@ -7,6 +7,7 @@ Ubuntu, like the servers of the local stack. The browser can reach this machine 
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
@@ -36,6 +37,15 @@ _FLAGS: Final = (
     "--remote-debugging-port=0",
 )
 _TIMEOUT_S: Final = 180
+_KEYS: Final = {
+    "Tab": (9, ""),
+    "Enter": (13, "\r"),
+    "Space": (32, " "),
+    "Escape": (27, ""),
+    "ArrowDown": (40, ""),
+    "ArrowUp": (38, ""),
+}
+"""By a key's name its code, and the text that it types."""
 
 
 def executable() -> str:
@@ -52,6 +62,7 @@ class Page:
     """Errors and warnings of the console, exceptions, and requests that failed."""
     _socket: aiohttp.ClientWebSocketResponse | None = None
     _session: str = ""
+    _target: str = ""
     _answers: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
 
     async def goto(self, url: str) -> None:
@@ -70,6 +81,52 @@ class Page:
             assert time.monotonic() < deadline, script
             await asyncio.sleep(0.05)
 
+    async def looks(self, *, width: int = 1360, height: int = 900, dark: bool = False) -> None:
+        """Give the page a window of this size, on a machine with these colours."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        await self._call("Emulation.setDeviceMetricsOverride", **size)
+        colours = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        await self._call("Emulation.setEmulatedMedia", features=[colours, still])
+
+    async def sends(self, headers: dict[str, str]) -> None:
+        """Send these headers with every request, as a gateway in between does."""
+        await self._call("Network.setExtraHTTPHeaders", headers=headers)
+
+    async def press(self, key: str, *, shift: bool = False) -> None:
+        """Press and release a key as a person does: Tab, Enter, Space, ArrowDown, or a character."""
+        code, text = _KEYS.get(key, (0, key))
+        named = {
+            "key": " " if key == "Space" else key,
+            "windowsVirtualKeyCode": code,
+            "modifiers": 8 if shift else 0,
+        }
+        await self._call(
+            "Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", text=text, **named
+        )
+        await self._call("Input.dispatchKeyEvent", type="keyUp", **named)
+
+    async def write(self, text: str) -> None:
+        """Type a text into what has the focus."""
+        await self._call("Input.insertText", text=text)
+
+    async def downloads_to(self, folder: Path) -> None:
+        """Keep the files that the page downloads in a folder."""
+        session, self._session = self._session, ""  # downloads are a matter of the whole browser
+        asked = self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        try:
+            await asked
+        finally:
+            self._session = session
+
+    async def picture(self, *, height: int) -> bytes:
+        """A PNG of the page from its top, of the window's width and at most this height."""
+        width = await self.value("innerWidth")
+        whole = await self.value("document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(whole, height), "scale": 1}
+        shot = await self._call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        return base64.b64decode(shot["data"])
+
     async def _call(self, method: str, **parameters: Any) -> Any:
         assert self._socket is not None
         number = len(self._answers) + 1
@@ -81,10 +138,14 @@ class Page:
 
     async def _open(self) -> None:
         target = await self._call("Target.createTarget", url="about:blank")
-        attached = await self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._target = target["targetId"]
+        attached = await self._call("Target.attachToTarget", targetId=self._target, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Network", "Log", "Runtime", "Page"):
             await self._call(f"{domain}.enable")
+
+    async def _close(self) -> None:
+        await self._call("Target.closeTarget", targetId=self._target)
 
     async def _listen(self) -> None:
         assert self._socket is not None
@@ -147,5 +208,6 @@ async def page(browser: str) -> AsyncIterator[Page]:
         try:
             await opened._open()
             yield opened
+            await opened._close()  # a page that stays open keeps its connections, and a host has six of them
         finally:
             listening.cancel()

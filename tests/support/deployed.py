@@ -22,8 +22,9 @@ from pipeline.cli import main
 from pipeline.collector import app as collector_app
 from pipeline.collector import config as collector_config
 from pipeline.collector.metrics import Metrics
-from pipeline.common import settings
+from pipeline.common import settings, status_page
 from pipeline.common.settings_table import SETTINGS
+from pipeline.common.status_page import Component
 from pipeline.worker import service
 
 NAMES: Final = {
@@ -46,12 +47,13 @@ PROCESSES: Final = {
     "api": Process("HTTP_HOST", "HTTP_PORT", api.config.load),
     "collector": Process("COLLECTOR_HOST", "COLLECTOR_PORT", collector_config.load),
     "exporter": Process("METRICS_HOST", "EXPORT_METRICS_PORT", api.config.load),
+    "alerts": Process("METRICS_HOST", "ALERTS_METRICS_PORT", api.config.load),
     "migrate": Process(
         None, None, lambda environment: settings.read(environment, required=("DATABASE_URL",))
     ),
 }
-EXPORTER_PORT: Final = 8087
-"""The port of the exporter's page in every manifest: the setting has no default."""
+_PORTS: Final = {"exporter": 8087, "alerts": 8088}
+"""The ports of pages in every manifest whose settings have no default."""
 
 
 def command(arguments: Sequence[str]) -> str:
@@ -70,7 +72,7 @@ def command(arguments: Sequence[str]) -> str:
 def port(process: str) -> int | None:
     """The port on which a process listens, unless a setting says otherwise."""
     name = PROCESSES[process].port
-    return None if name is None else int(settings.read({})[name] or EXPORTER_PORT)
+    return None if name is None else int(settings.read({})[name] or _PORTS[process])
 
 
 def routes(process: str) -> set[str]:
@@ -82,6 +84,8 @@ def routes(process: str) -> set[str]:
             return asyncio.run(_worker_routes())
         case "exporter":
             return asyncio.run(_exporter_routes())
+        case "alerts":
+            return _alerts_routes()
         case "collector":
             return _paths(collector_app.create_app(cast(Any, _Doors()), Metrics(), cast(Any, None)))
     return set()
@@ -116,6 +120,11 @@ async def _exporter_routes() -> set[str]:
     loaded = api.config.load({"DATABASE_URL": "postgresql://h/d", "EXPORT_METRICS_PORT": str(port)})
     await exporter._export_with_page(loaded.exports, cast(Any, Asking()), CollectorRegistry())
     return found
+
+
+def _alerts_routes() -> set[str]:
+    component = Component(name="budgets", well="", unwell="", error=lambda: None)
+    return _paths(status_page.application(CollectorRegistry(), component))
 
 
 def _status(url: str) -> int:

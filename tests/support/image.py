@@ -55,7 +55,7 @@ cp -a "$3$4" "$5"
 """
 # $1 the folder of layers, $2 the layers from the top down, $3 the mount point, $4 user and group, $5 the
 # working folder, then pairs of folders outside and inside up to `--`, then the command. A container runtime
-# makes a missing mount point, too; here the folders below /run can be missing.
+# makes a missing mount point, too; here the folders and files below /run can be missing.
 _RUN: Final = """
 cd "$1"
 mount -t overlay overlay -o "lowerdir=$2" "$3"
@@ -64,7 +64,10 @@ mount --rbind /dev "$root/dev"
 mount -t proc proc "$root/proc"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 while [ "$1" != -- ]; do
-    case "$2" in /run/*) mkdir -p "$root$2" ;; esac
+    case "$2" in /run/*)
+        mkdir -p "$(dirname "$root$2")"
+        if [ -d "$1" ]; then mkdir -p "$root$2"; else : >"$root$2"; fi ;;
+    esac
     mount --bind "$1" "$root$2"
     shift 2
 done
@@ -91,7 +94,7 @@ class Image:
         mounts: Mapping[str, Path] | None = None,
         entrypoint: Sequence[str] | None = None,
     ) -> Container:
-        """Start a process of the image. ``mounts`` has folders of ours by their places inside."""
+        """Start a process of the image. ``mounts`` has folders and files of ours by their places inside."""
         point = folder / f"root-{os.urandom(4).hex()}"
         point.mkdir()
         pairs = [str(part) for inside, outside in (mounts or {}).items() for part in (outside, inside)]

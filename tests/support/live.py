@@ -64,6 +64,7 @@ def check_equals_rest(server: Client, org: Any, data: Any) -> None:
         usage = server.ok(f"{BASE}/orgs/{org}/usage", query)
         reliability = server.ok(f"{BASE}/orgs/{org}/reliability", query)
         assert usage["freshness"]["watermark"] == data["watermark"]
+        assert usage["freshness"]["countedThrough"] == data["countedThrough"]
         totals = usage["totals"]
         assert shown == {
             "bucketStart": rfc3339(start),

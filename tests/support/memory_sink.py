@@ -83,16 +83,17 @@ class MemoryDatabase:
     def __init__(self) -> None:
         self.states: dict[str, State] = {}
         self.rate_classes: dict[RateClass, int] = {ANY_SIZE: 0}
-        self._standby: dict[str, State] | None = None
+        self._standby: tuple[dict[str, State], dict[RateClass, int]] | None = None
 
     def replicate(self) -> None:
         """Copy everything that is committed to the standby."""
-        self._standby = {stream: state.copy() for stream, state in self.states.items()}
+        states = {stream: state.copy() for stream, state in self.states.items()}
+        self._standby = states, dict(self.rate_classes)
 
     def fail_over(self) -> None:
         """Let the standby take over. Everything that was committed since `replicate` is lost."""
         if self._standby is not None:
-            self.states = self._standby
+            self.states, self.rate_classes = self._standby
             self.replicate()
 
     def state(self, stream: str) -> State:
@@ -143,7 +144,11 @@ class MemorySink(Sink):
             raise SinkUnavailable("away")
 
     async def claim(
-        self, stream: str, dimensions: Sequence[Dimension] = (), split_hours: Sequence[int] = ()
+        self,
+        stream: str,
+        dimensions: Sequence[Dimension] = (),
+        split_hours: Sequence[int] = (),
+        context_tiers: Sequence[int] | None = None,
     ) -> tuple[Claim, Position]:
         await self._reach()
         self._stream = stream
@@ -157,7 +162,15 @@ class MemorySink(Sink):
         }
         self.state.split_hours = {hour: self.state.split_hours.get(hour, since) for hour in split_hours}
         number = list(self.database.states).index(stream)
-        return Claim(stream, number, self.state.epoch), replace(self.state.position)
+        rate_classes = None if context_tiers is None else self._rate_classes(context_tiers)
+        claim = Claim(stream, number, self.state.epoch, rate_classes=rate_classes)
+        return claim, replace(self.state.position)
+
+    def _rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
+        numbers = self.database.rate_classes
+        for one in classes_of(boundaries):
+            numbers.setdefault(one, len(numbers))
+        return RateClasses(boundaries, numbers.__getitem__)
 
     async def holds(self, claim: Claim, *, offset: int) -> bool:
         await self._reach()
@@ -166,13 +179,6 @@ class MemorySink(Sink):
     async def waiting_letters(self, claim: Claim, *, most: int) -> list[Letter]:
         await self._reach()
         return list(self.state.waiting.values())[:most]
-
-    async def rate_classes(self, boundaries: Sequence[int]) -> RateClasses:
-        await self._reach()
-        numbers = self.database.rate_classes
-        for one in classes_of(boundaries):
-            numbers.setdefault(one, len(numbers))
-        return RateClasses(boundaries, numbers.__getitem__)
 
     async def counted(self, claim: Claim, opened: Opened) -> CountedIds:
         await self._reach()

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from deploy.local.ports import free_port
 from pipeline.processes import child as children
+from tests.support.warm import Warm
 
 READY_S = 400.0
 SLOW_MACHINE = {"API_DATABASE_TIMEOUT": "5s"}
@@ -36,11 +37,12 @@ def get(url: str, *, timeout_s: float = 60.0) -> tuple[int, Any]:
 
 
 def command(
-    *arguments: str, env: Mapping[str, str], timeout_s: float = 600
+    *arguments: str, env: Mapping[str, str], timeout_s: float = 600, warm: Warm | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run ``spendstream …`` to its end."""
+    command_line = children.command_line if warm is None else warm.command_line
     return subprocess.run(
-        children.command_line("pipeline.cli", *arguments),
+        command_line("pipeline.cli", *arguments),
         env=children.environment({**_base(), **env}),
         capture_output=True,
         text=True,
@@ -61,9 +63,17 @@ class Process:
     """One long-running process of ours and its log."""
 
     def __init__(
-        self, module: str, arguments: Sequence[str], *, env: Mapping[str, str], log: Path, ready: str
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        ready: str,
+        warm: Warm | None = None,
     ) -> None:
-        self._argv = children.command_line(module, *arguments)
+        command_line = children.command_line if warm is None else warm.command_line
+        self._argv = command_line(module, *arguments)
         self._env = children.environment({**_base(), **env})
         self._log = log
         self.ready_url = ready
@@ -132,7 +142,7 @@ class Process:
             self.kill()
 
 
-def worker(env: Mapping[str, str], folder: Path) -> Process:
+def worker(env: Mapping[str, str], folder: Path, *, warm: Warm | None = None) -> Process:
     port = free_port()
     return Process(
         "pipeline.cli",
@@ -140,6 +150,7 @@ def worker(env: Mapping[str, str], folder: Path) -> Process:
         env={**env, "METRICS_PORT": str(port)},
         log=folder / "worker.log",
         ready=f"http://127.0.0.1:{port}/readyz",
+        warm=warm,
     )
 
 

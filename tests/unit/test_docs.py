@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -13,9 +14,15 @@ import pytest
 
 from api.access import turns
 from api.access.guard import ANALYTICS_ADMIN
+from api.alerts import calls, deliver
+from api.budgets.rules import BUDGETS_MAX, THRESHOLDS_MAX
 from api.exports import jobs
 from api.names import orders
+from api.notices import judge, rules
+from api.notices import watch as notices
 from api.prices import orders as price_orders
+from api.webhooks import messages
+from api.webhooks.routes import WAITING_MAX, WEBHOOKS_MAX
 from pipeline.cli import main
 from pipeline.collector import admit, in_work, org_names, service
 from pipeline.collector.dialects import gen_ai, otlp, usage_record
@@ -53,15 +60,22 @@ def code_blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The arguments of each ``spendstream`` command in the page's shell blocks and in its sentences."""
-    written = re.findall(r"`(spendstream [^`\n]+)`", page.read_text())
+    """The arguments of each ``spendstream`` command in the page's shell blocks and in its sentences.
+
+    Those in containers count: ``docker compose run … cli keys list``, ``kubectl exec … -- spendstream …``.
+    """
+    written = re.findall(r"`((?:spendstream|docker compose run|kubectl .*exec) [^`\n]+)`", page.read_text())
     for block in (*code_blocks(page, "sh", "bash"), *written):
         for line in block.replace("\\\n", " ").splitlines():
+            line = re.sub(r"^docker compose run .*? (?:cli|migrate) ", "spendstream ", line.lstrip())
+            line = re.sub(r"^kubectl .*exec .* -- (?=spendstream )", "", line)
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 del words[0]
             if words and words[0] == "spendstream":
-                yield [word for word in words[1:] if word != "&"]
+                yield [
+                    word for word in itertools.takewhile(lambda word: word != ">", words[1:]) if word != "&"
+                ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -119,6 +133,13 @@ def test_a_page_with_an_event_of_a_past_day_says_that_such_an_event_does_not_cou
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_that_sends_a_file_with_an_event_says_how_to_write_one_of_today(page: Path) -> None:
+    text = page.read_text()
+    if "@event.json" in text:
+        assert "cat > event.json" in text or "collector.md#send)" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_a_placeholder_in_a_header_can_be_sent(page: Path) -> None:
     """A header is ASCII: with another placeholder the snippet ends with a UnicodeEncodeError."""
     for block in code_blocks(page, "sh", "python", "js", "ts", "yaml"):
@@ -149,6 +170,17 @@ def test_every_bound_is_on_the_page_of_bounds_with_its_default_and_what_happens_
     "words",
     [
         f"| a record | {wire.BODY_BYTES_MAX // 1024} KiB |",
+        f"| {BUDGETS_MAX}, with {THRESHOLDS_MAX} thresholds each |",
+        f"| {WEBHOOKS_MAX}, with {WAITING_MAX} deliveries that somebody asked for |",
+        f"| {messages.BODY_BYTES_MAX:,} bytes |",
+        f"| weeks that an hour is compared with | {rules.WEEKS}, at least {rules.WEEKS_MIN} |",
+        f"notices go back to after a pause | {rules.CATCH_UP_DAYS} days |",
+        f"judged again for late events and prices | {rules.AGAIN // 60} hours |",
+        f"| models that a summary names | {judge.MODELS_SHOWN}, and {judge.MODELS_SHOWN} of those",
+        f"| notices that are listed | {notices.KEPT_DAYS} days |",
+        f"| {deliver.SENDS_MAX}, of which {deliver.APART_MAX} for endpoints that fail or are slow;"
+        f" for an org {deliver.ORG_MAX}, and {deliver.ORG_APART_MAX} more for such endpoints |",
+        f"| an answer of an endpoint | {calls.ANSWER_BYTES_MAX // 1024} KiB |",
         f"| nesting of a record | {wire.DEPTH_MAX} levels |",
         f"{wire.CLIENT_ID_CHARS_MAX} and {wire.ERROR_CODE_CHARS_MAX} characters",
         f"error codes by name, per org and hour | {rollups.ERROR_CODES_PER_ORG_HOUR_MAX} |",
@@ -196,6 +228,7 @@ def test_the_table_of_the_processes_has_the_ports_and_logins_that_they_have() ->
         ("[worker](scale-out.md)", "METRICS_PORT", "owner"),
         ("API", "HTTP_PORT", roles.READER),
         ("exporter", "EXPORT_METRICS_PORT", roles.READER),
+        ("[alerts](budgets.md)", "ALERTS_METRICS_PORT", roles.ALERTER),
         ("[collector](collector.md)", "COLLECTOR_PORT", roles.COLLECTOR),
     ):
         (row,) = [line for line in table.splitlines() if line.startswith(f"| {process} |")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
 
@@ -379,6 +380,16 @@ def test_of_an_oversized_body_no_more_is_kept_than_of_an_event_with_its_length_a
     (letter,) = ledger.drain(now_us=NOW_US, caught_up=False).dead_letters
     assert letter.body == large[: 64 * 1024 + 1]
     assert (letter.body_bytes, letter.body_sha256) == (len(large), hashlib.sha256(large).digest())
+
+
+async def test_the_books_know_that_the_rest_of_an_oversized_body_is_not_kept() -> None:
+    kept = ledgers.Books()
+    await kept.recover()
+    await kept.read(b"{" + b"x" * 2**17, b"{" + b"y" * 2**16, b"short")
+    assert not books.difference(books.stored(kept.sink), books.expected(kept.oracle))
+    kept.sink.state.dead_letters[0] = replace(kept.sink.state.dead_letters[0], body=b"{x")
+    (line,) = books.difference(books.stored(kept.sink), books.expected(kept.oracle))
+    assert line.startswith("dead_letters 0")
 
 
 def test_the_bodies_kept_in_one_batch_have_a_budget_of_bytes() -> None:

@@ -12,7 +12,7 @@ from pipeline.core.rules import Rules
 from pipeline.sink import Claim, Contested, SinkUnavailable
 from pipeline.worker.life import STEPS, Event, Life, State
 from pipeline.worker.partition import PartitionWorker
-from tests.support.memory_sink import MemorySink
+from tests.support.memory_sink import MemoryDatabase, MemorySink
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
 
 
@@ -113,4 +113,43 @@ async def test_a_contested_partition_is_said_to_be_so_until_the_claim_succeeds(
     assert worker.stream_error == "not connected yet"
     assert worker.database_error is None
     assert worker.active
+    await worker.close()
+
+
+class Once:
+    """A `Backoff` whose first wait brings the database back, with the partition claimed by another worker."""
+
+    def __init__(self, sink: MemorySink) -> None:
+        self.said: list[str | None] = []
+        self.worker: PartitionWorker | None = None
+        self._sink = sink
+
+    async def wait(self) -> None:
+        assert self.worker is not None
+        self.said.append(self.worker.database_error)
+        self._sink.down = False
+        await MemorySink(self._sink.database).claim("s")
+
+    def reset(self) -> None: ...
+
+
+async def test_a_worker_that_lost_its_partition_while_the_database_was_away_is_ready_again() -> None:
+    """The worker stands by afterwards and commits nothing, so no later flush would take the error back."""
+    sink = MemorySink(MemoryDatabase())
+    once = Once(sink)
+    once.worker = worker = PartitionWorker(
+        index=0,
+        stream="s",
+        transport=MemoryTransport(MemoryBroker("s")),
+        sink=sink,
+        rules=Rules(),
+        flush=FlushConfig(),
+        backoff=lambda: once,
+    )
+    await worker.activated()
+    sink.down = True
+    await worker.flush()
+    assert once.said == ["away"]
+    assert not worker.active, "the other worker has the partition"
+    assert worker.database_error is None
     await worker.close()

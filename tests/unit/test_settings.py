@@ -152,6 +152,10 @@ def test_every_secret_may_stand_in_a_file_and_nothing_else(tmp_path: Path) -> No
         "S3_ACCESS_KEY_FILE",
         "S3_SECRET_KEY_FILE",
         "CHECK_KEY_FILE",
+        "OTEL_EXPORTER_OTLP_HEADERS_FILE",
+        "SPENDSTREAM_API_KEY_FILE",
+        "SPENDSTREAM_TOKEN_FILE",
+        "WEBHOOK_KEY_FILE",
     }
     assert not {s.file_name for s in SETTINGS} & {s.name for s in SETTINGS}
     (tmp_path / "port").write_text("9000")
@@ -193,6 +197,7 @@ def test_only_the_last_newline_of_a_file_goes(tmp_path: Path, newline: str) -> N
 def test_a_secret_in_a_file_is_the_same_as_one_in_the_environment(tmp_path: Path, name: str) -> None:
     urls = {"DATABASE_URL": "postgresql", "RABBITMQ_URL": "rabbitmq-stream", "REDIS_URL": "redis"}
     text = f"{urls[name]}://u:hunter22@h" if name in urls else "hunter22" * 5
+    text = f"x-api-key={text}" if name.endswith("_HEADERS") else text
     store = {"S3_ENDPOINT": "http://s3", "S3_BUCKET": "b", "S3_ACCESS_KEY": "a" * 8, "S3_SECRET_KEY": "s" * 8}
     others = {key: value for key, value in store.items() if name in store and key != name}
     path = tmp_path / "secret"
@@ -307,7 +312,8 @@ def test_variables_of_others_and_settings_resemble_nothing() -> None:
         "PATH HOME LANG LC_ALL TZ PWD SHELL TERM USER HOSTNAME HTTP_PROXY HTTPS_PROXY NO_PROXY PGHOST PGPORT"
         " PGPASSWORD DATABASE_HOST DATABASE_PORT RABBITMQ_NODE_PORT RABBITMQ_SERVICE_HOST REDIS_PORT S3_HOST"
         " AWS_REGION AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY KUBERNETES_SERVICE_HOST JWT_KEY API_URL"
-        " PYTHONPATH SPENDSTREAM_TRACES SPENDSTREAM_OUTAGE_S OTEL_SERVICE_NAME LIVE EXPORT STREAM",
+        " PYTHONPATH SPENDSTREAM_TRACES SPENDSTREAM_OUTAGE_S OTEL_TRACES_EXPORTER"
+        " OTEL_EXPORTER_OTLP_TRACES_ENDPOINT OTEL_EXPORTER_OTLP_INSECURE LIVE EXPORT STREAM",
     )
     environment = dict.fromkeys([*others, "X" * 100_000, *(s.name for s in SETTINGS)], "x")
     assert lookalikes.find(environment) == []

@@ -107,6 +107,7 @@ def test_prometheus_scrapes_each_process_at_the_port_of_its_default() -> None:
         "spendstream-worker": defaults["METRICS_PORT"],
         "spendstream-api": defaults["HTTP_PORT"],
         "spendstream-exporter": "8087",
+        "spendstream-alerts": "8088",
         "spendstream-collector": defaults["COLLECTOR_PORT"],
     }
     assert told["rule_files"] == [watch.RULES.name]

@@ -48,6 +48,28 @@ def test_one_that_events_have_passed_is_kept_whatever_the_clock_says() -> None:
     assert kept == NOW - LATE
 
 
+@pytest.mark.parametrize(
+    ("before", "broker", "newest_broker", "caught_up", "after"),
+    [
+        (None, 0, 0, False, None),  # nothing has been read
+        (None, 0, 0, True, NOW),  # an empty stream is counted up to now
+        (None, NOW - 60, NOW - 60, False, NOW - 60),  # more chunks wait
+        (NOW - 90, NOW - 60, NOW - 60, True, NOW),
+        (NOW - 30, NOW - 60, NOW - 60, False, NOW - 30),  # caught up before, and the next chunk waits
+        (NOW - 30, NOW - 60, NOW - 40, False, NOW - 30),  # the broker's clock went back
+        (NOW + HOUR_US, NOW - 60, NOW - 60, False, NOW - 60),  # a clock was ahead, and is right again
+        (NOW + 60, NOW - 60, NOW + 90, False, NOW + 60),  # the host's clock is behind the broker's
+    ],
+)
+def test_counted_is_the_last_chunk_and_now_where_all_is_read(
+    before: int | None, broker: int, newest_broker: int, caught_up: bool, after: int | None
+) -> None:
+    found = watermark.counted(
+        before, broker_us=broker, newest_broker_us=newest_broker, now_us=NOW, caught_up=caught_up
+    )
+    assert found == after
+
+
 def test_a_hosts_clock_that_is_ahead_makes_nothing_final_before_its_time_at_the_broker() -> None:
     clock = watermark.BrokerClock()
     assert clock.now_us(host_us=NOW + HOUR_US, monotonic_us=5) == NOW + HOUR_US, "nothing else is known"

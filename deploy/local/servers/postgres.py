@@ -24,7 +24,7 @@ class Postgres(Server):
         return {"DATABASE_URL": self.url}
 
     def database_url(self, database: str) -> str:
-        return f"postgresql://postgres:postgres@127.0.0.1:{self.ports['sql']}/{database}"
+        return f"postgresql://postgres:postgres@{self.host}:{self.ports['sql']}/{database}"
 
     def create_database(self, database: str) -> str:
         """Make a database with the extension timescaledb; returns its URL."""
@@ -50,7 +50,7 @@ class Postgres(Server):
 
     def command(self, way: BinariesWay) -> tuple[list[str], dict[str, str]]:
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.host,
             "port": self.ports["sql"],
             "unix_socket_directories": "",
             "shared_preload_libraries": "timescaledb",

@@ -21,16 +21,21 @@ class RabbitMQ(Server):
     plugins = ("rabbitmq_stream", "rabbitmq_stream_management", "rabbitmq_management", "rabbitmq_prometheus")
 
     @property
+    def node(self) -> str:
+        """The name of the Erlang node. It has an address, so that no name has to be resolved."""
+        return f"{self.stack_name}@{self.host}"
+
+    @property
     def url(self) -> str:
-        return f"rabbitmq-stream://guest:guest@127.0.0.1:{self.ports['stream']}/%2F"
+        return f"rabbitmq-stream://guest:guest@{self.host}:{self.ports['stream']}/%2F"
 
     @property
     def amqp_url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.ports['amqp']}/%2F"
+        return f"amqp://guest:guest@{self.host}:{self.ports['amqp']}/%2F"
 
     @property
     def management_url(self) -> str:
-        return f"http://guest:guest@127.0.0.1:{self.ports['management']}"
+        return f"http://guest:guest@{self.host}:{self.ports['management']}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -44,13 +49,13 @@ class RabbitMQ(Server):
         (self.data / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
         (self.data / "rabbitmq.conf").write_text(
             f"""\
-listeners.tcp.1 = 127.0.0.1:{self.ports["amqp"]}
-stream.listeners.tcp.1 = 127.0.0.1:{self.ports["stream"]}
-stream.advertised_host = 127.0.0.1
+listeners.tcp.1 = {self.host}:{self.ports["amqp"]}
+stream.listeners.tcp.1 = {self.host}:{self.ports["stream"]}
+stream.advertised_host = {self.host}
 stream.advertised_port = {self.ports["stream"]}
-management.tcp.ip = 127.0.0.1
+management.tcp.ip = {self.host}
 management.tcp.port = {self.ports["management"]}
-prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.ip = {self.host}
 prometheus.tcp.port = {self.ports["prometheus"]}
 disk_free_limit.absolute = 50MB
 {self.more_conf}
@@ -58,15 +63,15 @@ disk_free_limit.absolute = 50MB
         )
 
     def command(self, way: BinariesWay) -> tuple[list[str], dict[str, str]]:
-        data = way.data_seen(self)
+        data, numbers = way.data_seen(self), self.host.replace(".", ",")
         env = {
             "HOME": str(data),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_ADDRESS": self.host,
             "ERL_EPMD_PORT": str(self.ports["epmd"]),
-            "RABBITMQ_NODENAME": f"{self.stack_name}@127.0.0.1",
-            "RABBITMQ_USE_LONGNAME": "true",  # so that no name has to be resolved
+            "RABBITMQ_NODENAME": self.node,
+            "RABBITMQ_USE_LONGNAME": "true",
             "RABBITMQ_DIST_PORT": str(self.ports["distribution"]),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"-kernel inet_dist_use_interface {{{numbers}}}",
             "RABBITMQ_CONF_ENV_FILE": str(data / "no-rabbitmq-env.conf"),
             "RABBITMQ_CONFIG_FILE": str(data / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(data / "enabled_plugins"),
@@ -78,12 +83,12 @@ disk_free_limit.absolute = 50MB
 
     def probe(self) -> None:
         """Check that the stream and AMQP listeners greet and that the management API answers."""
-        with tcp.connect(self.ports["stream"]) as stream:
+        with tcp.connect(self.host, self.ports["stream"]) as stream:
             stream.sendall(struct.pack(">IHHII", 12, 0x0011, 1, 1, 0))  # PeerProperties, none
             _, key = struct.unpack(">IH", tcp.receive(stream, 6))
             if key != 0x8011:
                 raise ServerFailed(f"the stream listener answered {key:#x} to PeerProperties")
-        with tcp.connect(self.ports["amqp"]) as amqp:
+        with tcp.connect(self.host, self.ports["amqp"]) as amqp:
             amqp.sendall(b"AMQP\x00\x00\x09\x01")
             if tcp.receive(amqp, 1) != b"\x01":
                 raise ServerFailed("the AMQP listener did not greet")
@@ -91,7 +96,7 @@ disk_free_limit.absolute = 50MB
 
     def management(self, path: str, *, patience_s: float = 30) -> Any:
         """The answer of the management API at `path`."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.ports['management']}{path}")
+        request = urllib.request.Request(f"http://{self.host}:{self.ports['management']}{path}")
         request.add_header("Authorization", "Basic " + base64.b64encode(b"guest:guest").decode())
         with urllib.request.urlopen(request, timeout=patience_s) as answer:
             return json.load(answer)

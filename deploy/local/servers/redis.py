@@ -13,14 +13,14 @@ class Redis(Server):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.ports['redis']}/0"
+        return f"redis://{self.host}:{self.ports['redis']}/0"
 
     @property
     def env(self) -> dict[str, str]:
         return {"REDIS_URL": self.url}
 
     def command(self, way: BinariesWay) -> tuple[list[str], dict[str, str]]:
-        where = ["--bind", "127.0.0.1", "--port", str(self.ports["redis"]), "--dir", str(way.data_seen(self))]
+        where = ["--bind", self.host, "--port", str(self.ports["redis"]), "--dir", str(way.data_seen(self))]
         return [str(way.binaries.redis_server), *where, "--save", "", "--appendonly", "no"], {}
 
     def probe(self) -> None:
@@ -32,7 +32,7 @@ class Redis(Server):
 
     def ask(self, command: str) -> bytes:
         """Send an inline command; returns the first line of the answer."""
-        with tcp.connect(self.ports["redis"]) as connection:
+        with tcp.connect(self.host, self.ports["redis"]) as connection:
             connection.sendall(command.encode() + b"\r\n")
             with connection.makefile("rb") as answer:
                 return answer.readline().rstrip()

@@ -1,10 +1,10 @@
-"""Connections to a port of this machine, to see whether a server answers."""
+"""Connections to a server, to see whether it answers."""
 
 import socket
 
 
-def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=2)
+def connect(host: str, port: int) -> socket.socket:
+    return socket.create_connection((host, port), timeout=2)
 
 
 def receive(connection: socket.socket, length: int) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .. import processes, rootfs
+from .. import network, processes, rootfs
 from ..server import Binaries, Server, Unavailable
 from .attempt import attempt
 
@@ -167,9 +167,10 @@ class Processes:
 
     def _enter(self, server: Server, argv: Sequence[str]) -> list[str]:
         if not self._wraps(server):
-            return list(argv)
+            return [*network.inside(server.namespace), *argv]
         uid, gid = self._ids(server)
         enter = [
+            *network.inside(server.namespace),
             *rootfs.NAMESPACE,
             "/bin/sh",
             "-ec",

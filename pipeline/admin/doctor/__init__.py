@@ -53,6 +53,7 @@ def examine(environment: Mapping[str, str], processes: Sequence[str] = ()) -> It
             f"did you mean {lookalike.setting}? rename or remove the variable",
         )
     checks: tuple[tuple[str, Callable[[settings.Values], Iterator[Finding]], Sequence[str]], ...] = (
+        ("traces", host.traces, PROCESSES),
         ("database", partial(database.check, asked=asked), PROCESSES),
         ("stream", partial(stream.check, asked=asked), ("worker", "collector")),
         ("redis", stores.redis, ("worker", "api", "collector")),

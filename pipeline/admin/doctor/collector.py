@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pipeline.admin.doctor import callers
 from pipeline.admin.doctor.finding import Finding, Level
 from pipeline.admin.doctor.host import page
 from pipeline.collector.config import SPOOL_NEARLY_FULL
@@ -20,6 +21,7 @@ _MOUNTS: Final = Path("/proc/self/mounts")
 def check(values: settings.Values) -> Iterator[Finding]:
     yield from _credentials(values)
     yield from _spool(values)
+    yield from callers.proxies(values, "collector")
     for host in values["COLLECTOR_HOST"]:
         yield page("collector", host, values["COLLECTOR_PORT"], "/status/readyz")
 

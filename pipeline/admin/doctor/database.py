@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.admin.doctor import rights
+from pipeline.admin.doctor import rights, webhooks
 from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
 from pipeline.admin.doctor.scope import Scope
 from pipeline.common import settings
@@ -23,6 +23,7 @@ _LOGINS: Final = {
     "worker": "the schema's owner",
     "api": "a role IN ROLE spendstream_reader",
     "exporter": "a role IN ROLE spendstream_reader",
+    "alerts": "a role IN ROLE spendstream_alerter",
     "collector": "a role IN ROLE spendstream_collector",
 }
 """What the login of each process is."""
@@ -108,8 +109,10 @@ def _connected(connection: Connection, values: settings.Values, asked: Scope) ->
         if edition is not editions.Edition.POSTGRESQL and asked.has("worker"):
             yield from _hypertables(connection)
             yield from _jobs(connection)
+        if asked.told and asked.has("api", "alerts") and _may_read(connection, "webhooks"):
+            yield from webhooks.check(connection, values)
     elif revision is None:
-        yield Finding(Level.FAIL, "schema", "the database has none", "run `spendstream migrate`")
+        yield _no_schema(connection)
     else:
         yield Finding(
             Level.FAIL,
@@ -117,6 +120,33 @@ def _connected(connection: Connection, values: settings.Values, asked: Scope) ->
             f"revision {revision}, but this version needs {schema.HEAD}",
             "run `spendstream migrate`; if it knows no such revision, this version is older than the schema",
         )
+
+
+def _no_schema(connection: Connection) -> Finding:
+    """The finding on a database without our schema, which not every login may make."""
+    from sqlalchemy import text
+
+    may_make = connection.scalar(
+        text(
+            "SELECT to_regnamespace(:name) IS NOT NULL"
+            " OR has_database_privilege(current_database(), 'CREATE')"
+        ),
+        {"name": _SCHEMA},
+    )
+    if may_make:
+        return Finding(Level.FAIL, "schema", "the database has none", "run `spendstream migrate`")
+    owner, database = connection.execute(
+        text(
+            "SELECT pg_get_userbyid(datdba), quote_ident(datname) FROM pg_catalog.pg_database"
+            " WHERE datname = current_database()"
+        )
+    ).one()
+    return Finding(
+        Level.FAIL,
+        "schema",
+        f"the database has none, and this login may not make one: the database belongs to {owner}",
+        f"run `spendstream migrate` as {owner}, or ALTER DATABASE {database} OWNER TO the role that migrates",
+    )
 
 
 def _clocks(connection: Connection) -> Finding:
@@ -170,7 +200,7 @@ def _privileges(connection: Connection, values: settings.Values, asked: Scope) -
         if lacking:
             yield _lacking(process, lacking)
         elif (
-            process in ("api", "exporter")
+            process in ("api", "exporter", "alerts")
             and not values["API_ALLOW_PRIVILEGED"]
             and connection.scalar(text(WRITES_ROLLUPS))
         ):
@@ -178,7 +208,8 @@ def _privileges(connection: Connection, values: settings.Values, asked: Scope) -
                 Level.FAIL,
                 "privileges",
                 f"the login may write rollups, and the {process} refuses such a login",
-                "CREATE ROLE … LOGIN PASSWORD '…' IN ROLE spendstream_reader, and let DATABASE_URL name it",
+                f"CREATE ROLE … LOGIN PASSWORD '…' {_LOGINS[process].removeprefix('a role ')},"
+                " and let DATABASE_URL name it",
             )
         else:
             yield Finding(Level.OK, "privileges", f"the login has every right that the {process} needs")

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
+from pipeline.admin.doctor import callers
 from pipeline.admin.doctor.finding import TIMEOUT_S, Finding, Level, first_line
 from pipeline.common import settings, urls
+from pipeline.common.traces import forms
 
 _DISK_WARN_BYTES: Final = 5 * 2**30
 _DISK_FAIL_BYTES: Final = 2**30
@@ -42,12 +44,20 @@ def disk(values: settings.Values) -> Iterator[Finding]:
         yield Finding(Level.OK, "disk", detail)
 
 
+def traces(values: settings.Values) -> Iterator[Finding]:
+    """Check that spans can be sent, if they are to be: a process that cannot send them does not start."""
+    for fault in forms.faults(values.by_name):
+        detail, _, remedy = fault.partition(": ")
+        yield Finding(Level.FAIL, "traces", detail, remedy)
+
+
 def worker(values: settings.Values) -> Iterator[Finding]:
     for host in values["METRICS_HOST"]:
         yield page("worker", host, values["METRICS_PORT"], "/readyz")
 
 
 def api(values: settings.Values) -> Iterator[Finding]:
+    yield from callers.proxies(values, "api")
     for host in values["HTTP_HOST"]:
         yield page("api", host, values["HTTP_PORT"], "/analytics/v1/status/readyz")
 
@@ -84,7 +94,7 @@ def page(name: str, host: str, port: int, path: str) -> Finding:
         f"{part} is {state}" for part, state in (components or {}).items() if state not in ("ok", "off")
     )
     if status == 200 and not unwell:
-        return Finding(Level.OK, name, f"ready at {url}")
+        return Finding(Level.OK, name, f"ready at {url}, whichever deployment that belongs to")
     state = "ready, but" if status == 200 else f"not ready: {status}"
     remedy = f"see what its log says; {url} has more on the component"
     return Finding(Level.WARN, name, f"{state} {unwell}".strip(), remedy)

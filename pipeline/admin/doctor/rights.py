@@ -54,6 +54,8 @@ def of_process(process: str) -> list[Right]:
     """The rights that the login of this process needs, as ``spendstream migrate`` gives them to its role."""
     if process == "worker":
         return list(_rights({table.name: _ALL for table in schema.metadata.sorted_tables}))
+    if process == "alerts":
+        return list(_rights({**dict.fromkeys(roles.READABLE, "SELECT"), **roles.ALERTS}))
     if process == "collector":
         return list(_rights(roles.COLLECTS))
     return list(

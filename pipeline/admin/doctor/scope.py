@@ -17,9 +17,12 @@ REQUIRED: Final = {
     "worker": ("DATABASE_URL", "RABBITMQ_URL"),
     "api": ("DATABASE_URL",),
     "exporter": ("DATABASE_URL",),
+    "alerts": ("DATABASE_URL",),
     "collector": ("RABBITMQ_URL",),
 }
 """The processes, and the settings without which each does not start."""
+_USUAL: Final = frozenset(REQUIRED) - {"alerts"}
+"""What an environment can be for when nobody says so. The login of alerts fits no other process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def scope(environment: Mapping[str, str], named: Sequence[str]) -> Scope:
         return Scope(frozenset(named), told=True)
     given = {setting.name for setting in SETTINGS if setting.is_given(environment)}
     if not any(name.startswith("COLLECTOR_") for name in given):
-        return Scope(frozenset(REQUIRED) - {"collector"}, told=False)
+        return Scope(_USUAL - {"collector"}, told=False)
     if "DATABASE_URL" not in given:
         return Scope(frozenset({"collector"}), told=False)
-    return Scope(frozenset(REQUIRED), told=False)
+    return Scope(_USUAL, told=False)

@@ -128,7 +128,9 @@ class _Count:
 
     def fields(self, message: bytes) -> Iterator[tuple[int, int | bytes]]:
         for one in protobuf.fields(message):
-            self.add()
+            if self._left <= 0:
+                self.add()
+            self._left -= 1
             yield one
 
     def all(self, message: bytes, number: int) -> Iterator[bytes]:
@@ -234,7 +236,8 @@ def _span(message: bytes, scope: str, resource: dict[str, Value], count: _Count)
     status: dict[int, int | bytes] = {2: b"", 3: 0}
     for number, value in count.fields(message):
         if number == 9:
-            attributes |= _attributes((protobuf.message_of(value),), count)
+            if value != b"":  # a call for each empty attribute would take most of the time of a body of them
+                attributes |= _attributes((protobuf.message_of(value),), count)
         elif number in ids:
             ids[number] = protobuf.message_of(value)
         elif number in times:

@@ -47,7 +47,7 @@ async def test_an_org_of_others_is_forbidden_on_every_route(gateway: Client, met
         assert org not in json.dumps(body)
 
 
-@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize("path", [path for path in READS if path != f"{BASE}/caller"])
 async def test_a_role_is_asked_for_on_every_route(gateway: Client, path: str) -> None:
     headers = {**READER, "X-Actor-Roles": "analytics:nothing"}
     await problem(await gateway.get(filled(path), headers=headers), 403)

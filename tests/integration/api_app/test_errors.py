@@ -65,7 +65,7 @@ async def test_unknown_parameters_are_refused_on_every_route(client: Client, pat
     assert "x" in {fault["field"] for fault in body["errors"]}
 
 
-@pytest.mark.parametrize("path", READS)
+@pytest.mark.parametrize("path", [path for path in READS if path != f"{BASE}/caller"])
 async def test_without_a_database_the_answer_is_503_within_a_second(client: Client, path: str) -> None:
     ranged = path.endswith(("usage", "reliability", "/orgs"))
     started = time.monotonic()

@@ -68,8 +68,9 @@ async def test_a_route_beside_the_table_is_refused_and_its_handler_not_called() 
         await problem(await client.get(f"{BASE}/orgs/{ORG}/secrets"), 500)
 
 
-def test_only_the_validation_of_events_asks_for_no_role() -> None:
-    assert {o.name for o in OPERATIONS if o.access.role == ANY_CALLER} == {"validateEvent"}
+def test_only_two_routes_that_show_no_figures_ask_for_no_role() -> None:
+    asks_for_none = {o.name for o in OPERATIONS if o.access.role == ANY_CALLER}
+    assert asks_for_none == {"validateEvent", "getCaller"}
 
 
 def test_only_status_metrics_and_the_document_are_public() -> None:
@@ -78,6 +79,9 @@ def test_only_status_metrics_and_the_document_are_public() -> None:
         f"{BASE}/status/readyz",
         f"{BASE}/openapi.json",
         f"{BASE}/docs",
+        f"{BASE}/app",
+        f"{BASE}/app/",
+        f"{BASE}/app/{{file}}",  # files without figures: the page asks for those with a credential
         f"{BASE}/exports/{{jobId}}/file",  # its signature is the credential
         "/metrics",
         "/",
@@ -88,4 +92,5 @@ async def test_the_address_of_the_server_leads_to_the_page(client: Client) -> No
     for method in ("GET", "HEAD"):
         assert (await client.request(method, "/", allow_redirects=False)).status == 302
     response = await client.get("/")
-    assert (response.status, response.content_type, response.url.path) == (200, "text/html", f"{BASE}/docs")
+    assert (await client.get(f"{BASE}/app")).url.path == f"{BASE}/app/"
+    assert (response.status, response.content_type, response.url.path) == (200, "text/html", f"{BASE}/app/")

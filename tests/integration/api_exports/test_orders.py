@@ -189,6 +189,19 @@ def test_a_link_is_good_only_as_it_was_signed(server: Api) -> None:
     assert server.get(path)[0] == 400
 
 
+def test_a_page_gets_a_shorter_link_in_the_answer(server: Api) -> None:
+    job = made(server, {"timeRange": OCTOBER, "granularity": "monthly"})
+    link = server.ok(f"{EXPORTS}/{job['jobId']}/link")
+    assert datetime.fromisoformat(link["expiresAt"]) == NOW + timedelta(minutes=10)
+    path, _, query = link["url"].partition("?")
+    fields = dict(part.split("=") for part in query.split("&"))
+    assert 500 < int(fields["expires"]) - time.time() <= 600
+    status, headers, file = server.request("GET", path, fields)
+    assert (status, file) == (200, downloaded(server, job))
+    assert headers["Content-Disposition"].startswith("attachment")
+    assert server.get(f"{BASE}/orgs/{NEIGHBOUR}/exports/{job['jobId']}/link")[0] == 404
+
+
 def test_roles_of_exports_are_three(env: dict[str, str], database_url: str) -> None:
     keys = {
         name: with_key(new_key(database_url, ORG, f"analytics:exports:{name}"))
@@ -205,6 +218,7 @@ def test_roles_of_exports_are_three(env: dict[str, str], database_url: str) -> N
             assert (server.request("GET", f"{path}/download", headers=key)[0] in (302, 409)) == (
                 name == "download"
             )
+            assert (server.get(f"{path}/link", headers=key)[0] in (200, 409)) == (name == "download")
 
 
 def test_an_org_can_wait_for_so_many_exports_and_no_more(env: dict[str, str], database_url: str) -> None:

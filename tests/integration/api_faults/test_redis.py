@@ -10,9 +10,11 @@ import psycopg
 import redis
 
 from api.reading.freshness import FreshnessCache
+from pipeline.core.batch import Position
 from pipeline.worker.freshness_cache import MODELS_MAX
 from pipeline.worker.freshness_cache import FreshnessCache as WorkersCache
 from tests.support.api_facts import (
+    COUNTED_AFTER,
     MODELS,
     NEIGHBOUR,
     NOW,
@@ -40,6 +42,8 @@ def cache(url: str, entries: Mapping[int, Any], watermarks: Mapping[int, datetim
         if entries:
             client.hset(f"spendstream:org:{ORG}", mapping={str(k): json.dumps(v) for k, v in entries.items()})
         client.hset("spendstream:watermarks", mapping={str(k): str(us(v)) for k, v in watermarks.items()})
+        counted = {str(k): str(us(v + COUNTED_AFTER)) for k, v in watermarks.items()}
+        client.hset("spendstream:counted", mapping=counted)
 
 
 def test_freshness_comes_from_redis_and_else_from_the_database(
@@ -56,6 +60,7 @@ def test_freshness_comes_from_redis_and_else_from_the_database(
             "status": "fresh",
             "lagSeconds": 3.0,
             "watermark": rfc3339(NOW - timedelta(seconds=3)),
+            "countedThrough": rfc3339(NOW - timedelta(seconds=3) + COUNTED_AFTER),
             "entries": [
                 {
                     "modelId": str(MODELS[0]),
@@ -163,7 +168,7 @@ async def test_the_worker_keeps_no_long_list_of_models_in_redis(patient_redis: s
     known = [(ORG, uuid.UUID(int=n), us(NOW), us(NOW)) for n in range(MODELS_MAX + 1)]
     known += [(NEIGHBOUR, uuid.UUID(int=n), us(NOW), us(NOW)) for n in range(MODELS_MAX)]
     worker = WorkersCache(patient_redis, partition=0, known=known)
-    await worker._write(us(NOW))
+    await worker._write(Position(watermark_us=us(NOW)))
     await worker.close()
     reader = FreshnessCache(patient_redis, lambda: NOW)
     assert await reader.org(ORG) is None

@@ -328,6 +328,13 @@ def names(url: str) -> dict[uuid.UUID, tuple[str, str]]:
     return {org_id: (name, set_by) for org_id, name, set_by in rows}
 
 
+async def named(name: str, url: str) -> None:
+    """Wait until the org of this name has it in the database."""
+    async with asyncio.timeout(60):
+        while ids.org_id(name) not in names(url):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def test_the_name_that_an_org_was_made_of_is_registered_once_and_never_replaces_another(
     collector: Serving, database_url: str
 ) -> None:
@@ -345,14 +352,35 @@ async def test_the_name_that_an_org_was_made_of_is_registered_once_and_never_rep
             **gateway(orgs=orgs),
         )
         assert (answer.json["accepted"], len(answer.json["rejected"])) == (3, 1)
-    async with asyncio.timeout(60):
-        while ids.org_id(acme) not in names(database_url):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    await named(acme, database_url)
     found = names(database_url)
     assert found[ids.org_id(acme)] == (acme, "spendstream-collector")
     assert found[given] == ("By an admin", "ana")
     assert ids.org_id("Not mine") not in found
     assert MINE not in found
+
+
+async def test_a_name_that_a_failover_has_lost_is_registered_again(
+    collector: Serving, database_url: str
+) -> None:
+    acme = f"Acme {uuid.uuid4().hex[:8]}"
+
+    async def send() -> None:
+        answer = await collector.post([payload(acme)], "/v1/litellm", **gateway(orgs=str(ids.org_id(acme))))
+        assert answer.json["accepted"] == 1
+
+    await send()
+    await named(acme, database_url)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        # As an asynchronous standby that takes over: the commit is gone, and so are the sessions.
+        connection.execute("DELETE FROM analytics.names WHERE org_id = %s", (ids.org_id(acme),))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = 'spendstream-collector'"
+        )
+    assert (await collector.ask("GET", "/status/readyz")).status == 200
+    await send()
+    await named(acme, database_url)
 
 
 async def test_names_that_cannot_be_written_cost_no_event_and_no_key(

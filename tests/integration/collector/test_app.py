@@ -473,3 +473,33 @@ async def test_pages_of_a_named_origin_may_send_events(tmp_path: Path) -> None:
         assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, origin)
         refused = await collector.post({}, Origin=origin)
         assert refused.headers["Access-Control-Allow-Origin"] == origin
+
+
+async def test_the_span_of_the_page_is_taken_as_the_page_says(collector: Serving, tmp_path: Path) -> None:
+    page = (DOCS / "howto/collect-opentelemetry.md").read_text()
+    (block,) = [one for one in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "span.json" in one]
+
+    async def run(script: str) -> str:
+        assert script.count("localhost:8086") == 1
+        script = script.replace("localhost:8086", f"127.0.0.1:{collector.port}").replace("$KEY", "none")
+        script = script.replace(' -H "X-API-Key: none"', "")
+        shell = await asyncio.create_subprocess_exec(
+            "bash", "-eu", "-c", script, cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+        )
+        said, _ = await shell.communicate()
+        assert shell.returncode == 0
+        return said.decode()
+
+    assert await run(block) == "{}"
+    (stored,) = await collector.events()
+    assert (stored["modelName"], stored["inputTokens"], stored["outputTokens"]) == ("gpt-4o-mini", 1450, 260)
+    without = re.sub(r',\s*\{"key": "gen_ai.usage.*(?=\]\}\]\}\]\}\]\})', "", block, flags=re.DOTALL)
+    assert "gen_ai.usage" not in without
+    assert await run(without) == "{}", "a span that is no call is passed over"
+    assert len(await collector.stored()) == 1
+    faulty = block.replace('"1450"', '"-1"')
+    assert "gen_ai.usage.input_tokens: must lie between" in json.loads(await run(faulty))["message"]
+    (right,) = re.findall(r'"spans": \[(.*)\]\}\]\}\]\}\nEOF', block, re.DOTALL)
+    both = json.loads(await run(faulty.replace('"spans": [', f'"spans": [{right}, ')))
+    assert both["partialSuccess"]["rejectedSpans"] == "1"
+    assert len(await collector.stored()) == 2

@@ -60,6 +60,7 @@ def test_a_spool_on_a_disk_with_room_is_fine(tmp_path: Path, mounts: Path) -> No
     found = examine(
         tmp_path,
         AUTH_MODE="gateway",
+        TRUSTED_PROXIES="127.0.0.1/32",
         COLLECTOR_SPOOL=str(folder),
         COLLECTOR_SPOOL_BYTES_MAX="2MiB",
         COLLECTOR_PORT="0",
@@ -80,7 +81,8 @@ def test_a_spool_in_memory_fails_and_one_on_a_small_disk_is_a_warning(tmp_path: 
 
 def test_a_spool_that_is_still_to_be_made_is_fine(tmp_path: Path, mounts: Path) -> None:
     folder = tmp_path / "not" / "there"
-    found = examine(tmp_path, AUTH_MODE="gateway", COLLECTOR_SPOOL=str(folder), COLLECTOR_PORT="0")
+    settings = {"AUTH_MODE": "gateway", "TRUSTED_PROXIES": "127.0.0.1/32", "COLLECTOR_PORT": "0"}
+    found = examine(tmp_path, COLLECTOR_SPOOL=str(folder), **settings)
     assert {one.level for one in found} == {Level.OK}
     assert "is not there yet, and will be made" in found[1].detail
     assert not folder.exists(), "the doctor changes nothing"

@@ -33,7 +33,7 @@ def compose() -> Image:
 
 def read(compose: Image, folder: Path, path: Path, own: Path, *options: str) -> tuple[int, str]:
     """The exit code of `docker-compose config` of a file of the folder, and what it says."""
-    inside = ("--file", f"/mnt/{path.relative_to(folder)}", "config", *options)
+    inside = ("--file", f"/mnt/{path.relative_to(folder)}", "--profile", "cli", "config", *options)
     return compose.run(*inside, env={"HOME": "/"}, folder=own, mounts={"/mnt": folder})
 
 

@@ -21,7 +21,10 @@ from tests.support import deployed, image
 FOLDER: Final = image.ROOT / "deploy/compose"
 COMPOSE: Final = yaml.safe_load((FOLDER / "compose.yaml").read_text())
 SERVICES: Final[Mapping[str, Any]] = COMPOSE["services"]
-OURS: Final = {name: one for name, one in SERVICES.items() if "spendstream" in one["image"]}
+IMAGE: Final = {name: one for name, one in SERVICES.items() if "spendstream" in one["image"]}
+"""The services that run our image: the processes, and `cli`, which a person runs."""
+OURS: Final = {name: one for name, one in IMAGE.items() if name != "cli"}
+PAGES: Final = sorted(image.ROOT.glob("docs/**/*.md"))
 BYTES: Final = {"m": 2**20, "g": 2**30}
 
 
@@ -49,23 +52,67 @@ def test_every_process_is_there_under_its_own_command() -> None:
     assert {name: service["command"][0] for name, service in OURS.items()} == {name: name for name in OURS}
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IMAGE)
 def test_every_variable_is_a_setting_and_all_together_are_a_configuration(name: str, secrets: Path) -> None:
-    service = OURS[name]
+    service = IMAGE[name]
     given = environment(service)
     assert given.keys() <= deployed.NAMES, given.keys() - deployed.NAMES
     inside = {key: value.replace("/run/secrets", str(secrets)) for key, value in given.items()}
     for key in {"DEDUPE_FOLDER", "COLLECTOR_SPOOL"} & inside.keys():
         inside[key] = str(secrets)
-    deployed.PROCESSES[name].load(inside)
+    for process in (name,) if name in OURS else ("worker", "api"):
+        deployed.PROCESSES[process].load(inside)
 
 
-@pytest.mark.parametrize("name", OURS)
+def test_the_service_for_commands_has_the_owners_login_and_every_secret_and_is_not_started_by_up() -> None:
+    """A secret that no process of ours reads as a setting is a server's own, and no command needs it."""
+    assert SERVICES["cli"]["profiles"] == ["cli"]
+    given = environment(SERVICES["cli"])
+    files = {name for one in OURS.values() for name in environment(one) if name.endswith("_FILE")}
+    assert {name for name in given if name.endswith("_FILE")} == files
+    assert given["DATABASE_URL_FILE"] == environment(SERVICES["migrate"])["DATABASE_URL_FILE"]
+    for name in files - {"DATABASE_URL_FILE"}:
+        assert {environment(one).get(name, given[name]) for one in OURS.values()} == {given[name]}, name
+    assert {"S3_ENDPOINT", "S3_BUCKET", "ARCHIVE_URL"} <= given.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(image.ROOT)))
+def test_no_page_mounts_the_folder_of_secrets(page: Path) -> None:
+    """The folder has mode 0700, and the image's user is another one, so it could read nothing."""
+    for source in re.findall(r"(?:-v|--volume)[ =](\S+?):", page.read_text()):
+        assert not source.rstrip("/").endswith("secrets"), f"mount the file, and not {source}"
+
+
+def test_each_block_of_the_page_that_builds_gives_the_digest_and_checks_the_file() -> None:
+    text = (image.ROOT / "docs/howto/compose.md").read_text()
+    building = [
+        block
+        for block in re.findall(r"^ *```sh\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+        if "yaml build" in block
+    ]
+    assert len(building) == 2, "the start and the upgrade"
+    for block in building:
+        order = [block.index(word) for word in ("secrets.sh", "BASE_DIGEST=", "config -q", "build", "up -d")]
+        assert order == sorted(order)
+
+
+def test_the_table_of_the_page_has_every_port_and_the_name_that_the_broker_tells_its_clients() -> None:
+    text = (image.ROOT / "docs/howto/compose.md").read_text()
+    rows = re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE)
+    listed = {port for row in rows for port in row.split(", ")}
+    published = {one.rpartition(":")[2] for each in SERVICES.values() for one in each.get("ports", ())}
+    assert listed == published
+    (told,) = re.findall(r"stream\.advertised_host = (\S+)", COMPOSE["configs"]["rabbitmq_conf"]["content"])
+    assert told in SERVICES, "containers resolve the name"
+    assert f"127.0.0.1 {told}" in text, "the host does not"
+
+
+@pytest.mark.parametrize("name", IMAGE)
 def test_a_secret_is_always_a_file_and_a_file_is_always_handed_over(name: str) -> None:
-    given = environment(OURS[name])
+    given = environment(IMAGE[name])
     assert not given.keys() & {setting.name for setting in SETTINGS if setting.secret}
     wanted = {value.removeprefix("/run/secrets/") for key, value in given.items() if key.endswith("_FILE")}
-    assert wanted == {named(secret) for secret in OURS[name]["secrets"]}
+    assert wanted == {named(secret) for secret in IMAGE[name]["secrets"]}
 
 
 def test_every_secret_is_made_and_every_made_secret_has_one_line_or_a_format_of_its_own(
@@ -107,8 +154,9 @@ def test_secrets_are_not_in_the_history_and_not_in_the_image() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_has_bounds_and_comes_back(name: str) -> None:
     service = SERVICES[name]
-    once = name in ("migrate", "buckets")
-    assert service["restart"] == ("on-failure" if once else "unless-stopped")
+    once = name in ("migrate", "buckets", "cli")
+    restart = {"migrate": "on-failure", "buckets": "on-failure", "cli": "no"}.get(name, "unless-stopped")
+    assert service["restart"] == restart
     assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
     assert "no-new-privileges:true" in service["security_opt"]
     assert service["logging"]["options"].keys() == {"max-size", "max-file"}
@@ -118,9 +166,9 @@ def test_every_service_has_bounds_and_comes_back(name: str) -> None:
         assert host == f"127.0.0.1:{inside}", published
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", IMAGE)
 def test_our_processes_have_no_right_to_write_and_no_privilege(name: str) -> None:
-    service = OURS[name]
+    service = IMAGE[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "user" not in service, "the image's user, who is not root"
@@ -158,11 +206,12 @@ def test_what_is_waited_for_has_a_check_of_health_or_ends() -> None:
 def test_the_roles_of_a_new_database_are_those_that_migrate_grants_rights_to() -> None:
     text = (FOLDER / "roles.sql").read_text()
     groups = set(re.findall(r"CREATE ROLE (\w+) NOLOGIN", text))
-    assert groups == {roles.READER, *roles.WRITERS, roles.COLLECTOR, roles.BI}
+    assert groups == {roles.READER, *roles.WRITERS, roles.COLLECTOR, roles.ALERTER, roles.BI}
     logins = dict(re.findall(r"CREATE ROLE (\w+) LOGIN PASSWORD :'\w+' IN ROLE (\w+)", text))
     assert logins == {
         "spendstream_api": roles.READER,
         "spendstream_collector_login": roles.COLLECTOR,
+        "spendstream_alerts_login": roles.ALERTER,
         "spendstream_grafana": roles.BI,
     }
     read = set(re.findall(r"\$SECRETS/(\w+)", text))

@@ -30,7 +30,7 @@ def test_the_image_runs_every_process_as_a_user_by_number() -> None:
     assert IMAGE.user == "10001:10001"
     assert IMAGE.entrypoint == ["spendstream"]
     assert IMAGE.ports == [
-        port for name in ("api", "worker", "collector", "exporter") if (port := deployed.port(name))
+        port for name in ("api", "worker", "collector", "exporter", "alerts") if (port := deployed.port(name))
     ]
     assert {step.keyword for step in IMAGE.steps} == {"COPY"}, "nothing is run in the last stage"
 

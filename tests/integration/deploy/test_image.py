@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import uuid
@@ -215,8 +216,8 @@ class Deployment:
             for variable, value in SERVICES[name]["environment"].items()
         }
         ours = {"S3_ENDPOINT": self._stack.s3.url} if "S3_ENDPOINT" in given else {}
-        process = deployed.PROCESSES[name]
-        if process.port is not None and process.host is not None:
+        process = deployed.PROCESSES.get(name)  # none of `cli`, which listens nowhere
+        if process is not None and process.port is not None and process.host is not None:
             ours |= {process.port: str(self.ports[name]), process.host: "127.0.0.1"}
         return {**given, **ours, "NUMBA_CACHE_DIR": "/run/loops"}
 
@@ -243,6 +244,35 @@ class Deployment:
         return self._built.run(
             *command, env=env, folder=self._folder, mounts=self.mounts(name), entrypoint=entrypoint
         )
+
+    def run_line(self, line: str) -> tuple[int, str]:
+        """Run a line of a page that begins with `docker compose run` or `docker run`, to its end.
+
+        As an engine does, mount what the line mounts as it lies on the host. Its folder `secrets` is ours.
+        """
+        words = shlex.split(line)
+        composed = words[1] == "compose"
+        words = words[3:] if composed else words[2:]
+        given: dict[str, str] = {}
+        mounts: dict[str, Path] = {}
+        while words[0].startswith("-"):
+            option = words.pop(0)
+            if option in ("-v", "-e", "--cap-drop", "--security-opt"):
+                value = words.pop(0)
+                if option == "-e":
+                    name, _, given[name] = value.partition("=")
+                elif option == "-v":
+                    outside, inside, *_ = value.split(":")
+                    mounts[inside] = self._folder / outside
+            else:
+                assert option in ("--rm", "--read-only"), line
+        service, *command = words
+        if composed:
+            given = {**self.environment(service), **given}
+            mounts = {**self.mounts(service), **mounts}
+        else:
+            assert service == f"spendstream:{image.version()}"
+        return self._built.run(*command, env=given, folder=self._folder, mounts=mounts)
 
     def start(self, name: str) -> None:
         """Start the service, and wait until its page says that it is ready."""
@@ -297,13 +327,23 @@ def request(url: str, key: str, body: bytes | None = None) -> tuple[int, Any]:
         return error.code, json.loads(error.read())
 
 
+def lines(page: str, beginning: str) -> list[str]:
+    """The lines of a page's shell blocks that begin so, without their comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (image.ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    written = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    found = [line.partition(" #")[0] for line in written if line.startswith(beginning)]
+    assert found, f"{page} has no line `{beginning}`"
+    return found
+
+
 def test_an_event_goes_through_every_process_of_the_image(deployment: Deployment) -> None:
     """Each process has its own role in the database. An event, its figures, a file of it; SIGTERM to each."""
     before = {path.name for path in deployment.loops.rglob("*")}
-    code, printed = deployment.run("migrate", "migrate")
-    assert code == 0, printed
-    assert "spendstream_reader may read rollups" in printed
-    for name in ("worker", "api", "exporter", "collector"):
+    (line,) = lines("docs/howto/image.md", "docker run --read-only --cap-drop")
+    for code, printed in (deployment.run("migrate", "migrate"), deployment.run_line(line)):
+        assert code == 0, printed
+        assert "spendstream_reader may read rollups" in printed
+    for name in ("worker", "api", "exporter", "alerts", "collector"):
         deployment.start(name)
     for name, port in deployment.ports.items():
         # The compose file's own check of health, as the engine would run it.
@@ -314,6 +354,12 @@ def test_an_event_goes_through_every_process_of_the_image(deployment: Deployment
         code, printed = deployment.run(name, *test[2:], entrypoint=[test[1]])
         assert code == 0, printed
 
+    for line in lines("docs/howto/compose.md", "docker compose run"):
+        code, printed = deployment.run_line(line)
+        assert code == 0, f"{line}\n{printed}"
+        if " keys create " in line:
+            assert re.search(r"^ssk_[\w-]+$", printed, re.MULTILINE), printed
+
     keys = {}
     for role in (
         "analytics:events:write",
@@ -321,9 +367,9 @@ def test_an_event_goes_through_every_process_of_the_image(deployment: Deployment
         "analytics:exports:create",
         "analytics:exports:read",
     ):
-        secret = (deployment.secrets / "api_key_secret").read_text().strip()
-        words = ("keys", "create", "--org", ORG, "--role", role, "--label", "test")
-        code, printed = deployment.run("migrate", *words, API_KEY_SECRET=secret)
+        code, printed = deployment.run(
+            "cli", "keys", "create", "--org", ORG, "--role", role, "--label", "test"
+        )
         assert code == 0, printed
         (keys[role],) = re.findall(r"ssk_[\w-]+", printed)
 
@@ -370,7 +416,7 @@ def test_an_event_goes_through_every_process_of_the_image(deployment: Deployment
 
     wait_for(exported, READY_S, lambda: "the export is not made")
 
-    for name in ("collector", "exporter", "api", "worker"):
+    for name in ("collector", "alerts", "exporter", "api", "worker"):
         code, printed = deployment.stop(name)
         assert code == 0, printed
     assert "last_flush_committed" in printed

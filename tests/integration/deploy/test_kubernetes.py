@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -20,14 +22,10 @@ from pipeline.common.settings_table import SETTINGS
 from pipeline.worker.service import LAST_FLUSH_S
 from sql import roles
 from tests.support import deployed, image, manifests, prometheus_rule
-from tests.support.manifests import OVERLAYS, Object
+from tests.support.manifests import OVERLAYS, SECRETS, Object, files, process
 
-SECRETS: Final = "/run/secrets/spendstream/"
+WATCH: Final = Path(__file__).resolve().parents[3] / "docs/howto/watch.md"
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
-
-
-def process(workload: Object) -> str:
-    return str(workload["metadata"]["name"]).removeprefix("spendstream-")
 
 
 def pod(workload: Object) -> Any:
@@ -41,16 +39,6 @@ def variables(overlay: str, workload: Object) -> dict[str, str]:
     for source in one["envFrom"]:
         found |= manifests.found(overlay, "ConfigMap", source["configMapRef"]["name"])["data"]
     return found | {variable["name"]: variable["value"] for variable in one["env"]}
-
-
-def files(workload: Object) -> dict[str, tuple[str, str]]:
-    """The secret and the key behind each file below `SECRETS`."""
-    (volume,) = (volume for volume in pod(workload)["volumes"] if volume["name"] == "secrets")
-    return {
-        item["path"]: (source["secret"]["name"], item["key"])
-        for source in volume["projected"]["sources"]
-        for item in source["secret"]["items"]
-    }
 
 
 # --- schemas ------------------------------------------------------------------------------------------
@@ -94,7 +82,7 @@ def test_our_pods_are_restricted(overlay: str) -> None:
     found = {process(workload) for workload in manifests.workloads(overlay)}
     assert found == deployed.PROCESSES.keys()
     user, _, group = image.read()["spendstream"].user.partition(":")
-    for workload in manifests.workloads(overlay):
+    for workload in manifests.pods(overlay):
         inside, one = pod(workload), manifests.container(workload)
         security = inside["securityContext"]
         assert security["runAsNonRoot"] is True
@@ -120,19 +108,19 @@ def test_our_pods_are_restricted(overlay: str) -> None:
 
 
 @overlays
-def test_accounts_exist_and_the_owners_credentials_are_migrates_and_the_workers_alone(overlay: str) -> None:
+def test_accounts_exist_and_only_migrate_worker_and_cli_have_the_owners_credentials(overlay: str) -> None:
     accounts = {
         one["metadata"]["name"] for one in manifests.rendered(overlay) if one["kind"] == "ServiceAccount"
     }
-    for workload in manifests.workloads(overlay):
+    for workload in manifests.pods(overlay):
         name = process(workload)
         assert pod(workload)["serviceAccountName"] in accounts
-        assert (pod(workload)["serviceAccountName"] == "spendstream-migrate") is (name == "migrate")
+        assert (pod(workload)["serviceAccountName"] == "spendstream-migrate") is (name in ("migrate", "cli"))
         secret, _ = files(workload)["database_url"]
         owner = secret in ("spendstream-owner", "spendstream-db-app")
-        assert owner is (name in ("migrate", "worker")), (name, secret)
+        assert owner is (name in ("migrate", "worker", "cli")), (name, secret)
         store = any(secret == "spendstream-object-store" for secret, _ in files(workload).values())
-        assert store is (name in ("worker", "api", "exporter"))
+        assert store is (name in ("worker", "api", "exporter", "cli"))
 
 
 # --- commands and settings ------------------------------------------------------------------------------
@@ -145,14 +133,18 @@ def test_every_command_exists_and_every_variable_is_a_setting(overlay: str, tmp_
         "rabbitmq_url": "rabbitmq-stream://u:p@h",
         "api_key_secret": "k" * 40,
         "cursor_secret": "c" * 40,
+        "webhook_key": "w" * 40,
         "s3_access_key": "a" * 20,
         "s3_secret_key": "s" * 20,
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(f"{text}\n")
-    for workload in manifests.workloads(overlay):
-        name = deployed.command(manifests.container(workload)["args"])
-        assert name == process(workload)
+    for workload in manifests.pods(overlay):
+        name = process(workload)
+        if name == "cli":
+            assert manifests.container(workload)["command"][0] == "sleep"
+        else:
+            assert deployed.command(manifests.container(workload)["args"]) == name
         given = variables(overlay, workload)
         assert given.keys() <= deployed.NAMES, given.keys() - deployed.NAMES
         assert not given.keys() & {one.name for one in SETTINGS if one.secret}, "a secret is a file"
@@ -160,7 +152,8 @@ def test_every_command_exists_and_every_variable_is_a_setting(overlay: str, tmp_
         assert read == files(workload).keys()
         inside = {key: value.replace(SECRETS, f"{tmp_path}/") for key, value in given.items()}
         inside |= {key: str(tmp_path) for key in ("DEDUPE_FOLDER", "COLLECTOR_SPOOL") if key in inside}
-        deployed.PROCESSES[name].load(inside)
+        for loaded in ("worker", "api") if name == "cli" else (name,):
+            deployed.PROCESSES[loaded].load(inside)
         for folder in ("DEDUPE_FOLDER", "COLLECTOR_SPOOL"):
             mounts = [mount["mountPath"] for mount in manifests.container(workload)["volumeMounts"]]
             assert folder not in given or any(
@@ -264,12 +257,14 @@ def test_a_policy_opens_only_ports_that_a_process_has_or_needs(overlay: str) -> 
     assert not nothing.keys() & {"ingress", "egress"}
     needs = {
         "migrate": {5432},
+        "cli": {5432, 5551, 5552, 443},
         "worker": {5432, 5551, 5552, 443},
         "api": {5432, 443},
         "exporter": {5432, 443},
+        "alerts": {5432, 443},
         "collector": {5432, 5551, 5552, 443},
     }
-    for workload in manifests.workloads(overlay):
+    for workload in manifests.pods(overlay):
         name = process(workload)
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert nothing["podSelector"]["matchLabels"].items() <= labels.items()
@@ -281,6 +276,70 @@ def test_a_policy_opens_only_ports_that_a_process_has_or_needs(overlay: str) -> 
         if overlay == "production":
             inside = [rule for rule in policy["egress"] if {p["port"] for p in rule["ports"]} - {443}]
             assert all(rule.get("to") for rule in inside), "broker and database are pods of this namespace"
+
+
+def test_who_needs_a_server_of_this_cluster_is_let_in_there() -> None:
+    """The servers' policies let in whom a policy of ours lets out, and Grafana to the database."""
+    policies = {
+        one["metadata"]["name"]: one["spec"]
+        for one in manifests.rendered("production")
+        if one["kind"] == "NetworkPolicy"
+    }
+    for server, port in (("spendstream-db", 5432), ("spendstream-mq", 5552)):
+        sources = [
+            source
+            for rule in policies[server]["ingress"]
+            for source in rule["from"]
+            if {"protocol": "TCP", "port": port} in rule.get("ports", ())
+        ]
+        (ours,) = (
+            one["podSelector"]["matchExpressions"][0]["values"]
+            for one in sources
+            if "matchExpressions" in one.get("podSelector", {})
+        )
+        out = {
+            process(one)
+            for one in manifests.pods("production")
+            for rule in policies[f"spendstream-{process(one)}"]["egress"]
+            if port in {opened["port"] for opened in rule["ports"]}
+        }
+        assert out == {*ours}, server
+        if server == "spendstream-db":
+            labels = [one.get("podSelector", {}).get("matchLabels", {}) for one in sources]
+            assert {"app.kubernetes.io/name": "grafana"} in labels
+
+
+# --- commands and dashboards ----------------------------------------------------------------------------
+
+
+@overlays
+def test_the_pod_for_commands_has_every_secret_of_the_processes_and_never_runs_by_itself(
+    overlay: str,
+) -> None:
+    spec = manifests.found(overlay, "CronJob", "spendstream-cli")["spec"]
+    assert spec["suspend"] is True
+    program, seconds = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert (program, int(seconds)) == ("sleep", spec["jobTemplate"]["spec"]["activeDeadlineSeconds"])
+    *workloads, cli = manifests.pods(overlay)
+    wanted = {path for workload in workloads for path in files(workload)}
+    assert files(cli).keys() == wanted
+    migrate = next(one for one in workloads if process(one) == "migrate")
+    assert files(cli)["database_url"] == files(migrate)["database_url"]
+    for secret in wanted - {"database_url"}:
+        assert {files(one).get(secret, files(cli)[secret]) for one in workloads} == {files(cli)[secret]}
+
+
+def test_the_dashboards_are_config_maps_that_grafana_looks_for() -> None:
+    files_of_grafana = {
+        path.name: path.read_text() for path in (image.ROOT / "deploy/grafana/dashboards").iterdir()
+    }
+    found: dict[str, str] = {}
+    for one in manifests.rendered("production"):
+        if one["kind"] == "ConfigMap" and one["metadata"].get("labels", {}).get("grafana_dashboard") == "1":
+            found |= one["data"]
+            # `kubectl apply` writes the object once more into an annotation, which may have 256 KiB.
+            assert len(json.dumps(one)) < 200_000
+    assert found == files_of_grafana
 
 
 # --- scale, servers, metrics ----------------------------------------------------------------------------
@@ -339,37 +398,32 @@ def test_the_rules_of_the_operator_are_those_of_prometheus() -> None:
     assert rules["groups"] == yaml.safe_load(prometheus_rule.RULES.read_text())["groups"]
 
 
+def test_the_component_runbook_puts_an_address_before_every_runbook_url(tmp_path: Path) -> None:
+    """It does what the line with `sed` in docs/howto/watch.md does to the rules of Prometheus."""
+    components = [
+        os.path.relpath(manifests.FOLDER / "components" / name, tmp_path)
+        for name in ("monitoring", "runbook")
+    ]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"components": components}))
+    made = manifests.render(tmp_path)
+    (rule,) = (one for one in made if one["kind"] == "PrometheusRule")
+    told = re.search(r"'s\|(.+?)\|(.+?)\|' deploy/prometheus/rules.yml", WATCH.read_text())
+    assert told is not None
+    rules = prometheus_rule.RULES.read_text()
+    assert rules.count(told[1]) > 20
+    assert rule["spec"]["groups"] == yaml.safe_load(rules.replace(told[1], told[2]))["groups"]
+    assert not [one for one in made if one["kind"] == "ConfigMap"]
+
+
 def test_the_roles_of_the_database_are_those_that_migrate_grants_rights_to() -> None:
     declared = manifests.found("production", "Cluster", "spendstream-db")["spec"]["managed"]["roles"]
     groups = {role["name"] for role in declared if not role["login"]}
-    assert groups == {roles.READER, *roles.WRITERS, roles.COLLECTOR, roles.BI}
+    assert groups == {roles.READER, *roles.WRITERS, roles.COLLECTOR, roles.ALERTER, roles.BI}
     logins = {role["name"]: role["inRoles"] for role in declared if role["login"]}
     assert logins == {
         "spendstream_api": [roles.READER],
         "spendstream_collector_login": [roles.COLLECTOR],
+        "spendstream_alerts_login": [roles.ALERTER],
         "spendstream_grafana": [roles.BI],
     }
     assert all(role["passwordSecret"]["name"] for role in declared if role["login"])
-
-
-def test_every_secret_that_a_pod_reads_is_made_by_the_page() -> None:
-    text = (image.ROOT / "docs/howto/kubernetes.md").read_text()
-    made = dict(_secrets_of(text))
-    for overlay in OVERLAYS:
-        for workload in manifests.workloads(overlay):
-            for secret, key in files(workload).values():
-                if secret == "spendstream-db-app":  # the operator's own
-                    assert key == "uri"
-                    continue
-                assert key in made[secret], (secret, key)
-    declared = manifests.found("production", "Cluster", "spendstream-db")["spec"]["managed"]["roles"]
-    for role in declared:
-        if role["login"]:
-            assert made[role["passwordSecret"]["name"]] == {"username", "password"}
-
-
-def _secrets_of(text: str) -> Iterator[tuple[str, set[str]]]:
-    """The secrets that the page's `kubectl create secret` lines make, with their keys."""
-    joined = text.replace("\\\n", " ")
-    for name, rest in re.findall(r"kubectl -n spendstream create secret generic ([\w-]+)([^\n]*)", joined):
-        yield name, set(re.findall(r"--from-(?:literal|file)=(\w+)=", rest))

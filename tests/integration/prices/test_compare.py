@@ -238,6 +238,24 @@ def test_a_check_says_since_when_calls_have_no_price_and_what_they_count_at(
     )
 
 
+@pytest.mark.parametrize(("cost", "unestimated", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1)])
+def test_the_model_of_the_synthetic_check_needs_no_price_while_its_calls_cost_nothing(
+    connection: psycopg.Connection[Any],
+    database_url: str,
+    now: datetime,
+    cost: int,
+    unestimated: int,
+    code: int,
+) -> None:
+    add_classes(connection)
+    model = next(iter(MODELS))
+    add_label(connection, ORGS[0], model, "spendstream", "check", at=now)
+    figures = {"invocations": 2, "unestimated": unestimated, "cost_microcents": cost}
+    add_usage(connection, ORGS[0], model, now, figures, rate_class=1)
+    said = run(database_url, "check", code=code).output
+    assert ("spendstream check of 1 org has no price" in said) == (code == 1)
+
+
 def test_a_check_says_which_sources_disagree(
     connection: psycopg.Connection[Any], database_url: str, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.commands import prices as commands
+from pipeline.commands.prices import parameters
 from pipeline.core.wire import SERVICE_TIERS
 from pipeline.prices import price as prices
 from pipeline.prices.price import TOKEN_KINDS
@@ -288,4 +288,4 @@ def test_every_tier_and_kind_that_the_code_knows_can_have_a_price(
         for kind in TOKEN_KINDS:
             connection.execute(PRICE, price(service_tier=tier, kind=kind))
     assert (*TOKEN_KINDS, "request") == KINDS
-    assert (*KINDS, "discount") == prices.KINDS == commands.KINDS
+    assert (*KINDS, "discount") == prices.KINDS == parameters.KINDS

@@ -1,0 +1,1 @@
+"""The routes, a file a room. `api.contract.operations` puts them together."""

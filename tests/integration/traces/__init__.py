@@ -1,0 +1,1 @@
+"""Traces, against a receiver of OTLP that runs."""

@@ -1,0 +1,1 @@
+"""Traces: settings and the queue, without a receiver."""
