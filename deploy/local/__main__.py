@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from . import network
-from .cluster import Cluster
+from .cluster import Cluster, enter
 from .server import ServerFailed, Unavailable
 from .stack import SERVICES, Stack, default_folder
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if options.command is run and options.cluster and not network.entered():
             again = sys.argv[1:] if argv is None else argv
-            network.enter((sys.executable, "-m", "deploy.local", *again))
+            enter((sys.executable, "-m", "deploy.local", *again))
         code: int = options.command(options)
     except (Unavailable, ServerFailed, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A cluster: three RabbitMQ nodes, a PostgreSQL primary and a standby, each on a host of a private network.
 
-    network.enter(...)                      # first: namespaces of our own
+    enter(…)                              # first: namespaces of our own
     with Cluster(folder) as cluster:
         cluster.start()
         cluster.brokers[0].kill()
@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from . import ways
+from . import network, ways
 from .network import PREFIX, Network
 from .server import ENDED, BinariesWay, Server, ServerFailed, Unavailable, Way
 from .servers import S3, Postgres, RabbitMQ, Redis
@@ -169,15 +169,28 @@ class Brokers:
     url: str
 
 
+def enter(argv: Sequence[str]) -> None:
+    """Run this command in our place, where it may make a `Cluster`. Raises RuntimeError, `Unavailable`.
+
+    The binaries are fetched now: no package registry can be reached from the namespaces.
+    """
+    _processes()
+    network.enter(argv)
+
+
+def _processes() -> Way:
+    """The way in which the servers run. It builds the root folder that it needs, if that is missing."""
+    return ways.first_possible({"host": binaries.host, "rootfs": binaries.debian})
+
+
 class Cluster:
     """The servers, in ``folder``. The end of the ``with`` block stops them and deletes their data."""
 
     def __init__(self, folder: Path, *, synchronous: bool = False, durable: bool = True) -> None:
-        """With ``synchronous`` a commit waits for the standby. Needs `network.enter` before."""
+        """With ``synchronous`` a commit waits for the standby. Needs `enter` before."""
         self.folder = folder.resolve()
         self.synchronous = synchronous
-        as_processes = ways.first_possible({"host": binaries.host, "rootfs": binaries.debian})
-        self.beside = Stack(self.folder / "beside", way=as_processes.name, durable=durable, temporary=True)
+        self.beside = Stack(self.folder / "beside", way=_processes().name, durable=durable, temporary=True)
         """The stack that has Redis and S3."""
         self.way = self.beside.way
         if not isinstance(self.way, Processes) or self.way.root is None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.local import network
-from deploy.local.cluster import Cluster
+from deploy.local.cluster import Cluster, enter
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_world import ClusterWorld
 from tests.faults.world import Report
@@ -140,6 +140,6 @@ def main() -> int:
     if unknown := set(filter(None, options.kinds.split(","))) - set(CLUSTER_FAULTS):
         parser.error(f"no kind {', '.join(sorted(unknown))}: there are {', '.join(CLUSTER_FAULTS)}")
     if not network.entered():
-        network.enter((sys.executable, "-m", "tests.faults", *sys.argv[1:]))
+        enter((sys.executable, "-m", "tests.faults", *sys.argv[1:]))
     with tempfile.TemporaryDirectory(prefix="spendstream-cluster-", ignore_cleanup_errors=True) as folder:
         return asyncio.run(run(Path(folder), options))

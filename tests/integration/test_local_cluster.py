@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.local import network
+from deploy.local import cluster, network, ways
 
 ROOT = Path(__file__).parents[2]
 LOOK = """
@@ -59,3 +59,14 @@ def test_a_cluster_is_whole_and_a_standby_needs_one() -> None:
     ):
         refused = run(*options, "--", "true")
         assert (refused.returncode, fault in refused.stderr) == (2, True), refused
+
+
+def test_the_binaries_are_fetched_where_the_registries_can_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fresh machine has no root folder yet, and nothing can be fetched from the namespaces."""
+    done: list[str] = []
+    monkeypatch.setattr(ways, "first_possible", lambda _: done.append("fetched"))
+    monkeypatch.setattr(network, "enter", lambda _: done.append("entered"))
+    cluster.enter(("true",))
+    assert done == ["fetched", "entered"]
