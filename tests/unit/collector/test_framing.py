@@ -21,14 +21,21 @@ JSON = st.recursive(
 )
 
 
-@pytest.fixture(scope="module", params=[3, framing._BLOCK_BYTES], autouse=True)
+@pytest.fixture(scope="module", params=[3, framing._BLOCK_BYTES])
 def block_bytes(request: pytest.FixtureRequest) -> Iterator[int]:
-    """With blocks of 3 bytes, strings, escapes and brackets lie across their edges."""
+    """With blocks of 3 bytes, strings, escapes and brackets lie across their edges.
+
+    Only tests of small bodies ask for them: a body of 4 MB has 1.4 million such blocks, which take minutes.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(framing, "_BLOCK_BYTES", request.param)
         yield request.param
 
 
+of_small_blocks_too = pytest.mark.usefixtures("block_bytes")
+
+
+@of_small_blocks_too
 @given(st.lists(JSON, max_size=5), st.booleans())
 def test_an_array_is_cut_into_its_elements_both_ways(elements: list[object], is_ascii: bool) -> None:
     """Also with halves of surrogate pairs, which msgspec refuses."""
@@ -41,6 +48,7 @@ def test_an_array_is_cut_into_its_elements_both_ways(elements: list[object], is_
     assert [json.loads(one) for one in framing._cut(body)] == elements
 
 
+@of_small_blocks_too
 @given(st.binary(max_size=40) | st.text('[]{},:"\\ 1ae-.ud8', max_size=40).map(str.encode))
 def test_what_is_taken_as_json_is_what_the_contract_takes_as_json(text: bytes) -> None:
     try:
@@ -54,6 +62,7 @@ def test_what_is_taken_as_json_is_what_the_contract_takes_as_json(text: bytes) -
     assert is_json == (not said.startswith("not ") or said == "not a JSON object")
 
 
+@of_small_blocks_too
 @pytest.mark.parametrize(
     "body",
     [
@@ -91,6 +100,7 @@ def test_lines_are_cut_without_blank_ones() -> None:
     assert list(framing.lines(body)) == [b'{"a": 1}', b"broken", b'{"b": "x\xc2\x85y"}']
 
 
+@of_small_blocks_too
 @pytest.mark.parametrize("depth", [199, 200, 201, 30_000])
 def test_depth_is_counted_as_the_contract_counts_it(depth: int) -> None:
     text = b'{"a":' * (depth - 1) + b'["\\"]["' + b',"]]]]"' * 300 + b"]" + b"}" * (depth - 1)
