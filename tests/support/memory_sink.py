@@ -97,7 +97,9 @@ class MemoryDatabase:
             self.replicate()
 
     def state(self, stream: str) -> State:
-        return self.states.setdefault(stream, State())
+        if stream not in self.states:  # asked for often, so no new state is made just to be thrown away
+            self.states[stream] = State()
+        return self.states[stream]
 
 
 def in_bytes(label: tuple[int, str, str]) -> tuple[int, bytes, bytes]:
