@@ -15,7 +15,9 @@ pytestmark = pytest.mark.timeout(1800)
 
 async def test_no_poison_stops_a_partition_or_bends_a_figure(servers: Stack, tmp_path: Path) -> None:
     """The wait of the other orgs is printed here. `python -m tests.faults` fails if the wait is too long."""
-    async with World(servers, tmp_path, seed=3, workers=3, partitions=2, archive=True, say=print) as world:
+    async with World(
+        servers, tmp_path, seed=3, workers=3, partitions=2, archive=True, clocks=False, say=print
+    ) as world:
         done = await poisoned(world, seed=3)
     print(done.line())
     assert done.report.mismatches == []

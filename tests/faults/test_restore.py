@@ -13,7 +13,6 @@ from tests.conftest import missing
 from tests.faults.restore import KINDS, restore, restored
 from tests.faults.world import World, oracle_of
 from tests.support import books, streams
-from tests.support.warm import Warm
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -30,12 +29,6 @@ def one_too_far(connection: psycopg.Connection) -> None:
 async def test_a_backup_of_any_moment_and_the_stream_make_every_figure_exact(
     servers: Stack, second: Stack, tmp_path: Path
 ) -> None:
-    (tmp_path / "warm").mkdir()
-    with Warm(tmp_path / "warm") as warm:
-        await prove(servers, second, tmp_path, warm)
-
-
-async def prove(servers: Stack, second: Stack, tmp_path: Path, warm: Warm) -> None:
     async with World(
         servers,
         tmp_path,
@@ -46,7 +39,7 @@ async def prove(servers: Stack, second: Stack, tmp_path: Path, warm: Warm) -> No
         archive=True,
         rate=150,
         archive_interval="10s",  # a shorter one makes more files, and reading them takes longer
-        warm=warm,
+        clocks=False,
         say=print,
     ) as world:
         if "second" not in world.able:

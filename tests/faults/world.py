@@ -44,7 +44,6 @@ from tests.faults import clock, failover
 from tests.support import archives, books, mix, processes, streams
 from tests.support import oracle as naive
 from tests.support.tcp_proxy import TcpProxy
-from tests.support.warm import Warm
 
 READY_S = 400.0
 DRAIN_S = 600.0
@@ -144,7 +143,7 @@ class World:
 
     Use it as an async context manager. ``second`` is a stack whose PostgreSQL may become the primary. With
     ``archive`` the workers archive to the stack's S3. With ``disks_small`` each PostgreSQL has its data on a
-    file system that can be filled. ``warm`` starts workers faster; their clocks and SIGSTOP then do nothing.
+    file system that can be filled. Without ``clocks`` workers start faster, and the slots' clocks do nothing.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class World:
         disks_small: bool = False,
         archive_interval: str = "15s",
         settings: dict[str, str] | None = None,
-        warm: Warm | None = None,
+        clocks: bool = True,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stack = stack
@@ -188,7 +187,7 @@ class World:
         """The abilities of this world that some faults need."""
         self._workers = workers
         self._archive_interval = archive_interval
-        self._warm = warm
+        self._clocks = clocks
         self._settings = settings or {}
         self._began = time.monotonic()
         self._say = say
@@ -284,10 +283,10 @@ class World:
             "VALUES_PER_ORG_HOUR_MAX": str(RULES.values_per_org_hour_max),
             "PYTHONFAULTHANDLER": "1",
             **self._archive_env(),
-            **its_clock.env(),
+            **(its_clock.env() if self._clocks else {}),
             **self._settings,
         }
-        return processes.worker(env, folder, warm=self._warm)
+        return processes.worker(env, folder)
 
     def _archive_env(self) -> dict[str, str]:
         if not self.archive:
@@ -541,7 +540,7 @@ class World:
         """Run ``spendstream reconcile`` over everything; returns its complaints."""
         env = {"DATABASE_URL": self.database_url, **self._archive_env()}
         span = ("--from", "2020-01-01", "--to", "2040-01-01")
-        done = processes.command("reconcile", *span, env=env, warm=self._warm)
+        done = processes.command("reconcile", *span, env=env)
         if done.returncode == 0 and f"compared with {accepted} archived events" in done.stdout:
             return []
         return [f"reconcile, exit code {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}"]

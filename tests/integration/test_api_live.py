@@ -217,7 +217,7 @@ def test_clients_that_never_read_are_dropped_and_cost_no_memory(database_url: st
                 )
                 connection.execute("SELECT pg_notify('spendstream_flush', '0')")
 
-    with processes.Api(env, tmp_path) as api, ExitStack() as open_:
+    with processes.Api(env, tmp_path, cold=True) as api, ExitStack() as open_:
         server = Client(urlsplit(api.ready_url).port or 0)
         reader = open_.enter_context(closing(Events(server, ORG)))
         reader.until("usage")

@@ -40,10 +40,10 @@ async def stored(folder: Path, stream: str = "analytics.usage.v1") -> list[bytes
 
 
 def process(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    base = {name: value for name, value in os.environ.items() if name not in CLEAN}
+    env = processes.environment(environment)
     return subprocess.Popen(
-        children.command_line("pipeline.cli", *arguments),
-        env=children.environment({**base, **environment}),
+        processes.command_line("pipeline.cli", *arguments, env=env),
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

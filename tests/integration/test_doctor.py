@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import re
 import subprocess
 import threading
@@ -27,10 +26,9 @@ from pipeline.admin.doctor import Finding, Level
 from pipeline.cli import main
 from pipeline.common import settings
 from pipeline.common.settings_table import SETTINGS
-from pipeline.processes import child as children
 from sql import migrate
 from sql.schema import HEAD
-from tests.support import community
+from tests.support import community, processes
 from tests.support.rabbitmq import broker_user
 
 DEAD = "127.0.0.1:1"
@@ -558,11 +556,4 @@ def test_servers_that_hang_do_not_hang_the_doctor(
 
 
 def simulate(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        children.command_line("pipeline.cli", "simulate", "--rate", "100", "--duration", "200ms"),
-        env=children.environment({**os.environ, **environment}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return processes.command("simulate", "--rate", "100", "--duration", "200ms", env=environment)

@@ -29,7 +29,6 @@ from tests.support import access, export_servers, processes, runbook, streams, w
 from tests.support.processes import Process
 from tests.support.rabbitmq import broker_user
 from tests.support.usage_events import ORG, EventMill
-from tests.support.warm import Warm
 
 BACKUP: Final = watch.ROOT / "docs/howto/backup.md"
 SEE, DO, CHECK = "How to see", "What to do", "How to see that it worked"
@@ -61,7 +60,6 @@ class Place:
     tools: Path
     env: dict[str, str]
     mill: EventMill
-    warm: Warm
 
     def page(self, page: str | Path, **more: str) -> runbook.Page:
         path = page if isinstance(page, Path) else watch.RUNBOOK / f"{page}.md"
@@ -74,7 +72,7 @@ class Place:
     def worker(self, **more: str) -> Process:
         folder = self.folder / uuid.uuid4().hex
         folder.mkdir()
-        return processes.worker({**self.env, **more}, folder, warm=self.warm)
+        return processes.worker({**self.env, **more}, folder)
 
     async def publish(self, count: int, *, stream: str | None = None) -> None:
         await self.send(self.mill.events(count), stream=stream)
@@ -92,24 +90,16 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    with Warm(tmp_path_factory.mktemp("warm")) as warm:
-        yield warm
-
-
-@pytest.fixture(scope="module")
-def tools(
-    stack: Stack, up: Callable[[Server], None], warm: Warm, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tools(stack: Stack, up: Callable[[Server], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     for server in (stack.rabbitmq, stack.postgres, stack.redis):
         up(server)
     if not isinstance(stack.way, Processes):
         missing("the servers run in containers, whose tools are not at hand")
-    return runbook.put_tools(tmp_path_factory.mktemp("runbook") / "tools", stack, warm)
+    return runbook.put_tools(tmp_path_factory.mktemp("runbook") / "tools", stack)
 
 
 @pytest.fixture
-def place(stack: Stack, tools: Path, warm: Warm, timescale: str, redis_url: str, tmp_path: Path) -> Place:
+def place(stack: Stack, tools: Path, timescale: str, redis_url: str, tmp_path: Path) -> Place:
     migrate.upgrade(timescale)
     env = {
         **stack.rabbitmq.env,
@@ -120,7 +110,7 @@ def place(stack: Stack, tools: Path, warm: Warm, timescale: str, redis_url: str,
         "API_KEY_SECRET": access.SECRET,
         "API_ALLOW_PRIVILEGED": "true",
     }
-    return Place(stack, tmp_path, tools, env, EventMill(), warm)
+    return Place(stack, tmp_path, tools, env, EventMill())
 
 
 def test_each_page_of_a_task_has_its_situation_here_and_its_line_in_the_list() -> None:

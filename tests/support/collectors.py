@@ -21,7 +21,9 @@ SLOW_MACHINE = {"COLLECTOR_CONFIRM_TIMEOUT": "10s", "API_DATABASE_TIMEOUT": "5s"
 class Collector(Process):
     """The collector process."""
 
-    def __init__(self, env: Mapping[str, str], folder: Path, *, name: str = "collector") -> None:
+    def __init__(
+        self, env: Mapping[str, str], folder: Path, *, name: str = "collector", cold: bool = False
+    ) -> None:
         self.port = free_port()
         super().__init__(
             "pipeline.cli",
@@ -29,6 +31,7 @@ class Collector(Process):
             env={**SLOW_MACHINE, **env, "COLLECTOR_PORT": str(self.port)},
             log=folder / f"{name}.log",
             ready=f"http://127.0.0.1:{self.port}/status/readyz",
+            cold=cold,
         )
 
     def request(
@@ -61,5 +64,7 @@ class Collector(Process):
         return get(self.ready_url)[1]["components"][name]
 
 
-def collector(env: Mapping[str, str], folder: Path, *, name: str = "collector") -> Collector:
-    return Collector(env, folder, name=name)
+def collector(
+    env: Mapping[str, str], folder: Path, *, name: str = "collector", cold: bool = False
+) -> Collector:
+    return Collector(env, folder, name=name, cold=cold)

@@ -6,18 +6,20 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from deploy.local.ports import free_port
 from pipeline.processes import child as children
-from tests.support.warm import Warm
+from tests.support import warm
 
+Running = subprocess.Popen[bytes] | warm.Forked
 READY_S = 400.0
 SLOW_MACHINE = {"API_DATABASE_TIMEOUT": "5s"}
 """Settings of an API under test: a busy machine may pause for half a second, which is the default."""
@@ -37,18 +39,51 @@ def get(url: str, *, timeout_s: float = 60.0) -> tuple[int, Any]:
 
 
 def command(
-    *arguments: str, env: Mapping[str, str], timeout_s: float = 600, warm: Warm | None = None
+    *arguments: str, env: Mapping[str, str], timeout_s: float = 600, cold: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run ``spendstream …`` to its end."""
-    command_line = children.command_line if warm is None else warm.command_line
-    return subprocess.run(
-        command_line("pipeline.cli", *arguments),
-        env=children.environment({**_base(), **env}),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = start("pipeline.cli", arguments, env=environment(env), stdout=out, stderr=err, cold=cold)
+        try:
+            code = started.wait(timeout_s)
+        except BaseException:
+            started.kill()
+            started.wait()
+            raise
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess(("spendstream", *arguments), code, *said)
+
+
+def start(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    cold: bool,
+) -> Running:
+    """Start a module of ours: as a fork of the warm server, if that is possible and ``cold`` is not said."""
+    if cold or not warm.possible() or not warm.server().fits(env):
+        return subprocess.Popen(
+            children.command_line(module, *arguments), env=dict(env), stdout=stdout, stderr=stderr
+        )
+    return warm.server().start(module, arguments, env=env, stdout=stdout.fileno(), stderr=stderr.fileno())
+
+
+def command_line(module: str, *arguments: str, env: Mapping[str, str]) -> list[str]:
+    """A command line that runs ``module`` in ``env``, for who must start it in another way than `start`."""
+    if not warm.possible() or not warm.server().fits(env):
+        return children.command_line(module, *arguments)
+    return warm.server().command_line(module, *arguments)
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """``env``, and of our own environment all that does not configure Spendstream by accident."""
+    return children.environment({**_base(), **env})
 
 
 def _base() -> dict[str, str]:
@@ -70,23 +105,26 @@ class Process:
         env: Mapping[str, str],
         log: Path,
         ready: str,
-        warm: Warm | None = None,
+        cold: bool = False,
     ) -> None:
-        command_line = children.command_line if warm is None else warm.command_line
-        self._argv = command_line(module, *arguments)
-        self._env = children.environment({**_base(), **env})
+        """``cold`` starts a Python for it: see `tests.support.warm`."""
+        self._module, self._arguments = module, tuple(arguments)
+        self.env = environment(env)
         self._log = log
+        self._cold = cold
         self.ready_url = ready
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Running | None = None
 
     def start(self, *, wait: bool = True) -> None:
         with self._log.open("ab") as out:
-            self._process = subprocess.Popen(self._argv, env=self._env, stdout=out, stderr=out)
+            self._process = start(
+                self._module, self._arguments, env=self.env, stdout=out, stderr=out, cold=self._cold
+            )
         if wait:
             self.wait_ready()
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Running:
         assert self._process is not None
         return self._process
 
@@ -116,6 +154,7 @@ class Process:
 
     def peak_mib(self) -> float:
         """The most memory that the process itself has had, in MiB."""
+        assert isinstance(self.process, subprocess.Popen), "a fork begins with the memory of the warm server"
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
@@ -142,7 +181,7 @@ class Process:
             self.kill()
 
 
-def worker(env: Mapping[str, str], folder: Path, *, warm: Warm | None = None) -> Process:
+def worker(env: Mapping[str, str], folder: Path, *, cold: bool = False) -> Process:
     port = free_port()
     return Process(
         "pipeline.cli",
@@ -150,14 +189,14 @@ def worker(env: Mapping[str, str], folder: Path, *, warm: Warm | None = None) ->
         env={**env, "METRICS_PORT": str(port)},
         log=folder / "worker.log",
         ready=f"http://127.0.0.1:{port}/readyz",
-        warm=warm,
+        cold=cold,
     )
 
 
 class Api(Process):
     """The API process, and questions to it."""
 
-    def __init__(self, env: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, env: Mapping[str, str], folder: Path, *, cold: bool = False) -> None:
         port = free_port()
         self._root = f"http://127.0.0.1:{port}/analytics/v1"
         super().__init__(
@@ -166,6 +205,7 @@ class Api(Process):
             env={"API_ALLOW_PRIVILEGED": "true", **SLOW_MACHINE, **env, "HTTP_PORT": str(port)},
             log=folder / "api.log",
             ready=f"{self._root}/status/readyz",
+            cold=cold,
         )
 
     def ask(self, path: str, **parameters: Any) -> tuple[int, Any]:
@@ -197,7 +237,7 @@ def wait_for(condition: Any, timeout_s: float, context: Any = lambda: "") -> Non
 
 
 def wait_until_answering(
-    process: subprocess.Popen[bytes], ask: Callable[[], object], log: Path, timeout_s: float = 120
+    process: Running, ask: Callable[[], object], log: Path, timeout_s: float = 120
 ) -> None:
     """Ask a server until no OSError comes; fail with its log if the server ends or the time is over."""
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from deploy.local import Stack
 from deploy.local.server import Server
 from deploy.local.ways.binaries import Processes
-from tests.support import watch
-from tests.support.warm import Warm
+from tests.support import processes, watch
 
 _BLOCK = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -95,12 +94,12 @@ class Page:
         assert not self._left, f"blocks that were not run: {sorted(self._left)}"
 
 
-def put_tools(folder: Path, stack: Stack, warm: Warm) -> Path:
+def put_tools(folder: Path, stack: Stack) -> Path:
     """Put the tools that the pages name into ``folder``: ours, and those of the servers of the stack."""
     way = stack.way
     assert isinstance(way, Processes)
     folder.mkdir()
-    _put(folder, "spendstream", warm.command_line("pipeline.cli"))
+    _put(folder, "spendstream", processes.command_line("pipeline.cli", env=os.environ))
     for name in ("psql", "pg_dump", "pg_dumpall", "pg_restore"):
         _put(folder, name, _inside(way, stack.postgres, [str(way.binaries.pg_bin / name)]))
     _put(

@@ -133,7 +133,7 @@ def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collector]:
         "COLLECTOR_RATE_LIMIT": "0",
         "NUMBA_CACHE_DIR": f"{folder}/numba",
     }
-    with collectors.collector(env, folder) as collector:
+    with collectors.collector(env, folder, cold=True) as collector:
         yield collector
         assert "request_failed" not in [line["event"] for line in collector.events()]
 

@@ -105,7 +105,7 @@ def test_with_a_spool_a_broker_that_restarts_and_stays_away_for_a_while_costs_no
     mill = EventMill(seed=4)
     with (
         processes.worker(env, tmp_path) as worker,
-        collectors.collector(env | spool, tmp_path) as collector,
+        collectors.collector(env | spool, tmp_path, cold=True) as collector,
     ):
         sender = Sender(url_of(lambda: collector), mill, size=2)
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import os
-import subprocess
 import uuid
 from collections.abc import Sequence
 
@@ -11,11 +9,11 @@ import pytest
 
 from deploy.local.servers import RabbitMQ
 from pipeline.config import StreamConfig
-from pipeline.processes import child as children
 from pipeline.transports import TransportError
 from pipeline.transports.rabbitmq.connection import StreamConnection
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
 from pipeline.transports.routing import org_key, partition_of
+from tests.support import processes
 from tests.support.super_streams import Make, receive
 
 # For some tenths of a second it shows no super stream, then one with a part of its partitions.
@@ -151,15 +149,9 @@ async def test_a_stream_and_a_super_stream_of_one_name_are_refused(make: Make) -
 
 
 async def spendstream(rabbitmq: RabbitMQ, stream: str, *arguments: str) -> tuple[int, str, str]:
-    running = await asyncio.create_subprocess_exec(
-        *children.command_line("pipeline.cli", *arguments),
-        env=children.environment({**os.environ, "RABBITMQ_URL": rabbitmq.url, "RABBITMQ_STREAM": stream}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    output, errors = await running.communicate()
-    assert running.returncode is not None
-    return running.returncode, output.decode(), errors.decode()
+    env = {"RABBITMQ_URL": rabbitmq.url, "RABBITMQ_STREAM": stream}
+    done = await asyncio.to_thread(processes.command, *arguments, env=env)
+    return done.returncode, done.stdout, done.stderr
 
 
 async def test_the_stream_commands_create_and_show_partitions(rabbitmq: RabbitMQ) -> None:
