@@ -32,7 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 SCHEMA = "analytics"
-HEAD: Final = "0027"
+HEAD: Final = "0028"
 """The revision that this code needs. Revisions are texts of four digits, so the later one is the greater."""
 metadata = MetaData(schema=SCHEMA)
 views = MetaData(schema=SCHEMA)
@@ -668,6 +668,7 @@ budgets = Table(
     Column("budget_id", Uuid, primary_key=True),
     Column("org_id", Uuid, nullable=False),
     Column("version", Integer, nullable=False),
+    Column("definition", Integer, nullable=False),
     Column("name", Text, nullable=False),
     Column("model_id", Uuid, nullable=True),
     Column("dimension", Text, nullable=True),
@@ -687,7 +688,8 @@ budgets = Table(
     UniqueConstraint("org_id", "idempotency_key", name="budgets_idempotency"),
     Index("budgets_of_org", "org_id", "budget_id"),
 )
-"""What an org means to spend in each period (`api.budgets.rules`). Every change raises ``version``.
+"""What an org means to spend in each period (`api.budgets.rules`). Every change raises ``version``, and a
+change of the scope, metric, period or time zone also ``definition``.
 
 ``amount`` is in US dollars, tokens or requests. The periods from the one that holds ``judged_from`` on are
 judged, but for those that end by ``closed_to``: their figures were final when they were judged last.
@@ -699,6 +701,13 @@ budget_alerts = Table(
     Column("alert_id", Uuid, primary_key=True),
     Column("org_id", Uuid, nullable=False),
     Column("budget_id", Uuid, ForeignKey("analytics.budgets.budget_id"), nullable=False),
+    Column("definition", Integer, nullable=False),
+    Column("model_id", Uuid, nullable=True),
+    Column("dimension", Text, nullable=True),
+    Column("value", Text, nullable=True),
+    Column("metric", Text, nullable=False),
+    Column("period", Text, nullable=False),
+    Column("time_zone", Text, nullable=False),
     _timestamp("period_start"),
     Column("basis", Text, nullable=False),
     Column("level", Numeric, nullable=False),
@@ -719,10 +728,11 @@ budget_alerts = Table(
     Column("resolved_because", Text, nullable=True),
     Column("resolved_spent", Numeric, nullable=True),
     _timestamp("resolved_watermark", nullable=True),
-    UniqueConstraint("budget_id", "period_start", "basis", "level", name="budget_alerts_once"),
+    UniqueConstraint("budget_id", "definition", "period_start", "basis", "level", name="budget_alerts_once"),
     Index("budget_alerts_of_org", "org_id", "judged_at", "alert_id"),
 )
-"""The thresholds that were crossed, each once a period. A threshold without a row is ok.
+"""The thresholds that were crossed, each once a definition of the budget and period. A threshold without a
+row is ok. ``definition`` and the six columns after it say what the budget counted when the alert was judged.
 
 ``level`` is what the threshold comes to, and ``spent`` and ``forecast`` are what was judged: in US dollars,
 tokens or requests. ``state`` is alarm or resolved. The figures are those of the snapshot in which the alert

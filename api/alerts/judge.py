@@ -139,32 +139,35 @@ def _open_periods(budget: Budget, newest: datetime) -> Iterable[Wanted]:
 def _steps(
     wanted: Iterable[Wanted], figures: Spending, alerts: Mapping[AlertKey, Alert]
 ) -> Iterable[_Change]:
-    by_period: dict[tuple[UUID, datetime], dict[tuple[Basis, int], Alert]] = {}
-    for (budget_id, start, basis, level), alert in alerts.items():
-        by_period.setdefault((budget_id, start), {})[basis, level] = alert
+    by_period: dict[tuple[UUID, int, datetime], dict[tuple[Basis, int], Alert]] = {}
+    for (budget_id, definition, start, basis, level), alert in alerts.items():
+        by_period.setdefault((budget_id, definition, start), {})[basis, level] = alert
     for one in wanted:
         spent, _ = figures.of(one)
         if spent is None:
             continue
-        plan = one.budget.plan
-        known = by_period.get((one.budget.budget_id, to_datetime(one.span.start)), {})
+        budget, plan = one.budget, one.budget.plan
+        known = by_period.get((budget.budget_id, budget.definition, to_datetime(one.span.start)), {})
         expected = forecast(spent.units, one.span, spent.watermark)
         states = {key: alert.state for key, alert in known.items()}
         for step in steps(plan, spent.units, expected, states):
             before = known.get((step.basis, step.level))
-            yield _Change(one.budget, one.span, step, spent, expected, before)
+            yield _Change(budget, one.span, step, spent, expected, before)
 
 
 def _gone(
     budgets: Iterable[Budget], wanted: Iterable[Wanted], alerts: Mapping[AlertKey, Alert]
 ) -> Iterable[_Change]:
-    """Alarms of periods that ran when the budget was given other periods."""
-    spans = {(one.budget.budget_id, to_datetime(one.span.start), to_datetime(one.span.end)) for one in wanted}
+    """Alarms of periods that ran when the budget was given another definition."""
+    judged = {
+        (one.budget.budget_id, one.budget.definition, to_datetime(one.span.start), to_datetime(one.span.end))
+        for one in wanted
+    }
     by_id = {budget.budget_id: budget for budget in budgets}
-    for (budget_id, start, basis, level), alert in alerts.items():
+    for (budget_id, definition, start, basis, level), alert in alerts.items():
         budget, end = by_id[budget_id], alert.row["period_end"]
         runs = to_minute(end) > budget.open_from
-        if alert.state is State.ALARM and runs and (budget_id, start, end) not in spans:
+        if alert.state is State.ALARM and runs and (budget_id, definition, start, end) not in judged:
             span = Span(to_minute(start), to_minute(end))
             yield _Change(budget, span, Step(basis, level, State.RESOLVED, "budget"), None, None, alert)
 
@@ -246,6 +249,8 @@ async def _raised(connection: AsyncConnection, change: _Change, figures: Spendin
         "alert_id": uuid.uuid4(),
         "org_id": budget.org_id,
         "budget_id": budget.budget_id,
+        "definition": budget.definition,
+        **budget.plan.counted,
         "period_start": to_datetime(span.start),
         "period_end": to_datetime(span.end),
         "basis": step.basis.value,

@@ -118,14 +118,18 @@ class BudgetHistory(Answer):
 class BudgetAlert(Answer):
     """A threshold that was reached, once a period. The figures are those that were judged: at ``watermark``,
     by ``priceVersion`` and by the budget's ``budgetVersion``. ``final``: only a backfill can change them.
-    ``crossedAt`` is when the level was reached, by the time of the events; of a forecast it is the watermark.
-    ``resolvedBecause``: the ``figure`` fell below the level, or the ``budget`` was changed."""
+    ``scope``, ``metric``, ``period`` and ``timeZone`` are what the budget counted then, whatever it counts
+    now. ``crossedAt`` is when the level was reached, by the time of the events; of a forecast it is the
+    watermark. ``resolvedBecause``: the ``figure`` fell below the level, or the ``budget`` was changed."""
 
     alert_id: UUID
     budget_id: UUID
     budget_name: str
     budget_version: Count
+    scope: BudgetScope
     metric: Metric
+    period: PeriodName
+    time_zone: str
     period_start: Time
     period_end: Time
     percent: Number | None

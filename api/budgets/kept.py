@@ -30,6 +30,7 @@ from api.budgets.rules import (
     forecast,
     plain,
     threshold_of,
+    units,
     worst,
 )
 from api.reading.database import rows
@@ -37,11 +38,12 @@ from pipeline.common.connect import AsyncConnection
 from sql import queries
 
 COLUMNS: Final = (
-    "budget_id, org_id, version, name, model_id, dimension, value, metric, period, time_zone, amount,"
-    " thresholds, created_at, updated_at, judged_from, closed_to"
+    "budget_id, org_id, version, definition, name, model_id, dimension, value, metric, period, time_zone,"
+    " amount, thresholds, created_at, updated_at, judged_from, closed_to"
 )
 ALERT_COLUMNS: Final = (
-    "a.alert_id, a.budget_id, a.period_start, a.period_end, a.basis, a.level, a.state, a.budget_version,"
+    "a.alert_id, a.budget_id, a.definition, a.model_id, a.dimension, a.value, a.metric, a.period,"
+    " a.time_zone, a.period_start, a.period_end, a.basis, a.level, a.state, a.budget_version,"
     " a.price_version, a.threshold, a.amount AS budget_amount, a.spent, a.forecast, a.unpriced, a.watermark,"
     " a.final, a.crossed_at, a.judged_at, a.resolved_at, a.resolved_because, a.resolved_spent,"
     " a.resolved_watermark"
@@ -50,6 +52,19 @@ SQL: Final = {
     name: text.replace("{columns}", COLUMNS).replace("{alert_columns}", ALERT_COLUMNS)
     for name, text in queries.load("budgets").items()
 }
+
+
+_KEPT: Final = (
+    "budget_id",
+    "org_id",
+    "version",
+    "definition",
+    "created_at",
+    "updated_at",
+    "judged_from",
+    "closed_to",
+)
+"""The columns of a budget that are no part of its plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +76,33 @@ class Alert:
     row: Mapping[str, Any]
 
 
-AlertKey = tuple[UUID, datetime, Basis, int]
-"""Budget, start of the period, basis, and level in units."""
+AlertKey = tuple[UUID, int, datetime, Basis, int]
+"""Budget, its definition, start of the period, basis, and level in units."""
 
 
 def values_of(plan: Plan) -> dict[str, Any]:
     """A plan as the values of the queries ``create`` and ``change``."""
-    return {**plan.columns, "thresholds": Jsonb([one.shown() for one in plan.thresholds])}
+    thresholds = Jsonb([one.shown() for one in plan.thresholds])
+    return {**plan.counted, "name": plan.name, "amount": plan.amount, "thresholds": thresholds}
 
 
 def budget_of(row: Mapping[str, Any]) -> Budget:
     """The budget of a row of ``analytics.budgets``."""
     plan = Plan(
         name=row["name"],
-        scope=Scope(model_id=row["model_id"], dimension=row["dimension"], value=row["value"]),
+        scope=scope_of(row),
         metric=Metric(row["metric"]),
         period=Period(row["period"]),
         zone=ZoneInfo(row["time_zone"]),
         amount=row["amount"],
         thresholds=tuple(map(threshold_of, row["thresholds"])),
     )
-    kept = ("budget_id", "org_id", "version", "created_at", "updated_at", "judged_from", "closed_to")
-    return Budget(plan=plan, **{name: row[name] for name in kept})
+    return Budget(plan=plan, **{name: row[name] for name in _KEPT})
+
+
+def scope_of(row: Mapping[str, Any]) -> Scope:
+    """The scope of a budget, or of an alert as it was judged."""
+    return Scope(model_id=row["model_id"], dimension=row["dimension"], value=row["value"])
 
 
 async def budgets(connection: AsyncConnection, name: str, values: Mapping[str, Any]) -> list[Budget]:
@@ -93,13 +113,12 @@ async def budgets(connection: AsyncConnection, name: str, values: Mapping[str, A
 async def alerts_of(
     connection: AsyncConnection, wanted: Iterable[Budget], ends_after: datetime
 ) -> dict[AlertKey, Alert]:
-    """The alerts of some budgets in the periods that end after an instant."""
-    by_id = {budget.budget_id: budget for budget in wanted}
-    values = {"budget_ids": list(by_id), "ends_after": ends_after}
+    """The alerts of some budgets in the periods that end after an instant, of all their definitions."""
+    values = {"budget_ids": sorted({budget.budget_id for budget in wanted}), "ends_after": ends_after}
     found = {}
     for row in await rows(connection, SQL["alerts_of_budgets"], values, dict_row):
-        plan = by_id[row["budget_id"]].plan
-        key = (row["budget_id"], row["period_start"], Basis(row["basis"]), plan.units(row["level"]))
+        level = units(Metric(row["metric"]), row["level"])
+        key = row["budget_id"], row["definition"], row["period_start"], Basis(row["basis"]), level
         found[key] = Alert(row["alert_id"], State(row["state"]), row)
     return found
 
@@ -131,6 +150,10 @@ def _threshold(metric: Metric, threshold: Threshold) -> dict[str, str | None]:
     }
 
 
+def _scope_shown(scope: Scope) -> answers.BudgetScope:
+    return answers.BudgetScope(model_id=scope.model_id, dimension=scope.dimension, value=scope.value)
+
+
 def budget_shown(budget: Budget, current: answers.BudgetCurrent) -> answers.Budget:
     plan = budget.plan
     return answers.Budget(
@@ -138,9 +161,7 @@ def budget_shown(budget: Budget, current: answers.BudgetCurrent) -> answers.Budg
         org_id=budget.org_id,
         version=budget.version,
         name=plan.name,
-        scope=answers.BudgetScope(
-            model_id=plan.scope.model_id, dimension=plan.scope.dimension, value=plan.scope.value
-        ),
+        scope=_scope_shown(plan.scope),
         metric=plan.metric.value,
         period=plan.period.value,
         time_zone=plan.zone.key,
@@ -164,7 +185,7 @@ def current_shown(
     due = set(crossed(plan, spent.units, expected)) if spent else set()
     states = []
     for (basis, level), threshold in plan.levels().items():
-        alert = alerts.get((budget.budget_id, start, basis, level))
+        alert = alerts.get((budget.budget_id, budget.definition, start, basis, level))
         below = State.OK if alert is None else State.RESOLVED
         states.append(
             answers.ThresholdState(
@@ -215,6 +236,9 @@ _SAME: Final = (
     "budget_id",
     "budget_name",
     "budget_version",
+    "metric",
+    "period",
+    "time_zone",
     "period_start",
     "period_end",
     "unpriced",
@@ -239,5 +263,5 @@ def alert_shown(row: Mapping[str, Any]) -> answers.BudgetAlert:
         **{name: row[name] for name in _SAME},
         **{name: None if row[name] is None else shown(metric, row[name]) for name in numbers},  # type: ignore[arg-type]
         **_threshold(metric, threshold_of(row["threshold"])),  # type: ignore[arg-type]
-        metric=metric.value,
+        scope=_scope_shown(scope_of(row)),
     )

@@ -7,6 +7,10 @@ is crossed at exactly 200 dollars.
 Each threshold of a period is a small state machine. It is *ok* until its level is reached, then in *alarm*,
 and *resolved* when a later look finds the figure below the level, or the budget without such a level. It is
 told once a period that the level is reached, and once that it is resolved, however often it changes again.
+
+A budget that counts something else from now on has another *definition*: another scope, metric, period or
+time zone. Its thresholds are new ones, each with a state of its own, and the alarms of the old ones in the
+periods that run are resolved.
 """
 
 from __future__ import annotations
@@ -81,6 +85,11 @@ def scaled(number: Decimal, decimals: int) -> int:
     return whole * factor if shift >= 0 else whole // factor
 
 
+def units(metric: Metric, number: Decimal) -> int:
+    """A number of dollars, tokens or requests, in units."""
+    return scaled(number, UNIT_DECIMALS if metric is Metric.COST else 0)
+
+
 def plain(number: Decimal) -> str:
     """An exact number without an exponent and without zeros at its end: ``80``, ``0.5``."""
     text = f"{number:f}"
@@ -112,22 +121,20 @@ class Plan:
     thresholds: tuple[Threshold, ...]
 
     @property
-    def columns(self) -> dict[str, Any]:
-        """The plan as columns of ``analytics.budgets``, but for the thresholds."""
+    def counted(self) -> dict[str, Any]:
+        """What the budget counts, as columns of ``analytics.budgets`` and ``analytics.budget_alerts``."""
         return {
-            "name": self.name,
             "model_id": self.scope.model_id,
             "dimension": self.scope.dimension,
             "value": self.scope.value,
             "metric": self.metric.value,
             "period": self.period.value,
             "time_zone": self.zone.key,
-            "amount": self.amount,
         }
 
     def units(self, number: Decimal) -> int:
         """A number of dollars, tokens or requests, in units."""
-        return scaled(number, UNIT_DECIMALS if self.metric is Metric.COST else 0)
+        return units(self.metric, number)
 
     def level(self, threshold: Threshold) -> int:
         """What the figure must reach, in units; rounded up where a percentage is no whole number of them."""
@@ -145,11 +152,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A plan as it is kept. ``judged_from`` and ``closed_to``: see ``sql.schema.budgets``."""
+    """A plan as it is kept. ``definition``, ``judged_from`` and ``closed_to``: see ``sql.schema.budgets``."""
 
     budget_id: UUID
     org_id: UUID
     version: int
+    definition: int
     plan: Plan
     created_at: datetime
     updated_at: datetime

@@ -151,7 +151,7 @@ export function budgetsPanel({ org, view, can, signal, features, say, told, dime
     return h("table", {}, h("thead", {}, h("tr", {}, ["Reached", "Budget", "Threshold", "Figure", "State", "Deliveries"].map((text, place) => h("th", { scope: "col", class: place === 3 ? "figure" : "" }, text)))),
       h("tbody", {}, items.map((one) => h("tr", { "data-alert": one.alertId },
         h("th", { scope: "row" }, stamp(Date.parse(one.crossedAt), tz)),
-        h("td", {}, one.budgetName), h("td", {}, threshold(one, one.metric)),
+        h("td", {}, one.budgetName, h("span", { class: "id" }, scope(one.scope))), h("td", {}, threshold(one, one.metric)),
         h("td", { class: "figure" }, money(one.metric, one.on === "forecast" ? one.forecast : one.spent), h("span", { class: "id" }, one.final ? "final" : "provisional")),
         h("td", {}, h("span", { class: `badge ${one.state === "alarm" ? "delayed" : "fresh"}` }, one.state)),
         h("td", {}, one.deliveries.length === 0 ? h("span", { class: "sub" }, "no webhook") : h("ul", { class: "deliveries" }, one.deliveries.map((delivery) => h("li", {}, delivered(delivery, tz)))))))));
@@ -177,8 +177,8 @@ export function budgetsPanel({ org, view, can, signal, features, say, told, dime
   }
 
   function alertCells() {
-    return [["crossedAt", "budget", "threshold", "on", "metric", "level", "spent", "forecast", "state", "watermark", "final", "delivered", "waiting", "failed"],
-      ...(alerts?.items ?? []).map((one) => [one.crossedAt, one.budgetName, one.percent !== null ? `${one.percent} %` : one.amount, one.on, one.metric, one.level, one.spent, one.forecast, one.state, one.watermark, one.final,
+    return [["crossedAt", "budget", "scope", "threshold", "on", "metric", "level", "spent", "forecast", "state", "watermark", "final", "delivered", "waiting", "failed"],
+      ...(alerts?.items ?? []).map((one) => [one.crossedAt, one.budgetName, scope(one.scope), one.percent !== null ? `${one.percent} %` : one.amount, one.on, one.metric, one.level, one.spent, one.forecast, one.state, one.watermark, one.final,
         ...["delivered", "pending", "failed"].map((state) => one.deliveries.filter((delivery) => delivery.status === state).length)])];
   }
 

@@ -38,13 +38,15 @@ ORDER BY org_id, budget_id
 SELECT budget_id FROM analytics.budgets WHERE budget_id = ANY(%(budget_ids)s::uuid[]) ORDER BY budget_id FOR SHARE
 
 -- name: raise
--- Commit an alert. Idempotent by (budget_id, period_start, basis, level): no row if there is such an alert.
-INSERT INTO analytics.budget_alerts (alert_id, org_id, budget_id, period_start, basis, level, period_end, state,
-    budget_version, price_version, threshold, amount, spent, forecast, unpriced, watermark, final, crossed_at, judged_at)
-VALUES (%(alert_id)s, %(org_id)s, %(budget_id)s, %(period_start)s, %(basis)s, %(level)s, %(period_end)s, 'alarm',
-    %(budget_version)s, %(price_version)s, %(threshold)s, %(amount)s, %(spent)s, %(forecast)s, %(unpriced)s,
-    %(watermark)s, %(final)s, %(crossed_at)s, clock_timestamp())
-ON CONFLICT (budget_id, period_start, basis, level) DO NOTHING
+-- Commit an alert. Idempotent by (budget_id, definition, period_start, basis, level): no row if there is such an alert.
+INSERT INTO analytics.budget_alerts (alert_id, org_id, budget_id, definition, model_id, dimension, value, metric,
+    period, time_zone, period_start, basis, level, period_end, state, budget_version, price_version, threshold, amount,
+    spent, forecast, unpriced, watermark, final, crossed_at, judged_at)
+VALUES (%(alert_id)s, %(org_id)s, %(budget_id)s, %(definition)s, %(model_id)s, %(dimension)s, %(value)s, %(metric)s,
+    %(period)s, %(time_zone)s, %(period_start)s, %(basis)s, %(level)s, %(period_end)s, 'alarm', %(budget_version)s,
+    %(price_version)s, %(threshold)s, %(amount)s, %(spent)s, %(forecast)s, %(unpriced)s, %(watermark)s, %(final)s,
+    %(crossed_at)s, clock_timestamp())
+ON CONFLICT (budget_id, definition, period_start, basis, level) DO NOTHING
 RETURNING judged_at
 
 -- name: resolve
@@ -70,6 +72,6 @@ SELECT org_id, name FROM analytics.names WHERE org_id = ANY(%(org_ids)s::uuid[])
 
 -- name: shown
 -- An alert as this transaction has left it, with what its messages say of the budget.
-SELECT {alert_columns}, a.org_id, b.name AS budget_name, b.metric
+SELECT {alert_columns}, a.org_id, b.name AS budget_name
 FROM analytics.budget_alerts AS a JOIN analytics.budgets AS b USING (budget_id)
 WHERE alert_id = %(alert_id)s

@@ -10,9 +10,9 @@ SELECT count(*) FROM analytics.budgets WHERE org_id = %(org_id)s AND deleted_at 
 -- Keep a new budget, and record in the audit log who made it. Idempotent by (org_id, idempotency_key) if the budget
 -- has an idempotency key: no row if the org has used the key.
 WITH added AS (
-    INSERT INTO analytics.budgets (budget_id, org_id, version, name, model_id, dimension, value, metric, period,
+    INSERT INTO analytics.budgets (budget_id, org_id, version, definition, name, model_id, dimension, value, metric, period,
         time_zone, amount, thresholds, created_by, created_at, updated_at, judged_from, idempotency_key)
-    VALUES (%(budget_id)s, %(org_id)s, 1, %(name)s, %(model_id)s, %(dimension)s, %(value)s, %(metric)s, %(period)s,
+    VALUES (%(budget_id)s, %(org_id)s, 1, 1, %(name)s, %(model_id)s, %(dimension)s, %(value)s, %(metric)s, %(period)s,
         %(time_zone)s, %(amount)s, %(thresholds)s, %(actor)s, %(now)s, %(now)s, %(now)s, %(idempotency_key)s)
     ON CONFLICT (org_id, idempotency_key) DO NOTHING
     RETURNING {columns}
@@ -25,15 +25,18 @@ WITH added AS (
 SELECT added.* FROM added
 
 -- name: change
--- Give a budget another plan, and record in the audit log who did. Its periods are judged from now on where what it
--- counts has changed, so that the periods before keep their alerts. No row if the org has no such budget.
+-- Give a budget another plan, and record in the audit log who did. Where what it counts has changed, it has another
+-- definition, and its periods are judged from now on, so that the periods before keep their alerts. No row if the org
+-- has no such budget.
 WITH changed AS (
     UPDATE analytics.budgets AS b SET version = version + 1, name = %(name)s, model_id = %(model_id)s,
         dimension = %(dimension)s, value = %(value)s, metric = %(metric)s, period = %(period)s,
         time_zone = %(time_zone)s, amount = %(amount)s, thresholds = %(thresholds)s, updated_at = %(now)s,
-        judged_from = CASE WHEN (model_id, dimension, value, metric, period, time_zone) IS DISTINCT FROM
-            (%(model_id)s::uuid, %(dimension)s::text, %(value)s::text, %(metric)s::text, %(period)s::text,
-            %(time_zone)s::text) THEN %(now)s ELSE judged_from END
+        (definition, judged_from) = (
+            SELECT definition + another::integer, CASE WHEN another THEN %(now)s ELSE judged_from END
+            FROM (SELECT (model_id, dimension, value, metric, period, time_zone) IS DISTINCT FROM
+                (%(model_id)s::uuid, %(dimension)s::text, %(value)s::text, %(metric)s::text, %(period)s::text,
+                %(time_zone)s::text) AS another) AS compared)
     WHERE budget_id = %(budget_id)s AND org_id = %(org_id)s AND deleted_at IS NULL
     RETURNING {columns}
 ), audited AS (
@@ -82,7 +85,7 @@ WHERE budget_id = ANY(%(budget_ids)s::uuid[]) AND period_end > %(ends_after)s
 
 -- name: alerts_page
 -- An org's alerts, or those of one budget, the newest first.
-SELECT {alert_columns}, b.name AS budget_name, b.metric
+SELECT {alert_columns}, b.name AS budget_name
 FROM analytics.budget_alerts AS a JOIN analytics.budgets AS b USING (budget_id)
 WHERE a.org_id = %(org_id)s
     AND (%(before)s::timestamptz IS NULL OR (judged_at, alert_id) < (%(before)s::timestamptz, %(alert_id)s::uuid))

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -17,7 +17,8 @@ from api.alerts.judge import Judgement
 from api.alerts.watch import ORGS_AT_ONCE, SWEEP_S
 from api.asking.limits import Limits
 from pipeline.common.connect import AsyncConnection
-from sql import roles
+from sql import migrate, roles
+from tests.support import older_schema
 from tests.support.access import login_of
 from tests.support.alerts_world import (
     MODEL,
@@ -152,9 +153,132 @@ def test_other_periods_resolve_the_alarms_of_those_before(world: AlertsWorld) ->
     budget = world.budget("100")
     world.count([call(START, 90)])
     world.look()
-    world.change(budget, period="month", amount="10000", judged_from=START + HOUR)
+    world.change(budget, period="month", amount="10000", now=START + HOUR)
     assert world.look().resolved == 1
     assert states(world) == [("actual", "resolved", "budget")]
+
+
+@pytest.mark.parametrize(
+    ("change", "spent", "unit"),
+    [
+        ({"metric": "requests", "amount": "3"}, 3, "requests"),
+        ({"metric": "tokens", "amount": "40"}, 33, "tokens"),
+        ({"model_id": MODEL, "amount": "70"}, 60, "cost"),
+        ({"dimension": "client", "value": "a"}, 90, "cost"),
+        ({"period": "week"}, 90, "cost"),  # 2 November 2026 is a Monday, so both periods begin then
+        ({"period": "week", "amount": "101"}, 90, "cost"),
+        ({"time_zone": "Atlantic/Reykjavik"}, 90, "cost"),  # the same days, but by another name
+    ],
+)
+def test_a_budget_that_counts_something_else_has_alerts_of_its_own(
+    world: AlertsWorld, change: dict[str, Any], spent: int, unit: str
+) -> None:
+    budget = world.budget("100")
+    world.count(call(START + HOUR, 30, client="a", model=model) for model in (MODEL, MODEL, OTHER_MODEL))
+    world.look()
+    (first,) = world.alerts()
+    world.change(budget, now=START + HOUR, **change)
+    judged = world.look()
+    assert (judged.raised, judged.resolved) == (1, 1)
+    before, after = sorted(world.alerts(), key=lambda row: row["definition"])
+    assert (before["state"], before["resolved_because"], before["resolved_spent"]) == (
+        "resolved",
+        "budget",
+        None,
+    )
+    changed = ("state", "resolved_at", "resolved_because")
+    assert {name: value for name, value in before.items() if name not in changed} == {
+        name: value for name, value in first.items() if name not in changed
+    }
+    assert (before["metric"], before["model_id"], before["value"]) == ("cost", None, None)
+    assert (after["state"], after["spent"], after["metric"], after["definition"]) == ("alarm", spent, unit, 2)
+    assert {name: after[name] for name in change if name != "amount"} == {
+        name: value for name, value in change.items() if name != "amount"
+    }
+    judged = world.look()
+    assert (judged.raised, judged.resolved) == (0, 0)
+
+
+def test_a_budget_that_counts_as_before_again_is_told_again(world: AlertsWorld) -> None:
+    """Whoever saw it resolved must learn that the level is reached."""
+    budget = world.budget("100")
+    world.count([call(START, 90)])
+    world.look()
+    world.change(budget, metric="requests", now=START + HOUR)
+    assert world.look().resolved == 1
+    world.change(budget, metric="cost", now=START + HOUR)
+    assert world.look().raised == 1
+    assert {row["definition"]: row["state"] for row in world.alerts()} == {1: "resolved", 3: "alarm"}
+
+
+@pytest.mark.parametrize("change", [{"amount": "99"}, {"name": "other"}, {"thresholds": [ACTUAL, FORECAST]}])
+def test_other_changes_are_of_the_same_definition(world: AlertsWorld, change: dict[str, Any]) -> None:
+    budget = world.budget("100")
+    world.count([call(START, 90)])
+    world.look()
+    world.change(budget, now=START + HOUR, **change)
+    world.look()
+    (row,) = world.budgets()
+    assert (row["version"], row["definition"], row["judged_from"]) == (2, 1, START)
+
+
+def test_periods_that_ended_before_a_change_keep_their_alerts(world: AlertsWorld) -> None:
+    budget = world.budget("100")
+    world.count([call(START, 90), call(START + 25 * HOUR, 90)])
+    world.look()
+    world.change(budget, metric="requests", amount="1000", now=START + 26 * HOUR)
+    assert world.look().resolved == 1
+    assert [(row["metric"], row["state"]) for row in world.alerts()] == [
+        ("cost", "alarm"),
+        ("cost", "resolved"),
+    ]
+
+
+def test_a_budget_that_is_given_another_metric_while_it_is_judged_is_judged_by_that(
+    world: AlertsWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = world.budget("100")
+    world.count([call(START, 90)])
+
+    def change() -> None:
+        world.change(budget, metric="requests", amount="1", now=START + HOUR)
+
+    crashes = Crashes(monkeypatch, [("FOR SHARE", change)])
+    assert world.look().raised == 1
+    assert not crashes.hooks
+    (alert,) = world.alerts()
+    assert (alert["definition"], alert["metric"], alert["spent"]) == (2, "requests", 1)
+
+
+def test_alerts_from_before_definitions_are_kept_and_set_right(embedded_postgres_url: str) -> None:
+    older_schema.make(embedded_postgres_url, "0027")
+    world = AlertsWorld(embedded_postgres_url)
+    made = {"definition": None, "created_at": START, "updated_at": START}
+    same = world.budget("100", **made)
+    other = world.budget("1", metric="requests", judged_from=START + 2 * HOUR, **made)
+    for budget in (same, other):
+        world.execute(
+            "INSERT INTO analytics.budget_alerts (alert_id, org_id, budget_id, period_start, basis, level,"
+            " period_end, state, budget_version, price_version, threshold, amount, spent, unpriced, final,"
+            " crossed_at, judged_at) VALUES (gen_random_uuid(), %(org)s, %(budget)s, %(at)s, 'actual', 80,"
+            ' %(at)s + interval \'1 day\', \'alarm\', 1, 0, \'{"percent": "80", "on": "actual"}\','
+            " 100, 90, 0, false, %(at)s, %(at)s + interval '1 hour')",
+            {"org": ORG, "budget": budget, "at": START},
+        )
+    before = world.alerts()
+    migrate.upgrade(embedded_postgres_url)
+    after = world.alerts()
+    assert [{name: row[name] for name in before[0]} for row in after] == before
+    assert {row["budget_id"]: row["definition"] for row in world.budgets()} == {same: 1, other: 2}
+    assert {row["budget_id"]: (row["definition"], row["metric"]) for row in after} == {
+        same: (1, "cost"),
+        other: (1, "requests"),
+    }
+    world.count([call(START, 90)])
+    judged = world.look()
+    assert (judged.raised, judged.resolved) == (1, 1)
+    found = {(row["budget_id"], row["definition"]): row["state"] for row in world.alerts()}
+    assert found == {(same, 1): "alarm", (other, 1): "resolved", (other, 2): "alarm"}
 
 
 def test_a_corrected_price_resolves(world: AlertsWorld) -> None:

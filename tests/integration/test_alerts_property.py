@@ -1,4 +1,5 @@
 """Alerts against a naive recount: random usage, budgets, zones, corrections, crashes, two processes at once.
+Budgets change their amounts, and what they count: scope, metric, period and zone.
 
 After each quiet look, alerts are what the recount says is due: each once, with the figure, watermark and
 final flag of the look that raised it. That holds for a process that has just started, and for one that has
@@ -39,8 +40,8 @@ NOW = FIRST + timedelta(days=DAYS + 1)
 WINDOW = timedelta(days=1)
 ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe")
 PERIODS = ("day", "week", "month", "quarter", "year")
-Key = tuple[Any, datetime, str, Decimal]
-"""Budget, start of the period, basis, level."""
+Key = tuple[Any, int, datetime, str, Decimal]
+"""Budget, how often it was made to count something else, start of the period, basis, level."""
 
 
 @dataclass
@@ -56,6 +57,9 @@ class Kept:
     percents: tuple[tuple[str, str], ...]
     model: uuid.UUID | None
     client: str | None
+    changes: int = 0
+    """How often it was made to count something else, and when that was last."""
+    changed_at: datetime = FIRST
 
     def levels(self) -> dict[tuple[str, Decimal], str]:
         exact = {(on, self.amount * Decimal(percent) / 100): percent for on, percent in self.percents}
@@ -126,12 +130,13 @@ class Recount:
                 self._judge(budget, [event for event in events if budget.counts(event)], events, watermark)
 
     def _judge(self, budget: Kept, mine: list[Event], events: list[Event], watermark: datetime) -> None:
-        closed = self.closed.get(budget.budget_id)
+        closed = max(self.closed.get(budget.budget_id, FIRST), budget.changed_at)
+        self._end_of_what_it_counted(budget, closed)
         periods = {
             bounds(budget.period, budget.zone, event.at) for event in events if event.org == budget.org
         }
         for start, end in sorted(periods):
-            if end <= (closed or FIRST):
+            if end <= closed:
                 continue
             inside = [event for event in mine if start <= event.at < end]
             spent = self.figure(budget, inside)
@@ -149,7 +154,15 @@ class Recount:
         )
         while end + WINDOW > watermark:
             start, end = bounds(budget.period, budget.zone, start - timedelta(minutes=1))
-        self.closed[budget.budget_id] = max(end, closed or FIRST)
+        self.closed[budget.budget_id] = max(end, closed)
+
+    def _end_of_what_it_counted(self, budget: Kept, closed: datetime) -> None:
+        """Alarms of what the budget counted before, in periods that run."""
+        for key, state in self.states.items():
+            of_before = key[0] == budget.budget_id and key[1] != budget.changes
+            if of_before and state == "alarm" and self.alerts[key]["end"] > closed:
+                self.states[key] = "resolved"
+                self.resolved.add(key)
 
     def _step(
         self,
@@ -164,28 +177,30 @@ class Recount:
         for basis, level in budget.levels():
             figure = figures[basis]
             if figure is not None and figure >= Fraction(level):
-                due.add((budget.budget_id, start, basis, level))
+                due.add((budget.budget_id, budget.changes, start, basis, level))
         for key in due:
             self.states[key] = "alarm"
             if key not in self.alerts:
                 self.alerts[key] = {
+                    "end": end,
+                    "counts": (budget.metric, budget.period, budget.zone, budget.model, budget.client),
                     "spent": figures["actual"],
                     "watermark": watermark,
                     "final": end + WINDOW <= watermark,
                     "crossed_at": self._crossed(budget, inside, key, watermark),
                 }
-        for key in [key for key in self.states if key[:2] == (budget.budget_id, start)]:
+        for key in [key for key in self.states if key[:3] == (budget.budget_id, budget.changes, start)]:
             if key not in due and self.states[key] == "alarm":
                 self.states[key] = "resolved"
                 self.resolved.add(key)
 
     def _crossed(self, budget: Kept, inside: list[Event], key: Key, watermark: datetime) -> datetime:
-        if key[2] == "forecast":
+        if key[3] == "forecast":
             return watermark
         grain = "minute" if budget.client is None else "hour"
         for at in sorted({floor(event.at, grain) for event in inside}):
-            if self.figure(budget, [event for event in inside if floor(event.at, grain) <= at]) >= key[3]:
-                return max(at, key[1])
+            if self.figure(budget, [event for event in inside if floor(event.at, grain) <= at]) >= key[4]:
+                return max(at, key[2])
         raise AssertionError("it was not crossed")
 
 
@@ -207,42 +222,71 @@ class Schedule:
         self.runner.run(self.lasting.__aexit__(None, None, None))
         self.runner.close()
 
-    def add_budget(self) -> None:
+    def counted(self) -> dict[str, Any]:
+        """What a budget may count."""
         rng = self.rng
         client = rng.choice((None, None, None, "a", ""))
         zones = ZONES if client is None else ZONES[:3]
-        metric = rng.choice(("cost", "cost", "tokens", "requests"))
         period = rng.choice(PERIODS)
-        # Minute rows are kept for 14 days, so a long period of a zone off the hour has no figure.
-        zone = rng.choice(zones if period == "day" else ZONES[:3])
-        amount = Decimal(rng.randrange(5, 400)) * (1000 if metric == "tokens" else 1)
+        return {
+            "metric": rng.choice(("cost", "cost", "tokens", "requests")),
+            "period": period,
+            # Minute rows are kept for 14 days, so a long period of a zone off the hour has no figure.
+            "zone": rng.choice(zones if period == "day" else ZONES[:3]),
+            "model": rng.choice((None, None, MODEL)) if client is None else None,
+            "client": client,
+        }
+
+    def add_budget(self) -> None:
+        rng = self.rng
+        counted = self.counted()
         percents = rng.sample(
             (("actual", "50"), ("actual", "80.5"), ("actual", "100"), ("forecast", "100")), 2
         )
         one = Kept(
             budget_id=None,  # type: ignore[arg-type]
             org=rng.choice((ORG, ORG, OTHER)),
-            metric=metric,
-            period=period,
-            zone=zone,
-            amount=amount,
+            amount=Decimal(rng.randrange(5, 400)) * (1000 if counted["metric"] == "tokens" else 1),
             percents=tuple(percents),
-            model=rng.choice((None, None, MODEL)) if client is None else None,
-            client=client,
+            **counted,
         )
         one.budget_id = self.world.budget(
-            str(amount),
+            str(one.amount),
             *({"percent": percent, "on": on} for on, percent in percents),
             org_id=one.org,
-            metric=metric,
-            period=period,
-            time_zone=zone,
-            model_id=one.model,
-            dimension=None if client is None else "client",
-            value=client,
             judged_from=FIRST,
+            **columns(one),
         )
         self.recount.budgets.append(one)
+
+    def change_what_it_counts(self) -> None:
+        """Give a budget something else to count, or at times the same, at a time after the watermark.
+
+        The amount is often the same number, now of dollars, then of tokens, so that levels are the same, too.
+        """
+        rng = self.rng
+        if not self.recount.budgets:
+            return
+        one = rng.choice(self.recount.budgets)
+        before, counted = columns(one), self.counted()
+        if rng.random() < 0.5:  # one thing alone, where the rest goes with it
+            name = rng.choice(("metric", "period", "client"))
+            if name != "period" or one.zone in ZONES[:3]:
+                counted = {"metric": one.metric, "period": one.period, "zone": one.zone} | {
+                    "model": one.model,
+                    "client": one.client,
+                    name: counted[name],
+                }
+                if counted["client"] is not None:
+                    counted |= {"model": None, "zone": rng.choice(ZONES[:3])}
+        for name, value in counted.items():
+            setattr(one, name, value)
+        if one.metric != "cost":
+            one.amount = one.amount.to_integral_value("ROUND_CEILING")
+        at = self.watermark + timedelta(minutes=rng.randrange(720))
+        if columns(one) != before:
+            one.changes, one.changed_at = one.changes + 1, at
+        self.world.change(one.budget_id, now=at, amount=str(one.amount), **columns(one))
 
     def add_events(self) -> None:
         rng = self.rng
@@ -319,15 +363,18 @@ class Schedule:
     def check(self) -> None:
         found = {}
         for row in self.world.alerts():
-            key = (row["budget_id"], row["period_start"], row["basis"], row["level"].normalize())
+            place = row["budget_id"], row["definition"] - 1, row["period_start"], row["basis"]
+            key = (*place, row["level"].normalize())
             assert key not in found
             found[key] = row
-        due = {(*key[:3], key[3].normalize()): facts for key, facts in self.recount.alerts.items()}
-        states = {(*key[:3], key[3].normalize()): state for key, state in self.recount.states.items()}
+        due = {(*key[:4], key[4].normalize()): facts for key, facts in self.recount.alerts.items()}
+        states = {(*key[:4], key[4].normalize()): state for key, state in self.recount.states.items()}
         assert found.keys() == due.keys()
         for key, facts in due.items():
             row = found[key]
             assert Fraction(row["spent"]) == facts["spent"], key
+            counts = row["metric"], row["period"], row["time_zone"], row["model_id"], row["value"]
+            assert (counts, row["period_end"]) == (facts["counts"], facts["end"]), key
             assert (row["watermark"], row["final"]) == (facts["watermark"], facts["final"]), key
             assert row["crossed_at"] == facts["crossed_at"], key
             assert row["state"] == states[key], key
@@ -344,6 +391,18 @@ class Schedule:
             )
             if count
         }
+
+
+def columns(one: Kept) -> dict[str, Any]:
+    """What a budget counts, as its columns."""
+    return {
+        "metric": one.metric,
+        "period": one.period,
+        "time_zone": one.zone,
+        "model_id": one.model,
+        "dimension": None if one.client is None else "client",
+        "value": one.client,
+    }
 
 
 @pytest.fixture
@@ -372,16 +431,17 @@ def test_alerts_are_those_that_are_due_each_once(
         schedule.add_budget()
     schedule.correct_price()
     schedule.add_events()
-    for _ in range(20):
+    for _ in range(24):
         step = schedule.rng.choices(
             (
                 schedule.add_events,
                 schedule.add_budget,
                 schedule.change_amount,
+                schedule.change_what_it_counts,
                 schedule.correct_price,
                 schedule.look,
             ),
-            (6, 1, 2, 1, 5),
+            (6, 1, 2, 3, 1, 6),
         )[0]
         step()
     schedule.look()

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from tests.support.access import reader_of
+from tests.support.alerts_world import AlertsWorld
 from tests.support.api_facts import rfc3339
 from tests.support.api_server import BASE, Api, fresh_database, served
 from tests.support.price_books import price, write
@@ -203,6 +204,40 @@ def test_pages_of_budgets_and_alerts_follow_one_another(world: World) -> None:
     assert found == sorted(set(found))
     assert len(found) >= 3
     assert world.ask("GET", f"{BASE}/orgs/{MINE}/alerts")[1]["items"] == []
+
+
+def test_an_alert_says_what_its_budget_counted_then(embedded_postgres: PostgresServer) -> None:
+    with fresh_database(embedded_postgres) as url:
+        loaded(url)
+        with world_at(World(url, None), NOW) as there:  # type: ignore[arg-type]
+            alerts = AlertsWorld(url)
+            model, actual = next(iter(MODELS)), [{"percent": 80, "on": "actual"}]
+            budget = there.made(scope={"modelId": model}, amount="0.000001", thresholds=actual)
+            assert alerts.look(now=NOW).raised == 1
+            path = f"{PATH}/{budget['budgetId']}"
+            after = body(
+                metric="requests", period="week", amount="2", timeZone="Asia/Tokyo", thresholds=actual
+            )
+            assert there.ask("PUT", path, after)[1]["version"] == 2
+            judged = alerts.look(now=NOW)
+            assert (judged.raised, judged.resolved) == (1, 1)
+            page = there.ask("GET", f"{BASE}/orgs/{MINE}/alerts")[1]["items"]
+            now = there.ask("GET", path)[1]
+    new, old = page
+    whole = {"modelId": None, "dimension": None, "value": None}
+    assert (old["scope"], new["scope"]) == (whole | {"modelId": model}, whole)
+    assert [(one["metric"], one["period"], one["timeZone"]) for one in page] == [
+        ("requests", "week", "Asia/Tokyo"),
+        ("cost", "month", "UTC"),
+    ]
+    assert [(one["state"], one["resolvedBecause"]) for one in page] == [
+        ("alarm", None),
+        ("resolved", "budget"),
+    ]
+    assert (old["budgetAmount"], new["budgetAmount"]) == ("0.000001", "2")
+    assert Decimal(old["spent"]) == Decimal(budget["current"]["spent"])
+    assert new["spent"] == now["current"]["spent"]
+    assert [one["alertId"] for one in now["current"]["thresholds"]] == [new["alertId"]]
 
 
 def test_the_history_has_the_periods_before(world: World) -> None:

@@ -14,10 +14,12 @@ from typing import Any, Final
 import psycopg
 from prometheus_client import CollectorRegistry
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from api.alerts.judge import Judged
 from api.alerts.metrics import Metrics
 from api.alerts.watch import Watch
+from api.budgets.kept import SQL
 from api.config import DatabaseConfig, RangeConfig
 from api.reading.database import Database
 from tests.support.api_facts import Event, load
@@ -79,6 +81,7 @@ class AlertsWorld:
         fields = {
             "budget_id": uuid.uuid4(),
             "org_id": ORG,
+            "definition": 1,
             "name": "b",
             "model_id": None,
             "dimension": None,
@@ -89,22 +92,33 @@ class AlertsWorld:
             "amount": amount,
             "thresholds": json.dumps(thresholds or [{"percent": "80", "on": "actual"}]),
             "judged_from": START,
+            "created_at": datetime.now(UTC),
+            "updated_at": datetime.now(UTC),
         } | given
+        fields = {name: value for name, value in fields.items() if value is not None}
         names = ", ".join(fields)
         self.execute(
-            f"INSERT INTO analytics.budgets ({names}, version, created_by, created_at, updated_at)"
-            f" VALUES ({', '.join(f'%({name})s' for name in fields)}, 1, 'test', now(), now())",
+            f"INSERT INTO analytics.budgets ({names}, version, created_by)"
+            f" VALUES ({', '.join(f'%({name})s' for name in fields)}, 1, 'test')",
             fields,
         )
         return uuid.UUID(str(fields["budget_id"]))
 
-    def change(self, budget_id: uuid.UUID, **given: Any) -> None:
-        """Change a budget as the API does."""
-        texts = ", ".join(f"{name} = %({name})s" for name in given)
-        self.execute(
-            f"UPDATE analytics.budgets SET version = version + 1, {texts} WHERE budget_id = %(budget_id)s",
-            given | {"budget_id": budget_id},
-        )
+    def change(self, budget_id: uuid.UUID, *, now: datetime | None = None, **given: Any) -> None:
+        """Change a budget by the query of the API, at a time of its clock."""
+        with psycopg.connect(self.url, row_factory=dict_row) as connection:
+            row = connection.execute(
+                "SELECT * FROM analytics.budgets WHERE budget_id = %s", [budget_id]
+            ).fetchone()
+            assert row is not None
+            plan = row | given
+            values = plan | {"thresholds": Jsonb(plan["thresholds"]), "actor": "test"}
+            connection.execute(SQL["change"], values | {"now": now or datetime.now(UTC)})
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """All budgets, as they are kept."""
+        with psycopg.connect(self.url, row_factory=dict_row) as connection:
+            return connection.execute("SELECT * FROM analytics.budgets ORDER BY budget_id").fetchall()
 
     def alerts(self) -> list[dict[str, Any]]:
         """All alerts, by period and level."""
@@ -124,13 +138,14 @@ class AlertsWorld:
         now: datetime | None = None,
         committed: Callable[[], None] = lambda: None,
         seconds: Callable[[], float] = time.monotonic,
+        ranges: RangeConfig | None = None,
     ) -> AsyncIterator[Watch]:
         """A watch that knows no mark yet, as of a process that has just started."""
         database = Database(DatabaseConfig(url=url or self.url, allow_privileged=url is None, timeout_s=30.0))
         try:
             yield Watch(
                 database,
-                RangeConfig(),
+                ranges or RangeConfig(),
                 lambda: now or START + timedelta(days=20),
                 Metrics(CollectorRegistry()),
                 committed,

@@ -44,6 +44,7 @@ def noted(
         budget_id=uuid.UUID(int=2),
         org_id=ORG,
         version=1,
+        definition=1,
         plan=plan,
         created_at=WATERMARK,
         updated_at=WATERMARK,

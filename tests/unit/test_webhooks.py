@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from api.alerts.deliver import SCHEDULE_S, again_s
-from api.answering.budgets import BudgetAlert
+from api.answering.budgets import BudgetAlert, BudgetScope
 from api.webhooks import messages, orders
 from api.webhooks.addresses import fault_of, is_public
 from api.webhooks.sealed import Endpoint, Sealer, Secret, Unreadable, new_secret
@@ -202,7 +202,10 @@ def alert(**given: Any) -> BudgetAlert:
         "budget_id": ONE,
         "budget_name": "<!channel> & *b*",
         "budget_version": 1,
+        "scope": BudgetScope(model_id=None, dimension=None, value=None),
         "metric": "cost",
+        "period": "day",
+        "time_zone": "UTC",
         "period_start": AT,
         "period_end": AT + timedelta(days=1),
         "percent": "80",
