@@ -116,14 +116,14 @@ def _upsert(connection: Connection, grain: Grain, partition: int, differences: S
     """Write rows with the same statements as a flush."""
     if not differences:
         return
-    stage, upsert = statements(grain)
-    connection.execute(stage)
+    written_by = statements(grain)
+    connection.execute(written_by.stage)
     target = psql.SQL("COPY {} FROM STDIN").format(psql.Identifier(f"stage_{grain.name}"))
     with connection.cursor() as cursor:
         with cursor.copy(target) as copy:
             for difference in differences:
                 copy.write_row(_staged(difference))
-        cursor.execute(upsert, {"partition": partition})
+        cursor.execute(written_by.upsert, {"partition": partition, "all": True})
         cursor.execute(psql.SQL("TRUNCATE {}").format(psql.Identifier(f"stage_{grain.name}")))
 
 
@@ -133,8 +133,8 @@ def _staged(difference: Difference) -> tuple[Any, ...]:
     assert counted is not None
     if difference.grain is ERRORS:
         client, status, code = rest
-        return (*_ids(difference), status, counted[0], client, code)
-    return (*_ids(difference), *counted[:-1], *rest, counted[-1])
+        return (*_ids(difference), False, status, counted[0], client, code)
+    return (*_ids(difference), False, *counted[:-1], *rest, counted[-1])
 
 
 def _ids(difference: Difference) -> tuple[UUID, Any, UUID, int]:

@@ -108,6 +108,11 @@ class StoredRows:
     """Of a dimension's rows (`Grain.dimension`) this is the value of the dimension."""
     status: IntArray | None = None
     error_code: Sequence[str] = ()
+    known: IntArray | None = None
+    """bool[n], of rows that a batch writes: an earlier batch of this ledger wrote the row, or it was read.
+
+    The sink may update a known row instead of inserting it. It must still find out if the row is gone.
+    """
 
     def __len__(self) -> int:
         return len(self.bucket)

@@ -42,6 +42,7 @@ def stored(reader: Reader, rows: TableRows) -> StoredRows:
         client=_texts(reader.clients.texts, keys[:, CLIENT]) if CLIENT in key else (),
         status=keys[:, STATUS] if STATUS in key else None,
         error_code=_texts(reader.error_codes.texts, keys[:, CODE]) if CODE in key else (),
+        known=rows.known,
     )
 
 

@@ -250,6 +250,8 @@ class TableRows:
     """int64[n, m]"""
     sketches: Sequence[bytes]
     """One sketch a row; empty for a table that only counts."""
+    known: IntArray | None = None
+    """bool[n], of rows on their way to the database: is the row there already?"""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -264,6 +266,8 @@ class Table:
         """Every block from this bucket on is resident."""
         self._rows = Rows(len(grain.key), len(grain.measures))
         self._dirty: IntArray = np.zeros(256, np.bool_)
+        self._known: IntArray = np.zeros(256, np.bool_)
+        """Is the row in the database?"""
         self._loaded: set[tuple[int, int]] = set()
         self._place: IntArray = np.zeros((256, 3), np.int64)
         self._reset_pool()
@@ -325,6 +329,7 @@ class Table:
         size = len(self._rows.keys)
         if size > len(self._dirty):
             self._dirty = _grown(self._dirty, size)
+            self._known = _grown(self._known, size)
             self._place = _grown(self._place, size)
         self._dirty[rows] = True
         return rows
@@ -362,6 +367,7 @@ class Table:
         places = self._touch(rows.keys)
         self._rows.measures[places] = rows.measures
         self._dirty[places] = False
+        self._known[places] = True
         if not self.grain.counts_only:
             parts = [sketches.decode(sketch) for sketch in rows.sketches]
             bins = np.concatenate([bins for bins, _ in parts])
@@ -379,8 +385,14 @@ class Table:
         self._dirty[rows] = False
         keys, measures = self._rows.keys, self._rows.measures
         rows = rows[order(keys.take(rows, axis=0))]
+        known = self._known.take(rows)
+        self._known[rows] = True
         return TableRows(
-            self.grain, keys.take(rows, axis=0), measures.take(rows, axis=0), self._encode_sketches(rows)
+            self.grain,
+            keys.take(rows, axis=0),
+            measures.take(rows, axis=0),
+            self._encode_sketches(rows),
+            known=known,
         )
 
     def _encode_sketches(self, rows: IntArray) -> Sequence[bytes]:
@@ -410,6 +422,8 @@ class Table:
         bins, counts = self._pool_bins[pairs].astype(np.int64), self._pool_counts[pairs]
         rows.keep(kept)
         self._dirty = np.zeros(len(rows.keys), np.bool_)
+        self._known = np.zeros(len(rows.keys), np.bool_)
+        self._known[: len(kept)] = True  # every row is clean, so it has been committed
         self._place = np.zeros((len(rows.keys), 3), np.int64)
         self._reset_pool()
         if not self.grain.counts_only:

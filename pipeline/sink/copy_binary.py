@@ -27,7 +27,8 @@ EPOCH_2000_US: Final = 946_684_800_000_000
 def payload(fixed: Sequence[IntArray], varying: Sequence[Sequence[bytes]] = ()) -> bytes:
     """One COPY stream of n rows.
 
-    ``fixed``: columns int16[n], int32[n], int64[n] (integers and timestamps) or uint64[n, 2] (uuids).
+    ``fixed``: columns int8[n] (booleans), int16[n], int32[n], int64[n] (integers and timestamps) or
+    uint64[n, 2] (uuids).
     ``varying``: columns of n byte strings (text in UTF-8, bytea), which follow the fixed ones.
     """
     n = len(fixed[0])

@@ -10,21 +10,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import psycopg
 from psycopg import sql as psql
 
 from pipeline.common import traces
 from pipeline.core.accepted import AcceptedEvents
 from pipeline.core.batch import Batch, SeenRows, StoredRows
-from pipeline.core.watermark import NEVER
+from pipeline.core.watermark import DAY_US, NEVER
 from pipeline.core.windows import ERRORS, Grain
 from pipeline.sink import Claim, Fenced, Sink, event_columns
 from pipeline.sink.connection import Database
-from pipeline.sink.rows import hour_time, rollup_copy, seen_copy, signed, time_of, uuid_of
+from pipeline.sink.rows import bucket_time, hour_time, rollup_copy, seen_copy, signed, time_of, uuid_of
 from sql import queries
+
+IntArray = npt.NDArray[Any]
 
 _FLUSH: Final = queries.load("flush")
 _ARCHIVE: Final = queries.load("archive")
@@ -38,6 +43,8 @@ _SEEN_TEXTS: Final = {
 }
 """The columns of the keys that hold a text."""
 _COPY_BYTES: Final = 1 << 20
+NEAR_US: Final = DAY_US
+"""How far behind the newest known row another known row may begin and be updated, not upserted."""
 LONG_FLUSH_S: Final = 5.0
 """A flush that took longer writes the time of its end into the partition's row."""
 
@@ -62,9 +69,9 @@ class Flush(Sink):
 
             # 2. Rollup rows as absolute values. If we die now, they are rolled back with the offset. The next
             #    owner reads the same events again and writes the same values.
+            await connection.execute(_FLUSH["near_rows"])
             for table, rows in _by_table(batch.tables).items():
-                stage, upsert = statements(rows[0].grain)
-                await _stage_and_write(connection, claim, table, stage, upsert, map(rollup_copy, rows))
+                await _write_rollups(connection, claim, table, rows)
 
             # 3. The first and last event of orgs, models, clients and values. If we die now: as after step 2.
             seen = [batch.orgs], [batch.models], [batch.clients], batch.values
@@ -164,21 +171,69 @@ def _by_table(parts: Sequence[StoredRows]) -> dict[str, list[StoredRows]]:
     return found
 
 
-def statements(grain: Grain) -> tuple[str, str]:
-    """The statements that make the staging table of a grain, and that write its rows from there."""
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """What makes the staging table of a grain, updates the known rows from there, and upserts the others."""
+
+    stage: str
+    update: str
+    upsert: str
+
+
+def statements(grain: Grain) -> Statements:
     if grain is ERRORS:
-        return _FLUSH["stage_errors"], _FLUSH["upsert_errors"]
+        return Statements(*(_FLUSH[f"{step}_errors"] for step in ("stage", "update", "upsert")))
     texts = grain.texts
-    stage, upsert = (_with_texts(query, grain.name, texts) for query in ("stage_rollup", "upsert_rollup"))
-    return stage, upsert
+    return Statements(
+        *(_with_texts(f"{step}_rollup", grain.name, texts) for step in ("stage", "update", "upsert"))
+    )
 
 
 def _with_texts(query: str, table: str, texts: Sequence[str]) -> str:
     return _FLUSH[query].format(
         table=table,
         texts="".join(f"{name}, " for name in texts),
+        same_texts="".join(f" AND kept.{name} = staged.{name}" for name in texts),
         text_columns="".join(f", {name} text" for name in texts),
     )
+
+
+async def _write_rollups(
+    connection: psycopg.AsyncConnection[Any], claim: Claim, table: str, parts: Sequence[StoredRows]
+) -> None:
+    """Update the rows that are in the table, and upsert the others: a row costs twice as much by an upsert.
+
+    Only known rows near the newest one are updated: those of at most two chunks. If fewer or more rows than
+    these were updated, somebody has deleted rows or has changed the table's key. Then all rows are upserted,
+    which is right in the first case, and refused by the database in the second.
+    """
+    grain, written_by = parts[0].grain, statements(parts[0].grain)
+    near = near_rows(parts)
+    starts = np.concatenate([rows.bucket[one] for rows, one in zip(parts, near, strict=True)])
+    with traces.child(f"upsert {table}", "client") as span:
+        copied = (rollup_copy(rows, one) for rows, one in zip(parts, near, strict=True))
+        await _stage(connection, table, written_by.stage, copied, span)
+        updated = 0
+        if len(starts):
+            first, last = (bucket_time(grain, int(one)) for one in (starts.min(), starts.max()))
+            # The statement is planned each time, by what the chunks hold now.
+            cursor = await connection.execute(
+                written_by.update, {"partition": claim.partition, "first": first, "last": last}, prepare=False
+            )
+            updated = cursor.rowcount
+        await connection.execute(
+            written_by.upsert, {"partition": claim.partition, "all": updated != len(starts)}
+        )
+
+
+def near_rows(parts: Sequence[StoredRows]) -> list[IntArray]:
+    """Masks (bool[n]) of the known rows that begin at most `NEAR_US` before the newest known row."""
+    known = [np.zeros(len(rows), np.bool_) if rows.known is None else rows.known for rows in parts]
+    newest = max(
+        (rows.bucket[one].max() for rows, one in zip(parts, known, strict=True) if one.any()), default=0
+    )
+    oldest = newest - NEAR_US // parts[0].grain.length_us
+    return [one & (rows.bucket >= oldest) for rows, one in zip(parts, known, strict=True)]
 
 
 async def _write_seen(
@@ -201,15 +256,26 @@ async def _stage_and_write(
     parts: Iterable[bytes],
 ) -> None:
     """COPY rows into a temporary table, and upsert the target's rows from there."""
-    target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
     with traces.child(f"upsert {table}", "client") as span:
-        await connection.execute(stage)
-        for rows in parts:
-            span.add(bytes=len(rows))
-            async with connection.cursor().copy(target) as copy:
-                for at in range(0, len(rows), _COPY_BYTES):
-                    await copy.write(rows[at : at + _COPY_BYTES])
+        await _stage(connection, table, stage, parts, span)
         await connection.execute(upsert, {"partition": claim.partition})
+
+
+async def _stage(
+    connection: psycopg.AsyncConnection[Any],
+    table: str,
+    stage: str,
+    parts: Iterable[bytes],
+    span: traces.Span,
+) -> None:
+    """COPY rows into a temporary table."""
+    target = psql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(psql.Identifier(f"stage_{table}"))
+    await connection.execute(stage)
+    for rows in parts:
+        span.add(bytes=len(rows))
+        async with connection.cursor().copy(target) as copy:
+            for at in range(0, len(rows), _COPY_BYTES):
+                await copy.write(rows[at : at + _COPY_BYTES])
 
 
 async def _write_dead_letters(connection: psycopg.AsyncConnection[Any], claim: Claim, batch: Batch) -> None:

@@ -97,24 +97,21 @@ def stored_rows(grain: Grain, rows: Sequence[tuple[Any, ...]]) -> StoredRows:
 # --- rows that are written
 
 
-def rollup_copy(rows: StoredRows) -> bytes:
-    """A COPY stream for the staging table of ``rows.grain``."""
+def rollup_copy(rows: StoredRows, known: IntArray) -> bytes:
+    """A COPY stream for the staging table of ``rows.grain``. ``known`` is bool[n]: which rows to update."""
     grain, m = rows.grain, rows.measures
     start = rows.bucket * grain.length_us - copy_binary.EPOCH_2000_US
-    rate_class = rows.rate_class.astype(np.int16)
+    key = [rows.org, start, rows.model, rows.rate_class.astype(np.int16), known.view(np.int8)]
     if grain is ERRORS:
         assert rows.status is not None
         return copy_binary.payload(
-            [rows.org, start, rows.model, rate_class, rows.status.astype(np.int16), m[:, 0]],
+            [*key, rows.status.astype(np.int16), m[:, 0]],
             [_utf8(rows.client), _utf8(rows.error_code)],
         )
     dimension = [[grain.dimension.encode()] * len(rows)] if grain.dimension else []
     return copy_binary.payload(
         [
-            rows.org,
-            start,
-            rows.model,
-            rate_class,
+            *key,
             *(m[:, i] for i in range(9)),
             m[:, 9].astype(np.int32),
             m[:, 10].astype(np.int32),

@@ -145,12 +145,34 @@ WHERE partition = %(partition)s AND stream = %(stream)s
 -- name: stage_rollup
 -- The temporary table for the dirty rows of a flush. It is empty again after each transaction.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_{table} (
-    org_id uuid, bucket_start timestamptz, model_id uuid, rate_class smallint,
+    org_id uuid, bucket_start timestamptz, model_id uuid, rate_class smallint, known boolean,
     invocations bigint, successes bigint, errors bigint, timeouts bigint, throttles bigint,
     input_tokens bigint, output_tokens bigint, cost_microcents bigint, latency_sum_ms bigint,
     latency_max_ms integer, revision integer, cache_read_tokens bigint, cache_write_tokens bigint,
     cache_write_1h_tokens bigint, reasoning_tokens bigint, unestimated bigint{text_columns}, latency_sketch bytea
 ) ON COMMIT DELETE ROWS
+
+-- name: near_rows
+-- Before the updates: the rows of the newest chunks are in memory, so the index finds each of them at no cost of a
+-- disk. By its own estimates the planner would at times read a whole chunk instead.
+SET LOCAL random_page_cost = 0
+
+-- name: update_rollup
+-- Write absolute values of dirty rows that are in the table. An update locks no row beforehand as ON CONFLICT does,
+-- which saves half of the time and 54 bytes of WAL a row. The bounds let TimescaleDB skip chunks.
+UPDATE analytics.{table} AS kept SET
+    invocations = staged.invocations, successes = staged.successes, errors = staged.errors,
+    timeouts = staged.timeouts, throttles = staged.throttles, input_tokens = staged.input_tokens,
+    output_tokens = staged.output_tokens, cost_microcents = staged.cost_microcents,
+    latency_sum_ms = staged.latency_sum_ms, latency_max_ms = staged.latency_max_ms,
+    latency_sketch = staged.latency_sketch, revision = staged.revision,
+    cache_read_tokens = staged.cache_read_tokens, cache_write_tokens = staged.cache_write_tokens,
+    cache_write_1h_tokens = staged.cache_write_1h_tokens, reasoning_tokens = staged.reasoning_tokens,
+    unestimated = staged.unestimated, updated_at = now()
+FROM stage_{table} AS staged
+WHERE staged.known AND kept.org_id = staged.org_id AND kept.bucket_start = staged.bucket_start
+    AND kept.model_id = staged.model_id{same_texts} AND kept.rate_class = staged.rate_class
+    AND kept.partition = %(partition)s::smallint AND kept.bucket_start BETWEEN %(first)s AND %(last)s
 
 -- name: upsert_rollup
 -- Write absolute values of dirty rollup rows; idempotent by the table's primary key.
@@ -164,7 +186,7 @@ SELECT org_id, bucket_start, model_id, {texts}rate_class, %(partition)s::smallin
     invocations, successes, errors, timeouts, throttles, input_tokens, output_tokens, cost_microcents,
     latency_sum_ms, latency_max_ms, latency_sketch, revision, cache_read_tokens, cache_write_tokens,
     cache_write_1h_tokens, reasoning_tokens, unestimated, now()
-FROM stage_{table}
+FROM stage_{table} WHERE NOT known OR %(all)s
 ON CONFLICT (org_id, bucket_start, model_id, {texts}rate_class, partition) DO UPDATE SET
     invocations = EXCLUDED.invocations, successes = EXCLUDED.successes, errors = EXCLUDED.errors,
     timeouts = EXCLUDED.timeouts, throttles = EXCLUDED.throttles, input_tokens = EXCLUDED.input_tokens,
@@ -178,16 +200,25 @@ ON CONFLICT (org_id, bucket_start, model_id, {texts}rate_class, partition) DO UP
 -- name: stage_errors
 -- As stage_rollup, for the counts of failed events.
 CREATE TEMPORARY TABLE IF NOT EXISTS stage_usage_errors_hour (
-    org_id uuid, bucket_start timestamptz, model_id uuid, rate_class smallint, status smallint, count bigint,
-    client_id text, error_code text
+    org_id uuid, bucket_start timestamptz, model_id uuid, rate_class smallint, known boolean, status smallint,
+    count bigint, client_id text, error_code text
 ) ON COMMIT DELETE ROWS
+
+-- name: update_errors
+-- As update_rollup, for the counts of failed events.
+UPDATE analytics.usage_errors_hour AS kept SET count = staged.count
+FROM stage_usage_errors_hour AS staged
+WHERE staged.known AND kept.org_id = staged.org_id AND kept.bucket_start = staged.bucket_start
+    AND kept.model_id = staged.model_id AND kept.client_id = staged.client_id AND kept.status = staged.status
+    AND kept.error_code = staged.error_code AND kept.rate_class = staged.rate_class
+    AND kept.partition = %(partition)s::smallint AND kept.bucket_start BETWEEN %(first)s AND %(last)s
 
 -- name: upsert_errors
 -- Write absolute counts of failed events; idempotent by the table's primary key.
 INSERT INTO analytics.usage_errors_hour
     (org_id, bucket_start, model_id, client_id, status, error_code, rate_class, partition, count)
 SELECT org_id, bucket_start, model_id, client_id, status, error_code, rate_class, %(partition)s::smallint, count
-FROM stage_usage_errors_hour
+FROM stage_usage_errors_hour WHERE NOT known OR %(all)s
 ON CONFLICT (org_id, bucket_start, model_id, client_id, status, error_code, rate_class, partition)
     DO UPDATE SET count = EXCLUDED.count
 
@@ -226,13 +257,11 @@ ON CONFLICT (org_id, model_id, partition) DO UPDATE SET
     first_event_at = LEAST(seen.first_event_at, EXCLUDED.first_event_at),
     last_event_at = GREATEST(seen.last_event_at, EXCLUDED.last_event_at),
     last_rollup_at = EXCLUDED.last_rollup_at,
-    (labelled_at, provider, model_name) = (
-        SELECT newest.* FROM (VALUES
-            (seen.labelled_at, seen.provider, seen.model_name),
-            (EXCLUDED.labelled_at, EXCLUDED.provider, EXCLUDED.model_name)
-        ) AS newest (labelled_at, provider, model_name)
-        ORDER BY labelled_at DESC, provider COLLATE "C" DESC, model_name COLLATE "C" DESC LIMIT 1
-    )
+    labelled_at = GREATEST(seen.labelled_at, EXCLUDED.labelled_at),
+    provider = CASE WHEN (EXCLUDED.labelled_at, EXCLUDED.provider COLLATE "C", EXCLUDED.model_name COLLATE "C")
+        > (seen.labelled_at, seen.provider, seen.model_name) THEN EXCLUDED.provider ELSE seen.provider END,
+    model_name = CASE WHEN (EXCLUDED.labelled_at, EXCLUDED.provider COLLATE "C", EXCLUDED.model_name COLLATE "C")
+        > (seen.labelled_at, seen.provider, seen.model_name) THEN EXCLUDED.model_name ELSE seen.model_name END
 
 -- name: add_ids
 -- Keep the ids that a flush accepted in one hour, as one segment. The segment's number is the offset of the flush,

@@ -317,6 +317,8 @@ class MemorySink(Sink):
             if rows.status is not None:
                 key += (int(rows.status[i]), rows.error_code[i])
             key += (int(rows.rate_class[i]),)
+            assert rows.known is not None
+            assert key in table or not rows.known[i], f"{rows.grain.name} has no row {key}, but it is known"
             sketch = rows.sketches[i] if rows.sketches else b""
             table[key] = (tuple(map(int, rows.measures[i])), sketch)
 

@@ -52,6 +52,36 @@ def event(*, ago_us: int = 0, client: str = "", **more: Any) -> bytes:
     ).encode()
 
 
+def test_a_row_is_known_once_it_has_been_handed_out_or_read() -> None:
+    """The sink updates known rows, and inserts the others."""
+    books = Books(Rules())
+    books.add(event())
+    first = books.drain()
+    books.add(event(), event(client="another"))
+    second = books.drain()
+    again = Books(Rules())
+    again.rollups.adopt([second["client_hour"]])
+    again.add(event(), event(client="third"))
+    third = again.drain()
+    known = [
+        {client: bool(known) for client, known in zip(rows.client, rows.known, strict=True)}
+        for rows in (one["client_hour"] for one in (first, second, third))
+        if rows.known is not None
+    ]
+    assert known == [{"": False}, {"": True, "another": False}, {"": True, "third": False}]
+
+
+def test_a_row_stays_known_when_older_ones_leave_memory() -> None:
+    books = Books(Rules())
+    books.add(event(), event(ago_us=3 * HOUR_US))
+    books.drain()
+    books.rollups.let_go(NOW_US)
+    books.add(event(), event(client="new"))
+    hour = books.drain()["usage_hour"]
+    assert hour.known is not None
+    assert (hour.bucket.tolist(), hour.known.tolist()) == ([NOW_US // HOUR_US], [True])
+
+
 def test_events_become_a_row_in_each_table() -> None:
     books = Books(Rules())
     books.add(event(), event(), event(status="error", errorCode="e"))
