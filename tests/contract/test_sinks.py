@@ -23,9 +23,8 @@ from pipeline.core.rules import Rules
 from pipeline.sink import Contested, Fenced, SchemaMissing, Sink, SinkUnavailable, flush, recovery
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker.owned import recover
-from sql import migrate
 from sql.schema import HEAD
-from tests.support import books, mix, replays
+from tests.support import books, migrated, mix, replays
 from tests.support import oracle as naive
 from tests.support.memory_sink import MemorySink
 from tests.support.replays import ReplayingOracle
@@ -71,7 +70,7 @@ def held(request: pytest.FixtureRequest) -> Held:
             lambda: sink.state.dimensions,
         )
     url = request.getfixturevalue("embedded_postgres_url" if request.param == "postgresql" else "timescale")
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     return Held(
         lambda: TimescaleSink(url),
         lambda: books.stored_in_database(url),
@@ -145,13 +144,12 @@ async def test_a_dimension_is_complete_from_the_first_hour_after_the_events_that
 
 
 async def test_a_split_hour_is_complete_from_the_first_hour_after_the_events_that_it_missed(
-    embedded_postgres_url: str,
+    migrated_url: str,
 ) -> None:
-    migrate.upgrade(embedded_postgres_url)
     bodies = mix.make(500, seed=25, now_us=NOW_US, bad=0).bodies
     next_hour = (NOW_US + 300_000_000) // naive.HOUR_US + 1
     memory = MemorySink()
-    sinks: tuple[Sink, ...] = (memory, TimescaleSink(embedded_postgres_url))
+    sinks: tuple[Sink, ...] = (memory, TimescaleSink(migrated_url))
 
     async def count(sink: Sink, upto: int, *hours: int) -> None:
         claim, ledger = await books.recover(sink, replace(RULES, split_hours=hours))
@@ -159,7 +157,7 @@ async def test_a_split_hour_is_complete_from_the_first_hour_after_the_events_tha
         await books.flush(sink, claim, ledger)
 
     def known() -> dict[int, int]:
-        with psycopg.connect(embedded_postgres_url) as connection:
+        with psycopg.connect(migrated_url) as connection:
             found = connection.execute(
                 "SELECT hour, (EXTRACT(EPOCH FROM since) / 3600)::bigint FROM analytics.split_hours"
             ).fetchall()
@@ -176,24 +174,23 @@ async def test_a_split_hour_is_complete_from_the_first_hour_after_the_events_tha
         for sink in sinks:
             await count(sink, upto, *hours)
         assert known() == wanted
-    assert not books.difference(books.stored_in_database(embedded_postgres_url), books.stored(memory))
+    assert not books.difference(books.stored_in_database(migrated_url), books.stored(memory))
     await sinks[1].close()
 
 
-async def test_a_dimension_begins_anew_after_a_worker_that_knew_of_none(embedded_postgres_url: str) -> None:
-    migrate.upgrade(embedded_postgres_url)
+async def test_a_dimension_begins_anew_after_a_worker_that_knew_of_none(migrated_url: str) -> None:
     rules = replace(RULES, dimensions=(Dimension("team", "metadata.team"),))
     bodies = mix.make(400, seed=24, now_us=NOW_US).bodies
-    sink = TimescaleSink(embedded_postgres_url)
+    sink = TimescaleSink(migrated_url)
 
     async def count(upto: int, rules: Rules) -> int:
         claim, ledger = await books.recover(sink, rules)
         ingest(ledger, bodies, upto=upto)
         await books.flush(sink, claim, ledger)
-        return _dimensions_in_database(embedded_postgres_url)["team"][1]
+        return _dimensions_in_database(migrated_url)["team"][1]
 
     assert await count(100, rules) == await count(200, rules) == 0
-    with psycopg.connect(embedded_postgres_url) as connection:  # as version 0.2.0 leaves it after a flush
+    with psycopg.connect(migrated_url) as connection:  # as version 0.2.0 leaves it after a flush
         connection.execute("UPDATE analytics.partitions SET accepted = accepted + 1, offered = offered + 1")
     assert await count(300, rules) == (NOW_US + 300_000_000) // naive.HOUR_US + 1
     await sink.close()
@@ -231,11 +228,10 @@ async def _classes(
 
 
 async def test_what_a_new_owner_takes_for_stored_is_stored_by_the_transaction_of_its_claim(
-    embedded_postgres_url: str,
+    migrated_url: str,
 ) -> None:
     """Else a failover could lose the rate classes and keep the claim, and rows would have unknown classes."""
-    migrate.upgrade(embedded_postgres_url)
-    sink = TimescaleSink(embedded_postgres_url)
+    sink = TimescaleSink(migrated_url)
     rules = replace(RULES, context_tiers=(7,))
     owned = await recover(
         sink,
@@ -249,7 +245,7 @@ async def test_what_a_new_owner_takes_for_stored_is_stored_by_the_transaction_of
     )
     await sink.close()
     tables = "partitions", "dimensions", "split_hours", "rate_classes WHERE input_from = 8"
-    with psycopg.connect(embedded_postgres_url) as connection:
+    with psycopg.connect(migrated_url) as connection:
         by = {
             table: connection.execute(
                 f"SELECT DISTINCT xmin::text FROM analytics.{table}".encode()
@@ -425,9 +421,8 @@ async def test_merged_ids_still_tell_every_duplicate(held: Held) -> None:
     await sink.close()
 
 
-async def test_streams_get_numbers_of_their_own(embedded_postgres_url: str) -> None:
-    migrate.upgrade(embedded_postgres_url)
-    sinks = [TimescaleSink(embedded_postgres_url) for _ in range(4)]
+async def test_streams_get_numbers_of_their_own(migrated_url: str) -> None:
+    sinks = [TimescaleSink(migrated_url) for _ in range(4)]
     claims = await asyncio.gather(*(sink.claim(f"s-{i % 3}") for i, sink in enumerate(sinks)))
     await asyncio.gather(*(sink.close() for sink in sinks))
     numbers = {claim.stream: claim.partition for claim, _ in claims}
@@ -447,7 +442,7 @@ async def test_a_database_that_is_away_says_so(embedded_postgres_url: str) -> No
 
 async def test_a_schema_that_is_older_is_refused_and_a_newer_one_is_not(embedded_postgres_url: str) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     sink = TimescaleSink(url)
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as other:
         await other.execute("UPDATE analytics.alembic_version SET version_num = '0010'")
@@ -461,32 +456,30 @@ async def test_a_schema_that_is_older_is_refused_and_a_newer_one_is_not(embedded
     await sink.close()
 
 
-async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(embedded_postgres_url: str) -> None:
-    migrate.upgrade(embedded_postgres_url)
-    sink = TimescaleSink(embedded_postgres_url, timeout_s=2)
+async def test_a_flush_behind_a_lock_fails_in_time_and_succeeds_later(migrated_url: str) -> None:
+    sink = TimescaleSink(migrated_url, timeout_s=2)
     claim, ledger = await books.recover(sink, RULES)
     bodies = mix.make(200, seed=10, now_us=NOW_US).bodies
     ingest(ledger, bodies, upto=200)
     batch = ledger.drain(now_us=NOW_US, caught_up=False)
-    async with await psycopg.AsyncConnection.connect(embedded_postgres_url) as other:
+    async with await psycopg.AsyncConnection.connect(migrated_url) as other:
         await other.execute("LOCK TABLE analytics.usage_hour IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(SinkUnavailable):
             await sink.flush(claim, batch)
     await sink.flush(claim, batch)
     await sink.close()
-    assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))
+    assert not books.difference(books.stored_in_database(migrated_url), expected(bodies))
 
 
 async def test_a_batch_that_the_database_works_on_is_not_cut_off_by_the_same_deadline_again(
-    embedded_postgres_url: str,
+    migrated_url: str,
 ) -> None:
-    migrate.upgrade(embedded_postgres_url)
-    sink = TimescaleSink(embedded_postgres_url, timeout_s=2)
+    sink = TimescaleSink(migrated_url, timeout_s=2)
     claim, ledger = await books.recover(sink, RULES)
     bodies = mix.make(200, seed=10, now_us=NOW_US).bodies
     ingest(ledger, bodies, upto=200)
     batch = ledger.drain(now_us=NOW_US, caught_up=False)
-    async with await psycopg.AsyncConnection.connect(embedded_postgres_url, autocommit=True) as other:
+    async with await psycopg.AsyncConnection.connect(migrated_url, autocommit=True) as other:
         await other.execute(
             "CREATE FUNCTION analytics.slow() RETURNS trigger LANGUAGE plpgsql AS"
             " $$BEGIN PERFORM pg_sleep(3); RETURN NULL; END$$"
@@ -505,14 +498,14 @@ async def test_a_batch_that_the_database_works_on_is_not_cut_off_by_the_same_dea
             break
     await sink.close()
     assert 0 < failures < 6
-    assert not books.difference(books.stored_in_database(embedded_postgres_url), expected(bodies))
+    assert not books.difference(books.stored_in_database(migrated_url), expected(bodies))
 
 
 async def test_a_flush_of_another_group_that_takes_long_is_not_taken_for_silence(
     embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     first = TimescaleSink(url, consumer="first")
     claim, ledger = await books.recover(first, RULES)
     ingest(ledger, mix.make(50, seed=12, now_us=NOW_US).bodies, upto=50)

@@ -25,7 +25,6 @@ import pytest
 from deploy.local.servers import RabbitMQ
 from pipeline.core import wire
 from pipeline.core.rules import Rules
-from sql import migrate
 from tests.support import books, mix, processes, streams, traces
 from tests.support import oracle as naive
 from tests.support.api_facts import figures
@@ -60,11 +59,10 @@ class Setup:
 
 
 @pytest.fixture
-def setup(rabbitmq: RabbitMQ, timescale: str, redis_url: str, tmp_path: Path) -> Setup:
-    migrate.upgrade(timescale)
+def setup(rabbitmq: RabbitMQ, migrated_timescale: str, redis_url: str, tmp_path: Path) -> Setup:
     stream = f"acceptance-{random.SystemRandom().getrandbits(48):012x}"
     env = {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "REDIS_URL": redis_url,
         "RABBITMQ_URL": rabbitmq.url,
         "RABBITMQ_STREAM": stream,

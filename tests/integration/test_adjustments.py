@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline import cli
-from sql import migrate, roles
+from sql import roles
 from tests.support import focus, focus_rules
 from tests.support.access import reader_of
 from tests.support.api_facts import bucket_of, rfc3339
@@ -128,10 +128,9 @@ def exporting(database: str, tmp_path: Path) -> Iterator[World]:
 # --- the table ---
 
 
-@pytest.mark.parametrize("edition", ["embedded_postgres_url", "timescale"])
+@pytest.mark.parametrize("edition", ["migrated_url", "migrated_timescale"])
 def test_nobody_changes_or_deletes_a_row(request: pytest.FixtureRequest, edition: str) -> None:
     url = request.getfixturevalue(edition)
-    migrate.upgrade(url)
     with psycopg.connect(url, autocommit=True) as owner:
         owner.execute(
             "INSERT INTO analytics.adjustments (org_id, kind, amount, period_start, period_end, reason,"

@@ -20,7 +20,6 @@ import pytest
 from api.live.hub import Listener, State
 from pipeline.core.rules import Rules
 from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
 from tests.support import books, processes
 from tests.support.access import ENV, new_key, reader_of, with_key
 from tests.support.api_facts import NEIGHBOUR, NOW, ORG, STRANGER, WATERMARKS, random_events, rfc3339
@@ -279,12 +278,11 @@ def event(org: uuid.UUID, number: int) -> bytes:
     ).encode()
 
 
-@pytest.mark.parametrize("fixture", ["embedded_postgres_url", "timescale"])
+@pytest.mark.parametrize("fixture", ["migrated_url", "migrated_timescale"])
 async def test_each_flush_that_touches_an_org_is_heard_and_equals_rest(
     fixture: str, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue(fixture)
-    migrate.upgrade(url)
     sink = TimescaleSink(url)
     claim, ledger = await books.recover(sink, Rules())
     number = 0

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from pipeline import cli
 from pipeline.admin import names as naming
 from pipeline.common.names import NAMES_MAX, Naming, naming_of_org
-from sql import migrate, roles
+from sql import roles
 from tests.support import focus
 from tests.support.access import reader_of
 from tests.support.api_facts import (
@@ -119,10 +119,9 @@ def world(database: str, tmp_path: Path) -> Iterator[World]:
 # --- the table ---
 
 
-@pytest.mark.parametrize("edition", ["embedded_postgres_url", "timescale"])
+@pytest.mark.parametrize("edition", ["migrated_url", "migrated_timescale"])
 def test_the_table_refuses_what_the_rules_refuse(request: pytest.FixtureRequest, edition: str) -> None:
     url = request.getfixturevalue(edition)
-    migrate.upgrade(url)
     with psycopg.connect(url, autocommit=True) as owner:
         for dimension, value, name, who in (
             ("", "a", "n", "w"),

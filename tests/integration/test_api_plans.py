@@ -16,7 +16,6 @@ import psycopg
 import pytest
 
 from pipeline.common import connect
-from sql import migrate
 from tests.support.api_facts import MODELS, NOW, ORG, WATERMARKS, load
 from tests.support.api_questions import EVENTS
 from tests.support.api_server import BASE, Api, served
@@ -76,11 +75,10 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> Plans:
 
 
 @pytest.fixture
-def database_url(timescale: str) -> str:
-    migrate.upgrade(timescale)
-    load(timescale, EVENTS, WATERMARKS)
-    load_teams(timescale)
-    with psycopg.connect(timescale, autocommit=True) as connection:
+def database_url(migrated_timescale: str) -> str:
+    load(migrated_timescale, EVENTS, WATERMARKS)
+    load_teams(migrated_timescale)
+    with psycopg.connect(migrated_timescale, autocommit=True) as connection:
         for name, value in (
             ("session_preload_libraries", "auto_explain"),
             ("auto_explain.log_min_duration", "0"),
@@ -89,7 +87,7 @@ def database_url(timescale: str) -> str:
         ):
             database = connection.info.dbname
             connection.execute(f"ALTER DATABASE \"{database}\" SET {name} = '{value}'")
-    return timescale
+    return migrated_timescale
 
 
 @pytest.fixture

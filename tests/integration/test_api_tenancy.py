@@ -32,7 +32,7 @@ from pipeline.admin import names as naming
 from pipeline.common import keys as forms
 from pipeline.common.adjustments import Adjustment
 from pipeline.common.names import Naming, naming_of_org
-from sql import migrate
+from tests.support import migrated
 from tests.support.access import SECRET, reader_of
 from tests.support.api_facts import NOW, WATERMARKS, Event, load, random_events, rfc3339
 from tests.support.api_server import Api, served
@@ -180,7 +180,7 @@ def world(embedded_postgres: "PostgresServer", tmp_path_factory: pytest.TempPath
     name = f"tenancy_{uuid.uuid4().hex}"
     embedded_postgres.psql(f'CREATE DATABASE "{name}"')
     url = embedded_postgres.get_uri(name)
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     both = [tenant_events(seed) for seed in (21, 22)]
     load(url, [event for events in both for event in events], WATERMARKS)
     load_teams(url)

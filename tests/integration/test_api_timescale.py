@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from sql import migrate
 from tests.support.api_facts import NOW, ORG, WATERMARKS, load
 from tests.support.api_questions import (
     EVENTS,
@@ -20,10 +19,9 @@ from tests.support.api_server import BASE, Api, served
 
 
 @pytest.fixture
-def database_url(timescale: str) -> str:
-    migrate.upgrade(timescale)
-    load(timescale, EVENTS, WATERMARKS)
-    return timescale
+def database_url(migrated_timescale: str) -> str:
+    load(migrated_timescale, EVENTS, WATERMARKS)
+    return migrated_timescale
 
 
 @pytest.fixture

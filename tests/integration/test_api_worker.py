@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 import psycopg
 
 from deploy.local.servers import RabbitMQ
-from sql import migrate
 from tests.support import processes, streams
 from tests.support.api_facts import MODELS, NEIGHBOUR, ORG, figures, rfc3339, summed
 from tests.support.api_server import BASE, Client
@@ -61,12 +60,16 @@ def compared(server: Client, live: dict[str, Any]) -> bool:
 
 
 def test_live_rest_and_files_agree_while_a_worker_ingests(
-    rabbitmq: RabbitMQ, timescale: str, tmp_path: Path
+    rabbitmq: RabbitMQ, migrated_timescale: str, tmp_path: Path
 ) -> None:
-    migrate.upgrade(timescale)
     stream = f"api.{uuid.uuid4().hex}"
-    env = {**rabbitmq.env, "DATABASE_URL": timescale, "RABBITMQ_STREAM": stream, "FLUSH_INTERVAL": "500ms"}
-    serving = {"DATABASE_URL": timescale, "EXPORT_DIR": str(tmp_path / "exports")}
+    env = {
+        **rabbitmq.env,
+        "DATABASE_URL": migrated_timescale,
+        "RABBITMQ_STREAM": stream,
+        "FLUSH_INTERVAL": "500ms",
+    }
+    serving = {"DATABASE_URL": migrated_timescale, "EXPORT_DIR": str(tmp_path / "exports")}
     batches = sent = 0
     enough = threading.Event()
 
@@ -92,7 +95,7 @@ def test_live_rest_and_files_agree_while_a_worker_ingests(
                 growing.add(live["day"]["invocations"])
         enough.set()
         publisher.join()
-        streams.wait_committed(timescale, sent, worker)
+        streams.wait_committed(migrated_timescale, sent, worker)
         assert worker.stop() == 0
         assert same >= 3
         assert len(growing) >= 3
@@ -109,7 +112,7 @@ def test_live_rest_and_files_agree_while_a_worker_ingests(
             org: server.ok(f"{BASE}/orgs/{org}/usage", {**span, "groupBy": "none"})
             for org in (ORG, NEIGHBOUR)
         }
-        with psycopg.connect(timescale) as connection:
+        with psycopg.connect(migrated_timescale) as connection:
             row = connection.execute(
                 "SELECT accepted, duplicate, rejected FROM analytics.partitions"
             ).fetchone()

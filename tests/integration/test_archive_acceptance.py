@@ -15,7 +15,6 @@ from deploy.local.servers import RabbitMQ
 from pipeline import config
 from pipeline.archive.store import open_store
 from pipeline.core.rules import Rules
-from sql import migrate
 from tests.support import archives, books, mix, processes, streams
 from tests.support import oracle as naive
 
@@ -31,14 +30,13 @@ def waiting(database_url: str) -> int:
 
 
 async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_away(
-    rabbitmq: RabbitMQ, timescale: str, stack: Any, up: Any, tmp_path: Path
+    rabbitmq: RabbitMQ, migrated_timescale: str, stack: Any, up: Any, tmp_path: Path
 ) -> None:
     up(stack.s3)
-    migrate.upgrade(timescale)
     luck = random.Random(17)
     stream = f"archive-{random.SystemRandom().getrandbits(48):012x}"
     env = {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": rabbitmq.url,
         "RABBITMQ_STREAM": stream,
         "FLUSH_INTERVAL": "100ms",
@@ -70,13 +68,13 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
                 worker.wait_ready()
                 stack.s3.stop()
             if i == 9:
-                streams.wait_committed(timescale, published, worker)
+                streams.wait_committed(migrated_timescale, published, worker)
                 processes.wait_for(lambda: component() == "degraded", 180, worker.log)
-                assert waiting(timescale) > 0
-        streams.wait_committed(timescale, published, worker)
+                assert waiting(migrated_timescale) > 0
+        streams.wait_committed(migrated_timescale, published, worker)
         worker.wait_ready()
         up(stack.s3)
-        processes.wait_for(lambda: waiting(timescale) == 0, 300, worker.log)
+        processes.wait_for(lambda: waiting(migrated_timescale) == 0, 300, worker.log)
         processes.wait_for(lambda: component() == "ok", 180, worker.log)
 
         records = await streams.read_all(rabbitmq.url, stream, upto=published)
@@ -84,15 +82,15 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
         want = archives.accepted(oracle, ((r.offset, r.broker_us, r.body) for r in records))
         archive = config.load(env).archive
         assert archive is not None
-        assert archives.archived(timescale, open_store(archive)) == want
-        assert not books.difference(books.stored_in_database(timescale), books.expected(oracle))
+        assert archives.archived(migrated_timescale, open_store(archive)) == want
+        assert not books.difference(books.stored_in_database(migrated_timescale), books.expected(oracle))
 
         days = ("--from", "2020-01-01", "--to", "2040-01-01")
         clean = processes.command("reconcile", *days, env=env)
         assert (clean.returncode, clean.stderr) == (0, ""), clean.stdout
         assert f"compared with {len(want)} archived events" in clean.stdout
 
-        with psycopg.connect(timescale) as connection:
+        with psycopg.connect(migrated_timescale) as connection:
             connection.execute(
                 "UPDATE analytics.usage_hour SET cost_microcents = cost_microcents + 1 WHERE bucket_start ="
                 " (SELECT max(bucket_start) FROM analytics.usage_hour)"
@@ -109,7 +107,7 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
         assert rebuilt.returncode == 0, rebuilt
         await publishing
         published += len(more)
-        streams.wait_committed(timescale, published, worker)
+        streams.wait_committed(migrated_timescale, published, worker)
         again = processes.command("reconcile", *days, env=env)
         assert again.returncode == 0, again.stdout
         assert worker.stop() == 0
@@ -120,7 +118,7 @@ async def test_the_archive_is_the_stream_though_workers_are_killed_and_s3_goes_a
     records = await streams.read_all(rabbitmq.url, stream, upto=published)
     oracle = naive.Oracle(books.oracle_rules(Rules(dimensions=mix.DIMENSIONS)))
     oracle.feed_all((r.offset, r.broker_us, r.body) for r in records)
-    assert not books.difference(books.stored_in_database(timescale), books.expected(oracle))
+    assert not books.difference(books.stored_in_database(migrated_timescale), books.expected(oracle))
 
 
 async def publish_slowly(rabbitmq: RabbitMQ, stream: str, bodies: list[bytes]) -> None:

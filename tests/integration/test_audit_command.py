@@ -10,15 +10,13 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.common.actor import actor
-from sql import migrate
 
 ORG = "00000000-0000-4000-8000-00000000000a"
 
 
 @pytest.fixture
-def url(embedded_postgres_url: str) -> str:
-    migrate.upgrade(embedded_postgres_url)
-    return embedded_postgres_url
+def url(migrated_url: str) -> str:
+    return migrated_url
 
 
 def test_the_audit_log_is_listed_by_action_org_person_and_time(url: str) -> None:

@@ -21,7 +21,6 @@ from typing_extensions import Buffer
 
 from pipeline.transports.rabbitmq.connection import StreamConnection
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
-from sql import migrate
 from tests.support import mix, processes, streams
 
 CODECS: dict[int, Callable[[bytes], Buffer]] = {
@@ -89,10 +88,9 @@ def letters(env: dict[str, str], *arguments: str) -> str:
 
 
 @pytest.fixture
-def env(timescale: str, rabbitmq: Any) -> dict[str, str]:
-    migrate.upgrade(timescale)
+def env(migrated_timescale: str, rabbitmq: Any) -> dict[str, str]:
     return {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": rabbitmq.url,
         "RABBITMQ_STREAM": f"batches.{uuid.uuid4().hex}",
         "FLUSH_INTERVAL": "200ms",

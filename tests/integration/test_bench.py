@@ -19,7 +19,6 @@ from pipeline.bench.contenders import Task
 from pipeline.core.rules import Rules
 from pipeline.traffic import generator as traffic
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
-from sql import migrate
 from tests.bench import bench_flush, bench_growth
 
 pytestmark = pytest.mark.timeout(1200)
@@ -115,13 +114,12 @@ def test_a_race_leaves_no_database_and_says_what_was_wrong(rabbitmq: RabbitMQ, t
 
 
 async def test_flushes_of_the_same_rows_write_them_all_each_time_and_tables_soon_stop_growing(
-    timescale: str,
+    migrated_timescale: str,
 ) -> None:
-    migrate.upgrade(timescale)
-    found = await bench_flush.flushes(timescale, 100, 12, Rules())
+    found = await bench_flush.flushes(migrated_timescale, 100, 12, Rules())
     assert {flush.rows for flush in found[1:]} == {found[0].rows}
     assert found[0].rows >= 100 * bench_flush.ROWS_A_PAIR
-    with psycopg.connect(timescale) as connection:
+    with psycopg.connect(migrated_timescale) as connection:
         row = connection.execute("SELECT sum(invocations), count(*) FROM analytics.usage_hour").fetchone()
     assert row == (12 * 100, 100)
     assert all(flush.seconds > 0 and flush.wal_bytes > 0 for flush in found)

@@ -22,7 +22,6 @@ from pipeline.collector import ids
 from pipeline.common.settings import ConfigError
 from pipeline.common.settings_table import SETTINGS
 from pipeline.core import wire
-from sql import migrate
 from tests.support import access, collectors, processes, streams
 from tests.support.processes import Api
 
@@ -33,16 +32,17 @@ ORG = ids.org_id("spendstream check")
 
 
 @pytest.fixture
-def env(rabbitmq: RabbitMQ, timescale: str) -> dict[str, str]:
+def env(rabbitmq: RabbitMQ, migrated_timescale: str) -> dict[str, str]:
     """The settings of worker, collector, API and check: a super stream of two partitions, and keys."""
-    migrate.upgrade(timescale)
     env = {
         **rabbitmq.env,
         **access.ENV,
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_STREAM": f"check.{uuid.uuid4().hex}",
         "FLUSH_INTERVAL": "200ms",
-        "CHECK_KEY": access.new_key(timescale, ORG, "analytics:usage:read", "analytics:events:write"),
+        "CHECK_KEY": access.new_key(
+            migrated_timescale, ORG, "analytics:usage:read", "analytics:events:write"
+        ),
     }
     made = processes.command("stream", "create", "--partitions", "2", env=env)
     assert made.returncode == 0, made.stderr

@@ -13,8 +13,7 @@ from pipeline.common import connect
 from pipeline.core.rules import Rules
 from pipeline.sink import SinkUnavailable, Trouble
 from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
-from tests.support import books, mix, processes, streams
+from tests.support import books, migrated, mix, processes, streams
 from tests.support import oracle as naive
 from tests.support.api_facts import NOW, ORG, WATERMARKS, load, random_events
 from tests.support.api_server import BASE, Api, served
@@ -59,9 +58,8 @@ def relent(url: str) -> None:
 
 
 @pytest.fixture
-def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
-    migrate.upgrade(embedded_postgres_url)
-    return streams.embedded_env(embedded_postgres_url, tmp_path)
+def env(migrated_url: str, tmp_path: Path) -> dict[str, str]:
+    return streams.embedded_env(migrated_url, tmp_path)
 
 
 async def test_a_flush_that_fails_the_same_way_is_said_each_time_and_goes_in_once_it_can(
@@ -127,7 +125,7 @@ async def test_a_session_that_an_update_of_the_extension_ended_is_a_lost_connect
     embedded_postgres_url: str, state: str
 ) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     bodies = mix.make(200, seed=31, now_us=NOW_US).bodies
     sink = TimescaleSink(url)
     claim, ledger = await books.recover(sink, RULES)
@@ -158,7 +156,7 @@ async def test_a_missing_function_is_not_taken_for_a_dead_session() -> None:
 
 async def test_a_privilege_that_was_taken_is_waited_for(embedded_postgres_url: str) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     with psycopg.connect(url) as connection:
         connection.execute("CREATE ROLE poor")
         connection.execute("GRANT poor TO CURRENT_USER")
@@ -182,7 +180,7 @@ def test_the_api_leaves_a_dead_session_and_answers_from_a_new_one(
 ) -> None:
     """A view that fails in the sessions that are there, as a library does that is not the catalog's."""
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     load(url, random_events(50, 1), WATERMARKS)
     span = {"start": "2026-11-10T00:00:00Z", "end": "2026-11-11T00:00:00Z", "groupBy": "none"}
 

@@ -26,9 +26,9 @@ from pipeline.admin.doctor import Finding, Level
 from pipeline.cli import main
 from pipeline.common import settings
 from pipeline.common.settings_table import SETTINGS
-from sql import migrate
 from sql.schema import HEAD
 from tests.support import community, processes
+from tests.support.migrated import upgrade
 from tests.support.rabbitmq import broker_user
 
 DEAD = "127.0.0.1:1"
@@ -54,9 +54,8 @@ def stream_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def migrated(embedded_postgres_url: str) -> str:
-    migrate.upgrade(embedded_postgres_url)
-    return embedded_postgres_url
+def migrated(migrated_url: str) -> str:
+    return migrated_url
 
 
 def test_wrong_configuration_is_told_fault_by_fault_and_nothing_is_tried() -> None:
@@ -160,7 +159,7 @@ def test_a_login_that_cannot_make_the_schema_is_told_whose_the_database_is(
 
 def test_a_job_on_our_tables_that_failed_is_named(embedded_postgres_url: str, stream_url: str) -> None:
     community.shape(embedded_postgres_url)
-    migrate.upgrade(embedded_postgres_url)
+    upgrade(embedded_postgres_url)
     environment = {"DATABASE_URL": embedded_postgres_url, "RABBITMQ_URL": stream_url}
     assert "jobs" not in examine(**environment)
     job = community.fail_a_job(embedded_postgres_url, "usage_hour", "out of shared memory\nHINT: more")
@@ -479,10 +478,9 @@ def test_json_findings(stream_url: str) -> None:
 # --- real servers -------------------------------------------------------------------------------------
 
 
-def test_the_whole_stack_is_well(timescale: str, rabbitmq: RabbitMQ, redis_url: str, s3: S3) -> None:
-    migrate.upgrade(timescale)
+def test_the_whole_stack_is_well(migrated_timescale: str, rabbitmq: RabbitMQ, redis_url: str, s3: S3) -> None:
     environment = {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": rabbitmq.url,
         "RABBITMQ_STREAM": f"doctor-{time.time_ns()}",
         "REDIS_URL": redis_url,

@@ -14,7 +14,6 @@ from pipeline.config import StreamConfig
 from pipeline.transports import Transport
 from pipeline.transports.factory import open_transport
 from pipeline.transports.rabbitmq.transport import RabbitMQTransport
-from sql import migrate
 from tests.support import processes, streams
 
 PATIENCE_S = 180
@@ -71,13 +70,12 @@ async def truncate(env: dict[str, str], *, beyond: int) -> int:
 
 
 @pytest.fixture(params=["rabbitmq", "embedded"])
-def env(request: pytest.FixtureRequest, timescale: str, tmp_path: Path) -> dict[str, str]:
-    migrate.upgrade(timescale)
+def env(request: pytest.FixtureRequest, migrated_timescale: str, tmp_path: Path) -> dict[str, str]:
     url = f"embedded://{tmp_path}/log"
     if request.param == "rabbitmq":
         url = request.getfixturevalue("rabbitmq").url
     return {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": url,
         "RABBITMQ_STREAM": f"gaps.{uuid.uuid4().hex}",
         "FLUSH_INTERVAL": "200ms",
@@ -188,11 +186,10 @@ async def remake(env: dict[str, str]) -> None:
 
 
 async def test_a_stream_made_anew_is_read_from_its_beginning_and_its_offsets_come_again(
-    timescale: str, tmp_path: Path
+    migrated_timescale: str, tmp_path: Path
 ) -> None:
-    migrate.upgrade(timescale)
     env = {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": f"embedded://{tmp_path}/old",
         "RABBITMQ_STREAM": "gaps",
         "FLUSH_INTERVAL": "200ms",
@@ -207,10 +204,11 @@ async def test_a_stream_made_anew_is_read_from_its_beginning_and_its_offsets_com
                 code, said = accept(env, before, 0)
                 assert (code, "read from its beginning" in said) == (0, True), said
             processes.wait_for(
-                lambda n=count: streams.committed_offset(timescale) == n, PATIENCE_S, worker.log
+                lambda n=count: streams.committed_offset(migrated_timescale) == n, PATIENCE_S, worker.log
             )
             assert worker.stop() == 0
     ((letters, now),) = database(
-        timescale, 'SELECT count(*), count(*) FILTER (WHERE "offset" >= 0) FROM analytics.dead_letters'
+        migrated_timescale,
+        'SELECT count(*), count(*) FILTER (WHERE "offset" >= 0) FROM analytics.dead_letters',
     )
     assert (letters, now) == (60, 10)

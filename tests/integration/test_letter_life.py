@@ -13,7 +13,8 @@ from pipeline.config import RetentionConfig
 from pipeline.dead_letters import table
 from pipeline.dead_letters.life import STEPS, Event, State
 from pipeline.worker import maintenance
-from sql import migrate, queries
+from sql import queries
+from tests.support import migrated
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 RETENTION = RetentionConfig()
@@ -66,7 +67,7 @@ async def test_a_letter_takes_the_steps_of_the_table_and_no_others(
     before: State, embedded_postgres_url: str
 ) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     for event in Event:
         if before is State.DELETED and event is Event.ASKED:
             continue  # the command asks only for letters that are there

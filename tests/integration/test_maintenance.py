@@ -12,9 +12,8 @@ from pipeline import metrics
 from pipeline.config import RetentionConfig
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.worker import maintenance
-from sql import migrate
 from sql.editions import Edition
-from tests.support import community
+from tests.support import community, migrated
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 DAY_S = 86_400.0
@@ -50,7 +49,7 @@ def kept(connection: psycopg.Connection, table: str, column: str = "bucket_start
 @pytest.mark.parametrize("fixture", ["embedded_postgres_url", "timescale"])
 async def test_old_rows_go_and_young_rows_stay(fixture: str, request: pytest.FixtureRequest) -> None:
     url = request.getfixturevalue(fixture)
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     old = {name: NOW - timedelta(days=500) for name in ROLLUPS} | {"usage_minute": NOW - timedelta(days=16)}
     young = {name: NOW - timedelta(days=300) for name in ROLLUPS} | {"usage_minute": NOW - timedelta(days=13)}
     with psycopg.connect(url, autocommit=True) as connection:
@@ -120,7 +119,7 @@ async def test_what_was_audited_goes_after_its_retention_and_not_what_is_still_i
     fixture: str, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue(fixture)
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     old, young = NOW - timedelta(days=201), NOW - timedelta(days=199)
     with psycopg.connect(url, autocommit=True) as connection:
         for at in (old, young):
@@ -170,7 +169,7 @@ async def test_a_backlog_goes_in_batches_and_does_not_keep_the_other_tables_wait
     embedded_postgres_url: str,
 ) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     old = NOW - timedelta(days=500)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
@@ -208,7 +207,7 @@ async def test_a_backlog_goes_in_batches_and_does_not_keep_the_other_tables_wait
 
 async def test_the_ids_of_one_hour_go_at_a_time(embedded_postgres_url: str) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO analytics.partitions (partition, stream, broker_time, updated_at)"
@@ -233,7 +232,7 @@ async def test_the_ids_of_one_partition_go_at_a_time_and_no_other_partition_wait
     embedded_postgres_url: str,
 ) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         for partition, ahead in ((0, 0), (1, 5)):  # each by its own broker's time
             connection.execute(
@@ -272,7 +271,7 @@ async def test_a_table_that_refuses_is_named_and_the_others_are_looked_after(
     embedded_postgres_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     old = NOW - timedelta(days=500)
     pauses: list[float] = []
     done = asyncio.Event()
@@ -313,9 +312,8 @@ async def test_a_table_that_refuses_is_named_and_the_others_are_looked_after(
 
 
 async def test_a_round_that_left_something_is_followed_soon(
-    embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    migrate.upgrade(embedded_postgres_url)
     pauses: list[float] = []
     done = asyncio.Event()
     left = iter(({"audit_log"}, set()))
@@ -331,9 +329,7 @@ async def test_a_round_that_left_something_is_followed_soon(
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(maintenance, "expire", expire)
-    running = asyncio.create_task(
-        maintenance.run(embedded_postgres_url, RETENTION, dedupe_window_us=WINDOW_US)
-    )
+    running = asyncio.create_task(maintenance.run(migrated_url, RETENTION, dedupe_window_us=WINDOW_US))
     await done.wait()
     running.cancel()
     assert pauses == [maintenance.BACKLOG_INTERVAL_S, maintenance.INTERVAL_S]
@@ -345,7 +341,7 @@ async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs
     """Where nobody made a policy, or its job fails, on TimescaleDB Community."""
     url = embedded_postgres_url
     community.shape(url)
-    assert migrate.upgrade(url).edition == Edition.COMMUNITY
+    assert migrated.upgrade(url).edition == Edition.COMMUNITY
     old, young = NOW - timedelta(days=500), NOW - timedelta(days=13)
     with psycopg.connect(url, autocommit=True) as connection:
         for name in ROLLUPS:
@@ -357,9 +353,8 @@ async def test_the_worker_drops_chunks_itself_where_the_database_could_have_jobs
 
 
 async def test_a_host_whose_clock_is_ahead_expires_nothing(
-    embedded_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    migrate.upgrade(embedded_postgres_url)
     today = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     done = asyncio.Event()
 
@@ -368,12 +363,12 @@ async def test_a_host_whose_clock_is_ahead_expires_nothing(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio, "sleep", once)
-    with psycopg.connect(embedded_postgres_url, autocommit=True) as connection:
+    with psycopg.connect(migrated_url, autocommit=True) as connection:
         for name in ROLLUPS:
             insert(connection, name, today)
         running = asyncio.create_task(
             maintenance.run(
-                embedded_postgres_url,
+                migrated_url,
                 RETENTION,
                 dedupe_window_us=WINDOW_US,
                 clock=lambda: datetime.now(UTC) + timedelta(days=500),

@@ -19,8 +19,7 @@ from pipeline.sink import Fenced
 from pipeline.sink.timescale import TimescaleSink
 from pipeline.transports import TransportError
 from pipeline.worker.partition import PartitionWorker
-from sql import migrate
-from tests.support import books, mix, replays
+from tests.support import books, migrated, mix, replays
 from tests.support.archives import EVERYTHING, reconciled
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
 from tests.support.replays import ReplayingOracle
@@ -39,7 +38,7 @@ class Standing:
     """A partition's worker over a database, its stream in memory, and the oracle."""
 
     def __init__(self, url: str) -> None:
-        migrate.upgrade(url)
+        migrated.upgrade(url)
         self.url = url
         self.oracle = ReplayingOracle(books.oracle_rules(RULES))
         self.broker = MemoryBroker(books.STREAM)

@@ -14,7 +14,6 @@ import redis
 from deploy.local.ports import free_port
 from pipeline.config import StreamConfig
 from pipeline.transports.factory import open_transport
-from sql import migrate
 from tests.support import processes, streams
 
 ORG = str(uuid.UUID(int=7))
@@ -70,10 +69,9 @@ def retire(env: dict[str, str], *arguments: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def env(timescale: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
-    migrate.upgrade(timescale)
+def env(migrated_timescale: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
     return {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "REDIS_URL": redis_url,
         "RABBITMQ_URL": f"embedded://{tmp_path}/log",
         "FLUSH_INTERVAL": "200ms",

@@ -99,11 +99,10 @@ def tools(stack: Stack, up: Callable[[Server], None], tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def place(stack: Stack, tools: Path, timescale: str, redis_url: str, tmp_path: Path) -> Place:
-    migrate.upgrade(timescale)
+def place(stack: Stack, tools: Path, migrated_timescale: str, redis_url: str, tmp_path: Path) -> Place:
     env = {
         **stack.rabbitmq.env,
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "REDIS_URL": redis_url,
         "RABBITMQ_STREAM": f"runbook.{uuid.uuid4().hex[:8]}",
         "FLUSH_INTERVAL": "200ms",

@@ -10,7 +10,6 @@ import pytest
 from pipeline.core.rules import Rules
 from pipeline.sink import Fenced, SinkUnavailable, flush
 from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
 from tests.support import books, mix
 from tests.support import oracle as naive
 
@@ -20,9 +19,8 @@ BODIES = mix.make(200, seed=31, now_us=NOW_US).bodies
 
 
 @pytest.fixture
-def url(embedded_postgres_url: str) -> str:
-    migrate.upgrade(embedded_postgres_url)
-    return embedded_postgres_url
+def url(migrated_url: str) -> str:
+    return migrated_url
 
 
 def expected() -> dict[str, object]:

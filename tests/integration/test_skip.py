@@ -19,8 +19,7 @@ from pipeline.transports import Chunk, Subscription, chunks
 from pipeline.transports.factory import open_transport
 from pipeline.worker.membership import Delivery
 from pipeline.worker.partition import PartitionWorker
-from sql import migrate
-from tests.support import books, mix, processes, streams
+from tests.support import books, migrated, mix, processes, streams
 from tests.support.memory_transport import MemoryBroker, MemoryTransport
 
 POISON = b'{"poison":1}'
@@ -38,10 +37,9 @@ wire.read = read_or_die
 
 
 @pytest.fixture
-def env(request: pytest.FixtureRequest, timescale: str, tmp_path: Path) -> dict[str, str]:
-    migrate.upgrade(timescale)
+def env(request: pytest.FixtureRequest, migrated_timescale: str, tmp_path: Path) -> dict[str, str]:
     return {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": request.getfixturevalue("rabbitmq").url,
         "RABBITMQ_STREAM": f"skip.{uuid.uuid4().hex}",
         "FLUSH_INTERVAL": "200ms",
@@ -196,7 +194,7 @@ async def test_the_place_of_a_crash_that_goes_well_is_suspected_no_more(
 ) -> None:
     """Workers that were killed four times at ever new places must not look like a record that kills."""
     url = embedded_postgres_url
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO analytics.partitions (partition, stream, crashes, trying_from, trying_to,"

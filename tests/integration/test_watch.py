@@ -20,9 +20,9 @@ import pytest
 from deploy.local import Stack
 from deploy.local.ports import free_port
 from deploy.local.server import Server
-from sql import migrate, roles
+from sql import roles
 from tests.conftest import or_missing
-from tests.support import processes, prometheus, streams, watch
+from tests.support import migrated, processes, prometheus, streams, watch
 from tests.support.api_server import BASE, Client
 from tests.support.collectors import Collector, collector
 from tests.support.exports import made
@@ -49,7 +49,7 @@ def world(
         up(server)
     name = f"watch_{uuid.uuid4().hex}"
     url = stack.postgres.create_database(name)
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     folder = tmp_path_factory.mktemp("watch")
     env = {
         **stack.rabbitmq.env,

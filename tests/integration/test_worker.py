@@ -47,9 +47,8 @@ METRICS = (
 
 
 @pytest.fixture
-def env(embedded_postgres_url: str, tmp_path: Path) -> dict[str, str]:
-    migrate.upgrade(embedded_postgres_url)
-    return streams.embedded_env(embedded_postgres_url, tmp_path)
+def env(migrated_url: str, tmp_path: Path) -> dict[str, str]:
+    return streams.embedded_env(migrated_url, tmp_path)
 
 
 async def test_metrics_count_what_happened_and_have_no_tenant_in_a_label(

@@ -20,7 +20,6 @@ from pipeline.config import StreamConfig
 from pipeline.processes import child as children
 from pipeline.processes import supervisor as workers
 from pipeline.transports.factory import open_transport
-from sql import migrate
 from tests.support import mix, processes, streams
 
 PATIENCE_S = 240
@@ -60,11 +59,10 @@ def two_free_ports() -> int:
 
 
 async def test_two_processes_share_the_partitions_and_one_that_is_killed_comes_back(
-    rabbitmq: RabbitMQ, timescale: str, tmp_path: Path
+    rabbitmq: RabbitMQ, migrated_timescale: str, tmp_path: Path
 ) -> None:
-    migrate.upgrade(timescale)
     env = {
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_URL": rabbitmq.url,
         "RABBITMQ_STREAM": f"workers.{os.urandom(8).hex()}",
         "FLUSH_INTERVAL": "200ms",
@@ -82,7 +80,7 @@ async def test_two_processes_share_the_partitions_and_one_that_is_killed_comes_b
             os.kill(pids[0], signal.SIGKILL)
             processes.wait_for(lambda: "worker_process_died" in both.log(), PATIENCE_S, both.log)
             await publisher.publish(mix.make(2000, seed=1, now_us=time.time_ns() // 1000).bodies)
-            processes.wait_for(lambda: streams.offered(timescale) == 2000, PATIENCE_S, both.log)
+            processes.wait_for(lambda: streams.offered(migrated_timescale) == 2000, PATIENCE_S, both.log)
             processes.wait_for(lambda: sorted(map(len, both.owned())) == [1, 1], PATIENCE_S, both.log)
             now = children_of(both.process.pid)
             assert len(now) == 2

@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 import api.config
 from api.app import create_app
 from pipeline.common.serving import Runner
-from sql import migrate
+from tests.support import migrated
 from tests.support.api_facts import WATERMARKS, Event, load
 from tests.support.processes import SLOW_MACHINE
 
@@ -115,13 +115,12 @@ def served(environment: Mapping[str, str], now: datetime | None = None) -> Itera
 def fresh_database(server: "PostgresServer") -> Iterator[str]:
     """Make a migrated and empty database, and drop it afterwards; yields its URL."""
     name = f"api_{uuid.uuid4().hex}"
-    server.psql(f'CREATE DATABASE "{name}"')
+    url = server.get_uri(name)
+    migrated.create(url)
     try:
-        url = server.get_uri(name)
-        migrate.upgrade(url)
         yield url
     finally:
-        server.psql(f'DROP DATABASE "{name}" WITH (FORCE)')
+        migrated.drop(url)
 
 
 @contextmanager

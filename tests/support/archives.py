@@ -19,8 +19,7 @@ from pipeline.core.ledger import Ledger
 from pipeline.core.rules import Rules
 from pipeline.core.watermark import DAY_US
 from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
-from tests.support import books, mix
+from tests.support import books, migrated, mix
 from tests.support import oracle as naive
 from tests.support.memory_sink import uuid_of
 
@@ -172,7 +171,7 @@ class Partition:
     """A worker's partition in a database of its own, fed from a list of bodies."""
 
     def __init__(self, url: str, bodies: list[bytes]) -> None:
-        migrate.upgrade(url)
+        migrated.upgrade(url)
         self.url, self.bodies = url, bodies
         self.sink = TimescaleSink(url)
         self.oracle = naive.Oracle(books.oracle_rules(RULES))

@@ -22,8 +22,7 @@ from pipeline.core.rules import Rules
 from pipeline.core.wire import SNAKE_NAMES
 from pipeline.prices import book, csv_file
 from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
-from tests.support import books
+from tests.support import books, migrated
 from tests.support.oracle import EPOCH
 
 FOLDER: Final = Path(__file__).parent.parent / "data" / "golden_prices"
@@ -138,7 +137,7 @@ def _total(parts: Sequence[Expected]) -> Expected:
 
 async def load(database_url: str) -> int:
     """Migrate a database, import the book, and count all payloads. Returns the version of the book."""
-    migrate.upgrade(database_url)
+    migrated.upgrade(database_url)
     with book.connected(database_url) as connection:
         title = f"csv {BOOK.name}"
         done = book.add(connection, csv_file.read(BOOK), action="prices.import", title=title)

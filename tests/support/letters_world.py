@@ -12,8 +12,7 @@ from pipeline.config import StreamConfig
 from pipeline.core.replay import Letter
 from pipeline.core.rules import Rules
 from pipeline.transports.factory import open_transport
-from sql import migrate
-from tests.support import books, processes
+from tests.support import books, migrated, processes
 from tests.support import oracle as naive
 from tests.support.replays import ReplayingOracle
 
@@ -27,7 +26,7 @@ class World:
     def __init__(self, env: dict[str, str], folder: Path) -> None:
         self.env = env
         self.worker = processes.worker(env, folder)
-        migrate.upgrade(env["DATABASE_URL"])
+        migrated.upgrade(env["DATABASE_URL"])
 
     async def publish(self, bodies: list[bytes]) -> None:
         transport = open_transport(self._config())

@@ -5,16 +5,14 @@ import uuid
 import pytest
 
 from deploy.local.servers import RabbitMQ
-from sql import migrate
 
 
 @pytest.fixture
-def env(rabbitmq: RabbitMQ, timescale: str) -> dict[str, str]:
+def env(rabbitmq: RabbitMQ, migrated_timescale: str) -> dict[str, str]:
     """The settings that collector, worker and API share."""
-    migrate.upgrade(timescale)
     return {
         **rabbitmq.env,
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_STREAM": f"collector.{uuid.uuid4().hex}",
         "FLUSH_INTERVAL": "200ms",
         "COLLECTOR_RATE_LIMIT": "0",

@@ -30,9 +30,8 @@ from deploy.local import Stack
 from deploy.local.server import Server
 from pipeline.collector import ids
 from pipeline.common import keys
-from sql import migrate
 from tests.conftest import or_missing
-from tests.support import access, processes, sender_environment
+from tests.support import access, migrated, processes, sender_environment
 from tests.support.collector_world import World, archived, rows_of, running, spooled
 from tests.support.processes import Process, wait_for
 from tests.support.relay import LOSING, Relay, Request
@@ -264,7 +263,7 @@ def run(
     folder = tmp_path_factory.mktemp("senders")
     name = f"test_{uuid.uuid4().hex}"
     url = stack.postgres.create_database(name)
-    migrate.upgrade(url)
+    migrated.upgrade(url)
     env = {
         **stack.rabbitmq.env,
         "DATABASE_URL": url,

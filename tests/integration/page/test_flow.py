@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sql import migrate
 from tests.support import browser, processes
 from tests.support.api_facts import rfc3339
 from tests.support.api_server import BASE, Client
@@ -20,11 +19,10 @@ MATCHES = 4
 
 
 async def test_figures_equal_rest_at_the_same_watermark_while_traffic_flows(
-    chromium: str, embedded_postgres_url: str, tmp_path: Path
+    chromium: str, migrated_url: str, tmp_path: Path
 ) -> None:
-    migrate.upgrade(embedded_postgres_url)
     env = {
-        "DATABASE_URL": embedded_postgres_url,
+        "DATABASE_URL": migrated_url,
         "RABBITMQ_URL": f"embedded://{tmp_path}/stream",
         "FLUSH_INTERVAL": "2s",  # a question of the test often meets the flush that the page has shown
     }

@@ -8,7 +8,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from sql import migrate
 from tests.support.access import reader_of
 from tests.support.api_server import served
 from tests.support.priced_place import Place
@@ -17,9 +16,8 @@ from tests.support.teams import load_teams
 
 
 @pytest.fixture
-def database_url(embedded_postgres_url: str) -> str:
-    migrate.upgrade(embedded_postgres_url)
-    return embedded_postgres_url
+def database_url(migrated_url: str) -> str:
+    return migrated_url
 
 
 @pytest.fixture
@@ -29,13 +27,12 @@ def connection(database_url: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-@pytest.fixture(params=["embedded_postgres_url", "timescale"])
+@pytest.fixture(params=["migrated_url", "migrated_timescale"])
 def place(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Place]:
     url = request.getfixturevalue(request.param)
-    migrate.upgrade(url)
     world = loaded(url)
     load_teams(url)
-    narrow = request.param == "embedded_postgres_url"  # the other server wants a password of each login
+    narrow = request.param == "migrated_url"  # the other server wants a password of each login
     for login in reader_of(url) if narrow else [url]:
         environment = {
             "DATABASE_URL": login,

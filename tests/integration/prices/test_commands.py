@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.common.actor import actor
 from pipeline.prices import book, csv_file
-from sql import migrate
+from tests.support import migrated
 from tests.support.spend_rows import DAY, MODELS, ORGS, add_classes, add_label
 
 ORG = "00000000-0000-4000-8000-00000000000a"
@@ -249,7 +249,7 @@ def test_what_is_exported_reads_back_unchanged(
     embedded_postgres.psql("CREATE DATABASE prices_elsewhere")
     elsewhere = embedded_postgres.get_uri("prices_elsewhere")
     try:
-        migrate.upgrade(elsewhere)
+        migrated.upgrade(elsewhere)
         result = CliRunner().invoke(
             main, ["prices", "import", "csv", str(exported)], env={"DATABASE_URL": elsewhere}
         )

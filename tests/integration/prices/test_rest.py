@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from sql import migrate, roles
+from sql import roles
 from tests.support.access import reader_of
 from tests.support.api_facts import rfc3339
 from tests.support.api_server import BASE, Api, fresh_database, served
@@ -342,12 +342,11 @@ def test_a_discount_of_an_org_reaches_its_answers_and_no_others(book: Book) -> N
     assert spent(book, THEIRS) == others
 
 
-def test_a_written_book_reads_back(embedded_postgres_url: str) -> None:
-    migrate.upgrade(embedded_postgres_url)
-    with psycopg.connect(embedded_postgres_url, autocommit=True) as connection:
+def test_a_written_book_reads_back(migrated_url: str) -> None:
+    with psycopg.connect(migrated_url, autocommit=True) as connection:
         write(connection, [[price(rate=Decimal("0.000001"), valid_to=datetime(2027, 1, 1, tzinfo=UTC))]])
         write(connection, [[retraction(1)]])
-    with served({"DATABASE_URL": embedded_postgres_url}, NOW) as server:
+    with served({"DATABASE_URL": migrated_url}, NOW) as server:
         items = server.ok(PRICES, {"retracted": "true"})["items"]
     assert [(item["id"], item["rate"], item["retracts"], item["retractedBy"]) for item in items] == [
         (1, "0.000001", None, 2),

@@ -11,16 +11,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from sql import migrate, roles, schema
+from sql import roles, schema
 from tests.support.naive_prices import Call, Row, cost, rates_of
 from tests.support.price_books import write
 from tests.support.spend_rows import CLASSES, DAY, FIGURES, MODELS, fill, pair, rows
 
 
-@pytest.fixture(params=["embedded_postgres_url", "timescale"])
+@pytest.fixture(params=["migrated_url", "migrated_timescale"])
 def connection(request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
     url = request.getfixturevalue(request.param)
-    migrate.upgrade(url)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("SET timezone = 'UTC'")
         yield connection

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.local.servers import RabbitMQ
-from sql import migrate
 from tests.support import otlp_receiver
 from tests.support.otlp_receiver import Receiver
 
@@ -25,12 +24,11 @@ def receiver(protocol: str) -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def env(rabbitmq: RabbitMQ, timescale: str) -> dict[str, str]:
+def env(rabbitmq: RabbitMQ, migrated_timescale: str) -> dict[str, str]:
     """The settings that all processes share, without traces."""
-    migrate.upgrade(timescale)
     return {
         **rabbitmq.env,
-        "DATABASE_URL": timescale,
+        "DATABASE_URL": migrated_timescale,
         "RABBITMQ_STREAM": f"traces.{uuid.uuid4().hex}",
         "FLUSH_INTERVAL": "200ms",
         "OTEL_BSP_SCHEDULE_DELAY": "100",

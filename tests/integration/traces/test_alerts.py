@@ -9,7 +9,6 @@ import psycopg
 
 from api.webhooks.sealed import Endpoint, Sealer, Secret, new_secret
 from deploy.local.ports import free_port
-from sql import migrate
 from tests.support import otlp_receiver
 from tests.support.processes import Process, wait_for
 
@@ -37,12 +36,11 @@ def due_delivery(url: str) -> tuple[uuid.UUID, uuid.UUID]:
     return webhook_id, delivery_id
 
 
-def test_alerts_send_their_spans_under_a_name_of_their_own(timescale: str, tmp_path: Path) -> None:
-    migrate.upgrade(timescale)
-    webhook_id, delivery_id = due_delivery(timescale)
+def test_alerts_send_their_spans_under_a_name_of_their_own(migrated_timescale: str, tmp_path: Path) -> None:
+    webhook_id, delivery_id = due_delivery(migrated_timescale)
     with otlp_receiver.over_http() as receiver:
         env = {
-            "DATABASE_URL": timescale,
+            "DATABASE_URL": migrated_timescale,
             "API_ALLOW_PRIVILEGED": "true",
             "WEBHOOK_KEY": KEY,
             "WEBHOOK_ALLOW_PRIVATE": "true",
@@ -53,7 +51,7 @@ def test_alerts_send_their_spans_under_a_name_of_their_own(timescale: str, tmp_p
         try:
             alerts.start(wait=False)
             wait_for(lambda: receiver.named("deliver"), 120, alerts.log)
-            with psycopg.connect(timescale) as connection:
+            with psycopg.connect(migrated_timescale) as connection:
                 names = connection.execute("SELECT application_name FROM pg_stat_activity").fetchall()
             assert alerts.stop() == 0, alerts.log()
         finally:
