@@ -61,7 +61,8 @@ _NEVER: Final = 1 << 62
 class Mark:
     """How an org stands. It is judged when one of ``changes``, ``price_version`` or ``places`` changes.
 
-    ``changes`` counts the changes of its budgets, and ``places`` says how far each partition has come.
+    ``changes`` counts the changes of its budgets. ``places`` says how far each partition has come, and its
+    epoch, which a repair by the archive raises.
     ``basis`` changes where events may have been counted in days that are not recent. ``newest`` and
     ``watermark`` are the minutes of its newest event and of its slowest partition.
     """

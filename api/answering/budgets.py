@@ -84,7 +84,7 @@ class Budget(Answer):
 
 
 class Budgets(Answer):
-    """By id."""
+    """By name, whatever its case, and those of one name by id."""
 
     org_id: UUID
     org_name: str | None

@@ -48,12 +48,15 @@ class Budgets:
 
     async def page(self, request: web.Request) -> web.Response:
         org_id: UUID = request[ORG_ID]
-        question = self.parser.listing("budgets", org_id, request.query, UUID)
-        values = {"org_id": org_id, "after": question.after, "limit": question.limit + 1}
+        question = self.parser.listing("budgets", org_id, request.query, tuple[str, UUID])
+        after_name, after = question.after or (None, None)
+        values = {"org_id": org_id, "after_name": after_name, "after": after, "limit": question.limit + 1}
 
         async def read(connection: AsyncConnection) -> answers.Budgets:
             found = await kept.budgets(connection, "page", values)
-            page, cursor = self.cursors.paged(question, found, lambda budget: budget.budget_id)
+            page, cursor = self.cursors.paged(
+                question, found, lambda budget: (budget.plan.name, budget.budget_id)
+            )
             named = await names.read(connection, org_id)
             return answers.Budgets(
                 org_id=org_id,

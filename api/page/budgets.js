@@ -1,10 +1,11 @@
-// Budgets of an org with the period that runs, and the alerts that were sent with their deliveries. Whoever has the
+// Budgets of an org with the period that runs, and the alerts and notices that were sent with their deliveries. Whoever has the
 // role makes, changes and deletes budgets here, by the same requests as every other client.
 
 import { budgetForm } from "./budget-form.js";
 import { fill, h } from "./dom.js";
 import { csvButton } from "./files.js";
 import { count, dollars, exact, number, percent, short, stamp } from "./format.js";
+import { asked, hasNotices, noticeCells, noticesTable } from "./notices.js";
 import { failure, name } from "./parts.js";
 import { ask, now, passes } from "./rest.js";
 import { zone } from "./view.js";
@@ -23,6 +24,8 @@ const isWhole = ({ scope }) => !scope.modelId && !scope.dimension;
 export function budgetsPanel({ org, view, can, signal, features, say, told, dimensions }) {
   let budgets = null;
   let alerts = null;
+  let notices = null;
+  let wanted = null; // what the org asks to be told of
   let error = null;
   let fault = null;
   let loadedAt = null;
@@ -32,13 +35,15 @@ export function budgetsPanel({ org, view, can, signal, features, say, told, dime
   const form = writes ? budgetForm({ org, signal, dimensions, models: () => named.models, done: (text) => { say(text); load(); } }) : null;
   const list = h("div", {});
   const sent = h("div", {});
+  const noticed = h("div", {});
   const notes = h("div", {});
   const file = (what) => `${what}-${org.slice(0, 8)}-${stamp(now(), zone(view()), { time: false })}.csv`;
   const element = h("section", { class: "panel budgets", id: "budgets", "aria-labelledby": "budgets-title" },
     h("header", {}, h("h2", { id: "budgets-title" }, "Budgets"), h("div", { class: "tools" },
       writes && h("button", { type: "button", class: "quiet", id: "budget-new", onclick: () => form.open(null) }, "New budget"), csvButton("budgets", "Budgets", () => file("budgets"), budgetCells))),
     form?.element ?? null, notes, list,
-    features.has("orgs/{orgId}/alerts") && [h("header", {}, h("h3", { id: "alerts-title" }, "Alerts"), csvButton("alerts", "Alerts", () => file("alerts"), alertCells)), sent]);
+    features.has("orgs/{orgId}/alerts") && [h("header", {}, h("h3", { id: "alerts-title" }, "Alerts"), csvButton("alerts", "Alerts", () => file("alerts"), alertCells)), sent],
+    hasNotices(features) && [h("header", {}, h("h3", { id: "notices-title" }, "Notices"), csvButton("notices", "Notices", () => file("notices"), () => noticeCells(notices?.items ?? []))), noticed]);
   const timer = setInterval(() => { if (document.visibilityState !== "hidden") load(); }, EVERY_MS);
   signal.addEventListener("abort", () => clearInterval(timer));
   learnNames();
@@ -58,9 +63,10 @@ export function budgetsPanel({ org, view, can, signal, features, say, told, dime
 
   async function load() {
     try {
-      [budgets, alerts] = await Promise.all([
+      [budgets, alerts, notices, wanted] = await Promise.all([
         ask(`orgs/${org}/budgets`, { limit: SHOWN }, { signal }),
         features.has("orgs/{orgId}/alerts") ? ask(`orgs/${org}/alerts`, { limit: ALERTS_SHOWN }, { signal }) : null,
+        ...(hasNotices(features) ? [ask(`orgs/${org}/notices/sent`, { limit: ALERTS_SHOWN }, { signal }), ask(`orgs/${org}/notices`, {}, { signal })] : [null, null]),
       ]);
       error = null;
       loadedAt = now();
@@ -93,6 +99,7 @@ export function budgetsPanel({ org, view, can, signal, features, say, told, dime
     if (error && !old) {
       fill(list, failure(error, load));
       fill(sent);
+      fill(noticed);
       return;
     }
     if (!budgets) {
@@ -106,6 +113,9 @@ export function budgetsPanel({ org, view, can, signal, features, say, told, dime
     if (alerts) fill(sent, alerts.items.length === 0 ? h("p", { class: "empty" }, "No threshold has been reached.")
       : h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Alerts: table" }, sentTable(alerts.items)),
     alerts.nextCursor && h("p", { class: "sub" }, `The newest ${ALERTS_SHOWN} alerts are listed; the API lists all.`));
+    if (notices) fill(noticed, h("p", { class: "sub", id: "notices-asked" }, asked(wanted)), notices.items.length === 0 ? h("p", { class: "empty" }, "No notice has been sent.")
+      : h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Notices: table" }, noticesTable(notices.items, zone(view()), delivered)),
+    notices.nextCursor && h("p", { class: "sub" }, `The newest ${ALERTS_SHOWN} notices are listed; the API lists all.`));
   }
 
   function scope({ modelId, dimension, value }) {

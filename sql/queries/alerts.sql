@@ -1,13 +1,15 @@
 -- name: marks
--- The orgs that have budgets: how often these were changed, how many there are, how far each partition has come, what
--- else can have changed the org's older rows, the newest event, and the watermark of the slowest partition; times in
--- minutes since 1970. Every change of a budget raises the sum, because versions only grow and no row is deleted.
+-- The orgs that have budgets: how often these were changed, how many there are, how far each partition has come or when
+-- its rows were repaired (a repair raises the epoch, and no flush of the org need follow), what else can have changed
+-- the org's older rows, the newest event, and the watermark of the slowest partition; times in minutes since 1970.
+-- Every change of a budget raises the sum, because versions only grow and no row is deleted.
 WITH b AS (
     SELECT org_id, sum(version)::bigint AS changes, count(*) FILTER (WHERE deleted_at IS NULL) AS budgets
     FROM analytics.budgets GROUP BY org_id
 )
 SELECT b.org_id, b.changes, b.budgets,
-    COALESCE(string_agg(o.partition || '=' || extract(epoch FROM o.last_rollup_at), ',' ORDER BY o.partition), ''),
+    COALESCE(string_agg(o.partition || '=' || extract(epoch FROM o.last_rollup_at) || '/' || COALESCE(p.epoch, 0),
+        ',' ORDER BY o.partition), ''),
     COALESCE(string_agg(o.partition || '=' || p.epoch || '/' || p.replays, ',' ORDER BY o.partition), ''),
     floor(extract(epoch FROM max(o.last_event_at)) / 60)::bigint,
     CASE WHEN bool_and(w.watermark IS NOT NULL) THEN floor(extract(epoch FROM min(w.watermark)) / 60)::bigint END

@@ -72,10 +72,11 @@ SELECT {columns} FROM analytics.budgets AS b
 WHERE org_id = %(org_id)s AND idempotency_key = %(idempotency_key)s AND deleted_at IS NULL
 
 -- name: page
--- An org's budgets by id.
+-- An org's budgets by name, whatever its case, and those of one name by id.
 SELECT {columns} FROM analytics.budgets AS b
-WHERE org_id = %(org_id)s AND deleted_at IS NULL AND (%(after)s::uuid IS NULL OR budget_id > %(after)s)
-ORDER BY budget_id
+WHERE org_id = %(org_id)s AND deleted_at IS NULL
+    AND (%(after)s::uuid IS NULL OR (lower(name), budget_id) > (lower(%(after_name)s::text), %(after)s::uuid))
+ORDER BY lower(name), budget_id
 LIMIT %(limit)s
 
 -- name: alerts_of_budgets

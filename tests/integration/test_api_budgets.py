@@ -191,18 +191,21 @@ def test_roles_and_tenancy(world: World) -> None:
 
 
 def test_pages_of_budgets_and_alerts_follow_one_another(world: World) -> None:
-    for _ in range(3):
-        world.made(name="page")
-    found: list[str] = []
+    for name in ("page", "Zoo", "apes", "page", "Überall", "Page", "page"):
+        world.made(name=name)
+    found: list[tuple[str, str]] = []
     cursor = None
     while True:
         query = {"limit": 2, **({"cursor": cursor} if cursor else {})}
         page = world.server.ok(PATH, query, headers=WRITER)
-        found += [one["budgetId"] for one in page["items"]]
+        found += [(one["name"], one["budgetId"]) for one in page["items"]]
         if (cursor := page["nextCursor"]) is None:
             break
-    assert found == sorted(set(found))
-    assert len(found) >= 3
+    whole = world.ask("GET", PATH)[1]["items"]
+    assert found == [(one["name"], one["budgetId"]) for one in whole]
+    assert len({budget_id for _, budget_id in found}) == len(found) >= 7
+    ours = [(name, budget_id) for name, budget_id in found if name in ("page", "Page", "Zoo", "apes")]
+    assert ours == sorted(ours, key=lambda one: (one[0].lower(), one[1]))
     assert world.ask("GET", f"{BASE}/orgs/{MINE}/alerts")[1]["items"] == []
 
 

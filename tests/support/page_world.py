@@ -29,6 +29,7 @@ from tests.support.access import SECRET, new_key
 from tests.support.alerts_world import AlertsWorld
 from tests.support.api_facts import Event, load, rfc3339
 from tests.support.api_server import BASE, Client, fresh_database, served
+from tests.support.notices_world import NoticesWorld
 from tests.support.teams import load_teams
 
 if TYPE_CHECKING:
@@ -165,11 +166,33 @@ def set_budgets(url: str, client: Client, now: datetime) -> None:
     tokens = {"metric": "tokens", "period": "week", "amount": "90000000", "thresholds": marks[:1]}
     made(client, f"{BASE}/orgs/{ACME}/budgets", {"name": "Checkout, tokens", "scope": team, **tokens})
     AlertsWorld(url).look(now=now)
+    give_notices(url, now)
     with psycopg.connect(url) as connection:
         connection.execute(
             "UPDATE analytics.webhook_deliveries SET status = 'delivered', attempts = 1, last_status = 204,"
             " last_attempt_at = now(), delivered_at = now()"
         )
+
+
+def give_notices(url: str, now: datetime) -> None:
+    """Two orgs ask for notices, and were told of the last three days. Acme had an unusual hour, too."""
+    notices = NoticesWorld(url)
+    for org in ORGS[:2]:
+        since = now - timedelta(days=3)
+        notices.ask(org, unusual_factor=5, summary_enabled=True, summary_since=since, unusual_since=now)
+    notices.notice(now=now)
+    hour = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=20)
+    weeks = [{"hourStart": rfc3339(hour - timedelta(weeks=1)), "spent": "9.10"}]
+    figures = {"spent": "61.50", "usual": "9.10", "factor": "5", "minimumAmount": "10.00"}
+    notices.execute(
+        "INSERT INTO analytics.notices_sent (notice_id, org_id, kind, period, period_start, period_end,"
+        " watermark, final, price_version, figures, noticed_at) VALUES (gen_random_uuid(), %s,"
+        " 'spend.unusual', %s, %s, %s, %s, false, 0, %s, now())",
+        (
+            *(ACME, rfc3339(hour), hour, hour + timedelta(hours=1), now - LAG),
+            json.dumps({**figures, "unpriced": 2, "weeks": weeks}),
+        ),
+    )
 
 
 def budget_of(spent: Decimal) -> str:

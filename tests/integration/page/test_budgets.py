@@ -113,6 +113,46 @@ async def test_alerts_stand_there_with_what_was_delivered(page: Page, filled: Wo
     ]
 
 
+async def test_notices_stand_there_with_what_they_were_compared_with(
+    page: Page, filled: World, tmp_path: Path
+) -> None:
+    await page.downloads_to(tmp_path)
+    await page.goto(at(filled, of_acme(last="24h")))
+    notices = rest(filled, f"orgs/{ACME}/notices/sent")["items"]
+    assert {one["kind"] for one in notices} == {"spend.unusual", "spend.daily"}
+    for one in notices:
+        row = f'[data-notice="{one["noticeId"]}"]'
+        await see(page, row)
+        said = await text(page, row)
+        if one["unusualSpend"] is not None:
+            for part in ("Unusual hour", "2 calls without a price are not in it", "$61.50", "provisional"):
+                assert part in said
+            assert "at most $9.10 about this time in 1 week before" in said
+            assert "no webhook" in said
+        else:
+            day = one["dailySummary"]
+            assert day["day"] in said
+            assert f"{day['timeZone']}: {day['invocations']} request" in said
+            assert dollars(day["cost"]["amount"]) in said
+            assert f"the day before {dollars(day['dayBefore']['cost']['amount'])}" in said
+            assert "On call of Whole company: " in said
+    await see(page, "#notices-asked", says="over 5 times the usual, and a summary of each day of UTC.")
+    assert not await faults_of(page)
+    await click(page, "#notices-csv")
+    rows = list(csv.DictReader(io.StringIO(await asyncio.to_thread(saved_file, tmp_path), newline="")))
+    assert [(row["kind"], row["periodStart"], row["spent"]) for row in rows] == [
+        (one["kind"], one["periodStart"], amount_of(one)) for one in notices
+    ]
+    await page.goto(at(filled, f"#/orgs/{ORGS[5]}?last=7d"))
+    await see(page, "#notices-asked", says="The org asks for no notices.")
+    assert "No notice has been sent." in await text(page, "#budgets")
+
+
+def amount_of(notice: Any) -> str:
+    found = notice["unusualSpend"] or {"spent": notice["dailySummary"]["cost"]["amount"]}
+    return str(found["spent"])
+
+
 async def test_a_delivery_that_failed_says_why_and_is_sent_again(page: Page, filled: World) -> None:
     with psycopg.connect(filled.url) as connection:
         connection.execute(
