@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pipeline.core import scan, wire
 from pipeline.core.bodies import PADDING
-from pipeline.core.events import DETAILS
+from pipeline.core.events import DETAILS, Names
 from pipeline.core.kernels.compile import handle
 from pipeline.core.wire import Invalid
 
@@ -43,6 +43,9 @@ class Checker:
         self._figures = [np.empty(n, np.int64) for _ in range(6)]
         self._details: IntArray = np.empty((n, len(DETAILS) + 1), np.int64)
         self._ranges = [np.empty((n, 2), np.int64) for _ in range(4)]
+        self._names = Names()
+        """No name has a number here."""
+        self._numbers: IntArray = np.empty((n, 4), np.int32)
         self._dimensions = (np.frombuffer(PADDING, np.uint8), np.zeros(1, np.int64), scan.NO_ACTOR)
         """There are no dimensions: their keys, the edges of the keys, and which one the actors are."""
         self._values: IntArray = np.empty((0, n, 2), np.int64)
@@ -66,7 +69,15 @@ class Checker:
         source, doubtful = self._places
         arguments: list[Any] = [handle(text), edges[:-1], edges[1:], self._guesses, event, org, model]
         arguments += [*self._figures, self._details, *self._ranges]
-        arguments += [*self._dimensions, actor, self._values, source, doubtful]
+        arguments += [
+            *[self._names.memo] * 3,
+            self._numbers,
+            *self._dimensions,
+            actor,
+            self._values,
+            source,
+            doubtful,
+        ]
         good = scan.scan(*arguments)
         unsure = doubtful[: len(bodies) - good].tolist()
         reserved = (model[:good] == _RESERVED).all(axis=1)

@@ -67,6 +67,7 @@ class Names:
         self._pool: IntArray = np.empty(4096, np.uint8)
         self._edges: IntArray = np.zeros(256, np.int64)
         self._slots: IntArray = np.full(1024, -1, np.int32)
+        self._memo: IntArray = kernels.names.new_memo()
         self.numbers(overflow)
 
     def __len__(self) -> int:
@@ -74,7 +75,7 @@ class Names:
 
     @property
     def memory_bytes(self) -> int:
-        arrays = (self.digests, self._pool, self._edges, self._slots)
+        arrays = (self.digests, self._pool, self._edges, self._slots, self._memo)
         return sum(array.nbytes for array in arrays) + _TEXT_BYTES * len(self.texts)
 
     @property
@@ -85,6 +86,18 @@ class Names:
         """
         return self._pool, self._edges
 
+    @property
+    def memo(self) -> Any:
+        """The handle of the names that came lately, for `kernels.names.recall`."""
+        return handle(self._memo.reshape(-1).view(np.uint8))
+
+    def complete(self, text: IntArray, ranges: IntArray, numbers: IntArray) -> IntArray:
+        """Replace each -1 in ``numbers`` int32[n] by the number of the string, as `number` gives it."""
+        unknown = np.flatnonzero(numbers < 0)
+        if len(unknown):
+            numbers[unknown] = self.number(text, ranges.take(unknown, axis=0))
+        return numbers
+
     def numbers(self, texts: Sequence[str]) -> IntArray:
         """The numbers (int32[n]) of some strings. A new string gets the next number."""
         encoded = [text.encode() for text in texts]
@@ -93,11 +106,11 @@ class Names:
         ranges = np.stack((edges[:-1], edges[1:]), axis=1)
         return self.number(np.frombuffer(b"".join((*encoded, PADDING)), np.uint8), ranges)
 
-    def number(self, text: IntArray, ranges: IntArray, guesses: IntArray | None = None) -> IntArray:
+    def number(self, text: IntArray, ranges: IntArray) -> IntArray:
         """The numbers (int32[n]) of strings in a text. A new string gets the next number.
 
         ``ranges`` int64[n, 2] has (first, end) of each string in ``text``, which is UTF-8 and ends with
-        `PADDING`. ``guesses`` int32[n] are numbers that are probably right. A right guess is twice as fast.
+        `PADDING`.
         """
         known = len(self.texts)
         room = known + len(ranges) + 1
@@ -109,7 +122,7 @@ class Names:
             edges = self._edges[: known + 1].copy()
             ranges_known = np.stack((edges[:-1], edges[1:]), axis=1)
             self._intern(self._pool.copy(), ranges_known, np.zeros(known, np.int32), used=1, done=0)
-        out = np.zeros(len(ranges), np.int32) if guesses is None else guesses
+        out = np.empty(len(ranges), np.int32)
         used, done = self._intern(text, ranges, out, used=known, done=0)
         while done < len(ranges):
             self._pool = _grown(self._pool, 2 * len(self._pool))
@@ -128,6 +141,7 @@ class Names:
         stopped: tuple[int, int] = kernels.names.intern_texts(
             SECRET,
             self._slots,
+            self._memo,
             pool,
             handle(pool),
             edges,
@@ -324,8 +338,6 @@ class Reader:
         self.error_codes = Names(wire.OVERFLOW_ERROR_CODE)
         self.labels = Names(wire.OVERFLOW_CLIENT)
         self._guesses = scan.new_guesses()
-        self._labels_of_model: IntArray = np.zeros((2, 1024), np.int32)
-        """The labels that each model had last, by its number."""
         self.dimensions = tuple(dimensions)
         keys = [(one.key or "").encode() for one in self.dimensions]
         self._keys: IntArray = np.frombuffer(b"".join((*keys, PADDING)), np.uint8)
@@ -429,6 +441,7 @@ class Reader:
         input_tokens, output_tokens, cost_microcents = (np.empty(n, np.int64) for _ in range(3))
         details = np.empty((n, TIER + 1), np.int64)
         client, error_code, provider, model_name = (np.empty((n, 2), np.int64) for _ in range(4))
+        numbers = np.empty((n, 4), np.int32)
         actor = np.empty((n, 2), np.uint64)
         values = np.empty((len(self.dimensions), n, 2), np.int64)
         source, doubtful = np.empty(n, np.int64), np.empty(n, np.int64)
@@ -451,6 +464,10 @@ class Reader:
             error_code,
             provider,
             model_name,
+            self.clients.memo,
+            self.error_codes.memo,
+            self.labels.memo,
+            numbers,
             self._keys,
             self._key_edges,
             self._actor_place,
@@ -459,15 +476,17 @@ class Reader:
             source,
             doubtful,
         )
-        models = self.models.number(model[:good])
+        labels = numbers[:good, 2:].copy()
+        self.labels.complete(text, provider[:good], labels[:, 0])
+        self.labels.complete(text, model_name[:good], labels[:, 1])
         columns = self._numbered(
             source[:good],
             event[:good],
             org[:good],
             model[:good],
-            models,
-            self.clients.number(text, client[:good]),
-            self.error_codes.number(text, error_code[:good]),
+            self.models.number(model[:good]),
+            self.clients.complete(text, client[:good], numbers[:good, scan.NAMES_CLIENT].copy()),
+            self.error_codes.complete(text, error_code[:good], numbers[:good, scan.NAMES_CODE].copy()),
             occurred_us[:good],
             latency_ms[:good],
             status[:good],
@@ -475,25 +494,10 @@ class Reader:
             output_tokens[:good],
             cost_microcents[:good],
             details[:good],
-            self._labels(text, models, provider[:good], model_name[:good]),
+            labels,
             self._numbered_values(text, actor[:good], values[:, :good]),
         )
         return columns, doubtful[: n - good]
-
-    def _labels(self, text: IntArray, model: IntArray, provider: IntArray, model_name: IntArray) -> IntArray:
-        """The numbers of labels, int32[n, 2]. A model mostly has the labels that it had last."""
-        labels = np.zeros((len(model), 2), np.int32)
-        if not (model_name.any() or provider.any()):
-            return labels
-        last = self._labels_of_model
-        if len(self.models.keys) > last.shape[1]:
-            last = np.zeros((2, len(self.models.keys)), np.int32)
-            last[:, : self._labels_of_model.shape[1]] = self._labels_of_model
-            self._labels_of_model = last
-        for column, ranges in enumerate((provider, model_name)):
-            labels[:, column] = self.labels.number(text, ranges, last[column, model])
-            last[column, model] = labels[:, column]
-        return labels
 
     def _numbered_values(self, text: IntArray, actor: IntArray, ranges: IntArray) -> IntArray:
         """Number the values (int32[n, d]) whose ``ranges`` int64[d, n, 2] `scan.scan` has found."""

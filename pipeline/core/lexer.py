@@ -1,7 +1,7 @@
 """The lexer of JSON, in compiled loops: strings, numbers and whole values.
 
-Positions are indices into a text (`kernels.compile.handle`). `bodies.PADDING` ends the text, because eight
-bytes are read at a time. A function that skips a token returns the place after the token, or `BAD` if the
+Positions are indices into a text (`kernels.compile.handle`). `bodies.PADDING` ends the text, because up to
+32 bytes are read at a time. A function that skips a token returns the place after the token, or `BAD` if the
 token is not plainly right. The lexer knows nothing of the fields of an event. `pipeline.core.scan` knows
 them.
 """
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.core.kernels.compile import byte, compiled, trailing_zeros, word
+from pipeline.core.kernels.compile import VECTOR, byte, compiled, inlined, plain_chars, trailing_zeros, word
 
 BAD: Final = -1
 
@@ -32,7 +32,6 @@ _EACH: Final = np.uint64(0x0101010101010101)
 _TOPS: Final = np.uint64(0x8080808080808080)
 """A word with the highest bit of each of its eight bytes."""
 _IS_HEX: Final = np.array([chr(c) in "0123456789abcdefABCDEF" for c in range(256)])
-_IS_IN_NUMBER: Final = np.array([chr(c) in "0123456789+-.eE" for c in range(256)])
 _IS_SPACE: Final = np.array([chr(c) in "\t\n\r " for c in range(256)])
 _IS_ESCAPED: Final = np.array([chr(c) in '"\\/bfnrt' for c in range(256)])
 """The characters that can follow a backslash alone."""
@@ -49,20 +48,13 @@ _FOUR, _FIVE = np.uint64(2**32 - 1), np.uint64(2**40 - 1)
 # it may be marked wrongly, so only the lowest mark is used.
 
 
-@compiled
+@inlined
 def skip_plain(text: Any, at: int, end: int) -> int:
     """Skip plain characters: the place of the first quote, backslash, control or non-ASCII character."""
     while at < end:
-        chars = word(text, at)
-        quote, slash = chars ^ _EACH * np.uint64(QUOTE), chars ^ _EACH * np.uint64(BACKSLASH)
-        odd = (
-            (quote - _EACH) & ~quote
-            | (slash - _EACH) & ~slash
-            | (chars - _EACH * np.uint64(SPACE)) & ~chars
-            | chars
-        ) & _TOPS
-        at += trailing_zeros(odd) >> 3
-        if odd:
+        plain = plain_chars(text, at)
+        at += plain
+        if plain < VECTOR:
             break
     return min(at, end)
 
@@ -94,7 +86,7 @@ def _number_of_digits(digits: Any, count: int) -> Any:
     return np.int64((fours * np.uint64(10_000) + (fours >> np.uint64(32))) & np.uint64(0xFFFFFFFF))
 
 
-@compiled
+@inlined
 def read_digits(text: Any, at: int, end: int) -> tuple[int, int]:
     """Read the digits from ``at`` on: their number, and the place after them. No digits give 0.
 
@@ -128,10 +120,10 @@ def read_few_digits(text: Any, at: int, count: int) -> int:
 # --- strings and numbers ---------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def skip_space(text: Any, at: int, end: int) -> int:
     """Skip white space: the place of the first other character."""
-    while at < end and _IS_SPACE[byte(text, at)]:
+    while at < end and byte(text, at) <= SPACE and _IS_SPACE[byte(text, at)]:
         at += 1
     return at
 
@@ -199,15 +191,6 @@ def skip_utf8(text: Any, at: int, end: int) -> int:
 
 
 @compiled
-def skip_number_chars(text: Any, at: int, end: int) -> int:
-    """Skip the characters that a JSON number can have. The caller must check that they are a number."""
-    first = at
-    while at < end and _IS_IN_NUMBER[byte(text, at)]:
-        at += 1
-    return at if at > first else BAD
-
-
-@compiled
 def _skip_number(text: Any, at: int, end: int) -> int:
     """Skip a valid JSON number."""
     if at < end and byte(text, at) == MINUS:
@@ -239,7 +222,7 @@ def _skip_number(text: Any, at: int, end: int) -> int:
 # --- values ------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def skip_null(text: Any, at: int, end: int) -> int:
     """Skip ``null`` at ``at``."""
     return at + 4 if at + 4 <= end and word(text, at) & _FOUR == _NULL_WORD else BAD

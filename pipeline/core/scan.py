@@ -18,7 +18,8 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.core import wire
-from pipeline.core.kernels.compile import byte, compiled, word
+from pipeline.core.kernels.compile import byte, compiled, inlined, word
+from pipeline.core.kernels.names import recall
 from pipeline.core.lexer import (
     BACKSLASH,
     BAD,
@@ -46,7 +47,6 @@ from pipeline.core.lexer import (
     read_hex,
     skip_name_and_colon,
     skip_null,
-    skip_number_chars,
     skip_plain,
     skip_space,
     skip_string,
@@ -136,6 +136,8 @@ TOO_LONG: Final = -1
 """Begin and end of the range of a value that is too long to be kept."""
 _NOT_WANTED: Final = -2
 """The answer to which dimension wants a key of the metadata, if none does."""
+NAMES_CLIENT, NAMES_CODE, NAMES_PROVIDER, NAMES_MODEL = range(4)
+"""Columns of the ``numbers`` of names."""
 UUID_CHARS: Final = 36
 NO_ACTOR: Final = -1
 """In place of a dimension, if none has the actors as its values."""
@@ -151,11 +153,11 @@ _days_in_month = compiled(wire.days_in_month)
 def new_guesses() -> Any:
     """The memory of `scan` (int64[...]): which key followed each key, and the minute of the last time."""
     guesses = np.full(_MINUTE_AT + 3, _UNKNOWN, np.int64)
-    guesses[_MINUTE_AT:] = 0
+    guesses[_MINUTE_AT:] = 0, 0, BAD
     return guesses
 
 
-@compiled
+@inlined
 def _literal(text: Any, at: int, end: int, number: int) -> int:
     """Skip literal ``number`` at ``at``."""
     if at + _LENGTHS[number] > end:
@@ -188,6 +190,10 @@ def scan(
     code: Any,
     provider: Any,
     model_name: Any,
+    clients: Any,
+    codes: Any,
+    labels: Any,
+    numbers: Any,
     keys: Any,
     key_edges: Any,
     actor_place: int,
@@ -202,7 +208,9 @@ def scan(
     2] (high, low). ``occurred_us``, ``latency_ms``, ``status``, ``tokens_in``, ``tokens_out`` and ``cost``
     (microcents, 0 if there is no estimate) are int64[n]. ``details`` int64[n, 6] has the columns of
     `events.DETAILS`. ``client``, ``code``, ``provider`` and ``model_name`` are int64[n, 2]: the range of the
-    name in ``text``, empty if the name is absent. ``source`` int64[n] gets the place of each body.
+    name in ``text``. ``numbers`` int32[n, 4] has the numbers of these four names where the memo of
+    its kind (``clients``, ``codes`` and ``labels``: see `kernels.names.recall`) knows them, 0 for an absent
+    name, and else -1. Only then the range counts. ``source`` int64[n] gets the place of each body.
 
     ``values`` int64[d, n, 2] gets the ranges of the values of d dimensions. The source of dimension k is the
     metadata's key ``keys[key_edges[k] : key_edges[k + 1]]`` (uint8[...], int64[d + 1]). The source of the
@@ -215,9 +223,8 @@ def scan(
     for i in range(len(ends)):
         begin, end = begins[i], ends[i]
         at = skip_space(text, begin, end)
-        client[good, _FIRST] = client[good, _END] = code[good, _FIRST] = code[good, _END] = 0
-        provider[good, _FIRST] = provider[good, _END] = 0
-        model_name[good, _FIRST] = model_name[good, _END] = 0
+        for j in range(numbers.shape[1]):
+            numbers[good, j] = 0
         for j in range(details.shape[1]):
             details[good, j] = 0
         details[good, _UNESTIMATED] = 1
@@ -263,13 +270,21 @@ def scan(
                         values[actor_place, good, _FIRST] = UUID_CHARS * good
                         values[actor_place, good, _END] = UUID_CHARS * (good + 1)
                 elif meaning == _CLIENT:
-                    client[good, _FIRST], client[good, _END], at = _name(text, at, end, _CLIENT_CHARS_MAX)
+                    first, after, at = _name(text, at, end, _CLIENT_CHARS_MAX)
+                    client[good, _FIRST], client[good, _END] = first, after
+                    numbers[good, NAMES_CLIENT] = recall(clients, text, first, after)
                 elif meaning == _CODE:
-                    code[good, _FIRST], code[good, _END], at = _name(text, at, end, _CODE_CHARS_MAX)
+                    first, after, at = _name(text, at, end, _CODE_CHARS_MAX)
+                    code[good, _FIRST], code[good, _END] = first, after
+                    numbers[good, NAMES_CODE] = recall(codes, text, first, after)
                 elif meaning == _OCCURRED:
-                    close = skip_string(text, at, end)
-                    occurred_us[good] = _time(text, at + 1, close - 1, guesses)
-                    at = close if occurred_us[good] >= 0 else BAD
+                    # Most events have the minute of the event before. So the sixteen characters of the minute
+                    # are compared with the last ones, and only read if they differ.
+                    date, clock = np.int64(word(text, at + 1)), np.int64(word(text, at + 9))
+                    if date != guesses[_MINUTE_AT] or clock != guesses[_MINUTE_AT + 1]:
+                        guesses[_MINUTE_AT], guesses[_MINUTE_AT + 1] = date, clock
+                        guesses[_MINUTE_AT + 2] = _minute(text, at + 1)
+                    occurred_us[good], at = _time(text, at, end, guesses[_MINUTE_AT + 2])
                 elif meaning == _STATUS:
                     status[good], at = _word(text, at, end, _FIRST_STATUS, _STATUSES)
                 elif meaning == _LATENCY:
@@ -279,15 +294,8 @@ def scan(
                 elif meaning == _TOKENS_OUT:
                     tokens_out[good], at = _integer(text, at, end, _TOKENS_MAX)
                 elif meaning == _COST:
-                    close = (
-                        skip_string(text, at, end)
-                        if byte(text, at) == QUOTE
-                        else skip_number_chars(text, at, end)
-                    )
-                    quote = byte(text, at) == QUOTE
-                    cost[good] = _cost(text, at + quote, close - quote)
+                    cost[good], at = _cost(text, at, end)
                     details[good, _UNESTIMATED] = 0
-                    at = close if cost[good] >= 0 else BAD
                 elif bit & _KINDS:
                     details[good, meaning - _CACHE_READ], at = _integer(text, at, end, _TOKENS_MAX)
                 elif meaning == _TIER:
@@ -295,9 +303,11 @@ def scan(
                 elif meaning == _PROVIDER:
                     first, after, at = _name(text, at, end, _PROVIDER_CHARS_MAX)
                     provider[good, _FIRST], provider[good, _END] = first, after
+                    numbers[good, NAMES_PROVIDER] = recall(labels, text, first, after)
                 elif meaning == _MODEL_NAME:
                     first, after, at = _name(text, at, end, _MODEL_NAME_CHARS_MAX)
                     model_name[good, _FIRST], model_name[good, _END] = first, after
+                    numbers[good, NAMES_MODEL] = recall(labels, text, first, after)
                 elif len(values):
                     at = _values(text, at, end, keys, key_edges, values, good)
                 else:
@@ -337,7 +347,8 @@ def scan(
                     skip_space(text, at, end) == end
                     and seen & _REQUIRED == _REQUIRED
                     and spelling in (_CAMEL, _SNAKE)
-                    and (seen & _KINDS == 0 or _are_parts(details, good, tokens_in[good], tokens_out[good]))
+                    and details[good, 0] + details[good, 1] + details[good, 2] <= tokens_in[good]
+                    and details[good, 3] <= tokens_out[good]
                     and (not wrapped or envelope == _HAS_VERSION | _HAS_TYPE)
                 )
             break
@@ -350,17 +361,10 @@ def scan(
     return good
 
 
-@compiled
-def _are_parts(details: Any, event: int, tokens_in: int, tokens_out: int) -> bool:
-    """Are the token kinds of an event parts of its input and output tokens?"""
-    cached = details[event, 0] + details[event, 1] + details[event, 2]
-    return bool(cached <= tokens_in and details[event, 3] <= tokens_out)
-
-
 # --- structure ---------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _key(text: Any, at: int, end: int, guess: int) -> Any:
     """Read a key and its colon: the number of the key, and the place after the colon.
 
@@ -390,7 +394,7 @@ def _key(text: Any, at: int, end: int, guess: int) -> Any:
 # --- values ------------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def _uuid(text: Any, at: int, end: int) -> Any:
     """Read a UUID in quotes: its high half, its low half, and the place after it."""
     if at + 38 > end or byte(text, at) != QUOTE or byte(text, at + 37) != QUOTE:
@@ -411,7 +415,7 @@ def _uuid(text: Any, at: int, end: int) -> Any:
     return first << np.uint64(32) | second, third << np.uint64(32) | fourth, at + 37 if is_good else BAD
 
 
-@compiled
+@inlined
 def _name(text: Any, at: int, end: int, chars_max: int) -> Any:
     """Read a string of at most ``chars_max`` characters, without escapes: its range, and the place after."""
     if at >= end or byte(text, at) != QUOTE:
@@ -444,7 +448,7 @@ def _word(text: Any, at: int, end: int, first: int, count: int) -> Any:
     return 0, BAD
 
 
-@compiled
+@inlined
 def _integer(text: Any, at: int, end: int, largest: int) -> Any:
     """Read a whole number from 0 to ``largest``: the number, and the place after it.
 
@@ -551,52 +555,52 @@ def _value(text: Any, at: int, end: int) -> Any:
     return first, last, after
 
 
-@compiled
-def _time(text: Any, at: int, end: int, guesses: Any) -> int:
-    """UTC microseconds of the RFC 3339 time from ``at`` to ``end``, or -1."""
-    if end - at < 20 or end - at > _NUMBER_CHARS_MAX:
-        return -1
-    # Most events have the minute of the event before. So the sixteen characters of the minute are compared
-    # with the last ones, and only read if they differ.
-    date, clock = np.int64(word(text, at)), np.int64(word(text, at + 8))
-    if date != guesses[_MINUTE_AT] or clock != guesses[_MINUTE_AT + 1]:
-        minute_s = _minute(text, at)
-        if minute_s < 0:
-            return -1
-        guesses[_MINUTE_AT], guesses[_MINUTE_AT + 1], guesses[_MINUTE_AT + 2] = date, clock, minute_s
+@inlined
+def _time(text: Any, at: int, end: int, minute_s: int) -> Any:
+    """Read an RFC 3339 time in quotes: UTC microseconds, and the place after it.
+
+    ``minute_s`` is the `_minute` in it.
+    """
+    if at + 22 > end or byte(text, at) != QUOTE or minute_s < 0:
+        return 0, BAD
+    at += 1
+    first = at
     second = read_few_digits(text, at + 17, 2)
     if byte(text, at + 16) != COLON or not 0 <= second <= 59:
-        return -1
+        return 0, BAD
     at += 19
     micros = 0
     if byte(text, at) == POINT:
         micros, after = read_digits(text, at + 1, end)
         count = after - (at + 1)
         if not 1 <= count <= DIGITS_MAX:
-            return -1
+            return 0, BAD
         if count <= 6:
             micros *= POWERS_OF_TEN[6 - count]
         else:
             micros //= POWERS_OF_TEN[count - 6]
         at = after
     offset_s = 0
-    if at + 1 == end and (byte(text, at) == LARGE_Z or byte(text, at) == SMALL_Z):
-        pass
-    elif (
-        at + 6 == end and (byte(text, at) == PLUS or byte(text, at) == MINUS) and byte(text, at + 3) == COLON
-    ):
+    if byte(text, at) == LARGE_Z or byte(text, at) == SMALL_Z:
+        at += 1
+    elif (byte(text, at) == PLUS or byte(text, at) == MINUS) and byte(text, at + 3) == COLON:
         hours, minutes = read_few_digits(text, at + 1, 2), read_few_digits(text, at + 4, 2)
         if not (0 <= hours <= 23 and 0 <= minutes <= 59):
-            return -1
+            return 0, BAD
         offset_s = hours * 3600 + minutes * 60
         if byte(text, at) == MINUS:
             offset_s = -offset_s
+        at += 6
     else:
-        return -1
-    seconds: int = guesses[_MINUTE_AT + 2] + second - offset_s
-    if seconds < 0 or seconds >= 253_402_300_800:
-        return -1
-    return seconds * 1_000_000 + micros
+        return 0, BAD
+    seconds = minute_s + second - offset_s
+    is_good = (
+        at < end
+        and byte(text, at) == QUOTE
+        and at - first <= _NUMBER_CHARS_MAX
+        and 0 <= seconds < 253_402_300_800
+    )
+    return seconds * 1_000_000 + micros, at + 1 if is_good else BAD
 
 
 @compiled
@@ -624,26 +628,27 @@ def _minute(text: Any, at: int) -> int:
     return _days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60
 
 
-@compiled
-def _cost(text: Any, at: int, end: int) -> int:
-    """Microcents of the JSON decimal from ``at`` to ``end``, rounded half-even, or -1.
+@inlined
+def _cost(text: Any, at: int, end: int) -> Any:
+    """Read a JSON decimal, in quotes or without: microcents, rounded half-even, and the place after it.
 
-    The answer is -1 for more than 18 digits, for a sign, and for costs near the bound. `wire.read` decides
-    about these.
+    More than 18 digits, a sign, and costs near the bound are `BAD`. `wire.read` decides about these. The
+    caller checks the character after a decimal without quotes.
     """
-    if not 0 < end - at <= _NUMBER_CHARS_MAX:
-        return -1
+    is_quoted = byte(text, at) == QUOTE
+    if is_quoted:
+        at += 1
     mantissa, after = read_digits(text, at, end)
     count = after - at
     if not 1 <= count <= DIGITS_MAX or (count > 1 and byte(text, at) == ZERO):
-        return -1
+        return 0, BAD
     at = after
     power = 6
     if at < end and byte(text, at) == POINT:
         fraction, after = read_digits(text, at + 1, end)
         decimals = after - (at + 1)
         if decimals < 1 or count + decimals > DIGITS_MAX:
-            return -1
+            return 0, BAD
         mantissa = mantissa * POWERS_OF_TEN[decimals] + fraction
         power -= decimals
         at = after
@@ -653,28 +658,27 @@ def _cost(text: Any, at: int, end: int) -> int:
         if at < end and (byte(text, at) == PLUS or byte(text, at) == MINUS):
             sign = -1 if byte(text, at) == MINUS else 1
             at += 1
-        count = end - at
-        exponent = read_few_digits(text, at, count) if 1 <= count <= 3 else -1
-        if exponent < 0:
-            return -1
+        exponent, after = read_digits(text, at, end)
+        if not 1 <= after - at <= 3:
+            return 0, BAD
         power += sign * exponent
-        at = end
-    if at != end:
-        return -1
+        at = after
+    if is_quoted:
+        if at >= end or byte(text, at) != QUOTE:
+            return 0, BAD
+        at += 1
     if mantissa == 0:
-        return 0
+        return 0, at
     if power >= 0:
         if power > 14 or mantissa > _COST_MAX // POWERS_OF_TEN[power]:
-            return -1
-        scale: int = POWERS_OF_TEN[power]
-        return mantissa * scale
+            return 0, BAD
+        return mantissa * POWERS_OF_TEN[power], at
     if power < -18:
-        return -1
-    unit: int = POWERS_OF_TEN[-power]
+        return 0, BAD
+    unit = POWERS_OF_TEN[-power]
     quotient = mantissa // unit
     rest = mantissa - quotient * unit
     if quotient >= _COST_MAX:
-        return -1
-    if rest > unit - rest or (rest == unit - rest and quotient % 2 == 1):
-        return quotient + 1
-    return quotient
+        return 0, BAD
+    rounds_up = rest > unit - rest or (rest == unit - rest and quotient % 2 == 1)
+    return quotient + rounds_up, at

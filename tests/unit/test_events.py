@@ -144,6 +144,37 @@ def test_events_with_all_facts_and_without_an_estimate_are_read_fast() -> None:
         assert "is less than" in refused.faults[0].message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\0" * 16 + ":00Z",  # a reader that has read no time yet knows no minute either
+        "2026-01-01T00:00:00Z",
+        "2026-01-01T00:00:00Zz",
+        "2026-01-01T00:00:00Z ",
+        "2026-01-01T00:00:00+00:00",
+        "2026-01-01T00:00:00+00:0",
+        "2026-01-01T00:00:00+00:000",
+        "2026-01-01T00:00:00.Z",
+        "2026-01-01T00:00:00.1",
+        "2026-01-01T00:00:00." + "1" * 18 + "Z",
+        "2026-01-01T00:00:00." + "1" * 19 + "Z",
+        "2026-01-01T00:00",
+        "2026",
+        "",
+    ],
+)
+def test_a_time_ends_where_its_quote_is(text: str) -> None:
+    assert_read_alike([spelled(f'"{text}"', "occurredAt"), spelled(f'"{text}', "occurredAt")])
+
+
+@pytest.mark.parametrize(
+    "text", ["0.5", "0.5 ", " 0.5", "1e", "1e+", "1e0001", "1.", "1-1", "1.5.2", "5e-1", ""]
+)
+def test_a_cost_ends_where_its_quote_or_its_number_does(text: str) -> None:
+    spellings = text, f'"{text}"', f'"{text}', f'{text}"'
+    assert_read_alike([spelled(one, "costEstimateCents") for one in spellings])
+
+
 def spelled(number: str, field: str = "latencyMs") -> bytes:
     """A good event in which ``field`` is written so."""
     return json.dumps({**GOOD, field: "@"}).replace('"@"', number).encode()

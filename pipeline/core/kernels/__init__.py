@@ -9,9 +9,9 @@ or raises. In a loop over events no array is sliced and none is passed on, becau
 every array that it hands over.
 
 Loops are compiled once per machine and cached on disk by numba. Numba compiles a loop again when the loop's
-own file has changed. The functions of ``hashing`` and ``compile`` are built into the loops of other files,
-and numba does not notice a change in these two. Remove the cache (NUMBA_CACHE_DIR, or ``__pycache__``) after
-a change in one of them.
+own file has changed. The functions of ``hashing`` and ``compile``, `names.recall` and the functions of
+`pipeline.core.lexer` are built into the loops of other files, and numba does not notice a change in these.
+Remove the cache (NUMBA_CACHE_DIR, or ``__pycache__``) after a change in one of them.
 
 Hash tables are open addressing with linear probing over a power of two. ``slots`` holds a row number or -1.
 Callers keep the slots at most half full. (The index of ``ids`` is different: see `ids.remember`.)

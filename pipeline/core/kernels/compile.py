@@ -1,9 +1,9 @@
-"""The compiler of the loops, with text access and two machine instructions that numba does not offer.
+"""The compiler of the loops, with text access and machine instructions that numba does not offer.
 
-A compiled loop reads text through a handle: `handle` makes the handle of an array of bytes, and `byte` and
-`word` read at a place. The handle is an address. With the array itself, numba would count references wherever
-the array is passed on, and counting would take most of the time. Under NUMBA_BOUNDSCHECK, as in the tests,
-the handle is the array, and every access is checked.
+A compiled loop reads text through a handle: `handle` makes the handle of an array of bytes, and `byte`,
+`word`, `plain_chars` and `same_chars` read at a place. The handle is an address. With the array itself, numba
+would count references wherever the array is passed on, and counting would take most of the time. Under
+NUMBA_BOUNDSCHECK, as in the tests, the handle is the array, and every access is checked.
 
 Compiled code is kept in numba's folders: ``NUMBA_CACHE_DIR`` where that is set, else beside the source or in
 the user's folder. Here ``NUMBA_CACHE_DIR`` need not be writable. An image ships the folder full, on a root
@@ -30,7 +30,16 @@ _LOOPS: Final[list[Any]] = []
 
 def compiled(function: _Function) -> _Function:
     """Compile a loop for machine arrays; it runs without the interpreter's lock."""
-    made: _Function = numba.njit(nogil=True)(function)
+    return _compiled(function, inline=False)
+
+
+def inlined(function: _Function) -> _Function:
+    """As `compiled`, and built into the loops that call it: for small functions that are called per field."""
+    return _compiled(function, inline=True)
+
+
+def _compiled(function: _Function, *, inline: bool) -> _Function:
+    made: _Function = numba.njit(nogil=True, forceinline=inline)(function)
     with suppress(RuntimeError):  # no folder at all: this process compiles for itself
         made._cache = _Cache(function)  # type: ignore[attr-defined]
     _LOOPS.append(made)
@@ -140,6 +149,79 @@ _CHECKED: Final = bool(numba.config.BOUNDSCHECK)
 byte: Final = _checked_byte if _CHECKED else _loader(8)
 word: Final = _checked_word if _CHECKED else _loader(64)
 """The byte, and the eight bytes (the first lowest), at a place in the text."""
+
+
+# --- thirty-two characters at a time ---------------------------------------------------------------
+
+VECTOR: Final = 32
+"""How many characters the functions below look at. LLVM makes vector instructions of them."""
+_CHARS: Final = ir.VectorType(ir.IntType(8), VECTOR)
+
+
+def _chars(builder: Any, text: Any, at: Any) -> Any:
+    loaded = builder.load(builder.inttoptr(builder.add(text, at), _CHARS.as_pointer()))
+    loaded.align = 1
+    return loaded
+
+
+def _first(builder: Any, marks: Any) -> Any:
+    """The place of the first mark, or `VECTOR` if there is none."""
+    bits = builder.zext(builder.bitcast(marks, ir.IntType(VECTOR)), ir.IntType(64))
+    return builder.cttz(
+        builder.or_(bits, ir.Constant(ir.IntType(64), 1 << VECTOR)), ir.Constant(ir.IntType(1), 1)
+    )
+
+
+def _plain_chars(typing_context: Any, text: Any, at: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def all_are(char: str) -> Any:
+            return ir.Constant(_CHARS, [ord(char)] * VECTOR)
+
+        chars = _chars(builder, *arguments)
+        # As signed numbers, the bytes of non-ASCII characters are negative, and so below the space too.
+        odd = builder.icmp_signed("<", chars, all_are(" "))
+        for char in '"\\':
+            odd = builder.or_(odd, builder.icmp_unsigned("==", chars, all_are(char)))
+        return _first(builder, odd)
+
+    return numba.types.int64(numba.types.int64, numba.types.int64), build
+
+
+def _same_chars(typing_context: Any, text: Any, at: Any, other: Any, other_at: Any) -> Any:
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        chars, others = _chars(builder, *arguments[:2]), _chars(builder, *arguments[2:])
+        return _first(builder, builder.icmp_unsigned("!=", chars, others))
+
+    return numba.types.int64(*[numba.types.int64] * 4), build
+
+
+@compiled
+def _checked_plain_chars(text: Any, at: int) -> int:
+    plain = 0
+    for j in range(VECTOR):
+        char = text[at + j]
+        if plain == j and 32 <= char < 128 and char != 34 and char != 92:
+            plain += 1
+    return plain
+
+
+@compiled
+def _checked_same_chars(text: Any, at: int, other: Any, other_at: int) -> int:
+    same = 0
+    for j in range(VECTOR):
+        if text[at + j] == other[other_at + j] and same == j:
+            same += 1
+    return same
+
+
+plain_chars: Final = _checked_plain_chars if _CHECKED else numba.extending.intrinsic(_plain_chars)
+"""How many characters from a place on are plain: no quote, backslash, control or non-ASCII character.
+
+At most `VECTOR`."""
+same_chars: Final = _checked_same_chars if _CHECKED else numba.extending.intrinsic(_same_chars)
+"""How many characters from one place on are those from another place on, also in another text.
+
+At most `VECTOR`."""
 
 
 def handle(text: Any) -> Any:

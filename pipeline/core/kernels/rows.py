@@ -196,8 +196,12 @@ def accumulate(
         if totals[row, 13] == 0 or at < totals[row, 13]:
             totals[row, 13] = at
         totals[row, 14] = max(totals[row, 14], at)
+        some = np.int64(0)
         for j in range(5):
-            totals[row, 15 + j] += details[i, j]
+            some |= details[i, j]
+        if some:  # most events have none
+            for j in range(5):
+                totals[row, 15 + j] += details[i, j]
         provider, name = labels[i, 0], labels[i, 1]
         if provider | name and (
             at > totals[row, 20]
