@@ -47,9 +47,7 @@ async def test_adding_and_removing_workers_loses_nothing_and_stalls_no_partition
     servers: Stack, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    async with World(
-        servers, tmp_path, seed=3, workers=4, partitions=4, rate=300, clocks=False, say=said.append
-    ) as world:
+    async with World(servers, tmp_path, seed=3, workers=4, partitions=4, rate=300, say=said.append) as world:
         first, second, third, fourth = world.slots
         began = time.monotonic()
         world.start(first)
