@@ -18,8 +18,7 @@ from pipeline.core.rules import Rules
 from pipeline.core.windows import ALL_GRAINS, USAGE_QUARTER
 from pipeline.sink import Claim
 from pipeline.sink.timescale import TimescaleSink
-from sql import migrate
-from tests.support import books
+from tests.support import books, migrated
 from tests.support import oracle as naive
 
 NOW_US = 1_790_000_000_000_000
@@ -36,7 +35,7 @@ TABLES = [
 def url(request: pytest.FixtureRequest) -> str:
     """The URL of a migrated database: hypertables, or plain tables."""
     found: str = request.getfixturevalue(request.param)
-    migrate.upgrade(found)
+    migrated.upgrade(found)
     return found
 
 
