@@ -136,7 +136,7 @@ async def test_a_long_outage_is_bounded_in_memory_truthful_in_lag_and_lossless(
     taken_in = PARTITIONS * 2 * (BUFFER_EVENTS_MAX + CHUNK_EVENTS_MAX)  # a batch in flight, and the next
     for away_s, _, unread, age_s, _, _, answer in seen:
         if away_s > LATE_S:
-            came = max(row[1] for row in seen if row[0] <= away_s - LATE_S)
+            came = max((row[1] for row in seen if row[0] <= away_s - LATE_S), default=0)
             assert unread >= came - taken_in, (away_s, came, unread)
             assert age_s >= away_s - LATE_S, (away_s, age_s)
             assert answer[0] == 503 or answer[1]["lagSeconds"] >= away_s - LATE_S, answer
