@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -136,10 +136,11 @@ class _Parts:
         self._data_dir = data_dir
         self._postgres = LocalPostgres(data_dir / "postgres", log=self._logs / "postgres.log")
         self._running: dict[str, child.Child] = {}
-        self._port = _free_port(demo.port)
-        self._worker_port = _free_port(0)
-        self._alerts_port = _free_port(0)
-        self._collector_port = _collector_port(demo.port)
+        with ExitStack() as held:
+            self._port = _free_port(held, demo.port)
+            self._worker_port = _free_port(held, 0)
+            self._alerts_port = _free_port(held, 0)
+            self._collector_port = _collector_port(held, demo.port)
         self._collector = f"http://127.0.0.1:{self._collector_port}"
         self._page = f"http://127.0.0.1:{self._port}/"
         self._api = f"http://127.0.0.1:{self._port}{BASE}"
@@ -420,7 +421,7 @@ Ctrl-C stops everything.
                 )
 
 
-def _collector_port(api_port: int) -> int:
+def _collector_port(held: ExitStack, api_port: int) -> int:
     """COLLECTOR_PORT if it is set; else 8086, or a free port if 8086 is taken or the API has a free one, too.
 
     A sender keeps the collector's address, so the port should be the same at each start.
@@ -428,23 +429,23 @@ def _collector_port(api_port: int) -> int:
     given = os.environ.get("COLLECTOR_PORT")
     if given:
         try:
-            return _free_port(parsers.port(given), chosen_by="COLLECTOR_PORT")
+            return _free_port(held, parsers.port(given), chosen_by="COLLECTOR_PORT")
         except ValueError as error:
             raise DemoError(f"COLLECTOR_PORT={given}: {error}") from None
     try:
-        return _free_port(_COLLECTOR_PORT if api_port else 0)
+        return _free_port(held, _COLLECTOR_PORT if api_port else 0)
     except DemoError:
-        return _free_port(0)
+        return _free_port(held, 0)
 
 
-def _free_port(wanted: int, *, chosen_by: str = "--port") -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            raise DemoError(
-                f"port {wanted} is in use: choose another {chosen_by}, or 0 for a free one"
-            ) from None
-        port: int = probe.getsockname()[1]
-        return port
+def _free_port(held: ExitStack, wanted: int, *, chosen_by: str = "--port") -> int:
+    """A free port, or ``wanted`` if that is free. ``held`` keeps it, so that no second one is the same."""
+    probe = held.enter_context(socket.socket())
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: ignore TIME_WAIT
+    try:
+        probe.bind(("127.0.0.1", wanted))
+        probe.listen()  # a port that is only bound could be bound again
+    except OSError:
+        raise DemoError(f"port {wanted} is in use: choose another {chosen_by}, or 0 for a free one") from None
+    port: int = probe.getsockname()[1]
+    return port

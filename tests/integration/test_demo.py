@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +32,7 @@ import pytest
 
 from deploy.local.ports import free_port
 from pipeline.common.settings_table import SETTINGS
-from pipeline.demo import local_postgres
+from pipeline.demo import local_postgres, run
 from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(1800)
@@ -383,6 +384,14 @@ def test_a_port_in_use_is_said_before_anything_starts(data_dir: Path, chosen_by:
     expected = f"Error: port {port} is in use: choose another {chosen_by}, or 0 for a free one"
     assert output.splitlines()[-1] == expected
     assert not (data_dir / "postgres").exists()
+
+
+def test_no_two_parts_of_a_demo_get_one_port() -> None:
+    with ExitStack() as held:
+        ports = [run._free_port(held, 0) for _ in range(400)]
+        assert len(set(ports)) == len(ports)
+        with pytest.raises(run.DemoError, match=f"port {ports[0]} is in use"):
+            run._free_port(held, ports[0])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are the plain user's")
