@@ -1,4 +1,4 @@
-"""The demo's budgets: three of the org that spends most, of which one is about to be reached.
+"""The demo's budgets: three of the org that spends most, of which one is about to be reached. And notices.
 
 The amounts are made of what the org has spent, and of how fast it spends. With $3.00 spent today and $0.20
 a second, the budget "Today" is $15.00: 80 % of it are $12.00, which are reached 45 seconds later. A second
@@ -18,6 +18,8 @@ from pipeline.demo.receiver import Receiver
 
 REACHED_AFTER_S: Final = 45
 """How long after the budgets are set the first threshold is reached."""
+NOTICES: Final = {"unusualSpend": {"enabled": True}, "dailySummary": {"enabled": True}}
+"""What the org asks to be told of beside its budgets."""
 _MEASURED_S: Final = 5.0
 _HOUR_S: Final = 3600
 _WEEK_S: Final = 604_800
@@ -98,6 +100,7 @@ class Setting:
             (spent.calls - before.calls) / passed_s,
         )
         self._set(wanted)
+        self._ask_for_notices()
         return (
             f"three budgets of org {self.org_id} are set; 80 % of today's ${wanted[0]['amount']} are reached"
             f" in about {REACHED_AFTER_S} s, and then a line shows what the webhook was sent"
@@ -125,6 +128,12 @@ class Setting:
                 changed = rest.send("PUT", f"{there}/{one['webhookId']}", {**wanted, "rotateSecret": True})
                 return str(changed["secret"])
         return str(rest.send("POST", there, wanted)["secret"])
+
+    def _ask_for_notices(self) -> None:
+        """Ask for hours of unusual spend and for summaries of days, unless somebody has changed that."""
+        there = f"{self.api}/orgs/{self.org_id}/notices"
+        if rest.get(there)["version"] == 0:
+            rest.send("PUT", there, NOTICES)
 
     def _set(self, wanted: tuple[dict[str, Any], ...]) -> None:
         there = f"{self.api}/orgs/{self.org_id}/budgets"

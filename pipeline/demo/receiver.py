@@ -69,6 +69,8 @@ def told(message: Mapping[str, Any]) -> str:
     org = about.get("orgName") or about["orgId"][:8]
     if kind == "webhook.test":
         return _visible(f"a test of the webhook of {org}")
+    if "notice" in about:
+        return _visible(_noticed(org, about["notice"]))
     alert = about["alert"]
     level = _amount(alert["metric"], alert["amount"]) if alert["percent"] is None else f"{alert['percent']} %"
     of_what = f'{level} of the budget "{alert["budgetName"]}"'
@@ -84,6 +86,20 @@ def told(message: Mapping[str, Any]) -> str:
         f"{org} has reached {of_what}: {figure}{forecast} of {whole},"
         f" at {_time(alert['crossedAt'], '%H:%M')} UTC; {certain}{complete}"
     )
+
+
+def _noticed(org: str, notice: Mapping[str, Any]) -> str:
+    """An hour of unusual spend, or a day."""
+    hour, day = notice["unusualSpend"], notice["dailySummary"]
+    if hour is not None:
+        at, spent, usual = (
+            _time(notice["periodStart"], "%H:%M"),
+            _amount("cost", hour["spent"]),
+            _amount("cost", hour["usual"]),
+        )
+        return f"{org} has spent {spent} in the hour from {at} UTC: about this time it was {usual} at most"
+    spent = "an unknown amount" if day["cost"]["amount"] is None else _amount("cost", day["cost"]["amount"])
+    return f"{org} has spent {spent} on {day['day']}, with {day['invocations']:,} requests"
 
 
 def _amount(metric: str, text: str) -> str:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from pipeline.common import folder_lock, parsers, private, settings
@@ -296,6 +296,18 @@ class _Parts:
             done = book.add(connection, read.prices, action="prices.import", title=genai.SOURCE)
         self._echo(f"price book of {genai.SOURCE}, version {done.version}")
 
+    def _name_orgs(self, seen: list[dict[str, Any]]) -> None:
+        """Give the orgs names, so that the page shows them. Without names it shows ids."""
+        from pipeline.demo import names
+
+        try:
+            count = names.give(self._api, seen, self._demo.orgs)
+        except OSError as error:
+            self._echo(f"the orgs have no names: {error}")
+            return
+        if count:
+            self._echo(f"{count} orgs have invented names")
+
     def _start(self, name: str, environment: dict[str, str], *arguments: str) -> None:
         self._raise_if_stopped()
         self._running[name] = child.Child.of_ours(
@@ -325,6 +337,7 @@ class _Parts:
             except OSError:
                 items = []
             if items:
+                self._name_orgs(items)
                 return str(max(items, key=lambda item: Decimal(item["cost"]["amount"] or 0))["orgId"])
             time.sleep(_POLL_S)
         tail = child.tail(self._log("worker"))

@@ -32,7 +32,7 @@ import pytest
 
 from deploy.local.ports import free_port
 from pipeline.common.settings_table import SETTINGS
-from pipeline.demo import local_postgres, run
+from pipeline.demo import local_postgres, names, run
 from pipeline.processes import child as children
 
 pytestmark = pytest.mark.timeout(1800)
@@ -234,10 +234,15 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     )  # so that the test need not wait until the traffic reaches the budget
     assert sent(large) == {"accepted": 1, "rejected": []}
     told = demo.until(
-        r'webhook  signature good: \w+ has reached 80 % of the budget "Today": \$[\d,.]+ of \$([\d,.]+),'
+        r'webhook  signature good: [\w ]+ has reached 80 % of the budget "Today": \$[\d,.]+ of \$([\d,.]+),'
     )
     assert told[1].replace(",", "") == org[2]
-    listed = {one["name"] for one in answer_of(f"{api_of(usage_line)}/orgs/{org[1]}/budgets")["items"]}
+    there = f"{api_of(usage_line)}/orgs/{org[1]}"
+    assert answer_of(f"{there}/budgets")["orgName"] in set(names.invented(50))
+    wanted = answer_of(f"{there}/notices")
+    assert wanted["unusualSpend"]["enabled"]
+    assert wanted["dailySummary"]["enabled"]
+    listed = {one["name"] for one in answer_of(f"{there}/budgets")["items"]}
     assert listed == {"Today", "This month", "Calls of the team search"}
     figures = subprocess.run(
         ["sh", "-c", '. "$0/settings.sh" && "$@" && echo "$ORG"', data_dir, *SPENDSTREAM, "stream", "show"],
@@ -273,7 +278,7 @@ def test_a_demo_shows_figures_and_goes_on_where_it_stopped(data_dir: Path) -> No
     assert newest is not None
     files = ("settings.sh", "webhook.key")
     tour = re.findall(r"^curl .*$", TOUR.read_text(), re.MULTILINE)
-    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200] * 7 + [400, 400]
+    assert [asked_in_the_tour(data_dir, line) for line in tour] == [200] * 8 + [400, 400]
     demo.process.send_signal(signal.SIGINT)
     exit_code, output = demo.end()
     assert exit_code == 0, output

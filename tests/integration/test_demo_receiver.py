@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from pipeline.demo import budgets
+from pipeline.demo import budgets, names
 from pipeline.demo.receiver import BODY_BYTES_MAX, Receiver
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -39,6 +39,12 @@ ALERT = {
 def message(kind: str = "budget.alert", org: str | None = None, **alert: Any) -> bytes:
     about = {"orgId": ORG, "orgName": org, "alert": ALERT | alert}
     return json.dumps({"type": kind, "timestamp": "2026-11-30T14:30:53Z", "data": about}).encode()
+
+
+def notice(**given: Any) -> bytes:
+    of_notice = {"periodStart": "2026-11-30T14:00:00Z", "unusualSpend": None, "dailySummary": None} | given
+    about = {"orgId": ORG, "orgName": "Acme", "notice": of_notice}
+    return json.dumps({"type": "spend.daily", "timestamp": "2026-11-30T14:30:53Z", "data": about}).encode()
 
 
 def headers(
@@ -93,6 +99,18 @@ def test_a_message_with_a_good_signature_is_one_line_and_told_once(opened: Open)
         (message(on="forecast", percent="100"), "$44.10 forecast of $15.00"),
         (message(final=True), "; final, complete"),
         (message("webhook.test"), "a test of the webhook of 1f0c33aa"),
+        (
+            notice(unusualSpend={"spent": "61.5", "usual": "9.00"}),
+            "Acme has spent $61.50 in the hour from 14:00 UTC: about this time it was $9.00 at most",
+        ),
+        (
+            notice(dailySummary={"day": "2026-11-30", "cost": {"amount": "1234.5"}, "invocations": 4321}),
+            "Acme has spent $1,234.50 on 2026-11-30, with 4,321 requests",
+        ),
+        (
+            notice(dailySummary={"day": "2026-11-30", "cost": {"amount": None}, "invocations": 1}),
+            "Acme has spent an unknown amount on 2026-11-30",
+        ),
         (message(org="\x1b]0;owned\x07"), "\\x1b]0;owned\\x07 has reached"),
         (message(budgetName="a\u202eb"), 'budget "a\\u202eb"'),
     ],
@@ -141,3 +159,9 @@ def test_todays_budget_is_ahead_of_what_is_spent_by_45_seconds() -> None:
 def test_an_org_that_spends_nothing_has_budgets_all_the_same() -> None:
     nothing = budgets.Spent(day=Decimal(0), month=Decimal(0), calls=0)
     assert [plan["amount"] for plan in budgets.plans(nothing, Decimal(0), 0.0)] == ["0.01", "0.36", "1000"]
+
+
+def test_no_two_orgs_of_the_demo_have_one_name() -> None:
+    found = list(names.invented(names.NAMED_MAX))
+    assert len(set(found)) == len(found) == names.NAMED_MAX
+    assert found[:2] == ["Alder Health", "Birch Freight"]
