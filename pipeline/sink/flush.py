@@ -43,7 +43,7 @@ _SEEN_TEXTS: Final = {
 }
 """The columns of the keys that hold a text."""
 _COPY_BYTES: Final = 1 << 20
-NEAR_US: Final = DAY_US
+_NEAR_US: Final = DAY_US
 """How far behind the newest known row another known row may begin and be updated, not upserted."""
 LONG_FLUSH_S: Final = 5.0
 """A flush that took longer writes the time of its end into the partition's row."""
@@ -208,7 +208,7 @@ async def _write_rollups(
     which is right in the first case, and refused by the database in the second.
     """
     grain, written_by = parts[0].grain, statements(parts[0].grain)
-    near = near_rows(parts)
+    near = _near_rows(parts)
     starts = np.concatenate([rows.bucket[one] for rows, one in zip(parts, near, strict=True)])
     with traces.child(f"upsert {table}", "client") as span:
         copied = (rollup_copy(rows, one) for rows, one in zip(parts, near, strict=True))
@@ -226,13 +226,13 @@ async def _write_rollups(
         )
 
 
-def near_rows(parts: Sequence[StoredRows]) -> list[IntArray]:
-    """Masks (bool[n]) of the known rows that begin at most `NEAR_US` before the newest known row."""
+def _near_rows(parts: Sequence[StoredRows]) -> list[IntArray]:
+    """Masks (bool[n]) of the known rows that begin at most `_NEAR_US` before the newest known row."""
     known = [np.zeros(len(rows), np.bool_) if rows.known is None else rows.known for rows in parts]
     newest = max(
         (rows.bucket[one].max() for rows, one in zip(parts, known, strict=True) if one.any()), default=0
     )
-    oldest = newest - NEAR_US // parts[0].grain.length_us
+    oldest = newest - _NEAR_US // parts[0].grain.length_us
     return [one & (rows.bucket >= oldest) for rows, one in zip(parts, known, strict=True)]
 
 

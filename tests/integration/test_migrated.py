@@ -70,9 +70,16 @@ def test_a_copy_is_as_a_migration_makes_it(server: str, request: pytest.FixtureR
                 assert copy[what] == rows(migrated.at(url, name), query), what
             assert len(copy["tables"]) > 50
             assert migrated.upgrade(migrated.at(url, name)) == copied, "one that is not new stays as it is"
+            connection.execute(f'CREATE DATABASE "{name}_again" TEMPLATE template0'.encode())
+            again = migrated.at(url, f"{name}_again")
+            if server == "timescale":
+                with psycopg.connect(again, autocommit=True) as inside:
+                    inside.execute("CREATE EXTENSION timescaledb")
+            assert migrated.upgrade(again) == copied
             assert rows(elsewhere, TEMPLATES) == templates, "each copy is one of the same template"
         finally:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+            for made in (name, f"{name}_again"):
+                connection.execute(f'DROP DATABASE IF EXISTS "{made}" WITH (FORCE)'.encode())
     assert rows(url, "SELECT version_num FROM analytics.alembic_version") == [(HEAD,)]
 
 
